@@ -1,0 +1,122 @@
+// Package control owns what the roles of one node say to each other and to the
+// CLI over unix sockets: the request and answer types, the clients, and the
+// listener that checks the caller's uid. HTTP with JSON bodies.
+//
+// It never touches the datastore or the kernel's networking and imports the
+// standard library and datastore's types only, because the thin plugins (CNI,
+// netavark) run nothing else.
+package control
+
+import (
+	"net/netip"
+	"time"
+
+	"netctl/datastore"
+)
+
+// AgentSocket is where the agent listens unless told otherwise.
+const AgentSocket = "/run/netctl-node/agent.sock"
+
+// PendingDir holds one file for each detach that the agent was not there for.
+const PendingDir = "/run/netctl-node/pending"
+
+// AttachRequest asks the agent to wire one interface of one workload
+// (POST /v1/attach). The call returns when address, link, routes and ACLs are
+// in the kernel. Attaching the same key with the same namespace again returns
+// the existing endpoint.
+type AttachRequest struct {
+	Orchestrator string `json:"orchestrator"`
+	Workload     string `json:"workload"`
+	Interface    string `json:"interface"` // name inside the namespace
+	// Network names the network; it and its profile are created if absent.
+	Network string `json:"network,omitempty"`
+	// NetnsFD is the number of a descriptor of the target namespace in the
+	// calling process; the agent opens /proc/<peer pid>/fd/<n>.
+	NetnsFD int `json:"netnsFD"`
+	// NetnsPath is where the caller found the namespace; only told, not opened.
+	NetnsPath string `json:"netnsPath,omitempty"`
+	// Addresses are wishes, at most one of each family.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// Pools restricts the pools to draw from; empty: the network's.
+	Pools    []netip.Prefix    `json:"pools,omitempty"`
+	IPv6     bool              `json:"ipv6,omitempty"`
+	MAC      string            `json:"mac,omitempty"`
+	MTU      int               `json:"mtu,omitempty"` // bytes; 0: the agent decides
+	Profiles []string          `json:"profiles,omitempty"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	Ports    []datastore.Port  `json:"ports,omitempty"`
+}
+
+// Attachment is what was wired.
+type Attachment struct {
+	Endpoint  string       `json:"endpoint"` // node/orchestrator/workload/interface
+	Link      string       `json:"link"`     // host side
+	LinkMAC   string       `json:"linkMAC"`
+	Interface string       `json:"interface"`
+	MAC       string       `json:"mac"`
+	MTU       int          `json:"mtu"`
+	Addresses []netip.Addr `json:"addresses"`
+	// Gateways are the next hops of the default routes, one per family.
+	Gateways []netip.Addr `json:"gateways"`
+}
+
+// DetachRequest releases an endpoint (POST /v1/detach). An endpoint that is not
+// there is no error. Interface "" means every interface of the workload.
+type DetachRequest struct {
+	Orchestrator string `json:"orchestrator"`
+	Workload     string `json:"workload"`
+	Interface    string `json:"interface,omitempty"`
+	Network      string `json:"network,omitempty"`
+}
+
+// CheckRequest asks whether the endpoint is wired as attached (POST /v1/check):
+// link, addresses, routes, ACL, and that NetnsFD is the recorded namespace.
+type CheckRequest struct {
+	Orchestrator string       `json:"orchestrator"`
+	Workload     string       `json:"workload"`
+	Interface    string       `json:"interface"`
+	NetnsFD      int          `json:"netnsFD"`
+	Addresses    []netip.Addr `json:"addresses,omitempty"` // must all be there
+}
+
+// AgentStatus is the agent's own view (GET /v1/status).
+type AgentStatus struct {
+	Version   string    `json:"version"`
+	Node      string    `json:"node"`
+	PID       int       `json:"pid"`
+	Started   time.Time `json:"started"`
+	InSync    bool      `json:"inSync"`
+	Detached  string    `json:"detached,omitempty"` // why, empty: attached
+	Store     string    `json:"store,omitempty"`    // why the store does not answer
+	Endpoints int       `json:"endpoints"`
+	Lost      []string  `json:"lost,omitempty"` // endpoints whose link is gone
+	// Problems are one line each: what is wrong and what to do.
+	Problems []string     `json:"problems,omitempty"`
+	Address  []netip.Addr `json:"address"`
+	// AddressRule says which rule chose the node's address.
+	AddressRule string `json:"addressRule,omitempty"`
+}
+
+// Error is the body of every answer that is not 2xx.
+type Error struct {
+	// Code is one of the Code… constants.
+	Code string `json:"code"`
+	// Message is one line for a person: what is wrong, where, what to do.
+	Message string `json:"message"`
+}
+
+// The error codes, as the sentinels of datastore plus what only a socket knows.
+const (
+	CodeInvalid     = "invalid"
+	CodeNotFound    = "not-found"
+	CodeExists      = "exists"
+	CodeConflict    = "conflict"
+	CodeExhausted   = "exhausted"
+	CodeUnavailable = "unavailable" // datastore away, agent starting
+	CodeDetached    = "detached"
+	CodeNamespace   = "namespace" // the network namespace is not usable
+	CodeInternal    = "internal"
+)
+
+// Error implements error.
+func (e *Error) Error() string { return e.Message }

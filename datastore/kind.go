@@ -1,0 +1,282 @@
+package datastore
+
+import (
+	"net/netip"
+	"time"
+)
+
+// APIVersion is the only version of the model there is.
+const APIVersion = "netctl/v1"
+
+// Kind names a kind of object, as in a manifest's kind field.
+type Kind string
+
+// The kinds.
+const (
+	KindNode        Kind = "Node"
+	KindPool        Kind = "Pool"
+	KindBlock       Kind = "Block"
+	KindReservation Kind = "Reservation"
+	KindNetwork     Kind = "Network"
+	KindEndpoint    Kind = "Endpoint"
+	KindProfile     Kind = "Profile"
+	KindBGPConfig   Kind = "BGPConfig"
+	KindConfig      Kind = "Config"
+)
+
+// Object is one object of the model. The pointer types *Node, *Pool, … are the
+// only implementations.
+type Object interface {
+	Kind() Kind
+	// Meta is the object's own metadata, to read and to change.
+	Meta() *Metadata
+	// SetDefaults fills what the user left out; idempotent.
+	SetDefaults()
+	// Validate checks the object after SetDefaults; the error wraps ErrInvalid
+	// and names field and value.
+	Validate() error
+}
+
+// Metadata is what every object has. Revision is the store's revision of the
+// object's last change (0: never stored); it is not part of the JSON.
+type Metadata struct {
+	Name     string            `json:"name"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	Revision int64             `json:"-"`
+}
+
+// Node is a machine that routes for its endpoints.
+type Node struct {
+	Metadata Metadata   `json:"metadata"`
+	Spec     NodeSpec   `json:"spec"`
+	Status   NodeStatus `json:"status,omitzero"`
+}
+
+// NodeSpec is what a node is to the others.
+type NodeSpec struct {
+	// Addresses are the node's BGP addresses with their prefix length, at most
+	// one of each family.
+	Addresses []netip.Prefix `json:"addresses,omitempty"`
+	// AS is the node's AS number; 0 inherits BGPConfig's default.
+	AS uint32 `json:"as,omitempty"`
+	// ClusterID makes the node a route reflector (RFC 4456, section 7).
+	ClusterID netip.Addr `json:"clusterID,omitzero"`
+}
+
+// NodeStatus is what a node reports of itself.
+type NodeStatus struct {
+	// Host is the random ID of the machine that registered the name.
+	Host string `json:"host,omitempty"`
+	// Seen is when the agent last wrote this status.
+	Seen time.Time `json:"seen,omitzero"`
+	// Version is the netctl version of the agent.
+	Version string `json:"version,omitempty"`
+	// Subnets are the connected subnets of every interface that is not ours.
+	Subnets []netip.Prefix `json:"subnets,omitempty"`
+	// Agent says in words what is wrong with the agent; empty: in sync.
+	Problems []string `json:"problems,omitempty"`
+	// Endpoints is the number of local endpoints.
+	Endpoints int `json:"endpoints,omitempty"`
+	// Started is when the agent started.
+	Started time.Time `json:"started,omitzero"`
+	// Sessions is the speaker's report: one per BGP session.
+	Sessions []SessionStatus `json:"sessions,omitempty"`
+}
+
+// SessionStatus is one BGP session as its node sees it.
+type SessionStatus struct {
+	Peer     netip.Addr `json:"peer"`
+	Type     string     `json:"type"` // "node-to-node mesh", …
+	State    string     `json:"state"`
+	Since    time.Time  `json:"since"`
+	Reason   string     `json:"reason,omitempty"`
+	Received int        `json:"received"`
+	Accepted int        `json:"accepted"`
+	Sent     int        `json:"sent"`
+}
+
+// Encap is how packets to another node travel.
+type Encap string
+
+// The encapsulations; the cross-subnet forms encapsulate only where the next
+// hop is not on a connected subnet.
+const (
+	EncapNone             Encap = "none"
+	EncapIPIP             Encap = "ipip"
+	EncapIPIPCrossSubnet  Encap = "ipip-cross-subnet"
+	EncapVXLAN            Encap = "vxlan"
+	EncapVXLANCrossSubnet Encap = "vxlan-cross-subnet"
+)
+
+// Pool is a CIDR that endpoints draw addresses from. Its name is PoolName(CIDR).
+type Pool struct {
+	Metadata Metadata `json:"metadata"`
+	Spec     PoolSpec `json:"spec"`
+}
+
+// PoolSpec says how addresses of a pool are given out and reached.
+type PoolSpec struct {
+	CIDR netip.Prefix `json:"cidr"`
+	// BlockSize is the prefix length of the pool's blocks; default 26 or 122,
+	// or the pool's own length if that is longer.
+	BlockSize    int    `json:"blockSize,omitempty"`
+	Encap        Encap  `json:"encap,omitempty"` // default EncapNone
+	NATOutgoing  bool   `json:"natOutgoing,omitempty"`
+	Disabled     bool   `json:"disabled,omitempty"`
+	NodeSelector string `json:"nodeSelector,omitempty"` // default all()
+}
+
+// Block is a part of a pool that a node has affinity to. Its name is
+// PoolName(CIDR).
+type Block struct {
+	Metadata Metadata  `json:"metadata"`
+	Spec     BlockSpec `json:"spec"`
+}
+
+// BlockSpec holds a block's allocations.
+type BlockSpec struct {
+	CIDR netip.Prefix `json:"cidr"`
+	// Affinity is the node that announces the block and draws from it.
+	Affinity string `json:"affinity"`
+	// Next is the ordinal at which the next search starts (next-fit).
+	Next int `json:"next,omitempty"`
+	// Allocations are sorted by ordinal, at most one for each.
+	Allocations []Allocation `json:"allocations,omitempty"`
+	// Released are the ordinals in quarantine, sorted by ordinal.
+	Released []Released `json:"released,omitempty"`
+}
+
+// Allocation says who holds one address of a block.
+type Allocation struct {
+	Ordinal  int       `json:"ordinal"`
+	Handle   string    `json:"handle"`
+	Node     string    `json:"node"`
+	Workload string    `json:"workload,omitempty"`
+	Time     time.Time `json:"time"`
+}
+
+// Released is an address that was given back and is not handed out again at
+// once (DESIGN: 60 s of the owning node's monotonic clock, same boot).
+type Released struct {
+	Ordinal int `json:"ordinal"`
+	// Boot is the boot ID of the node whose clock At is of.
+	Boot string `json:"boot"`
+	// At is that node's CLOCK_BOOTTIME in milliseconds.
+	At int64 `json:"at"`
+}
+
+// Reservation keeps addresses from being handed out.
+type Reservation struct {
+	Metadata Metadata        `json:"metadata"`
+	Spec     ReservationSpec `json:"spec"`
+}
+
+// ReservationSpec lists what is reserved.
+type ReservationSpec struct {
+	CIDRs []netip.Prefix `json:"cidrs"`
+	// For, if set, is the workload the addresses are kept for.
+	For string `json:"for,omitempty"`
+}
+
+// Network is a named group of endpoints.
+type Network struct {
+	Metadata Metadata    `json:"metadata"`
+	Spec     NetworkSpec `json:"spec"`
+}
+
+// NetworkSpec says where a network's endpoints get addresses and profile from.
+type NetworkSpec struct {
+	// Pools are CIDRs of pools; empty: every pool that selects the node.
+	Pools []netip.Prefix `json:"pools,omitempty"`
+	// Profile is the profile of its endpoints; default: the network's name.
+	Profile string            `json:"profile,omitempty"`
+	IPv6    bool              `json:"ipv6,omitempty"`
+	Options map[string]string `json:"options,omitempty"`
+}
+
+// Endpoint is one interface of one workload. Its name is
+// node/orchestrator/workload/interface.
+type Endpoint struct {
+	Metadata Metadata     `json:"metadata"`
+	Spec     EndpointSpec `json:"spec"`
+}
+
+// EndpointSpec is everything a node needs to wire and protect the endpoint.
+type EndpointSpec struct {
+	Node         string `json:"node"`
+	Orchestrator string `json:"orchestrator"`
+	Workload     string `json:"workload"`
+	Interface    string `json:"interface"`
+	// Network is the network it belongs to; may be empty.
+	Network string `json:"network,omitempty"`
+	// Link is the host-side interface.
+	Link string `json:"link"`
+	// MAC is the workload side's hardware address.
+	MAC       string       `json:"mac,omitempty"`
+	Addresses []netip.Addr `json:"addresses"`
+	// Profiles apply in order; the first rule that matches decides.
+	Profiles []string `json:"profiles,omitempty"`
+	Ports    []Port   `json:"ports,omitempty"`
+}
+
+// Port is a named port of an endpoint.
+type Port struct {
+	Name     string `json:"name"`
+	Protocol string `json:"protocol"`
+	Port     uint16 `json:"port"`
+}
+
+// Profile is tags and rules that endpoints take by name.
+type Profile struct {
+	Metadata Metadata    `json:"metadata"`
+	Spec     ProfileSpec `json:"spec"`
+}
+
+// ProfileSpec is a profile's content. A new profile has its own name as tag,
+// inbound "allow from tag NAME" and outbound "allow" (SetDefaults does this only
+// for fields that are nil, not for empty ones).
+type ProfileSpec struct {
+	Tags []string `json:"tags"`
+	// Labels are given to every endpoint that has the profile.
+	Labels   map[string]string `json:"labels,omitempty"`
+	Inbound  []Rule            `json:"inbound"`
+	Outbound []Rule            `json:"outbound"`
+}
+
+// BGPConfig is the cluster's BGP configuration; its only name is "default".
+type BGPConfig struct {
+	Metadata Metadata      `json:"metadata"`
+	Spec     BGPConfigSpec `json:"spec"`
+}
+
+// BGPConfigSpec holds the topology and its timers.
+type BGPConfigSpec struct {
+	// DefaultAS is the AS of nodes without their own; default 64511.
+	DefaultAS uint32 `json:"defaultAS,omitempty"`
+	// Mesh connects every node with every other; default true.
+	Mesh *bool `json:"mesh,omitempty"`
+	// HoldTime in seconds (0 or at least 3; default 90), RFC 4271 section 4.2.
+	HoldTime *int `json:"holdTime,omitempty"`
+	// RestartTime in seconds (default 120), RFC 4724.
+	RestartTime int `json:"restartTime,omitempty"`
+}
+
+// Config is cluster-wide settings; its only name is "default".
+type Config struct {
+	Metadata Metadata   `json:"metadata"`
+	Spec     ConfigSpec `json:"spec"`
+}
+
+// ConfigSpec holds cluster-wide settings.
+type ConfigSpec struct {
+	// MTU of workload interfaces in bytes; 0: that of the node's own interface.
+	MTU int `json:"mtu,omitempty"`
+}
+
+// Cluster is the identity of the cluster the store holds, under ClusterKey. It
+// is not an Object: it has no manifest.
+type Cluster struct {
+	UUID       string    `json:"uuid"`
+	Created    time.Time `json:"created"`
+	Generation int64     `json:"generation"`
+}
