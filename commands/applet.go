@@ -1,0 +1,44 @@
+package commands
+
+import (
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// pick is what the binary is to be in this process.
+type pick int
+
+const (
+	appletCLI     pick = iota // a command line
+	appletCNI                 // a CNI plugin call
+	appletRole                // a role, by the name of the file
+	appletUnknown             // a name like netctl-x that is no role
+	appletNothing             // no arguments, no CNI_COMMAND
+)
+
+// roleNames lists the roles that a file called netctl-<role> starts.
+func roleNames() []string {
+	return []string{"netctl-agent", "netctl-datastore", "netctl-node", "netctl-speaker"}
+}
+
+// applet decides by the file's name first, then by CNI_COMMAND, which counts
+// only where there are no arguments: a stray one must not break a command line.
+func applet(arg0 string, args []string, cniCommand string) (pick, string) {
+	base := filepath.Base(arg0)
+	if role, ok := strings.CutPrefix(base, "netctl-"); ok {
+		if slices.Contains(roleNames(), base) {
+			return appletRole, role
+		}
+		if cniCommand == "" || len(args) > 0 {
+			return appletUnknown, role
+		}
+	}
+	switch {
+	case len(args) > 0:
+		return appletCLI, ""
+	case cniCommand != "":
+		return appletCNI, ""
+	}
+	return appletNothing, ""
+}

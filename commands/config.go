@@ -1,0 +1,291 @@
+package commands
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"github.com/spf13/viper"
+
+	"netctl/datastore"
+	"netctl/datastore/etcd"
+)
+
+// defaultConfigFile is read if it exists and no other is named.
+const defaultConfigFile = "/etc/netctl.yaml"
+
+// delimiter parts the levels of a key; a dot would split keys that hold one.
+const delimiter = "::"
+
+// setting is one key of the configuration: flag > environment > file > default.
+type setting struct {
+	key   string // path in the file, levels parted by delimiter
+	def   any    // default; its type is the setting's
+	flag  string
+	env   string
+	usage string
+}
+
+// section is the first level of the key, "" for keys at the top.
+func (s setting) section() string {
+	if sec, _, ok := strings.Cut(s.key, delimiter); ok {
+		return sec
+	}
+	return ""
+}
+
+// settingTable is every key there is.
+func settingTable() []setting {
+	return []setting{
+		{"node", "", "node-name", "NETCTL_NODE", "this node's `name` (default: the host name)"},
+		{"roles", []string(nil), "roles", "NETCTL_ROLES", "`roles` that netctl node runs: datastore, agent, speaker"},
+		{"labels", []string(nil), "labels", "NETCTL_LABELS", "labels of this node, as `NAME=VALUE`,…"},
+		{"stateDir", "/var/lib/netctl-node", "state-dir", "NETCTL_STATE_DIR", "`folder` of what must survive a reboot"},
+		{"runDir", "/run/netctl-node", "run-dir", "NETCTL_RUN_DIR", "`folder` of sockets and of what ends with the boot"},
+		{"log::level", "info", "log-level", "NETCTL_LOG_LEVEL", "debug, info, warn or error"},
+		{"log::format", "text", "log-format", "NETCTL_LOG_FORMAT", "text or json"},
+		{"datastore::endpoints", []string(nil), "datastore-endpoints", "NETCTL_DATASTORE_ENDPOINTS", "one unix `URL` or https URLs of etcd (default unix://RUNDIR/etcd.sock)"},
+		{"datastore::ca", "", "datastore-ca", "NETCTL_DATASTORE_CA", "`file` of the CA that signed etcd's certificate"},
+		{"datastore::cert", "", "datastore-cert", "NETCTL_DATASTORE_CERT", "`file` of the client certificate"},
+		{"datastore::key", "", "datastore-key", "NETCTL_DATASTORE_KEY", "`file` of the client key"},
+		{"etcd::listen", []string(nil), "etcd-listen", "NETCTL_ETCD_LISTEN", "https `URLs` the embedded etcd serves beside its unix socket"},
+		{"etcd::peerURL", "https://127.0.0.1:2380", "etcd-peer-url", "NETCTL_ETCD_PEER_URL", "https `URL` for other members"},
+		{"etcd::tls::ca", "", "etcd-tls-ca", "NETCTL_ETCD_TLS_CA", "`file` of the CA of clients and members"},
+		{"etcd::tls::cert", "", "etcd-tls-cert", "NETCTL_ETCD_TLS_CERT", "`file` of the server's certificate"},
+		{"etcd::tls::key", "", "etcd-tls-key", "NETCTL_ETCD_TLS_KEY", "`file` of the server's key"},
+		{"etcd::quotaMiB", 2048, "etcd-quota-mib", "NETCTL_ETCD_QUOTA_MIB", "largest size of the database in MiB"},
+		{"agent::socket", "", "agent-socket", "NETCTL_AGENT_SOCKET", "the agent's control `socket` (default RUNDIR/agent.sock)"},
+		{"agent::addresses", []string(nil), "agent-addresses", "NETCTL_AGENT_ADDRESSES", "this node's BGP `addresses`, one a family (default: found)"},
+		{"agent::interface", "", "agent-interface", "NETCTL_AGENT_INTERFACE", "`pattern` of the interface whose address is this node's"},
+		{"agent::linkPrefix", "nc", "agent-link-prefix", "NETCTL_AGENT_LINK_PREFIX", "`prefix` of host-side interface names"},
+		{"agent::linkGroup", 77, "agent-link-group", "NETCTL_AGENT_LINK_GROUP", "device group `number` of host-side interfaces"},
+		{"agent::mtu", 0, "agent-mtu", "NETCTL_AGENT_MTU", "MTU of workloads in `bytes` (0: that of the node's interface)"},
+		{"agent::gateway", "169.254.1.1", "agent-gateway", "NETCTL_AGENT_GATEWAY", "the workloads' IPv4 gateway `address`"},
+		{"agent::lostAfter", 5 * time.Minute, "agent-lost-after", "NETCTL_AGENT_LOST_AFTER", "`time` until an endpoint without its interface is released"},
+		{"agent::workloadToHost", []string(nil), "agent-workload-to-host", "NETCTL_AGENT_WORKLOAD_TO_HOST", "what workloads reach on their own host, as `udp/53`,…"},
+		{"speaker::socket", "", "speaker-socket", "NETCTL_SPEAKER_SOCKET", "the speaker's control `socket` (default RUNDIR/speaker.sock)"},
+		{"speaker::port", 179, "speaker-port", "NETCTL_SPEAKER_PORT", "TCP `port` of BGP"},
+		{"routes::agentProtocol", 87, "routes-agent-protocol", "NETCTL_ROUTES_AGENT_PROTOCOL", "route protocol `number` of the agent"},
+		{"routes::speakerProtocol", 88, "routes-speaker-protocol", "NETCTL_ROUTES_SPEAKER_PROTOCOL", "route protocol `number` of the speaker"},
+	}
+}
+
+// settings is the configuration, decoded once.
+type settings struct {
+	File             string `mapstructure:"-"` // "" if none was read
+	Node             string
+	Roles, Labels    []string
+	StateDir, RunDir string
+	Log              struct{ Level, Format string }
+	Datastore        struct {
+		Endpoints     []string
+		CA, Cert, Key string
+	}
+	Etcd struct {
+		Listen   []string
+		PeerURL  string
+		TLS      struct{ CA, Cert, Key string }
+		QuotaMiB int
+	}
+	Agent struct {
+		Socket         string
+		Addresses      []string
+		Interface      string
+		LinkPrefix     string
+		LinkGroup      int
+		MTU            int
+		Gateway        string
+		LostAfter      time.Duration
+		WorkloadToHost []string
+	}
+	Speaker struct {
+		Socket string
+		Port   int
+	}
+	Routes struct{ AgentProtocol, SpeakerProtocol int }
+
+	origin map[string]string // key to flag, environment, file or default
+}
+
+// addSettingFlags declares the flags of a section; "" is what every command has.
+func addSettingFlags(fs *pflag.FlagSet, section string) {
+	for _, s := range settingTable() {
+		if s.section() != section && !(section == "" && (s.section() == "datastore" || s.section() == "log")) {
+			continue
+		}
+		if section == "" && s.key == "roles" {
+			continue // only netctl node has roles
+		}
+		s.addTo(fs)
+	}
+}
+
+func (s setting) addTo(fs *pflag.FlagSet) {
+	switch def := s.def.(type) {
+	case string:
+		fs.String(s.flag, def, s.usage)
+	case []string:
+		fs.StringSlice(s.flag, def, s.usage)
+	case int:
+		fs.Int(s.flag, def, s.usage)
+	case time.Duration:
+		fs.Duration(s.flag, def, s.usage)
+	}
+}
+
+// settings reads the configuration once. Errors name the file and line, the
+// variable, or the flag.
+func (a *app) settings() (*settings, error) {
+	if a.loaded == nil {
+		s, err := loadSettings(a.cmd.Flags())
+		if err != nil {
+			return nil, usageError{err}
+		}
+		a.loaded = s
+	}
+	return a.loaded, nil
+}
+
+func loadSettings(flags *pflag.FlagSet) (*settings, error) {
+	v := viper.NewWithOptions(viper.KeyDelimiter(delimiter))
+	file, lines, err := readConfigFile(v, flags)
+	if err != nil {
+		return nil, err
+	}
+	s := &settings{File: file, origin: map[string]string{}}
+	for _, st := range settingTable() {
+		v.SetDefault(st.key, st.def)
+		s.origin[st.key] = "default"
+		if v.InConfig(strings.ToLower(strings.Split(st.key, delimiter)[0])) && lines[st.key] > 0 {
+			s.origin[st.key] = fmt.Sprintf("%s:%d", file, lines[st.key])
+		}
+		if err := v.BindEnv(st.key, st.env); err != nil {
+			return nil, err
+		}
+		if os.Getenv(st.env) != "" {
+			s.origin[st.key] = "environment " + st.env
+		}
+		if f := flags.Lookup(st.flag); f != nil {
+			if err := v.BindPFlag(st.key, f); err != nil {
+				return nil, err
+			}
+			if f.Changed {
+				s.origin[st.key] = "flag --" + st.flag
+			}
+		}
+	}
+	for _, st := range settingTable() {
+		if err := st.check(v, s.origin[st.key]); err != nil {
+			return nil, err
+		}
+	}
+	if err := v.UnmarshalExact(s); err != nil {
+		return nil, fmt.Errorf("config %s: %w", file, err)
+	}
+	return s, s.finish()
+}
+
+// check tells a value of the wrong type with where it came from.
+func (s setting) check(v *viper.Viper, origin string) error {
+	raw := v.Get(s.key)
+	text := fmt.Sprint(raw)
+	var err error
+	switch s.def.(type) {
+	case time.Duration:
+		if _, ok := raw.(time.Duration); !ok {
+			_, err = time.ParseDuration(text)
+		}
+	case int:
+		if _, ok := raw.(int); !ok {
+			_, err = fmt.Sscanf(text+"\n", "%d\n", new(int))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %s: %q is not %s", origin, strings.ReplaceAll(s.key, delimiter, "."), text, s.kind())
+	}
+	return nil
+}
+
+func (s setting) kind() string {
+	switch s.def.(type) {
+	case time.Duration:
+		return "a duration such as 5m"
+	case int:
+		return "a whole number"
+	case []string:
+		return "a list of strings"
+	}
+	return "a string"
+}
+
+// finish fills what follows from other settings and checks the rest.
+func (s *settings) finish() error {
+	if s.Node == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("node: no host name, set one in the configuration: %w", err)
+		}
+		s.Node = host
+	}
+	for p, name := range map[*string]string{&s.Agent.Socket: "agent.sock", &s.Speaker.Socket: "speaker.sock"} {
+		if *p == "" {
+			*p = filepath.Join(s.RunDir, name)
+		}
+	}
+	if len(s.Datastore.Endpoints) == 0 {
+		s.Datastore.Endpoints = []string{"unix://" + filepath.Join(s.RunDir, "etcd.sock")}
+	}
+	if _, err := datastore.Key(datastore.KindNode, s.Node); err != nil {
+		return s.wrong("node", err)
+	}
+	if s.Log.Format != "text" && s.Log.Format != "json" {
+		return s.wrong("log::format", fmt.Errorf("%q: want text or json", s.Log.Format))
+	}
+	switch s.Log.Level {
+	case "debug", "info", "warn", "error":
+	default:
+		return s.wrong("log::level", fmt.Errorf("%q: want debug, info, warn or error", s.Log.Level))
+	}
+	if g, err := netip.ParseAddr(s.Agent.Gateway); err != nil || !g.Is4() {
+		return s.wrong("agent::gateway", fmt.Errorf("%q is not an IPv4 address", s.Agent.Gateway))
+	}
+	for key, n := range map[string]int{"routes::agentProtocol": s.Routes.AgentProtocol, "routes::speakerProtocol": s.Routes.SpeakerProtocol} {
+		if n < 5 || n > 255 {
+			return s.wrong(key, fmt.Errorf("%d: want a number from 5 to 255", n))
+		}
+	}
+	if s.Routes.AgentProtocol == s.Routes.SpeakerProtocol {
+		return s.wrong("routes::speakerProtocol", fmt.Errorf("%d is the agent's number too: the two must differ", s.Routes.SpeakerProtocol))
+	}
+	for _, l := range s.Labels {
+		if k, _, ok := strings.Cut(l, "="); !ok || k == "" {
+			return s.wrong("labels", fmt.Errorf("%q: want NAME=VALUE", l))
+		}
+	}
+	return nil
+}
+
+// wrong names the place that a bad value came from.
+func (s *settings) wrong(key string, err error) error {
+	return fmt.Errorf("%s: %s: %w", s.origin[key], strings.ReplaceAll(key, delimiter, "."), err)
+}
+
+// storeOptions is how every role and command reaches the datastore.
+func (s *settings) storeOptions() etcd.Options {
+	d := s.Datastore
+	return etcd.Options{Endpoints: d.Endpoints, CA: d.CA, Cert: d.Cert, Key: d.Key}
+}
+
+// labelMap is the labels as a map; keys keep their case.
+func (s *settings) labelMap() map[string]string {
+	m := map[string]string{}
+	for _, l := range s.Labels {
+		k, v, _ := strings.Cut(l, "=")
+		m[k] = v
+	}
+	return m
+}

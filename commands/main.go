@@ -1,0 +1,75 @@
+// Package commands owns what a person or a runtime starts: the choice of the
+// role by name, environment or subcommand, the configuration, the command tree,
+// what is printed, and the exit codes.
+//
+// It holds no networking logic; a command joins the libraries and prints. Only
+// this package knows cobra, viper and YAML. Errors are printed in one place,
+// Main, as one line.
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"netctl/commands/cni"
+)
+
+// version is set by the linker (-X netctl/commands.version=…).
+var version = "0.1.0-dev"
+
+// Main runs netctl as args[0] (and CNI_COMMAND, if there are no arguments) asks
+// and returns the process's exit code: 0 done, 1 failed or could not tell,
+// 2 usage, 3 the answer is no.
+func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	name, rest := "netctl", args[1:]
+	if len(args) > 0 {
+		name = args[0]
+	}
+	switch pick, role := applet(name, rest, os.Getenv("CNI_COMMAND")); pick {
+	case appletCNI:
+		return cni.Run(ctx, version, os.Environ(), stdin, stdout, stderr)
+	case appletRole:
+		rest = append([]string{role}, rest...)
+		if !namesConfig(rest) && os.Getenv("NETCTL_CONFIG") == "" {
+			rest = append(rest, "--config", defaultConfigFile)
+		}
+	case appletUnknown:
+		fmt.Fprintf(stderr, "netctl: no role %q: the file may be called netctl or one of %s\n", role, strings.Join(roleNames(), ", "))
+		return exitUsage
+	case appletNothing:
+		if f, ok := stdout.(*os.File); !ok || !isTerminal(f) {
+			// Nomad runs every file of its CNI path like this and looks for a version.
+			fmt.Fprintf(stdout, "CNI netctl plugin v%s\nrun `netctl --help` for the commands\n", strings.TrimPrefix(version, "v"))
+			return exitOK
+		}
+		rest = []string{"--help"}
+	}
+	a := &app{in: stdin, out: stdout, err: stderr}
+	err := a.run(ctx, rest)
+	if err == nil || errors.Is(err, syscall.EPIPE) {
+		return exitOK
+	}
+	code := a.exitCode(err)
+	if text := oneLine(err); text != "" {
+		fmt.Fprintf(stderr, "netctl: %s\n", text)
+	}
+	return code
+}
+
+// namesConfig reports whether the arguments already name a configuration file.
+func namesConfig(args []string) bool {
+	for _, a := range args {
+		if a == "--config" || strings.HasPrefix(a, "--config=") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,76 @@
+package commands
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"netctl/commands/control"
+	"netctl/commands/node"
+)
+
+// supervisedRoles are the roles that netctl node can run, in the order in which
+// they start.
+func supervisedRoles() []string { return []string{"datastore", "agent", "speaker"} }
+
+func newNodeCommand(a *app) *cobra.Command {
+	cmd := roleCommand(a, "node", "Run every role of this node, or show and change nodes",
+		"  netctl node --config /etc/netctl.yaml\n  netctl node show",
+		[]string{"etcd", "agent", "speaker", "routes"},
+		func(ctx context.Context, s *settings) error { return runNode(ctx, a, s) })
+	for _, st := range settingTable() {
+		if st.key == "roles" {
+			st.addTo(cmd.Flags())
+		}
+	}
+	return cmd
+}
+
+func runNode(ctx context.Context, a *app, s *settings) error {
+	for _, r := range s.Roles {
+		if !slices.Contains(supervisedRoles(), r) {
+			return usageError{s.wrong("roles", fmt.Errorf("%q: the roles are %s", r, strings.Join(supervisedRoles(), ", ")))}
+		}
+	}
+	unlock, err := control.Lock(s.StateDir, "node")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	cfg := node.Config{Executable: self, Env: childEnv(a), Output: os.Stderr}
+	for _, r := range supervisedRoles() {
+		if slices.Contains(s.Roles, r) {
+			cfg.Roles = append(cfg.Roles, r)
+		}
+	}
+	if s.File != "" {
+		cfg.Args = []string{"--config", s.File}
+	}
+	return node.Run(ctx, cfg, newLogger(a.err, "node", s))
+}
+
+// childEnv is the environment with the flags of this command line in it, so that
+// the roles see the same settings.
+func childEnv(a *app) []string {
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "CNI_") })
+	for _, st := range settingTable() {
+		f := a.cmd.Flags().Lookup(st.flag)
+		if f == nil || !f.Changed {
+			continue
+		}
+		text := f.Value.String()
+		if _, list := st.def.([]string); list {
+			text = strings.Trim(text, "[]")
+		}
+		env = append(env, st.env+"="+text)
+	}
+	return env
+}

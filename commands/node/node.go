@@ -1,0 +1,141 @@
+// Package node owns the supervisor behind `netctl node`: it runs each role of
+// this node as a child process of the same file and starts it again when it ends.
+//
+// It never does a role's work, never kills what it did not start, and no two
+// roles share a process. Every child ends with the supervisor (PDEATHSIG).
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The back-off of a role that ends: doubled from backoffMin each time, back to
+// it once the role has run backoffReset.
+const (
+	backoffMin   = 200 * time.Millisecond
+	backoffMax   = 30 * time.Second
+	backoffReset = 10 * time.Second
+	// speakerMax bounds the speaker's, since peers keep its routes only so long.
+	speakerMax = 2 * time.Second
+	// stopTimeout is how long a role may take to end before it is killed.
+	stopTimeout = 10 * time.Second
+)
+
+// Config is what the supervisor runs.
+type Config struct {
+	// Roles in the order of their start; they end in the reverse order.
+	Roles []string
+	// Executable is the file to run, as netctl-<role>.
+	Executable string
+	// Args and Env are given to every role.
+	Args, Env []string
+	// Output takes what the roles write.
+	Output *os.File
+}
+
+// Run supervises the roles until ctx ends, then ends them.
+func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
+	if len(cfg.Roles) == 0 {
+		return errors.New("node: no roles: set `roles: [datastore, agent, speaker]` in the configuration")
+	}
+	stop := make([]chan struct{}, len(cfg.Roles))
+	done := make([]chan struct{}, len(cfg.Roles))
+	var all sync.WaitGroup
+	for i, role := range cfg.Roles {
+		stop[i], done[i] = make(chan struct{}), make(chan struct{})
+		all.Go(func() {
+			defer close(done[i])
+			supervise(cfg, role, stop[i], log.With("child", role))
+		})
+	}
+	<-ctx.Done()
+	for i := len(cfg.Roles) - 1; i >= 0; i-- {
+		close(stop[i])
+		<-done[i]
+	}
+	all.Wait()
+	return nil
+}
+
+// supervise keeps one role running until stop is closed. PDEATHSIG is sent when
+// the thread that started the child ends, so this goroutine keeps its thread.
+func supervise(cfg Config, role string, stop <-chan struct{}, log *slog.Logger) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	limit := backoffMax
+	if role == "speaker" {
+		limit = speakerMax
+	}
+	wait := backoffMin
+	for {
+		began := time.Now()
+		err := runOnce(cfg, role, stop, log)
+		select {
+		case <-stop:
+			log.Info("role ended")
+			return
+		default:
+		}
+		if time.Since(began) >= backoffReset {
+			wait = backoffMin
+		}
+		log.Warn("role ended, starting it again", "cause", err, "after", wait)
+		select {
+		case <-stop:
+			return
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, limit)
+	}
+}
+
+// runOnce runs the role until it ends by itself or stop is closed.
+func runOnce(cfg Config, role string, stop <-chan struct{}, log *slog.Logger) error {
+	cmd := &exec.Cmd{
+		Path:        cfg.Executable,
+		Args:        append([]string{"netctl-" + role}, cfg.Args...),
+		Env:         cfg.Env,
+		Stdout:      io.Writer(cfg.Output),
+		Stderr:      cfg.Output,
+		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM, Setpgid: true},
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", role, err)
+	}
+	log.Info("role started", "pid", cmd.Process.Pid)
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		return exitCause(err)
+	case <-stop:
+	}
+	_ = cmd.Process.Signal(unix.SIGTERM)
+	select {
+	case err := <-ended:
+		return exitCause(err)
+	case <-time.After(stopTimeout):
+		log.Warn("role does not end, killing it", "timeout", stopTimeout)
+		_ = cmd.Process.Kill()
+		return exitCause(<-ended)
+	}
+}
+
+func exitCause(err error) error {
+	if err == nil {
+		return errors.New("exit status 0")
+	}
+	return err
+}

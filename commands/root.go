@@ -1,0 +1,104 @@
+package commands
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+// app is one run of the command line: its streams, and the configuration once
+// something asked for it.
+type app struct {
+	in       io.Reader
+	out, err io.Writer
+	// cmd is the command that runs; started tells that its flags and arguments
+	// were right.
+	cmd     *cobra.Command
+	started bool
+	loaded  *settings
+}
+
+func (a *app) run(ctx context.Context, args []string) error {
+	root := newRootCommand(a)
+	root.SetArgs(args)
+	return root.ExecuteContext(ctx)
+}
+
+// newRootCommand is the whole command tree.
+func newRootCommand(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "netctl",
+		Short: "Routed container networking in one file",
+		Long: "netctl gives every container a routed address, announces it over BGP and filters it per endpoint.\n" +
+			"This file is the CNI plugin, the node's agent, the BGP speaker, the embedded datastore and this command line.\n\n" +
+			"Exit codes: 0 done, 1 failed or could not tell, 2 usage, 3 the answer is no.",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			a.cmd, a.started = cmd, true
+		},
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	root.PersistentFlags().String("config", "", "configuration `file` (default "+defaultConfigFile+" if it exists)")
+	addSettingFlags(root.PersistentFlags(), "")
+	root.AddCommand(
+		newAgentCommand(a),
+		newCompletionCommand(a),
+		newConfigCommand(a),
+		newNodeCommand(a),
+		newSpeakerCommand(a),
+		newVersionCommand(a),
+	)
+	root.InitDefaultHelpCmd()
+	return root
+}
+
+// isTerminal reports whether f is a character device other than the null device.
+func isTerminal(f *os.File) bool {
+	st, err := f.Stat()
+	if err != nil || st.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(st, null)
+}
+
+// roleCommand makes the command that starts a role. A typed noun never starts a
+// daemon by itself: it wants --config, NETCTL_CONFIG or a flag of the role.
+func roleCommand(a *app, name, short, example string, sections []string, run func(context.Context, *settings) error) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     name,
+		Short:   short,
+		Example: example,
+		Args:    cobra.NoArgs,
+	}
+	for _, s := range sections {
+		addSettingFlags(cmd.Flags(), s)
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		named := os.Getenv("NETCTL_CONFIG") != "" || cmd.Flags().Changed("config")
+		for _, st := range settingTable() {
+			named = named || st.section() != "" && cmd.Flags().Changed(st.flag)
+		}
+		if !named {
+			return cmd.Help()
+		}
+		s, err := a.settings()
+		if err != nil {
+			return err
+		}
+		if os.Geteuid() != 0 {
+			return fmt.Errorf("%s: must run as root", name)
+		}
+		return run(cmd.Context(), s)
+	}
+	return cmd
+}
