@@ -1,0 +1,76 @@
+# netctl. `make demo` shows the product, `make test` proves it; `make help` lists the rest.
+
+VERSION := $(shell v=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown); \
+	case $$v in v[0-9]*) echo $${v\#v} ;; *) echo 0.1.0-g$$v ;; esac)
+LDFLAGS := -s -w -X netctl/commands.version=$(VERSION)
+PREFIX  := /usr/local
+DESTDIR :=
+
+export CGO_ENABLED := 0
+export GOFLAGS     := -trimpath -buildvcs=false
+export GOTOOLCHAIN := local
+export NETCTL_BINARY := $(CURDIR)/netctl
+
+# Seconds that each fuzz target runs in `make test`, and how long a package may take.
+FUZZTIME := 2s
+TIMEOUT  := 10m
+
+.PHONY: help build demo test test-all fuzz race lint docs completions bench budget install clean packages
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+build: ## the static binary ./netctl
+	go build -ldflags '$(LDFLAGS)' -o netctl .
+
+demo: build ## two nodes on this machine, wired, routed and filtered (KEEP=1 leaves them up)
+	@KEEP=$(KEEP) NETCTL=$(CURDIR)/netctl bash docs/demo.sh
+
+test: packages build ## everything CI runs
+	go vet ./...
+	@$(MAKE) --no-print-directory fuzz
+	go test -count=1 -p 2 -timeout $(TIMEOUT) ./...
+
+test-all: ## test, and every matrix
+	@$(MAKE) --no-print-directory test FUZZTIME=30s NETCTL_TEST_ALL=1 TIMEOUT=40m
+
+fuzz: ## every fuzz target for FUZZTIME
+	@bash .ci/fuzz $(FUZZTIME)
+
+race: packages build ## the packages without root's work under the race detector
+	CGO_ENABLED=1 GOFLAGS=-buildvcs=false go test -race -count=1 -timeout $(TIMEOUT) ./acl ./datastore/... ./netdev ./routing ./routing/bgp ./commands/control ./commands/cni ./commands/node
+
+lint: ## golangci-lint of .ci/tools
+	go -C .ci/tools build -o $(CURDIR)/.ci/tools/bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	.ci/tools/bin/golangci-lint run ./...
+
+docs: build ## docs/cli and docs/man from the command tree
+	rm -rf docs/cli docs/man
+	NETCTL_WRITE_DOCS=1 go test -count=1 -run TestGenerated ./commands
+
+completions: docs ## completions of the three shells (written together with docs)
+
+bench: packages build ## ratios against references measured in the same run
+	go test -count=1 -tags bench -run TestBench -v -timeout 30m ./commands/bench
+
+budget: build ## size, start-up and memory against their limits
+	go test -count=1 -tags bench -run TestBudget -v -timeout 10m ./commands/bench
+
+install: ## into DESTDIR and PREFIX: binary, CNI link, completions, man pages, names of route protocols
+	@test -x netctl || { echo "make install: run make build first"; exit 1; }
+	install -D -m 0755 netctl $(DESTDIR)$(PREFIX)/bin/netctl
+	install -d $(DESTDIR)/opt/cni/bin
+	ln -sfn $(PREFIX)/bin/netctl $(DESTDIR)/opt/cni/bin/netctl
+	install -D -m 0644 completions/netctl.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/netctl
+	install -D -m 0644 completions/netctl.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_netctl
+	install -D -m 0644 completions/netctl.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/netctl.fish
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 0644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	install -d $(DESTDIR)/etc/iproute2/rt_protos.d
+	printf '87 netctl\n88 netctl-bgp\n' > $(DESTDIR)/etc/iproute2/rt_protos.d/netctl.conf
+
+packages:
+	@bash .ci/packages
+
+clean: ## what the targets above made
+	rm -rf netctl .ci/tools/bin
