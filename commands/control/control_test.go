@@ -1,0 +1,236 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"netctl/datastore"
+)
+
+// serve runs an agent-like server in a folder of the test's own and returns its
+// socket.
+func serve(t *testing.T, mux *http.ServeMux) string {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "run", "agent.sock")
+	l, err := Listen(socket, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, l, mux) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return socket
+}
+
+func TestAttachGoesThereAndBack(t *testing.T) {
+	var peer int
+	mux := http.NewServeMux()
+	mux.Handle("POST /v1/attach", Call(func(ctx context.Context, r AttachRequest) (Attachment, error) {
+		peer = PeerPID(ctx)
+		return Attachment{Endpoint: "n1/" + r.Orchestrator + "/" + r.Workload + "/" + r.Interface, Addresses: r.Addresses}, nil
+	}))
+	c := NewAgentClient(serve(t, mux))
+	ip := netip.MustParseAddr("10.0.0.48")
+	a, err := c.Attach(t.Context(), AttachRequest{Orchestrator: "cni", Workload: "w", Interface: "eth0", Addresses: []netip.Addr{ip}})
+	if err != nil || a.Endpoint != "n1/cni/w/eth0" || len(a.Addresses) != 1 || a.Addresses[0] != ip {
+		t.Fatalf("Attach = %+v, %v", a, err)
+	}
+	if peer != os.Getpid() {
+		t.Errorf("peer's PID = %d, want %d", peer, os.Getpid())
+	}
+}
+
+func TestErrorsKeepTheirCode(t *testing.T) {
+	for _, s := range sentinels {
+		mux := http.NewServeMux()
+		mux.Handle("POST /v1/detach", Call(func(context.Context, DetachRequest) (struct{}, error) {
+			return struct{}{}, fmt.Errorf("detach cni/w: %w", s.err)
+		}))
+		err := NewAgentClient(serve(t, mux)).Detach(t.Context(), DetachRequest{})
+		var e *Error
+		if !errors.As(err, &e) || !errors.Is(err, s.err) || e.Message != "detach cni/w: "+s.err.Error() {
+			t.Errorf("%v came back as %v", s.err, err)
+		}
+	}
+}
+
+func TestStrictRequests(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.Handle("POST /v1/check", Call(func(context.Context, CheckRequest) (struct{}, error) { return struct{}{}, nil }))
+	socket := serve(t, mux)
+	for _, body := range []string{`{"workloat":"x"}`, `{} {}`, `{"workload":1}`, `{`} {
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, status, err := exchange(conn, fmt.Appendf(nil, "POST /v1/check HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+		conn.Close()
+		if err != nil || status != http.StatusBadRequest || !strings.Contains(string(answer), CodeInvalid) {
+			t.Errorf("%s: status %d, %s, %v", body, status, answer, err)
+		}
+	}
+}
+
+func TestNobodyThere(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	_, err := NewAgentClient(socket).Status(t.Context())
+	if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), "not running") {
+		t.Errorf("Status without an agent: %v", err)
+	}
+	mux, block := http.NewServeMux(), make(chan struct{})
+	mux.Handle("GET /v1/status", Call(func(context.Context, struct{}) (AgentStatus, error) { <-block; return AgentStatus{}, nil }))
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = NewAgentClient(serve(t, mux)).Status(ctx)
+	close(block)
+	if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), "in time") {
+		t.Errorf("Status of a stuck agent: %v", err)
+	}
+}
+
+func TestListen(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	socket := filepath.Join(t.TempDir(), "run", "agent.sock")
+	l, err := Listen(socket, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]os.FileMode{socket: 0o600, filepath.Dir(socket): 0o700} {
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v, want %v", path, st.Mode(), err, want)
+		}
+	}
+	if _, err := Listen(socket, log); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("second Listen: %v", err)
+	}
+	l.unix.SetUnlinkOnClose(false) // as after kill -9
+	l.Close()
+	again, err := Listen(socket, log)
+	if err != nil {
+		t.Fatalf("Listen on a stale socket: %v", err)
+	}
+	again.Close()
+	if err := os.WriteFile(socket, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(socket, log); err == nil {
+		t.Error("Listen replaced a plain file")
+	}
+}
+
+// TestOtherUsersAreRefused connects as nobody through a folder that would let it.
+func TestOtherUsersAreRefused(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.Handle("GET /v1/status", Call(func(context.Context, struct{}) (AgentStatus, error) { return AgentStatus{Node: "n1"}, nil }))
+	dir, err := os.MkdirTemp("/tmp", "control")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	socket := filepath.Join(dir, "agent.sock")
+	l, err := Listen(socket, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, l, mux) }()
+	defer func() { cancel(); <-done }()
+	for path, mode := range map[string]os.FileMode{dir: 0o755, socket: 0o666} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask := func(uid uint32) string {
+		cmd := exec.Command("/usr/bin/curl", "-s", "--max-time", "5", "--unix-socket", socket, "http://agent/v1/status")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		out, _ := cmd.CombinedOutput()
+		return string(out)
+	}
+	if got := ask(0); !strings.Contains(got, `"node":"n1"`) {
+		t.Fatalf("root got %q", got)
+	}
+	if got := ask(65534); got != "" {
+		t.Errorf("uid 65534 got %q", got)
+	}
+}
+
+func TestLock(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	held, err := Lock(dir, "agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Lock(dir, "agent"); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("PID %d ", os.Getpid())) {
+		t.Errorf("second Lock: %v", err)
+	}
+	other, err := Lock(dir, "speaker")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.Close()
+	held.Close()
+	again, err := Lock(dir, "agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Close()
+}
+
+func TestPending(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "pending")
+	if all, err := ReadPending(dir); err != nil || len(all) != 0 {
+		t.Fatalf("ReadPending of no folder = %v, %v", all, err)
+	}
+	r := DetachRequest{Orchestrator: "cni", Workload: "w", Interface: "eth0", Network: "net"}
+	for range 2 {
+		if err := StorePending(dir, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, text := range map[string]string{"bad.json": "{", "empty.json": "{}", ".new-1": "{"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := ReadPending(dir)
+	if len(all) != 1 || all[0].Request != r {
+		t.Errorf("ReadPending = %+v", all)
+	}
+	if err == nil || !strings.Contains(err.Error(), "bad.json") || !strings.Contains(err.Error(), "empty.json") {
+		t.Errorf("bad files: %v", err)
+	}
+	if st, err := os.Stat(all[0].Path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st, err)
+	}
+}
+
+func FuzzRequest(f *testing.F) {
+	f.Add(`{"orchestrator":"cni","workload":"w","interface":"eth0","addresses":["10.0.0.1"],"pools":["10.0.0.0/24"],"netnsFD":3}`)
+	f.Add(`{"ports":[{"name":"http","protocol":"tcp","port":80}],"labels":{"a":"b"}}`)
+	f.Add(`{}{}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		var r AttachRequest
+		if err := decode(strings.NewReader(text), &r); err != nil && !errors.Is(err, datastore.ErrInvalid) {
+			t.Errorf("%q: %v", text, err)
+		}
+	})
+}

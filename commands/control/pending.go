@@ -1,0 +1,104 @@
+package control
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"netctl/datastore"
+)
+
+// Pending is a detach that the agent was not there for, and its file.
+type Pending struct {
+	Path    string
+	Request DetachRequest
+}
+
+// StorePending keeps r in dir until the agent works it off: one file, complete
+// or not there at all, 0600. Storing the same request again changes nothing.
+func StorePending(dir string, r DetachRequest) error {
+	text, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("pending detach: %w", err)
+	}
+	sum := sha256.Sum256(text)
+	path := filepath.Join(dir, hex.EncodeToString(sum[:10])+".json")
+	if err := WriteFile(path, append(text, '\n')); err != nil {
+		return fmt.Errorf("pending detach: %w", err)
+	}
+	return nil
+}
+
+// ReadPending returns the stored detaches. A file that cannot be read or parsed
+// is reported beside the good ones and left where it is.
+func ReadPending(dir string) ([]Pending, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pending detaches: %w", err)
+	}
+	var (
+		all  []Pending
+		errs []error
+	)
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), ".json") {
+			continue
+		}
+		p := Pending{Path: filepath.Join(dir, e.Name())}
+		if p.Request, err = readPending(p.Path); err != nil {
+			errs = append(errs, fmt.Errorf("pending detach %s: %w", p.Path, err))
+			continue
+		}
+		all = append(all, p)
+	}
+	return all, errors.Join(errs...)
+}
+
+func readPending(path string) (r DetachRequest, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return r, err
+	}
+	defer f.Close()
+	if err := decode(io.LimitReader(f, maxBody), &r); err != nil {
+		return r, err
+	}
+	if r.Orchestrator == "" || r.Workload == "" {
+		return r, fmt.Errorf("%w: orchestrator and workload must be set", datastore.ErrInvalid)
+	}
+	return r, nil
+}
+
+// WriteFile replaces the file at path by text in one step (rename), 0600, making
+// its folder (0700) if need be. A crash leaves the old file or the new one.
+func WriteFile(path string, text []byte) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".new-*") // CreateTemp makes it 0600
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}
