@@ -1,0 +1,165 @@
+package commands
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+// sample is a valid value of the setting that differs from its default, as it
+// is written in a flag, in the environment, and in YAML.
+func (s setting) sample(n int) (text, yaml string) {
+	switch s.def.(type) {
+	case int:
+		text = fmt.Sprint(100 + n)
+	case time.Duration:
+		text = fmt.Sprintf("%ds", 100+n)
+	case []string:
+		text = fmt.Sprintf("a%d=x,b=y", n)
+		return text, fmt.Sprintf("[a%d=x, b=y]", n)
+	default:
+		text = fmt.Sprintf("value%d", n)
+		switch s.key {
+		case "log::level":
+			text = []string{"debug", "warn", "error"}[n%3]
+		case "log::format":
+			text = "json"
+		case "agent::gateway":
+			text = fmt.Sprintf("169.254.1.%d", 10+n)
+		}
+	}
+	return text, text
+}
+
+func flagsFor(t *testing.T, args ...string) *pflag.FlagSet {
+	t.Helper()
+	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	fs.String("config", "", "")
+	for _, s := range settingTable() {
+		s.addTo(fs)
+	}
+	if err := fs.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	return fs
+}
+
+// nested is YAML that sets one key.
+func nested(key, value string) string {
+	var b strings.Builder
+	parts := strings.Split(key, delimiter)
+	for i, p := range parts {
+		b.WriteString(strings.Repeat("  ", i) + p + ":")
+		if i == len(parts)-1 {
+			b.WriteString(" " + value)
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
+// field reads a decoded setting by its key.
+func field(s *settings, key string) string {
+	v := reflect.ValueOf(s).Elem()
+	for _, part := range strings.Split(key, delimiter) {
+		v = v.FieldByNameFunc(func(n string) bool { return strings.EqualFold(n, part) })
+	}
+	if list, ok := v.Interface().([]string); ok {
+		return strings.Join(list, ",")
+	}
+	if d, ok := v.Interface().(time.Duration); ok {
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	}
+	return fmt.Sprint(v.Interface())
+}
+
+// TestEverySettingThreeWays sets each key in the file, over that in the
+// environment, and over that by its flag.
+func TestEverySettingThreeWays(t *testing.T) {
+	for _, st := range settingTable() {
+		t.Run(st.key, func(t *testing.T) {
+			inFile, yaml := st.sample(1)
+			inEnv, _ := st.sample(2)
+			byFlag, _ := st.sample(3)
+			file := filepath.Join(t.TempDir(), "netctl.yaml")
+			if err := os.WriteFile(file, []byte(nested(st.key, yaml)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			check := func(want, origin string, args ...string) {
+				t.Helper()
+				s, err := loadSettings(flagsFor(t, append([]string{"--config", file}, args...)...))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := field(s, st.key); got != want {
+					t.Errorf("got %q, want %q", got, want)
+				}
+				if !strings.HasPrefix(s.origin[st.key], origin) {
+					t.Errorf("origin %q, want %q", s.origin[st.key], origin)
+				}
+			}
+			check(inFile, file+":")
+			t.Setenv(st.env, inEnv)
+			check(inEnv, "environment "+st.env)
+			check(byFlag, "flag --"+st.flag, "--"+st.flag, byFlag)
+		})
+	}
+}
+
+func TestConfigFileErrors(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"nod: n1\n", `:1: unknown key "nod"; the keys are: node, roles,`},
+		{"agent:\n  mut: 3\n", `:2: unknown key "agent.mut"`},
+		{"agent:\n  mtu: big\n", `:2: agent.mtu: "big" is not a whole number`},
+		{"agent: 7\n", ":1: want keys and values"},
+		{"node: [a]\n", ":1: node: want a string"},
+		{"roles: agent\n", ":1: roles: want a list of strings"},
+		{"node: a\nnode: b\n", ":2"},
+		{"agent:\n  lostAfter: 5\n", `:2: agent.lostAfter: "5" is not a duration`},
+		{"agent:\n  gateway: fe80::1\n", `:2: agent.gateway: "fe80::1" is not an IPv4 address`},
+		{"routes:\n  agentProtocol: 88\n", "routes.speakerProtocol: 88 is the agent's number too"},
+		{"routes:\n  agentProtocol: 2\n", ":2: routes.agentProtocol: 2: want a number from 5 to 255"},
+		{"node: show\n", "node:"},
+		{"labels: [rack]\n", `:1: labels: "rack": want NAME=VALUE`},
+		{"log:\n  level: loud\n", `:2: log.level: "loud"`},
+		{"\tnode: x\n", "netctl.yaml: line 1:"},
+	} {
+		file := filepath.Join(t.TempDir(), "netctl.yaml")
+		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := loadSettings(flagsFor(t, "--config", file))
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: got %v, want %q", c.text, err, c.want)
+		}
+	}
+	if _, err := loadSettings(flagsFor(t, "--config", "/nonexistent/netctl.yaml")); err == nil {
+		t.Error("a named file that does not exist is no error")
+	}
+}
+
+// TestLabelsKeepTheirCase: viper lower-cases keys, so labels are values.
+func TestLabelsKeepTheirCase(t *testing.T) {
+	s, err := loadSettings(flagsFor(t, "--labels", "Rack=A1,topology.zone=z1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.labelMap(); got["Rack"] != "A1" || got["topology.zone"] != "z1" {
+		t.Errorf("labels %v", got)
+	}
+}
+
+func FuzzConfigFile(f *testing.F) {
+	f.Add("node: n1\nagent:\n  mtu: 1400\n")
+	f.Add("labels: [Rack=A1]\ndatastore: {endpoints: [https://127.0.0.1:2379]}\n")
+	f.Add("a: &a [*a]\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		_, _ = checkConfig("f", []byte(text))
+	})
+}
