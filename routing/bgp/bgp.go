@@ -1,0 +1,191 @@
+// Package bgp speaks BGP-4: sessions, routing information base, best path,
+// packing and graceful restart, for IPv4 and IPv6 unicast.
+//
+// It owns the sessions, what peers announced and what they were told. It
+// knows neither the kernel nor the datastore: best paths leave through the
+// Installer, own prefixes come in by Originate, policy is the Import function.
+//
+// Invariants: one goroutine (Speaker.Run) owns the RIB, every peer's counters
+// and the Adj-RIB-Out, and never waits for a peer. A goroutine per peer owns its state
+// machine (RFC 4271, section 8), one per connection reads and decodes, one
+// writes. Bytes from a peer are framed, checked and taken apart here; the codec
+// sees single attributes and OPENs only, under recover. Types of the codec do
+// not leave the package.
+package bgp
+
+import (
+	"log/slog"
+	"net/netip"
+	"time"
+)
+
+// Port is where BGP speakers listen (RFC 4271, section 8.2.1).
+const Port = 179
+
+// Defaults of Config and PeerConfig.
+const (
+	DefaultHoldTime     = 90 * time.Second
+	DefaultConnectRetry = 5 * time.Second
+	DefaultRestartTime  = 120 * time.Second
+)
+
+// Family is an address family; the subsequent family is always unicast.
+type Family uint8
+
+// The families that the engine speaks.
+const (
+	IPv4 Family = iota
+	IPv6
+)
+
+// FamilyOf returns the family of an address.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// String returns "ipv4" or "ipv6".
+func (f Family) String() string {
+	if f == IPv4 {
+		return "ipv4"
+	}
+	return "ipv6"
+}
+
+// Route is a best path as the kernel needs it. Several next hops are one
+// multipath route. Next hops are sorted and not resolved.
+type Route struct {
+	Prefix   netip.Prefix
+	NextHops []netip.Addr
+	// Peer is the session address of the peer whose path is the best one;
+	// not set in Config.Stale.
+	Peer netip.Addr
+	// Stale says that the best path is kept for a restart (RFC 4724).
+	Stale bool
+}
+
+// Installer takes changed best paths. Both methods of the kernel's side,
+// replacing and deleting, come in one batch, in the RIB's goroutine: Install
+// must hand the batch on and return, since no message of any peer is handled
+// meanwhile. Own prefixes are never handed to it. A prefix is in at most one
+// of the two lists. The slices belong to the Installer.
+type Installer interface {
+	Install(changed []Route, gone []netip.Prefix)
+}
+
+// Config is a speaker. RouterID and AS are fixed for its life.
+type Config struct {
+	RouterID netip.Addr // IPv4; RFC 4271, section 4.2
+	AS       uint32     // RFC 6793
+	// Listen holds the addresses to accept sessions on, usually the node's
+	// BGP address and Port. An address that is not there yet is tried again
+	// every second, see Speaker.Problems.
+	Listen []netip.AddrPort
+	// RestartTime is announced to peers (RFC 4724, at most 4095 s) and ends
+	// the life of stale routes, counted from Run. 0 means DefaultRestartTime.
+	RestartTime time.Duration
+	// Restarting sets the R bit in the OPENs of the first RestartTime: the
+	// speaker has run before and its peers may hold its routes.
+	Restarting bool
+	// ForwardingPreserved sets the F bit of a family (RFC 4724, section 3): the kernel
+	// kept forwarding across the restart. To a peer that this Speaker was
+	// Established with before, F is always set.
+	ForwardingPreserved map[Family]bool
+	// Stale are the routes found in the kernel under the speaker's protocol:
+	// taken over as they are, each belongs to the peer that has its next hop
+	// as address or alias.
+	Stale []Route
+	// Import decides whether a prefix is taken from a peer; the reason is
+	// for `status`. Nil takes everything. Called in the RIB's goroutine.
+	Import func(peer netip.Addr, prefix netip.Prefix, nextHop netip.Addr) (ok bool, reason string)
+	// SinglePath says that a prefix never becomes a multipath route (one
+	// inside a pool). Nil: equal best paths always become one.
+	SinglePath func(netip.Prefix) bool
+	Installer  Installer
+	// OnSessionChange is called, if not nil, in goroutines of the speaker
+	// whenever a session's state or reason changed; it must not block and
+	// must not call the Speaker.
+	OnSessionChange func()
+	Log             *slog.Logger
+}
+
+// PeerConfig is one neighbour; its Address is its identity.
+type PeerConfig struct {
+	Address netip.Addr
+	// Port to dial; 0 means Port.
+	Port        uint16
+	AS          uint32
+	Description string
+	// LocalAddress is bound when dialling; connections from the peer to
+	// another address are refused. Not valid: the kernel's choice.
+	LocalAddress netip.Addr
+	// Families to offer; empty: the family of Address.
+	Families []Family
+	// NextHopSelf holds the addresses that own routes carry as next hop, one
+	// for a family. A family without one uses the session's local address,
+	// or is not sent at all if that is of the other family.
+	NextHopSelf []netip.Addr
+	// Aliases are further addresses that the peer's routes carry as next
+	// hop; they find the owner of a stale route.
+	Aliases []netip.Addr
+	// HoldTime is 0 (none) or at least 3 s (RFC 4271, section 4.2); whole
+	// seconds. Negative means DefaultHoldTime.
+	HoldTime time.Duration
+	// ConnectRetry is the longest wait between two dials; 0 means
+	// DefaultConnectRetry.
+	ConnectRetry time.Duration
+	// Passive never dials.
+	Passive bool
+	// PrefixLimit ends the session when the peer sends more; 0: no limit.
+	PrefixLimit int
+	// Shutdown, if not empty, keeps the session down; an open one ends with
+	// Cease/Administrative Shutdown and this text (RFC 9003, ≤ 255 bytes).
+	Shutdown string
+}
+
+// Session is what `netctl status` shows of one peer.
+type Session struct {
+	Peer        netip.Addr
+	Description string
+	AS          uint32
+	RouterID    netip.Addr // of the peer, from its OPEN
+	Local       netip.Addr
+	// State is Idle, Connect, Active, OpenSent, OpenConfirm or Established.
+	State string
+	Since time.Time
+	// Reason says why the session is not up, or what ended the one before;
+	// empty if nothing ever failed.
+	Reason   string
+	ReasonAt time.Time
+	// Retry is when an idle peer starts again; zero if nothing is waited for.
+	Retry    time.Time
+	HoldTime time.Duration // agreed
+	Families []Family      // agreed
+	// GracefulRestart: the peer keeps and names families (RFC 4724);
+	// Notification: both said N (RFC 8538).
+	GracefulRestart, Notification bool
+	// Prefixes: held from the peer, of these passed by Import, and announced
+	// to it. Stale counts those kept for its restart.
+	Received, Accepted, Sent, Stale int
+	Refused                         []Refused // at most 100
+	MessagesIn, MessagesOut         uint64
+	UpdatesIn, UpdatesOut           uint64
+	// Established counts how often the session came up.
+	Established int
+}
+
+// Refused is a prefix that Import turned down.
+type Refused struct {
+	Prefix  netip.Prefix
+	NextHop netip.Addr
+	Reason  string
+}
+
+// Conflict is a prefix that must have one next hop but is learnt from several
+// peers.
+type Conflict struct {
+	Prefix netip.Prefix
+	Peers  []netip.Addr
+}
