@@ -2,6 +2,7 @@ package commands
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -80,6 +81,7 @@ func generated(t *testing.T) map[string][]byte {
 		}
 	}
 	walk(root)
+	files["docs/configuration.md"] = configurationPage()
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		var out bytes.Buffer
 		if code := runForTest(&out, "completion", shell); code != exitOK {
@@ -88,6 +90,27 @@ func generated(t *testing.T) map[string][]byte {
 		files["completions/netctl."+shell] = out.Bytes()
 	}
 	return files
+}
+
+// configurationPage is docs/configuration.md, from the table of settings.
+func configurationPage() []byte {
+	var b bytes.Buffer
+	b.WriteString("# Configuration\n\n" +
+		"Every role and command of a machine reads one YAML file: `--config FILE`, else `NETCTL_CONFIG`, else `/etc/netctl.yaml` if it exists.\n" +
+		"A flag wins over the environment, that over the file, that over the default. An unknown key is an error that names file and line.\n" +
+		"`netctl config` prints what holds here and where each value comes from. Lists in flags and variables are parted by commas.\n\n" +
+		"| key | default | environment | flag | meaning |\n|---|---|---|---|---|\n")
+	for _, s := range settingTable() {
+		def := fmt.Sprint(s.def)
+		if list, ok := s.def.([]string); ok {
+			def = strings.Join(list, ",")
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | `%s` | `--%s` | %s |\n", strings.ReplaceAll(s.key, delimiter, ": "), def, s.env, s.flag, strings.ReplaceAll(s.usage, "`", ""))
+	}
+	b.WriteString("\nAn example with nested keys:\n\n    node: n1\n    roles: [datastore, agent, speaker]\n    labels: [Rack=A1, topology.zone=z1]\n" +
+		"    datastore:\n      endpoints: [https://192.168.99.102:2379]\n      ca: /etc/netctl-tls/ca.crt\n      cert: /etc/netctl-tls/n1.crt\n      key: /etc/netctl-tls/n1.key\n" +
+		"    agent:\n      interface: enp0s8\n      workloadToHost: [udp/53, tcp/53]\n")
+	return b.Bytes()
 }
 
 // runForTest runs a command line as Main does, output only.
