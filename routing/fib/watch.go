@@ -1,0 +1,293 @@
+package fib
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/jsimonetti/rtnetlink/v2"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"netctl/routing"
+)
+
+// eventBuffer is the receive buffer asked for notifications, in bytes; a burst
+// beyond it is an overrun, which costs a full comparison but no correctness.
+const eventBuffer = 4 << 20
+
+// Event is what a burst of notifications amounts to. What this Table wrote
+// itself is not in it.
+type Event struct {
+	// Lost says that anything may have happened: Watch began, or the kernel
+	// dropped notifications. The other fields are then not complete.
+	Lost bool
+	// Changed are routes of this protocol that came or changed.
+	Changed []routing.Route
+	// Removed are routes of this protocol that went. Routes that a link takes
+	// with it are not all announced: see Down.
+	Removed []routing.Route
+	// Up and Down are links that came up, or went down or away.
+	Up, Down []string
+	// Others says that routes of other protocols changed, addresses of this
+	// machine included.
+	Others bool
+}
+
+// Watch follows routes and links until ctx ends (then it returns nil) or the
+// socket breaks. After each burst it first puts back wanted routes that were
+// lost (a link that was down, another program), then calls fn; the first call
+// has Lost set. A Table can be watched once.
+func (t *Table) Watch(ctx context.Context, fn func(Event)) error {
+	conn := t.events
+	// A smaller buffer only makes overruns likelier, and those are handled.
+	_ = conn.SetReadBuffer(eventBuffer)
+	for _, g := range []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
+		if err := conn.JoinGroup(g); err != nil {
+			return fmt.Errorf("watch routes: %w", errno(err))
+		}
+	}
+	type burst struct {
+		msgs []netlink.Message
+		err  error
+	}
+	ch := make(chan burst, 256)
+	done := make(chan struct{})
+	go func() {
+		defer close(ch)
+		for {
+			msgs, err := conn.Receive()
+			overrun := errors.Is(err, unix.ENOBUFS)
+			select {
+			case ch <- burst{msgs, err}:
+			case <-done:
+				return
+			}
+			if err != nil && !overrun {
+				return
+			}
+		}
+	}()
+	defer func() {
+		close(done)
+		_ = conn.Close() // ends Receive
+		for range ch {   // until the reader is gone
+		}
+	}()
+
+	w := &watcher{table: t, links: map[uint32]linkState{}}
+	first := Event{Lost: true}
+	if err := w.resync(ctx); err != nil {
+		return err
+	}
+	fn(first)
+	for {
+		var e Event
+		var keys []routing.Key
+		take := func(b burst) error {
+			if errors.Is(b.err, unix.ENOBUFS) {
+				e.Lost = true
+				return nil
+			}
+			keys = append(keys, w.read(b.msgs, &e)...)
+			return b.err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case b := <-ch:
+			err := take(b)
+			for more := true; more && err == nil; {
+				select {
+				case b, more = <-ch:
+					err = take(b)
+				default:
+					more = false
+				}
+			}
+			if err != nil && ctx.Err() == nil {
+				return fmt.Errorf("watch routes: %w", errno(err))
+			}
+		}
+		if e.Lost {
+			if err := w.resync(ctx); err != nil {
+				return err
+			}
+		} else {
+			w.mend(ctx, e, keys)
+		}
+		if e.any() {
+			fn(e)
+		}
+	}
+}
+
+func (e Event) any() bool {
+	return e.Lost || e.Others || len(e.Changed)+len(e.Removed)+len(e.Up)+len(e.Down) > 0
+}
+
+// watcher is one Watch: the links' states as last heard.
+type watcher struct {
+	table *Table
+	links map[uint32]linkState
+}
+
+// resync reads links and routes anew and puts back what is wanted and not there.
+func (w *watcher) resync(ctx context.Context) error {
+	t := w.table
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	links, err := queryLinks(t.conn, netlink.Request|netlink.Dump, 0, netlink.NewAttributeEncoder())
+	if err != nil {
+		return fmt.Errorf("read links: %w", err)
+	}
+	clear(w.links)
+	for _, l := range links {
+		w.links[l.index] = l
+	}
+	if len(t.wanted) == 0 {
+		return nil
+	}
+	have, err := t.dump(ctx)
+	if err != nil {
+		return err
+	}
+	t.putBack(ctx, routing.Diff(slices.Collect(maps.Values(t.wanted)), have).Put)
+	return nil
+}
+
+// read adds what the messages say to e and returns the keys of routes that may
+// have been taken from this Table.
+func (w *watcher) read(msgs []netlink.Message, e *Event) []routing.Key {
+	t := w.table
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.names.reset()
+	var keys []routing.Key
+	for _, m := range msgs {
+		switch m.Header.Type {
+		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+			w.link(m, e)
+		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+			if m.Header.PID == t.port {
+				continue
+			}
+			rm, ok := parse(m.Data)
+			if !ok {
+				continue
+			}
+			if r, wanted := w.heard(rm, m.Header.Type == unix.RTM_DELROUTE, e); wanted {
+				keys = append(keys, r)
+			}
+		}
+	}
+	return keys
+}
+
+// heard books one route notification; wanted says that the key is one of ours.
+func (w *watcher) heard(m *rtnetlink.RouteMessage, gone bool, e *Event) (key routing.Key, wanted bool) {
+	t := w.table
+	if m.Protocol != t.protocol {
+		e.Others = true
+	}
+	if !inMain(m) || (m.Protocol != t.protocol && len(t.wanted) == 0) {
+		return key, false
+	}
+	r, ok := t.route(m)
+	if !ok {
+		return key, false
+	}
+	if m.Protocol == t.protocol {
+		if gone {
+			e.Removed = append(e.Removed, r)
+		} else {
+			e.Changed = append(e.Changed, r)
+		}
+	}
+	_, wanted = t.wanted[r.Key()]
+	return r.Key(), wanted
+}
+
+func (w *watcher) link(m netlink.Message, e *Event) {
+	l, ok := parseLink(m.Data)
+	if !ok {
+		return
+	}
+	old, known := w.links[l.index]
+	if m.Header.Type == unix.RTM_DELLINK {
+		delete(w.links, l.index)
+		l.up = false
+	} else {
+		w.links[l.index] = l
+	}
+	switch {
+	case known && old.up && old.name != l.name:
+		e.Down, e.Up = append(e.Down, old.name), append(e.Up, l.name)
+	case l.up && !(known && old.up):
+		e.Up = append(e.Up, l.name)
+	case !l.up && known && old.up:
+		e.Down = append(e.Down, l.name)
+	}
+}
+
+// mend puts back the wanted routes that the event may have cost, and tries
+// those again that the kernel refused when what it routes by has changed.
+func (w *watcher) mend(ctx context.Context, e Event, keys []routing.Key) {
+	t := w.table
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(e.Up)+len(e.Down) > 0 {
+		for k, r := range t.wanted {
+			for _, h := range r.NextHops {
+				if slices.Contains(e.Down, h.Link) {
+					t.missing[k] = true
+				}
+				if slices.Contains(e.Up, h.Link) {
+					keys = append(keys, k)
+				}
+			}
+		}
+	}
+	if e.Others || len(e.Up) > 0 {
+		keys = slices.AppendSeq(keys, maps.Keys(t.missing))
+	}
+	var back []routing.Route
+	seen := map[routing.Key]bool{}
+	for _, k := range keys {
+		if r, ok := t.wanted[k]; ok && !seen[k] {
+			seen[k] = true
+			back = append(back, r)
+		}
+	}
+	t.putBack(ctx, back)
+}
+
+// putBack writes wanted routes again; those that fail stay missing.
+func (t *Table) putBack(ctx context.Context, routes []routing.Route) {
+	if len(routes) == 0 {
+		return
+	}
+	slices.SortFunc(routes, routing.Compare)
+	failed := t.put(ctx, routes)
+	if done := len(routes) - len(failed); done > 0 {
+		t.log.Info("routes put back", "routes", done)
+	}
+	for _, e := range failed {
+		t.log.Debug("route not put back yet", "route", e.Route.String(), "error", e.Err)
+	}
+}
+
+// Missing returns the wanted routes that are not in the kernel: refused by it,
+// or lost with a link that is down. Sorted.
+func (t *Table) Missing() []routing.Route {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []routing.Route
+	for k := range t.missing {
+		out = append(out, t.wanted[k])
+	}
+	slices.SortFunc(out, routing.Compare)
+	return out
+}

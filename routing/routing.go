@@ -1,0 +1,179 @@
+// Package routing owns the words of routing and every decision about routes
+// that needs no kernel and no peer: what a route is, which changes turn one set
+// of routes into another, which kernel routes a node announces, which announced
+// prefixes it believes, and who its peers are.
+//
+// It never touches a kernel (routing/fib does), never speaks BGP (routing/bgp
+// does) and keeps no state.
+//
+// Invariants: prefixes are masked; a blackhole has no next hops and a unicast
+// route has at least one; a route is known by its prefix and metric.
+package routing
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// The protocol numbers that mark netctl's routes in the kernel, unless the
+// configuration says otherwise. Each role changes routes of its own only.
+const (
+	ProtocolAgent   = 87 // endpoint routes, block blackholes, gateway routes
+	ProtocolSpeaker = 88 // what peers announced
+)
+
+// CheckProtocols refuses protocol numbers that the kernel uses itself, that do
+// not fit, or that are equal.
+func CheckProtocols(agent, speaker int) error {
+	for _, p := range []int{agent, speaker} {
+		if p < 5 || p > 255 {
+			return fmt.Errorf("route protocol %d: not between 5 and 255 (0 to 4 are the kernel's own)", p)
+		}
+	}
+	if agent == speaker {
+		return fmt.Errorf("route protocol %d: agent and speaker need different numbers", agent)
+	}
+	return nil
+}
+
+// ProtocolName is the name of a protocol number as `ip route` prints it with
+// the names netctl installs in /etc/iproute2/rt_protos.d.
+func ProtocolName(p int) string {
+	switch p {
+	case ProtocolAgent:
+		return "netctl"
+	case ProtocolSpeaker:
+		return "netctl-bgp"
+	}
+	return strconv.Itoa(p)
+}
+
+// Type says what a route does with a packet.
+type Type uint8
+
+// The types netctl writes.
+const (
+	Unicast   Type = iota // forward to a next hop
+	Blackhole             // drop without an answer
+)
+
+// NextHop is where a packet goes next.
+type NextHop struct {
+	// Addr is the gateway; invalid: the destination itself is on Link.
+	Addr netip.Addr
+	// Link is the name of the outgoing interface.
+	Link string
+	// Onlink takes Addr as reachable on Link whatever the connected subnets say.
+	Onlink bool
+}
+
+// Route is one route of the main table. Its protocol is that of the table it is
+// read from or written to; its scope follows from the next hops, as with
+// `ip route`: link without a gateway, else global.
+type Route struct {
+	Prefix   netip.Prefix
+	Type     Type
+	NextHops []NextHop
+	// Metric is the priority; 0 is the kernel's default of the family (0 for
+	// IPv4, 1024 for IPv6).
+	Metric int
+}
+
+// Key is what a route is known by.
+type Key struct {
+	Prefix netip.Prefix
+	Metric int
+}
+
+// Key returns what r is known by.
+func (r Route) Key() Key { return Key{r.Prefix, r.Metric} }
+
+// Equal says whether both routes do the same; the order of next hops does not
+// matter.
+func (r Route) Equal(o Route) bool {
+	return r.Key() == o.Key() && r.Type == o.Type && slices.Equal(sorted(r.NextHops), sorted(o.NextHops))
+}
+
+func sorted(hops []NextHop) []NextHop {
+	if len(hops) < 2 {
+		return hops
+	}
+	hops = slices.Clone(hops)
+	slices.SortFunc(hops, CompareNextHops)
+	return hops
+}
+
+// CompareNextHops orders next hops by address, then link.
+func CompareNextHops(a, b NextHop) int {
+	if c := a.Addr.Compare(b.Addr); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.Link, b.Link)
+}
+
+// Compare orders routes by prefix (IPv4 first, then address, then length), then
+// metric.
+func Compare(a, b Route) int {
+	if c := ComparePrefixes(a.Prefix, b.Prefix); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.Metric, b.Metric)
+}
+
+// ComparePrefixes orders prefixes by family, address and length.
+func ComparePrefixes(a, b netip.Prefix) int {
+	if c := a.Addr().Compare(b.Addr()); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.Bits(), b.Bits())
+}
+
+// String prints the route as `ip route` does, without protocol and scope.
+func (r Route) String() string {
+	var b strings.Builder
+	if r.Type == Blackhole {
+		b.WriteString("blackhole ")
+	}
+	b.WriteString(destination(r.Prefix))
+	if len(r.NextHops) == 1 {
+		b.WriteString(" " + r.NextHops[0].String())
+	}
+	if r.Metric != 0 {
+		fmt.Fprintf(&b, " metric %d", r.Metric)
+	}
+	if len(r.NextHops) > 1 {
+		for _, h := range sorted(r.NextHops) {
+			b.WriteString(" nexthop " + h.String())
+		}
+	}
+	return b.String()
+}
+
+// String prints the next hop as `ip route` does.
+func (h NextHop) String() string {
+	var parts []string
+	if h.Addr.IsValid() {
+		parts = append(parts, "via", h.Addr.String())
+	}
+	if h.Link != "" {
+		parts = append(parts, "dev", h.Link)
+	}
+	if h.Onlink {
+		parts = append(parts, "onlink")
+	}
+	return strings.Join(parts, " ")
+}
+
+func destination(p netip.Prefix) string {
+	if p.Bits() == 0 {
+		return "default"
+	}
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
