@@ -1,6 +1,12 @@
 package datastore
 
-import "net/netip"
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strconv"
+	"strings"
+)
 
 // Action is what a rule does with a packet that it matches.
 type Action string
@@ -56,4 +62,139 @@ type Side struct {
 type PortRange struct {
 	First, Last uint16
 	Name        string
+}
+
+// IP protocols that have names in rules (IANA).
+const (
+	ProtocolICMP   = 1
+	ProtocolTCP    = 6
+	ProtocolUDP    = 17
+	ProtocolICMPv6 = 58
+	ProtocolSCTP   = 132
+)
+
+func protocolName(n uint8) string {
+	switch n {
+	case ProtocolICMP:
+		return "icmp"
+	case ProtocolTCP:
+		return "tcp"
+	case ProtocolUDP:
+		return "udp"
+	case ProtocolICMPv6:
+		return "icmpv6"
+	case ProtocolSCTP:
+		return "sctp"
+	}
+	return ""
+}
+
+// String is the rule's canonical text, which ParseRule reads back to the same
+// rule.
+func (r Rule) String() string {
+	words := []string{string(r.Action)}
+	if r.Protocol.Set {
+		words = append(words, r.Protocol.String())
+	}
+	if s := r.From.String(); s != "" {
+		words = append(words, "from", s)
+	}
+	if s := r.To.String(); s != "" {
+		words = append(words, "to", s)
+	}
+	return strings.Join(words, " ")
+}
+
+// String is the canonical text of the match; empty if it matches everything.
+func (p ProtocolMatch) String() string {
+	if !p.Set {
+		return ""
+	}
+	s := protocolName(p.Number)
+	if s == "" {
+		s = strconv.Itoa(int(p.Number))
+	}
+	if p.Not {
+		s = "not " + s
+	}
+	if p.HasType {
+		s += " type " + strconv.Itoa(int(p.Type))
+	}
+	if p.HasCode {
+		s += " code " + strconv.Itoa(int(p.Code))
+	}
+	return s
+}
+
+// String is the canonical text of the side; empty if it matches everything.
+func (s Side) String() string {
+	var terms []string
+	add := func(not bool, text string) {
+		if not {
+			text = "not " + text
+		}
+		terms = append(terms, text)
+	}
+	if s.Tag.Value != "" {
+		add(s.Tag.Not, "tag "+s.Tag.Value)
+	}
+	if s.CIDR.IsValid() {
+		add(s.NotCIDR, "cidr "+s.CIDR.String())
+	}
+	if s.Selector.Value != "" {
+		add(s.Selector.Not, "selector "+quoteSelector(s.Selector.Value))
+	}
+	if s.Set.Value != "" {
+		add(s.Set.Not, "set "+s.Set.Value)
+	}
+	text := strings.Join(terms, " and ")
+	if len(s.Ports) == 0 {
+		return text
+	}
+	var ports []string
+	for _, p := range s.Ports {
+		ports = append(ports, p.String())
+	}
+	list := "ports " + strings.Join(ports, ",")
+	if s.NotPorts {
+		list = "not " + list
+	}
+	return strings.TrimPrefix(text+" "+list, " ")
+}
+
+// String is N, N:M or the name.
+func (p PortRange) String() string {
+	switch {
+	case p.Name != "":
+		return p.Name
+	case p.First == p.Last:
+		return strconv.Itoa(int(p.First))
+	}
+	return fmt.Sprintf("%d:%d", p.First, p.Last)
+}
+
+func quoteSelector(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+}
+
+// MarshalText is String.
+func (r Rule) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText is ParseRule.
+func (r *Rule) UnmarshalText(text []byte) error {
+	parsed, err := ParseRule(string(text))
+	if err == nil {
+		*r = parsed
+	}
+	return err
+}
+
+// Validate checks a rule that was not parsed: its text must be a rule and mean
+// the same.
+func (r Rule) Validate() error {
+	parsed, err := ParseRule(r.String())
+	if err == nil && !reflect.DeepEqual(parsed, r) {
+		err = &FieldError{Value: r.String(), Reason: "the rule holds more than its text says, or is not in canonical form"}
+	}
+	return err
 }

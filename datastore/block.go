@@ -1,0 +1,86 @@
+package datastore
+
+import (
+	"fmt"
+)
+
+// maxBlockBits is the base-2 logarithm of the largest block.
+const maxBlockBits = 12
+
+// Kind returns KindBlock.
+func (*Block) Kind() Kind { return KindBlock }
+
+// Meta implements Object.
+func (b *Block) Meta() *Metadata { return &b.Metadata }
+
+// SetDefaults implements Object.
+func (b *Block) SetDefaults() {
+	if b.Metadata.Name == "" && b.Spec.CIDR.IsValid() {
+		b.Metadata.Name = PoolName(b.Spec.CIDR)
+	}
+}
+
+// Size is the number of addresses of the block.
+func (b *Block) Size() int {
+	return 1 << (b.Spec.CIDR.Addr().BitLen() - b.Spec.CIDR.Bits())
+}
+
+// Validate implements Object.
+func (b *Block) Validate() error {
+	s := b.Spec
+	if err := checkRoutable("spec.cidr", s.CIDR); err != nil {
+		return err
+	}
+	if err := checkMeta(b); err != nil {
+		return err
+	}
+	if want := PoolName(s.CIDR); b.Metadata.Name != want {
+		return &FieldError{Field: "metadata.name", Value: b.Metadata.Name, Reason: "must be " + want}
+	}
+	if s.CIDR.Addr().BitLen()-s.CIDR.Bits() > maxBlockBits {
+		return &FieldError{Field: "spec.cidr", Value: s.CIDR.String(), Reason: fmt.Sprintf("is more than %d addresses", 1<<maxBlockBits)}
+	}
+	if s.Affinity != "" {
+		if err := CheckName(s.Affinity); err != nil {
+			return at("spec.affinity", err)
+		}
+	}
+	if s.Next < 0 || s.Next >= b.Size() {
+		return ordinalError("spec.next", s.Next, b.Size())
+	}
+	return firstError(checkAllocations(s, b.Size()), checkReleased(s, b.Size()))
+}
+
+func checkAllocations(s BlockSpec, size int) error {
+	last := -1
+	for i, a := range s.Allocations {
+		field := indexed("spec.allocations", i)
+		if a.Ordinal <= last || a.Ordinal >= size {
+			return ordinalError(field+".ordinal", a.Ordinal, size)
+		}
+		last = a.Ordinal
+		if a.Handle == "" || len(a.Handle) > 1024 {
+			return &FieldError{Field: field + ".handle", Reason: "must have 1 to 1024 bytes"}
+		}
+		if err := CheckName(a.Node); err != nil {
+			return at(field+".node", err)
+		}
+	}
+	return nil
+}
+
+func checkReleased(s BlockSpec, size int) error {
+	last := -1
+	for i, r := range s.Released {
+		if r.Ordinal <= last || r.Ordinal >= size {
+			return ordinalError(indexed("spec.released", i)+".ordinal", r.Ordinal, size)
+		}
+		last = r.Ordinal
+	}
+	return nil
+}
+
+func ordinalError(field string, n, size int) error {
+	return &FieldError{Field: field, Value: decimal(n),
+		Reason: fmt.Sprintf("must be from 0 to %d, and ordinals must ascend", size-1)}
+}

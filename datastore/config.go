@@ -1,0 +1,78 @@
+package datastore
+
+import (
+	"fmt"
+	"strconv"
+)
+
+// DefaultName is the only name of a BGPConfig and a Config.
+const DefaultName = "default"
+
+// DefaultAS is the AS number of a cluster that does not set one (a private one,
+// RFC 6996).
+const DefaultAS = 64511
+
+// Kind returns KindBGPConfig.
+func (*BGPConfig) Kind() Kind { return KindBGPConfig }
+
+// Meta implements Object.
+func (c *BGPConfig) Meta() *Metadata { return &c.Metadata }
+
+// SetDefaults implements Object.
+func (c *BGPConfig) SetDefaults() {
+	if c.Metadata.Name == "" {
+		c.Metadata.Name = DefaultName
+	}
+	s := &c.Spec
+	if s.DefaultAS == 0 {
+		s.DefaultAS = DefaultAS
+	}
+	if s.Mesh == nil {
+		s.Mesh = new(true)
+	}
+	if s.HoldTime == nil {
+		s.HoldTime = new(90)
+	}
+	if s.RestartTime == 0 {
+		s.RestartTime = 120
+	}
+}
+
+// Validate implements Object.
+func (c *BGPConfig) Validate() error {
+	s := c.Spec
+	if h := s.HoldTime; h != nil && *h != 0 && (*h < 3 || *h > 65535) {
+		return &FieldError{Field: "spec.holdTime", Value: decimal(*h), Reason: "must be 0 or from 3 to 65535 seconds (RFC 4271)"}
+	}
+	if s.RestartTime < 0 || s.RestartTime > 4095 {
+		return &FieldError{Field: "spec.restartTime", Value: decimal(s.RestartTime), Reason: "must be from 1 to 4095 seconds (RFC 4724)"}
+	}
+	return firstError(checkMeta(c), checkAS("spec.defaultAS", s.DefaultAS, true))
+}
+
+// Kind returns KindConfig.
+func (*Config) Kind() Kind { return KindConfig }
+
+// Meta implements Object.
+func (c *Config) Meta() *Metadata { return &c.Metadata }
+
+// SetDefaults implements Object.
+func (c *Config) SetDefaults() {
+	if c.Metadata.Name == "" {
+		c.Metadata.Name = DefaultName
+	}
+}
+
+// Validate implements Object.
+func (c *Config) Validate() error {
+	// 1280 is the least IPv6 works with (RFC 8200, section 5); IPv4 alone is
+	// content with less, but nobody's links are that small.
+	if m := c.Spec.MTU; m != 0 && (m < 1280 || m > 65535) {
+		return &FieldError{Field: "spec.mtu", Value: decimal(m), Reason: "must be 0 or from 1280 to 65535 bytes"}
+	}
+	return checkMeta(c)
+}
+
+func indexed(field string, i int) string { return fmt.Sprintf("%s[%d]", field, i) }
+
+func decimal[T int | uint32](n T) string { return strconv.FormatInt(int64(n), 10) }

@@ -1,0 +1,70 @@
+package datastore
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// Kind returns KindEndpoint.
+func (*Endpoint) Kind() Kind { return KindEndpoint }
+
+// Meta implements Object.
+func (e *Endpoint) Meta() *Metadata { return &e.Metadata }
+
+// SetDefaults implements Object.
+func (e *Endpoint) SetDefaults() {
+	if e.Metadata.Name == "" {
+		e.Metadata.Name = EndpointName(e.Spec.Node, e.Spec.Orchestrator, e.Spec.Workload, e.Spec.Interface)
+	}
+}
+
+// Validate implements Object.
+func (e *Endpoint) Validate() error {
+	s := e.Spec
+	if err := checkMeta(e); err != nil {
+		return err
+	}
+	if want := EndpointName(s.Node, s.Orchestrator, s.Workload, s.Interface); e.Metadata.Name != want {
+		return &FieldError{Field: "metadata.name", Value: e.Metadata.Name, Reason: "must be " + want + " as the spec says"}
+	}
+	if s.Network != "" {
+		if err := CheckName(s.Network); err != nil {
+			return at("spec.network", err)
+		}
+	}
+	if s.MAC != "" {
+		if mac, err := net.ParseMAC(s.MAC); err != nil || len(mac) != 6 {
+			return &FieldError{Field: "spec.mac", Value: s.MAC, Reason: "is no MAC address"}
+		}
+	}
+	return firstError(
+		at("spec.link", checkInterface(s.Link)),
+		each("spec.addresses", s.Addresses, func(f string, a netip.Addr) error { return checkAddr(f, a) }),
+		each("spec.profiles", s.Profiles, func(f string, p string) error { return at(f, CheckName(p)) }),
+		each("spec.ports", s.Ports, checkPort))
+}
+
+func checkPort(field string, p Port) error {
+	if !slices.Contains([]string{"tcp", "udp", "sctp"}, p.Protocol) {
+		return &FieldError{Field: field + ".protocol", Value: p.Protocol, Reason: "must be tcp, udp or sctp"}
+	}
+	if p.Port == 0 {
+		return &FieldError{Field: field + ".port", Value: "0", Reason: "must be from 1 to 65535"}
+	}
+	if err := checkPortName(p.Name); err != nil {
+		return at(field+".name", err)
+	}
+	return nil
+}
+
+// checkPortName wants a letter first, else the name could be a port number.
+func checkPortName(s string) error {
+	if err := checkWord(s); err != nil {
+		return err
+	}
+	if s[0] >= '0' && s[0] <= '9' {
+		return &FieldError{Value: s, Reason: "must begin with a letter"}
+	}
+	return nil
+}

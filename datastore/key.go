@@ -1,0 +1,61 @@
+package datastore
+
+import "strings"
+
+// ClusterKey holds the Cluster.
+const ClusterKey = Prefix + "cluster"
+
+// Kinds returns every kind, in the order in which a cluster is written: what is
+// referred to comes before what refers to it.
+func Kinds() []Kind {
+	return []Kind{KindConfig, KindBGPConfig, KindNode, KindPool, KindReservation,
+		KindBlock, KindProfile, KindNetwork, KindEndpoint}
+}
+
+// KindPrefix is the prefix of the keys of a kind, e.g. "/netctl/v1/pools/".
+func KindPrefix(k Kind) string { return Prefix + strings.ToLower(string(k)) + "s/" }
+
+// Key returns the key of the object of that kind and name; it checks every part
+// of the name.
+func Key(k Kind, name string) (string, error) {
+	var err error
+	switch k {
+	case KindPool, KindBlock:
+		_, err = parsePoolName(name)
+	case KindEndpoint:
+		err = checkEndpointName(name)
+	case KindBGPConfig, KindConfig:
+		if name != DefaultName {
+			err = &FieldError{Value: name, Reason: "the only " + string(k) + " is called " + DefaultName}
+		}
+	case KindNode, KindReservation, KindNetwork, KindProfile:
+		err = CheckName(name)
+	default:
+		return "", &FieldError{Field: "kind", Value: string(k), Reason: "there is no such kind"}
+	}
+	if err != nil {
+		return "", at("metadata.name", err)
+	}
+	return KindPrefix(k) + name, nil
+}
+
+// ParseKey is the inverse of Key; name is as in metadata.name.
+func ParseKey(key string) (Kind, string, error) {
+	rest, ok := strings.CutPrefix(key, Prefix)
+	if ok {
+		for _, k := range Kinds() {
+			name, ok := strings.CutPrefix(rest, strings.ToLower(string(k))+"s/")
+			if !ok {
+				continue
+			}
+			if _, err := Key(k, name); err != nil {
+				return "", "", at(key, err)
+			}
+			return k, name, nil
+		}
+	}
+	return "", "", &FieldError{Value: key, Reason: "is no key of netctl"}
+}
+
+// KeyOf returns the key of an object.
+func KeyOf(o Object) (string, error) { return Key(o.Kind(), o.Meta().Name) }

@@ -1,0 +1,194 @@
+package datastore
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// MaxName is the largest length of a name in bytes.
+const MaxName = 128
+
+// verbs may not be names: the grammar of the command line puts some names
+// where another noun has its verb, and one list for all kinds is easier to
+// remember than one for each.
+var verbs = []string{
+	"add", "adopt", "append", "apply", "check", "clear", "create", "delete",
+	"diff", "down", "drain", "edit", "exec", "filter", "get", "help", "info",
+	"json", "peer", "profile", "range", "release", "remove", "replace", "routes",
+	"rule", "session", "set", "setup", "show", "status", "tag", "teardown",
+	"test", "topology", "undrain", "up", "update",
+}
+
+// FieldError says which field of an object is wrong, and why. It wraps
+// ErrInvalid.
+type FieldError struct {
+	Field  string // path, e.g. spec.addresses[1]; may be empty
+	Value  string // as it was written; may be empty
+	Reason string
+}
+
+func (e *FieldError) Error() string {
+	s := e.Field
+	if e.Value != "" {
+		s = strings.TrimSpace(fmt.Sprintf("%s %q", s, e.Value))
+	}
+	if s == "" {
+		return e.Reason
+	}
+	return s + ": " + e.Reason
+}
+
+// Unwrap returns ErrInvalid.
+func (e *FieldError) Unwrap() error { return ErrInvalid }
+
+// CheckName says why s cannot be the name of an object; nil if it can.
+func CheckName(s string) error {
+	if err := checkWord(s); err != nil {
+		return err
+	}
+	if slices.Contains(verbs, s) {
+		return &FieldError{Value: s, Reason: "is a verb of the command line and cannot be a name"}
+	}
+	return nil
+}
+
+// checkWord is CheckName without the reserved words, for tags and for the parts
+// of names that never stand alone.
+func checkWord(s string) error {
+	switch {
+	case s == "":
+		return &FieldError{Reason: "a name is missing"}
+	case len(s) > MaxName:
+		return &FieldError{Value: s[:16] + "…", Reason: fmt.Sprintf("is longer than %d bytes", MaxName)}
+	}
+	for i := range len(s) {
+		c := s[i]
+		if isAlnum(c) || i > 0 && i < len(s)-1 && (c == '_' || c == '.' || c == '-') {
+			continue
+		}
+		return &FieldError{Value: s, Reason: "is no name: letters, digits and, between them, _ . -"}
+	}
+	return nil
+}
+
+func isAlnum(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+}
+
+// maxInterface is IFNAMSIZ without its final zero (linux/if.h).
+const maxInterface = 15
+
+func checkInterface(s string) error {
+	if s == "" || len(s) > maxInterface || s == "." || s == ".." {
+		return &FieldError{Value: s, Reason: "is no interface name of 1 to 15 bytes"}
+	}
+	for i := range len(s) {
+		if c := s[i]; !isAlnum(c) && c != '_' && c != '.' && c != '-' {
+			return &FieldError{Value: s, Reason: "is no interface name: letters, digits, _ . -"}
+		}
+	}
+	return nil
+}
+
+// ForeignName returns s if it is a valid name, else "x-" and 20 hex digits of
+// its SHA-256. Who carries a foreign name keeps the original in a label.
+func ForeignName(s string) string {
+	if CheckName(s) == nil {
+		return s
+	}
+	sum := sha256.Sum256([]byte(s))
+	return "x-" + hex.EncodeToString(sum[:10])
+}
+
+// PoolName is the name of the pool or block with that CIDR: the masked CIDR
+// with "-" for "/", e.g. 10.0.0.0-26; IPv6 in the form of RFC 5952.
+func PoolName(p netip.Prefix) string {
+	return strings.Replace(p.Masked().String(), "/", "-", 1)
+}
+
+// parsePoolName is the inverse of PoolName.
+func parsePoolName(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(strings.Replace(s, "-", "/", 1))
+	if err != nil || p.Addr().Is4In6() || PoolName(p) != s {
+		return netip.Prefix{}, &FieldError{Value: s, Reason: "is no pool or block name, like 10.0.0.0-26"}
+	}
+	return p, nil
+}
+
+// EndpointName joins the parts of an endpoint's name.
+func EndpointName(node, orchestrator, workload, iface string) string {
+	return node + "/" + orchestrator + "/" + workload + "/" + iface
+}
+
+func checkEndpointName(s string) error {
+	parts := strings.Split(s, "/")
+	if len(parts) != 4 {
+		return &FieldError{Value: s, Reason: "is no endpoint name, like node/orchestrator/workload/interface"}
+	}
+	if err := CheckName(parts[0]); err != nil {
+		return err
+	}
+	if err := checkWord(parts[1]); err != nil {
+		return err
+	}
+	if err := checkWord(parts[2]); err != nil {
+		return err
+	}
+	return checkInterface(parts[3])
+}
+
+const (
+	maxLabels     = 256
+	maxLabelKey   = 256
+	maxLabelValue = 1024
+)
+
+func checkLabels(field string, labels map[string]string) error {
+	if len(labels) > maxLabels {
+		return &FieldError{Field: field, Reason: fmt.Sprintf("%d labels are more than %d", len(labels), maxLabels)}
+	}
+	for k, v := range labels {
+		if err := checkLabelKey(k); err != nil {
+			return at(field, err)
+		}
+		if len(v) > maxLabelValue || !utf8.ValidString(v) || strings.ContainsFunc(v, unicode.IsControl) {
+			return &FieldError{Field: field + "." + k, Value: v[:min(len(v), 32)],
+				Reason: fmt.Sprintf("is no label value: text of at most %d bytes without control characters", maxLabelValue)}
+		}
+	}
+	return nil
+}
+
+// checkLabelKey is wider than a name: runtimes hand over keys such as
+// org.opencontainers.image/title.
+func checkLabelKey(k string) error {
+	ok := k != "" && len(k) <= maxLabelKey && isAlnum(k[0]) && isAlnum(k[len(k)-1])
+	for i := 0; ok && i < len(k); i++ {
+		ok = isLabelKey(k[i])
+	}
+	if !ok {
+		return &FieldError{Value: k[:min(len(k), 32)], Reason: "is no label key: letters, digits and, between them, _ . - /"}
+	}
+	return nil
+}
+
+func isLabelKey(c byte) bool {
+	return isAlnum(c) || c == '_' || c == '.' || c == '-' || c == '/'
+}
+
+// at puts a field's path before an error that does not know where it is.
+func at(field string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := err.(*FieldError); ok && e.Field == "" {
+		return &FieldError{Field: field, Value: e.Value, Reason: e.Reason}
+	}
+	return &FieldError{Field: field, Reason: err.Error()}
+}

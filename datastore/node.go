@@ -1,0 +1,59 @@
+package datastore
+
+import (
+	"net/netip"
+)
+
+// Kind returns KindNode.
+func (*Node) Kind() Kind { return KindNode }
+
+// Meta implements Object.
+func (n *Node) Meta() *Metadata { return &n.Metadata }
+
+// SetDefaults implements Object; a node has none.
+func (*Node) SetDefaults() {}
+
+// Validate implements Object.
+func (n *Node) Validate() error {
+	var families [2]bool
+	for i, p := range n.Spec.Addresses {
+		field := indexed("spec.addresses", i)
+		if err := checkAddr(field, p.Addr()); err != nil {
+			return err
+		}
+		family := 0
+		if p.Addr().Is6() {
+			family = 1
+		}
+		if families[family] {
+			return &FieldError{Field: field, Value: p.String(), Reason: "a node has at most one address of each family"}
+		}
+		families[family] = true
+	}
+	if id := n.Spec.ClusterID; id.IsValid() && !id.Is4() {
+		return &FieldError{Field: "spec.clusterID", Value: id.String(), Reason: "must look like an IPv4 address"}
+	}
+	return firstError(checkMeta(n), checkAS("spec.as", n.Spec.AS, true))
+}
+
+// Address returns the node's address of a family, or the zero Addr.
+func (n *Node) Address(v6 bool) netip.Addr {
+	for _, p := range n.Spec.Addresses {
+		if p.Addr().Is6() == v6 {
+			return p.Addr()
+		}
+	}
+	return netip.Addr{}
+}
+
+// checkAS refuses what is not to be used: 0 (RFC 7607), AS_TRANS (RFC 6793) and
+// the last of each range (RFC 7300).
+func checkAS(field string, as uint32, zero bool) error {
+	switch {
+	case as == 0 && zero:
+		return nil
+	case as == 0, as == 23456, as == 65535, as == 4294967295:
+		return &FieldError{Field: field, Value: decimal(as), Reason: "is a reserved AS number"}
+	}
+	return nil
+}

@@ -1,0 +1,77 @@
+package datastore
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Encaps are the encapsulations a pool may have.
+func Encaps() []Encap {
+	return []Encap{EncapNone, EncapIPIP, EncapIPIPCrossSubnet, EncapVXLAN, EncapVXLANCrossSubnet}
+}
+
+// Kind returns KindPool.
+func (*Pool) Kind() Kind { return KindPool }
+
+// Meta implements Object.
+func (p *Pool) Meta() *Metadata { return &p.Metadata }
+
+// SetDefaults implements Object.
+func (p *Pool) SetDefaults() {
+	s := &p.Spec
+	if p.Metadata.Name == "" && s.CIDR.IsValid() {
+		p.Metadata.Name = PoolName(s.CIDR)
+	}
+	if s.BlockSize == 0 && s.CIDR.IsValid() {
+		s.BlockSize = 26
+		if s.CIDR.Addr().Is6() {
+			s.BlockSize = 122
+		}
+		s.BlockSize = max(s.BlockSize, s.CIDR.Bits())
+	}
+	if s.Encap == "" {
+		s.Encap = EncapNone
+	}
+	if s.NodeSelector == "" {
+		s.NodeSelector = "all()"
+	}
+}
+
+// Validate implements Object.
+func (p *Pool) Validate() error {
+	s := p.Spec
+	if err := checkRoutable("spec.cidr", s.CIDR); err != nil {
+		return err
+	}
+	if err := checkMeta(p); err != nil {
+		return err
+	}
+	if want := PoolName(s.CIDR); p.Metadata.Name != want {
+		return &FieldError{Field: "metadata.name", Value: p.Metadata.Name, Reason: "must be " + want + ", or be left out"}
+	}
+	if err := checkBlockSize(s); err != nil {
+		return err
+	}
+	if !slices.Contains(Encaps(), s.Encap) {
+		return &FieldError{Field: "spec.encap", Value: string(s.Encap), Reason: fmt.Sprintf("must be one of %v", Encaps())}
+	}
+	if s.CIDR.Addr().Is6() && (s.Encap == EncapIPIP || s.Encap == EncapIPIPCrossSubnet) {
+		return &FieldError{Field: "spec.encap", Value: string(s.Encap), Reason: "carries IPv4 only"}
+	}
+	_, err := ParseSelector(s.NodeSelector)
+	return at("spec.nodeSelector", err)
+}
+
+// checkBlockSize bounds the blocks: one holds at most 4096 addresses, because
+// its allocations are one value of the store, and a pool at most 2^24 blocks.
+func checkBlockSize(s PoolSpec) error {
+	low, high := max(20, s.CIDR.Bits()), 32
+	if s.CIDR.Addr().Is6() {
+		low, high = max(116, s.CIDR.Bits()), 128
+	}
+	if s.BlockSize < low || s.BlockSize > high {
+		return &FieldError{Field: "spec.blockSize", Value: decimal(s.BlockSize),
+			Reason: fmt.Sprintf("must be from %d to %d for %s", low, high, s.CIDR)}
+	}
+	return nil
+}

@@ -1,0 +1,51 @@
+package datastore
+
+import "fmt"
+
+// MaxRules is the largest number of rules of a profile in one direction.
+const MaxRules = 1000
+
+// Kind returns KindProfile.
+func (*Profile) Kind() Kind { return KindProfile }
+
+// Meta implements Object.
+func (p *Profile) Meta() *Metadata { return &p.Metadata }
+
+// SetDefaults implements Object.
+func (p *Profile) SetDefaults() {
+	if p.Spec.Tags == nil {
+		p.Spec.Tags = []string{p.Metadata.Name}
+	}
+	if p.Spec.Inbound == nil {
+		p.Spec.Inbound = []Rule{{Action: Allow, From: Side{Tag: Term{Value: p.Metadata.Name}}}}
+	}
+	if p.Spec.Outbound == nil {
+		p.Spec.Outbound = []Rule{{Action: Allow}}
+	}
+}
+
+// Validate implements Object.
+func (p *Profile) Validate() error {
+	return firstError(
+		checkMeta(p),
+		each("spec.tags", p.Spec.Tags, func(f string, t string) error { return at(f, checkWord(t)) }),
+		checkLabels("spec.labels", p.Spec.Labels),
+		checkRules("spec.inbound", p.Spec.Inbound),
+		checkRules("spec.outbound", p.Spec.Outbound))
+}
+
+func checkRules(field string, rules []Rule) error {
+	if len(rules) > MaxRules {
+		return &FieldError{Field: field, Reason: fmt.Sprintf("%d rules are more than %d", len(rules), MaxRules)}
+	}
+	for i, r := range rules {
+		f := indexed(field, i)
+		if err := r.Validate(); err != nil {
+			return at(f, err)
+		}
+		if r.Action == Pass {
+			return &FieldError{Field: f, Value: r.String(), Reason: "a profile belongs to no tier that pass could end"}
+		}
+	}
+	return nil
+}

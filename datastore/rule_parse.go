@@ -1,0 +1,331 @@
+package datastore
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// ParseRule parses
+//
+//	RULE  = (allow|deny|log|pass) [PROTO] [from SIDE] [to SIDE]
+//	PROTO = tcp | udp | sctp | icmp [type T [code C]] | icmpv6 [type T [code C]] | NUMBER, each after an optional "not"
+//	SIDE  = MATCH [PORTS] | PORTS
+//	MATCH = [not] TERM {and [not] TERM}; TERM = tag TAG | [cidr] CIDR | selector "EXPR" | set NAME
+//	PORTS = [not] ports PORT{,PORT}; PORT = N | N:M | NAME
+//
+// Each kind of term stands at most once on a side, ports need tcp, udp or sctp,
+// and all CIDRs and an ICMP are of one family. The error is a *SyntaxError.
+func ParseRule(s string) (Rule, error) {
+	words, err := lexRule(s)
+	if err != nil {
+		return Rule{}, err
+	}
+	p := &ruleParser{words: words}
+	return p.rule()
+}
+
+type ruleWord struct {
+	text   string
+	column int
+	quoted bool
+	end    bool
+}
+
+// lexRule splits at blanks; a word in double quotes may hold blanks and the
+// escapes \" and \\.
+func lexRule(s string) ([]ruleWord, error) {
+	if err := checkText("rule", s); err != nil {
+		return nil, err
+	}
+	var words []ruleWord
+	for pos := 0; ; {
+		pos += len(s[pos:]) - len(strings.TrimLeft(s[pos:], " "))
+		w := ruleWord{column: utf8.RuneCountInString(s[:pos]) + 1}
+		if pos == len(s) {
+			w.end = true
+			return append(words, w), nil
+		}
+		n := strings.IndexByte(s[pos:]+" ", ' ')
+		if w.text = s[pos : pos+n]; s[pos] == '"' {
+			w.quoted = true
+			if w.text, n = unquoteWord(s[pos:]); n == 0 {
+				return nil, &SyntaxError{Language: "rule", Word: s[pos:], Expected: "a closing quote and then a blank", Column: w.column}
+			}
+		}
+		words = append(words, w)
+		pos += n
+	}
+}
+
+// unquoteWord returns the content of the quoted word s begins with and its
+// length with the quotes; 0 if it does not end, or not at a blank.
+func unquoteWord(s string) (string, int) {
+	var b strings.Builder
+	for i := 1; i < len(s); i++ {
+		switch {
+		case s[i] == '"':
+			if i+1 < len(s) && s[i+1] != ' ' {
+				return "", 0
+			}
+			return b.String(), i + 1
+		case s[i] == '\\' && i+1 < len(s) && (s[i+1] == '"' || s[i+1] == '\\'):
+			i++
+		}
+		b.WriteByte(s[i])
+	}
+	return "", 0
+}
+
+type ruleParser struct {
+	words  []ruleWord // ends with one that has end set
+	pos    int
+	r      Rule
+	family netip.Addr // any address of the family the rule is bound to
+	bound  string     // the word that bound it
+}
+
+func (p *ruleParser) peek() ruleWord { return p.words[p.pos] }
+
+// accept steps over the next word if it is that keyword.
+func (p *ruleParser) accept(keyword string) bool {
+	w := p.peek()
+	if w.end || w.quoted || w.text != keyword {
+		return false
+	}
+	p.pos++
+	return true
+}
+
+func (p *ruleParser) expected(what string) error {
+	w := p.peek()
+	e := &SyntaxError{Language: "rule", Word: w.text, Expected: what, Column: w.column}
+	if p.pos > 0 {
+		e.After = p.words[p.pos-1].text
+	}
+	return e
+}
+
+func (p *ruleParser) rule() (Rule, error) {
+	switch a := Action(p.peek().text); a {
+	case Allow, Deny, Log, Pass:
+		p.r.Action = a
+		p.pos++
+	default:
+		return Rule{}, p.expected("allow, deny, log or pass")
+	}
+	what := "a protocol, from or to"
+	if w := p.peek(); !w.end && w.text != "from" && w.text != "to" {
+		if err := p.protocol(); err != nil {
+			return Rule{}, err
+		}
+		what = "from or to"
+	}
+	if p.accept("from") {
+		if err := p.side(&p.r.From); err != nil {
+			return Rule{}, err
+		}
+		what = "and, ports or to"
+	}
+	if p.accept("to") {
+		if err := p.side(&p.r.To); err != nil {
+			return Rule{}, err
+		}
+		what = "and, ports or the end of the rule"
+	}
+	if !p.peek().end {
+		return Rule{}, p.expected(what)
+	}
+	return p.r, nil
+}
+
+func (p *ruleParser) protocol() error {
+	m := &p.r.Protocol
+	m.Set, m.Not = true, p.accept("not")
+	word := p.peek().text
+	switch word {
+	case "tcp":
+		m.Number = ProtocolTCP
+	case "udp":
+		m.Number = ProtocolUDP
+	case "sctp":
+		m.Number = ProtocolSCTP
+	case "icmp":
+		m.Number = ProtocolICMP
+	case "icmpv6":
+		m.Number = ProtocolICMPv6
+	default:
+		n, err := strconv.ParseUint(word, 10, 8)
+		if err != nil {
+			return p.expected("tcp, udp, sctp, icmp, icmpv6, a protocol number, from or to")
+		}
+		m.Number = uint8(n)
+	}
+	p.pos++
+	if m.Number != ProtocolICMP && m.Number != ProtocolICMPv6 {
+		return nil
+	}
+	if !m.Not {
+		p.family, p.bound = netip.IPv4Unspecified(), word
+		if m.Number == ProtocolICMPv6 {
+			p.family = netip.IPv6Unspecified()
+		}
+	}
+	var err error
+	if m.HasType = p.accept("type"); m.HasType {
+		if m.Type, err = p.octet("an ICMP type from 0 to 255"); err != nil {
+			return err
+		}
+		if m.HasCode = p.accept("code"); m.HasCode {
+			m.Code, err = p.octet("an ICMP code from 0 to 255")
+		}
+	}
+	return err
+}
+
+func (p *ruleParser) octet(what string) (uint8, error) {
+	n, err := strconv.ParseUint(p.peek().text, 10, 8)
+	if err != nil {
+		return 0, p.expected(what)
+	}
+	p.pos++
+	return uint8(n), nil
+}
+
+func (p *ruleParser) side(s *Side) error {
+	for terms := 0; ; terms++ {
+		not := p.accept("not")
+		if terms == 0 && p.accept("ports") {
+			return p.ports(s, not)
+		}
+		if err := p.term(s, not, terms); err != nil {
+			return err
+		}
+		if !p.accept("and") {
+			break
+		}
+	}
+	not := p.accept("not")
+	if p.accept("ports") {
+		return p.ports(s, not)
+	}
+	if not {
+		return p.expected("ports")
+	}
+	return nil
+}
+
+func (p *ruleParser) term(s *Side, not bool, terms int) error {
+	taken := func(t Term) bool { return t.Value != "" }
+	again := func() error { p.pos--; return p.expected("each kind of term once; it stands there twice") }
+	switch {
+	case p.accept("tag"):
+		if taken(s.Tag) {
+			return again()
+		}
+		return p.name(&s.Tag, not, "a tag")
+	case p.accept("set"):
+		if taken(s.Set) {
+			return again()
+		}
+		return p.name(&s.Set, not, "the name of a network set")
+	case p.accept("selector"):
+		if taken(s.Selector) {
+			return again()
+		}
+		return p.selector(&s.Selector, not)
+	case p.accept("cidr"):
+		if s.CIDR.IsValid() {
+			return again()
+		}
+		return p.cidr(s, not)
+	}
+	// A bare CIDR needs no keyword.
+	if w := p.peek(); !w.quoted && strings.ContainsAny(w.text, ".:/") && !s.CIDR.IsValid() {
+		return p.cidr(s, not)
+	}
+	if terms > 0 {
+		return p.expected("tag, cidr, selector or set")
+	}
+	return p.expected("tag, cidr, selector, set or ports")
+}
+
+func (p *ruleParser) name(t *Term, not bool, what string) error {
+	w := p.peek()
+	if w.quoted || checkWord(w.text) != nil {
+		return p.expected(what)
+	}
+	*t = Term{Not: not, Value: w.text}
+	p.pos++
+	return nil
+}
+
+func (p *ruleParser) selector(t *Term, not bool) error {
+	w := p.peek()
+	if !w.quoted {
+		return p.expected(`an expression in double quotes`)
+	}
+	sel, err := ParseSelector(w.text)
+	if err != nil {
+		if e, ok := err.(*SyntaxError); ok {
+			e.Column += w.column
+		}
+		return err
+	}
+	*t = Term{Not: not, Value: sel.String()}
+	p.pos++
+	return nil
+}
+
+func (p *ruleParser) cidr(s *Side, not bool) error {
+	w := p.peek()
+	c, err := netip.ParsePrefix(w.text)
+	if a, aerr := netip.ParseAddr(w.text); aerr == nil && a.Zone() == "" {
+		c, err = netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	switch {
+	case err != nil || w.quoted || c.Addr().Is4In6():
+		return p.expected("a CIDR")
+	case c != c.Masked():
+		return p.expected(c.Masked().String() + " (no bits behind the prefix length)")
+	case p.bound != "" && p.family.Is4() != c.Addr().Is4():
+		return p.expected("the same address family as " + p.bound)
+	}
+	p.family, p.bound = c.Addr(), w.text
+	s.CIDR, s.NotCIDR = c, not
+	p.pos++
+	return nil
+}
+
+func (p *ruleParser) ports(s *Side, not bool) error {
+	m := p.r.Protocol
+	if m.Not || m.Number != ProtocolTCP && m.Number != ProtocolUDP && m.Number != ProtocolSCTP {
+		p.pos--
+		return p.expected("ports only in a rule for tcp, udp or sctp")
+	}
+	w := p.peek()
+	s.NotPorts = not
+	for item := range strings.SplitSeq(w.text, ",") {
+		r, ok := parsePort(item)
+		if !ok || w.quoted {
+			return p.expected("port numbers, ranges N:M or names, with commas and no blanks between,")
+		}
+		s.Ports = append(s.Ports, r)
+	}
+	p.pos++
+	return nil
+}
+
+func parsePort(s string) (PortRange, bool) {
+	if checkPortName(s) == nil {
+		return PortRange{Name: s}, true
+	}
+	first, last, isRange := strings.Cut(s, ":")
+	if !isRange {
+		last = first
+	}
+	a, err1 := strconv.ParseUint(first, 10, 16)
+	b, err2 := strconv.ParseUint(last, 10, 16)
+	return PortRange{First: uint16(a), Last: uint16(b)}, err1 == nil && err2 == nil && a > 0 && a <= b
+}
