@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -159,11 +160,32 @@ func TestOtherUsersAreRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ask := func(uid uint32) string {
-		cmd := exec.Command("/usr/bin/curl", "-s", "--max-time", "5", "--unix-socket", socket, "http://agent/v1/status")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
-		out, _ := cmd.CombinedOutput()
-		return string(out)
+	ask := func(uid int) (answer string) {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // never unlocked: the thread ends with its uid
+			if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
+				t.Error(errno)
+				return
+			}
+			fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			conn := os.NewFile(uintptr(fd), socket)
+			defer conn.Close()
+			if err := syscall.Connect(fd, &syscall.SockaddrUnix{Name: socket}); err != nil {
+				t.Error(err)
+				return
+			}
+			_, _ = conn.WriteString("GET /v1/status HTTP/1.0\r\n\r\n")
+			text, _ := io.ReadAll(conn)
+			answer = string(text)
+		}()
+		<-done
+		return answer
 	}
 	if got := ask(0); !strings.Contains(got, `"node":"n1"`) {
 		t.Fatalf("root got %q", got)
