@@ -1,0 +1,95 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"netctl/netdev"
+)
+
+// Detach takes a link out of service at once: it goes down, loses its name and
+// its group, and Run deletes it with others in one go (deleting a veth waits for
+// the kernel's grace period, some 15 ms, however many there are). A link that is
+// not there is no error; one that is not netctl's is left alone.
+func (k *Kernel) Detach(link string) error {
+	l, err := k.conn.link(link)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", link, err)
+	}
+	if l.group != netdev.Group {
+		return fmt.Errorf("detach %s: not an interface of netctl (group %d)", link, l.group)
+	}
+	// Down comes before the new name: kernels before 6.2 rename no link that is up.
+	_, err = k.conn.change(
+		setLink(l.Index, "", 0, unix.IFF_UP, func(ae *netlink.AttributeEncoder) { ae.Uint32(unix.IFLA_GROUP, netdev.GroupRetired) }),
+		setLink(l.Index, "", 0, 0, func(ae *netlink.AttributeEncoder) { ae.String(unix.IFLA_IFNAME, netdev.RetiredName(l.Index)) }))
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("detach %s: %w", link, err)
+	}
+	k.retire.kick()
+	return nil
+}
+
+// Run deletes detached links, also those that an earlier process left, until ctx
+// ends; it always ends with ctx's error.
+func (k *Kernel) Run(ctx context.Context) error {
+	k.retire.kick()
+	for {
+		select {
+		case <-ctx.Done():
+			if len(k.retire.wake) > 0 {
+				_ = k.retire.flush() // else the next process does it
+			}
+			return ctx.Err()
+		case <-k.retire.wake:
+		}
+		if err := k.retire.flush(); err != nil {
+			k.log.Warn("detached links not deleted", "error", err)
+		}
+	}
+}
+
+// retirer deletes every link of the retired group on a socket of its own, since
+// the call takes tens of milliseconds.
+type retirer struct {
+	conn *conn
+	wake chan struct{} // holds one: something is waiting
+	mu   sync.Mutex    // one deletion at a time
+}
+
+func newRetirer(netns int) (*retirer, error) {
+	c, err := dial(netns)
+	if err != nil {
+		return nil, err
+	}
+	return &retirer{conn: c, wake: make(chan struct{}, 1)}, nil
+}
+
+func (r *retirer) kick() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// flush deletes what is retired now and waits for it; none is no error.
+func (r *retirer) flush() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, err := r.conn.change(message(unix.RTM_DELLINK, 0, ifinfo(0, 0, 0), func(ae *netlink.AttributeEncoder) {
+		ae.Uint32(unix.IFLA_GROUP, netdev.GroupRetired)
+	}))
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete detached links: %w", err)
+	}
+	return nil
+}

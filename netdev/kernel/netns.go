@@ -1,0 +1,126 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"netctl/datastore"
+)
+
+// Netns is an open network namespace. Device and inode identify it as long as it
+// is open.
+type Netns struct {
+	fd       int
+	close    func() error
+	Dev, Ino uint64
+}
+
+// FD is the descriptor, valid until Close.
+func (n *Netns) FD() int { return n.fd }
+
+// Close releases the namespace.
+func (n *Netns) Close() error { return n.close() }
+
+// Same reports whether both are the same namespace.
+func (n *Netns) Same(o *Netns) bool { return n.Dev == o.Dev && n.Ino == o.Ino }
+
+func openThreadNetns() (*Netns, error) {
+	f, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("own network namespace: %w", err)
+	}
+	n, err := identify(f)
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("own network namespace: %w", err)
+	}
+	return n, nil
+}
+
+func identify(f *os.File) (*Netns, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, err
+	}
+	return &Netns{fd: int(f.Fd()), close: f.Close, Dev: st.Dev, Ino: st.Ino}, nil
+}
+
+// OpenNetns opens the network namespace that process pid has open as descriptor
+// fd. It must be one, and not the one this Kernel works in: else the error wraps
+// datastore.ErrInvalid.
+func (k *Kernel) OpenNetns(pid, fd int) (*Netns, error) {
+	n, err := openNetns(fmt.Sprintf("/proc/%d/fd/%d", pid, fd))
+	if err != nil {
+		return nil, fmt.Errorf("network namespace of process %d, descriptor %d: %w", pid, fd, err)
+	}
+	if n.Same(k.own) {
+		_ = n.Close()
+		return nil, fmt.Errorf("network namespace of process %d, descriptor %d: is the host's own: %w", pid, fd, datastore.ErrInvalid)
+	}
+	return n, nil
+}
+
+// openNetns looks before it opens: to open a FIFO or a device named by a stranger
+// would block or have effects.
+func openNetns(path string) (*Netns, error) {
+	look, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(look)
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(look, &fs); err != nil {
+		return nil, err
+	}
+	if fs.Type != unix.NSFS_MAGIC {
+		return nil, fmt.Errorf("not a namespace: %w", datastore.ErrInvalid)
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", look))
+	if err != nil {
+		return nil, err
+	}
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err == nil && kind != unix.CLONE_NEWNET {
+		err = fmt.Errorf("a namespace of another kind: %w", datastore.ErrInvalid)
+	}
+	var n *Netns
+	if err == nil {
+		n, err = identify(f)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return n, nil
+}
+
+// inNetns calls fn on a thread that is in the network namespace; a thread that
+// cannot go back is given up.
+func inNetns(netns int, fn func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		own, err := os.Open("/proc/thread-self/ns/net")
+		if err == nil {
+			defer own.Close()
+			err = unix.Setns(netns, unix.CLONE_NEWNET)
+		}
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("enter network namespace: %w", err)
+			return
+		}
+		err = fn()
+		if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back == nil {
+			runtime.UnlockOSThread()
+		} else {
+			err = errors.Join(err, fmt.Errorf("leave network namespace: %w", back))
+		}
+		done <- err
+	}()
+	return <-done
+}

@@ -1,0 +1,58 @@
+package netdev
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+
+	"netctl/datastore"
+)
+
+// MaxName is the longest name of an interface in bytes (IFNAMSIZ less the zero).
+const MaxName = 15
+
+const hashDigits = 11
+
+// LinkName is the name of the host side of an endpoint: the prefix and 11 hex
+// digits of the SHA-256 of the endpoint's name (node/orchestrator/workload/interface).
+func LinkName(prefix, endpoint string) string {
+	sum := sha256.Sum256([]byte(endpoint))
+	return prefix + hex.EncodeToString(sum[:])[:hashDigits]
+}
+
+// RetiredName is what a link with the given index is called between the end of
+// its service and its deletion.
+func RetiredName(index int) string { return fmt.Sprintf("ncgone%x", index) }
+
+// ValidPrefix reports why prefix cannot start the name of a link.
+func ValidPrefix(prefix string) error {
+	if prefix == "" || len(prefix) > MaxName-hashDigits {
+		return fmt.Errorf("interface prefix %q: must have 1 to %d characters: %w", prefix, MaxName-hashDigits, datastore.ErrInvalid)
+	}
+	for _, r := range prefix {
+		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') {
+			return fmt.Errorf("interface prefix %q: only letters and digits: %w", prefix, datastore.ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// ValidInterface reports why the kernel or the CNI specification (section 2,
+// CNI_IFNAME) would refuse name for an interface.
+func ValidInterface(name string) error {
+	switch {
+	case name == "" || len(name) > MaxName:
+		return fmt.Errorf("interface %q: must have 1 to %d characters: %w", name, MaxName, datastore.ErrInvalid)
+	case name == "." || name == "..":
+		return fmt.Errorf("interface %q: not a name: %w", name, datastore.ErrInvalid)
+	case strings.ContainsAny(name, "/:%"):
+		return fmt.Errorf("interface %q: must not contain '/', ':' or '%%': %w", name, datastore.ErrInvalid)
+	}
+	for _, r := range name {
+		if r <= ' ' || r > '~' {
+			return fmt.Errorf("interface %q: only printable ASCII without blanks: %w", name, datastore.ErrInvalid)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,43 @@
+// Package netdev owns the words for network interfaces: what the interfaces of
+// netctl are called, how they are marked, and the addresses that every endpoint
+// sees as its gateway.
+//
+// It is pure: it never opens a socket or a file. netdev/kernel makes interfaces,
+// netdev/netlab makes test hosts.
+//
+// Invariants: the name of a link is a function of the prefix and the endpoint's
+// name alone; a link of netctl is known by its group, never by its name.
+package netdev
+
+import "net/netip"
+
+// DefaultPrefix starts the name of the host side of every endpoint unless the
+// configuration says otherwise.
+const DefaultPrefix = "nc"
+
+// The device groups (ip-link(8), group) that mark links of netctl: Group those
+// in service, GroupRetired those that are down and wait for their deletion.
+const (
+	Group        uint32 = 0x6e63
+	GroupRetired uint32 = 0x6e64
+)
+
+// HostMAC is the hardware address of the host side of every endpoint.
+const HostMAC = "ee:ee:ee:ee:ee:ee"
+
+// MinMTU and MaxMTU bound the MTU of a link in bytes; IPv6 needs 1280 (RFC 8200,
+// section 5), veth takes up to 65535.
+const (
+	MinMTU  = 68
+	MinMTU6 = 1280
+	MaxMTU  = 65535
+)
+
+// Gateway4 is the next hop that endpoints use for IPv4. It is on no interface:
+// proxy ARP answers for it.
+func Gateway4() netip.Addr { return netip.AddrFrom4([4]byte{169, 254, 1, 1}) }
+
+// HostLinkLocal is the IPv6 link-local address of the host side of every
+// endpoint, which follows from HostMAC (RFC 4291, appendix A); endpoints use it
+// as next hop.
+func HostLinkLocal() netip.Addr { return netip.MustParseAddr("fe80::ecee:eeff:feee:eeee") }
