@@ -1,0 +1,60 @@
+package routing
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Exports returns the prefixes a node announces, sorted, given the kernel's
+// routes of the agent's protocol: the blackholes (its blocks), and the host
+// routes on interfaces whose name begins with linkPrefix that lie outside every
+// block (borrowed addresses). Nothing outside every pool is announced, and
+// nothing else: no gateway route, no connected subnet.
+func Exports(kernel []Route, pools []netip.Prefix, linkPrefix string) []netip.Prefix {
+	var out []netip.Prefix
+	blocks := map[netip.Prefix]bool{}
+	var lengths []int // of blocks, to look addresses up by masking
+	for _, r := range kernel {
+		if r.Type != Blackhole || !inside(r.Prefix, pools) || blocks[r.Prefix] {
+			continue
+		}
+		blocks[r.Prefix] = true
+		out = append(out, r.Prefix)
+		if !slices.Contains(lengths, r.Prefix.Bits()) {
+			lengths = append(lengths, r.Prefix.Bits())
+		}
+	}
+	inBlock := func(a netip.Addr) bool {
+		for _, n := range lengths {
+			if p, err := a.Prefix(n); err == nil && blocks[p] {
+				return true
+			}
+		}
+		return false
+	}
+	for _, r := range kernel {
+		if r.Type == Unicast && r.Prefix.IsSingleIP() && onLinks(r.NextHops, linkPrefix) &&
+			inside(r.Prefix, pools) && !inBlock(r.Prefix.Addr()) {
+			out = append(out, r.Prefix)
+		}
+	}
+	slices.SortFunc(out, ComparePrefixes)
+	return slices.Compact(out)
+}
+
+func onLinks(hops []NextHop, prefix string) bool {
+	for _, h := range hops {
+		if !strings.HasPrefix(h.Link, prefix) {
+			return false
+		}
+	}
+	return len(hops) > 0
+}
+
+// inside says whether one of the pools holds all of p.
+func inside(p netip.Prefix, pools []netip.Prefix) bool {
+	return slices.ContainsFunc(pools, func(pool netip.Prefix) bool {
+		return pool.Bits() <= p.Bits() && pool.Contains(p.Addr())
+	})
+}

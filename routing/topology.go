@@ -1,0 +1,177 @@
+package routing
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"netctl/datastore"
+)
+
+// Peer is a BGP neighbour of a node.
+type Peer struct {
+	// Name is the node's name.
+	Name string `json:"name"`
+	AS   uint32 `json:"as"`
+	// Address and Local are the ends of the session.
+	Address netip.Addr `json:"address"`
+	Local   netip.Addr `json:"local"`
+	// Aliases are the peer's other addresses.
+	Aliases []netip.Addr `json:"aliases,omitempty"`
+	// NextHops are this node's addresses of the families that both have: the
+	// families of the session, and the next hops of what this node announces.
+	NextHops []netip.Addr `json:"nextHops"`
+}
+
+// Plan is all that a node's speaker needs of the datastore.
+type Plan struct {
+	RouterID netip.Addr `json:"routerID"`
+	AS       uint32     `json:"as"`
+	// OwnAS says that the node has an AS number of its own.
+	OwnAS bool `json:"ownAS,omitempty"`
+	// Addresses are this node's, Nodes those of all nodes.
+	Addresses []netip.Addr `json:"addresses"`
+	Nodes     []netip.Addr `json:"nodes"`
+	Peers     []Peer       `json:"peers"`
+	Pools     []Pool       `json:"pools"`
+	// HoldTime and RestartTime are in seconds.
+	HoldTime    int `json:"holdTime"`
+	RestartTime int `json:"restartTime"`
+	// Problems are one line each: what could not be planned.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// Mesh plans node's full mesh: every other node that shares an address family
+// is a peer, over IPv4 if both have it. A node that is not among nodes, or has
+// no address, has no peers. nodes and pools are in a fixed order.
+func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *datastore.BGPConfig) Plan {
+	var p Plan
+	p.HoldTime, p.RestartTime = *bgp.Spec.HoldTime, bgp.Spec.RestartTime
+	for _, pool := range pools {
+		p.Pools = append(p.Pools, Pool{CIDR: pool.Spec.CIDR, BlockSize: pool.Spec.BlockSize})
+	}
+	var self *datastore.Node
+	for _, n := range nodes {
+		p.Nodes = append(p.Nodes, addresses(n)...)
+		if n.Metadata.Name == node {
+			self = n
+		}
+	}
+	if self == nil {
+		p.Problems = append(p.Problems, fmt.Sprintf("node %s is not in the datastore: start its agent", node))
+		return p
+	}
+	p.Addresses = addresses(self)
+	p.AS, p.OwnAS = asOf(self, bgp), self.Spec.AS != 0
+	if len(p.Addresses) == 0 {
+		p.Problems = append(p.Problems, fmt.Sprintf("node %s has no address: set agent.addresses or agent.interface", node))
+		return p
+	}
+	p.RouterID = routerID(node, p.Addresses)
+	if !*bgp.Spec.Mesh {
+		return p
+	}
+	for _, n := range nodes {
+		if n == self {
+			continue
+		}
+		peer, ok := meet(p.Addresses, addresses(n))
+		if !ok {
+			if len(n.Spec.Addresses) > 0 {
+				p.Problems = append(p.Problems, fmt.Sprintf("node %s shares no address family with this node", n.Metadata.Name))
+			}
+			continue
+		}
+		peer.Name, peer.AS = n.Metadata.Name, asOf(n, bgp)
+		if slices.Contains(p.Addresses, peer.Address) {
+			p.Problems = append(p.Problems, fmt.Sprintf("node %s has this node's address %s: change one of them", n.Metadata.Name, peer.Address))
+			continue
+		}
+		if i := slices.IndexFunc(p.Peers, func(o Peer) bool { return o.Address == peer.Address }); i >= 0 {
+			p.Problems = append(p.Problems, fmt.Sprintf("nodes %s and %s have the same address %s: change one of them", p.Peers[i].Name, peer.Name, peer.Address))
+			continue
+		}
+		p.Peers = append(p.Peers, peer)
+	}
+	return p
+}
+
+// meet makes the session between two nodes' addresses, IPv4 first.
+func meet(own, other []netip.Addr) (Peer, bool) {
+	var p Peer
+	for _, local := range own {
+		i := slices.IndexFunc(other, func(a netip.Addr) bool { return a.Is4() == local.Is4() })
+		if i < 0 {
+			continue
+		}
+		if !p.Address.IsValid() {
+			p.Local, p.Address = local, other[i]
+		}
+		p.NextHops = append(p.NextHops, local)
+	}
+	for _, a := range other {
+		if a != p.Address {
+			p.Aliases = append(p.Aliases, a)
+		}
+	}
+	return p, p.Address.IsValid()
+}
+
+// addresses returns a node's addresses, IPv4 first.
+func addresses(n *datastore.Node) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range n.Spec.Addresses {
+		out = append(out, a.Addr())
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+func asOf(n *datastore.Node, bgp *datastore.BGPConfig) uint32 {
+	if n.Spec.AS != 0 {
+		return n.Spec.AS
+	}
+	return bgp.Spec.DefaultAS
+}
+
+// routerID is the node's IPv4 address, or without one a hash of its name: any
+// non-zero 32 bits that are unique in the AS (RFC 6286, section 2.1).
+func routerID(node string, addrs []netip.Addr) netip.Addr {
+	if addrs[0].Is4() {
+		return addrs[0]
+	}
+	h := fnv.New32a()
+	h.Write([]byte(node))
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], max(h.Sum32(), 1))
+	return netip.AddrFrom4(b)
+}
+
+// CIDRs returns the pools' prefixes.
+func (p Plan) CIDRs() []netip.Prefix {
+	out := make([]netip.Prefix, len(p.Pools))
+	for i, pool := range p.Pools {
+		out[i] = pool.CIDR
+	}
+	return out
+}
+
+// ASSource says where the AS number is from: "node" or "inherited".
+func (p Plan) ASSource() string {
+	if p.OwnAS {
+		return "node"
+	}
+	return "inherited"
+}
+
+// String names the peers, for logs.
+func (p Plan) String() string {
+	names := make([]string, len(p.Peers))
+	for i, peer := range p.Peers {
+		names[i] = peer.Name
+	}
+	return strings.Join(names, ",")
+}
