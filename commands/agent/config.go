@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"netctl/acl"
+	"netctl/commands/control"
+	"netctl/datastore"
+	"netctl/datastore/etcd"
+	"netctl/netdev"
+	"netctl/netdev/kernel"
+	"netctl/routing"
+)
+
+// Config is an agent's settings. Only Node is required; the zero value of a
+// field is its default.
+type Config struct {
+	// Node is the name this machine is registered under.
+	Node   string
+	Labels map[string]string
+	// Version of the binary, only told.
+	Version string
+	Store   etcd.Options
+	// StateDir survives a reboot (default /var/lib/netctl-node), RunDir does not
+	// (default /run/netctl-node).
+	StateDir, RunDir string
+	// Socket is the control socket (default RunDir/agent.sock).
+	Socket string
+	// Addresses are the node's own, at most one of each family; empty: found.
+	Addresses []netip.Addr
+	// Interface is a pattern (path.Match) of the interface whose address is the
+	// node's; "" means any.
+	Interface string
+	// LinkPrefix starts the name of every link of an endpoint.
+	LinkPrefix string
+	// MTU of workload interfaces in bytes; 0: the cluster's setting, else that of
+	// the interface with the node's address.
+	MTU int
+	// Gateway is the workloads' IPv4 next hop.
+	Gateway netip.Addr
+	// LostAfter is how long an endpoint is kept whose link is gone (default 5 min).
+	LostAfter time.Duration
+	// WorkloadToHost is what workloads may open on their own host.
+	WorkloadToHost []acl.HostPort
+	// RouteProtocol marks the agent's routes in the kernel.
+	RouteProtocol int
+	// BootIDFile is kernel.BootIDFile but in tests.
+	BootIDFile string
+}
+
+// finish fills in the defaults and checks the rest; errors name the setting.
+func (c *Config) finish() error {
+	set := func(s *string, def string) {
+		if *s == "" {
+			*s = def
+		}
+	}
+	set(&c.StateDir, "/var/lib/netctl-node")
+	set(&c.RunDir, "/run/netctl-node")
+	set(&c.Socket, filepath.Join(c.RunDir, "agent.sock"))
+	set(&c.LinkPrefix, netdev.DefaultPrefix)
+	set(&c.BootIDFile, kernel.BootIDFile)
+	if c.LostAfter == 0 {
+		c.LostAfter = 5 * time.Minute
+	}
+	if c.RouteProtocol == 0 {
+		c.RouteProtocol = routing.ProtocolAgent
+	}
+	if !c.Gateway.IsValid() {
+		c.Gateway = netdev.Gateway4()
+	}
+	if len(c.Store.Endpoints) == 0 {
+		c.Store.Endpoints = []string{"unix://" + filepath.Join(c.RunDir, "etcd.sock")}
+	}
+	if err := datastore.CheckName(c.Node); err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	if err := netdev.ValidPrefix(c.LinkPrefix); err != nil {
+		return fmt.Errorf("agent.linkPrefix: %w", err)
+	}
+	if _, err := path.Match(c.Interface, ""); err != nil {
+		return fmt.Errorf("agent.interface %q: %w", c.Interface, err)
+	}
+	switch {
+	case !c.Gateway.Is4():
+		return fmt.Errorf("agent.gateway %s: must be an IPv4 address", c.Gateway)
+	case c.MTU != 0 && (c.MTU < netdev.MinMTU || c.MTU > netdev.MaxMTU):
+		return fmt.Errorf("agent.mtu %d: must be %d to %d bytes", c.MTU, netdev.MinMTU, netdev.MaxMTU)
+	case c.LostAfter < 0:
+		return fmt.Errorf("agent.lostAfter %s: must not be negative", c.LostAfter)
+	case c.RouteProtocol < 5 || c.RouteProtocol > 255:
+		return fmt.Errorf("routes.agentProtocol %d: must be 5 to 255", c.RouteProtocol)
+	case len(c.Addresses) > 2 || len(c.Addresses) == 2 && c.Addresses[0].Is4() == c.Addresses[1].Is4():
+		return errors.New("agent.addresses: at most one address of each family")
+	}
+	return nil
+}
+
+func (c *Config) pendingDir() string {
+	return filepath.Join(c.RunDir, filepath.Base(control.PendingDir))
+}
+func (c *Config) recordsDir() string   { return filepath.Join(c.RunDir, "endpoints") }
+func (c *Config) hostIDFile() string   { return filepath.Join(c.StateDir, "host") }
+func (c *Config) lastBootFile() string { return filepath.Join(c.StateDir, "boot") }
+
+// ParseHostPort reads an entry of the setting agent.workloadToHost: tcp, udp or
+// sctp, "/", port.
+func ParseHostPort(s string) (acl.HostPort, error) {
+	protocol, text, ok := strings.Cut(s, "/")
+	number := map[string]uint8{"tcp": 6, "udp": 17, "sctp": 132}[protocol] // IANA protocol numbers
+	port, err := strconv.ParseUint(text, 10, 16)
+	if !ok || number == 0 || err != nil || port == 0 {
+		return acl.HostPort{}, fmt.Errorf("%q: want tcp, udp or sctp and a port, such as udp/53: %w", s, datastore.ErrInvalid)
+	}
+	return acl.HostPort{Protocol: number, Port: uint16(port)}, nil
+}
