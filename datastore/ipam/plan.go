@@ -1,0 +1,106 @@
+package ipam
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"netctl/datastore"
+)
+
+// planner works out one request on a source. It changes nothing but itself.
+type planner struct {
+	src   Source
+	node  string
+	req   Request
+	clock clock
+
+	excluded []taken
+	spaces   []*space // opened so far, at most one for a block
+	pools    []*datastore.Pool
+	addrs    []netip.Addr
+	claimed  []*datastore.Block
+}
+
+func (p *planner) run() error {
+	n := p.src.Node(p.node)
+	if n == nil && !p.req.Restore {
+		return fmt.Errorf("node %s: %w", p.node, datastore.ErrNotFound)
+	}
+	if !p.req.Restore {
+		p.excluded = exclusions(p.src, p.req.Workload, p.req.Name)
+	}
+	for _, v6 := range []bool{false, true} {
+		wish, err := p.wish(v6)
+		if err != nil {
+			return err
+		}
+		if !wish.IsValid() && !p.due(v6) {
+			continue
+		}
+		if v6 && !p.req.Restore && !n.Address(true).IsValid() {
+			return fmt.Errorf("%w: an IPv6 address is asked for, but node %s has none itself; give it one or leave ipv6 out", datastore.ErrInvalid, p.node)
+		}
+		a, err := p.one(v6, wish, n)
+		if err != nil {
+			return err
+		}
+		p.addrs = append(p.addrs, a)
+	}
+	return nil
+}
+
+// wish is the wanted address of a family, if there is one.
+func (p *planner) wish(v6 bool) (wish netip.Addr, err error) {
+	for _, a := range p.req.Wants {
+		if a.Is6() != v6 || !a.IsValid() {
+			continue
+		}
+		if a.Is4In6() || a.Zone() != "" {
+			return wish, fmt.Errorf("%w: address %s: must be a plain IPv4 or IPv6 address", datastore.ErrInvalid, a)
+		}
+		if wish.IsValid() && wish != a {
+			return wish, fmt.Errorf("%w: addresses %s and %s: only one of a family can be had", datastore.ErrInvalid, wish, a)
+		}
+		wish = a
+	}
+	return wish, nil
+}
+
+// due reports whether an address of the family is due without a wish.
+func (p *planner) due(v6 bool) bool {
+	if p.req.Restore {
+		return false
+	}
+	if v6 {
+		return p.req.V6
+	}
+	return len(p.req.Pools) == 0 || slices.ContainsFunc(p.req.Pools, func(c netip.Prefix) bool { return c.Addr().Is4() })
+}
+
+func (p *planner) one(v6 bool, wish netip.Addr, n *datastore.Node) (netip.Addr, error) {
+	if wish.IsValid() && p.req.Restore {
+		return p.explicit(wish, p.poolAround(wish))
+	}
+	pools, refused, err := p.eligible(v6, n)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	if wish.IsValid() {
+		i := slices.IndexFunc(pools, func(pool *datastore.Pool) bool { return pool.Spec.CIDR.Contains(wish) })
+		if i < 0 {
+			return netip.Addr{}, fmt.Errorf("%w: address %s is in none of the pools %s", datastore.ErrInvalid, wish, p.describe(v6, pools, refused))
+		}
+		return p.explicit(wish, pools[i])
+	}
+	if a, ok := p.again(v6); ok {
+		return a, nil
+	}
+	if a, ok := p.kept(v6, pools); ok {
+		return a, nil
+	}
+	if a, ok := p.search(pools); ok {
+		return a, nil
+	}
+	return netip.Addr{}, fmt.Errorf("%w in pools %s", datastore.ErrExhausted, p.describe(v6, pools, refused))
+}

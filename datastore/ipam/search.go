@@ -1,0 +1,137 @@
+package ipam
+
+import (
+	"crypto/sha256"
+	"net/netip"
+	"slices"
+	"sort"
+
+	"netctl/datastore"
+)
+
+// taken is a range that is not to be given out, and why.
+type taken struct {
+	cidr netip.Prefix
+	why  string
+	// part: a block may lie around it; only the ordinals in it are skipped.
+	part bool
+}
+
+// exclusions are the ranges that nothing may be given out of: what any node has
+// on its links, and reservations that are not kept for one of the names.
+func exclusions(src Source, names ...string) (all []taken) {
+	for _, n := range src.Nodes() {
+		for _, p := range n.Spec.Addresses {
+			all = append(all, taken{cidr: p.Masked(), why: "the subnet of node " + n.Metadata.Name})
+		}
+		for _, p := range n.Status.Subnets {
+			all = append(all, taken{cidr: p.Masked(), why: "a subnet that node " + n.Metadata.Name + " is connected to"})
+		}
+	}
+	for _, r := range src.Reservations() {
+		if r.Spec.For != "" && slices.Contains(names, r.Spec.For) {
+			continue
+		}
+		for _, p := range r.Spec.CIDRs {
+			all = append(all, taken{cidr: p.Masked(), why: "reservation " + r.Metadata.Name, part: true})
+		}
+	}
+	return all
+}
+
+// within is the ordinals of block that are excluded.
+func within(block netip.Prefix, all []taken) *bitmap {
+	m := new(bitmap)
+	for _, t := range all {
+		switch {
+		case !t.cidr.Overlaps(block):
+		case t.cidr.Bits() <= block.Bits():
+			m.setRange(0, ordinalOf(block, last(block)))
+		default:
+			m.setRange(ordinalOf(block, t.cidr.Addr()), ordinalOf(block, last(t.cidr)))
+		}
+	}
+	return m
+}
+
+// newBlock looks for a block of the pool that overlaps nothing: neither a block
+// nor what is excluded. It begins at a place drawn from node and pool, so that
+// nodes do not race for the same block, and leaps from one obstacle to the next:
+// the cost grows with what exists, not with the size of the pool.
+func newBlock(pool datastore.PoolSpec, node string, blocks []*datastore.Block, all []taken) (netip.Prefix, bool) {
+	var in []netip.Prefix
+	add := func(p netip.Prefix) {
+		if p.Overlaps(pool.CIDR) {
+			in = append(in, p)
+		}
+	}
+	for _, b := range blocks {
+		add(b.Spec.CIDR)
+	}
+	for _, t := range all {
+		if !t.part || t.cidr.Bits() <= pool.BlockSize {
+			add(t.cidr)
+		}
+	}
+	in = outermost(in)
+	start := startOf(pool, node)
+	at, wrapped := start, false
+	for {
+		if !at.IsValid() || !pool.CIDR.Contains(at) {
+			at, wrapped = pool.CIDR.Masked().Addr(), true
+			if start == at {
+				return netip.Prefix{}, false
+			}
+		}
+		candidate := netip.PrefixFrom(at, pool.BlockSize)
+		end := last(candidate)
+		if obstacle, ok := overlapping(in, candidate); ok {
+			if o := last(obstacle); end.Less(o) {
+				end = o
+			}
+		} else if size := ordinalOf(candidate, end) + 1; within(candidate, all).count(size) < size {
+			return candidate, true
+		}
+		next := end.Next()
+		if wrapped && (!next.IsValid() || !next.Less(start)) {
+			return netip.Prefix{}, false
+		}
+		at = next
+	}
+}
+
+// outermost sorts prefixes and drops those that lie in another: what is left is
+// disjoint.
+func outermost(list []netip.Prefix) []netip.Prefix {
+	slices.SortFunc(list, comparePrefix)
+	out := list[:0]
+	for _, p := range list {
+		if len(out) == 0 || !out[len(out)-1].Overlaps(p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// overlapping finds an element of a disjoint, sorted list that overlaps p; of
+// several the last.
+func overlapping(disjoint []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
+	end := last(p)
+	i := sort.Search(len(disjoint), func(i int) bool { return end.Less(disjoint[i].Addr()) })
+	if i > 0 && disjoint[i-1].Overlaps(p) {
+		return disjoint[i-1], true
+	}
+	return netip.Prefix{}, false
+}
+
+// startOf is the first address of one of the pool's blocks, evenly drawn from
+// node and pool.
+func startOf(pool datastore.PoolSpec, node string) netip.Addr {
+	sum := sha256.Sum256([]byte(node + " " + pool.CIDR.String()))
+	b := pool.CIDR.Masked().Addr().AsSlice()
+	for i := pool.CIDR.Bits(); i < pool.BlockSize; i++ {
+		b[i/8] |= sum[i/8] & (0x80 >> (i % 8))
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
