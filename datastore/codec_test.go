@@ -1,0 +1,238 @@
+package datastore
+
+import (
+	"bytes"
+	"errors"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// samples is one object of every kind with every field set.
+func samples() []Object {
+	when := time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
+	rule := func(s string) Rule {
+		r, err := ParseRule(s)
+		if err != nil {
+			panic(err)
+		}
+		return r
+	}
+	cidr := netip.MustParsePrefix
+	addr := netip.MustParseAddr
+	return []Object{
+		&Node{Metadata{Name: "slave", Labels: map[string]string{"rack": "A 1"}},
+			NodeSpec{[]netip.Prefix{cidr("192.168.99.102/24"), cidr("fd00:99::2/64")}, 64512, addr("1.2.3.4")},
+			NodeStatus{"ab12", when, "1.0.0", []netip.Prefix{cidr("192.168.99.0/24")}, []string{"drift"}, 3, when,
+				[]SessionStatus{{addr("192.168.99.103"), "node-to-node mesh", "up", when, "Established", 1, 2, 3}}}},
+		&Pool{Metadata{Name: "10.0.0.0-26"}, PoolSpec{cidr("10.0.0.0/26"), 28, EncapIPIP, true, true, "has(rack)"}},
+		&Pool{Metadata{Name: "fd80:24e2:f998:72d6::-64"}, PoolSpec{cidr("fd80:24e2:f998:72d6::/64"), 122, EncapNone, false, false, "all()"}},
+		&Block{Metadata{Name: "10.0.0.0-28"}, BlockSpec{cidr("10.0.0.0/28"), "slave", 3,
+			[]Allocation{{0, "h0", "slave", "w", when}, {2, "h2", "slave2", "", when}}, []Released{{1, "boot", 77}}}},
+		&Reservation{Metadata{Name: "dns"}, ReservationSpec{[]netip.Prefix{cidr("10.0.0.53/32")}, "w"}},
+		&Network{Metadata{Name: "dataman"}, NetworkSpec{[]netip.Prefix{cidr("10.0.0.0/26")}, "p", true, map[string]string{"a": "b"}}},
+		&Endpoint{Metadata{Name: "slave/cni/0a1b/eth0", Labels: map[string]string{"org.x/y": "ü"}},
+			EndpointSpec{"slave", "cni", "0a1b", "eth0", "dataman", "nc0123456789a", "02:00:00:00:00:01",
+				[]netip.Addr{addr("10.0.0.48"), addr("fd00::1")}, []string{"dataman"}, []Port{{"http", "tcp", 80}}}},
+		&Profile{Metadata{Name: "dataman"}, ProfileSpec{[]string{"dataman", "x"}, map[string]string{"k": "v"},
+			[]Rule{rule("allow from tag app-A"), rule(`deny tcp from not selector "a == 'b'" to ports 1:2,http`)}, []Rule{}}},
+		&BGPConfig{Metadata{Name: "default"}, BGPConfigSpec{64513, new(false), new(0), 10}},
+		&Config{Metadata{Name: "default"}, ConfigSpec{1440}},
+	}
+}
+
+func TestCodecRoundTrip(t *testing.T) {
+	for _, o := range samples() {
+		key, err := KeyOf(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := Encode(o)
+		if err != nil {
+			t.Fatalf("%s: %v", key, err)
+		}
+		back, err := Decode(key, b)
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", key, err, b)
+		}
+		if !reflect.DeepEqual(o, back) {
+			t.Errorf("%s:\n got %+v\nwant %+v", key, back, o)
+		}
+		again, err := Encode(back)
+		if err != nil || !bytes.Equal(b, again) {
+			t.Errorf("%s: encodes as %s, then as %s, %v", key, b, again, err)
+		}
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{`"kind":"Pool","spec":{"cidr":"10.0.0.0/8"}`,
+			`"kind":"Pool","metadata":{"name":"10.0.0.0-8"},"spec":{"cidr":"10.0.0.0/8","blockSize":26,"encap":"none","nodeSelector":"all()"}`},
+		{`"kind":"Pool","spec":{"cidr":"10.0.0.0/28"}`,
+			`"kind":"Pool","metadata":{"name":"10.0.0.0-28"},"spec":{"cidr":"10.0.0.0/28","blockSize":28,"encap":"none","nodeSelector":"all()"}`},
+		{`"kind":"Pool","spec":{"cidr":"fd00::/64"}`,
+			`"kind":"Pool","metadata":{"name":"fd00::-64"},"spec":{"cidr":"fd00::/64","blockSize":122,"encap":"none","nodeSelector":"all()"}`},
+		{`"kind":"Profile","metadata":{"name":"p"}`,
+			`"kind":"Profile","metadata":{"name":"p"},"spec":{"tags":["p"],"inbound":["allow from tag p"],"outbound":["allow"]}`},
+		{`"kind":"Profile","metadata":{"name":"p"},"spec":{"tags":[],"inbound":[],"outbound":null}`,
+			`"kind":"Profile","metadata":{"name":"p"},"spec":{"tags":[],"inbound":[],"outbound":["allow"]}`},
+		{`"kind":"Network","metadata":{"name":"n"}`,
+			`"kind":"Network","metadata":{"name":"n"},"spec":{"profile":"n"}`},
+		{`"kind":"BGPConfig"`,
+			`"kind":"BGPConfig","metadata":{"name":"default"},"spec":{"defaultAS":64511,"mesh":true,"holdTime":90,"restartTime":120}`},
+		{`"kind":"Endpoint","spec":{"node":"a","orchestrator":"cni","workload":"w","interface":"eth0","link":"nc1","addresses":[]}`,
+			`"kind":"Endpoint","metadata":{"name":"a/cni/w/eth0"},"spec":{"node":"a","orchestrator":"cni","workload":"w","interface":"eth0","link":"nc1","addresses":[]}`},
+	} {
+		o, err := DecodeManifest([]byte(`{"apiVersion":"netctl/v1",` + c.in + `}`))
+		if err != nil {
+			t.Errorf("%s: %v", c.in, err)
+			continue
+		}
+		got, err := Encode(o)
+		if want := `{"apiVersion":"netctl/v1",` + c.want + `}`; err != nil || string(got) != want {
+			t.Errorf("%s:\n got %s, %v\nwant %s", c.in, got, err, want)
+		}
+	}
+}
+
+func TestManifestErrors(t *testing.T) {
+	pool := func(spec string) string {
+		return `{"apiVersion":"netctl/v1","kind":"Pool","spec":{` + spec + `}}`
+	}
+	profile := func(spec string) string {
+		return `{"apiVersion":"netctl/v1","kind":"Profile","metadata":{"name":"p"},"spec":{` + spec + `}}`
+	}
+	named := func(kind, name string) string {
+		return `{"apiVersion":"netctl/v1","kind":"` + kind + `","metadata":{"name":"` + name + `"}}`
+	}
+	endpoint := func(more string) string {
+		return `{"apiVersion":"netctl/v1","kind":"Endpoint","spec":{"node":"a","orchestrator":"cni","workload":"w","interface":"eth0","link":"nc1",` + more + `}}`
+	}
+	for _, c := range []struct{ in, want string }{
+		{``, "unexpected end of JSON input (line 1, column 0)"},
+		{"{\n  \"kind\": }", "invalid character '}' looking for beginning of value (line 2, column 11)"},
+		{`[]`, "not an object with the texts apiVersion and kind"},
+		{`{"kind":"Pool"}`, `apiVersion: must be netctl/v1`},
+		{`{"apiVersion":"netctl/v2","kind":"Pool"}`, `apiVersion "netctl/v2": must be netctl/v1`},
+		{`{"apiVersion":"netctl/v1","kind":"Pod"}`, `kind "Pod": there is no such kind`},
+		{pool(`"cidr":"10.0.0.0/8","blocksize":26`), `spec.blocksize: unknown key`},
+		{pool(`"cidr":"10.0.0.0/8","cidr":"11.0.0.0/8"`), `spec.cidr: given twice`},
+		{`{"apiVersion":"netctl/v1","kind":"Pool","kind":"Pool","spec":{"cidr":"10.0.0.0/8"}}`, `kind: given twice`},
+		{`{"apiVersion":"netctl/v1","kind":"Pool","spec":{"cidr":"10.0.0.0/8"},"status":{}}`, `status: unknown key`},
+		{pool(`"cidr":"10.0.0.0/8"`) + `{}`, `invalid character '{' after top-level value`},
+		{pool(`"cidr":"10.0.0.1/8"`), `spec.cidr "10.0.0.1/8": has bits set behind its prefix length; write 10.0.0.0/8`},
+		{pool(`"cidr":"10.0.0.0"`), `spec.cidr "10.0.0.0": is no CIDR, like 10.0.0.0/26`},
+		{pool(`"cidr":10`), `spec.cidr "10": must be a text`},
+		{pool(``), `spec.cidr: a CIDR is missing`},
+		{pool(`"cidr":"127.0.0.0/8"`), `overlaps 127.0.0.0/8, whose addresses cannot be routed`},
+		{pool(`"cidr":"0.0.0.0/0"`), `cannot be routed`},
+		{pool(`"cidr":"::ffff:10.0.0.0/104"`), `must be a plain IPv4 or IPv6 CIDR`},
+		{pool(`"cidr":"10.0.0.0/8","blockSize":19`), `spec.blockSize "19": must be from 20 to 32 for 10.0.0.0/8`},
+		{pool(`"cidr":"10.0.0.0/28","blockSize":26`), `must be from 28 to 32`},
+		{pool(`"cidr":"10.0.0.0/8","blockSize":"26"`), `spec.blockSize "26": must be a whole number`},
+		{pool(`"cidr":"10.0.0.0/8","blockSize":26.5`), `spec.blockSize "26.5": must be a whole number`},
+		{pool(`"cidr":"fd00::/64","blockSize":115`), `must be from 116 to 128`},
+		{pool(`"cidr":"10.0.0.0/8","encap":"gre"`), `spec.encap "gre": must be one of [none ipip ipip-cross-subnet vxlan vxlan-cross-subnet]`},
+		{pool(`"cidr":"fd00::/64","encap":"ipip"`), `spec.encap "ipip": carries IPv4 only`},
+		{pool(`"cidr":"10.0.0.0/8","natOutgoing":"yes"`), `spec.natOutgoing "yes": must be true or false`},
+		{pool(`"cidr":"10.0.0.0/8","nodeSelector":"a ="`), `spec.nodeSelector: selector: "=": `},
+		{`{"apiVersion":"netctl/v1","kind":"Pool","metadata":{"name":"x"},"spec":{"cidr":"10.0.0.0/8"}}`, `metadata.name "x": is no pool or block name`},
+		{`{"apiVersion":"netctl/v1","kind":"Pool","metadata":{"name":"10.0.0.0-9"},"spec":{"cidr":"10.0.0.0/8"}}`, `metadata.name "10.0.0.0-9": must be 10.0.0.0-8, or be left out`},
+		{profile(`"inbound":["allow form tag x"]`), `spec.inbound[0]: rule: "form": expected`},
+		{profile(`"inbound":["pass"]`), `spec.inbound[0] "pass": a profile belongs to no tier`},
+		{profile(`"inbound":"allow"`), `spec.inbound "allow": must be a list`},
+		{profile(`"inbound":{}`), `spec.inbound: must be a list, not an object or list`},
+		{profile(`"tags":["a","a"]`), `spec.tags[1] "a": is in the list twice`},
+		{profile(`"tags":["a b"]`), `spec.tags[0] "a b": is no name`},
+		{profile(`"labels":{"a":"1","a":"2"}`), `spec.labels.a: given twice`},
+		{profile(`"labels":{"-a":"1"}`), `spec.labels "-a": is no label key`},
+		{profile(`"labels":{"a":"\u0000"}`), `spec.labels.a "\x00": is no label value`},
+		{named("Profile", "add"), `metadata.name "add": is a verb`},
+		{named("Profile", ""), `metadata.name: a name is missing`},
+		{named("Profile", "a/b"), `metadata.name "a/b": is no name`},
+		{named("Profile", strings.Repeat("a", 129)), `is longer than 128 bytes`},
+		{named("BGPConfig", "x"), `metadata.name "x": the only BGPConfig is called default`},
+		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"spec":{"addresses":["10.0.0.1/8","10.0.0.2/8"]}}`, `spec.addresses[1] "10.0.0.2/8": a node has at most one address of each family`},
+		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"spec":{"as":65535}}`, `spec.as "65535": is a reserved AS number`},
+		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"spec":{"as":4294967296}}`, `spec.as "4294967296": must be a whole number from 0 to 4294967295`},
+		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"spec":{"clusterID":"::1"}}`, `spec.clusterID "::1": must look like an IPv4 address`},
+		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"status":{"seen":"now"}}`, `status.seen "now": is no time in the form of RFC 3339`},
+		{`{"apiVersion":"netctl/v1","kind":"BGPConfig","spec":{"holdTime":2}}`, `spec.holdTime "2": must be 0 or from 3`},
+		{`{"apiVersion":"netctl/v1","kind":"BGPConfig","spec":{"restartTime":4096}}`, `spec.restartTime "4096"`},
+		{`{"apiVersion":"netctl/v1","kind":"Config","spec":{"mtu":100}}`, `spec.mtu "100"`},
+		{endpoint(`"addresses":["10.0.0"]`), `spec.addresses[0] "10.0.0": is no IP address`},
+		{endpoint(`"addresses":["fe80::1%eth0"]`), `must be a plain IPv4 or IPv6 address`},
+		{endpoint(`"addresses":["224.0.0.1"]`), `is not the address of a machine`},
+		{endpoint(`"addresses":[],"mac":"1"`), `spec.mac "1": is no MAC address`},
+		{endpoint(`"addresses":[],"ports":[{"name":"80","protocol":"tcp","port":80}]`), `spec.ports[0].name "80": must begin with a letter`},
+		{endpoint(`"addresses":[],"ports":[{"name":"w","protocol":"icmp","port":80}]`), `spec.ports[0].protocol "icmp": must be tcp, udp or sctp`},
+		{endpoint(`"addresses":[],"ports":[{"name":"w","protocol":"tcp","port":65536}]`), `spec.ports[0].port "65536": must be a whole number from 0 to 65535`},
+		{named("Endpoint", "a/b"), `metadata.name "a/b": is no endpoint name`},
+		{named("Reservation", "r"), `spec.cidrs: a reservation needs at least one CIDR`},
+		{`{"apiVersion":"netctl/v1","kind":"Block","spec":{"cidr":"10.0.0.0/30","affinity":"a","allocations":[{"ordinal":4,"handle":"h","node":"a","time":"2026-01-01T00:00:00Z"}]}}`, `spec.allocations[0].ordinal "4": must be from 0 to 3`},
+		{`{"apiVersion":"netctl/v1","kind":"Block","spec":{"cidr":"10.0.0.0/8","affinity":"a"}}`, `spec.cidr "10.0.0.0/8": is more than 4096 addresses`},
+		{strings.Repeat("[", MaxSize+1), "are more than an object may have"},
+		{pool(strings.Repeat(`"cidr":{`, 1)) + "}", `spec.cidr: must be a text, not an object or list`},
+	} {
+		_, err := DecodeManifest([]byte(c.in))
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%.120s:\n got %v\nwant %s", c.in, err, c.want)
+		}
+		if !errors.Is(err, ErrInvalid) {
+			t.Errorf("%.120s: %v is not ErrInvalid", c.in, err)
+		}
+	}
+}
+
+func TestDecodeChecksTheKey(t *testing.T) {
+	b, err := Encode(&Profile{Metadata: Metadata{Name: "p"}, Spec: ProfileSpec{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{KindPrefix(KindProfile) + "q", KindPrefix(KindNetwork) + "p", "/other/p", KindPrefix(KindProfile)} {
+		if o, err := Decode(key, b); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: got %v, %v", key, o, err)
+		}
+	}
+}
+
+func TestEncodeRefusesWhatIsInvalid(t *testing.T) {
+	if b, err := Encode(&Pool{Metadata: Metadata{Name: "x"}}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("got %s, %v", b, err)
+	}
+}
+
+func FuzzManifest(f *testing.F) {
+	for _, o := range samples() {
+		b, err := Encode(o)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Add([]byte(`{"apiVersion":"netctl/v1","kind":"Pool","spec":{"cidr":"10.0.0.0/8"}}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		o, err := DecodeManifest(raw)
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) {
+				t.Fatalf("%v is not ErrInvalid", err)
+			}
+			return
+		}
+		b, err := Encode(o)
+		if err != nil {
+			t.Fatalf("%s is accepted and cannot be encoded: %v", raw, err)
+		}
+		back, err := DecodeManifest(b)
+		if err != nil {
+			t.Fatalf("%s becomes %s: %v", raw, b, err)
+		}
+		again, err := Encode(back)
+		if err != nil || !bytes.Equal(b, again) {
+			t.Fatalf("%s becomes %s and then %s, %v", raw, b, again, err)
+		}
+	})
+}

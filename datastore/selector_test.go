@@ -1,0 +1,121 @@
+package datastore
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestSelector(t *testing.T) {
+	web := map[string]string{"role": "web", "tier": "front-end", "org.x/y": "it's"}
+	for _, c := range []struct {
+		in, canonical string
+		match         bool
+	}{
+		{"all()", "", true},
+		{"!all()", "", false},
+		{"has(role)", "", true},
+		{"!has(role)", "", false},
+		{"has(db)", "", false},
+		{"role == 'web'", "", true},
+		{`role=="web"`, "role == 'web'", true},
+		{"role == 'db'", "", false},
+		{"role != 'db'", "", true},
+		{"role != 'web'", "", false},
+		{"db != 'x'", "", true},
+		{"db == ''", "", false},
+		{"role in {'web', 'db'}", "", true},
+		{"role in {'web','db','db'}", "role in {'db', 'web'}", true},
+		{"role not in {'db'}", "", true},
+		{"db in {'', 'x'}", "", false},
+		{"db not in {'x'}", "", true},
+		{"tier contains 'nt-e'", "", true},
+		{"tier starts with 'front'", "", true},
+		{"tier ends with 'end'", "", true},
+		{"db ends with ''", "", false},
+		{`org.x/y == "it's"`, "", true},
+		{"role == 'web' && tier == 'x'", "", false},
+		{"role == 'web' || tier == 'x'", "", true},
+		{"has(db) && has(db) || has(role)", "", true},
+		{"has(db) && (has(db) || has(role))", "", false},
+		{"(has(db) && has(db)) || has(role)", "has(db) && has(db) || has(role)", true},
+		{"has(role) && (has(tier) && has(db))", "has(role) && has(tier) && has(db)", false},
+		{"!role == 'web'", "!(role == 'web')", false},
+		{"!(has(db) || has(role))", "", false},
+		{"!!has(role)", "", true},
+		{"in in {'in'} || has == 'x' || all != 'y'", "", true},
+		{"((role == 'web'))", "role == 'web'", true},
+	} {
+		s, err := ParseSelector(c.in)
+		if err != nil {
+			t.Errorf("%s: %v", c.in, err)
+			continue
+		}
+		want := c.canonical
+		if want == "" {
+			want = strings.ReplaceAll(c.in, "in {'web', 'db'}", "in {'db', 'web'}")
+		}
+		if s.String() != want {
+			t.Errorf("%s prints as %s, want %s", c.in, s, want)
+		}
+		if s.Matches(web) != c.match {
+			t.Errorf("%s: matches %v", c.in, !c.match)
+		}
+	}
+}
+
+func TestSelectorErrors(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{"", `selector: expected a label, has(…), all(), ! or ( (column 1)`},
+		{"role", `selector: expected ==, !=, in, not in, contains, starts with or ends with after "role" (column 5)`},
+		{"role = 'x'", `selector: "=": expected a label, a value in quotes or an operator (column 6)`},
+		{"role == web", `selector: "web": expected a value in quotes after "==" (column 9)`},
+		{"role == 'web", `expected a closing quote (column 9)`},
+		{"role in {}", `selector: "}": expected a value in quotes after "{" (column 10)`},
+		{"role in {'a' 'b'}", `expected , or }`},
+		{"role starts 'a'", `expected with`},
+		{"role not 'a'", `expected in`},
+		{"has role", `expected ==`},
+		{"has()", `expected a label`},
+		{"global()", `selector: "global": expected has(…) or all() (column 1)`},
+		{"(has(a)", `expected &&, || or )`},
+		{"has(a) has(b)", `selector: "has": expected && or || after ")" (column 8)`},
+		{"has(a) &&", `(column 10)`},
+		{"-a == 'x'", `selector: "-a": expected a label (column 1)`},
+		{"a == 'x\ny'", `expected no control characters`},
+		{strings.Repeat("!", 100) + "all()", `expected at most 64 levels`},
+		{strings.Repeat("(", 5000), `expected at most 4096 bytes`},
+	} {
+		_, err := ParseSelector(c.in)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s:\n got %v\nwant %s", c.in, err, c.want)
+		}
+		if !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v is not ErrInvalid", c.in, err)
+		}
+	}
+}
+
+func FuzzSelector(f *testing.F) {
+	for _, s := range []string{
+		"all()", "!has(a) && (b == 'c' || d != \"e'\")", "a in {'x', 'y'}", "a not in {'x'}",
+		"a starts with 'b' || a ends with 'c' && a contains 'd'", "!(!(a == ''))",
+	} {
+		f.Add(s, "a", "x")
+	}
+	f.Fuzz(func(t *testing.T, s, key, value string) {
+		sel, err := ParseSelector(s)
+		if err != nil {
+			return
+		}
+		again, err := ParseSelector(sel.String())
+		if err != nil || again.String() != sel.String() {
+			t.Fatalf("%q prints as %q, which is %v, %v", s, sel, again, err)
+		}
+		for _, labels := range []map[string]string{nil, {key: value}} {
+			if sel.Matches(labels) != again.Matches(labels) {
+				t.Fatalf("%q and its canonical form %q differ for %v", s, sel, labels)
+			}
+		}
+	})
+}

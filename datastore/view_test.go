@@ -1,0 +1,198 @@
+package datastore
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// world is the plain content of a store, to compare a View with.
+type world struct {
+	entries  map[string]Entry
+	revision int64
+}
+
+func (w *world) put(key string, value []byte) Entry {
+	w.revision++
+	e := Entry{Key: key, Value: value, Revision: w.revision}
+	if value == nil {
+		delete(w.entries, key)
+	} else {
+		w.entries[key] = e
+	}
+	return e
+}
+
+func (w *world) snapshot() Snapshot {
+	s := Snapshot{Revision: w.revision}
+	for _, e := range w.entries {
+		s.Entries = append(s.Entries, e)
+	}
+	return s
+}
+
+// step makes one random change: an object written, changed, deleted, or broken.
+func (w *world) step(t *testing.T, r *rand.Rand) Entry {
+	var o Object
+	n := r.IntN(4)
+	switch r.IntN(4) {
+	case 0:
+		o = &Endpoint{Spec: EndpointSpec{Node: fmt.Sprintf("n%d", r.IntN(3)), Orchestrator: "cni", Workload: fmt.Sprintf("w%d", n),
+			Interface: "eth0", Link: "nc1", Profiles: []string{"p", "q", "r"}[:r.IntN(4)]}}
+	case 1:
+		o = &Block{Spec: BlockSpec{CIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(n), 0}), 26), Affinity: fmt.Sprintf("n%d", r.IntN(3))}}
+	case 2:
+		o = &Pool{Spec: PoolSpec{CIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(10 + n), 0, 0, 0}), 16), Disabled: r.IntN(2) == 0}}
+	default:
+		o = &Profile{Metadata: Metadata{Name: fmt.Sprintf("p%d", n)}}
+	}
+	_, op, err := OpPut(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch r.IntN(6) {
+	case 0, 1:
+		return w.put(op.Key, nil)
+	case 2:
+		if w.entries[op.Key].Value == nil {
+			return w.put(op.Key, []byte(`{"broken":`))
+		}
+	}
+	return w.put(op.Key, op.Value)
+}
+
+// content is everything the View can be asked for, as text.
+func content(t *testing.T, v *View) string {
+	sum := map[string]any{
+		"nodes": v.Nodes(), "pools": v.Pools(), "blocks": v.Blocks(), "endpoints": v.Endpoints(),
+		"profiles": v.Profiles(), "networks": v.Networks(), "reservations": v.Reservations(),
+		"bgp": v.BGP(), "config": v.Config(), "problems": v.Problems(), "revision": v.Revision(),
+	}
+	for _, n := range []string{"n0", "n1", "n2", "n3"} {
+		sum["blocks of "+n] = v.BlocksOf(n)
+		sum["endpoints of "+n] = v.EndpointsOf(n)
+	}
+	for _, p := range []string{"p", "q", "r"} {
+		sum["endpoints with "+p] = v.EndpointsWithProfile(p)
+	}
+	b, err := json.MarshalIndent(sum, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// TestViewHistories applies random histories event by event and compares with a
+// View made from the final listing.
+func TestViewHistories(t *testing.T) {
+	for seed := range uint64(50) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		w := &world{entries: map[string]Entry{}}
+		v := NewView()
+		for range 200 {
+			_, _ = v.Apply(w.step(t, r))
+		}
+		// A broken value keeps the old object, so an oracle has none of those.
+		for key, e := range w.entries {
+			if strings.HasPrefix(string(e.Value), `{"broken`) {
+				_, _ = v.Apply(w.put(key, nil))
+			}
+		}
+		fresh := NewView()
+		if _, err := fresh.Replace(w.snapshot()); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := content(t, v), content(t, fresh); got != want {
+			t.Fatalf("seed %d: event by event:\n%s\nfrom the listing:\n%s", seed, got, want)
+		}
+	}
+}
+
+// TestViewReplaceIsTheDifference replaces one random state with another and
+// checks that the changes alone lead from the first to the second.
+func TestViewReplaceIsTheDifference(t *testing.T) {
+	for seed := range uint64(50) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		w := &world{entries: map[string]Entry{}}
+		v := NewView()
+		model := map[string]Object{}
+		for range 5 {
+			for range 20 {
+				w.step(t, r)
+			}
+			changes, _ := v.Replace(w.snapshot())
+			for _, c := range changes {
+				key := KindPrefix(c.Kind) + c.Name
+				if !reflect.DeepEqual(model[key], c.Old) {
+					t.Fatalf("seed %d: %s: old is %+v, was %+v", seed, key, c.Old, model[key])
+				}
+				if reflect.DeepEqual(c.Old, c.New) {
+					t.Fatalf("seed %d: %s did not change", seed, key)
+				}
+				model[key] = c.New
+				if c.New == nil {
+					delete(model, key)
+				}
+			}
+			held := 0
+			for k, objects := range v.objects {
+				for name, o := range objects {
+					held++
+					if !reflect.DeepEqual(model[KindPrefix(k)+name], o) {
+						t.Fatalf("seed %d: %s %s: changes and view differ", seed, k, name)
+					}
+				}
+			}
+			if held != len(model) {
+				t.Fatalf("seed %d: the changes lead to %d objects, the view holds %d", seed, len(model), held)
+			}
+			again, _ := v.Replace(w.snapshot())
+			if len(again) != 0 {
+				t.Fatalf("seed %d: the same listing changes %+v", seed, again)
+			}
+		}
+	}
+}
+
+func TestViewKeepsTheOldObjectWhenAValueIsBroken(t *testing.T) {
+	w := &world{entries: map[string]Entry{}}
+	v := NewView()
+	_, op, err := OpPut(&Profile{Metadata: Metadata{Name: "p"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply := func(value []byte) (Change, error) { return v.Apply(w.put(op.Key, value)) }
+	if c, err := apply(op.Value); err != nil || c.Old != nil || c.New == nil || c.Kind != KindProfile || c.Name != "p" {
+		t.Fatalf("got %+v, %v", c, err)
+	}
+	c, err := apply([]byte(`{}`))
+	if err == nil || c != (Change{}) || v.Profile("p") == nil || len(v.Problems()) != 1 {
+		t.Fatalf("got %+v, %v, %v", c, err, v.Problems())
+	}
+	if want := `/netctl/v1/profiles/p: apiVersion: must be netctl/v1`; v.Problems()[0] != want {
+		t.Errorf("got %s, want %s", v.Problems()[0], want)
+	}
+	if _, err := apply(op.Value); err != nil || len(v.Problems()) != 0 {
+		t.Fatalf("got %v, %v", err, v.Problems())
+	}
+	if _, err := v.Apply(Entry{Key: "/netctl/v1/nonsense", Value: []byte("x"), Revision: 9}); err == nil || len(v.Problems()) != 1 {
+		t.Errorf("got %v, %v", err, v.Problems())
+	}
+	if c, err := v.Apply(Entry{Key: ClusterKey, Value: []byte("x"), Revision: 10}); err != nil || c != (Change{}) || v.Revision() != 10 {
+		t.Errorf("got %+v, %v at %d", c, err, v.Revision())
+	}
+	if c, err := apply(nil); err != nil || c.New != nil || c.Old == nil || v.Profile("p") != nil {
+		t.Errorf("got %+v, %v", c, err)
+	}
+}
+
+func TestViewDefaults(t *testing.T) {
+	v := NewView()
+	if v.BGP().Spec.DefaultAS != 64511 || !*v.BGP().Spec.Mesh || v.Config().Spec.MTU != 0 || v.Node("x") != nil {
+		t.Errorf("got %+v, %+v", v.BGP(), v.Config())
+	}
+}
