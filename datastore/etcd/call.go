@@ -1,0 +1,90 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"netctl/datastore"
+)
+
+// readAttempts is how often a read that met a member on its way out is tried.
+const readAttempts = 4
+
+// read runs a call that may be repeated.
+func (s *Store) read(ctx context.Context, what string, call func(context.Context) error) error {
+	return s.try(ctx, what, readAttempts, call)
+}
+
+// write runs a call that must not be repeated once it was sent.
+func (s *Store) write(ctx context.Context, what string, call func(context.Context) error) error {
+	return s.try(ctx, what, 1, call)
+}
+
+func (s *Store) try(ctx context.Context, what string, attempts int, call func(context.Context) error) error {
+	bounded, cancel := context.WithTimeout(ctx, patience(ctx))
+	defer cancel()
+	for attempt := 1; ; attempt++ {
+		err := call(bounded)
+		if err == nil {
+			return nil
+		}
+		if attempt == attempts || status.Code(err) != codes.Unavailable || bounded.Err() != nil {
+			return s.explain(ctx, what, err)
+		}
+		select {
+		case <-time.After(redialFirst):
+		case <-bounded.Done():
+		}
+	}
+}
+
+// patience is how long a call may take: if the caller set a deadline, a part of
+// what is left, so that there is time to find out why nobody answers.
+func patience(ctx context.Context) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok {
+		return min(callTimeout, time.Until(deadline)*2/3)
+	}
+	return callTimeout
+}
+
+// explain turns what grpc or etcd said into an error of datastore's.
+func (s *Store) explain(ctx context.Context, what string, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", what, ctx.Err())
+	}
+	if s.closed.Load() {
+		return fmt.Errorf("%s: store closed: %w", what, datastore.ErrUnavailable)
+	}
+	switch said := rpctypes.Error(err); {
+	case errors.Is(said, rpctypes.ErrNoSpace):
+		return fmt.Errorf("%s: %w: etcd's space quota is used up and it takes no more writes; delete what is not needed, compact and defragment it or raise its quota, then disarm the alarm", what, datastore.ErrFull)
+	case errors.Is(said, rpctypes.ErrCompacted):
+		return fmt.Errorf("%s: %w", what, datastore.ErrCompacted)
+	case errors.Is(said, rpctypes.ErrRequestTooLarge), errors.Is(said, rpctypes.ErrTooManyOps):
+		return fmt.Errorf("%s: %w: %w", what, said, datastore.ErrInvalid)
+	case errors.Is(said, rpctypes.ErrPermissionDenied), errors.Is(said, rpctypes.ErrUserEmpty):
+		return fmt.Errorf("%s: %w: etcd's authentication is on and does not let the certificate's name in: %w", what, datastore.ErrUnavailable, said)
+	}
+	if reasons := s.probe(ctx); reasons != nil {
+		return fmt.Errorf("%s: %w: %w", what, datastore.ErrUnavailable, reasons)
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", what, ctx.Err())
+	}
+	// Somebody answers now: a member that starts, ends, or has no leader.
+	s.client.ActiveConnection().ResetConnectBackoff()
+	said := status.Convert(err)
+	switch said.Code() {
+	case codes.Unimplemented:
+		return fmt.Errorf("%s: %w: %s answers, but is no etcd", what, datastore.ErrUnavailable, list(s.endpoints))
+	case codes.DeadlineExceeded:
+		return fmt.Errorf("%s: %w: %s accepts connections, but does not answer (overloaded, stopped, or without a majority of its members)", what, datastore.ErrUnavailable, list(s.endpoints))
+	}
+	return fmt.Errorf("%s: %w: %s", what, datastore.ErrUnavailable, said.Message())
+}

@@ -1,0 +1,228 @@
+// Package etcd owns the datastore.Store that is an etcd cluster, netctl's own
+// (datastore/embed) or an external one, reached by the same four settings.
+//
+// It never interprets a value. Every call ends within a bounded time, and a store
+// that does not answer is an ErrUnavailable that says why, endpoint by endpoint.
+// One grpc connection per endpoint serves every call and every watch; after
+// Close nothing is left running.
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+
+	"netctl/datastore"
+)
+
+// DefaultEndpoint is the socket of the node's own datastore role.
+const DefaultEndpoint = "unix:///run/netctl-node/etcd.sock"
+
+// Bounds. A dead peer is noticed after keepAlive+keepAliveTimeout; etcd refuses
+// clients that ask more often than every 5 s.
+const (
+	defaultDialTimeout = 3 * time.Second
+	callTimeout        = 10 * time.Second
+	keepAlive          = 10 * time.Second
+	keepAliveTimeout   = 5 * time.Second
+	redialFirst        = 50 * time.Millisecond
+	redialMax          = 2 * time.Second
+)
+
+// Options say where the store is and who we are.
+type Options struct {
+	// Endpoints is one unix:///path or a list of https://host:port; empty:
+	// DefaultEndpoint.
+	Endpoints []string
+	// CA, Cert and Key are the names of PEM files, all or none; https needs
+	// them. Cert and Key are read again for every connection.
+	CA, Cert, Key string
+	// DialTimeout bounds one attempt to connect; default 3 s.
+	DialTimeout time.Duration
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+// Store is an etcd cluster.
+type Store struct {
+	endpoints []string
+	tls       *tls.Config // nil for a unix socket
+	files     Options     // to name the files in messages
+	dial      time.Duration
+	log       *slog.Logger
+	client    *clientv3.Client
+	kv        etcdserverpb.KVClient
+	watch     etcdserverpb.WatchClient
+	closed    atomic.Bool
+}
+
+var _ datastore.Store = (*Store)(nil)
+
+// Open prepares a store; the server need not be up. An error wraps
+// datastore.ErrInvalid and names the endpoint or the file.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	if len(o.Endpoints) == 0 {
+		o.Endpoints = []string{DefaultEndpoint}
+	}
+	if o.DialTimeout <= 0 {
+		o.DialTimeout = defaultDialTimeout
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	secure, err := checkEndpoints(o.Endpoints)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{endpoints: o.Endpoints, files: o, dial: o.DialTimeout, log: o.Log}
+	if s.tls, err = clientTLS(o, secure); err != nil {
+		return nil, err
+	}
+	redial := backoff.Config{BaseDelay: redialFirst, Multiplier: 1.6, Jitter: 0.2, MaxDelay: redialMax}
+	s.client, err = clientv3.New(clientv3.Config{
+		Endpoints:            o.Endpoints,
+		TLS:                  s.tls,
+		DialKeepAliveTime:    keepAlive,
+		DialKeepAliveTimeout: keepAliveTimeout,
+		Context:              context.WithoutCancel(ctx),
+		Logger:               zap.NewNop(), // says the same as the errors, many times
+		DialOptions: []grpc.DialOption{
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: o.DialTimeout}),
+			grpc.WithIdleTimeout(0),
+			grpc.WithReadBufferSize(8 << 10), grpc.WithWriteBufferSize(8 << 10),
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("datastore %v: %w: %w", o.Endpoints, err, datastore.ErrInvalid)
+	}
+	// The plain clients: clientv3's own wait for a connection until the deadline
+	// and its watches go on silently on whatever etcd answers next.
+	s.kv = etcdserverpb.NewKVClient(s.client.ActiveConnection())
+	s.watch = etcdserverpb.NewWatchClient(s.client.ActiveConnection())
+	return s, nil
+}
+
+// checkEndpoints reports whether the endpoints are https.
+func checkEndpoints(endpoints []string) (secure bool, err error) {
+	for _, e := range endpoints {
+		u, err := url.Parse(e)
+		switch {
+		case err != nil:
+			return false, fmt.Errorf("datastore endpoint %q: %w: %w", e, err, datastore.ErrInvalid)
+		case u.Scheme == "https" && u.Hostname() != "" && u.Port() != "" && u.Path == "" && u.User == nil:
+			secure = true
+		case u.Scheme == "unix" && u.Host == "" && filepath.IsAbs(u.Path):
+			if len(endpoints) > 1 {
+				return false, fmt.Errorf("datastore endpoints %q: one unix socket or a list of https URLs: %w", endpoints, datastore.ErrInvalid)
+			}
+		case u.Scheme == "http":
+			return false, fmt.Errorf("datastore endpoint %q: plain http is not offered, use https://host:port with ca, cert and key: %w", e, datastore.ErrInvalid)
+		default:
+			return false, fmt.Errorf("datastore endpoint %q: want unix:///path or https://host:port: %w", e, datastore.ErrInvalid)
+		}
+	}
+	return secure, nil
+}
+
+// Get implements datastore.Store.
+func (s *Store) Get(ctx context.Context, key string) (datastore.Entry, error) {
+	var r *etcdserverpb.RangeResponse
+	err := s.read(ctx, "read "+key, func(ctx context.Context) (err error) {
+		r, err = s.kv.Range(ctx, &etcdserverpb.RangeRequest{Key: []byte(key)}, callOptions()...)
+		return err
+	})
+	if err != nil {
+		return datastore.Entry{}, err
+	}
+	if len(r.Kvs) == 0 {
+		return datastore.Entry{}, fmt.Errorf("read %s: %w", key, datastore.ErrNotFound)
+	}
+	return entry(r.Kvs[0]), nil
+}
+
+// pageSize is the number of entries asked for at once: messages stay well below
+// a megabyte.
+const pageSize = 1000
+
+// listAttempts is how often a list starts again because its revision was
+// compacted between two pages.
+const listAttempts = 3
+
+// List implements datastore.Store. Pages after the first are read at the first
+// one's revision.
+func (s *Store) List(ctx context.Context, prefix string) (datastore.Snapshot, error) {
+	for attempt := 1; ; attempt++ {
+		snap, err := s.list(ctx, prefix)
+		if err == nil || attempt == listAttempts || !errors.Is(err, datastore.ErrCompacted) {
+			return snap, err
+		}
+	}
+}
+
+func (s *Store) list(ctx context.Context, prefix string) (datastore.Snapshot, error) {
+	var snap datastore.Snapshot
+	next, end := []byte(prefix), []byte(clientv3.GetPrefixRangeEnd(prefix))
+	for {
+		var r *etcdserverpb.RangeResponse
+		err := s.read(ctx, "list "+prefix, func(ctx context.Context) (err error) {
+			r, err = s.kv.Range(ctx, &etcdserverpb.RangeRequest{Key: next, RangeEnd: end, Limit: pageSize, Revision: snap.Revision}, callOptions()...)
+			return err
+		})
+		if err != nil {
+			return datastore.Snapshot{}, err
+		}
+		if snap.Revision == 0 {
+			snap.Revision = r.Header.Revision
+			snap.Entries = make([]datastore.Entry, 0, r.Count)
+		}
+		for _, kv := range r.Kvs {
+			snap.Entries = append(snap.Entries, entry(kv))
+		}
+		if !r.More || len(r.Kvs) == 0 {
+			return snap, nil
+		}
+		next = append(r.Kvs[len(r.Kvs)-1].Key, 0)
+	}
+}
+
+// ID implements datastore.Store: etcd's cluster ID.
+func (s *Store) ID(ctx context.Context) (uint64, error) {
+	var r *etcdserverpb.RangeResponse
+	err := s.read(ctx, "read identity", func(ctx context.Context) (err error) {
+		r, err = s.kv.Range(ctx, &etcdserverpb.RangeRequest{Key: []byte(datastore.Prefix), CountOnly: true}, callOptions()...)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return r.Header.ClusterId, nil
+}
+
+// Close implements datastore.Store.
+func (s *Store) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("close datastore: %w", err)
+	}
+	return nil
+}
+
+// callOptions let a call fail at once when no endpoint can be reached, rather
+// than at its deadline, and take answers of any size.
+func callOptions() []grpc.CallOption {
+	return []grpc.CallOption{grpc.WaitForReady(false), grpc.MaxCallRecvMsgSize(1 << 30), grpc.MaxCallSendMsgSize(8 << 20)}
+}

@@ -1,0 +1,62 @@
+package etcd
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+
+	"netctl/datastore"
+)
+
+// EndpointHealth is what one endpoint says of itself.
+type EndpointHealth struct {
+	Endpoint string
+	Member   uint64 // etcd's member ID
+	Leader   bool
+	Version  string // of the server
+	Size     int64  // of the backend file, bytes
+	InUse    int64  // of it, bytes
+	Quota    int64  // bytes; 0: the server does not say
+	// Err is nil or why the endpoint is not healthy: it does not answer
+	// (wraps datastore.ErrUnavailable), has no leader, or raised an alarm.
+	Err error
+}
+
+// Health asks every endpoint for its status, all at once, each within the dial
+// timeout; in the order of Options.Endpoints.
+func (s *Store) Health(ctx context.Context) []EndpointHealth {
+	out := make([]EndpointHealth, len(s.endpoints))
+	var wg sync.WaitGroup
+	for i, e := range s.endpoints {
+		wg.Go(func() { out[i] = s.health(ctx, e) })
+	}
+	wg.Wait()
+	return out
+}
+
+func (s *Store) health(ctx context.Context, endpoint string) EndpointHealth {
+	h := EndpointHealth{Endpoint: endpoint}
+	// First the plain dial: it knows why.
+	bounded, cancel := context.WithTimeout(ctx, s.dial)
+	defer cancel()
+	if err := s.probeOne(bounded, endpoint); err != nil {
+		h.Err = fmt.Errorf("%s: %w: %w", endpoint, datastore.ErrUnavailable, err)
+		return h
+	}
+	r, err := s.client.Status(bounded, endpoint)
+	if err != nil {
+		h.Err = s.explain(ctx, endpoint, err)
+		return h
+	}
+	h.Member, h.Version = r.Header.MemberId, r.Version
+	h.Leader = r.Leader == r.Header.MemberId
+	h.Size, h.InUse, h.Quota = r.DbSize, r.DbSizeInUse, r.DbSizeQuota
+	switch {
+	case len(r.Errors) > 0:
+		h.Err = fmt.Errorf("%s: %s", endpoint, strings.Join(r.Errors, ", "))
+	case r.Leader == 0:
+		h.Err = fmt.Errorf("%s: the cluster has no leader: %w", endpoint, datastore.ErrUnavailable)
+	}
+	return h
+}

@@ -1,0 +1,205 @@
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"netctl/datastore"
+)
+
+// clientTLS builds the TLS settings from the file names; nil for a socket.
+func clientTLS(o Options, secure bool) (*tls.Config, error) {
+	given := o.CA != "" || o.Cert != "" || o.Key != ""
+	switch {
+	case !secure && !given:
+		return nil, nil
+	case !secure:
+		return nil, fmt.Errorf("datastore %s: a unix socket takes no ca, cert or key: remove them, or use https endpoints: %w", o.Endpoints[0], datastore.ErrInvalid)
+	case o.CA == "" || o.Cert == "" || o.Key == "":
+		return nil, fmt.Errorf("datastore %s: https needs ca, cert and key: %w", o.Endpoints[0], datastore.ErrInvalid)
+	}
+	pem, err := os.ReadFile(o.CA)
+	if err != nil {
+		return nil, fmt.Errorf("datastore ca: %w: %w", err, datastore.ErrInvalid)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("datastore ca %s: holds no PEM certificate: %w", o.CA, datastore.ErrInvalid)
+	}
+	load := func() (*tls.Certificate, error) {
+		c, err := tls.LoadX509KeyPair(o.Cert, o.Key)
+		if err != nil {
+			return nil, fmt.Errorf("datastore cert %s with key %s: %w: %w", o.Cert, o.Key, err, datastore.ErrInvalid)
+		}
+		return &c, nil
+	}
+	if _, err := load(); err != nil {
+		return nil, err
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		RootCAs:    roots,
+		// Called per connection: a renewed certificate needs no restart.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() },
+	}, nil
+}
+
+// probe dials every endpoint once and tells why those that do not answer do
+// not; nil if one answers.
+func (s *Store) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, s.dial)
+	defer cancel()
+	reasons := make([]error, len(s.endpoints))
+	var wg sync.WaitGroup
+	for i, e := range s.endpoints {
+		wg.Go(func() { reasons[i] = s.probeOne(ctx, e) })
+	}
+	wg.Wait()
+	var words []string
+	for i, err := range reasons {
+		if err == nil {
+			return nil
+		}
+		words = append(words, fmt.Sprintf("%s: %v", s.endpoints[i], err))
+	}
+	return errors.New(strings.Join(words, "; "))
+}
+
+func (s *Store) probeOne(ctx context.Context, endpoint string) error {
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		return err
+	}
+	network, address := "tcp", u.Host
+	if u.Scheme == "unix" {
+		network, address = "unix", u.Path
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	if err != nil {
+		return dialReason(err, u.Scheme == "unix")
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		conn.SetDeadline(deadline)
+	}
+	if s.tls != nil {
+		conf := s.tls.Clone()
+		conf.ServerName = u.Hostname()
+		conf.NextProtos = []string{"h2"}
+		secure := tls.Client(conn, conf)
+		if err := secure.HandshakeContext(ctx); err != nil {
+			return s.tlsReason(err)
+		}
+		conn = secure
+	}
+	return s.greet(conn)
+}
+
+// greet speaks HTTP/2's preface and reads the head of one frame. With TLS 1.3
+// this is also where a refused client certificate shows (RFC 8446, section 4.4.2.4).
+func (s *Store) greet(conn net.Conn) error {
+	const settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // RFC 9113, section 6.5: an empty one
+	if _, err := io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+settings); err != nil {
+		return s.tlsReason(err)
+	}
+	head := make([]byte, 9)
+	if _, err := io.ReadFull(conn, head); err != nil {
+		return s.tlsReason(err)
+	}
+	if head[3] != 4 {
+		return errors.New("answers, but is no etcd (no HTTP/2 there)")
+	}
+	return nil
+}
+
+// dialReason is why no connection came about, in words.
+func dialReason(err error, unix bool) error {
+	switch {
+	case unix && errors.Is(err, fs.ErrNotExist):
+		return errors.New("socket missing: is the datastore role running on this node?")
+	case unix && errors.Is(err, syscall.ECONNREFUSED):
+		return errors.New("nobody listens on the socket: the datastore role is not running")
+	case errors.Is(err, fs.ErrPermission):
+		return errors.New("permission denied: the socket is root's alone")
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return errors.New("connection refused: nothing listens there")
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return errors.New("no route to the host")
+	case isTimeout(err):
+		return errors.New("no answer: the host is down or a firewall drops the packets")
+	}
+	var dns *net.DNSError
+	if errors.As(err, &dns) {
+		return fmt.Errorf("the name %s cannot be resolved", dns.Name)
+	}
+	return err
+}
+
+// tlsReason is why an endpoint that accepted a connection did not answer on it.
+func (s *Store) tlsReason(err error) error {
+	var (
+		unknown x509.UnknownAuthorityError
+		name    x509.HostnameError
+		invalid x509.CertificateInvalidError
+		record  tls.RecordHeaderError
+		alert   tls.AlertError
+	)
+	switch {
+	case errors.As(err, &unknown):
+		return fmt.Errorf("its certificate is not signed by our ca %s", s.files.CA)
+	case errors.As(err, &name):
+		return fmt.Errorf("its certificate is for another address: %w", name)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return fmt.Errorf("its certificate is expired or not yet valid (%s to %s)", day(invalid.Cert.NotBefore), day(invalid.Cert.NotAfter))
+	case errors.As(err, &invalid):
+		return fmt.Errorf("its certificate is not valid: %w", invalid)
+	case errors.As(err, &record):
+		return errors.New("answers, but does not speak TLS")
+	case errors.Is(err, datastore.ErrInvalid):
+		return err // our own files
+	case errors.As(err, &alert), strings.Contains(err.Error(), "remote error: tls:"):
+		return s.refused(err)
+	case isTimeout(err):
+		return errors.New("accepts connections, but does not answer")
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return errors.New("closes the connection: it is starting or ending, or no etcd")
+	}
+	return err
+}
+
+// refused is why the server does not take our certificate: its alert, and what
+// the certificate itself tells.
+func (s *Store) refused(err error) error {
+	said := err.Error()
+	if i := strings.Index(said, "tls: "); i >= 0 {
+		said = said[i+len("tls: "):]
+	}
+	pair, loadErr := tls.LoadX509KeyPair(s.files.Cert, s.files.Key)
+	if loadErr == nil && pair.Leaf != nil {
+		if now := time.Now(); now.After(pair.Leaf.NotAfter) || now.Before(pair.Leaf.NotBefore) {
+			return fmt.Errorf("our certificate %s is expired or not yet valid (%s to %s)", s.files.Cert, day(pair.Leaf.NotBefore), day(pair.Leaf.NotAfter))
+		}
+	}
+	return fmt.Errorf("it refuses our certificate %s: %s (is it signed by the cluster's CA?)", s.files.Cert, said)
+}
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+func day(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 MST") }
+
+func list(endpoints []string) string { return strings.Join(endpoints, ", ") }
