@@ -1,0 +1,87 @@
+// Package acl compiles what the datastore says about endpoints and profiles
+// into the packet filter of one node: sets, chains and verdict maps in a small
+// intermediate form (Ruleset) that prints itself as nft text, that back ends
+// write to the kernel, and that Eval judges packets with.
+//
+// It never touches the kernel. Index follows the datastore event by event and
+// yields deltas; an event costs what it changes.
+//
+// Invariants: every negation is an inverted match inside the same rule; nothing
+// that is not explicitly allowed passes; a name in the kernel derives from a
+// hash, the readable name is in a comment; chains depend on profiles only, never
+// on who is a member of a set.
+package acl
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"net/netip"
+	"strings"
+)
+
+// The names of the static objects.
+const (
+	// TableName is the nft table of family inet that holds everything.
+	TableName = "netctl"
+
+	ChainRawPre   = "raw_pre"   // prerouting, priority raw
+	ChainFwdFrom  = "fwd_from"  // forward: what workloads send
+	ChainFwdTo    = "fwd_to"    // forward: what workloads receive
+	ChainInHost   = "in_host"   // input: what workloads send to their own host
+	chainSpoof    = "spoof"     // sources that a link may use
+	chainFromWL   = "from_wl"   // egress of workloads
+	chainToWL     = "to_wl"     // ingress of workloads
+	chainWLHost   = "wl_host"   // workload to host
+	chainDenyIn   = "deny_in"   // log and drop, ingress
+	chainDenyOut  = "deny_out"  // log and drop, egress
+	setGateway4   = "gateway4"  // gateway addresses of workloads
+	setSrc4       = "src4"      // link and IPv4 address
+	setSrc6       = "src6"      // link and IPv6 address
+	setDHCP       = "port_dhcp" // ports DHCP servers send from
+	setLink6      = "icmp6_link"
+	setRouter6    = "icmp6_router"
+	setHostPrefix = "host_"  // host_udp, …: Options.WorkloadToHost
+	mapStates     = "states" // connection tracking states
+	mapFromEP     = "from_ep"
+	mapToEP       = "to_ep"
+)
+
+// NFLogGroup is the NFLOG group that refused packets and log rules are sent to.
+const NFLogGroup = 1
+
+// Options are a node's settings that shape the static part.
+type Options struct {
+	// LinkPrefix starts the name of every link of an endpoint, e.g. "nc".
+	LinkPrefix string
+	// Group is the device group of every link of an endpoint.
+	Group uint32
+	// Gateways are the gateway addresses of workloads. Packets sent to an IPv4
+	// one are dropped (DESIGN section 7); IPv6 ones are link-local and need no
+	// guard.
+	Gateways []netip.Addr
+	// WorkloadToHost lists what a workload may open on its own host.
+	WorkloadToHost []HostPort
+}
+
+// HostPort is a port on the host: protocol number (IANA) and port.
+type HostPort struct {
+	Protocol uint8
+	Port     uint16
+}
+
+// hashName is kind + "_" + 12 hex digits of the SHA-256 of the parts.
+func hashName(kind string, parts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return kind + "_" + hex.EncodeToString(sum[:6])
+}
+
+// validLink tells whether name can be the name of a network interface
+// (dev_valid_name in the kernel's net/core/dev.c).
+func validLink(name string) bool {
+	if name == "" || len(name) > 15 || name == "." || name == ".." {
+		return false
+	}
+	return !strings.ContainsFunc(name, func(r rune) bool {
+		return r <= ' ' || r > '~' || strings.ContainsRune(`/:"*\`, r)
+	})
+}

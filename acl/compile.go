@@ -1,0 +1,337 @@
+package acl
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"netctl/datastore"
+)
+
+// direction is that of a rule as its endpoint sees it.
+type direction uint8
+
+const (
+	inbound direction = iota
+	outbound
+)
+
+func (d direction) String() string {
+	if d == inbound {
+		return "inbound"
+	}
+	return "outbound"
+}
+
+// short is the start of the names of the direction's chains.
+func (d direction) short() string {
+	if d == inbound {
+		return "in"
+	}
+	return "out"
+}
+
+func (d direction) denyChain() string {
+	if d == inbound {
+		return chainDenyIn
+	}
+	return chainDenyOut
+}
+
+// source says where the elements of a set come from.
+type source uint8
+
+const (
+	fromRule     source = iota // constant, in setRef.elements
+	fromTag                    // endpoints that have the tag
+	fromSelector               // endpoints that the selector matches
+	fromPort                   // endpoints that have the named port
+	fromSet                    // a network set
+)
+
+// setRef is a set that a rule needs.
+type setRef struct {
+	name     string
+	typ      SetType
+	source   source
+	arg      string // tag, selector or name
+	elements []Element
+}
+
+func (r setRef) comment() string {
+	words := [...]string{fromTag: "tag ", fromSelector: "selector ", fromPort: "port ", fromSet: "set ", fromRule: ""}
+	return clip(words[r.source] + r.arg)
+}
+
+// program is compiled rules and the sets they need, in order of first use.
+type program struct {
+	rules []Rule
+	refs  []setRef
+}
+
+func (p *program) use(r setRef) string {
+	if !slices.ContainsFunc(p.refs, func(o setRef) bool { return o.name == r.name }) {
+		p.refs = append(p.refs, r)
+	}
+	return r.name
+}
+
+// profileChain is the name of a profile's chain.
+func profileChain(d direction, profile string) string { return hashName(d.short(), profile) }
+
+// compileProfile compiles a profile's rules of one direction.
+func compileProfile(name string, d direction, rules []datastore.Rule) program {
+	var p program
+	for i, r := range rules {
+		p.add(r, d, name, fmt.Sprintf("profile %s %s %d: %s", name, d, i+1, r))
+	}
+	return p
+}
+
+// add compiles one rule: one Rule for each combination of what nft cannot say in
+// one match (both families, named beside numbered ports, a negated ICMP type).
+// The alternatives exclude each other or end in the same verdict.
+func (p *program) add(r datastore.Rule, d direction, profile, comment string) {
+	out := Rule{Comment: clip(comment), Counter: true}
+	switch r.Action {
+	case datastore.Allow:
+		out.Verdict = accept()
+	case datastore.Pass:
+		out.Verdict = Verdict{Kind: Return}
+	case datastore.Log:
+		out.Counter, out.Limit = false, true
+		out.Log = logPrefix(d, profile)
+	default:
+		out.Verdict = goTo(d.denyChain())
+	}
+	for _, family := range families(r) {
+		for _, proto := range protoTerms(r.Protocol) {
+			for _, sp := range p.portTerms(r.From, SrcPort, family) {
+				for _, dp := range p.portTerms(r.To, DstPort, family) {
+					out.Match = p.matches(r, family, proto, sp, dp)
+					p.rules = append(p.rules, out)
+				}
+			}
+		}
+	}
+}
+
+// logPrefix has the form that `netctl drops` reads: what, direction, whose.
+func logPrefix(d direction, profile string) string {
+	p := "LPI|" + profile
+	if d == outbound {
+		p = "LPE|" + profile
+	}
+	return p[:min(len(p), 63)]
+}
+
+// families are the values of NFProto to compile r for; 0 means that the rule
+// does not look at addresses.
+func families(r datastore.Rule) []uint32 {
+	out := []uint32{nfIPv4, nfIPv6}
+	keep := func(f uint32) { out = slices.DeleteFunc(out, func(o uint32) bool { return o != f }) }
+	split := false
+	for _, s := range []datastore.Side{r.From, r.To} {
+		if s.CIDR.IsValid() {
+			split = true
+			if !s.NotCIDR {
+				keep(family(s.CIDR.Addr()))
+			}
+		}
+		named := slices.ContainsFunc(s.Ports, func(p datastore.PortRange) bool { return p.Name != "" })
+		split = split || named || s.Tag.Value != "" || s.Selector.Value != "" || s.Set.Value != ""
+	}
+	if r.Protocol.Set && !r.Protocol.Not {
+		switch r.Protocol.Number {
+		case protoICMP:
+			split = true
+			keep(nfIPv4)
+		case protoICMP6:
+			split = true
+			keep(nfIPv6)
+		}
+	}
+	if !split {
+		return []uint32{0}
+	}
+	return out
+}
+
+func family(a netip.Addr) uint32 {
+	if a.Is4() || a.Is4In6() {
+		return nfIPv4
+	}
+	return nfIPv6
+}
+
+// protoTerms are the alternatives of the protocol match.
+func protoTerms(m datastore.ProtocolMatch) [][]Term {
+	if !m.Set {
+		return [][]Term{nil}
+	}
+	proto := num(L4Proto, uint32(m.Number))
+	if !m.HasType {
+		proto.Not = m.Not
+		return [][]Term{{proto}}
+	}
+	typeField, codeField := ICMPType, ICMPCode
+	if m.Number == protoICMP6 {
+		typeField, codeField = ICMP6Type, ICMP6Code
+	}
+	typ, code := num(typeField, uint32(m.Type)), num(codeField, uint32(m.Code))
+	not := func(t Term) Term { t.Not = true; return t }
+	switch {
+	case !m.Not && m.HasCode:
+		return [][]Term{{proto, typ, code}}
+	case !m.Not:
+		return [][]Term{{proto, typ}}
+	case m.HasCode:
+		return [][]Term{{not(proto)}, {proto, not(typ)}, {proto, typ, not(code)}}
+	}
+	return [][]Term{{not(proto)}, {proto, not(typ)}}
+}
+
+// portTerms are the alternatives of a side's port match.
+func (p *program) portTerms(s datastore.Side, f Field, family uint32) [][]Term {
+	if len(s.Ports) == 0 {
+		return [][]Term{nil}
+	}
+	var terms []Term
+	if ranges := mergeRanges(s.Ports); len(ranges) == 1 && ranges[0].First == ranges[0].Last {
+		terms = append(terms, Term{Field: f, Not: s.NotPorts, Number: uint32(ranges[0].First)})
+	} else if len(ranges) > 0 {
+		terms = append(terms, Term{Field: f, Not: s.NotPorts, Set: p.use(portSet(ranges))})
+	}
+	for _, r := range s.Ports {
+		if r.Name == "" {
+			continue
+		}
+		ref := setRef{name: hashName("np4", r.Name), typ: NamedPort4, source: fromPort, arg: r.Name}
+		field := SrcNamedPort4
+		if family == nfIPv6 {
+			ref.name, ref.typ, field = hashName("np6", r.Name), NamedPort6, SrcNamedPort6
+		}
+		if f == DstPort {
+			field++
+		}
+		terms = append(terms, Term{Field: field, Not: s.NotPorts, Set: p.use(ref)})
+	}
+	if s.NotPorts {
+		return [][]Term{terms}
+	}
+	out := make([][]Term, len(terms))
+	for i, t := range terms {
+		out[i] = []Term{t}
+	}
+	return out
+}
+
+// mergeRanges are the numbered ports as the fewest ranges, ascending.
+func mergeRanges(ports []datastore.PortRange) []Element {
+	var all []Element
+	for _, p := range ports {
+		if p.Name == "" {
+			all = append(all, Element{First: p.First, Last: max(p.First, p.Last)})
+		}
+	}
+	slices.SortFunc(all, Element.Compare)
+	var out []Element
+	for _, e := range all {
+		if n := len(out); n > 0 && int(e.First) <= int(out[n-1].Last)+1 {
+			out[n-1].Last = max(out[n-1].Last, e.Last)
+			continue
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// portSet is the set of the given ranges; equal content, equal name. Short
+// ranges are single ports, which a hash table finds faster.
+func portSet(ranges []Element) setRef {
+	const single = 16
+	var singles []Element
+	for _, r := range ranges {
+		for p := int(r.First); p <= int(r.Last) && len(singles) <= single; p++ {
+			singles = append(singles, numberElement(uint16(p)))
+		}
+	}
+	typ, elements := Port, singles
+	if len(singles) > single && slices.ContainsFunc(ranges, func(e Element) bool { return e.First != e.Last }) {
+		typ, elements = PortRanges, ranges
+	} else if len(singles) > single {
+		elements = ranges
+	}
+	words := make([]string, len(ranges))
+	for i, r := range ranges {
+		words[i] = r.text(PortRanges)
+	}
+	text := strings.Join(words, ",")
+	return setRef{name: hashName("port", text), typ: typ, arg: "ports " + text, elements: elements}
+}
+
+// matches puts the terms in the order of their cost: protocol, ports, family,
+// addresses, concatenations.
+func (p *program) matches(r datastore.Rule, fam uint32, proto, sp, dp []Term) []Term {
+	out := slices.Clone(proto)
+	for _, t := range slices.Concat(sp, dp) {
+		if t.Field.family() == 0 {
+			out = append(out, t)
+		}
+	}
+	if fam != 0 {
+		out = append(out, num(NFProto, fam))
+		src, dst := SrcIP4, DstIP4
+		if fam == nfIPv6 {
+			src, dst = SrcIP6, DstIP6
+		}
+		out = append(out, p.addressTerms(r.From, src, fam)...)
+		out = append(out, p.addressTerms(r.To, dst, fam)...)
+	}
+	for _, t := range slices.Concat(sp, dp) {
+		if t.Field.family() != 0 {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+func (p *program) addressTerms(s datastore.Side, f Field, fam uint32) []Term {
+	var out []Term
+	add := func(t datastore.Term, kind string, src source) {
+		if t.Value == "" {
+			return
+		}
+		ref := setRef{name: hashName(kind+"4", t.Value), typ: Addr4, source: src, arg: t.Value}
+		if fam == nfIPv6 {
+			ref.name, ref.typ = hashName(kind+"6", t.Value), Addr6
+		}
+		out = append(out, Term{Field: f, Not: t.Not, Set: p.use(ref)})
+	}
+	add(s.Tag, "tag", fromTag)
+	if s.CIDR.IsValid() && family(s.CIDR.Addr()) == fam {
+		out = append(out, Term{Field: f, Not: s.NotCIDR, Set: p.use(cidrSet(s.CIDR))})
+	}
+	add(s.Selector, "sel", fromSelector)
+	add(s.Set, "set", fromSet)
+	return out
+}
+
+// cidrSet is the set of one prefix: an interval set, or a hash set for a single
+// address.
+func cidrSet(c netip.Prefix) setRef {
+	if c.Addr().Is4In6() {
+		c = netip.PrefixFrom(c.Addr().Unmap(), max(0, c.Bits()-96))
+	}
+	c = c.Masked()
+	kind, typ := "net", Net4
+	if c.Addr().Is6() {
+		typ = Net6
+	}
+	if c.IsSingleIP() {
+		kind, typ = "addr", typ-Net4+Addr4
+	}
+	kind += map[bool]string{true: "4", false: "6"}[c.Addr().Is4()]
+	return setRef{name: hashName(kind, c.String()), typ: typ, arg: "cidr " + c.String(), elements: []Element{{Prefix: c}}}
+}

@@ -1,0 +1,261 @@
+package acl
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// State is a packet's connection tracking state, a bit as in the kernel's
+// NF_CT_STATE_BIT.
+type State uint16
+
+// The states.
+const (
+	Invalid     State = 1
+	Established State = 2
+	Related     State = 4
+	New         State = 8
+)
+
+// String is the state as nft names it.
+func (s State) String() string {
+	switch s {
+	case Invalid:
+		return "invalid"
+	case Established:
+		return "established"
+	case Related:
+		return "related"
+	case New:
+		return "new"
+	}
+	return fmt.Sprintf("0x%x", uint16(s))
+}
+
+// Packet is what a ruleset can know of a packet. OutLink "" means that it is for
+// the host itself.
+type Packet struct {
+	InLink, OutLink   string
+	InGroup, OutGroup uint32
+	Src, Dst          netip.Addr
+	Protocol          uint8
+	SrcPort, DstPort  uint16 // of tcp, udp, sctp
+	Type, Code        uint8  // of icmp, icmpv6
+	State             State
+}
+
+// Decision says whether a packet passes, and what decided.
+type Decision struct {
+	Allowed bool
+	// Chain and Rule (from 0) of the verdict; Rule is -1 where a base chain's
+	// policy accepted.
+	Chain string
+	Rule  int
+	// Reason is the comment of the last rule on the way that has one.
+	Reason string
+	// Logged are the NFLOG prefixes written on the way.
+	Logged []string
+}
+
+// String is the verdict and its reason in one line.
+func (d Decision) String() string {
+	verdict := "denied"
+	if d.Allowed {
+		verdict = "allowed"
+	}
+	return fmt.Sprintf("%s by %s rule %d (%s)", verdict, d.Chain, d.Rule, d.Reason)
+}
+
+// Eval runs p through the base chains in the kernel's order: prerouting, then
+// input or both forward chains. The first drop decides, else the last accept.
+// Limits are taken as not reached. It is the reference for what a ruleset means.
+func (r *Ruleset) Eval(p Packet) Decision {
+	hooks := []string{ChainRawPre, ChainFwdFrom, ChainFwdTo}
+	if p.OutLink == "" {
+		hooks = []string{ChainRawPre, ChainInHost}
+	}
+	w := walk{rules: r, packet: p}
+	for _, h := range hooks {
+		w.decision.Allowed, w.decision.Chain, w.decision.Rule = true, h, -1
+		if w.chain(h, 0) == Drop {
+			w.decision.Allowed = false
+			break
+		}
+	}
+	return w.decision
+}
+
+type walk struct {
+	rules    *Ruleset
+	packet   Packet
+	decision Decision
+}
+
+// maxDepth is the kernel's NFT_JUMP_STACK_SIZE.
+const maxDepth = 16
+
+// chain returns Accept, Drop, or Continue if the chain ends without a verdict.
+func (w *walk) chain(name string, depth int) VerdictKind {
+	c := w.rules.Chains[name]
+	if c == nil || depth > maxDepth {
+		return Drop
+	}
+	for i := range c.Rules {
+		rule := &c.Rules[i]
+		if !w.matches(rule) {
+			continue
+		}
+		if rule.Log != "" {
+			w.decision.Logged = append(w.decision.Logged, rule.Log)
+		}
+		v := rule.Verdict
+		if v.Kind == Lookup {
+			v = w.lookup(v)
+		}
+		if rule.Comment != "" && v.Kind != Continue && v.Kind != Return && v.Kind != Jump {
+			w.decision.Reason = rule.Comment
+		}
+		switch v.Kind {
+		case Accept, Drop:
+			w.decision.Chain, w.decision.Rule = name, i
+			return v.Kind
+		case Return:
+			return Continue
+		case Goto:
+			return w.chain(v.Chain, depth+1)
+		case Jump:
+			if k := w.chain(v.Chain, depth+1); k != Continue {
+				return k
+			}
+		}
+	}
+	return Continue
+}
+
+func (w *walk) lookup(v Verdict) Verdict {
+	key := w.key(v.Key)
+	for e := range w.rules.Sets[v.Chain].Elements {
+		if e.sameKey(key) {
+			return e.Verdict
+		}
+	}
+	return Verdict{}
+}
+
+func (w *walk) matches(r *Rule) bool {
+	for _, t := range r.Match {
+		if !w.exists(t.Field) || w.equal(t) == t.Not {
+			return false
+		}
+	}
+	return true
+}
+
+// exists tells whether the packet has the field at all: loading a field that is
+// not there ends the rule in the kernel, also under a negation.
+func (w *walk) exists(f Field) bool {
+	fam := f.family()
+	if fam != 0 && fam != family(w.packet.Src) {
+		return false
+	}
+	proto := uint32(w.packet.Protocol)
+	switch f {
+	case SrcPort, DstPort, SrcNamedPort4, DstNamedPort4, SrcNamedPort6, DstNamedPort6:
+		return transportName(proto) != ""
+	case ICMPType, ICMPCode:
+		return proto == protoICMP
+	case ICMP6Type, ICMP6Code:
+		return proto == protoICMP6
+	}
+	return true
+}
+
+func (w *walk) equal(t Term) bool {
+	if t.Set != "" {
+		return w.member(w.rules.Sets[t.Set], t.Field)
+	}
+	p := w.packet
+	switch t.Field {
+	case InLink:
+		return linkMatches(t.Text, p.InLink)
+	case OutLink:
+		return linkMatches(t.Text, p.OutLink)
+	case SrcIP4, SrcIP6:
+		return t.Prefix.Contains(p.Src)
+	case DstIP4, DstIP6:
+		return t.Prefix.Contains(p.Dst)
+	case NFProto:
+		return t.Number == family(p.Src)
+	case L4Proto:
+		return t.Number == uint32(p.Protocol)
+	case InGroup:
+		return t.Number == p.InGroup
+	case OutGroup:
+		return t.Number == p.OutGroup
+	}
+	return t.Number == uint32(w.key(t.Field).First)
+}
+
+func linkMatches(pattern, link string) bool {
+	if prefix, ok := strings.CutSuffix(pattern, "*"); ok {
+		return strings.HasPrefix(link, prefix)
+	}
+	return pattern == link
+}
+
+// key is the packet's value of the field as an element without a verdict.
+func (w *walk) key(f Field) Element {
+	p := w.packet
+	switch f {
+	case InLink:
+		return Element{Link: p.InLink}
+	case OutLink:
+		return Element{Link: p.OutLink}
+	case SrcPort:
+		return numberElement(p.SrcPort)
+	case DstPort:
+		return numberElement(p.DstPort)
+	case ICMPType, ICMP6Type:
+		return numberElement(uint16(p.Type))
+	case ICMPCode, ICMP6Code:
+		return numberElement(uint16(p.Code))
+	case CTState:
+		return numberElement(uint16(p.State))
+	case SrcIP4, SrcIP6:
+		return addrElement(p.Src)
+	case DstIP4, DstIP6:
+		return addrElement(p.Dst)
+	case LinkSrcIP4, LinkSrcIP6:
+		e := addrElement(p.Src)
+		e.Link = p.InLink
+		return e
+	case SrcNamedPort4, SrcNamedPort6:
+		e := addrElement(p.Src)
+		e.Proto, e.First, e.Last = p.Protocol, p.SrcPort, p.SrcPort
+		return e
+	case DstNamedPort4, DstNamedPort6:
+		e := addrElement(p.Dst)
+		e.Proto, e.First, e.Last = p.Protocol, p.DstPort, p.DstPort
+		return e
+	}
+	return Element{}
+}
+
+func (w *walk) member(s *Set, f Field) bool {
+	if s == nil {
+		return false
+	}
+	key := w.key(f)
+	if !s.Type.Interval() {
+		_, ok := s.Elements[key]
+		return ok
+	}
+	for e := range s.Elements {
+		if s.Type == PortRanges && e.First <= key.First && key.First <= e.Last ||
+			s.Type != PortRanges && e.Prefix.Contains(key.Prefix.Addr()) {
+			return true
+		}
+	}
+	return false
+}

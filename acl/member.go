@@ -1,0 +1,233 @@
+package acl
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"netctl/datastore"
+)
+
+// member is one endpoint of the cluster and what it is counted under.
+type member struct {
+	endpoint *datastore.Endpoint
+	facts    facts
+}
+
+// facts are what makes an endpoint a member of sets.
+type facts struct {
+	addrs  []netip.Addr
+	tags   []string // sorted
+	ports  []datastore.Port
+	labels map[string]string
+}
+
+func (f facts) equal(o facts) bool {
+	return slices.Equal(f.addrs, o.addrs) && slices.Equal(f.tags, o.tags) &&
+		slices.Equal(f.ports, o.ports) && maps.Equal(f.labels, o.labels)
+}
+
+// gather works out an endpoint's facts: the tags of its profiles; its own
+// labels before those of its profiles, the first profile's first.
+func gather(e *datastore.Endpoint, profiles map[string]*datastore.Profile) facts {
+	f := facts{addrs: addresses(e), labels: map[string]string{}}
+	for _, p := range e.Spec.Ports {
+		if !slices.Contains(f.ports, p) {
+			f.ports = append(f.ports, p)
+		}
+	}
+	for _, name := range slices.Backward(e.Spec.Profiles) {
+		if p := profiles[name]; p != nil {
+			f.tags = append(f.tags, p.Spec.Tags...)
+			maps.Copy(f.labels, p.Spec.Labels)
+		}
+	}
+	maps.Copy(f.labels, e.Metadata.Labels)
+	slices.Sort(f.tags)
+	f.tags = slices.Compact(f.tags)
+	return f
+}
+
+// addresses are the endpoint's addresses, each once.
+func addresses(e *datastore.Endpoint) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range e.Spec.Addresses {
+		if a = a.Unmap().WithZone(""); a.IsValid() && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+type populationKey struct {
+	source source
+	arg    string
+}
+
+// population is the members of a tag, a selector or a named port, each counted
+// once for every endpoint that brings it. Those of tags and ports are always
+// kept, those of selectors only while a rule needs them.
+type population struct {
+	selector *datastore.Selector
+	count    map[Element]int
+	// sets are the live sets of the population, IPv4 and IPv6; "": not needed.
+	sets [2]string
+}
+
+func index4or6(e Element) int {
+	if e.Prefix.Addr().Is4() {
+		return 0
+	}
+	return 1
+}
+
+// liveSet is a set that a chain refers to, or did at the last Flush.
+type liveSet struct {
+	ref  setRef
+	refs int
+}
+
+// count adds n to every population the facts belong to.
+func (x *Index) count(f facts, n int) {
+	for _, t := range f.tags {
+		x.countAddrs(populationKey{fromTag, t}, f.addrs, n)
+	}
+	for text, p := range x.selectors {
+		if p.selector.Matches(f.labels) {
+			x.countAddrs(populationKey{fromSelector, text}, f.addrs, n)
+		}
+	}
+	for _, p := range f.ports {
+		for _, a := range f.addrs {
+			x.countElement(populationKey{fromPort, p.Name}, portElement(a, p), n)
+		}
+	}
+}
+
+func (x *Index) countAddrs(key populationKey, addrs []netip.Addr, n int) {
+	for _, a := range addrs {
+		x.countElement(key, addrElement(a), n)
+	}
+}
+
+func portElement(a netip.Addr, p datastore.Port) Element {
+	e := addrElement(a)
+	e.First, e.Last = p.Port, p.Port
+	switch p.Protocol {
+	case "tcp":
+		e.Proto = protoTCP
+	case "udp":
+		e.Proto = protoUDP
+	case "sctp":
+		e.Proto = protoSCTP
+	}
+	return e
+}
+
+func (x *Index) countElement(key populationKey, e Element, n int) {
+	p := x.population(key)
+	before := p.count[e]
+	p.count[e] = before + n
+	if p.count[e] == 0 {
+		delete(p.count, e)
+	}
+	if set := p.sets[index4or6(e)]; set != "" && (before == 0) != (before+n == 0) {
+		x.pending.element(set, e, n > 0)
+	}
+	x.forget(key)
+}
+
+func (x *Index) population(key populationKey) *population {
+	if p := x.selectors[key.arg]; p != nil && key.source == fromSelector {
+		return p
+	}
+	p := x.populations[key]
+	if p == nil {
+		p = &population{count: map[Element]int{}}
+		x.populations[key] = p
+	}
+	return p
+}
+
+// forget drops a population that has neither members nor sets.
+func (x *Index) forget(key populationKey) {
+	if p := x.populations[key]; p != nil && len(p.count) == 0 && p.sets == [2]string{} {
+		delete(x.populations, key)
+	}
+}
+
+// acquireSet makes the set live if it is not.
+func (x *Index) acquireSet(r setRef) {
+	s := x.sets[r.name]
+	if s == nil {
+		s = &liveSet{ref: r}
+		x.sets[r.name] = s
+		x.pending.set(r.name, true)
+		if r.source != fromRule {
+			x.populate(r)
+		}
+	}
+	s.refs++
+}
+
+// populate connects a live set with its population. A selector's is filled with
+// its first set; one that does not parse has no members.
+func (x *Index) populate(r setRef) {
+	key := populationKey{r.source, r.arg}
+	if r.source == fromSelector && x.selectors[r.arg] == nil {
+		if sel, err := datastore.ParseSelector(r.arg); err == nil {
+			x.selectors[r.arg] = &population{selector: sel, count: map[Element]int{}}
+			for _, m := range x.members {
+				if sel.Matches(m.facts.labels) {
+					x.countAddrs(key, m.facts.addrs, +1)
+				}
+			}
+		}
+	}
+	x.population(key).sets[r.typ.index()] = r.name
+}
+
+// index is 0 for the IPv4 form of a type, 1 for its IPv6 form.
+func (t SetType) index() int {
+	if t == Addr6 || t == NamedPort6 {
+		return 1
+	}
+	return 0
+}
+
+func (x *Index) releaseSet(name string) {
+	s := x.sets[name]
+	s.refs--
+	if s.refs == 0 {
+		x.pending.set(name, false)
+	}
+}
+
+// dropSet ends a live set; a selector's members are forgotten with its last.
+func (x *Index) dropSet(s *liveSet) {
+	delete(x.sets, s.ref.name)
+	if s.ref.source == fromRule {
+		return
+	}
+	key := populationKey{s.ref.source, s.ref.arg}
+	p := x.population(key)
+	p.sets[s.ref.typ.index()] = ""
+	if s.ref.source == fromSelector && p.sets == [2]string{} {
+		delete(x.selectors, s.ref.arg)
+	}
+	x.forget(key)
+}
+
+// elements are a live set's elements in order.
+func (x *Index) elements(r setRef) []Element {
+	if r.source == fromRule {
+		return r.elements
+	}
+	out := map[Element]struct{}{}
+	for e := range x.population(populationKey{r.source, r.arg}).count {
+		if index4or6(e) == r.typ.index() {
+			out[e] = struct{}{}
+		}
+	}
+	return sortedElements(out)
+}

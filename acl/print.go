@@ -1,0 +1,261 @@
+package acl
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// maxComment is the longest comment of a rule or set in bytes: nft refuses more
+// than 128 with the ending zero.
+const maxComment = 127
+
+// clip makes s a comment that nft can print and read back: no quotes, no
+// control characters, not too long.
+func clip(s string) string {
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case r == '"':
+			return '\''
+		case r < ' ' || r == 0x7f || r == '\\':
+			return ' '
+		}
+		return r
+	}, s)
+	if len(s) <= maxComment {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxComment-3], "") + "..."
+}
+
+// String is the ruleset in the syntax of nft -f, everything sorted by name,
+// base chains last.
+func (r *Ruleset) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "table inet %s {\n", TableName)
+	for _, n := range sortedKeys(r.Sets) {
+		r.Sets[n].print(&b)
+	}
+	for _, base := range []bool{false, true} {
+		for _, n := range sortedKeys(r.Chains) {
+			if c := r.Chains[n]; (c.Hook != nil) == base {
+				c.print(&b)
+			}
+		}
+	}
+	b.WriteString("}\n")
+	return b.String()
+}
+
+func (s *Set) print(b *strings.Builder) {
+	word := "set"
+	if s.Type.Map() {
+		word = "map"
+	}
+	fmt.Fprintf(b, " %s %s { type %s;", word, s.Name, s.Type)
+	if s.Type.Interval() {
+		b.WriteString(" flags interval;")
+	}
+	if len(s.Elements) > 0 {
+		b.WriteString(" elements = { ")
+		for i, e := range s.Sorted() {
+			if i > 0 {
+				b.WriteString(", ")
+			}
+			b.WriteString(e.text(s.Type))
+		}
+		b.WriteString(" };")
+	}
+	if s.Comment != "" {
+		fmt.Fprintf(b, " comment %q;", s.Comment)
+	}
+	b.WriteString(" }\n")
+}
+
+func (c *Chain) print(b *strings.Builder) {
+	fmt.Fprintf(b, " chain %s {\n", c.Name)
+	if c.Hook != nil {
+		fmt.Fprintf(b, "  type filter hook %s priority %d; policy accept;\n", c.Hook.Name, c.Hook.Priority)
+	}
+	for i := range c.Rules {
+		fmt.Fprintf(b, "  %s\n", c.Rules[i].String())
+	}
+	b.WriteString(" }\n")
+}
+
+// String is the type as nft names it.
+func (t SetType) String() string {
+	switch t {
+	case Addr4, Net4:
+		return "ipv4_addr"
+	case Addr6, Net6:
+		return "ipv6_addr"
+	case Port, PortRanges:
+		return "inet_service"
+	case LinkAddr4:
+		return "ifname . ipv4_addr"
+	case LinkAddr6:
+		return "ifname . ipv6_addr"
+	case NamedPort4:
+		return "ipv4_addr . inet_proto . inet_service"
+	case NamedPort6:
+		return "ipv6_addr . inet_proto . inet_service"
+	case ICMP6Types:
+		return "icmpv6_type"
+	case LinkVerdict:
+		return "ifname : verdict"
+	case StateVerdict:
+		return "ct_state : verdict"
+	}
+	return "unknown"
+}
+
+func (e Element) text(t SetType) string {
+	switch t {
+	case Addr4, Addr6:
+		return e.Prefix.Addr().String()
+	case Net4, Net6:
+		return e.Prefix.String()
+	case LinkAddr4, LinkAddr6:
+		return fmt.Sprintf("%q . %s", e.Link, e.Prefix.Addr())
+	case NamedPort4, NamedPort6:
+		return fmt.Sprintf("%s . %d . %d", e.Prefix.Addr(), e.Proto, e.First)
+	case LinkVerdict:
+		return fmt.Sprintf("%q : %s", e.Link, e.Verdict)
+	case StateVerdict:
+		return fmt.Sprintf("%s : %s", State(e.First), e.Verdict)
+	}
+	if e.First != e.Last {
+		return fmt.Sprintf("%d-%d", e.First, e.Last)
+	}
+	return strconv.Itoa(int(e.First))
+}
+
+// String is the verdict as nft writes it.
+func (v Verdict) String() string {
+	switch v.Kind {
+	case Accept:
+		return "accept"
+	case Drop:
+		return "drop"
+	case Return:
+		return "return"
+	case Jump:
+		return "jump " + v.Chain
+	case Goto:
+		return "goto " + v.Chain
+	case Lookup:
+		return v.Key.String() + " vmap @" + v.Chain
+	}
+	return ""
+}
+
+// String is the rule as nft writes it, without its handle.
+func (r *Rule) String() string {
+	var words []string
+	transport := "th"
+	for i, t := range r.Match {
+		var next Field
+		if i+1 < len(r.Match) {
+			next = r.Match[i+1].Field
+		}
+		if t.Field == L4Proto && !t.Not && t.Set == "" {
+			if name := transportName(t.Number); name != "" {
+				transport = name
+				if next == SrcPort || next == DstPort {
+					continue
+				}
+			}
+		}
+		if t.Field == NFProto && !t.Not && next.family() == t.Number {
+			continue
+		}
+		words = append(words, t.text(transport))
+	}
+	if r.Limit {
+		words = append(words, fmt.Sprintf("limit rate %d/second burst %d packets", LimitRate, LimitBurst))
+	}
+	if r.Log != "" {
+		words = append(words, fmt.Sprintf("log group %d prefix %q", NFLogGroup, r.Log))
+	}
+	if r.Counter {
+		words = append(words, "counter")
+	}
+	if v := r.Verdict.String(); v != "" {
+		words = append(words, v)
+	}
+	if r.Comment != "" {
+		words = append(words, fmt.Sprintf("comment %q", r.Comment))
+	}
+	return strings.Join(words, " ")
+}
+
+func (t Term) text(transport string) string {
+	field := t.Field.String()
+	if t.Field == SrcPort || t.Field == DstPort {
+		field = transport + strings.TrimPrefix(field, "th")
+	}
+	op := " "
+	if t.Not {
+		op = " != "
+	}
+	return field + op + t.value()
+}
+
+func (t Term) value() string {
+	switch {
+	case t.Set != "":
+		return "@" + t.Set
+	case t.Text != "":
+		return strconv.Quote(t.Text)
+	case t.Prefix.IsValid() && t.Prefix.IsSingleIP():
+		return t.Prefix.Addr().String()
+	case t.Prefix.IsValid():
+		return t.Prefix.String()
+	case t.Field == NFProto && t.Number == nfIPv4:
+		return "ipv4"
+	case t.Field == NFProto && t.Number == nfIPv6:
+		return "ipv6"
+	}
+	return strconv.FormatUint(uint64(t.Number), 10)
+}
+
+func transportName(proto uint32) string {
+	switch proto {
+	case protoTCP:
+		return "tcp"
+	case protoUDP:
+		return "udp"
+	case protoSCTP:
+		return "sctp"
+	}
+	return ""
+}
+
+// family is the NFProto the field exists in, 0 for both.
+func (f Field) family() uint32 {
+	switch f {
+	case SrcIP4, DstIP4, LinkSrcIP4, SrcNamedPort4, DstNamedPort4:
+		return nfIPv4
+	case SrcIP6, DstIP6, LinkSrcIP6, SrcNamedPort6, DstNamedPort6:
+		return nfIPv6
+	}
+	return 0
+}
+
+// String is the field as nft writes it.
+func (f Field) String() string {
+	names := [...]string{
+		NFProto: "meta nfproto", L4Proto: "meta l4proto", SrcPort: "th sport", DstPort: "th dport",
+		ICMPType: "icmp type", ICMPCode: "icmp code", ICMP6Type: "icmpv6 type", ICMP6Code: "icmpv6 code",
+		SrcIP4: "ip saddr", DstIP4: "ip daddr", SrcIP6: "ip6 saddr", DstIP6: "ip6 daddr",
+		InLink: "iifname", OutLink: "oifname", InGroup: "iifgroup", OutGroup: "oifgroup", CTState: "ct state",
+		LinkSrcIP4: "iifname . ip saddr", LinkSrcIP6: "iifname . ip6 saddr",
+		SrcNamedPort4: "ip saddr . meta l4proto . th sport", DstNamedPort4: "ip daddr . meta l4proto . th dport",
+		SrcNamedPort6: "ip6 saddr . meta l4proto . th sport", DstNamedPort6: "ip6 daddr . meta l4proto . th dport",
+	}
+	if int(f) < len(names) {
+		return names[f]
+	}
+	return "unknown"
+}

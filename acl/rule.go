@@ -1,0 +1,90 @@
+package acl
+
+import "net/netip"
+
+// Field is what a Term looks at in a packet.
+type Field uint8
+
+// The fields. Those with two or three parts are keys of concatenated sets.
+const (
+	NFProto       Field = iota + 1 // 2: IPv4, 10: IPv6
+	L4Proto                        // IANA protocol number
+	SrcPort                        // of tcp, udp, sctp
+	DstPort                        //
+	ICMPType                       //
+	ICMPCode                       //
+	ICMP6Type                      //
+	ICMP6Code                      //
+	SrcIP4                         //
+	DstIP4                         //
+	SrcIP6                         //
+	DstIP6                         //
+	InLink                         // name of the link; a trailing * matches the rest
+	OutLink                        //
+	InGroup                        // device group
+	OutGroup                       //
+	CTState                        // connection tracking state
+	LinkSrcIP4                     // InLink . SrcIP4
+	LinkSrcIP6                     // InLink . SrcIP6
+	SrcNamedPort4                  // SrcIP4 . L4Proto . SrcPort
+	DstNamedPort4                  // DstIP4 . L4Proto . DstPort
+	SrcNamedPort6                  // SrcIP6 . L4Proto . SrcPort
+	DstNamedPort6                  // DstIP6 . L4Proto . DstPort
+)
+
+// The values of NFProto.
+const (
+	nfIPv4 = 2
+	nfIPv6 = 10
+)
+
+// Term is one match. Exactly one of Set, Text, Prefix (if valid) and Number
+// (else) is compared with Field; Not inverts.
+type Term struct {
+	Field  Field
+	Not    bool
+	Set    string
+	Text   string
+	Prefix netip.Prefix
+	Number uint32
+}
+
+// VerdictKind is what happens to a packet.
+type VerdictKind uint8
+
+// The verdicts. Continue goes on to the next rule. Accept ends the base chain
+// only, so ingress is still asked after egress accepted.
+const (
+	Continue VerdictKind = iota
+	Accept
+	Drop
+	Return
+	Jump
+	Goto
+	// Lookup takes the verdict from a map, and continues if it has none.
+	Lookup
+)
+
+// Verdict is what a rule or an element of a verdict map does.
+type Verdict struct {
+	Kind  VerdictKind
+	Chain string // of Jump and Goto; the map of Lookup
+	Key   Field  // of Lookup
+}
+
+// Rule is one rule of a chain: if all Match hold, then limit, log, count and the
+// verdict, in this order.
+type Rule struct {
+	Match   []Term
+	Limit   bool   // go on only 50 times a second, burst 100
+	Log     string // prefix of an NFLOG message; empty: none
+	Counter bool
+	Verdict Verdict
+	Comment string // readable origin, at most 127 bytes
+}
+
+// The rate of logged and of limited packets, per second, and the burst.
+const (
+	LimitRate  = 50
+	LimitBurst = 100
+)

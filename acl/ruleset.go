@@ -1,0 +1,104 @@
+package acl
+
+import (
+	"cmp"
+	"maps"
+	"reflect"
+	"slices"
+)
+
+// Hook says where a base chain is attached; its policy is accept.
+type Hook struct {
+	Name     string // prerouting, input, forward
+	Priority int32
+}
+
+// Chain is an ordered list of rules; a base chain has a Hook.
+type Chain struct {
+	Name  string
+	Hook  *Hook
+	Rules []Rule
+}
+
+// Ruleset is everything that should be in the table.
+type Ruleset struct {
+	Sets   map[string]*Set
+	Chains map[string]*Chain
+}
+
+// SetChange is what changes in one set. Of a New set Add holds every element;
+// of a Gone set Del is empty.
+type SetChange struct {
+	Name      string
+	Type      SetType
+	Comment   string
+	New, Gone bool
+	Add, Del  []Element
+}
+
+// ChainChange is what changes in one chain: its complete new rules.
+type ChainChange struct {
+	Name      string
+	New, Gone bool
+	Rules     []Rule
+}
+
+// Delta is the objects that changed, sorted by name. A back end applies it as
+// one transaction: new sets and elements, new chains, changed chains, map
+// elements, then what is deleted (spec/policy.md 6.4).
+type Delta struct {
+	Sets   []SetChange
+	Chains []ChainChange
+}
+
+// Empty tells whether nothing changed.
+func (d Delta) Empty() bool { return len(d.Sets) == 0 && len(d.Chains) == 0 }
+
+// Clone is a deep copy, but for rules, which nobody changes.
+func (r *Ruleset) Clone() *Ruleset {
+	out := &Ruleset{Sets: map[string]*Set{}, Chains: map[string]*Chain{}}
+	for n, s := range r.Sets {
+		c := *s
+		c.Elements = maps.Clone(s.Elements)
+		out.Sets[n] = &c
+	}
+	for n, c := range r.Chains {
+		c := *c
+		out.Chains[n] = &c
+	}
+	return out
+}
+
+// Apply changes r as d says.
+func (r *Ruleset) Apply(d Delta) {
+	for _, c := range d.Sets {
+		switch {
+		case c.Gone:
+			delete(r.Sets, c.Name)
+			continue
+		case c.New:
+			r.Sets[c.Name] = newSet(c.Name, c.Type, c.Comment)
+		}
+		s := r.Sets[c.Name]
+		for _, e := range c.Del {
+			delete(s.Elements, e)
+		}
+		s.add(c.Add...)
+	}
+	for _, c := range d.Chains {
+		switch {
+		case c.Gone:
+			delete(r.Chains, c.Name)
+		case c.New:
+			r.Chains[c.Name] = &Chain{Name: c.Name, Rules: c.Rules}
+		default:
+			r.Chains[c.Name].Rules = c.Rules
+		}
+	}
+}
+
+func sameRules(a, b []Rule) bool {
+	return len(a) == len(b) && (len(a) == 0 || reflect.DeepEqual(a, b))
+}
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

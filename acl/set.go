@@ -1,0 +1,102 @@
+package acl
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// SetType is the type of a set's elements. Types whose name ends in Verdict are
+// maps from the key to a verdict.
+type SetType uint8
+
+// The types of sets.
+const (
+	Addr4        SetType = iota + 1 // exact addresses
+	Addr6                           //
+	Net4                            // prefixes that do not overlap
+	Net6                            //
+	Port                            // single ports
+	PortRanges                      // ranges that do not overlap or touch
+	LinkAddr4                       // link name and address
+	LinkAddr6                       //
+	NamedPort4                      // address, protocol and port
+	NamedPort6                      //
+	ICMP6Types                      // ICMPv6 types
+	LinkVerdict                     // link name to verdict
+	StateVerdict                    // connection tracking state to verdict
+)
+
+// Interval tells whether elements are ranges, kept in a tree in the kernel
+// instead of a hash table.
+func (t SetType) Interval() bool { return t == Net4 || t == Net6 || t == PortRanges }
+
+// Map tells whether elements carry a verdict.
+func (t SetType) Map() bool { return t == LinkVerdict || t == StateVerdict }
+
+// Element is a member of a set. Which fields are used depends on the SetType.
+type Element struct {
+	Link        string
+	Prefix      netip.Prefix // a single address is a /32 or /128
+	Proto       uint8
+	First, Last uint16 // ports, ICMPv6 type or state; Last = First for one
+	Verdict     Verdict
+}
+
+// sameKey tells whether a and b cannot be in one map at the same time.
+func (e Element) sameKey(o Element) bool {
+	e.Verdict, o.Verdict = Verdict{}, Verdict{}
+	return e == o
+}
+
+// Compare orders elements by key, then verdict.
+func (e Element) Compare(o Element) int {
+	return cmp.Or(
+		cmp.Compare(e.Link, o.Link),
+		e.Prefix.Addr().Compare(o.Prefix.Addr()),
+		cmp.Compare(e.Prefix.Bits(), o.Prefix.Bits()),
+		cmp.Compare(e.Proto, o.Proto),
+		cmp.Compare(e.First, o.First),
+		cmp.Compare(e.Last, o.Last),
+		cmp.Compare(e.Verdict.Kind, o.Verdict.Kind),
+		cmp.Compare(e.Verdict.Chain, o.Verdict.Chain),
+	)
+}
+
+// Set is a named set or map.
+type Set struct {
+	Name     string
+	Type     SetType
+	Comment  string
+	Elements map[Element]struct{}
+}
+
+// Sorted are the set's elements in order.
+func (s *Set) Sorted() []Element { return sortedElements(s.Elements) }
+
+func (s *Set) add(e ...Element) {
+	for _, e := range e {
+		s.Elements[e] = struct{}{}
+	}
+}
+
+func newSet(name string, t SetType, comment string, e ...Element) *Set {
+	s := &Set{Name: name, Type: t, Comment: clip(comment), Elements: map[Element]struct{}{}}
+	s.add(e...)
+	return s
+}
+
+func sortedElements(m map[Element]struct{}) []Element {
+	out := make([]Element, 0, len(m))
+	for e := range m {
+		out = append(out, e)
+	}
+	slices.SortFunc(out, Element.Compare)
+	return out
+}
+
+func addrElement(a netip.Addr) Element {
+	return Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
+}
+
+func numberElement(n uint16) Element { return Element{First: n, Last: n} }

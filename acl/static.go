@@ -1,0 +1,157 @@
+package acl
+
+import "net/netip"
+
+// IANA protocol numbers the static part and rules name.
+const (
+	protoICMP  = 1
+	protoIPIP  = 4
+	protoTCP   = 6
+	protoUDP   = 17
+	protoICMP6 = 58
+	protoSCTP  = 132
+)
+
+const vxlanPort = 4789
+
+// Static is the part that does not depend on the datastore: base chains, guards
+// and the empty maps. With nothing else it drops whatever a link of ours sends
+// or receives.
+func Static(o Options) *Ruleset {
+	r := &Ruleset{Sets: map[string]*Set{}, Chains: map[string]*Chain{}}
+	for _, s := range staticSets(o) {
+		r.Sets[s.Name] = s
+	}
+	for _, c := range append(staticChains(o), baseChains(o)...) {
+		for i := range c.Rules {
+			c.Rules[i].Comment = clip(c.Rules[i].Comment)
+		}
+		r.Chains[c.Name] = c
+	}
+	return r
+}
+
+func staticSets(o Options) []*Set {
+	verdict := func(s State, k VerdictKind) Element {
+		return Element{First: uint16(s), Last: uint16(s), Verdict: Verdict{Kind: k}}
+	}
+	gateways := newSet(setGateway4, Addr4, "gateways of workloads")
+	for _, a := range o.Gateways {
+		if a = a.Unmap(); a.Is4() {
+			gateways.add(addrElement(a))
+		}
+	}
+	sets := []*Set{
+		gateways,
+		newSet(mapStates, StateVerdict, "", verdict(Established, Accept), verdict(Related, Accept), verdict(Invalid, Drop)),
+		newSet(mapFromEP, LinkVerdict, "egress of each link"),
+		newSet(mapToEP, LinkVerdict, "ingress of each link"),
+		newSet(setSrc4, LinkAddr4, "sources a link may use"),
+		newSet(setSrc6, LinkAddr6, "sources a link may use"),
+		newSet(setDHCP, Port, "DHCP servers", numberElement(67), numberElement(547)),
+		// RFC 4443, RFC 4861, RFC 3810: multicast listener report and done,
+		// router solicitation, neighbour solicitation and advertisement.
+		newSet(setLink6, ICMP6Types, "neighbours and multicast listeners", numberElement(131), numberElement(132),
+			numberElement(133), numberElement(135), numberElement(136), numberElement(143)),
+		newSet(setRouter6, ICMP6Types, "router advertisement and redirect", numberElement(134), numberElement(137)),
+	}
+	for _, p := range []uint32{protoTCP, protoUDP, protoSCTP} {
+		s := newSet(setHostPrefix+transportName(p), Port, "agent.workloadToHost")
+		for _, h := range o.WorkloadToHost {
+			if uint32(h.Protocol) == p {
+				s.add(numberElement(h.Port))
+			}
+		}
+		sets = append(sets, s)
+	}
+	return sets
+}
+
+func drop() Verdict                   { return Verdict{Kind: Drop} }
+func accept() Verdict                 { return Verdict{Kind: Accept} }
+func num(f Field, n uint32) Term      { return Term{Field: f, Number: n} }
+func inSet(f Field, set string) Term  { return Term{Field: f, Set: set} }
+func goTo(chain string) Verdict       { return Verdict{Kind: Goto, Chain: chain} }
+func vmap(f Field, m string) Rule     { return Rule{Verdict: Verdict{Kind: Lookup, Key: f, Chain: m}} }
+func match(v Verdict, m ...Term) Rule { return Rule{Match: m, Verdict: v} }
+
+// refuse drops and counts.
+func refuse(comment string, m ...Term) Rule {
+	return Rule{Match: m, Counter: true, Verdict: drop(), Comment: comment}
+}
+
+func denyChain(name, prefix string) *Chain {
+	return &Chain{Name: name, Rules: []Rule{
+		{Limit: true, Log: prefix},
+		{Counter: true, Verdict: drop()},
+	}}
+}
+
+func staticChains(o Options) []*Chain {
+	states := vmap(CTState, mapStates)
+	toHost := []Rule{
+		states,
+		refuse("router advertisement guard", num(L4Proto, protoICMP6), inSet(ICMP6Type, setRouter6)),
+		match(accept(), num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)),
+		{Match: []Term{num(L4Proto, protoICMP), num(ICMPType, 8)}, Limit: true, Verdict: accept()},
+		{Match: []Term{num(L4Proto, protoICMP6), num(ICMP6Type, 128)}, Limit: true, Verdict: accept()},
+	}
+	for _, p := range []uint32{protoUDP, protoTCP, protoSCTP} {
+		toHost = append(toHost, match(accept(), num(L4Proto, p), inSet(DstPort, setHostPrefix+transportName(p))))
+	}
+	toHost = append(toHost, Rule{Limit: true, Log: "DPH|host"}, Rule{Counter: true, Verdict: drop()})
+	return []*Chain{
+		{Name: chainFromWL, Rules: []Rule{
+			states,
+			refuse("encapsulation guard", num(L4Proto, protoUDP), num(DstPort, vxlanPort)),
+			refuse("encapsulation guard", num(L4Proto, protoIPIP)),
+			refuse("DHCP server guard", num(L4Proto, protoUDP), inSet(SrcPort, setDHCP)),
+			vmap(InLink, mapFromEP),
+			refuse("unknown endpoint"),
+		}},
+		{Name: chainToWL, Rules: []Rule{states, vmap(OutLink, mapToEP), refuse("unknown endpoint")}},
+		{Name: chainWLHost, Rules: toHost},
+		{Name: chainSpoof, Rules: spoofRules()},
+		denyChain(chainDenyIn, "DPI|default"),
+		denyChain(chainDenyOut, "DPE|default"),
+	}
+}
+
+func spoofRules() []Rule {
+	ip6 := num(NFProto, nfIPv6)
+	linkLocal := Term{Field: SrcIP6, Prefix: netip.MustParsePrefix("fe80::/10")}
+	unspecified6 := Term{Field: SrcIP6, Prefix: netip.MustParsePrefix("::/128")}
+	unspecified4 := Term{Field: SrcIP4, Prefix: netip.MustParsePrefix("0.0.0.0/32")}
+	return []Rule{
+		match(accept(), num(NFProto, nfIPv4), inSet(LinkSrcIP4, setSrc4)),
+		match(accept(), ip6, inSet(LinkSrcIP6, setSrc6)),
+		match(accept(), ip6, linkLocal, num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)),
+		match(accept(), ip6, unspecified6, num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)),
+		match(accept(), num(NFProto, nfIPv4), unspecified4, num(L4Proto, protoUDP), num(SrcPort, 68), num(DstPort, 67)),
+		refuse("spoofed source"),
+	}
+}
+
+// baseChains hook the static chains. The gateway guard comes first: a packet to
+// a gateway address would circle on lo until its TTL ends.
+func baseChains(o Options) []*Chain {
+	ours := o.LinkPrefix + "*"
+	noGroup := "our prefix without our group"
+	return []*Chain{
+		{Name: ChainRawPre, Hook: &Hook{"prerouting", -300}, Rules: []Rule{
+			refuse("sent to a gateway address", num(NFProto, nfIPv4), inSet(DstIP4, setGateway4)),
+			match(goTo(chainSpoof), num(InGroup, o.Group)),
+			refuse(noGroup, Term{Field: InLink, Text: ours}),
+		}},
+		{Name: ChainFwdFrom, Hook: &Hook{"forward", -10}, Rules: []Rule{
+			match(goTo(chainFromWL), num(InGroup, o.Group)),
+		}},
+		{Name: ChainFwdTo, Hook: &Hook{"forward", -9}, Rules: []Rule{
+			match(goTo(chainToWL), num(OutGroup, o.Group)),
+			refuse(noGroup, Term{Field: OutLink, Text: ours}),
+		}},
+		{Name: ChainInHost, Hook: &Hook{"input", -10}, Rules: []Rule{
+			match(goTo(chainWLHost), num(InGroup, o.Group)),
+		}},
+	}
+}
