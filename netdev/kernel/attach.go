@@ -136,17 +136,24 @@ func (k *Kernel) newPair(w Wire, peerMAC net.HardwareAddr, inside *conn) error {
 	return fmt.Errorf("%s on the host: %w", w.Link, datastore.ErrExists)
 }
 
+// step is one change inside a namespace, and what it is called in an error.
+type step struct {
+	what string
+	msg  netlink.Message
+}
+
 // setInside does the workload side: loopback and interface up, addresses, routes.
 func setInside(c *conn, w Wire) error {
 	l, err := c.link(w.Interface)
 	if err != nil {
 		return fmt.Errorf("%s in the network namespace: %w", w.Interface, err)
 	}
-	const loopback = 1
-	type step struct {
-		what string
-		msg  netlink.Message
+	if w.has(false) {
+		if err := enableIPv6(w.Netns, w.Interface); err != nil {
+			return err
+		}
 	}
+	const loopback = 1
 	steps := []step{
 		{"set lo up", setLink(loopback, "", unix.IFF_UP, unix.IFF_UP, nil)},
 		{"set up", setLink(l.Index, "", unix.IFF_UP, unix.IFF_UP, nil)},
@@ -154,31 +161,48 @@ func setInside(c *conn, w Wire) error {
 	for _, a := range w.Addresses {
 		steps = append(steps, step{"address " + a.String(), newAddress(l.Index, a)})
 	}
-	if w.has(true) {
-		steps = append(steps,
-			step{"route " + w.Gateway4.String(), newRoute(l.Index, w.Gateway4, netip.Addr{})},
-			step{"default via " + w.Gateway4.String(), newRoute(l.Index, netip.Addr{}, w.Gateway4)})
+	lead := len(steps)
+	at, err := c.changeAll(append(steps, gatewayRoutes(l.Index, w, 0)...))
+	if at >= lead && errors.Is(err, unix.EEXIST) {
+		// Another interface has the default route. This one's come after it, and
+		// count for what is bound to the interface.
+		at, err = c.changeAll(gatewayRoutes(l.Index, w, secondMetric+uint32(l.Index)))
+		at += lead
 	}
-	if w.has(false) {
-		if err := enableIPv6(w.Netns, w.Interface); err != nil {
-			return err
-		}
-		if !w.Gateway6.IsLinkLocalUnicast() {
-			steps = append(steps, step{"route " + w.Gateway6.String(), newRoute(l.Index, w.Gateway6, netip.Addr{})})
-		}
-		steps = append(steps, step{"default via " + w.Gateway6.String(), newRoute(l.Index, netip.Addr{}, w.Gateway6)})
+	if errors.Is(err, unix.EEXIST) {
+		err = datastore.ErrExists
 	}
+	if err != nil {
+		all := append(steps[:lead:lead], gatewayRoutes(l.Index, w, 0)...)
+		return fmt.Errorf("%s: %w", all[at].what, err)
+	}
+	return nil
+}
+
+// secondMetric, plus the interface's index, is the metric of the routes of an
+// interface that is not the first in its namespace.
+const secondMetric = 1024
+
+func gatewayRoutes(index int, w Wire, metric uint32) []step {
+	var steps []step
+	for _, gw := range []netip.Addr{w.Gateway4, w.Gateway6} {
+		if !w.has(gw.Is4()) {
+			continue
+		}
+		if !(gw.Is6() && gw.IsLinkLocalUnicast()) {
+			steps = append(steps, step{"route " + gw.String(), newRoute(index, gw, netip.Addr{}, metric)})
+		}
+		steps = append(steps, step{"default via " + gw.String(), newRoute(index, netip.Addr{}, gw, metric)})
+	}
+	return steps
+}
+
+func (c *conn) changeAll(steps []step) (int, error) {
 	msgs := make([]netlink.Message, len(steps))
 	for i, s := range steps {
 		msgs[i] = s.msg
 	}
-	if at, err := c.change(msgs...); err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			err = datastore.ErrExists
-		}
-		return fmt.Errorf("%s: %w", steps[at].what, err)
-	}
-	return nil
+	return c.change(msgs...)
 }
 
 // Up sets the host side up. The error wraps os.ErrNotExist if there is no such

@@ -101,8 +101,8 @@ func newAddress(index int, a netip.Addr) netlink.Message {
 }
 
 // newRoute adds a route to the main table; an invalid dst is the default route,
-// an invalid gateway a route on the link itself.
-func newRoute(index int, dst, gateway netip.Addr) netlink.Message {
+// an invalid gateway a route on the link itself. Metric 0 is the kernel's default.
+func newRoute(index int, dst, gateway netip.Addr, metric uint32) netlink.Message {
 	head := make([]byte, unix.SizeofRtMsg)
 	head[4], head[5], head[7] = unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RTN_UNICAST
 	head[6] = unix.RT_SCOPE_UNIVERSE
@@ -122,6 +122,9 @@ func newRoute(index int, dst, gateway netip.Addr) netlink.Message {
 			ae.Bytes(unix.RTA_GATEWAY, gateway.AsSlice())
 		}
 		ae.Uint32(unix.RTA_OIF, uint32(index))
+		if metric != 0 {
+			ae.Uint32(unix.RTA_PRIORITY, metric)
+		}
 	})
 }
 
