@@ -62,7 +62,6 @@ func settingTable() []setting {
 		{"agent::addresses", []string(nil), "agent-addresses", "NETCTL_AGENT_ADDRESSES", "this node's BGP `addresses`, one a family (default: found)"},
 		{"agent::interface", "", "agent-interface", "NETCTL_AGENT_INTERFACE", "`pattern` of the interface whose address is this node's"},
 		{"agent::linkPrefix", "nc", "agent-link-prefix", "NETCTL_AGENT_LINK_PREFIX", "`prefix` of host-side interface names"},
-		{"agent::linkGroup", 77, "agent-link-group", "NETCTL_AGENT_LINK_GROUP", "device group `number` of host-side interfaces"},
 		{"agent::mtu", 0, "agent-mtu", "NETCTL_AGENT_MTU", "MTU of workloads in `bytes` (0: that of the node's interface)"},
 		{"agent::gateway", "169.254.1.1", "agent-gateway", "NETCTL_AGENT_GATEWAY", "the workloads' IPv4 gateway `address`"},
 		{"agent::lostAfter", 5 * time.Minute, "agent-lost-after", "NETCTL_AGENT_LOST_AFTER", "`time` until an endpoint without its interface is released"},
@@ -96,7 +95,6 @@ type settings struct {
 		Addresses      []string
 		Interface      string
 		LinkPrefix     string
-		LinkGroup      int
 		MTU            int
 		Gateway        string
 		LostAfter      time.Duration

@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"net/netip"
 
 	"github.com/spf13/cobra"
 
@@ -14,15 +15,51 @@ func newAgentCommand(a *app) *cobra.Command {
 		"  netctl agent --config /etc/netctl.yaml\n  netctl agent --config /etc/netctl.yaml --log-level debug",
 		[]string{"agent", "routes"},
 		func(ctx context.Context, s *settings) error {
-			return agent.Run(ctx, s.agentConfig(), newLogger(a.err, "agent", s))
+			cfg, err := s.agentConfig()
+			if err != nil {
+				return usageError{err}
+			}
+			return agent.Run(ctx, cfg, newLogger(a.err, "agent", s))
 		})
 }
 
 func newSpeakerCommand(a *app) *cobra.Command {
 	return roleCommand(a, "speaker", "Run this node's BGP speaker: it announces and learns blocks",
 		"  netctl speaker --config /etc/netctl.yaml\n  netctl speaker --config /etc/netctl.yaml --speaker-port 1179",
-		[]string{"agent", "speaker", "routes"},
+		[]string{"speaker", "routes"},
 		func(ctx context.Context, s *settings) error {
 			return speaker.Run(ctx, s.speakerConfig(), newLogger(a.err, "speaker", s))
 		})
+}
+
+func (s *settings) agentConfig() (agent.Config, error) {
+	cfg := agent.Config{
+		Node: s.Node, Labels: s.labelMap(), Version: version, Store: s.storeOptions(),
+		StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Agent.Socket,
+		Interface: s.Agent.Interface, LinkPrefix: s.Agent.LinkPrefix, MTU: s.Agent.MTU,
+		Gateway:   netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
+		LostAfter: s.Agent.LostAfter, RouteProtocol: s.Routes.AgentProtocol,
+	}
+	for _, text := range s.Agent.Addresses {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return cfg, s.wrong("agent::addresses", err)
+		}
+		cfg.Addresses = append(cfg.Addresses, addr)
+	}
+	for _, text := range s.Agent.WorkloadToHost {
+		port, err := agent.ParseHostPort(text)
+		if err != nil {
+			return cfg, s.wrong("agent::workloadToHost", err)
+		}
+		cfg.WorkloadToHost = append(cfg.WorkloadToHost, port)
+	}
+	return cfg, nil
+}
+
+func (s *settings) speakerConfig() speaker.Config {
+	return speaker.Config{
+		Store: s.storeOptions(), Node: s.Node, StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Speaker.Socket, Port: s.Speaker.Port,
+		AgentProtocol: s.Routes.AgentProtocol, SpeakerProtocol: s.Routes.SpeakerProtocol, LinkPrefix: s.Agent.LinkPrefix, Version: version,
+	}
 }
