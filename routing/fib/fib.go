@@ -121,7 +121,15 @@ func dial() (*netlink.Conn, uint32, error) {
 func (t *Table) Routes(ctx context.Context) ([]routing.Route, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.dump(ctx)
+	return t.dump(ctx, t.protocol)
+}
+
+// Connected returns the routes the kernel itself made for the addresses of
+// links: the connected subnets of both families, link-local ones included.
+func (t *Table) Connected(ctx context.Context) ([]routing.Route, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.dump(ctx, unix.RTPROT_KERNEL)
 }
 
 // Apply makes the changes, deletions first, and remembers them as wanted (see
@@ -201,7 +209,7 @@ func (t *Table) put(ctx context.Context, routes []routing.Route) []*RouteError {
 }
 
 func (t *Table) replace(ctx context.Context, routes []routing.Route) []*RouteError {
-	have, err := t.dump(ctx)
+	have, err := t.dump(ctx, t.protocol)
 	if err != nil {
 		return []*RouteError{{Op: "replace", Route: routes[0], Err: err}}
 	}
@@ -282,8 +290,8 @@ func errno(err error) error {
 	return err
 }
 
-// dump reads this protocol's routes of both families.
-func (t *Table) dump(ctx context.Context) ([]routing.Route, error) {
+// dump reads a protocol's routes of both families.
+func (t *Table) dump(ctx context.Context, protocol uint8) ([]routing.Route, error) {
 	t.names.reset()
 	var out []routing.Route
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
@@ -291,7 +299,7 @@ func (t *Table) dump(ctx context.Context) ([]routing.Route, error) {
 			return nil, err
 		}
 		req := rtnetlink.RouteMessage{
-			Family: family, Table: unix.RT_TABLE_MAIN, Protocol: t.protocol,
+			Family: family, Table: unix.RT_TABLE_MAIN, Protocol: protocol,
 			Attributes: rtnetlink.RouteAttributes{Table: unix.RT_TABLE_MAIN},
 		}
 		data, err := req.MarshalBinary()
@@ -306,10 +314,14 @@ func (t *Table) dump(ctx context.Context) ([]routing.Route, error) {
 			continue // the family has no table yet, or is not in this kernel
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read routes of protocol %d: %w", t.protocol, errno(err))
+			return nil, fmt.Errorf("read routes of protocol %d: %w", protocol, errno(err))
 		}
 		for _, m := range msgs {
-			if r, ok := t.decode(m.Data); ok {
+			rm, ok := parse(m.Data)
+			if !ok || rm.Protocol != protocol || !inMain(rm) {
+				continue // a kernel without strict checking ignores the filter
+			}
+			if r, ok := t.route(rm); ok {
 				out = append(out, r)
 			}
 		}

@@ -80,16 +80,7 @@ func (t *Table) encodeAction(r routing.Route, m *rtnetlink.RouteMessage) error {
 	return nil
 }
 
-// decode returns the route, and false for what Table does not own: another
-// table or protocol, or a cloned (cached) route.
-func (t *Table) decode(b []byte) (routing.Route, bool) {
-	m, ok := parse(b)
-	if !ok || m.Protocol != t.protocol || !inMain(m) {
-		return routing.Route{}, false
-	}
-	return t.route(m)
-}
-
+// parse reads a route message; false: not IPv4 or IPv6, or a cloned (cached) route.
 func parse(b []byte) (*rtnetlink.RouteMessage, bool) {
 	var m rtnetlink.RouteMessage
 	if err := m.UnmarshalBinary(b); err != nil || m.Flags&unix.RTM_F_CLONED != 0 {

@@ -150,7 +150,7 @@ func (w *watcher) resync(ctx context.Context) error {
 	if len(t.wanted) == 0 {
 		return nil
 	}
-	have, err := t.dump(ctx)
+	have, err := t.dump(ctx, t.protocol)
 	if err != nil {
 		return err
 	}
@@ -238,15 +238,10 @@ func (w *watcher) mend(ctx context.Context, e Event, keys []routing.Key) {
 	t := w.table
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(e.Up)+len(e.Down) > 0 {
+	if len(e.Down) > 0 {
 		for k, r := range t.wanted {
-			for _, h := range r.NextHops {
-				if slices.Contains(e.Down, h.Link) {
-					t.missing[k] = true
-				}
-				if slices.Contains(e.Up, h.Link) {
-					keys = append(keys, k)
-				}
+			if slices.ContainsFunc(r.NextHops, func(h routing.NextHop) bool { return slices.Contains(e.Down, h.Link) }) {
+				t.missing[k] = true
 			}
 		}
 	}
