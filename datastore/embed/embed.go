@@ -1,0 +1,310 @@
+// Package embed owns the etcd server inside netctl: one member, or one of
+// several. It serves clients on a unix socket in a folder that is root's alone
+// and, with TLS and client certificates, on TCP; it compacts, defragments and
+// clears its own quota alarm, so that it runs for years untouched.
+//
+// It never listens on plain TCP, loopback included, and never on an abstract
+// socket (which is what etcd makes of a unix peer URL).
+package embed
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	etcdembed "go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"netctl/datastore"
+)
+
+// Defaults of Config.
+const (
+	DefaultPeerURL    = "https://127.0.0.1:2380"
+	DefaultQuotaBytes = 2 << 30
+	MinQuotaBytes     = 16 << 20
+)
+
+// What etcd keeps in memory and on disk for members that lag behind; its own
+// defaults are made for much larger stores.
+const (
+	snapshotEvery = 2000 // transactions
+	catchUp       = 500  // transactions
+	keepFiles     = 2    // write-ahead logs and snapshots
+)
+
+// Config is what one member is told.
+type Config struct {
+	Name string // the member's name: the node's
+	Dir  string // data folder, made 0700
+	// Socket is the path on which clients are served without TLS, 0600. Its
+	// folder is made 0700 and refused if others may enter it.
+	Socket string
+	// ListenTLS are further URLs for clients, https://address:port.
+	ListenTLS []string
+	// PeerURL is where the other members reach this one; default DefaultPeerURL.
+	PeerURL string
+	// Members are all members at the start, NAME=PeerURL each; empty: this one.
+	Members []string
+	// Token tells clusters of the same members apart; empty: random for a
+	// single member. All members need the same.
+	Token string
+	// CA, Cert and Key are the names of PEM files. Clients on TCP and peers must
+	// show a certificate of CA.
+	CA, Cert, Key string
+	// QuotaBytes is the largest size of the database file; default
+	// DefaultQuotaBytes, at least MinQuotaBytes. The file grows in steps of
+	// 16 MiB, so what it can hold is up to that much less.
+	QuotaBytes int64
+	Log        *slog.Logger
+}
+
+// Run serves until ctx ends; ready (may be nil) is called once when clients are
+// served. The error names what is wrong with the configuration, the folder or
+// the port.
+func Run(ctx context.Context, c Config, ready func()) error {
+	if err := c.complete(); err != nil {
+		return err
+	}
+	if err := c.prepare(); err != nil {
+		return err
+	}
+	stopping, stop := context.WithCancel(context.Background())
+	defer stop()
+	k := newKeeper(pageQuota(c.QuotaBytes), c.Log)
+	least := new(slog.LevelVar)
+	least.Set(slog.LevelError) // it warns of every setting that is as it should be
+	conf, err := c.etcd(bridge(c.Log, least),
+		grpc.ChainUnaryInterceptor(k.unary),
+		grpc.ChainStreamInterceptor(endWith(stopping)),
+	)
+	if err != nil {
+		return err
+	}
+	server, err := start(conf)
+	if err != nil {
+		return fmt.Errorf("datastore: %w", explain(err))
+	}
+	defer server.Close()
+	defer func() {
+		least.Set(silent)
+		stop() // streams end first: etcd would wait for them
+	}()
+	select {
+	case <-server.Server.ReadyNotify():
+	case <-server.Server.StopNotify():
+		return errors.New("datastore: etcd stopped while it started")
+	case err := <-server.Err():
+		return fmt.Errorf("datastore: %w", err)
+	case <-ctx.Done():
+		return nil
+	}
+	for _, socket := range []string{c.Socket, httpSocket(c.Socket)} {
+		if err := os.Chmod(socket, 0o600); err != nil {
+			return fmt.Errorf("datastore socket: %w", err)
+		}
+	}
+	least.Set(slog.LevelWarn)
+	if ready != nil {
+		ready()
+	}
+	c.Log.Info("datastore serves", "socket", c.Socket, "urls", strings.Join(c.ListenTLS, " "), "cluster", server.Server.Cluster().ID().String())
+	keeping, end := context.WithCancel(ctx)
+	kept := make(chan struct{})
+	go func() {
+		defer close(kept)
+		k.run(keeping, server.Server)
+	}()
+	defer func() { end(); <-kept }()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-server.Server.StopNotify():
+		return errors.New("datastore: etcd stopped")
+	case err := <-server.Err():
+		return fmt.Errorf("datastore: %w", err)
+	}
+}
+
+// start is StartEtcd with its panics as errors: a damaged folder makes some.
+func start(conf *etcdembed.Config) (e *etcdembed.Etcd, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("folder %s: %v", conf.Dir, p)
+		}
+	}()
+	return etcdembed.StartEtcd(conf)
+}
+
+func explain(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "listen" {
+		return fmt.Errorf("listen on %v: %w (is another datastore running?)", op.Addr, op.Err)
+	}
+	return err
+}
+
+// complete fills in the defaults and checks the rest.
+func (c *Config) complete() error {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.PeerURL == "" {
+		c.PeerURL = DefaultPeerURL
+	}
+	if c.QuotaBytes == 0 {
+		c.QuotaBytes = DefaultQuotaBytes
+	}
+	switch {
+	case c.Name == "":
+		return fmt.Errorf("datastore: no name: %w", datastore.ErrInvalid)
+	case !filepath.IsAbs(c.Dir) || !filepath.IsAbs(c.Socket):
+		return fmt.Errorf("datastore: folder %q and socket %q must be absolute paths: %w", c.Dir, c.Socket, datastore.ErrInvalid)
+	case c.QuotaBytes < MinQuotaBytes:
+		return fmt.Errorf("datastore: quota of %d bytes: at least %d: %w", c.QuotaBytes, int64(MinQuotaBytes), datastore.ErrInvalid)
+	case len(c.Members) > 1 && c.Token == "":
+		return fmt.Errorf("datastore: several members need a token, the same on all: %w", datastore.ErrInvalid)
+	}
+	if len(c.Members) == 0 {
+		c.Members = []string{c.Name + "=" + c.PeerURL}
+	}
+	if c.Token == "" {
+		// etcd derives its cluster ID from token and peer URL alone: a folder
+		// made anew must not look like the one that was lost.
+		c.Token = rand.Text()
+	}
+	for _, file := range []string{c.CA, c.Cert, c.Key} {
+		f, err := os.Open(file)
+		if err != nil {
+			return fmt.Errorf("datastore tls: %w: %w", err, datastore.ErrInvalid)
+		}
+		f.Close()
+	}
+	return nil
+}
+
+// prepare makes the folders and refuses a socket that is somebody's.
+func (c *Config) prepare() error {
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return fmt.Errorf("datastore folder: %w", err)
+	}
+	if err := os.Chmod(c.Dir, 0o700); err != nil {
+		return fmt.Errorf("datastore folder: %w", err)
+	}
+	folder := filepath.Dir(c.Socket)
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return fmt.Errorf("datastore socket: %w", err)
+	}
+	st, err := os.Stat(folder)
+	if err != nil {
+		return fmt.Errorf("datastore socket: %w", err)
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("datastore socket %s: its folder is open to others (%v): chmod 700 %s: %w", c.Socket, st.Mode().Perm(), folder, datastore.ErrInvalid)
+	}
+	if conn, err := net.DialTimeout("unix", c.Socket, time.Second); err == nil {
+		conn.Close()
+		return fmt.Errorf("datastore socket %s: another process serves it: %w", c.Socket, datastore.ErrInUse)
+	} else if st, err := os.Lstat(c.Socket); err == nil && st.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("datastore socket %s: is there and no socket: %w", c.Socket, datastore.ErrExists)
+	}
+	return nil
+}
+
+// etcd is the configuration in etcd's terms.
+func (c *Config) etcd(log *zap.Logger, options ...grpc.ServerOption) (*etcdembed.Config, error) {
+	peer, err := httpsURL(c.PeerURL)
+	if err != nil {
+		return nil, err
+	}
+	clients := []url.URL{{Scheme: "unix", Path: c.Socket}}
+	for _, listen := range c.ListenTLS {
+		u, err := httpsURL(listen)
+		if err != nil {
+			return nil, err
+		}
+		clients = append(clients, u)
+	}
+	conf := etcdembed.NewConfig()
+	conf.Name, conf.Dir = c.Name, c.Dir
+	conf.ListenPeerUrls, conf.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	conf.ListenClientUrls, conf.AdvertiseClientUrls = clients, clients
+	// With a socket of its own for HTTP (health and metrics) the others carry
+	// gRPC alone, without a second server in front of it.
+	conf.ListenClientHttpUrls = []url.URL{{Scheme: "unix", Path: httpSocket(c.Socket)}}
+	conf.EnableGRPCGateway = false
+	tls := transport.TLSInfo{
+		CertFile: c.Cert, KeyFile: c.Key, TrustedCAFile: c.CA,
+		ClientCertAuth: true,
+		// A node with two interfaces may connect from either.
+		SkipClientSANVerify: true,
+	}
+	conf.ClientTLSInfo, conf.PeerTLSInfo = tls, tls
+	conf.TlsMinVersion = "TLS1.2"
+	conf.InitialCluster = strings.Join(c.Members, ",")
+	conf.InitialClusterToken = c.Token
+	conf.QuotaBackendBytes = pageQuota(c.QuotaBytes)
+	conf.SnapshotCount, conf.SnapshotCatchUpEntries = snapshotEvery, catchUp
+	conf.MaxSnapFiles, conf.MaxWalFiles = keepFiles, keepFiles
+	conf.BackendFreelistType = "map"
+	conf.ZapLoggerBuilder = etcdembed.NewZapLoggerBuilder(log)
+	conf.GRPCAdditionalServerOptions = options
+	return conf, nil
+}
+
+// pageQuota is how many bytes of pages may be used so that the file stays below
+// the quota. bbolt grows a file that is mapped with more than 16 MiB by 16 MiB
+// beyond what it needs, and a smaller one to the mapping's size, a power of two
+// (bbolt, DB.growSize); etcd maps a tenth more than its quota and lets the
+// transaction that exceeds it pass.
+func pageQuota(file int64) int64 {
+	const step, slack = 16 << 20, 2 << 20
+	if file <= step {
+		return 7 << 20
+	}
+	return max(file-step-slack, step-slack)
+}
+
+// httpsURL parses https://address:port; etcd takes nothing else for TCP here.
+func httpsURL(text string) (url.URL, error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return url.URL{}, fmt.Errorf("datastore url %q: %w: %w", text, err, datastore.ErrInvalid)
+	}
+	if u.Scheme != "https" || u.Port() == "" || net.ParseIP(u.Hostname()) == nil || u.Path != "" {
+		return url.URL{}, fmt.Errorf("datastore url %q: want https://address:port (plain http is not offered): %w", text, datastore.ErrInvalid)
+	}
+	return *u, nil
+}
+
+func httpSocket(socket string) string {
+	return strings.TrimSuffix(socket, ".sock") + "-http.sock"
+}
+
+// endWith ends streams (watches) when ctx does.
+func endWith(ctx context.Context) grpc.StreamServerInterceptor {
+	return func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		streamCtx, cancel := context.WithCancel(stream.Context())
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		return next(srv, endingStream{stream, streamCtx})
+	}
+}
+
+type endingStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s endingStream) Context() context.Context { return s.ctx }

@@ -1,0 +1,171 @@
+package embed_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"netctl/datastore"
+	"netctl/datastore/embed"
+	"netctl/datastore/etcd"
+	"netctl/datastore/pki"
+)
+
+const patience = 30 * time.Second
+
+// config is a member with a certificate of its own, in a folder of the test.
+func config(t *testing.T) embed.Config {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ca, err := pki.Create(filepath.Join(dir, "tls"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := ca.Issue(filepath.Join(dir, "tls"), pki.Node{Name: "node1", Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return embed.Config{
+		Name: "node1", Dir: filepath.Join(dir, "etcd"), Socket: filepath.Join(dir, "run", "etcd.sock"),
+		PeerURL: "https://" + freeAddress(t), CA: files.CA, Cert: files.Cert, Key: files.Key,
+		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
+	}
+}
+
+// freeAddress is a loopback address and port that nobody listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// run starts the server and returns what stops it; it is stopped with the test.
+func run(t *testing.T, c embed.Config) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- embed.Run(ctx, c, func() { close(ready) }) }()
+	select {
+	case <-ready:
+	case err := <-ended:
+		cancel()
+		t.Fatalf("ended at start: %v", err)
+	case <-time.After(patience):
+		cancel()
+		t.Fatal("not ready")
+	}
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("ended with %v", err)
+		}
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+func open(t *testing.T, o etcd.Options) *etcd.Store {
+	t.Helper()
+	s, err := etcd.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func put(t *testing.T, s *etcd.Store, key string, size int) {
+	t.Helper()
+	value := make([]byte, size)
+	if _, err := s.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: datastore.Prefix + key, Value: value}}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestServesAndStops(t *testing.T) {
+	c := config(t)
+	begin := time.Now()
+	stop := run(t, c)
+	t.Log("start", time.Since(begin))
+	s := open(t, etcd.Options{Endpoints: []string{"unix://" + c.Socket}})
+	put(t, s, "a", 10)
+	watched := make(chan error, 1)
+	go func() {
+		watched <- s.Watch(context.Background(), datastore.Prefix, 1, func(datastore.Batch) error { return nil })
+	}()
+	for path, mode := range map[string]os.FileMode{c.Dir: 0o700, filepath.Dir(c.Socket): 0o700, c.Socket: 0o600} {
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != mode {
+			t.Errorf("%s: %v, %v", path, st.Mode(), err)
+		}
+	}
+	if err := embed.Run(t.Context(), c, nil); !errors.Is(err, datastore.ErrInUse) {
+		t.Errorf("a second one: %v", err)
+	}
+	first, err := s.ID(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin = time.Now()
+	stop()
+	t.Log("stop", time.Since(begin))
+	if err := <-watched; !errors.Is(err, datastore.ErrUnavailable) {
+		t.Errorf("watch ended with %v", err)
+	}
+	if _, err := os.Stat(c.Socket); !os.IsNotExist(err) {
+		t.Errorf("socket left behind: %v", err)
+	}
+	stop = run(t, c)
+	if _, err := s.Get(t.Context(), datastore.Prefix+"a"); err != nil {
+		t.Error(err)
+	}
+	if again, err := s.ID(t.Context()); err != nil || again != first {
+		t.Errorf("identity %d, then %d: %v", first, again, err)
+	}
+	stop()
+	if err := os.RemoveAll(c.Dir); err != nil {
+		t.Fatal(err)
+	}
+	run(t, c)
+	if anew, err := s.ID(t.Context()); err != nil || anew == first {
+		t.Errorf("made anew under the same identity %d: %v", anew, err)
+	}
+}
+
+// TestQuota writes ten times the quota, then more than fits.
+func TestQuota(t *testing.T) {
+	c := config(t)
+	c.QuotaBytes = 16 << 20
+	run(t, c)
+	s := open(t, etcd.Options{Endpoints: []string{"unix://" + c.Socket}})
+	const size = 64 << 10
+	largest := int64(0)
+	for i := range 10 * int(c.QuotaBytes) / size {
+		put(t, s, "quota/"+strconv.Itoa(i%10), size)
+		if st, err := os.Stat(filepath.Join(c.Dir, "member/snap/db")); err == nil {
+			largest = max(largest, st.Size())
+		}
+	}
+	if largest >= c.QuotaBytes {
+		t.Errorf("the file reached %d bytes", largest)
+	}
+	t.Log("largest", largest)
+}
