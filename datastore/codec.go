@@ -42,12 +42,14 @@ func Encode(o Object) ([]byte, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
-	body, err := json.Marshal(o)
-	if err != nil {
+	var body bytes.Buffer
+	enc := json.NewEncoder(&body)
+	enc.SetEscapeHTML(false) // people read it, and && stands in selectors
+	if err := enc.Encode(o); err != nil {
 		return nil, fmt.Errorf("encode %s %s: %w", o.Kind(), o.Meta().Name, err)
 	}
 	b := fmt.Appendf(nil, `{"apiVersion":%q,"kind":%q,`, APIVersion, o.Kind())
-	b = append(b, body[1:]...)
+	b = append(b, bytes.TrimSuffix(body.Bytes()[1:], []byte("\n"))...)
 	if len(b) > MaxSize {
 		return nil, &FieldError{Reason: fmt.Sprintf("%d bytes are more than an object may have (%d)", len(b), MaxSize)}
 	}

@@ -5,6 +5,11 @@ import "strings"
 // ClusterKey holds the Cluster.
 const ClusterKey = Prefix + "cluster"
 
+// PoolsKey changes with the set of pools. Who adds a pool makes the transaction
+// conditional on it (View.OpPools), so that of two who add overlapping pools at
+// the same time only one succeeds. Its value means nothing.
+const PoolsKey = Prefix + "pools"
+
 // Kinds returns every kind, in the order in which a cluster is written: what is
 // referred to comes before what refers to it.
 func Kinds() []Kind {

@@ -15,6 +15,7 @@ type View struct {
 	revision int64
 	objects  map[Kind]map[string]Object
 	problems map[string]string // by key
+	pools    int64             // revision of PoolsKey
 
 	blocksByNode       index
 	endpointsByNode    index
@@ -63,10 +64,17 @@ func NewView() *View {
 
 // Apply takes one event. If the value does not decode, the object stays as it
 // was, the error says why, and Problems lists it until the key changes again.
-// Keys outside the model (ClusterKey) change nothing.
+// ClusterKey and PoolsKey are no objects and change nothing.
 func (v *View) Apply(e Entry) (Change, error) {
 	v.revision = max(v.revision, e.Revision)
-	if e.Key == ClusterKey {
+	switch e.Key {
+	case PoolsKey:
+		v.pools = e.Revision
+		if e.Value == nil {
+			v.pools = 0
+		}
+		return Change{}, nil
+	case ClusterKey:
 		return Change{}, nil
 	}
 	kind, name, err := ParseKey(e.Key)
@@ -94,12 +102,13 @@ func (v *View) Apply(e Entry) (Change, error) {
 // held, deletions first, then by kind as in Kinds and by name. The error joins those of the
 // entries that do not decode.
 func (v *View) Replace(s Snapshot) ([]Change, error) {
+	v.pools = 0
 	var bad []error
 	listed := make(map[string]bool, len(s.Entries))
 	var changes []Change
 	for _, e := range s.Entries {
 		listed[e.Key] = true
-		if e.Key != ClusterKey && v.holds(e) {
+		if v.holds(e) {
 			continue
 		}
 		c, err := v.Apply(e)

@@ -1,0 +1,113 @@
+package datastore
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// maxNamed bounds how many users of an object an error names.
+const maxNamed = 3
+
+// CheckPut says why writing o would contradict what the View holds: pools that
+// overlap, a pool's blocks of another size, a network's pool that is not there,
+// an endpoint's profile that is not there. Errors wrap ErrInvalid or ErrInUse.
+// o must be valid by itself.
+func (v *View) CheckPut(o Object) error {
+	switch o := o.(type) {
+	case *Pool:
+		return v.checkPool(o)
+	case *Network:
+		for i, p := range o.Spec.Pools {
+			if v.Pool(PoolName(p)) == nil {
+				return &FieldError{Field: indexed("spec.pools", i), Value: p.String(), Reason: "there is no such pool"}
+			}
+		}
+	case *Endpoint:
+		for i, p := range o.Spec.Profiles {
+			if v.Profile(p) == nil {
+				return &FieldError{Field: indexed("spec.profiles", i), Value: p, Reason: "there is no such profile"}
+			}
+		}
+	}
+	return nil
+}
+
+func (v *View) checkPool(p *Pool) error {
+	for _, other := range v.Pools() {
+		if other.Metadata.Name != p.Metadata.Name && other.Spec.CIDR.Overlaps(p.Spec.CIDR) {
+			return &FieldError{Field: "spec.cidr", Value: p.Spec.CIDR.String(),
+				Reason: fmt.Sprintf("overlaps the pool %s", other.Spec.CIDR)}
+		}
+	}
+	old := v.Pool(p.Metadata.Name)
+	if old == nil || old.Spec.BlockSize == p.Spec.BlockSize {
+		return nil
+	}
+	if blocks := v.BlocksIn(old); len(blocks) > 0 {
+		return fmt.Errorf("%w: blocks of /%d cannot become /%d: %s", ErrInUse, old.Spec.BlockSize, p.Spec.BlockSize,
+			users("there is block", blocks, func(b *Block) string { return b.Spec.CIDR.String() }))
+	}
+	return nil
+}
+
+// OpPools is the condition and operation that belong into every transaction
+// that adds a pool; see PoolsKey.
+func (v *View) OpPools() (Condition, Op) {
+	return Condition{Key: PoolsKey, Revision: v.pools}, Op{Key: PoolsKey, Value: []byte("{}")}
+}
+
+// BlocksIn returns the blocks of a pool by address.
+func (v *View) BlocksIn(p *Pool) []*Block {
+	return slices.DeleteFunc(v.Blocks(), func(b *Block) bool { return !p.Spec.CIDR.Overlaps(b.Spec.CIDR) })
+}
+
+// CheckDelete says what uses an object: addresses of a pool, endpoints and
+// networks of a profile, endpoints of a network or node. The error wraps
+// ErrInUse.
+func (v *View) CheckDelete(o Object) error {
+	name := o.Meta().Name
+	endpoints := func(list []*Endpoint) string {
+		return users("endpoint", list, func(e *Endpoint) string { return e.Metadata.Name })
+	}
+	networks := func(uses func(*Network) bool) string {
+		list := slices.DeleteFunc(v.Networks(), func(n *Network) bool { return !uses(n) })
+		return users("network", list, func(n *Network) string { return n.Metadata.Name })
+	}
+	var by []string
+	switch o := o.(type) {
+	case *Pool:
+		held := slices.DeleteFunc(v.BlocksIn(o), func(b *Block) bool { return len(b.Spec.Allocations) == 0 })
+		by = append(by, users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }),
+			networks(func(n *Network) bool { return slices.Contains(n.Spec.Pools, o.Spec.CIDR) }))
+	case *Profile:
+		by = append(by, endpoints(v.EndpointsWithProfile(name)),
+			networks(func(n *Network) bool { return n.Spec.Profile == name }))
+	case *Network:
+		by = append(by, endpoints(slices.DeleteFunc(v.Endpoints(), func(e *Endpoint) bool { return e.Spec.Network != name })))
+	case *Node:
+		held := slices.DeleteFunc(v.BlocksOf(name), func(b *Block) bool { return len(b.Spec.Allocations) == 0 })
+		by = append(by, endpoints(v.EndpointsOf(name)), users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }))
+	}
+	by = slices.DeleteFunc(by, func(s string) bool { return s == "" })
+	if len(by) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w by %s", ErrInUse, strings.Join(by, " and "))
+}
+
+// users names the first few of a list: "endpoint a, b, c and 4 more"; "" if it is empty.
+func users[T any](what string, list []T, name func(T) string) string {
+	if len(list) == 0 {
+		return ""
+	}
+	var names []string
+	for _, x := range list[:min(len(list), maxNamed)] {
+		names = append(names, name(x))
+	}
+	s := what + " " + strings.Join(names, ", ")
+	if more := len(list) - maxNamed; more > 0 {
+		s += fmt.Sprintf(" and %d more", more)
+	}
+	return s
+}

@@ -1,0 +1,131 @@
+package datastore_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"netctl/datastore"
+	"netctl/datastore/memory"
+)
+
+// populated is a store with a pool, a block in use, a profile, a network and an
+// endpoint, and its View.
+func populated(t *testing.T) (*memory.Store, *datastore.View) {
+	t.Helper()
+	ctx := context.Background()
+	s := memory.New()
+	for _, o := range []datastore.Object{
+		&datastore.Node{Metadata: datastore.Metadata{Name: "n"}},
+		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.0.0.0/16")}},
+		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.1.0.0/16")}},
+		&datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("10.0.0.0/26"), Affinity: "n",
+			Allocations: []datastore.Allocation{{Ordinal: 1, Handle: "h", Node: "n"}}}},
+		&datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("10.1.0.0/26"), Affinity: "n"}},
+		&datastore.Profile{Metadata: datastore.Metadata{Name: "web"}},
+		&datastore.Profile{Metadata: datastore.Metadata{Name: "free"}},
+		&datastore.Network{Metadata: datastore.Metadata{Name: "web"}},
+		&datastore.Endpoint{Spec: datastore.EndpointSpec{Node: "n", Orchestrator: "cni", Workload: "w", Interface: "eth0", Link: "nc1",
+			Network: "web", Profiles: []string{"web"}}},
+	} {
+		if err := datastore.Create(ctx, s, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s, listed(t, s)
+}
+
+func listed(t *testing.T, s datastore.Store) *datastore.View {
+	t.Helper()
+	snap, err := s.List(context.Background(), datastore.Prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := datastore.NewView()
+	if _, err := v.Replace(snap); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestCheckPut(t *testing.T) {
+	_, v := populated(t)
+	pool := func(cidr string, blockSize int) *datastore.Pool {
+		return &datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix(cidr), BlockSize: blockSize}}
+	}
+	for _, c := range []struct {
+		o    datastore.Object
+		want string
+	}{
+		{pool("10.2.0.0/16", 0), ""},
+		{pool("10.0.0.0/16", 26), ""},
+		{pool("10.0.0.0/8", 0), `spec.cidr "10.0.0.0/8": overlaps the pool 10.0.0.0/16`},
+		{pool("10.0.1.0/24", 0), `spec.cidr "10.0.1.0/24": overlaps the pool 10.0.0.0/16`},
+		{pool("10.0.0.0/16", 28), `in use: blocks of /26 cannot become /28: there is block 10.0.0.0/26`},
+		{&datastore.Network{Metadata: datastore.Metadata{Name: "x"}, Spec: datastore.NetworkSpec{Pools: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}}},
+			`spec.pools[0] "10.9.0.0/16": there is no such pool`},
+		{&datastore.Endpoint{Spec: datastore.EndpointSpec{Profiles: []string{"web", "nope"}}}, `spec.profiles[1] "nope": there is no such profile`},
+	} {
+		c.o.SetDefaults()
+		err := v.CheckPut(c.o)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || err.Error() != c.want) {
+			t.Errorf("%s: got %v, want %s", c.o.Meta().Name, err, c.want)
+		}
+	}
+}
+
+func TestCheckDelete(t *testing.T) {
+	_, v := populated(t)
+	for _, c := range []struct {
+		o    datastore.Object
+		want string
+	}{
+		{v.Pool("10.0.0.0-16"), "in use by addresses of block 10.0.0.0/26"},
+		{v.Pool("10.1.0.0-16"), ""},
+		{v.Profile("web"), "in use by endpoint n/cni/w/eth0 and network web"},
+		{v.Profile("free"), ""},
+		{v.Network("web"), "in use by endpoint n/cni/w/eth0"},
+		{v.Node("n"), "in use by endpoint n/cni/w/eth0 and addresses of block 10.0.0.0/26"},
+		{v.Endpoint("n/cni/w/eth0"), ""},
+	} {
+		err := v.CheckDelete(c.o)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || err.Error() != c.want || !errors.Is(err, datastore.ErrInUse)) {
+			t.Errorf("%s: got %v, want %s", c.o.Meta().Name, err, c.want)
+		}
+	}
+}
+
+// TestOverlappingPoolsAtTheSameTime lets two writers that saw the same pools
+// add overlapping ones.
+func TestOverlappingPoolsAtTheSameTime(t *testing.T) {
+	ctx := context.Background()
+	s, first := populated(t)
+	second := listed(t, s)
+	add := func(v *datastore.View, cidr string) error {
+		p := &datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix(cidr)}}
+		cond, op, err := datastore.OpPut(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := v.CheckPut(p); err != nil {
+			return err
+		}
+		set, touch := v.OpPools()
+		_, err = s.Commit(ctx, datastore.Txn{If: []datastore.Condition{cond, set}, Then: []datastore.Op{op, touch}})
+		return err
+	}
+	if err := add(first, "10.8.0.0/16"); err != nil {
+		t.Fatal(err)
+	}
+	if err := add(second, "10.8.1.0/24"); !errors.Is(err, datastore.ErrExists) && !errors.Is(err, datastore.ErrConflict) {
+		t.Errorf("the second overlapping pool: %v", err)
+	}
+	if err := add(listed(t, s), "10.8.1.0/24"); err == nil || !strings.Contains(err.Error(), "overlaps") {
+		t.Errorf("after reading again: %v", err)
+	}
+	if err := add(listed(t, s), "10.9.0.0/16"); err != nil {
+		t.Errorf("a pool of its own: %v", err)
+	}
+}
