@@ -265,7 +265,7 @@ func portSet(ranges []Element) setRef {
 	}
 	words := make([]string, len(ranges))
 	for i, r := range ranges {
-		words[i] = r.text(PortRanges)
+		words[i] = r.Text(PortRanges)
 	}
 	text := strings.Join(words, ",")
 	return setRef{name: hashName("port", text), typ: typ, arg: "ports " + text, elements: elements}

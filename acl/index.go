@@ -149,11 +149,11 @@ func (x *Index) unlink(name string, e *datastore.Endpoint) {
 // one link the first by name has it.
 func (x *Index) rewire(link string) {
 	old, had := x.wired[link]
-	owners := sortedKeys(x.links[link])
-	if len(owners) == 0 {
-		delete(x.links, link)
+	if had {
+		x.wire(link, old, false)
 		delete(x.wired, link)
-	} else {
+	}
+	if owners := sortedKeys(x.links[link]); len(owners) > 0 {
 		e := x.members[owners[0]].endpoint
 		w := wiring{
 			in:      x.acquireClass(inbound, e.Spec.Profiles),
@@ -162,9 +162,10 @@ func (x *Index) rewire(link string) {
 		}
 		x.wired[link] = w
 		x.wire(link, w, true)
+	} else {
+		delete(x.links, link)
 	}
 	if had {
-		x.wire(link, old, false)
 		x.release(old.in)
 		x.release(old.out)
 	}

@@ -62,7 +62,7 @@ func (s *Set) print(b *strings.Builder) {
 			if i > 0 {
 				b.WriteString(", ")
 			}
-			b.WriteString(e.text(s.Type))
+			b.WriteString(e.Text(s.Type))
 		}
 		b.WriteString(" };")
 	}
@@ -110,7 +110,8 @@ func (t SetType) String() string {
 	return "unknown"
 }
 
-func (e Element) text(t SetType) string {
+// Text is the element as nft writes it in a set of type t.
+func (e Element) Text(t SetType) string {
 	switch t {
 	case Addr4, Addr6:
 		return e.Prefix.Addr().String()

@@ -133,25 +133,24 @@ func spoofRules() []Rule {
 }
 
 // baseChains hook the static chains. The gateway guard comes first: a packet to
-// a gateway address would circle on lo until its TTL ends.
+// a gateway address would circle on lo until its TTL ends. What comes back from
+// a chain without a verdict is dropped, so that an empty chain opens nothing.
 func baseChains(o Options) []*Chain {
 	ours := o.LinkPrefix + "*"
-	noGroup := "our prefix without our group"
+	const noGroup, noVerdict = "our prefix without our group", "no verdict"
+	jump := func(chain string, t Term) Rule { return match(Verdict{Kind: Jump, Chain: chain}, t) }
+	in, out := num(InGroup, o.Group), num(OutGroup, o.Group)
 	return []*Chain{
 		{Name: ChainRawPre, Hook: &Hook{"prerouting", -300}, Rules: []Rule{
 			refuse("sent to a gateway address", num(NFProto, nfIPv4), inSet(DstIP4, setGateway4)),
-			match(goTo(chainSpoof), num(InGroup, o.Group)),
+			jump(chainSpoof, in), refuse(noVerdict, in),
 			refuse(noGroup, Term{Field: InLink, Text: ours}),
 		}},
-		{Name: ChainFwdFrom, Hook: &Hook{"forward", -10}, Rules: []Rule{
-			match(goTo(chainFromWL), num(InGroup, o.Group)),
-		}},
+		{Name: ChainFwdFrom, Hook: &Hook{"forward", -10}, Rules: []Rule{jump(chainFromWL, in), refuse(noVerdict, in)}},
 		{Name: ChainFwdTo, Hook: &Hook{"forward", -9}, Rules: []Rule{
-			match(goTo(chainToWL), num(OutGroup, o.Group)),
+			jump(chainToWL, out), refuse(noVerdict, out),
 			refuse(noGroup, Term{Field: OutLink, Text: ours}),
 		}},
-		{Name: ChainInHost, Hook: &Hook{"input", -10}, Rules: []Rule{
-			match(goTo(chainWLHost), num(InGroup, o.Group)),
-		}},
+		{Name: ChainInHost, Hook: &Hook{"input", -10}, Rules: []Rule{jump(chainWLHost, in), refuse(noVerdict, in)}},
 	}
 }

@@ -1,0 +1,298 @@
+package acl
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+
+	"netctl/datastore"
+)
+
+func testOptions() Options {
+	return Options{
+		LinkPrefix: "nc", Group: 77,
+		Gateways:       []netip.Addr{netip.MustParseAddr("169.254.1.1")},
+		WorkloadToHost: []HostPort{{17, 53}, {6, 53}},
+	}
+}
+
+// world is a random model and the history that led to it.
+type world struct {
+	rng      *rand.Rand
+	current  map[string]datastore.Object // kind/name
+	profiles int
+	rules    []datastore.Rule
+}
+
+func newWorld(t *testing.T, seed uint64) *world {
+	w := &world{rng: rand.New(rand.NewPCG(seed, 7)), current: map[string]datastore.Object{}, profiles: 6}
+	for _, s := range []string{
+		"allow", "deny", "allow from tag t0", "allow from tag t1", "deny from not tag t2", "allow tcp to ports 80,443",
+		"allow tcp from tag t3 to ports 5432", "allow udp to ports 53,1000:2000", "log tcp from tag t1", "allow icmp",
+		"allow icmp type 8", "deny not icmp type 8 code 0", "allow icmpv6 type 128", "allow from cidr 10.0.0.0/8",
+		"allow from not cidr 10.0.0.0/30", "deny from cidr 10.0.0.1/32", "allow from cidr fd00::/64",
+		"allow tcp to ports http", "allow tcp to not ports http,22", "allow tcp from tag t0 and cidr 10.0.0.0/29 to ports http,80:90",
+		"allow from selector \"role == 'web'\"", "deny from not selector \"role == 'db'\"", "allow not tcp", "allow 132 from tag t2 to tag t1",
+		"allow udp from ports 53", "allow from selector \"has(zone)\" to tag t0",
+	} {
+		r, err := datastore.ParseRule(s)
+		if err != nil {
+			t.Fatalf("rule %q: %v", s, err)
+		}
+		w.rules = append(w.rules, r)
+	}
+	return w
+}
+
+func (w *world) some(n int, f func() string) []string {
+	var out []string
+	for range w.rng.IntN(n + 1) {
+		if s := f(); !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func (w *world) randomRules() []datastore.Rule {
+	var out []datastore.Rule
+	for range w.rng.IntN(4) {
+		out = append(out, w.rules[w.rng.IntN(len(w.rules))])
+	}
+	return out
+}
+
+func (w *world) labels() map[string]string {
+	out := map[string]string{}
+	if w.rng.IntN(2) == 0 {
+		out["role"] = []string{"web", "db"}[w.rng.IntN(2)]
+	}
+	if w.rng.IntN(3) == 0 {
+		out["zone"] = "z1"
+	}
+	return out
+}
+
+func (w *world) addresses() []netip.Addr {
+	var out []netip.Addr
+	for range 1 + w.rng.IntN(2) {
+		out = append(out, netip.AddrFrom4([4]byte{10, 0, 0, byte(w.rng.IntN(16))}))
+	}
+	if w.rng.IntN(2) == 0 {
+		a := netip.MustParseAddr("fd00::").As16()
+		a[15] = byte(w.rng.IntN(16))
+		out = append(out, netip.AddrFrom16(a))
+	}
+	return out
+}
+
+// step makes a random change and returns it.
+func (w *world) step() datastore.Change {
+	c := datastore.Change{Kind: datastore.KindProfile, Name: fmt.Sprintf("p%d", w.rng.IntN(w.profiles))}
+	if w.rng.IntN(4) > 0 {
+		c = datastore.Change{Kind: datastore.KindEndpoint, Name: fmt.Sprintf("node%d/cni/w%d/eth0", w.rng.IntN(2), w.rng.IntN(8))}
+	}
+	key := string(c.Kind) + "/" + c.Name
+	c.Old = w.current[key]
+	if c.Old != nil && w.rng.IntN(3) == 0 {
+		delete(w.current, key)
+		return c
+	}
+	if c.Kind == datastore.KindProfile {
+		p := &datastore.Profile{Metadata: datastore.Metadata{Name: c.Name}}
+		p.Spec = datastore.ProfileSpec{
+			Tags:    w.some(3, func() string { return fmt.Sprintf("t%d", w.rng.IntN(4)) }),
+			Labels:  w.labels(),
+			Inbound: w.randomRules(), Outbound: w.randomRules(),
+		}
+		c.New = p
+	} else {
+		e := &datastore.Endpoint{Metadata: datastore.Metadata{Name: c.Name, Labels: w.labels()}}
+		e.Spec = datastore.EndpointSpec{
+			Node: c.Name[:5], Link: fmt.Sprintf("nc%s%d", c.Name[10:12], w.rng.IntN(2)), Addresses: w.addresses(),
+			Profiles: w.some(3, func() string { return fmt.Sprintf("p%d", w.rng.IntN(w.profiles)) }),
+		}
+		if w.rng.IntN(10) == 0 {
+			e.Spec.Link = []string{"ncshared", "too long for a link", ""}[w.rng.IntN(3)]
+		}
+		if w.rng.IntN(3) == 0 {
+			e.Spec.Ports = []datastore.Port{{Name: "http", Protocol: "tcp", Port: uint16(80 + w.rng.IntN(2))}}
+		}
+		c.New = e
+	}
+	w.current[key] = c.New
+	return c
+}
+
+// full compiles the model from scratch, with loops over everything: the oracle.
+func full(node string, o Options, objects map[string]datastore.Object) *Ruleset {
+	r := Static(o)
+	profiles := map[string]*datastore.Profile{}
+	endpoints := map[string]*datastore.Endpoint{}
+	for _, v := range objects {
+		switch v := v.(type) {
+		case *datastore.Profile:
+			profiles[v.Metadata.Name] = v
+		case *datastore.Endpoint:
+			endpoints[v.Metadata.Name] = v
+		}
+	}
+	taken := map[string]bool{}
+	for _, name := range sortedKeys(endpoints) {
+		e := endpoints[name]
+		if e.Spec.Node != node || !validLink(e.Spec.Link) || taken[e.Spec.Link] {
+			continue
+		}
+		taken[e.Spec.Link] = true
+		for _, s := range linkSources(e) {
+			r.Sets[sourceSet(s)].add(s)
+		}
+		for _, d := range []direction{inbound, outbound} {
+			class := className(d, e.Spec.Profiles)
+			r.Chains[class] = &Chain{Name: class, Rules: classRules(d, e.Spec.Profiles)}
+			m := mapToEP
+			if d == outbound {
+				m = mapFromEP
+			}
+			r.Sets[m].add(Element{Link: e.Spec.Link, Verdict: goTo(class)})
+			for _, p := range e.Spec.Profiles {
+				prog := compileProfile(p, d, rulesOf(profiles[p], d))
+				chain := profileChain(d, p)
+				r.Chains[chain] = &Chain{Name: chain, Rules: prog.rules}
+				for _, ref := range prog.refs {
+					r.Sets[ref.name] = fullSet(ref, endpoints, profiles)
+				}
+			}
+		}
+	}
+	return r
+}
+
+func fullSet(ref setRef, endpoints map[string]*datastore.Endpoint, profiles map[string]*datastore.Profile) *Set {
+	s := newSet(ref.name, ref.typ, ref.comment(), ref.elements...)
+	four := ref.typ == Addr4 || ref.typ == NamedPort4
+	for _, e := range endpoints {
+		f := gather(e, profiles)
+		for _, a := range f.addrs {
+			if a.Is4() != four {
+				continue
+			}
+			switch ref.source {
+			case fromTag:
+				if slices.Contains(f.tags, ref.arg) {
+					s.add(addrElement(a))
+				}
+			case fromSelector:
+				if sel, err := datastore.ParseSelector(ref.arg); err == nil && sel.Matches(f.labels) {
+					s.add(addrElement(a))
+				}
+			case fromPort:
+				for _, p := range f.ports {
+					if p.Name == ref.arg {
+						s.add(portElement(a, p))
+					}
+				}
+			}
+		}
+	}
+	return s
+}
+
+func sameRuleset(t *testing.T, what string, got, want *Ruleset) {
+	t.Helper()
+	if g, w := got.String(), want.String(); g != w {
+		t.Fatalf("%s differs\n--- got\n%s--- want\n%s", what, g, w)
+	}
+	if !reflect.DeepEqual(got.Sets, want.Sets) {
+		t.Fatalf("%s: sets differ beyond their text", what)
+	}
+}
+
+// TestIndexFollowsFull replays random histories and holds the sum of the deltas,
+// and the index's own ruleset, against the compilation from scratch.
+func TestIndexFollowsFull(t *testing.T) {
+	for seed := range uint64(60) {
+		w, x, o := newWorld(t, seed), NewIndex("node0", testOptions()), testOptions()
+		applied := Static(o)
+		for range 120 {
+			x.Apply(w.step())
+			if w.rng.IntN(3) > 0 {
+				continue
+			}
+			d := x.Flush()
+			checkDelta(t, d, applied)
+			applied.Apply(d)
+			sameRuleset(t, fmt.Sprintf("seed %d: deltas", seed), applied, full("node0", o, w.current))
+			if again := x.Flush(); !again.Empty() {
+				t.Fatalf("seed %d: second flush %+v", seed, again)
+			}
+		}
+		sameRuleset(t, fmt.Sprintf("seed %d: ruleset", seed), x.Ruleset(), full("node0", o, w.current))
+		for _, v := range w.current {
+			x.Apply(datastore.Change{Kind: v.Kind(), Name: v.Meta().Name, Old: v})
+		}
+		applied.Apply(x.Flush())
+		sameRuleset(t, "emptied", applied, Static(o))
+		if n := len(x.populations) + len(x.selectors) + len(x.sets) + len(x.chains) + len(x.links) + len(x.byProfile); n != 0 {
+			t.Fatalf("seed %d: %d entries left in an empty index: %+v", seed, n, x)
+		}
+	}
+}
+
+// checkDelta wants nothing said twice and nothing that is so already.
+func checkDelta(t *testing.T, d Delta, before *Ruleset) {
+	t.Helper()
+	for _, c := range d.Sets {
+		s := before.Sets[c.Name]
+		if (s == nil) != c.New || c.Gone && s == nil {
+			t.Fatalf("set %s: new %v gone %v, but it was %v", c.Name, c.New, c.Gone, s)
+		}
+		for _, e := range c.Add {
+			if s != nil {
+				if _, ok := s.Elements[e]; ok {
+					t.Fatalf("set %s: adds %v again", c.Name, e)
+				}
+			}
+		}
+		for _, e := range c.Del {
+			if _, ok := s.Elements[e]; !ok {
+				t.Fatalf("set %s: deletes %v, which is not there", c.Name, e)
+			}
+		}
+	}
+	for _, c := range d.Chains {
+		b := before.Chains[c.Name]
+		if (b == nil) != c.New {
+			t.Fatalf("chain %s: new %v, but it was %v", c.Name, c.New, b)
+		}
+		if b != nil && !c.Gone && sameRules(b.Rules, c.Rules) {
+			t.Fatalf("chain %s: unchanged", c.Name)
+		}
+	}
+}
+
+// TestOrderDoesNotMatter replays the final objects shuffled: the result depends
+// on what is there, not on how it came.
+func TestOrderDoesNotMatter(t *testing.T) {
+	w := newWorld(t, 99)
+	for range 200 {
+		w.step()
+	}
+	objects := make([]datastore.Object, 0, len(w.current))
+	for _, k := range sortedKeys(w.current) {
+		objects = append(objects, w.current[k])
+	}
+	want := full("node1", testOptions(), w.current)
+	for range 20 {
+		w.rng.Shuffle(len(objects), func(i, j int) { objects[i], objects[j] = objects[j], objects[i] })
+		x, applied := NewIndex("node1", testOptions()), Static(testOptions())
+		for _, o := range objects {
+			x.Apply(datastore.Change{Kind: o.Kind(), Name: o.Meta().Name, New: o})
+			applied.Apply(x.Flush())
+		}
+		sameRuleset(t, "shuffled", applied, want)
+	}
+}

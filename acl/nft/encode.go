@@ -1,0 +1,283 @@
+package nft
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+
+	"netctl/acl"
+)
+
+// encoding is part of each rule's hash; a change of encode.go that alters what
+// the kernel gets raises it, and running tables are rewritten once.
+const encoding = "1"
+
+// udataHash is the type of our entry in a rule's user data. nft passes over
+// types it does not know.
+const udataHash userdata.Type = 0x6e
+
+const linkSize = unix.IFNAMSIZ
+
+// The registers nft uses for single values and for the parts of concatenations:
+// 1 to 4 are of 16 bytes, 8 to 23 the same space in parts of 4.
+const (
+	regValue     = 1
+	regAfterLink = 2
+	regAfter4    = 9
+	regAfter8    = 10
+	regAfter20   = 13
+)
+
+func table() *nftables.Table {
+	return &nftables.Table{Name: acl.TableName, Family: nftables.TableFamilyINet}
+}
+
+func ruleHash(r *acl.Rule) [8]byte {
+	sum := sha256.Sum256([]byte(encoding + "\x00" + r.String()))
+	return [8]byte(sum[:8])
+}
+
+func ruleUserData(r *acl.Rule) []byte {
+	var out []byte
+	if r.Comment != "" {
+		out = userdata.AppendString(out, userdata.TypeComment, r.Comment)
+	}
+	h := ruleHash(r)
+	return userdata.Append(out, udataHash, h[:])
+}
+
+func encodeRule(chain *nftables.Chain, r *acl.Rule) *nftables.Rule {
+	out := &nftables.Rule{Table: chain.Table, Chain: chain, UserData: ruleUserData(r)}
+	for _, t := range r.Match {
+		out.Exprs = append(out.Exprs, encodeTerm(t)...)
+	}
+	if r.Limit {
+		out.Exprs = append(out.Exprs, &expr.Limit{
+			Type: expr.LimitTypePkts, Rate: acl.LimitRate, Unit: expr.LimitTimeSecond, Burst: acl.LimitBurst,
+		})
+	}
+	if r.Log != "" {
+		out.Exprs = append(out.Exprs, &expr.Log{
+			Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX, Group: acl.NFLogGroup, Data: []byte(r.Log),
+		})
+	}
+	if r.Counter {
+		out.Exprs = append(out.Exprs, &expr.Counter{})
+	}
+	if r.Verdict.Kind == acl.Lookup {
+		out.Exprs = append(out.Exprs, load(r.Verdict.Key)...)
+		out.Exprs = append(out.Exprs, &expr.Lookup{SourceRegister: regValue, SetName: r.Verdict.Chain, IsDestRegSet: true})
+	} else if r.Verdict.Kind != acl.Continue {
+		out.Exprs = append(out.Exprs, encodeVerdict(r.Verdict))
+	}
+	return out
+}
+
+func encodeVerdict(v acl.Verdict) *expr.Verdict {
+	kinds := map[acl.VerdictKind]expr.VerdictKind{
+		acl.Accept: expr.VerdictAccept, acl.Drop: expr.VerdictDrop, acl.Return: expr.VerdictReturn,
+		acl.Jump: expr.VerdictJump, acl.Goto: expr.VerdictGoto,
+	}
+	return &expr.Verdict{Kind: kinds[v.Kind], Chain: v.Chain}
+}
+
+func encodeTerm(t acl.Term) []expr.Any {
+	out := load(t.Field)
+	if t.Set != "" {
+		return append(out, &expr.Lookup{SourceRegister: regValue, SetName: t.Set, Invert: t.Not})
+	}
+	op := expr.CmpOpEq
+	if t.Not {
+		op = expr.CmpOpNeq
+	}
+	value := termValue(t)
+	if t.Prefix.IsValid() && !t.Prefix.IsSingleIP() {
+		n := uint32(len(value))
+		out = append(out, &expr.Bitwise{
+			SourceRegister: regValue, DestRegister: regValue, Len: n, Mask: mask(t.Prefix), Xor: make([]byte, n),
+		})
+	}
+	return append(out, &expr.Cmp{Op: op, Register: regValue, Data: value})
+}
+
+func mask(p netip.Prefix) []byte {
+	out := make([]byte, p.Addr().BitLen()/8)
+	for i := range p.Bits() {
+		out[i/8] |= 0x80 >> (i % 8)
+	}
+	return out
+}
+
+func termValue(t acl.Term) []byte {
+	switch {
+	case t.Text != "":
+		if n := len(t.Text) - 1; t.Text[n] == '*' {
+			return []byte(t.Text[:n])
+		}
+		return linkName(t.Text)
+	case t.Prefix.IsValid():
+		return t.Prefix.Masked().Addr().AsSlice()
+	}
+	switch t.Field {
+	case acl.SrcPort, acl.DstPort:
+		return binary.BigEndian.AppendUint16(nil, uint16(t.Number))
+	case acl.InGroup, acl.OutGroup, acl.CTState:
+		return binaryutil.NativeEndian.PutUint32(t.Number)
+	}
+	return []byte{byte(t.Number)}
+}
+
+func linkName(s string) []byte { return append([]byte(s), make([]byte, linkSize-len(s))...) }
+
+func meta(k expr.MetaKey, reg uint32) expr.Any { return &expr.Meta{Key: k, Register: reg} }
+
+func network(offset, n, reg uint32) expr.Any {
+	return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: n}
+}
+
+func transport(offset, n, reg uint32) expr.Any {
+	return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: n}
+}
+
+// load puts the field into the registers from regValue on.
+func load(f acl.Field) []expr.Any {
+	switch f {
+	case acl.NFProto:
+		return []expr.Any{meta(expr.MetaKeyNFPROTO, regValue)}
+	case acl.L4Proto:
+		return []expr.Any{meta(expr.MetaKeyL4PROTO, regValue)}
+	case acl.InLink:
+		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue)}
+	case acl.OutLink:
+		return []expr.Any{meta(expr.MetaKeyOIFNAME, regValue)}
+	case acl.InGroup:
+		return []expr.Any{meta(expr.MetaKeyIIFGROUP, regValue)}
+	case acl.OutGroup:
+		return []expr.Any{meta(expr.MetaKeyOIFGROUP, regValue)}
+	case acl.CTState:
+		return []expr.Any{&expr.Ct{Register: regValue, Key: expr.CtKeySTATE}}
+	case acl.SrcPort:
+		return []expr.Any{transport(0, 2, regValue)}
+	case acl.DstPort:
+		return []expr.Any{transport(2, 2, regValue)}
+	case acl.ICMPType, acl.ICMP6Type:
+		return []expr.Any{transport(0, 1, regValue)}
+	case acl.ICMPCode, acl.ICMP6Code:
+		return []expr.Any{transport(1, 1, regValue)}
+	case acl.SrcIP4:
+		return []expr.Any{network(12, 4, regValue)}
+	case acl.DstIP4:
+		return []expr.Any{network(16, 4, regValue)}
+	case acl.SrcIP6:
+		return []expr.Any{network(8, 16, regValue)}
+	case acl.DstIP6:
+		return []expr.Any{network(24, 16, regValue)}
+	}
+	return loadConcat(f)
+}
+
+func loadConcat(f acl.Field) []expr.Any {
+	switch f {
+	case acl.LinkSrcIP4:
+		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue), network(12, 4, regAfterLink)}
+	case acl.LinkSrcIP6:
+		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue), network(8, 16, regAfterLink)}
+	case acl.SrcNamedPort4:
+		return []expr.Any{network(12, 4, regValue), meta(expr.MetaKeyL4PROTO, regAfter4), transport(0, 2, regAfter8)}
+	case acl.DstNamedPort4:
+		return []expr.Any{network(16, 4, regValue), meta(expr.MetaKeyL4PROTO, regAfter4), transport(2, 2, regAfter8)}
+	case acl.SrcNamedPort6:
+		return []expr.Any{network(8, 16, regValue), meta(expr.MetaKeyL4PROTO, regAfterLink), transport(0, 2, regAfter20)}
+	case acl.DstNamedPort6:
+		return []expr.Any{network(24, 16, regValue), meta(expr.MetaKeyL4PROTO, regAfterLink), transport(2, 2, regAfter20)}
+	}
+	panic(fmt.Sprintf("field %d has no encoding", f))
+}
+
+// encodeSet is the definition of a set without its elements.
+func encodeSet(name string, typ acl.SetType, comment string) *nftables.Set {
+	s := &nftables.Set{Table: table(), Name: name, Comment: comment, Interval: typ.Interval(), KeyByteOrder: binaryutil.BigEndian}
+	switch typ {
+	case acl.Addr4, acl.Net4:
+		s.KeyType = nftables.TypeIPAddr
+	case acl.Addr6, acl.Net6:
+		s.KeyType = nftables.TypeIP6Addr
+	case acl.Port, acl.PortRanges:
+		s.KeyType = nftables.TypeInetService
+	case acl.ICMP6Types:
+		s.KeyType = nftables.TypeICMP6Type
+	case acl.LinkAddr4:
+		s.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr)
+	case acl.LinkAddr6:
+		s.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIP6Addr)
+	case acl.NamedPort4:
+		s.KeyType = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
+	case acl.NamedPort6:
+		s.KeyType = nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeInetProto, nftables.TypeInetService)
+	case acl.LinkVerdict:
+		s.KeyType, s.KeyByteOrder = nftables.TypeIFName, binaryutil.NativeEndian
+	case acl.StateVerdict:
+		s.KeyType, s.KeyByteOrder = nftables.TypeCTState, binaryutil.NativeEndian
+	}
+	if typ.Map() {
+		s.IsMap, s.DataType = true, nftables.TypeVerdict
+	}
+	return s
+}
+
+// encodeElement is one element, or the start and the end of an interval; the
+// end is left out where the interval reaches the last value of the type.
+func encodeElement(typ acl.SetType, e acl.Element) []nftables.SetElement {
+	var key []byte
+	switch typ {
+	case acl.Addr4, acl.Addr6:
+		key = e.Prefix.Addr().AsSlice()
+	case acl.Net4, acl.Net6:
+		first := e.Prefix.Masked().Addr()
+		return interval(first.AsSlice(), lastAddr(e.Prefix).Next().AsSlice())
+	case acl.PortRanges:
+		end := binary.BigEndian.AppendUint16(nil, e.Last+1)
+		if e.Last == 0xffff {
+			end = nil
+		}
+		return interval(binary.BigEndian.AppendUint16(nil, e.First), end)
+	case acl.Port:
+		key = binary.BigEndian.AppendUint16(nil, e.First)
+	case acl.ICMP6Types:
+		key = []byte{byte(e.First)}
+	case acl.LinkAddr4, acl.LinkAddr6:
+		key = append(linkName(e.Link), e.Prefix.Addr().AsSlice()...)
+	case acl.NamedPort4, acl.NamedPort6:
+		key = append(e.Prefix.Addr().AsSlice(), e.Proto, 0, 0, 0)
+		key = append(binary.BigEndian.AppendUint16(key, e.First), 0, 0)
+	case acl.LinkVerdict:
+		return []nftables.SetElement{{Key: linkName(e.Link), VerdictData: encodeVerdict(e.Verdict)}}
+	case acl.StateVerdict:
+		return []nftables.SetElement{{Key: binaryutil.NativeEndian.PutUint32(uint32(e.First)), VerdictData: encodeVerdict(e.Verdict)}}
+	}
+	return []nftables.SetElement{{Key: key}}
+}
+
+func interval(first, end []byte) []nftables.SetElement {
+	out := []nftables.SetElement{{Key: first}}
+	if len(end) > 0 {
+		out = append(out, nftables.SetElement{Key: end, IntervalEnd: true})
+	}
+	return out
+}
+
+func lastAddr(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i, m := range mask(p) {
+		b[i] |= ^m
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}

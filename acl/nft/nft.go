@@ -1,0 +1,161 @@
+// Package nft keeps a Ruleset of package acl in the kernel, in the nftables
+// table `inet netctl`, over netlink: it runs no binary.
+//
+// It never touches another table, never replaces its own as a whole, and
+// flushes nothing that is right: Sync reads back and writes the difference,
+// Apply writes a delta without reading. Every change of one object is atomic;
+// changes that fit one transaction are atomic together.
+//
+// A rule carries a hash of itself beside its comment, and is compared by that.
+// Everything written can be listed by nft 1.0.6 and later.
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"netctl/acl"
+)
+
+// socketBuffer in bytes, forced (SO_SNDBUFFORCE, SO_RCVBUFFORCE): with the
+// defaults a transaction of some hundred rules is committed and yet reported as
+// failed, because its acknowledgements do not fit.
+const socketBuffer = 16 << 20
+
+// answerTime is how long the kernel may take for one transaction.
+const answerTime = 30 * time.Second
+
+// Table is the table in one network namespace. Safe for concurrent use.
+type Table struct {
+	log *slog.Logger
+
+	mu    sync.Mutex // one transaction or read at a time
+	conn  *nftables.Conn
+	write *netlink.Conn // the socket of conn
+	read  *netlink.Conn
+	// port is the netlink port of write, by which Watch knows our own changes.
+	port atomic.Uint32
+	// netns is the namespace the sockets are of.
+	netns int
+}
+
+// Open connects to the kernel in the current network namespace; the caller is
+// locked to its thread if that is not the process's own. It needs
+// CAP_NET_ADMIN. It changes nothing.
+func Open(log *slog.Logger) (*Table, error) {
+	netns, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	t := &Table{log: log, netns: netns}
+	if t.read, err = t.dial(); err != nil {
+		t.Close()
+		return nil, err
+	}
+	if err := t.connect(); err != nil {
+		t.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *Table) dial() (*netlink.Conn, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: t.netns})
+	if err != nil {
+		return nil, fmt.Errorf("open netfilter socket: %w", err)
+	}
+	return c, errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
+}
+
+// connect opens the lasting connection for writes.
+func (t *Table) connect() error {
+	c, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(t.netns), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		t.write = c
+		t.port.Store(c.PID())
+		return errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
+	}))
+	if err != nil {
+		return fmt.Errorf("open netfilter socket: %w", err)
+	}
+	t.conn = c
+	return nil
+}
+
+// Close ends the connection; the table stays. Watches end by their context.
+func (t *Table) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var errs []error
+	if t.conn != nil {
+		errs = append(errs, t.conn.CloseLasting())
+	}
+	if t.read != nil {
+		errs = append(errs, t.read.Close())
+	}
+	return errors.Join(append(errs, unix.Close(t.netns))...)
+}
+
+// Sync makes the table what want says and writes only what differs: nothing at
+// all if it is right already. An error names every object that is not as
+// wanted; the others are.
+func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) error {
+	return t.sync(ctx, want, false)
+}
+
+// EnsureStatic puts in place what want has and leaves everything else: no
+// endpoint loses its rules by it. The agent calls it with acl.Static before it
+// knows the datastore.
+func (t *Table) EnsureStatic(ctx context.Context, want *acl.Ruleset) error {
+	return t.sync(ctx, want, true)
+}
+
+func (t *Table) sync(ctx context.Context, want *acl.Ruleset, keep bool) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	have, err := t.snapshot()
+	if err != nil {
+		return err
+	}
+	tx := newTransaction()
+	compare(tx, want, have, keep)
+	if tx.empty() {
+		return nil
+	}
+	t.log.Info("packet filter differs", "table", acl.TableName, "objects", tx.objects())
+	return t.commit(ctx, tx)
+}
+
+// Apply writes a delta as one transaction without reading first. An error names
+// every object that is not as wanted; Sync puts it right.
+func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tx := newTransaction()
+	for _, c := range d.Chains {
+		tx.chain(c)
+	}
+	for _, c := range d.Sets {
+		tx.set(c)
+	}
+	if tx.empty() {
+		return nil
+	}
+	return t.commit(ctx, tx)
+}
+
+// Generation is the kernel's count of commits to any nftables table of the
+// namespace (NFT_MSG_GETGEN): while it stands still nothing has changed.
+func (t *Table) Generation() (uint32, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return generation(t.read)
+}

@@ -1,0 +1,234 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"netctl/acl"
+)
+
+// The phases of a transaction in their order (spec/policy.md 6.4): what is
+// referred to comes before what refers to it and goes after it, and a base
+// chain comes last, so that it never runs with half of what it needs.
+const (
+	phaseTable = iota
+	phaseSets
+	phaseElements
+	phaseNewChains
+	phaseChains
+	phaseMaps
+	phaseBaseChains
+	phaseDelElements
+	phaseDelChains
+	phaseDelSets
+	phases
+)
+
+// maxWeight bounds one batch: about so many rules, or twenty times as many
+// elements. Larger ones hold the kernel's commit mutex for too long.
+const maxWeight = 2000
+
+// maxElements of one message: a netlink attribute holds 64 KiB.
+const maxElements = 400
+
+// op changes one object. It is atomic by itself and can be repeated.
+type op struct {
+	object string // what an error names, e.g. "chain in_0a1b"
+	weight int
+	gone   bool // deletes: that the object is absent is as good
+	emit   func(*nftables.Conn) error
+}
+
+// transaction is changes in the order in which the kernel takes them.
+type transaction struct {
+	phases [phases][]op
+	whole  bool // one batch, however large
+}
+
+func newTransaction() *transaction { return &transaction{} }
+
+func (tx *transaction) add(phase int, o op) { tx.phases[phase] = append(tx.phases[phase], o) }
+
+func (tx *transaction) ops() []op { return slices.Concat(tx.phases[:]...) }
+
+func (tx *transaction) empty() bool { return len(tx.ops()) == 0 }
+
+func (tx *transaction) objects() int { return len(tx.ops()) }
+
+func (tx *transaction) table() {
+	tx.add(phaseTable, op{object: "table " + acl.TableName, weight: 1, emit: func(c *nftables.Conn) error {
+		c.AddTable(table())
+		return nil
+	}})
+}
+
+// chain turns the change of a regular chain into operations.
+func (tx *transaction) chain(c acl.ChainChange) {
+	chain := &nftables.Chain{Name: c.Name, Table: table()}
+	name := "chain " + c.Name
+	if c.Gone {
+		tx.add(phaseDelChains, op{object: name, weight: 2, gone: true, emit: func(n *nftables.Conn) error {
+			n.FlushChain(chain)
+			n.DelChain(chain)
+			return nil
+		}})
+		return
+	}
+	if c.New {
+		tx.add(phaseNewChains, op{object: name, weight: 1, emit: func(n *nftables.Conn) error {
+			n.AddChain(chain)
+			return nil
+		}})
+	}
+	tx.add(phaseChains, refill(chain, c.Rules))
+}
+
+// refill replaces a chain's rules.
+func refill(chain *nftables.Chain, rules []acl.Rule) op {
+	return op{object: "chain " + chain.Name, weight: 1 + len(rules), emit: func(n *nftables.Conn) error {
+		n.FlushChain(chain)
+		for i := range rules {
+			n.AddRule(encodeRule(chain, &rules[i]))
+		}
+		return nil
+	}}
+}
+
+// baseChain adds or corrects a base chain and replaces its rules.
+func (tx *transaction) baseChain(c *acl.Chain) {
+	chain := encodeBase(c)
+	fill := refill(chain, c.Rules)
+	tx.add(phaseBaseChains, op{object: fill.object, weight: fill.weight + 1, emit: func(n *nftables.Conn) error {
+		n.AddChain(chain)
+		return fill.emit(n)
+	}})
+}
+
+func encodeBase(c *acl.Chain) *nftables.Chain {
+	hooks := map[string]*nftables.ChainHook{
+		"prerouting": nftables.ChainHookPrerouting, "input": nftables.ChainHookInput, "forward": nftables.ChainHookForward,
+	}
+	policy := nftables.ChainPolicyAccept
+	return &nftables.Chain{
+		Name: c.Name, Table: table(), Type: nftables.ChainTypeFilter, Hooknum: hooks[c.Hook.Name],
+		Priority: nftables.ChainPriorityRef(nftables.ChainPriority(c.Hook.Priority)), Policy: &policy,
+	}
+}
+
+// set turns the change of a set or map into operations.
+func (tx *transaction) set(c acl.SetChange) {
+	name := "set " + c.Name
+	if c.Gone {
+		tx.add(phaseDelSets, op{object: name, weight: 1, gone: true, emit: func(n *nftables.Conn) error {
+			n.DelSet(&nftables.Set{Table: table(), Name: c.Name})
+			return nil
+		}})
+		return
+	}
+	if c.New {
+		tx.add(phaseSets, op{object: name, weight: 1, emit: func(n *nftables.Conn) error {
+			return n.AddSet(encodeSet(c.Name, c.Type, c.Comment), nil)
+		}})
+	}
+	addPhase, delPhase := phaseElements, phaseDelElements
+	if c.Type.Map() {
+		addPhase = phaseMaps
+	}
+	// What is added may be in the way of what is deleted: another verdict of the
+	// same key, an overlapping interval. Then the deletion comes first.
+	if c.Type.Map() || c.Type.Interval() {
+		delPhase = addPhase
+	}
+	tx.elements(delPhase, c, c.Del, true)
+	tx.elements(addPhase, c, c.Add, false)
+}
+
+func (tx *transaction) elements(phase int, c acl.SetChange, elements []acl.Element, gone bool) {
+	for chunk := range slices.Chunk(elements, maxElements) {
+		o := op{object: "elements of " + c.Name, weight: 1 + len(chunk)/20, gone: gone}
+		if len(chunk) == 1 {
+			o.object = fmt.Sprintf("element of %s: %s", c.Name, chunk[0].Text(c.Type))
+		}
+		o.emit = func(n *nftables.Conn) error {
+			var out []nftables.SetElement
+			for _, e := range chunk {
+				out = append(out, encodeElement(c.Type, e)...)
+			}
+			s := encodeSet(c.Name, c.Type, "")
+			if gone {
+				return n.SetDeleteElements(s, out)
+			}
+			return n.SetAddElements(s, out)
+		}
+		tx.add(phase, o)
+	}
+}
+
+// commit sends the transaction: as one batch if it is not too large, else in
+// batches that are each whole. The caller holds t.mu.
+func (t *Table) commit(ctx context.Context, tx *transaction) error {
+	ops := tx.ops()
+	var errs []error
+	for len(ops) > 0 {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		n, weight := 1, ops[0].weight
+		for n < len(ops) && (tx.whole || weight+ops[n].weight <= maxWeight) {
+			weight += ops[n].weight
+			n++
+		}
+		if err := t.batch(ops[:n]); err != nil {
+			errs = append(errs, err)
+		}
+		ops = ops[n:]
+	}
+	return errors.Join(errs...)
+}
+
+// batch commits ops together. If the kernel refuses, it commits each by itself
+// in the same order, so that one bad object does not hold up the others, and
+// the error names it.
+func (t *Table) batch(ops []op) error {
+	err := t.send(ops)
+	if err == nil {
+		return nil
+	}
+	if len(ops) == 1 {
+		if ops[0].gone && errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		return fmt.Errorf("nft %s: %w", ops[0].object, err)
+	}
+	t.log.Warn("packet filter transaction refused", "table", acl.TableName, "objects", len(ops), "error", err)
+	var errs []error
+	for i := range ops {
+		if err := t.batch(ops[i : i+1]); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// send commits ops as one batch. After an error the connection is made anew:
+// answers may be left in it.
+func (t *Table) send(ops []op) error {
+	err := t.write.SetDeadline(time.Now().Add(answerTime))
+	for i := 0; i < len(ops) && err == nil; i++ {
+		err = ops[i].emit(t.conn)
+	}
+	if err == nil {
+		err = t.conn.Flush()
+	}
+	if err != nil {
+		_ = t.conn.CloseLasting()
+		err = errors.Join(err, t.connect())
+	}
+	return err
+}
