@@ -1,0 +1,84 @@
+package netlab
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// wire makes the fabric: one bridge for the first interfaces, where the default
+// route leads, and one for each subnet of the second interfaces, over which BGP
+// runs.
+func (l *Lab) wire(o Options) error {
+	mgmt := netip.MustParsePrefix("192.168.1.0/24")
+	var f strings.Builder
+	bridge := func(name string, addrs ...netip.Prefix) {
+		fmt.Fprintf(&f, "link add %s type bridge\nlink set %s up\n", name, name)
+		for _, a := range addrs {
+			fmt.Fprintf(&f, "addr add %s dev %s\n", a, name)
+		}
+	}
+	bridge("mgmt", hostIn(mgmt, 1))
+	for i := range o.Subnets {
+		addrs := []netip.Prefix{hostIn(subnet(i), 1)}
+		if o.IPv6 {
+			addrs = append(addrs, hostIn(subnet6(i), 1))
+		}
+		bridge(fmt.Sprintf("net%d", i), addrs...)
+	}
+	inner := make([]string, len(l.Hosts))
+	for i, h := range l.Hosts {
+		at := i % o.Subnets
+		h.Main, h.Addr = hostIn(mgmt, firstHost+i), hostIn(subnet(at), firstHost+i)
+		if o.IPv6 {
+			h.Addr6 = hostIn(subnet6(at), firstHost+i)
+		}
+		for n, master := range []string{"mgmt", fmt.Sprintf("net%d", at)} {
+			fmt.Fprintf(&f, "link add n%d.%d type veth peer name eth%d netns %d\n", i+1, n, n, h.PID)
+			fmt.Fprintf(&f, "link set n%d.%d master %s up\n", i+1, n, master)
+		}
+		inner[i] = h.network(o, at)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	settings := "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad"
+	route := settings + "; echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding"
+	if err := l.Fabric.batch(ctx, route, "link set lo up\n"+f.String()); err != nil {
+		return fmt.Errorf("fabric: %w", err)
+	}
+	for i, h := range l.Hosts {
+		if err := h.batch(ctx, settings, inner[i]); err != nil {
+			return fmt.Errorf("%s: %w", h.Name, err)
+		}
+	}
+	return nil
+}
+
+// network is the host's own side, as input of ip -batch.
+func (h *Host) network(o Options, at int) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "link set lo up\nlink set eth0 up\nlink set eth1 up\n")
+	fmt.Fprintf(&b, "addr add %s dev eth0\naddr add %s dev eth1\n", h.Main, h.Addr)
+	if o.IPv6 {
+		fmt.Fprintf(&b, "addr add %s dev eth1 nodad\n", h.Addr6)
+	}
+	fmt.Fprintf(&b, "route add default via %s\n", hostIn(h.Main.Masked(), 1).Addr())
+	for i := range o.Subnets {
+		if i == at {
+			continue
+		}
+		fmt.Fprintf(&b, "route add %s via %s\n", subnet(i), hostIn(subnet(at), 1).Addr())
+		if o.IPv6 {
+			fmt.Fprintf(&b, "route add %s via %s\n", subnet6(i), hostIn(subnet6(at), 1).Addr())
+		}
+	}
+	return b.String()
+}
+
+// batch makes settings with a shell and then runs ip -batch.
+func (h *Host) batch(ctx context.Context, settings, script string) error {
+	_, err := h.Exec(ctx, Cmd{Args: []string{"sh", "-c", settings + "; exec ip -batch -"}, Stdin: script})
+	return err
+}

@@ -1,0 +1,193 @@
+package netlab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TB is what this package needs of a testing.TB.
+type TB interface {
+	Helper()
+	Cleanup(func())
+	Fatalf(format string, args ...any)
+	Errorf(format string, args ...any)
+	Logf(format string, args ...any)
+	TempDir() string
+	Context() context.Context
+	Failed() bool
+}
+
+// ForTest makes a lab that is removed when the test ends. Without o.Dir it lies in
+// the test's temporary folder, without o.Nodes it has two. When the test failed,
+// the logs of what was started in the hosts are printed.
+func ForTest(t TB, o Options) *Lab {
+	t.Helper()
+	if o.Dir == "" {
+		o.Dir = filepath.Join(t.TempDir(), "lab")
+	}
+	if o.Nodes == 0 {
+		o.Nodes = 2
+	}
+	l, err := New(o)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			l.printLogs(t)
+		}
+		if err := l.Remove(); err != nil {
+			t.Errorf("%v", err)
+		}
+	})
+	return l
+}
+
+func (l *Lab) printLogs(t TB) {
+	const most = 8000
+	logs, _ := filepath.Glob(filepath.Join(l.Dir, "*", "log", "*.log"))
+	for _, name := range logs {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue
+		}
+		if len(b) > most {
+			b = append([]byte("…"), b[len(b)-most:]...)
+		}
+		rel, _ := filepath.Rel(l.Dir, name)
+		t.Logf("--- %s ---\n%s", rel, b)
+	}
+}
+
+// Must runs a command in a place and returns its output; the test ends if it
+// fails or takes longer than a minute.
+func Must(t TB, p Place, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, err := p.Exec(ctx, Cmd{Args: args})
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	return out
+}
+
+// Try is Must for a command that may fail; it returns stdout, or the *ExecError
+// of the command. Any other error ends the test.
+func Try(t TB, p Place, args ...string) (string, *ExecError) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, err := p.Exec(ctx, Cmd{Args: args})
+	var failed *ExecError
+	if err != nil && !errors.As(err, &failed) {
+		t.Fatalf("%v", err)
+	}
+	return out, failed
+}
+
+// Until waits until ok returns "", and ends the test with its last answer when
+// that takes longer than d.
+func Until(t TB, d time.Duration, what string, ok func() string) {
+	t.Helper()
+	deadline := time.Now().Add(d)
+	for {
+		not := ok()
+		if not == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %s: %s", what, d, not)
+		}
+		pause(20 * time.Millisecond)
+	}
+}
+
+// Attached is a new container with an endpoint in the given network, wired by the
+// CNI plugin; args is CNI_ARGS (e.g. "IP=10.0.0.48"). It is detached and removed
+// when the test ends.
+func Attached(t TB, h *Host, name, network, args string) *Container {
+	t.Helper()
+	c, err := h.Container(name)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	conf := Conf(network)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if _, err := c.CNI(ctx, "DEL", conf, args); err != nil {
+			t.Logf("container %s: DEL: %v", name, err)
+		}
+		if err := c.Remove(); err != nil {
+			t.Errorf("container %s: %v", name, err)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := c.CNI(ctx, "ADD", conf, args); err != nil {
+		t.Fatalf("container %s: ADD: %v", name, err)
+	}
+	return c
+}
+
+// Conf is a CNI configuration of one network.
+func Conf(network string) string {
+	return fmt.Sprintf(`{"cniVersion":"1.0.0","name":%q,"type":"netctl"}`, network)
+}
+
+// Binary is the netctl to test: NETCTL_BINARY, or one built from this source, once
+// per process. What processes that are gone built is removed.
+func Binary(t TB) string {
+	t.Helper()
+	if path := os.Getenv("NETCTL_BINARY"); path != "" {
+		path, err := filepath.Abs(path)
+		if err != nil {
+			t.Fatalf("NETCTL_BINARY: %v", err)
+		}
+		return path
+	}
+	const name = "netctl-test-"
+	sweep(name)
+	dir := filepath.Join(os.TempDir(), name+strconv.Itoa(os.Getpid()))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatalf("binary: %v", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatalf("binary: %v", err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatalf("binary: lock: %v", err)
+	}
+	path := filepath.Join(dir, "netctl")
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	cmd := exec.Command("go", "build", "-o", path, "netctl")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return path
+}
+
+// sweep removes the folders prefix<PID> whose process is gone.
+func sweep(prefix string) {
+	old, _ := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*"))
+	for _, dir := range old {
+		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), prefix))
+		if err == nil && unix.Kill(pid, 0) == unix.ESRCH {
+			_ = os.RemoveAll(dir)
+		}
+	}
+}
