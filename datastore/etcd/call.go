@@ -13,28 +13,31 @@ import (
 	"netctl/datastore"
 )
 
-// readAttempts is how often a read that met a member on its way out is tried.
-const readAttempts = 4
+// again is how long a read that met a member on its way out is tried again.
+const again = 200 * time.Millisecond
 
 // read runs a call that may be repeated.
 func (s *Store) read(ctx context.Context, what string, call func(context.Context) error) error {
-	return s.try(ctx, what, readAttempts, call)
+	return s.try(ctx, what, again, call)
 }
 
 // write runs a call that must not be repeated once it was sent.
 func (s *Store) write(ctx context.Context, what string, call func(context.Context) error) error {
-	return s.try(ctx, what, 1, call)
+	return s.try(ctx, what, 0, call)
 }
 
-func (s *Store) try(ctx context.Context, what string, attempts int, call func(context.Context) error) error {
+func (s *Store) try(ctx context.Context, what string, again time.Duration, call func(context.Context) error) error {
 	bounded, cancel := context.WithTimeout(ctx, patience(ctx))
 	defer cancel()
-	for attempt := 1; ; attempt++ {
+	for begin := time.Now(); ; {
+		if s.closed.Load() {
+			return s.explain(ctx, what, nil)
+		}
 		err := call(bounded)
 		if err == nil {
 			return nil
 		}
-		if attempt == attempts || status.Code(err) != codes.Unavailable || bounded.Err() != nil {
+		if time.Since(begin) >= again || status.Code(err) != codes.Unavailable || bounded.Err() != nil {
 			return s.explain(ctx, what, err)
 		}
 		select {

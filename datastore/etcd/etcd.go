@@ -96,6 +96,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		TLS:                  s.tls,
 		DialKeepAliveTime:    keepAlive,
 		DialKeepAliveTimeout: keepAliveTimeout,
+		MaxUnaryRetries:      1, // none: see try
 		Context:              context.WithoutCancel(ctx),
 		Logger:               zap.NewNop(), // says the same as the errors, many times
 		DialOptions: []grpc.DialOption{

@@ -1,0 +1,4 @@
+package etcd
+
+// DialReason is dialReason, for a test that cannot make grpc dial as another user.
+var DialReason = dialReason

@@ -1,0 +1,229 @@
+package etcd_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"netctl/datastore"
+	"netctl/datastore/etcd"
+	"netctl/datastore/pki"
+)
+
+// TestReasons holds what the error says against what is wrong, and that it is
+// never just a deadline.
+func TestReasons(t *testing.T) {
+	m := newMember(t)
+	m.start(t)
+	good := m.issue(t, pki.Node{Name: "client"})
+	expired := m.issue(t, pki.Node{Name: "old", NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(-24 * time.Hour)})
+	stranger := newAuthority(t)
+	other, err := stranger.ca.Issue(stranger.dir, pki.Node{Name: "client"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Signed by another authority, but knows ours.
+	wrongCert := etcd.Options{Endpoints: []string{m.url}, CA: good.CA, Cert: other.Cert, Key: other.Key}
+	elsewhere := newMember(t)
+	elsewhere.config.CA, elsewhere.ca, elsewhere.tls = m.config.CA, m.ca, m.tls
+	noSAN := m.issue(t, pki.Node{Name: "nosan", Hosts: []string{"somewhere.else"}, Addresses: []netip.Addr{}})
+	elsewhere.config.Cert, elsewhere.config.Key = noSAN.Cert, noSAN.Key
+	elsewhere.start(t)
+	expiredServer := newMember(t)
+	expiredServer.config.CA, expiredServer.config.Cert, expiredServer.config.Key = expired.CA, expired.Cert, expired.Key
+	expiredServer.start(t)
+	dir := t.TempDir()
+	stale := filepath.Join(dir, "stale.sock")
+	if l, err := net.ListenUnix("unix", &net.UnixAddr{Name: stale}); err != nil {
+		t.Fatal(err)
+	} else {
+		l.SetUnlinkOnClose(false)
+		l.Close()
+	}
+	for _, c := range []struct {
+		name string
+		o    etcd.Options
+		want string
+	}{
+		{"socket missing", etcd.Options{Endpoints: []string{"unix://" + dir + "/none.sock"}}, "socket missing"},
+		{"socket stale", etcd.Options{Endpoints: []string{"unix://" + stale}}, "nobody listens"},
+		{"refused", withEndpoint(m.secure(good), "https://"+freeAddress(t)), "connection refused"},
+		{"wrong ca", etcd.Options{Endpoints: []string{m.url}, CA: other.CA, Cert: good.Cert, Key: good.Key}, "not signed by our ca " + other.CA},
+		{"wrong client certificate", wrongCert, "refuses our certificate " + other.Cert},
+		{"expired client certificate", m.secure(expired), "our certificate " + expired.Cert + " is expired"},
+		{"other address", withEndpoint(m.secure(good), elsewhere.url), "for another address"},
+		{"expired server certificate", withEndpoint(m.secure(good), expiredServer.url), "its certificate is expired"},
+		{"plain", withEndpoint(m.secure(good), "https://"+serve(t, func(c net.Conn) { io.WriteString(c, "220 mail\r\n") })), "does not speak TLS"},
+		{"silent", withEndpoint(m.secure(good), "https://"+serve(t, func(c net.Conn) { io.Copy(io.Discard, c) })), "does not answer"},
+		{"closes", withEndpoint(m.secure(good), "https://"+serve(t, func(net.Conn) {})), "closes the connection"},
+		{"no etcd", etcd.Options{Endpoints: []string{"unix://" + serveUnix(t, func(c net.Conn) {
+			io.ReadFull(c, make([]byte, 24)) // an unread preface would reset the connection
+			io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
+			io.Copy(io.Discard, c)
+		})}}, "is no etcd"},
+		{"peer port", withEndpoint(m.secure(good), m.config.PeerURL), "no etcd"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			c.o.DialTimeout = time.Second
+			s := open(t, c.o)
+			_, err := s.Get(t.Context(), datastore.Prefix+"a")
+			if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.o.Endpoints[0]) {
+				t.Errorf("get: %v\nwant %q and %s", err, c.want, c.o.Endpoints[0])
+			}
+			err = s.Watch(t.Context(), datastore.Prefix, 1, func(datastore.Batch) error { return nil })
+			if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("watch: %v", err)
+			}
+			// A caller in a hurry learns the reason too.
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			if _, err = s.Commit(ctx, datastore.Txn{}); !errors.Is(err, datastore.ErrUnavailable) {
+				t.Errorf("commit: %v", err)
+			}
+			if h := s.Health(t.Context()); h[0].Err == nil || !strings.Contains(h[0].Err.Error(), c.want) {
+				t.Errorf("health: %v", h[0].Err)
+			}
+		})
+	}
+}
+
+func withEndpoint(o etcd.Options, endpoint string) etcd.Options {
+	o.Endpoints = []string{endpoint}
+	return o
+}
+
+type authority struct {
+	ca  *pki.Authority
+	dir string
+}
+
+func newAuthority(t *testing.T) authority {
+	t.Helper()
+	dir := t.TempDir()
+	ca, err := pki.Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return authority{ca, dir}
+}
+
+// serve answers every TCP connection with fn and closes it.
+func serve(t *testing.T, fn func(net.Conn)) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	accept(t, l, fn)
+	return l.Addr().String()
+}
+
+func serveUnix(t *testing.T, fn func(net.Conn)) string {
+	t.Helper()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	accept(t, l, fn)
+	return l.Addr().String()
+}
+
+func accept(t *testing.T, l net.Listener, fn func(net.Conn)) {
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				fn(c)
+			}()
+		}
+	}()
+}
+
+func TestPermissionDenied(t *testing.T) {
+	m := newMember(t)
+	m.start(t)
+	// Everything above the socket's folder may be entered.
+	for dir := filepath.Dir(filepath.Dir(m.config.Socket)); strings.HasPrefix(dir, filepath.Join(os.TempDir(), "Test")); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asUser(t, 65534, func() {
+		conn, err := net.Dial("unix", m.config.Socket)
+		if !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("uid 65534 at the socket: %v, %v", conn, err)
+		}
+		if said := etcd.DialReason(err, true); !strings.Contains(said.Error(), "permission denied") {
+			t.Errorf("said as %v", said)
+		}
+	})
+	if conn, err := net.Dial("unix", m.config.Socket); err != nil {
+		t.Error(err)
+	} else {
+		conn.Close()
+	}
+}
+
+// asUser runs fn on a thread of another user's.
+func asUser(t *testing.T, uid int, fn func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
+			t.Error(errno)
+			return
+		}
+		fn()
+	}()
+	<-done
+}
+
+func TestOptions(t *testing.T) {
+	a := newAuthority(t)
+	f, err := a.ca.Issue(a.dir, pki.Node{Name: "client"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	garbage := filepath.Join(a.dir, "garbage")
+	if err := os.WriteFile(garbage, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		o    etcd.Options
+		want string
+	}{
+		{etcd.Options{Endpoints: []string{"http://127.0.0.1:2379"}}, "plain http"},
+		{etcd.Options{Endpoints: []string{"127.0.0.1:2379"}}, "127.0.0.1:2379"},
+		{etcd.Options{Endpoints: []string{"unix://run/x.sock"}}, "unix://run/x.sock"},
+		{etcd.Options{Endpoints: []string{"unix:///a", "https://127.0.0.1:1"}}, "one unix socket or"},
+		{etcd.Options{Endpoints: []string{"https://127.0.0.1:1", "unix:///a"}}, "one unix socket or"},
+		{etcd.Options{Endpoints: []string{"https://127.0.0.1"}}, "https://127.0.0.1"},
+		{etcd.Options{Endpoints: []string{"https://127.0.0.1:1"}}, "needs ca, cert and key"},
+		{etcd.Options{Endpoints: []string{"unix:///a"}, CA: f.CA, Cert: f.Cert, Key: f.Key}, "takes no ca"},
+		{etcd.Options{Endpoints: []string{"https://127.0.0.1:1"}, CA: a.dir + "/none", Cert: f.Cert, Key: f.Key}, a.dir + "/none"},
+		{etcd.Options{Endpoints: []string{"https://127.0.0.1:1"}, CA: garbage, Cert: f.Cert, Key: f.Key}, garbage},
+		{etcd.Options{Endpoints: []string{"https://127.0.0.1:1"}, CA: f.CA, Cert: f.Cert, Key: a.dir + "/ca.key"}, "ca.key"},
+	} {
+		if _, err := etcd.Open(t.Context(), c.o); !errors.Is(err, datastore.ErrInvalid) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v, want %q", c.o, err, c.want)
+		}
+	}
+}
