@@ -53,7 +53,7 @@ func (f *Fake) Put(protocol int, r routing.Route) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.routes[r.Key()] = fakeRoute{protocol, r}
-	f.tell(protocol, []routing.Route{r}, nil, nil)
+	f.tell(protocol, []Change{{Route: r}}, nil)
 }
 
 // Remove deletes a route as another program would.
@@ -65,7 +65,7 @@ func (f *Fake) Remove(r routing.Route) {
 		return
 	}
 	delete(f.routes, r.Key())
-	f.tell(old.protocol, nil, []routing.Route{old.route}, nil)
+	f.tell(old.protocol, []Change{{old.route, true}}, nil)
 }
 
 // Link takes a link down, with its routes, or up.
@@ -83,7 +83,7 @@ func (f *Fake) Link(name string, up bool) {
 			}
 		}
 	}
-	f.tell(0, nil, nil, func(e *Event) {
+	f.tell(0, nil, func(e *Event) {
 		if up {
 			e.Up = []string{name}
 		} else {
@@ -92,21 +92,24 @@ func (f *Fake) Link(name string, up bool) {
 	})
 }
 
-// tell notifies every table that is not the author.
-func (f *Fake) tell(protocol int, changed, removed []routing.Route, more func(*Event)) {
+// tell notifies every table.
+func (f *Fake) tell(protocol int, changes []Change, more func(*Event)) {
 	for _, t := range f.tables {
-		e := Event{Others: protocol != t.protocol && len(changed)+len(removed) > 0}
-		if protocol == t.protocol {
-			e.Changed, e.Removed = changed, removed
-		}
-		if more != nil {
-			more(&e)
-		}
-		t.notify(e)
+		t.notify(eventFor(t, protocol, changes), more)
 	}
 }
 
-func (t *FakeTable) notify(e Event) {
+func eventFor(t *FakeTable, protocol int, changes []Change) Event {
+	if t.protocol == protocol {
+		return Event{Changes: changes}
+	}
+	return Event{Others: len(changes) > 0}
+}
+
+func (t *FakeTable) notify(e Event, more func(*Event)) {
+	if more != nil {
+		more(&e)
+	}
 	for _, r := range t.wanted {
 		_ = t.put(r)
 	}
@@ -152,19 +155,19 @@ func (t *FakeTable) Apply(_ context.Context, c routing.Changes) error {
 			failed = append(failed, &RouteError{"add", r, err})
 		}
 	}
+	var changes []Change
+	for _, r := range c.Delete {
+		changes = append(changes, Change{r, true})
+	}
+	for _, r := range c.Put {
+		changes = append(changes, Change{Route: r})
+	}
 	for _, o := range t.fake.tables {
 		if o != t {
-			o.notify(event(o.protocol == t.protocol, c))
+			o.notify(eventFor(o, t.protocol, changes), nil)
 		}
 	}
 	return joined(failed)
-}
-
-func event(same bool, c routing.Changes) Event {
-	if same {
-		return Event{Changed: c.Put, Removed: c.Delete}
-	}
-	return Event{Others: true}
 }
 
 func (t *FakeTable) put(r routing.Route) error {
@@ -275,4 +278,18 @@ func Line(r routing.Route, protocol int) string {
 		}
 	}
 	return b.String()
+}
+
+// Missing is Table.Missing.
+func (t *FakeTable) Missing() []routing.Route {
+	t.fake.mu.Lock()
+	defer t.fake.mu.Unlock()
+	var out []routing.Route
+	for k, r := range t.wanted {
+		if have, ok := t.fake.routes[k]; !ok || have.protocol != t.protocol {
+			out = append(out, r)
+		}
+	}
+	slices.SortFunc(out, routing.Compare)
+	return out
 }

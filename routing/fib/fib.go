@@ -67,6 +67,9 @@ type Table struct {
 	wanted map[routing.Key]routing.Route
 	// missing are wanted routes the kernel refused or lost.
 	missing map[routing.Key]bool
+	// watching: what is wanted and not missing is in the kernel, or about to
+	// be put back.
+	watching bool
 }
 
 // Open returns the table of the calling thread's network namespace.
@@ -134,7 +137,8 @@ func (t *Table) Connected(ctx context.Context) ([]routing.Route, error) {
 
 // Apply makes the changes, deletions first, and remembers them as wanted (see
 // Watch). Each failed route is a *RouteError in the joined error; the others
-// are applied. Deleting a route that is not there is no error.
+// are applied. Deleting a route that is not there is no error, and while Watch
+// runs a route that is wanted already costs nothing.
 func (t *Table) Apply(ctx context.Context, c routing.Changes) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -142,11 +146,17 @@ func (t *Table) Apply(ctx context.Context, c routing.Changes) error {
 		delete(t.wanted, r.Key())
 		delete(t.missing, r.Key())
 	}
+	var put []routing.Route
 	for _, r := range c.Put {
-		t.wanted[r.Key()] = r
+		k := r.Key()
+		if old, ok := t.wanted[k]; t.watching && ok && !t.missing[k] && old.Equal(r) {
+			continue
+		}
+		t.wanted[k] = r
+		put = append(put, r)
 	}
 	failed := t.write(ctx, requests("delete", c.Delete))
-	failed = append(failed, t.put(ctx, c.Put)...)
+	failed = append(failed, t.put(ctx, put)...)
 	return joined(failed)
 }
 

@@ -319,11 +319,11 @@ func TestWatchTells(t *testing.T) {
 	if err := agent.Apply(ctx, routing.Changes{Put: []routing.Route{block}}); err != nil {
 		t.Fatal(err)
 	}
-	await("the block", func(e Event) bool { return len(e.Changed) == 1 && e.Changed[0].Equal(block) })
+	await("the block", func(e Event) bool { return len(e.Changes) == 1 && !e.Changes[0].Gone && e.Changes[0].Route.Equal(block) })
 	if err := agent.Apply(ctx, routing.Changes{Delete: []routing.Route{block}}); err != nil {
 		t.Fatal(err)
 	}
-	await("its end", func(e Event) bool { return len(e.Removed) == 1 && e.Removed[0].Equal(block) })
+	await("its end", func(e Event) bool { return len(e.Changes) == 1 && e.Changes[0].Gone && e.Changes[0].Route.Equal(block) })
 	ip(t, "route add 10.50.0.0/24 via 10.9.0.2")
 	await("others", func(e Event) bool { return e.Others })
 	ip(t, "link set dev va down")

@@ -24,16 +24,20 @@ type Event struct {
 	// Lost says that anything may have happened: Watch began, or the kernel
 	// dropped notifications. The other fields are then not complete.
 	Lost bool
-	// Changed are routes of this protocol that came or changed.
-	Changed []routing.Route
-	// Removed are routes of this protocol that went. Routes that a link takes
-	// with it are not all announced: see Down.
-	Removed []routing.Route
+	// Changes are what happened to routes of this protocol, in order. Routes
+	// that a link takes with it are not all announced: see Down.
+	Changes []Change
 	// Up and Down are links that came up, or went down or away.
 	Up, Down []string
 	// Others says that routes of other protocols changed, addresses of this
 	// machine included.
 	Others bool
+}
+
+// Change is a route that came or changed, or went.
+type Change struct {
+	Route routing.Route
+	Gone  bool
 }
 
 // Watch follows routes and links until ctx ends (then it returns nil) or the
@@ -71,6 +75,9 @@ func (t *Table) Watch(ctx context.Context, fn func(Event)) error {
 		}
 	}()
 	defer func() {
+		t.mu.Lock()
+		t.watching = false
+		t.mu.Unlock()
 		close(done)
 		_ = conn.Close() // ends Receive
 		for range ch {   // until the reader is gone
@@ -125,7 +132,7 @@ func (t *Table) Watch(ctx context.Context, fn func(Event)) error {
 }
 
 func (e Event) any() bool {
-	return e.Lost || e.Others || len(e.Changed)+len(e.Removed)+len(e.Up)+len(e.Down) > 0
+	return e.Lost || e.Others || len(e.Changes)+len(e.Up)+len(e.Down) > 0
 }
 
 // watcher is one Watch: the links' states as last heard.
@@ -143,6 +150,7 @@ func (w *watcher) resync(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read links: %w", err)
 	}
+	t.watching = true
 	clear(w.links)
 	for _, l := range links {
 		w.links[l.index] = l
@@ -200,11 +208,7 @@ func (w *watcher) heard(m *rtnetlink.RouteMessage, gone bool, e *Event) (key rou
 		return key, false
 	}
 	if m.Protocol == t.protocol {
-		if gone {
-			e.Removed = append(e.Removed, r)
-		} else {
-			e.Changed = append(e.Changed, r)
-		}
+		e.Changes = append(e.Changes, Change{r, gone})
 	}
 	_, wanted = t.wanted[r.Key()]
 	return r.Key(), wanted
