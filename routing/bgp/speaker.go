@@ -2,45 +2,328 @@ package bgp
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
+	"net"
 	"net/netip"
+	"slices"
+	"sync"
+	"time"
 )
 
+// batchLimit bounds how much is taken in before a decision, so that peers
+// that never stop cannot put it off.
+const batchLimit = 256
+
 // Speaker is a BGP speaker. Its methods are safe for concurrent use.
-type Speaker struct{ config Config }
+type Speaker struct {
+	config Config
+	log    *slog.Logger
+	// rib belongs to Run's goroutine.
+	rib     *rib
+	started time.Time
+	work    chan func()
+	wake    chan struct{}
+	ended   chan struct{}
+	dial    func(context.Context, PeerConfig) (net.Conn, error)
+	tasks   sync.WaitGroup
+
+	mu       sync.Mutex
+	running  bool
+	queued   []func()
+	machines map[netip.Addr]*fsm
+	problems map[string]string
+}
 
 // New checks the configuration; nothing is opened before Run.
-func New(c Config) (*Speaker, error) { return &Speaker{config: c}, nil }
+func New(c Config) (*Speaker, error) {
+	if !c.RouterID.Is4() || c.RouterID.IsUnspecified() {
+		return nil, fmt.Errorf("speaker: router ID %v: not an IPv4 address", c.RouterID)
+	}
+	if c.AS == 0 || c.AS == asTrans {
+		return nil, fmt.Errorf("speaker: AS %d: reserved", c.AS)
+	}
+	if c.RestartTime == 0 {
+		c.RestartTime = DefaultRestartTime
+	}
+	if c.RestartTime < time.Second || c.RestartTime > 4095*time.Second {
+		return nil, fmt.Errorf("speaker: restart time %v: not within 1 s and 4095 s", c.RestartTime)
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Speaker{
+		config: c, log: c.Log, started: time.Now(), dial: dial,
+		work: make(chan func(), 64), wake: make(chan struct{}, 1), ended: make(chan struct{}),
+		machines: map[netip.Addr]*fsm{}, problems: map[string]string{},
+	}
+	s.rib = newRIB(&s.config, func(d time.Duration, run func()) *time.Timer {
+		return time.AfterFunc(d, func() { s.post(run) })
+	})
+	return s, nil
+}
 
 // Run speaks until ctx ends. It then closes every connection without a
-// NOTIFICATION, so that peers with graceful restart keep the routes.
-func (s *Speaker) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+// NOTIFICATION, on purpose not RFC 4271, section 8.2.2: a Cease would end
+// graceful restart at the peer at once.
+func (s *Speaker) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.mu.Lock()
+	if s.running {
+		s.mu.Unlock()
+		return fmt.Errorf("speaker: runs already")
+	}
+	s.running, s.started = true, time.Now()
+	s.mu.Unlock()
+	s.commands(ctx)
+	s.rib.flush()
+	for _, a := range s.config.Listen {
+		s.tasks.Go(func() { s.listen(ctx, a) })
+	}
+	s.rib.after(s.config.RestartTime, s.rib.abandon)
+	s.loop(ctx)
+	cancel()
+	close(s.ended)
+	s.tasks.Wait()
+	return nil
+}
 
-// Configure makes peers the whole set of neighbours. It may be called before
-// Run, and should be, together with Originate, when routes are adopted.
-func (s *Speaker) Configure(peers []PeerConfig) error { return nil }
+// loop is the RIB's goroutine: whatever has arrived is taken in, then decided
+// about as one batch. A lone change goes out at once.
+func (s *Speaker) loop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.wake:
+		case f := <-s.work:
+			f()
+		}
+		s.commands(ctx)
+	more:
+		for range batchLimit {
+			select {
+			case f := <-s.work:
+				f()
+			default:
+				break more
+			}
+		}
+		s.rib.flush()
+	}
+}
 
-// Originate adds and withdraws own prefixes. What is there before Run is sent
-// ahead of the first End-of-RIB.
-func (s *Speaker) Originate(add, withdraw []netip.Prefix) {}
+// commands runs what was asked for through the methods.
+func (s *Speaker) commands(ctx context.Context) {
+	s.mu.Lock()
+	queued := s.queued
+	s.queued = nil
+	s.mu.Unlock()
+	for _, f := range queued {
+		f()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.rib.peers {
+		if s.machines[p.config.Address] != p.fsm {
+			s.machines[p.config.Address] = p.fsm
+			s.tasks.Go(func() { p.fsm.run(ctx) })
+		}
+	}
+	for a := range s.machines {
+		if s.rib.peers[a] == nil {
+			delete(s.machines, a)
+		}
+	}
+}
 
-// Reimport asks Import again about everything that is held.
-func (s *Speaker) Reimport() {}
+// order queues a command for the RIB's goroutine; before Run it waits there.
+func (s *Speaker) order(f func()) {
+	s.mu.Lock()
+	s.queued = append(s.queued, f)
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
 
-// Status returns all sessions by address.
-func (s *Speaker) Status() []Session { return nil }
+// ask runs a question in the RIB's goroutine and waits; false without Run.
+func (s *Speaker) ask(f func()) bool {
+	s.mu.Lock()
+	running := s.running
+	s.mu.Unlock()
+	if !running {
+		return false
+	}
+	done := make(chan struct{})
+	s.order(func() { f(); close(done) })
+	select {
+	case <-done:
+		return true
+	case <-s.ended:
+		return false
+	}
+}
 
-// Routes returns what the Installer was told, by prefix.
-func (s *Speaker) Routes() []Route { return nil }
+// post hands an event to the RIB's goroutine.
+func (s *Speaker) post(f func()) {
+	select {
+	case s.work <- f:
+	case <-s.ended:
+	}
+}
 
-// Conflicts returns the prefixes that several peers announce and only one may.
-func (s *Speaker) Conflicts() []Conflict { return nil }
+// do is post that waits until f has run; false if it never will.
+func (s *Speaker) do(ctx context.Context, f func()) bool {
+	done := make(chan struct{})
+	s.post(func() { f(); close(done) })
+	select {
+	case <-done:
+		return true
+	case <-s.ended:
+	case <-ctx.Done():
+	}
+	return false
+}
 
-// Problems says in words what is wrong apart from sessions.
-func (s *Speaker) Problems() []string { return nil }
+// sessionChanged tells the owner.
+func (s *Speaker) sessionChanged() {
+	if s.config.OnSessionChange != nil {
+		s.config.OnSessionChange()
+	}
+}
+
+// Configure makes peers the whole set of neighbours. New ones start, missing
+// ones are ended by Cease/Peer De-configured, changed ones go on with the new
+// settings, or are reset where ResetBy says so; HoldTime counts from the next
+// session on. Call it before Run, together with Originate, when routes are
+// adopted: the first call gives them their owners.
+func (s *Speaker) Configure(peers []PeerConfig) error {
+	seen := map[netip.Addr]bool{}
+	for _, p := range peers {
+		if err := p.check(); err != nil {
+			return err
+		}
+		if seen[p.Address] {
+			return fmt.Errorf("peer %v: configured twice", p.Address)
+		}
+		seen[p.Address] = true
+	}
+	peers = slices.Clone(peers)
+	s.order(func() { s.configure(peers, seen) })
+	return nil
+}
+
+// check refuses what cannot work.
+func (p PeerConfig) check() error {
+	switch {
+	case !p.Address.IsValid() || p.Address.IsUnspecified() || p.Address.IsMulticast() || p.Address.Is4In6():
+		return fmt.Errorf("peer %v: not an address to connect to", p.Address)
+	case p.AS == 0 || p.AS == asTrans:
+		return fmt.Errorf("peer %v: AS %d: reserved", p.Address, p.AS)
+	case p.HoldTime >= 0 && p.HoldTime != 0 && p.HoldTime < 3*time.Second:
+		return fmt.Errorf("peer %v: hold time %v: neither 0 nor at least 3 s", p.Address, p.HoldTime)
+	case p.HoldTime > 65535*time.Second || p.HoldTime > 0 && p.HoldTime%time.Second != 0:
+		return fmt.Errorf("peer %v: hold time %v: not whole seconds up to 65535", p.Address, p.HoldTime)
+	case p.LocalAddress.IsValid() && p.LocalAddress.Is4() != p.Address.Is4():
+		return fmt.Errorf("peer %v: local address %v: of another family", p.Address, p.LocalAddress)
+	}
+	return nil
+}
+
+// configure is Configure in the RIB's goroutine.
+func (s *Speaker) configure(peers []PeerConfig, wanted map[netip.Addr]bool) {
+	r := s.rib
+	for a, p := range r.peers {
+		if !wanted[a] {
+			p.fsm.want(p.config, true)
+			r.forget(p)
+			delete(r.peers, a)
+		}
+	}
+	for _, c := range peers {
+		p := r.peers[c.Address]
+		if p == nil {
+			p = &peer{config: c, fsm: newFSM(s, c), in: map[netip.Prefix]*path{}}
+			p.fsm.peer = p
+			r.peers[c.Address] = p
+			continue
+		}
+		if p.config.AS != c.AS {
+			r.forget(p)
+		}
+		p.config = c
+		p.fsm.want(c, false)
+	}
+	r.adopt()
+}
+
+// forget removes everything that came from a peer.
+func (r *rib) forget(p *peer) {
+	if p.session != nil {
+		r.leave(p.session)
+		p.session = nil
+	}
+	if p.clock != nil {
+		p.clock.Stop()
+		p.clock, p.renewed = nil, false
+	}
+	for prefix := range p.in {
+		r.remove(p, prefix)
+	}
+}
 
 // ResetBy says what of next, against p, ends a running session; "" means that
 // the change is made in place.
-func (p PeerConfig) ResetBy(next PeerConfig) string { return "" }
+func (p PeerConfig) ResetBy(next PeerConfig) string {
+	switch {
+	case p.AS != next.AS:
+		return "AS"
+	case p.LocalAddress != next.LocalAddress:
+		return "local address"
+	case !slices.Equal(p.families(), next.families()):
+		return "families"
+	case !slices.Equal(p.NextHopSelf, next.NextHopSelf):
+		return "next hop"
+	}
+	return ""
+}
 
-// Words returns state and reason in one line, without the peer.
-func (s Session) Words() string { return s.State }
+// families are those to be offered.
+func (p PeerConfig) families() []Family {
+	if len(p.Families) == 0 {
+		return []Family{FamilyOf(p.Address)}
+	}
+	return p.Families
+}
+
+// Originate adds and withdraws own prefixes. What is there before Run is sent
+// ahead of the first End-of-RIB; after a restart that must be everything that
+// was announced before.
+func (s *Speaker) Originate(add, withdraw []netip.Prefix) {
+	add, withdraw = slices.Clone(add), slices.Clone(withdraw)
+	s.order(func() { s.rib.originate(add, withdraw) })
+}
+
+// Reimport asks Import and SinglePath again about everything that is held.
+func (s *Speaker) Reimport() { s.order(s.rib.reimport) }
+
+// openFor is our OPEN to a peer.
+func (s *Speaker) openFor(p PeerConfig, wasUp bool) *open {
+	s.mu.Lock()
+	started := s.started
+	s.mu.Unlock()
+	o := &open{as: s.config.AS, hold: p.hold(), id: s.config.RouterID, as4: true, refresh: true}
+	o.gr = &graceful{
+		restarting:   s.config.Restarting && time.Since(started) < s.config.RestartTime,
+		notification: true, time: s.config.RestartTime,
+	}
+	for _, f := range p.families() {
+		o.families[f] = true
+		o.gr.listed[f] = true
+		o.gr.forwarding[f] = wasUp || s.config.ForwardingPreserved[f]
+	}
+	return o
+}

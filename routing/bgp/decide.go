@@ -1,0 +1,102 @@
+package bgp
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// path is a way to a prefix as one peer, or this node, announced it.
+type path struct {
+	peer  *peer // nil: own
+	attrs *attrs
+	// stale: kept for a restart, not announced again yet.
+	stale bool
+	// refused is why Import turned it down, "" if it did not.
+	refused string
+}
+
+// external reports whether the path came from another AS.
+func (p *path) external() bool { return p.attrs.external }
+
+// routerID is the BGP identifier that breaks ties: the originator's where
+// a reflector stands between (RFC 4456, section 9).
+func (p *path) routerID() netip.Addr {
+	if p.attrs.originator.IsValid() {
+		return p.attrs.originator
+	}
+	return p.peer.routerID
+}
+
+// decide is the decision process of RFC 4271, section 9.1, over paths that can be
+// used: the best one, and all that are as good up to the tie-breaks (f) and (g).
+// An own path beats every learnt one; what is stale loses to what is not.
+func decide(paths []*path) (best *path, equal []*path) {
+	for _, p := range paths {
+		if p.peer == nil {
+			return p, []*path{p}
+		}
+	}
+	set := slices.Clone(paths)
+	keep := func(better func(a, b *path) int) {
+		if len(set) < 2 {
+			return
+		}
+		first := slices.MinFunc(set, better)
+		set = slices.DeleteFunc(set, func(p *path) bool { return better(first, p) < 0 })
+	}
+	keep(func(a, b *path) int { return order(b.stale, a.stale) })
+	// 9.1.1: "the degree of preference" is LOCAL_PREF.
+	keep(func(a, b *path) int { return int(min(max(int64(b.attrs.localPref)-int64(a.attrs.localPref), -1), 1)) })
+	// 9.1.2.2 a: "the smallest number of AS numbers present in their AS_PATH".
+	keep(func(a, b *path) int { return a.attrs.pathLen() - b.attrs.pathLen() })
+	// b: "the lowest Origin number".
+	keep(func(a, b *path) int { return int(a.attrs.origin) - int(b.attrs.origin) })
+	// c: "less-preferred MULTI_EXIT_DISC", comparable within one neighbouring
+	// AS only; a missing one is 0.
+	rivals := slices.Clone(set)
+	set = slices.DeleteFunc(set, func(p *path) bool {
+		return slices.ContainsFunc(rivals, func(q *path) bool {
+			return q.attrs.neighbour() == p.attrs.neighbour() && q.attrs.med < p.attrs.med
+		})
+	})
+	// d: "If at least one of the candidate routes was received via EBGP,
+	// remove from consideration all routes that were received via IBGP."
+	keep(func(a, b *path) int { return order(a.external(), b.external()) })
+	// e: interior cost is the same for all, the next hops being connected.
+	if len(set) == 0 {
+		return nil, nil
+	}
+	best = slices.MinFunc(set, func(a, b *path) int {
+		// f: "the lowest BGP Identifier value", then the shorter
+		// CLUSTER_LIST (RFC 4456, section 9), g: "the lowest peer address".
+		if c := a.routerID().Compare(b.routerID()); c != 0 {
+			return c
+		}
+		if c := len(a.attrs.clusters) - len(b.attrs.clusters); c != 0 {
+			return c
+		}
+		return a.peer.config.Address.Compare(b.peer.config.Address)
+	})
+	return best, set
+}
+
+// order puts true before false.
+func order(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
+}
+
+// nextHops lists the next hops of paths, sorted, each once.
+func nextHops(paths []*path) []netip.Addr {
+	var hops []netip.Addr
+	for _, p := range paths {
+		hops = append(hops, p.attrs.nextHop)
+	}
+	slices.SortFunc(hops, netip.Addr.Compare)
+	return slices.Compact(hops)
+}

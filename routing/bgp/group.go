@@ -1,0 +1,246 @@
+package bgp
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// group is the Adj-RIB-Out of all peers that are told the same: what is decided,
+// packed and encoded once goes to each. Peers differ in one thing only: the
+// source of a path is not told its own.
+type group struct {
+	rib     *rib
+	look    outlook
+	members []*session
+	joining []*session
+	sent    map[netip.Prefix]told
+	// sources counts the entries of sent by the peer that is left out.
+	sources map[*peer]int
+}
+
+// told is what a group was told about a prefix; the source was not.
+type told struct {
+	attrs  *attrs
+	source *peer
+}
+
+// parcel is one message to be: prefixes of a family, announced with attrs or
+// withdrawn, to all but one, or to one only.
+type parcel struct {
+	parcelKey
+	prefixes []netip.Prefix
+}
+
+type parcelKey struct {
+	attrs        *attrs // nil: withdrawn
+	family       Family
+	except, only *peer
+}
+
+// parcels collects prefixes by what they share, in order of appearance.
+type parcels struct {
+	list  []*parcel
+	index map[parcelKey]*parcel
+}
+
+func (ps *parcels) add(k parcelKey, prefix netip.Prefix) {
+	k.family = FamilyOf(prefix.Addr())
+	p := ps.index[k]
+	if p == nil {
+		if ps.index == nil {
+			ps.index = map[parcelKey]*parcel{}
+		}
+		p = &parcel{parcelKey: k}
+		ps.index[k] = p
+		ps.list = append(ps.list, p)
+	}
+	p.prefixes = append(p.prefixes, prefix)
+}
+
+// join makes s a member of the group that it belongs to, from the next flush.
+func (r *rib) join(s *session) {
+	g := r.groups[s.look]
+	if g == nil {
+		g = &group{rib: r, look: s.look, sent: map[netip.Prefix]told{}, sources: map[*peer]int{}}
+		r.groups[s.look] = g
+		for _, d := range r.dests {
+			if !d.dirty {
+				g.tell(d, nil)
+			}
+		}
+	}
+	s.group = g
+	g.joining = append(g.joining, s)
+}
+
+// leave is the inverse of join.
+func (r *rib) leave(s *session) {
+	g := s.group
+	is := func(m *session) bool { return m == s }
+	g.members, g.joining = slices.DeleteFunc(g.members, is), slices.DeleteFunc(g.joining, is)
+	if len(g.members)+len(g.joining) == 0 {
+		delete(r.groups, g.look)
+	}
+}
+
+// export is the path that the group is told for a best path; nil for none.
+func (g *group) export(best *path, family Family) *path {
+	switch {
+	case best == nil || best.attrs.adopted || !g.look.families[family] || !g.look.hop(best.attrs, family).IsValid():
+		return nil
+	case best.peer != nil && !best.external() && !g.look.external:
+		// "not … re-advertise … to other internal peers" (RFC 4271, section 9.2).
+		return nil
+	}
+	return best
+}
+
+// tell brings g.sent up to date for d and notes in ps what that means.
+func (g *group) tell(d *dest, ps *parcels) {
+	family := FamilyOf(d.prefix.Addr())
+	have, had := g.sent[d.prefix]
+	want := g.export(d.best, family)
+	if want == nil {
+		if had {
+			g.forget(d.prefix, have)
+			ps.add(parcelKey{except: have.source}, d.prefix)
+		}
+		return
+	}
+	if had && have.source == want.peer && have.attrs.same(want.attrs) {
+		return
+	}
+	if had {
+		g.forget(d.prefix, have)
+	}
+	g.sent[d.prefix] = told{want.attrs, want.peer}
+	g.sources[want.peer]++
+	if ps == nil {
+		return
+	}
+	ps.add(parcelKey{attrs: want.attrs, except: want.peer}, d.prefix)
+	if had && have.source != want.peer && want.peer != nil {
+		ps.add(parcelKey{only: want.peer}, d.prefix)
+	}
+}
+
+func (g *group) forget(prefix netip.Prefix, t told) {
+	delete(g.sent, prefix)
+	if g.sources[t.source]--; g.sources[t.source] == 0 {
+		delete(g.sources, t.source)
+	}
+}
+
+// flush tells the members what changed, and those that join everything.
+func (g *group) flush(dirty []*dest) {
+	var ps parcels
+	for _, d := range dirty {
+		g.tell(d, &ps)
+	}
+	for _, p := range ps.list {
+		g.deliver(p, g.members)
+	}
+	if len(g.joining) == 0 {
+		return
+	}
+	joined := g.joining
+	g.joining = nil
+	g.members = append(g.members, joined...)
+	for f, on := range g.look.families {
+		if !on {
+			continue
+		}
+		g.dump(joined, Family(f))
+		for _, s := range joined {
+			s.markers = append(s.markers, Family(f))
+			s.mark()
+		}
+	}
+}
+
+// dump sends all that the group was told of a family.
+func (g *group) dump(to []*session, family Family) {
+	var ps parcels
+	for prefix, t := range g.sent {
+		if FamilyOf(prefix.Addr()) == family {
+			ps.add(parcelKey{attrs: t.attrs, except: t.source}, prefix)
+		}
+	}
+	for _, p := range ps.list {
+		g.deliver(p, to)
+	}
+}
+
+// deliver packs a parcel once and queues the same bytes to each.
+func (g *group) deliver(p *parcel, to []*session) {
+	var b blob
+	for _, s := range to {
+		if s.peer == p.except && p.except != nil || p.only != nil && s.peer != p.only {
+			continue
+		}
+		if b.bytes == nil {
+			b = g.pack(p)
+		}
+		if s.behind == nil && s.conn.queue(b) {
+			continue
+		}
+		if s.behind == nil {
+			s.behind = map[netip.Prefix]struct{}{}
+			g.rib.log.Debug("peer falls behind", "peer", s.peer.config.Address)
+		}
+		for _, prefix := range p.prefixes {
+			s.behind[prefix] = struct{}{}
+		}
+	}
+}
+
+// pack encodes a parcel. Attributes that leave no room for a prefix cannot be
+// announced: the prefixes are withdrawn instead.
+func (g *group) pack(p *parcel) blob {
+	if p.attrs == nil {
+		return withdraw(p.prefixes, p.family)
+	}
+	b, ok := g.look.announce(p.attrs, p.prefixes, p.family)
+	if !ok {
+		g.rib.log.Warn("attributes too long to be announced", "prefixes", len(p.prefixes))
+		for _, prefix := range p.prefixes {
+			if t, ok := g.sent[prefix]; ok && t.attrs == p.attrs {
+				g.forget(prefix, t)
+			}
+		}
+		return withdraw(p.prefixes, p.family)
+	}
+	return b
+}
+
+// drained sends a peer that fell behind what it missed, as it is now.
+func (r *rib) drained(s *session) {
+	if s.peer.session != s || s.behind == nil {
+		return
+	}
+	missed := s.behind
+	s.behind = nil
+	var ps parcels
+	for prefix := range missed {
+		if t, ok := s.group.sent[prefix]; ok && (t.source == nil || t.source != s.peer) {
+			ps.add(parcelKey{attrs: t.attrs}, prefix)
+		} else {
+			ps.add(parcelKey{}, prefix)
+		}
+	}
+	for _, p := range ps.list {
+		s.group.deliver(p, []*session{s})
+	}
+	s.mark()
+}
+
+// mark sends the End-of-RIBs that are owed, once nothing is missing before them.
+func (s *session) mark() {
+	if s.behind != nil {
+		return
+	}
+	for _, f := range s.markers {
+		s.conn.queue(endOfRIB(f))
+	}
+	s.markers = nil
+}

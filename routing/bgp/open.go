@@ -1,0 +1,214 @@
+package bgp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"time"
+
+	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
+)
+
+// asTrans stands for an AS number of four bytes in OPEN (RFC 6793, section 9).
+const asTrans = codec.AS_TRANS
+
+// graceful is a Graceful Restart capability (RFC 4724, section 3).
+type graceful struct {
+	restarting   bool // R
+	notification bool // N (RFC 8538)
+	time         time.Duration
+	listed       [2]bool // by Family
+	forwarding   [2]bool // F
+}
+
+// open is an OPEN: ours to be sent or the peer's.
+type open struct {
+	as       uint32
+	hold     time.Duration
+	id       netip.Addr
+	families [2]bool
+	as4      bool
+	refresh  bool
+	gr       *graceful
+}
+
+// routeFamily is the codec's word for a family.
+func (f Family) routeFamily() codec.RouteFamily {
+	if f == IPv4 {
+		return codec.RF_IPv4_UC
+	}
+	return codec.RF_IPv6_UC
+}
+
+// familyFrom maps AFI and SAFI (RFC 4760).
+func familyFrom(afi uint16, safi uint8) (Family, bool) {
+	switch {
+	case safi != codec.SAFI_UNICAST:
+	case afi == codec.AFI_IP:
+		return IPv4, true
+	case afi == codec.AFI_IP6:
+		return IPv6, true
+	}
+	return 0, false
+}
+
+// message is o on the wire.
+func (o *open) message() ([]byte, error) {
+	var caps []codec.ParameterCapabilityInterface
+	for f, on := range o.families {
+		if on {
+			caps = append(caps, codec.NewCapMultiProtocol(Family(f).routeFamily()))
+		}
+	}
+	caps = append(caps, codec.NewCapRouteRefresh(), codec.NewCapFourOctetASNumber(o.as))
+	if o.gr != nil {
+		var tuples []*codec.CapGracefulRestartTuple
+		for f, on := range o.gr.listed {
+			if on {
+				tuples = append(tuples, codec.NewCapGracefulRestartTuple(Family(f).routeFamily(), o.gr.forwarding[f]))
+			}
+		}
+		caps = append(caps, codec.NewCapGracefulRestart(o.gr.restarting, o.gr.notification, uint16(o.gr.time/time.Second), tuples))
+	}
+	as := uint16(asTrans)
+	if o.as <= 0xffff {
+		as = uint16(o.as)
+	}
+	b, err := codec.NewBGPOpenMessage(as, uint16(o.hold/time.Second), o.id.String(),
+		[]codec.OptionParameterInterface{codec.NewOptionParameterCapability(caps)}).Serialize()
+	if err != nil {
+		return nil, fmt.Errorf("encode OPEN: %w", err)
+	}
+	return b, nil
+}
+
+// parseOpen takes an OPEN's body apart (RFC 4271, section 4.2; parameters
+// longer than 255 bytes: RFC 9072).
+func parseOpen(b []byte) (*open, *fault) {
+	if len(b) < 10 {
+		return nil, &fault{codeOpen, 0, nil, "OPEN is too short"}
+	}
+	// "If the version number in the Version field of the received OPEN
+	// message is not supported, then the Error Subcode MUST be set to
+	// Unsupported Version Number" (section 6.2).
+	if b[0] != 4 {
+		return nil, &fault{codeOpen, 1, []byte{0, 4}, fmt.Sprintf("unsupported BGP version %d", b[0])}
+	}
+	o := &open{
+		as:   uint32(binary.BigEndian.Uint16(b[1:])),
+		hold: time.Duration(binary.BigEndian.Uint16(b[3:])) * time.Second,
+		id:   netip.AddrFrom4([4]byte(b[5:9])),
+	}
+	params, wide := b[10:], false
+	if len(params) >= 3 && b[9] == 255 && params[0] == 255 {
+		wide = true
+		n := int(binary.BigEndian.Uint16(params[1:]))
+		params = params[3:]
+		if n != len(params) {
+			return nil, &fault{codeOpen, 0, nil, "OPEN has a bad parameter length"}
+		}
+	} else if int(b[9]) != len(params) {
+		return nil, &fault{codeOpen, 0, nil, "OPEN has a bad parameter length"}
+	}
+	multiprotocol := false
+	for len(params) > 0 {
+		head := 2
+		if wide {
+			head = 3
+		}
+		if len(params) < head {
+			return nil, &fault{codeOpen, 0, nil, "OPEN has a cut parameter"}
+		}
+		n := int(params[1])
+		if wide {
+			n = int(binary.BigEndian.Uint16(params[1:]))
+		}
+		if len(params) < head+n {
+			return nil, &fault{codeOpen, 0, nil, "OPEN has a cut parameter"}
+		}
+		// "If one of the Optional Parameters in the OPEN message is not
+		// recognized, then the Error Subcode MUST be set to Unsupported
+		// Optional Parameters" (section 6.2).
+		if params[0] != codec.BGP_OPT_CAPABILITY {
+			return nil, &fault{codeOpen, 4, nil, fmt.Sprintf("unknown OPEN parameter %d", params[0])}
+		}
+		if f := o.capabilities(params[head:head+n], &multiprotocol); f != nil {
+			return nil, f
+		}
+		params = params[head+n:]
+	}
+	if !multiprotocol {
+		o.families[IPv4] = true
+	}
+	return o, nil
+}
+
+// capabilities reads one Capabilities parameter (RFC 5492). A capability whose
+// inside the codec cannot read is as good as not there.
+func (o *open) capabilities(b []byte, multiprotocol *bool) *fault {
+	for len(b) > 0 {
+		if len(b) < 2 || len(b) < 2+int(b[1]) {
+			return &fault{codeOpen, 0, nil, "OPEN has a cut capability"}
+		}
+		one := b[:2+int(b[1])]
+		b = b[len(one):]
+		c := decodeCapability(one)
+		switch c := c.(type) {
+		case *codec.CapMultiProtocol:
+			*multiprotocol = true
+			if f, ok := familyFrom(codec.RouteFamilyToAfiSafi(c.CapValue)); ok {
+				o.families[f] = true
+			}
+		case *codec.CapFourOctetASNumber:
+			o.as, o.as4 = c.CapValue, true
+		case *codec.CapRouteRefresh:
+			o.refresh = true
+		case *codec.CapGracefulRestart:
+			g := &graceful{
+				restarting: c.Flags&0x08 != 0, notification: c.Flags&0x04 != 0,
+				time: time.Duration(c.Time) * time.Second,
+			}
+			for _, t := range c.Tuples {
+				if f, ok := familyFrom(t.AFI, t.SAFI); ok {
+					g.listed[f], g.forwarding[f] = true, t.Flags&0x80 != 0
+				}
+			}
+			o.gr = g
+		}
+	}
+	return nil
+}
+
+// decodeCapability is the codec behind a wall: nil for what it cannot read.
+func decodeCapability(b []byte) (c codec.ParameterCapabilityInterface) {
+	defer func() {
+		if recover() != nil {
+			c = nil
+		}
+	}()
+	c, err := codec.DecodeCapability(b)
+	if err != nil {
+		return nil
+	}
+	return c
+}
+
+// accept checks the peer's OPEN against ours (RFC 4271, section 6.2) and
+// returns why not.
+func (o *open) accept(mine *open, peerAS uint32) *fault {
+	if o.as != peerAS {
+		return &fault{codeOpen, 2, nil, fmt.Sprintf("bad peer AS %d", o.as)}
+	}
+	// "An implementation MUST reject Hold Time values of one or two seconds."
+	if o.hold != 0 && o.hold < 3*time.Second {
+		return &fault{codeOpen, 6, nil, fmt.Sprintf("unacceptable hold time %v", o.hold)}
+	}
+	// RFC 6286, section 2.2: not zero, and different within an AS.
+	if o.id.IsUnspecified() || o.as == mine.as && o.id == mine.id {
+		return &fault{codeOpen, 3, nil, fmt.Sprintf("bad BGP identifier %v", o.id)}
+	}
+	if !(o.families[IPv4] && mine.families[IPv4]) && !(o.families[IPv6] && mine.families[IPv6]) {
+		return &fault{codeOpen, 7, nil, "no common address family"}
+	}
+	return nil
+}

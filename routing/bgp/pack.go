@@ -1,0 +1,182 @@
+package bgp
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
+)
+
+// outlook is how a peer has to be spoken to; peers with the same one share
+// the bytes of every UPDATE.
+type outlook struct {
+	external bool
+	as4      bool
+	localAS  uint32
+	families [2]bool
+	// nextHop is the one of own routes, by family, and towards other AS of
+	// all routes; not valid: such routes are not sent.
+	nextHop [2]netip.Addr
+}
+
+// blob is a row of UPDATEs, queued as one.
+type blob struct {
+	bytes    []byte
+	messages int
+}
+
+// hop is the next hop that a is sent with; the one of a learnt path stays
+// within the AS (RFC 4271, section 5.1.3).
+func (o *outlook) hop(a *attrs, family Family) netip.Addr {
+	if a.nextHop.IsValid() && !o.external {
+		return a.nextHop
+	}
+	return o.nextHop[family]
+}
+
+// attributes appends a's attributes in ascending order, without next hop for
+// IPv6 (RFC 4760, section 3).
+func (o *outlook) attributes(b []byte, a *attrs, family Family) []byte {
+	b = appendAttr(b, flagTransitive, attrOrigin, []byte{a.origin})
+	path := a.path
+	if o.external {
+		path = prepend(path, o.localAS)
+	}
+	b = appendAttr(b, flagTransitive, attrPath, appendPath(nil, path, o.as4))
+	if family == IPv4 {
+		b = appendAttr(b, flagTransitive, attrNextHop, o.hop(a, IPv4).AsSlice())
+	}
+	// MED stays in the AS that it was given to (RFC 4271, section 5.1.4).
+	if a.hasMED && !o.external {
+		b = appendAttr(b, flagOptional, attrMED, binary.BigEndian.AppendUint32(nil, a.med))
+	}
+	if !o.external {
+		b = appendAttr(b, flagTransitive, attrLocalPref, binary.BigEndian.AppendUint32(nil, a.localPref))
+	}
+	wide := false
+	for _, s := range path {
+		for _, as := range s.as {
+			wide = wide || as > 0xffff
+		}
+	}
+	for _, c := range a.rest {
+		if c.kind > attrPath4 && wide && !o.as4 {
+			b = appendAttr(b, flagOptional|flagTransitive, attrPath4, appendPath(nil, path, true))
+			wide = false
+		}
+		// The size of AS numbers inside AGGREGATOR is the session's (RFC
+		// 6793, section 4.2.2); it is informational and dropped where
+		// the sizes differ.
+		if c.kind == attrAggregator && (len(c.value) == 8) != o.as4 {
+			continue
+		}
+		b = appendAttr(b, c.flags, c.kind, c.value)
+	}
+	if wide && !o.as4 {
+		b = appendAttr(b, flagOptional|flagTransitive, attrPath4, appendPath(nil, path, true))
+	}
+	return b
+}
+
+// prepend puts an AS in front of a path (RFC 4271, section 5.1.2).
+func prepend(path []segment, as uint32) []segment {
+	if len(path) > 0 && path[0].kind == codec.BGP_ASPATH_ATTR_TYPE_SEQ && len(path[0].as) < 255 {
+		first := segment{path[0].kind, append([]uint32{as}, path[0].as...)}
+		return append([]segment{first}, path[1:]...)
+	}
+	return append([]segment{{codec.BGP_ASPATH_ATTR_TYPE_SEQ, []uint32{as}}}, path...)
+}
+
+// announce packs prefixes of one family that share attributes into as few
+// UPDATEs as they need; false if the attributes leave no room for a prefix.
+func (o *outlook) announce(a *attrs, prefixes []netip.Prefix, family Family) (blob, bool) {
+	list := o.attributes(nil, a, family)
+	var fixed []byte // in front of the prefixes, behind the withdrawn length
+	if family == IPv4 {
+		fixed = binary.BigEndian.AppendUint16(nil, uint16(len(list)))
+		fixed = append(fixed, list...)
+	} else {
+		// MP_REACH comes first (RFC 7606, section 5.1), so the others
+		// follow the prefixes.
+		hop := o.hop(a, IPv6).As16()
+		fixed = append(fixed, 0, 0, flagOptional|flagExtended, attrReach, 0, 0, 0, codec.AFI_IP6, codec.SAFI_UNICAST, 16)
+		fixed = append(fixed, hop[:]...)
+		fixed = append(fixed, 0)
+	}
+	room := maxMessage - headerLen - 2 - len(fixed)
+	if family == IPv6 {
+		room -= len(list)
+	}
+	if room < 17 {
+		return blob{}, false
+	}
+	var out blob
+	for len(prefixes) > 0 {
+		start := len(out.bytes)
+		b := append(appendHeader(out.bytes, codec.BGP_MSG_UPDATE), 0, 0)
+		attrsAt := len(b)
+		b = append(b, fixed...)
+		b, prefixes = fill(b, prefixes, room)
+		if family == IPv6 {
+			binary.BigEndian.PutUint16(b[attrsAt+4:], uint16(len(b)-attrsAt-6))
+			b = append(b, list...)
+			binary.BigEndian.PutUint16(b[attrsAt:], uint16(len(b)-attrsAt-2))
+		}
+		out.bytes = finish(b, start)
+		out.messages++
+	}
+	return out, true
+}
+
+// withdraw packs withdrawals of one family.
+func withdraw(prefixes []netip.Prefix, family Family) blob {
+	var out blob
+	for len(prefixes) > 0 {
+		start := len(out.bytes)
+		b := appendHeader(out.bytes, codec.BGP_MSG_UPDATE)
+		at := len(b)
+		if family == IPv4 {
+			b = append(b, 0, 0)
+			b, prefixes = fill(b, prefixes, maxMessage-headerLen-4)
+			binary.BigEndian.PutUint16(b[at:], uint16(len(b)-at-2))
+			b = append(b, 0, 0)
+		} else {
+			b = append(b, 0, 0, 0, 0, flagOptional|flagExtended, attrUnreach, 0, 0, 0, codec.AFI_IP6, codec.SAFI_UNICAST)
+			b, prefixes = fill(b, prefixes, maxMessage-headerLen-11)
+			binary.BigEndian.PutUint16(b[at+2:], uint16(len(b)-at-4))
+			binary.BigEndian.PutUint16(b[at+6:], uint16(len(b)-at-8))
+		}
+		out.bytes = finish(b, start)
+		out.messages++
+	}
+	return out
+}
+
+// fill appends prefixes until room bytes are used and returns the rest.
+func fill(b []byte, prefixes []netip.Prefix, room int) (_ []byte, rest []netip.Prefix) {
+	for i, p := range prefixes {
+		need := 1 + (p.Bits()+7)/8
+		if need > room {
+			return b, prefixes[i:]
+		}
+		b = appendPrefix(b, p)
+		room -= need
+	}
+	return b, nil
+}
+
+// endOfRIB is the marker of RFC 4724, section 2.
+func endOfRIB(family Family) blob {
+	b := append(appendHeader(nil, codec.BGP_MSG_UPDATE), 0, 0)
+	if family == IPv4 {
+		b = append(b, 0, 0)
+	} else {
+		b = append(b, 0, 6, flagOptional, attrUnreach, 3, 0, codec.AFI_IP6, codec.SAFI_UNICAST)
+	}
+	return blob{finish(b, 0), 1}
+}
+
+// keepalive is a KEEPALIVE (RFC 4271, section 4.4).
+func keepalive() []byte {
+	return finish(appendHeader(nil, codec.BGP_MSG_KEEPALIVE), 0)
+}

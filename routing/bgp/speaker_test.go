@@ -1,0 +1,136 @@
+package bgp
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+)
+
+// kernel is an Installer that keeps what it was told, and counts deletions.
+type kernel struct {
+	mu      sync.Mutex
+	routes  map[netip.Prefix][]netip.Addr
+	deleted []netip.Prefix
+	batches int
+}
+
+func (k *kernel) Install(changed []Route, gone []netip.Prefix) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.routes == nil {
+		k.routes = map[netip.Prefix][]netip.Addr{}
+	}
+	k.batches++
+	for _, r := range changed {
+		k.routes[r.Prefix] = r.NextHops
+	}
+	for _, p := range gone {
+		delete(k.routes, p)
+		k.deleted = append(k.deleted, p)
+	}
+}
+
+// text is the table as sorted lines "prefix via hop hop".
+func (k *kernel) text() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	lines := []string{}
+	for p, hops := range k.routes {
+		line := p.String() + " via"
+		for _, h := range hops {
+			line += " " + h.String()
+		}
+		lines = append(lines, line)
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+func (k *kernel) deletions() []netip.Prefix {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.deleted)
+}
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("never happened: %s", what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// start runs a speaker until the test or stop ends it.
+func start(t *testing.T, c Config, peers []PeerConfig, own ...string) (s *Speaker, stop func()) {
+	t.Helper()
+	if c.Log == nil {
+		c.Log = slog.New(slog.NewTextHandler(testWriter{t}, nil))
+	}
+	s, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Configure(peers); err != nil {
+		t.Fatal(err)
+	}
+	s.Originate(prefixes(own...), nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := s.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	stop = func() { cancel(); <-done }
+	t.Cleanup(stop)
+	return s, stop
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.t.Logf("%s %s", time.Now().Format("05.000"), b[:len(b)-1])
+	return len(b), nil
+}
+
+func prefixes(list ...string) []netip.Prefix {
+	var all []netip.Prefix
+	for _, p := range list {
+		all = append(all, netip.MustParsePrefix(p))
+	}
+	return all
+}
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func TestTwoSpeakers(t *testing.T) {
+	both := []Family{IPv4, IPv6}
+	var ka, kb kernel
+	a, _ := start(t, Config{RouterID: addr("127.0.1.1"), AS: 64511, Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.1.1:1790")}, Installer: &ka},
+		[]PeerConfig{{Address: addr("127.0.1.2"), Port: 1790, AS: 64511, LocalAddress: addr("127.0.1.1"), Families: both, NextHopSelf: []netip.Addr{addr("fd00::1")}, HoldTime: 9 * time.Second}},
+		"10.0.0.0/26", "fd80::/122")
+	b, _ := start(t, Config{RouterID: addr("127.0.1.2"), AS: 64511, Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.1.2:1790")}, Installer: &kb},
+		[]PeerConfig{{Address: addr("127.0.1.1"), Port: 1790, AS: 64511, LocalAddress: addr("127.0.1.2"), Families: both, NextHopSelf: []netip.Addr{addr("fd00::2")}, HoldTime: 9 * time.Second}},
+		"10.0.1.0/26", "fd80:1::/122")
+	eventually(t, "routes both ways", func() bool { return len(ka.text()) == 2 && len(kb.text()) == 2 })
+	if got, want := ka.text(), []string{"10.0.1.0/26 via 127.0.1.2", "fd80:1::/122 via fd00::2"}; !slices.Equal(got, want) {
+		t.Errorf("a has %q, want %q", got, want)
+	}
+	if got, want := kb.text(), []string{"10.0.0.0/26 via 127.0.1.1", "fd80::/122 via fd00::1"}; !slices.Equal(got, want) {
+		t.Errorf("b has %q, want %q", got, want)
+	}
+	a.Originate(prefixes("10.0.0.64/26"), prefixes("10.0.0.0/26"))
+	eventually(t, "change", func() bool {
+		return slices.Equal(kb.text(), []string{"10.0.0.64/26 via 127.0.1.1", "fd80::/122 via fd00::1"})
+	})
+	t.Logf("%+v", b.Status())
+}

@@ -1,0 +1,92 @@
+package bgp
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// mostRefused bounds Session.Refused.
+const mostRefused = 100
+
+// Status returns all sessions by address; nil unless Run is running.
+func (s *Speaker) Status() []Session {
+	var all []Session
+	s.ask(func() {
+		for _, p := range s.rib.peers {
+			all = append(all, p.status())
+		}
+	})
+	slices.SortFunc(all, func(a, b Session) int { return a.Peer.Compare(b.Peer) })
+	return all
+}
+
+// Routes returns what the Installer was told, by prefix; nil unless Run is
+// running.
+func (s *Speaker) Routes() []Route {
+	var all []Route
+	s.ask(func() { all = s.rib.routes() })
+	return all
+}
+
+// Conflicts returns the prefixes that several peers announce and only one may.
+func (s *Speaker) Conflicts() []Conflict {
+	var all []Conflict
+	s.ask(func() { all = s.rib.conflicts() })
+	return all
+}
+
+// status is called in the RIB's goroutine.
+func (p *peer) status() Session {
+	f := p.fsm
+	f.mu.Lock()
+	shown := f.shown
+	f.mu.Unlock()
+	s := Session{
+		Peer: p.config.Address, Description: p.config.Description, AS: p.config.AS,
+		Local: shown.local, State: shown.state, Since: shown.since,
+		Reason: shown.reason, ReasonAt: shown.reasonAt, Retry: shown.retry,
+		Received: len(p.in), Established: p.ups,
+		MessagesIn: f.count.messagesIn.Load(), MessagesOut: f.count.messagesOut.Load(),
+		UpdatesIn: f.count.updatesIn.Load(), UpdatesOut: f.count.updatesOut.Load(),
+	}
+	if up := p.session; up != nil {
+		s.RouterID, s.HoldTime, s.Notification = up.open.id, up.hold, up.notification
+		s.GracefulRestart = up.open.gr != nil && up.open.gr.listed != [2]bool{}
+		for family, on := range up.families {
+			if on {
+				s.Families = append(s.Families, Family(family))
+			}
+		}
+		s.Sent = len(up.group.sent) - up.group.sources[p]
+	}
+	for prefix, path := range p.in {
+		if path.stale {
+			s.Stale++
+		}
+		if path.refused == "" {
+			s.Accepted++
+		} else {
+			s.Refused = append(s.Refused, Refused{prefix, path.attrs.nextHop, path.refused})
+		}
+	}
+	slices.SortFunc(s.Refused, func(a, b Refused) int { return a.Prefix.Compare(b.Prefix) })
+	if len(s.Refused) > mostRefused {
+		s.Refused = s.Refused[:mostRefused:mostRefused]
+	}
+	return s
+}
+
+// Words returns state and reason in one line: "Established", "Active:
+// connection refused", "Idle: bad peer AS 64512, retry in 8 s".
+func (s Session) Words(now time.Time) string {
+	text := s.State
+	if s.State == "Established" || s.Reason == "" {
+		return text
+	}
+	text += ": " + s.Reason
+	if d := s.Retry.Sub(now); s.State == "Idle" && d > 0 {
+		text += fmt.Sprintf(", retry in %d s", (d+time.Second-1)/time.Second)
+	}
+	return text
+}

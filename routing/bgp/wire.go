@@ -1,0 +1,218 @@
+package bgp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
+)
+
+// Sizes of RFC 4271, section 4.1.
+const (
+	headerLen  = 19
+	maxMessage = 4096
+)
+
+// frame checks a message's header (RFC 4271, section 6.1; the codec does not)
+// and returns the message's length; 0 means that b does not hold it all.
+func frame(b []byte) (length int, kind uint8, f *fault) {
+	if len(b) < headerLen {
+		return 0, 0, nil
+	}
+	for _, x := range b[:16] {
+		if x != 0xff {
+			return 0, 0, &fault{codeHeader, 1, nil, "message without marker"}
+		}
+	}
+	length, kind = int(binary.BigEndian.Uint16(b[16:])), b[18]
+	least, most := 0, maxMessage
+	switch kind {
+	case codec.BGP_MSG_OPEN:
+		least = 29
+	case codec.BGP_MSG_UPDATE:
+		least = 23
+	case codec.BGP_MSG_NOTIFICATION:
+		least = 21
+	case codec.BGP_MSG_KEEPALIVE:
+		least, most = headerLen, headerLen
+	case codec.BGP_MSG_ROUTE_REFRESH:
+		least = 23
+	default:
+		return 0, 0, &fault{codeHeader, 3, []byte{kind}, fmt.Sprintf("unknown message type %d", kind)}
+	}
+	if length < least || length > most {
+		return 0, 0, &fault{codeHeader, 2, b[16:18:18], fmt.Sprintf("message of type %d with length %d", kind, length)}
+	}
+	if len(b) < length {
+		return 0, 0, nil
+	}
+	return length, kind, nil
+}
+
+// appendHeader starts a message; finish completes it.
+func appendHeader(b []byte, kind uint8) []byte {
+	for range 16 {
+		b = append(b, 0xff)
+	}
+	return append(b, 0, 0, kind)
+}
+
+// finish writes the length of the message that starts at offset start.
+func finish(b []byte, start int) []byte {
+	binary.BigEndian.PutUint16(b[start+16:], uint16(len(b)-start))
+	return b
+}
+
+// cut takes a field of b that starts with its length in size bytes.
+func cut(b []byte, size int) (field, rest []byte, ok bool) {
+	if len(b) < size {
+		return nil, nil, false
+	}
+	n := 0
+	for _, x := range b[:size] {
+		n = n<<8 | int(x)
+	}
+	b = b[size:]
+	if len(b) < n {
+		return nil, nil, false
+	}
+	return b[:n], b[n:], true
+}
+
+// parsePrefixes reads prefixes of RFC 4271, section 4.3 (RFC 4760, section 5);
+// bits behind the length are irrelevant and cleared.
+func parsePrefixes(to []netip.Prefix, b []byte, family Family) ([]netip.Prefix, bool) {
+	if to == nil && len(b) > 0 {
+		to = make([]netip.Prefix, 0, len(b)/4+1)
+	}
+	for len(b) > 0 {
+		bits := int(b[0])
+		n := (bits + 7) / 8
+		if len(b) < 1+n {
+			return nil, false
+		}
+		var addr netip.Addr
+		if family == IPv4 {
+			if bits > 32 {
+				return nil, false
+			}
+			var a [4]byte
+			copy(a[:], b[1:1+n])
+			addr = netip.AddrFrom4(a)
+		} else {
+			if bits > 128 {
+				return nil, false
+			}
+			var a [16]byte
+			copy(a[:], b[1:1+n])
+			addr = netip.AddrFrom16(a)
+		}
+		to = append(to, netip.PrefixFrom(addr, bits).Masked())
+		b = b[1+n:]
+	}
+	return to, true
+}
+
+// appendPrefix is the inverse of parsePrefixes.
+func appendPrefix(b []byte, p netip.Prefix) []byte {
+	n := (p.Bits() + 7) / 8
+	b = append(b, byte(p.Bits()))
+	if a := p.Addr(); a.Is4() {
+		x := a.As4()
+		return append(b, x[:n]...)
+	}
+	x := p.Addr().As16()
+	return append(b, x[:n]...)
+}
+
+// appendAttr writes an attribute; the length's size follows its value.
+func appendAttr(b []byte, flags, kind uint8, value []byte) []byte {
+	if len(value) > 255 {
+		b = append(b, flags|flagExtended, kind, byte(len(value)>>8), byte(len(value)))
+	} else {
+		b = append(b, flags&^flagExtended, kind, byte(len(value)))
+	}
+	return append(b, value...)
+}
+
+// parsePath reads an AS_PATH whose AS numbers have two or four bytes. A
+// segment of an unknown kind, without AS numbers or that exceeds the attribute
+// is malformed (RFC 7606, section 7.2).
+func parsePath(b []byte, as4 bool) ([]segment, bool) {
+	size := 2
+	if as4 {
+		size = 4
+	}
+	var path []segment
+	for len(b) > 0 {
+		if len(b) < 2 || b[0] < 1 || b[0] > 4 || b[1] == 0 || len(b) < 2+int(b[1])*size {
+			return nil, false
+		}
+		s := segment{kind: b[0], as: make([]uint32, b[1])}
+		b = b[2:]
+		for i := range s.as {
+			if as4 {
+				s.as[i] = binary.BigEndian.Uint32(b)
+			} else {
+				s.as[i] = uint32(binary.BigEndian.Uint16(b))
+			}
+			b = b[size:]
+		}
+		path = append(path, s)
+	}
+	return path, true
+}
+
+// appendPath is the inverse of parsePath.
+func appendPath(b []byte, path []segment, as4 bool) []byte {
+	for _, s := range path {
+		b = append(b, s.kind, byte(len(s.as)))
+		for _, as := range s.as {
+			switch {
+			case as4:
+				b = binary.BigEndian.AppendUint32(b, as)
+			case as > 0xffff:
+				b = binary.BigEndian.AppendUint16(b, asTrans)
+			default:
+				b = binary.BigEndian.AppendUint16(b, uint16(as))
+			}
+		}
+	}
+	return b
+}
+
+// mergePaths puts the end of path, as far as AS4_PATH goes, back into four
+// bytes (RFC 6793, section 4.2.3). A malformed or longer AS4_PATH is ignored.
+func mergePaths(path []segment, as4Path []byte) []segment {
+	tail, ok := parsePath(as4Path, true)
+	if !ok {
+		return path
+	}
+	count := func(path []segment) int { return (&attrs{path: path}).pathLen() }
+	keep := count(path) - count(tail)
+	if keep < 0 {
+		return path
+	}
+	var merged []segment
+	for _, s := range path {
+		if keep == 0 {
+			break
+		}
+		switch n := count([]segment{s}); {
+		case n <= keep:
+			merged, keep = append(merged, s), keep-n
+		default:
+			merged, keep = append(merged, segment{s.kind, s.as[:keep]}), 0
+		}
+	}
+	for _, s := range tail {
+		if last := len(merged) - 1; last >= 0 && merged[last].kind == s.kind && s.kind == codec.BGP_ASPATH_ATTR_TYPE_SEQ &&
+			len(merged[last].as)+len(s.as) <= 255 {
+			merged[last].as = append(merged[last].as[:len(merged[last].as):len(merged[last].as)], s.as...)
+			continue
+		}
+		merged = append(merged, s)
+	}
+	return merged
+}
