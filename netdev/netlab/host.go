@@ -20,8 +20,10 @@ import (
 // Host is one machine of a lab.
 type Host struct {
 	Name string `json:"name"`
-	// PID is the anchor's; Netns and Mount are the inodes of its namespaces.
+	// PID is the anchor's, Began its start in clock ticks since the boot; Netns and
+	// Mount are the inodes of its namespaces.
 	PID   int    `json:"pid"`
+	Began string `json:"began"`
 	Netns uint64 `json:"netns"`
 	Mount uint64 `json:"mount"`
 	// Main is the address of eth0, where the default route leads; Addr and Addr6
@@ -49,7 +51,7 @@ func (h *Host) NetnsPath() string { return fmt.Sprintf("/proc/%d/ns/net", h.PID)
 // Alive reports whether the anchor is still the one that was started.
 func (h *Host) Alive() bool {
 	ino, err := inode(h.NetnsPath())
-	return err == nil && ino == h.Netns
+	return err == nil && ino == h.Netns && stat(h.PID, 19) == h.Began
 }
 
 func inode(path string) (uint64, error) {
@@ -87,6 +89,7 @@ func (l *Lab) newHost(name string) (*Host, error) {
 	if h.Netns, err = inode(h.NetnsPath()); err == nil {
 		h.Mount, err = inode(fmt.Sprintf("/proc/%d/ns/mnt", h.PID))
 	}
+	h.Began = stat(h.PID, 19)
 	if err == nil {
 		err = h.enter()
 	}
@@ -229,12 +232,23 @@ func (h *Host) processes() ([]int, error) {
 	return pids, nil
 }
 
-// zombie reports whether a process has ended and only waits for its parent.
+// zombie reports whether a process has ended and at most waits for its parent.
 func zombie(pid int) bool {
+	state := stat(pid, 0)
+	return state == "" || state == "Z"
+}
+
+// stat is a field of /proc/<pid>/stat (proc_pid_stat(5)), counted from the state;
+// "" if there is no such process.
+func stat(pid, field int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return true
+		return ""
 	}
-	_, rest, _ := strings.Cut(string(b), ") ")
-	return strings.HasPrefix(rest, "Z")
+	text := string(b)
+	fields := strings.Fields(text[strings.LastIndex(text, ")")+1:])
+	if field >= len(fields) {
+		return ""
+	}
+	return fields[field]
 }

@@ -24,6 +24,9 @@ func places() []string {
 
 const routeProtocols = "87\tnetctl\n88\tnetctl-bgp\n"
 
+// toolFolder is where netctl is found in a host, first in its PATH.
+const toolFolder = "/run/netctl-lab"
+
 // furnish gives the host its own places, its own /run (but for /run/netns) and a
 // /sys that shows its own interfaces.
 func (h *Host) furnish(binary string) error {
@@ -32,7 +35,7 @@ func (h *Host) furnish(binary string) error {
 			return err
 		}
 	}
-	for _, d := range []string{"run/netns", "run/lock", "run/netctl-node", "sys"} {
+	for _, d := range []string{"run/netns", "run/lock", "run/netctl-node", toolFolder, "sys"} {
 		if err := os.MkdirAll(h.Path(d), 0o700); err != nil {
 			return err
 		}
@@ -41,23 +44,35 @@ func (h *Host) furnish(binary string) error {
 		return err
 	}
 	if binary != "" {
-		if err := os.Symlink(binary, h.Path("/opt/cni/bin/netctl")); err != nil {
+		for _, link := range []string{"/opt/cni/bin/netctl", toolFolder + "/netctl"} {
+			if err := os.Symlink(binary, h.Path(link)); err != nil {
+				return err
+			}
+		}
+	}
+	return h.Do(h.mountAll)
+}
+
+// mountAll runs in the host. It names the host's folder by a descriptor, since an
+// overlay may cover the path.
+func (h *Host) mountAll() error {
+	dir, err := os.Open(h.Dir())
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	own := fmt.Sprintf("/proc/self/fd/%d", dir.Fd())
+	for _, p := range places() {
+		if err := target(own, p); err != nil {
 			return err
 		}
 	}
-	return h.Do(func() error {
-		for _, p := range places() {
-			if err := h.target(p); err != nil {
-				return err
-			}
+	for _, p := range places() {
+		if err := bind(own+p, p); err != nil {
+			return err
 		}
-		for _, p := range places() {
-			if err := bind(h.Path(p), p); err != nil {
-				return err
-			}
-		}
-		return errors.Join(h.mountSys(), h.mountRun())
-	})
+	}
+	return errors.Join(mountSys(own+"/sys"), mountRun(own+"/run"))
 }
 
 // makePlace makes the file or folder with the given path; like says which.
@@ -84,7 +99,7 @@ func bind(from, to string) error {
 
 // target makes sure that there is something to mount on. What the machine lacks is
 // made in an overlay over the nearest folder that it has, which only the host sees.
-func (h *Host) target(place string) error {
+func target(own, place string) error {
 	if _, err := os.Stat(place); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -98,7 +113,7 @@ func (h *Host) target(place string) error {
 	if lower == "/" {
 		return fmt.Errorf("%s: the machine has no folder of it", place)
 	}
-	layer := h.Path(".overlay" + strings.ReplaceAll(lower, "/", "-"))
+	layer := own + "/.overlay" + strings.ReplaceAll(lower, "/", "-")
 	upper, work := layer+"/upper", layer+"/work"
 	for _, d := range []string{upper, work} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -114,8 +129,7 @@ func (h *Host) target(place string) error {
 
 // mountSys mounts a sysfs of the host's network namespace that keeps the machine's
 // control groups and BPF objects.
-func (h *Host) mountSys() error {
-	sys := h.Path("sys")
+func mountSys(sys string) error {
 	if err := unix.Mount("sysfs", sys, "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount sysfs: %w", err)
 	}
@@ -132,11 +146,11 @@ func (h *Host) mountSys() error {
 
 // mountRun puts the host's own folder in the place of /run; /run/netns in it
 // follows the machine's.
-func (h *Host) mountRun() error {
-	if err := bind(netnsFolder, h.Path("run/netns")); err != nil {
+func mountRun(run string) error {
+	if err := bind(netnsFolder, run+"/netns"); err != nil {
 		return err
 	}
-	return bind(h.Path("run"), "/run")
+	return bind(run, "/run")
 }
 
 // shareNetnsFolder makes /run/netns a shared mount of its own, as ip-netns(8)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -36,13 +37,32 @@ func (c Cmd) command() (*exec.Cmd, error) {
 	if len(c.Args) == 0 {
 		return nil, fmt.Errorf("no command")
 	}
-	cmd := exec.Command(c.Args[0], c.Args[1:]...)
-	cmd.Env = append(os.Environ(), c.Env...)
+	cmd := exec.Command(program(c.Args[0]), c.Args[1:]...)
+	cmd.Args[0] = c.Args[0]
+	cmd.Env = append(environ(), c.Env...)
 	cmd.Dir = "/"
 	if c.Stdin != "" {
 		cmd.Stdin = strings.NewReader(c.Stdin)
 	}
 	return cmd, nil
+}
+
+// program is where a command is found in a host; netctl is the lab's own.
+func program(name string) string {
+	own := toolFolder + "/" + name
+	if _, err := os.Stat(own); err == nil && !strings.Contains(name, "/") {
+		return own
+	}
+	return name
+}
+
+// environ is this process's environment with the lab's netctl first in PATH, and
+// without what would change the configuration of a host's netctl.
+func environ() []string {
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		return strings.HasPrefix(kv, "NETCTL_") || strings.HasPrefix(kv, "PATH=")
+	})
+	return append(env, "PATH="+toolFolder+":"+os.Getenv("PATH"))
 }
 
 // ExecError is a command that failed.
@@ -102,11 +122,11 @@ func (h *Host) Replace(args []string) error {
 		return fmt.Errorf("no command")
 	}
 	return h.Do(func() error {
-		path, err := exec.LookPath(args[0])
+		path, err := exec.LookPath(program(args[0]))
 		if err != nil {
 			return err
 		}
-		return fmt.Errorf("%s: %w", args[0], unix.Exec(path, args, os.Environ()))
+		return fmt.Errorf("%s: %w", args[0], unix.Exec(path, args, environ()))
 	})
 }
 
