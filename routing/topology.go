@@ -167,11 +167,14 @@ func (p Plan) ASSource() string {
 	return "inherited"
 }
 
-// String names the peers, for logs.
-func (p Plan) String() string {
-	names := make([]string, len(p.Peers))
-	for i, peer := range p.Peers {
-		names[i] = peer.Name
+// Names says who peers are, by their session addresses: "n2 (192.168.99.103)".
+func (p Plan) Names(peers []netip.Addr) string {
+	names := make([]string, len(peers))
+	for i, a := range peers {
+		names[i] = a.String()
+		if j := slices.IndexFunc(p.Peers, func(peer Peer) bool { return peer.Address == a }); j >= 0 {
+			names[i] = p.Peers[j].Name + " (" + a.String() + ")"
+		}
 	}
-	return strings.Join(names, ",")
+	return strings.Join(names, ", ")
 }

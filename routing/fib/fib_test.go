@@ -319,7 +319,9 @@ func TestWatchTells(t *testing.T) {
 	if err := agent.Apply(ctx, routing.Changes{Put: []routing.Route{block}}); err != nil {
 		t.Fatal(err)
 	}
-	await("the block", func(e Event) bool { return len(e.Changes) == 1 && !e.Changes[0].Gone && e.Changes[0].Route.Equal(block) })
+	await("the block", func(e Event) bool {
+		return len(e.Changes) == 1 && !e.Changes[0].Gone && e.Changes[0].Route.Equal(block)
+	})
 	if err := agent.Apply(ctx, routing.Changes{Delete: []routing.Route{block}}); err != nil {
 		t.Fatal(err)
 	}
