@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"netctl/datastore/etcd"
 )
 
 // app is one run of the command line: its streams, and the configuration once
@@ -19,11 +21,18 @@ type app struct {
 	cmd     *cobra.Command
 	started bool
 	loaded  *settings
+	opened  *etcd.Store
 }
 
 func (a *app) run(ctx context.Context, args []string) error {
 	root := newRootCommand(a)
 	root.SetArgs(args)
+	bindName(root, args)
+	defer func() {
+		if a.opened != nil {
+			_ = a.opened.Close()
+		}
+	}()
 	return root.ExecuteContext(ctx)
 }
 
@@ -53,11 +62,14 @@ func newRootCommand(a *app) *cobra.Command {
 		newAgentCommand(a),
 		newCompletionCommand(a),
 		newConfigCommand(a),
+		newLabCommand(a),
 		newNodeCommand(a),
 		newSpeakerCommand(a),
 		newVersionCommand(a),
 	)
+	root.AddCommand(nouns(a)...)
 	root.InitDefaultHelpCmd()
+	finish(root)
 	return root
 }
 
