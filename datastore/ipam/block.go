@@ -62,7 +62,7 @@ func (m *bitmap) clear(start, size int) (int, bool) {
 // space is a block being changed: a copy, with the rules of who may take what.
 type space struct {
 	block *datastore.Block
-	owner bool // the block belongs to the node that changes it
+	owner bool // changed on the node that the block belongs to
 	clock clock
 	dirty bool
 }
@@ -75,7 +75,7 @@ func open(b *datastore.Block, node string, c clock) *space {
 	if own.Spec.Next < 0 || own.Spec.Next >= own.Size() {
 		own.Spec.Next = 0
 	}
-	return &space{block: &own, owner: b.Spec.Affinity == node, clock: c}
+	return &space{block: &own, owner: c.boot != "" && b.Spec.Affinity == node, clock: c}
 }
 
 func (s *space) used() *bitmap {

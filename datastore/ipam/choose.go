@@ -190,7 +190,7 @@ func (p *planner) create(cidr netip.Prefix, pool *datastore.Pool) *space {
 
 func (p *planner) own(s *space) {
 	s.block.Spec.Affinity = p.node
-	s.owner, s.dirty = true, true
+	s.owner, s.dirty = p.clock.boot != "", true
 	p.claimed = append(p.claimed, s.block)
 }
 
@@ -240,17 +240,9 @@ func (p *planner) explicit(wish netip.Addr, pool *datastore.Pool) (netip.Addr, e
 			return wish, fmt.Errorf("address %s: %w: it is in %s, %s", wish, datastore.ErrInUse, t.cidr, t.why)
 		}
 	}
-	size := defaultBlockSize(wish)
-	if pool != nil {
-		size = pool.Spec.BlockSize
-	}
-	cidr := netip.PrefixFrom(wish, size).Masked()
-	b := p.src.Block(datastore.PoolName(cidr))
-	if b == nil {
-		b = find(p.src.Blocks(), func(b *datastore.Block) bool { return b.Spec.CIDR.Contains(wish) })
-	}
+	cidr := blockAround(wish, pool)
 	var s *space
-	if b != nil {
+	if b := blockOf(p.src, wish, cidr); b != nil {
 		s = p.open(b)
 	} else {
 		if err := p.clear(wish, cidr); err != nil {
@@ -287,18 +279,6 @@ func (p *planner) clear(wish netip.Addr, cidr netip.Prefix) error {
 	return nil
 }
 
-func (p *planner) poolAround(a netip.Addr) *datastore.Pool {
-	return find(p.src.Pools(), func(pool *datastore.Pool) bool { return pool.Spec.CIDR.Contains(a) })
-}
-
-// defaultBlockSize is that of a pool without one (DESIGN section 6).
-func defaultBlockSize(a netip.Addr) int {
-	if a.Is6() {
-		return 122
-	}
-	return 26
-}
-
 // change is what the plan writes.
 func (p *planner) change() change {
 	return change{addrs: p.addrs, blocks: written(p.spaces), pools: p.pools}
@@ -317,19 +297,25 @@ func written(spaces []*space) (blocks []*datastore.Block) {
 // releasePlan takes back what handle holds: in the blocks of addrs, or anywhere.
 func releasePlan(src Source, node, handle string, addrs []netip.Addr, c clock) change {
 	var (
+		blocks []*datastore.Block
 		spaces []*space
 		freed  []netip.Addr
 	)
-	for _, b := range src.Blocks() {
-		if addrs != nil && !slices.ContainsFunc(addrs, b.Spec.CIDR.Contains) {
-			continue
+	for _, a := range addrs {
+		b := blockOf(src, a, blockAround(a, poolAround(src, a)))
+		if b != nil && !slices.Contains(blocks, b) {
+			blocks = append(blocks, b)
 		}
-		if !slices.ContainsFunc(b.Spec.Allocations, func(a datastore.Allocation) bool { return a.Handle == handle }) {
-			continue
+	}
+	if addrs == nil {
+		blocks = src.Blocks()
+	}
+	for _, b := range blocks {
+		if slices.ContainsFunc(b.Spec.Allocations, func(a datastore.Allocation) bool { return a.Handle == handle }) {
+			s := open(b, node, c)
+			freed = append(freed, s.give(handle, -1)...)
+			spaces = append(spaces, s)
 		}
-		s := open(b, node, c)
-		freed = append(freed, s.give(handle, -1)...)
-		spaces = append(spaces, s)
 	}
 	return change{addrs: freed, blocks: written(spaces)}
 }

@@ -35,6 +35,7 @@ type Config struct {
 	// plan, which is for tools, not for an agent.
 	View func(ctx context.Context, fn func(Source)) error
 	// Boot is this boot's ID; quarantines of another boot of this node are over.
+	// "": not run on the node itself, whose clock is left alone.
 	Boot string
 	// Now is CLOCK_BOOTTIME; nil: Boottime.
 	Now func() time.Duration
@@ -49,6 +50,7 @@ type Allocator struct {
 	cfg  Config
 	turn chan struct{} // holds one token
 	over overlay       // owned by the holder of the token
+	seen int64         // the last source's revision; as over
 }
 
 // New returns an allocator.
@@ -181,10 +183,8 @@ func (a *Allocator) transact(ctx context.Context, commit Commit, plan func(Sourc
 		} else if broken {
 			return err
 		}
-		if a.cfg.View != nil {
-			if err := a.over.reread(ctx, a.cfg.Store, txn.If[:len(txn.If)-len(foreign)]); err != nil {
-				return err
-			}
+		if err := a.over.reread(ctx, a.cfg.Store, txn.If[:len(txn.If)-len(foreign)]); err != nil {
+			return err
 		}
 		if err := pause(ctx, try); err != nil {
 			return err

@@ -80,7 +80,7 @@ func (p *planner) due(v6 bool) bool {
 
 func (p *planner) one(v6 bool, wish netip.Addr, n *datastore.Node) (netip.Addr, error) {
 	if wish.IsValid() && p.req.Restore {
-		return p.explicit(wish, p.poolAround(wish))
+		return p.explicit(wish, poolAround(p.src, wish))
 	}
 	pools, refused, err := p.eligible(v6, n)
 	if err != nil {

@@ -135,3 +135,30 @@ func startOf(pool datastore.PoolSpec, node string) netip.Addr {
 	a, _ := netip.AddrFromSlice(b)
 	return a
 }
+
+// poolAround is the pool that a is in, nil if there is none.
+func poolAround(src Source, a netip.Addr) *datastore.Pool {
+	return find(src.Pools(), func(pool *datastore.Pool) bool { return pool.Spec.CIDR.Contains(a) })
+}
+
+// blockAround is the CIDR of the block that a would be in; a pool of nil has
+// blocks of the default size (DESIGN section 6).
+func blockAround(a netip.Addr, pool *datastore.Pool) netip.Prefix {
+	size := 26
+	switch {
+	case pool != nil:
+		size = pool.Spec.BlockSize
+	case a.Is6():
+		size = 122
+	}
+	return netip.PrefixFrom(a, size).Masked()
+}
+
+// blockOf is the block that a is in, most likely the one with that CIDR; nil if
+// there is none.
+func blockOf(src Source, a netip.Addr, likely netip.Prefix) *datastore.Block {
+	if b := src.Block(datastore.PoolName(likely)); b != nil {
+		return b
+	}
+	return find(src.Blocks(), func(b *datastore.Block) bool { return b.Spec.CIDR.Contains(a) })
+}

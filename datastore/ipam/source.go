@@ -3,6 +3,7 @@ package ipam
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -25,25 +26,28 @@ type Source interface {
 	Revision() int64
 }
 
-// view runs fn on what is known: the configured view, corrected by what this
-// allocator knows to be newer, or else the store's content.
+// view runs fn on what is known: the configured view or else the store's
+// content, corrected by what this allocator knows to be newer.
 func (a *Allocator) view(ctx context.Context, fn func(Source)) error {
-	if a.cfg.View == nil {
-		src, err := load(ctx, a.cfg.Store)
-		if err != nil {
-			return err
+	known := func(src Source) {
+		if src.Revision() < a.seen {
+			clear(a.over) // another store, or the same one restored
+		}
+		a.seen = src.Revision()
+		a.over.prune(src)
+		if len(a.over) > 0 {
+			src = merged{src, a.over}
 		}
 		fn(src)
-		return nil
 	}
-	return a.cfg.View(ctx, func(src Source) {
-		a.over.prune(src.Revision())
-		if len(a.over) == 0 {
-			fn(src)
-			return
-		}
-		fn(merged{src, a.over})
-	})
+	if a.cfg.View != nil {
+		return a.cfg.View(ctx, known)
+	}
+	src, err := load(ctx, a.cfg.Store)
+	if err == nil {
+		known(src)
+	}
+	return err
 }
 
 // overlay holds, by key, what is known of blocks and pools beyond a view that
@@ -54,19 +58,24 @@ type overlay map[string]known
 type known struct {
 	object   datastore.Object
 	revision int64
+	// unreadable: no view will ever show what is there.
+	unreadable bool
 }
 
 func (o overlay) committed(blocks []*datastore.Block, revision int64) {
 	for _, b := range blocks {
 		if key, err := datastore.KeyOf(b); err == nil {
 			b.Metadata.Revision = revision
-			o[key] = known{b, revision}
+			o[key] = known{object: b, revision: revision}
 		}
 	}
 }
 
-func (o overlay) prune(revision int64) {
-	maps.DeleteFunc(o, func(_ string, k known) bool { return k.revision <= revision })
+// prune drops what src shows by now.
+func (o overlay) prune(src Source) {
+	maps.DeleteFunc(o, func(_ string, k known) bool {
+		return k.revision <= src.Revision() && (!k.unreadable || src.Block(k.object.Meta().Name) != nil)
+	})
 }
 
 // reread reads the keys of conds. It lists each of them, because only a list
@@ -80,7 +89,7 @@ func (o overlay) reread(ctx context.Context, s datastore.Store, conds []datastor
 		k := known{revision: snap.Revision}
 		for _, e := range snap.Entries {
 			if e.Key == c.Key {
-				k.object = decode(e)
+				k.object, k.unreadable = decode(e)
 			}
 		}
 		o[c.Key] = k
@@ -88,27 +97,27 @@ func (o overlay) reread(ctx context.Context, s datastore.Store, conds []datastor
 	return nil
 }
 
-// decode reads a block or pool. A block that cannot be read is one that is
-// full, so that nothing is taken from it and nothing is put in its place; any
+// decode reads a block or pool. Of a block that cannot be read it makes one that
+// is full, so that nothing is taken from it and nothing is put in its place; any
 // other object that cannot be read is absent.
-func decode(e datastore.Entry) datastore.Object {
+func decode(e datastore.Entry) (o datastore.Object, unreadable bool) {
 	if o, err := datastore.Decode(e.Key, e.Value); err == nil {
 		o.Meta().Revision = e.Revision
-		return o
+		return o, false
 	}
 	kind, name, err := datastore.ParseKey(e.Key)
 	if err != nil || kind != datastore.KindBlock {
-		return nil
+		return nil, false
 	}
 	cidr, err := netip.ParsePrefix(strings.Replace(name, "-", "/", 1))
 	if err != nil || cidr.Addr().BitLen()-cidr.Bits() > maxBlockBits {
-		return nil
+		return nil, false
 	}
 	b := &datastore.Block{Metadata: datastore.Metadata{Name: name, Revision: e.Revision}, Spec: datastore.BlockSpec{CIDR: cidr}}
 	for i := range b.Size() {
 		b.Spec.Allocations = append(b.Spec.Allocations, datastore.Allocation{Ordinal: i, Handle: "an entry of the datastore that cannot be read"})
 	}
-	return b
+	return b, true
 }
 
 // merged is a Source with an overlay over it.
@@ -158,65 +167,27 @@ func comparePrefix(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// content is what the store held when it was listed.
-type content struct {
-	nodes        []*datastore.Node
-	pools        []*datastore.Pool
-	blocks       []*datastore.Block
-	reservations []*datastore.Reservation
-	revision     int64
-}
-
-func load(ctx context.Context, s datastore.Store) (*content, error) {
-	c := &content{}
+// load is what the store holds of the kinds that plans are made from. An entry
+// that cannot be read is missing; who then tries to create it learns of it.
+func load(ctx context.Context, s datastore.Store) (*datastore.View, error) {
+	var all datastore.Snapshot
 	for _, k := range []datastore.Kind{datastore.KindNode, datastore.KindPool, datastore.KindReservation, datastore.KindBlock} {
 		snap, err := s.List(ctx, datastore.KindPrefix(k))
 		if err != nil {
 			return nil, err
 		}
-		if c.revision == 0 {
-			c.revision = snap.Revision
-		}
-		for _, e := range snap.Entries {
-			switch o := decode(e).(type) {
-			case *datastore.Node:
-				c.nodes = append(c.nodes, o)
-			case *datastore.Pool:
-				c.pools = append(c.pools, o)
-			case *datastore.Reservation:
-				c.reservations = append(c.reservations, o)
-			case *datastore.Block:
-				c.blocks = append(c.blocks, o)
-			}
+		all.Entries = append(all.Entries, snap.Entries...)
+		if all.Revision == 0 {
+			all.Revision = snap.Revision // what is complete up to here
 		}
 	}
-	slices.SortFunc(c.pools, func(a, b *datastore.Pool) int { return comparePrefix(a.Spec.CIDR, b.Spec.CIDR) })
-	slices.SortFunc(c.blocks, func(a, b *datastore.Block) int { return comparePrefix(a.Spec.CIDR, b.Spec.CIDR) })
-	return c, nil
-}
-
-func (c *content) Node(name string) *datastore.Node {
-	return find(c.nodes, func(n *datastore.Node) bool { return n.Metadata.Name == name })
-}
-
-func (c *content) Block(name string) *datastore.Block {
-	return find(c.blocks, func(b *datastore.Block) bool { return b.Metadata.Name == name })
-}
-
-func (c *content) BlocksOf(node string) (own []*datastore.Block) {
-	for _, b := range c.blocks {
-		if b.Spec.Affinity == node {
-			own = append(own, b)
-		}
+	v := datastore.NewView()
+	_, err := v.Replace(all)
+	if err != nil && !errors.Is(err, datastore.ErrInvalid) {
+		return nil, err
 	}
-	return own
+	return v, nil
 }
-
-func (c *content) Nodes() []*datastore.Node               { return c.nodes }
-func (c *content) Pools() []*datastore.Pool               { return c.pools }
-func (c *content) Blocks() []*datastore.Block             { return c.blocks }
-func (c *content) Reservations() []*datastore.Reservation { return c.reservations }
-func (c *content) Revision() int64                        { return c.revision }
 
 func find[T any](list []*T, is func(*T) bool) *T {
 	if i := slices.IndexFunc(list, is); i >= 0 {
@@ -224,4 +195,3 @@ func find[T any](list []*T, is func(*T) bool) *T {
 	}
 	return nil
 }
-
