@@ -83,16 +83,21 @@ func sameHook(c *acl.Chain, h *kernelChain) bool {
 	return uint32(*def.Hooknum) == h.hook && int32(*def.Priority) == int32(h.priority) && h.kind == string(def.Type)
 }
 
-// clear empties every chain, so that nothing refers to anything, and deletes the
-// wrong objects. The chains are filled again in the same batch, however large.
+// clear empties every chain and map, so that nothing refers to anything, and deletes the
+// wrong objects. They are filled again in the same batch, however large.
 func (tx *transaction) clear(have *kernel, wrong map[string]bool) {
 	tx.whole = true
+	var maps []string
+	for name, s := range have.sets {
+		if s.flags&unix.NFT_SET_MAP != 0 {
+			maps = append(maps, name)
+			s.elements = nil
+		}
+	}
 	tx.add(phaseTable, op{object: "table " + acl.TableName, weight: 1, emit: func(c *nftables.Conn) error {
 		c.FlushTable(table())
-		for name, s := range have.sets {
-			if s.flags&unix.NFT_SET_MAP != 0 {
-				c.FlushSet(&nftables.Set{Table: table(), Name: name})
-			}
+		for _, name := range maps {
+			c.FlushSet(&nftables.Set{Table: table(), Name: name})
 		}
 		for name := range have.sets {
 			if wrong["set "+name] {

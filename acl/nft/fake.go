@@ -1,0 +1,114 @@
+package nft
+
+import (
+	"context"
+	"sync"
+
+	"netctl/acl"
+)
+
+// Fake keeps a ruleset as the kernel would, for the tests of who uses a Table.
+// The zero Fake is an empty kernel.
+type Fake struct {
+	// Fail, if set, is asked before each write; its error is returned and
+	// nothing changes.
+	Fail func() error
+
+	mu     sync.Mutex
+	rules  *acl.Ruleset
+	writes int
+}
+
+// Sync makes the ruleset what want says.
+func (f *Fake) Sync(_ context.Context, want *acl.Ruleset) error {
+	return f.write(func() bool {
+		if f.rules != nil && f.rules.String() == want.String() {
+			return false
+		}
+		f.rules = want.Clone()
+		return true
+	})
+}
+
+// EnsureStatic adds what is missing of want.
+func (f *Fake) EnsureStatic(_ context.Context, want *acl.Ruleset) error {
+	return f.write(func() bool {
+		if f.rules == nil {
+			f.rules = want.Clone()
+			return true
+		}
+		before := f.rules.String()
+		add := want.Clone()
+		for name, s := range add.Sets {
+			if f.rules.Sets[name] == nil {
+				f.rules.Sets[name] = s
+			}
+		}
+		for name, c := range add.Chains {
+			f.rules.Chains[name] = c
+		}
+		return f.rules.String() != before
+	})
+}
+
+// Apply changes the ruleset as d says.
+func (f *Fake) Apply(_ context.Context, d acl.Delta) error {
+	return f.write(func() bool {
+		if f.rules == nil {
+			f.rules = &acl.Ruleset{Sets: map[string]*acl.Set{}, Chains: map[string]*acl.Chain{}}
+		}
+		f.rules.Apply(d)
+		return !d.Empty()
+	})
+}
+
+func (f *Fake) write(change func() bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.Fail != nil {
+		if err := f.Fail(); err != nil {
+			return err
+		}
+	}
+	if change() {
+		f.writes++
+	}
+	return nil
+}
+
+// Watch blocks until ctx ends: nobody else changes a fake.
+func (f *Fake) Watch(ctx context.Context, _ func()) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// WatchOthers blocks until ctx ends.
+func (f *Fake) WatchOthers(ctx context.Context, fn func()) error { return f.Watch(ctx, fn) }
+
+// Close does nothing.
+func (f *Fake) Close() error { return nil }
+
+// Writes counts the calls that changed something.
+func (f *Fake) Writes() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.writes
+}
+
+// Rules is a copy of the ruleset; nil if there is none.
+func (f *Fake) Rules() *acl.Ruleset {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.rules == nil {
+		return nil
+	}
+	return f.rules.Clone()
+}
+
+// String is the ruleset as nft text.
+func (f *Fake) String() string {
+	if r := f.Rules(); r != nil {
+		return r.String()
+	}
+	return ""
+}

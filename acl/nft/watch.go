@@ -1,0 +1,85 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"netctl/acl"
+)
+
+// Watch calls fn after each commit by which somebody else changed our table, or
+// may have: also when messages were lost. It blocks until ctx ends and returns
+// its error, or why it cannot go on. fn is called from Watch's goroutine.
+func (t *Table) Watch(ctx context.Context, fn func()) error {
+	return t.watch(ctx, true, func() {}, fn)
+}
+
+// WatchOthers is Watch for every other table of the namespace, of any family;
+// iptables-nft changes those, iptables-legacy does not.
+func (t *Table) WatchOthers(ctx context.Context, fn func()) error {
+	return t.watch(ctx, false, func() {}, fn)
+}
+
+func (t *Table) watch(ctx context.Context, ours bool, ready, fn func()) error {
+	c, err := t.dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
+		return fmt.Errorf("watch nftables: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	ready()
+	touched := false
+	for {
+		messages, err := c.Receive()
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, unix.ENOBUFS):
+			fn()
+			continue
+		case err != nil:
+			return fmt.Errorf("watch nftables: %w", err)
+		}
+		for _, m := range messages {
+			// A commit's messages end with its generation.
+			if m.Header.Type&0xff == unix.NFT_MSG_NEWGEN {
+				if touched {
+					fn()
+				}
+				touched = false
+				continue
+			}
+			if m.Header.PID != t.port.Load() && inOurTable(m) == ours {
+				touched = true
+			}
+		}
+	}
+}
+
+// inOurTable tells whether the message is about our table or something in it:
+// the table's name is attribute 1 in every message about either.
+func inOurTable(m netlink.Message) bool {
+	if len(m.Data) < 4 || m.Data[0] != unix.NFPROTO_INET {
+		return false
+	}
+	ad, err := decoder(m)
+	if err != nil {
+		return false
+	}
+	for ad.Next() {
+		if ad.Type() == 1 {
+			return strings.TrimRight(string(ad.Bytes()), "\x00") == acl.TableName
+		}
+	}
+	return false
+}
