@@ -93,6 +93,8 @@ type SessionStatus struct {
 	Received int        `json:"received"`
 	Accepted int        `json:"accepted"`
 	Sent     int        `json:"sent"`
+	// Stale counts the received prefixes that are kept for a restart (RFC 4724).
+	Stale int `json:"stale,omitempty"`
 }
 
 // Encap is how packets to another node travel.
