@@ -16,13 +16,18 @@ const (
 	handOver = 5 * time.Second
 )
 
-// listen accepts connections on one address until ctx ends. Multipath TCP is
-// off: it knows neither keys (RFC 2385) nor a least TTL (RFC 5082).
-func (s *Speaker) listen(ctx context.Context, a netip.AddrPort) {
+// openListener is without multipath TCP, which knows neither keys (RFC 2385)
+// nor a least TTL (RFC 5082).
+func openListener(ctx context.Context, a netip.AddrPort) (net.Listener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
+	return lc.Listen(ctx, "tcp", a.String())
+}
+
+// listen accepts connections on one address until ctx ends.
+func (s *Speaker) listen(ctx context.Context, a netip.AddrPort) {
 	for ctx.Err() == nil {
-		l, err := lc.Listen(ctx, "tcp", a.String())
+		l, err := s.open(ctx, a)
 		if err != nil {
 			s.problem(a, "listen on "+a.String()+": "+plain(err))
 			select {

@@ -26,6 +26,7 @@ type Speaker struct {
 	wake    chan struct{}
 	ended   chan struct{}
 	dial    func(context.Context, PeerConfig) (net.Conn, error)
+	open    func(context.Context, netip.AddrPort) (net.Listener, error)
 	tasks   sync.WaitGroup
 
 	mu       sync.Mutex
@@ -53,7 +54,7 @@ func New(c Config) (*Speaker, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Speaker{
-		config: c, log: c.Log, started: time.Now(), dial: dial,
+		config: c, log: c.Log, started: time.Now(), dial: dial, open: openListener,
 		work: make(chan func(), 64), wake: make(chan struct{}, 1), ended: make(chan struct{}),
 		machines: map[netip.Addr]*fsm{}, problems: map[string]string{},
 	}
