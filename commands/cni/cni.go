@@ -1,0 +1,252 @@
+// Package cni owns the CNI plugin: it reads one request (CNI specification
+// 0.3.1, 0.4.0, 1.0.0 or 1.1.0), asks the agent over its unix socket, and prints
+// the result.
+//
+// It never touches the datastore or the kernel's networking, reads no
+// configuration file and executes nothing: it opens the network namespace and
+// tells the agent the descriptor's number. Nothing but the result or the error
+// goes to stdout. Every call ends in bounded time, whatever the agent does.
+package cni
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+)
+
+// How long the agent may take. ADD and DEL are long enough for a store that
+// elects a leader; a runtime calls STATUS in passing.
+const (
+	callTimeout   = 30 * time.Second
+	statusTimeout = 5 * time.Second
+)
+
+// maxConfig bounds what is read from stdin, in bytes.
+const maxConfig = 1 << 20
+
+// orchestrator is the first part of the endpoint's name below the node. DEL gets
+// no more than container ID and interface from some runtimes, so it cannot depend
+// on who calls.
+const orchestrator = "cni"
+
+// Run carries out the request that env (as of os.Environ) and stdin make and
+// returns the exit code: 0, or 1 with an error object on stdout.
+func Run(ctx context.Context, version string, env []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	c := &call{ctx: ctx, env: environ(env), warn: func(text string) { fmt.Fprintln(stderr, "netctl "+version+": "+text) }}
+	out, err := c.run(stdin)
+	if err != nil {
+		out, _ = json.Marshal(c.failure(err))
+	}
+	if len(out) > 0 {
+		if _, e := stdout.Write(append(out, '\n')); e != nil {
+			return 1
+		}
+	}
+	if err != nil {
+		return 1
+	}
+	return 0
+}
+
+// call is one request.
+type call struct {
+	ctx  context.Context
+	env  map[string]string
+	warn func(string)
+	conf netConf
+}
+
+func (c *call) run(stdin io.Reader) ([]byte, error) {
+	command := c.env["CNI_COMMAND"]
+	if command == "VERSION" {
+		return c.version(stdin)
+	}
+	verbs := map[string]func() ([]byte, error){"ADD": c.add, "DEL": c.del, "CHECK": c.check, "STATUS": c.status}
+	verb := verbs[command]
+	if verb == nil {
+		return nil, errorf(codeEnvironment, "CNI_COMMAND %q is not supported; ADD, DEL, CHECK, STATUS and VERSION are", command)
+	}
+	raw, err := read(stdin)
+	if err != nil {
+		return nil, err
+	}
+	if c.conf, err = parseConf(raw); err != nil {
+		return nil, err
+	}
+	if since := map[string]string{"CHECK": "0.4.0", "STATUS": "1.1.0"}[command]; c.older(since) {
+		return nil, errorf(codeVersion, "cniVersion %s has no %s, which came with %s", c.conf.CNIVersion, command, since)
+	}
+	return verb()
+}
+
+// read takes the network configuration from stdin.
+func read(stdin io.Reader) ([]byte, error) {
+	raw, err := io.ReadAll(io.LimitReader(stdin, maxConfig+1))
+	switch {
+	case err != nil:
+		return nil, errorf(codeIO, "network configuration on stdin: %v", err)
+	case len(raw) > maxConfig:
+		return nil, errorf(codeConfig, "network configuration on stdin: more than %d bytes", maxConfig)
+	}
+	return raw, nil
+}
+
+// versions are the versions of the specification that are answered, oldest
+// first.
+func versions() []string { return []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} }
+
+// older reports whether the request's version is before v.
+func (c *call) older(v string) bool {
+	return slices.Index(versions(), c.conf.CNIVersion) < slices.Index(versions(), v)
+}
+
+// version answers VERSION. Podman calls it on every command, with nonsense in
+// the other variables, so nothing but the version asked for is looked at. From
+// a terminal nothing will ever come.
+func (c *call) version(stdin io.Reader) ([]byte, error) {
+	all := versions()
+	answer := struct {
+		CNIVersion string   `json:"cniVersion"`
+		Supported  []string `json:"supportedVersions"`
+	}{all[len(all)-1], all}
+	if f, ok := stdin.(*os.File); ok {
+		if st, err := f.Stat(); err != nil || st.Mode()&os.ModeCharDevice != 0 {
+			return json.Marshal(answer)
+		}
+	}
+	var asked struct {
+		CNIVersion string `json:"cniVersion"`
+	}
+	if raw, err := read(stdin); err == nil && json.Unmarshal(raw, &asked) == nil && asked.CNIVersion != "" {
+		answer.CNIVersion = asked.CNIVersion
+	}
+	return json.Marshal(answer)
+}
+
+func (c *call) add() ([]byte, error) {
+	if err := c.require("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"); err != nil {
+		return nil, err
+	}
+	prev, err := parseResult(c.conf.PrevResult)
+	if err != nil {
+		return nil, err
+	}
+	req, err := c.request()
+	if err != nil {
+		return nil, err
+	}
+	ns, err := c.namespace()
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	req.NetnsFD = int(ns.Fd())
+	ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
+	defer cancel()
+	a, err := c.agent().Attach(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return c.encode(attached(prev, a, c.env["CNI_NETNS"], c.conf.dns()))
+}
+
+// del succeeds for what is not there, without namespace and without prevResult.
+// It never opens a path: by now that may be another container's.
+func (c *call) del() ([]byte, error) {
+	if err := c.require("CNI_CONTAINERID", "CNI_IFNAME"); err != nil {
+		return nil, err
+	}
+	req := control.DetachRequest{Orchestrator: orchestrator, Workload: datastore.ForeignName(c.env["CNI_CONTAINERID"]),
+		Interface: c.env["CNI_IFNAME"], Network: datastore.ForeignName(c.conf.Name)}
+	ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
+	defer cancel()
+	err := c.agent().Detach(ctx, req)
+	switch {
+	case errors.Is(err, datastore.ErrNotFound):
+		return nil, nil
+	case !absent(err):
+		return nil, err
+	}
+	if e := control.StorePending(filepath.Join(filepath.Dir(c.socket()), "pending"), req); e != nil {
+		return nil, errorf(codeTryAgain, "%v; %v", err, e)
+	}
+	c.warn(err.Error() + "; the agent will release the endpoint when it is back")
+	return nil, nil
+}
+
+func (c *call) check() ([]byte, error) {
+	if err := c.require("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"); err != nil {
+		return nil, err
+	}
+	prev, err := parseResult(c.conf.PrevResult)
+	if err != nil {
+		return nil, err
+	}
+	if prev == nil {
+		return nil, errorf(codeConfig, "prevResult is missing; CHECK needs it")
+	}
+	addrs, ok := prev.addresses(c.env["CNI_IFNAME"])
+	if !ok {
+		return nil, errorf(codeConfig, "prevResult: no interface %s in a sandbox", c.env["CNI_IFNAME"])
+	}
+	ns, err := c.namespace()
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
+	defer cancel()
+	return nil, c.agent().Check(ctx, control.CheckRequest{Orchestrator: orchestrator,
+		Workload: datastore.ForeignName(c.env["CNI_CONTAINERID"]), Interface: c.env["CNI_IFNAME"],
+		NetnsFD: int(ns.Fd()), Addresses: addrs})
+}
+
+// status answers whether ADD would be worth trying.
+func (c *call) status() ([]byte, error) {
+	ctx, cancel := context.WithTimeout(c.ctx, statusTimeout)
+	defer cancel()
+	s, err := c.agent().Status(ctx)
+	switch {
+	case err != nil:
+		return nil, errorf(codeNotAvailable, "%v", err)
+	case s.Detached != "":
+		return nil, errorf(codeNotAvailable, "agent of node %s is detached: %s", s.Node, s.Detached)
+	case s.Store != "":
+		return nil, errorf(codeNotAvailable, "agent of node %s: %s", s.Node, s.Store)
+	}
+	return nil, nil
+}
+
+// socket is where the agent listens: the network's word, the environment's, or
+// the default.
+func (c *call) socket() string {
+	for _, s := range []string{c.conf.AgentSocket, c.env["NETCTL_AGENT_SOCKET"]} {
+		if s != "" {
+			return s
+		}
+	}
+	return control.AgentSocket
+}
+
+func (c *call) agent() *control.AgentClient { return control.NewAgentClient(c.socket()) }
+
+// environ is env as a map; of a name given twice the last counts.
+func environ(env []string) map[string]string {
+	m := make(map[string]string, len(env))
+	for _, e := range env {
+		if k, v, ok := strings.Cut(e, "="); ok {
+			m[k] = v
+		}
+	}
+	return m
+}

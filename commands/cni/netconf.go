@@ -1,0 +1,174 @@
+package cni
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+)
+
+// netConf is the part of a network configuration that netctl looks at. Field
+// names match in any case, because go-cni writes Go's. Unknown keys belong to
+// others.
+type netConf struct {
+	CNIVersion string `json:"cniVersion"`
+	Name       string `json:"name"`
+	IPAM       struct {
+		Type string `json:"type"`
+	} `json:"ipam"`
+	DNS        dns             `json:"dns"`
+	PrevResult json.RawMessage `json:"prevResult"`
+
+	// netctl's own.
+	Profiles    []string          `json:"profiles"` // default: the network's
+	Labels      map[string]string `json:"labels"`
+	IPv6        bool              `json:"ipv6"`
+	MTU         int               `json:"mtu"` // bytes
+	AgentSocket string            `json:"agentSocket"`
+	Pools       []netip.Prefix    `json:"pools"`
+
+	RuntimeConfig struct {
+		IPs          []string        `json:"ips"`
+		MAC          string          `json:"mac"`
+		DNS          runtimeDNS      `json:"dns"`
+		PortMappings json.RawMessage `json:"portMappings"`
+		Bandwidth    json.RawMessage `json:"bandwidth"`
+	} `json:"runtimeConfig"`
+	Args struct {
+		CNI struct {
+			IPs    []string `json:"ips"`
+			MAC    string   `json:"mac"`
+			Labels []struct {
+				Key   string `json:"key"`
+				Value string `json:"value"`
+			} `json:"labels"`
+		} `json:"cni"`
+	} `json:"args"`
+}
+
+// runtimeDNS is the capability "dns" (CNI conventions).
+type runtimeDNS struct {
+	Servers  []string `json:"servers"`
+	Searches []string `json:"searches"`
+	Options  []string `json:"options"`
+}
+
+// minMTU is what IPv4 asks of every link (RFC 791, section 3.2).
+const minMTU, maxMTU = 68, 65535
+
+func parseConf(raw []byte) (netConf, error) {
+	var c netConf
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return netConf{}, errorf(codeDecode, "network configuration: %v", err)
+	}
+	switch {
+	case !slices.Contains(versions(), c.CNIVersion):
+		return c, errorf(codeVersion, "cniVersion %q is not supported; %s are", c.CNIVersion, strings.Join(versions(), ", "))
+	case !identifier(c.Name):
+		return c, errorf(codeConfig, "network name %q: must begin with a letter or digit, then letters, digits, _ . -", c.Name)
+	case c.IPAM.Type != "" && c.IPAM.Type != "netctl":
+		return c, errorf(codeUnsupported, "ipam type %q: netctl assigns addresses itself; leave ipam out", c.IPAM.Type)
+	case c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU):
+		return c, errorf(codeConfig, "mtu %d: must be from %d to %d", c.MTU, minMTU, maxMTU)
+	}
+	return c, nil
+}
+
+// dns is what the result says: the runtime's word, or the network's.
+func (c *netConf) dns() dns {
+	if r := c.RuntimeConfig.DNS; len(r.Servers)+len(r.Searches)+len(r.Options) > 0 {
+		return dns{Nameservers: r.Servers, Search: r.Searches, Options: r.Options}
+	}
+	return c.DNS
+}
+
+// request makes the attach request of an ADD. Of what is said several times
+// runtimeConfig counts most, then args.cni, then CNI_ARGS.
+func (c *call) request() (control.AttachRequest, error) {
+	conf := &c.conf
+	args, err := parseArgs(c.env["CNI_ARGS"])
+	if err != nil {
+		return control.AttachRequest{}, err
+	}
+	req := control.AttachRequest{
+		Orchestrator: orchestrator,
+		Workload:     datastore.ForeignName(c.env["CNI_CONTAINERID"]),
+		Interface:    c.env["CNI_IFNAME"],
+		Network:      datastore.ForeignName(conf.Name),
+		NetnsPath:    c.env["CNI_NETNS"],
+		Pools:        conf.Pools,
+		IPv6:         conf.IPv6,
+		MTU:          conf.MTU,
+		Profiles:     conf.Profiles,
+		Labels:       labels(c.env["CNI_CONTAINERID"], conf, args),
+	}
+	req.Addresses, err = firstAddresses(
+		said{"runtimeConfig.ips", conf.RuntimeConfig.IPs}, said{"args.cni.ips", conf.Args.CNI.IPs}, said{"CNI_ARGS IP", args.ips})
+	if err != nil {
+		return req, err
+	}
+	req.MAC, err = firstMAC(
+		said{"runtimeConfig.mac", []string{conf.RuntimeConfig.MAC}}, said{"args.cni.mac", []string{conf.Args.CNI.MAC}}, said{"CNI_ARGS MAC", []string{args.mac}})
+	for name, raw := range map[string]json.RawMessage{"portMappings": conf.RuntimeConfig.PortMappings, "bandwidth": conf.RuntimeConfig.Bandwidth} {
+		if s := string(raw); s != "" && s != "null" && s != "[]" && s != "{}" {
+			c.warn(fmt.Sprintf("network %s: runtimeConfig.%s is not supported and ignored", conf.Name, name))
+		}
+	}
+	return req, err
+}
+
+// said is what one source says.
+type said struct {
+	where  string
+	values []string
+}
+
+// firstAddresses parses what the first source with something to say says.
+func firstAddresses(sources ...said) (addrs []netip.Addr, err error) {
+	for _, s := range sources {
+		for _, text := range s.values {
+			if text == "" {
+				continue
+			}
+			a, err := netip.ParseAddr(text)
+			if p, e := netip.ParsePrefix(text); e == nil {
+				a, err = p.Addr(), nil
+			}
+			if err != nil || a.Zone() != "" {
+				return nil, errorf(codeConfig, "%s: %q is no IP address", s.where, text)
+			}
+			a = a.Unmap()
+			if slices.ContainsFunc(addrs, func(b netip.Addr) bool { return b.Is4() == a.Is4() && b != a }) {
+				return nil, errorf(codeConfig, "%s: %s: only one address of a family can be had", s.where, a)
+			}
+			if !slices.Contains(addrs, a) {
+				addrs = append(addrs, a)
+			}
+		}
+		if len(addrs) > 0 {
+			return addrs, nil
+		}
+	}
+	return nil, nil
+}
+
+func firstMAC(sources ...said) (string, error) {
+	for _, s := range sources {
+		for _, text := range s.values {
+			if text == "" {
+				continue
+			}
+			mac, err := net.ParseMAC(text)
+			if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+				return "", errorf(codeConfig, "%s: %q is no unicast MAC address", s.where, text)
+			}
+			return mac.String(), nil
+		}
+	}
+	return "", nil
+}
