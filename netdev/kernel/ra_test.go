@@ -1,0 +1,84 @@
+package kernel
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// router is the other end of a host's interface; it sends router advertisements.
+type router struct {
+	conn net.PacketConn
+	t    *testing.T
+}
+
+// advertise sends one to all nodes (RFC 4861, section 4.2), good for an hour.
+func (r router) advertise() {
+	r.t.Helper()
+	const lifetime = 3600
+	ra := []byte{134, 0, 0, 0, 64, 0, lifetime >> 8, lifetime & 0xff, 0, 0, 0, 0, 0, 0, 0, 0}
+	if _, err := r.conn.WriteTo(ra, &net.IPAddr{IP: net.ParseIP("ff02::1"), Zone: "r0"}); err != nil {
+		r.t.Fatalf("router advertisement: %v", err)
+	}
+}
+
+// newRouter wires the host's interface up0 to a router.
+func newRouter(t *testing.T, h *host) router {
+	t.Helper()
+	ns := newNetns(t)
+	for _, n := range []int{h.ns, ns} {
+		run(t, n, "sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad; echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad")
+	}
+	run(t, ns, "ip", "link", "add", "r0", "type", "veth", "peer", "name", "up0", "netns", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), h.ns))
+	run(t, ns, "ip", "link", "set", "r0", "up")
+	run(t, h.ns, "ip", "link", "set", "up0", "up")
+	r := router{t: t}
+	err := inNetns(ns, func() (err error) {
+		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+			var set error
+			err := c.Control(func(fd uintptr) {
+				const hops = 255 // RFC 4861, section 6.1.2
+				set = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, hops)
+			})
+			if err != nil {
+				return err
+			}
+			return set
+		}}
+		r.conn, err = lc.ListenPacket(t.Context(), "ip6:ipv6-icmp", "::")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.conn.Close() })
+	return r
+}
+
+func hasDefault6(t *testing.T, h *host) bool {
+	t.Helper()
+	return strings.Contains(run(t, h.ns, "ip", "-6", "route"), "default via fe80:")
+}
+
+func TestForwarding6KeepsTheDefaultRoute(t *testing.T) {
+	h := newHost(t)
+	r := newRouter(t, h)
+	learn := func() bool {
+		r.advertise()
+		return hasDefault6(t, h)
+	}
+	until(t, "default route from a router advertisement", learn)
+	if err := h.Forwarding6(); err != nil {
+		t.Fatal(err)
+	}
+	if !hasDefault6(t, h) {
+		t.Error("switching forwarding on dropped the host's default route")
+	}
+	run(t, h.ns, "ip", "-6", "route", "flush", "proto", "ra")
+	until(t, "default route from a later router advertisement", learn)
+}
