@@ -156,7 +156,7 @@ func scalar(path string, tok json.Token, v reflect.Value) error {
 			return mismatch(path, "a whole number", tok)
 		}
 		v.SetInt(i)
-	case reflect.Uint8, reflect.Uint16, reflect.Uint32:
+	case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		n, ok := tok.(json.Number)
 		u, err := strconv.ParseUint(string(n), 10, v.Type().Bits())
 		if !ok || err != nil {

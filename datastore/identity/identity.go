@@ -1,0 +1,258 @@
+// Package identity owns cluster.json, what a node remembers of the store it
+// followed, and decides with it whether a store that answers is the right one
+// (datastore.Guard): an etcd that comes back empty, restored or wrong must not
+// tear a node down.
+//
+// It never changes kernel state. Only the owner (the agent) writes the file, at
+// most once a second; the other roles read it and judge for themselves.
+package identity
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"netctl/datastore"
+)
+
+// FileName is the name of the file in the state folder.
+const FileName = "cluster.json"
+
+// writeEvery bounds how often the revision is written.
+const writeEvery = time.Second
+
+// File is a node's memory of its cluster. It implements datastore.Guard; all
+// methods are safe for concurrent use.
+type File struct {
+	path  string
+	owner bool
+	log   *slog.Logger
+
+	mu      sync.Mutex
+	have    *datastore.Identity // what was accepted last
+	key     int64               // revision of the cluster key then
+	refused error               // why the last check failed; nil: attached
+	written time.Time
+	due     bool // a write is scheduled
+
+	writing sync.Mutex // held while the file is written
+}
+
+var _ datastore.Guard = (*File)(nil)
+
+// Open opens the memory in the state folder dir, made (0700) if it does not
+// exist. The file itself need not exist; a damaged one shows in Check.
+func Open(dir string, owner bool, log *slog.Logger) (*File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("cluster identity: %w", err)
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &File{
+		path: filepath.Join(dir, FileName), owner: owner, log: log,
+		refused: fmt.Errorf("the datastore was not reached yet: %w", datastore.ErrUnavailable),
+	}, nil
+}
+
+// Check implements datastore.Guard. Without a file the store is taken as it is;
+// the owner gives a store without identity a new one.
+func (f *File) Check(ctx context.Context, s datastore.Store, snap datastore.Snapshot) error {
+	err := f.check(ctx, s, snap)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil && f.refused == nil && errors.Is(err, datastore.ErrDetached) {
+		f.log.Error("detached from the datastore", "error", err)
+	} else if err == nil && errors.Is(f.refused, datastore.ErrDetached) {
+		f.log.Info("attached to the datastore again", "cluster", f.have.UUID, "generation", f.have.Generation)
+	}
+	f.refused = err
+	return err
+}
+
+func (f *File) check(ctx context.Context, s datastore.Store, snap datastore.Snapshot) error {
+	// The file first, then the store: its owner may be ahead of snap.
+	known, err := f.known()
+	if err != nil {
+		return err
+	}
+	id, err := s.ID(ctx)
+	if err != nil {
+		return err
+	}
+	if known != nil && snap.Revision < known.Revision {
+		if snap, err = s.List(ctx, datastore.ClusterKey); err != nil {
+			return err
+		}
+	}
+	cluster, key, err := snap.Cluster()
+	if err != nil {
+		return fmt.Errorf("%w: %w", datastore.ErrDetached, err)
+	}
+	switch {
+	case known != nil:
+		if err := known.Judge(cluster, id, snap.Revision); err != nil {
+			return err
+		}
+	case cluster == nil && !f.owner:
+		return fmt.Errorf("%w: the datastore holds no cluster identity yet; the first agent makes it", datastore.ErrDetached)
+	case cluster == nil:
+		if cluster, key, err = f.create(ctx, s); err != nil {
+			return err
+		}
+	}
+	return f.accept(*cluster, id, key, snap.Revision)
+}
+
+// known is what the node remembers: the file or, where that is not newer, what
+// this process accepted itself. nil: nothing.
+func (f *File) known() (*datastore.Identity, error) {
+	file, err := read(f.path)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.have == nil:
+		return file, nil
+	case file == nil, file.UUID == f.have.UUID && file.Generation <= f.have.Generation:
+		have := *f.have
+		if file != nil && file.Generation == have.Generation && file.Store == have.Store {
+			have.Revision = max(have.Revision, file.Revision)
+		}
+		return &have, nil
+	default:
+		return file, nil // the node was taken into another cluster
+	}
+}
+
+// create gives the store an identity; another node may be faster.
+func (f *File) create(ctx context.Context, s datastore.Store) (*datastore.Cluster, int64, error) {
+	c := datastore.NewCluster(time.Now())
+	value, err := c.Encode()
+	if err != nil {
+		return nil, 0, fmt.Errorf("cluster identity: %w", err)
+	}
+	revision, err := s.Commit(ctx, datastore.Txn{
+		If:   []datastore.Condition{{Key: datastore.ClusterKey}},
+		Then: []datastore.Op{{Key: datastore.ClusterKey, Value: value}},
+	})
+	if err == nil {
+		f.log.Info("cluster created", "cluster", c.UUID)
+		return &c, revision, nil
+	}
+	if !errors.Is(err, datastore.ErrExists) {
+		return nil, 0, err
+	}
+	e, err := s.Get(ctx, datastore.ClusterKey)
+	if err != nil {
+		return nil, 0, err
+	}
+	if c, err = datastore.DecodeCluster(e.Value); err != nil {
+		return nil, 0, fmt.Errorf("%w: %w", datastore.ErrDetached, err)
+	}
+	return &c, e.Revision, nil
+}
+
+// accept remembers the store; a changed identity is on disk before it is used.
+func (f *File) accept(c datastore.Cluster, id uint64, key, revision int64) error {
+	now := datastore.Identity{UUID: c.UUID, Generation: c.Generation, Store: id, Revision: revision}
+	f.mu.Lock()
+	same := f.have != nil && f.have.UUID == now.UUID && f.have.Generation == now.Generation && f.have.Store == now.Store
+	if same {
+		now.Revision = max(now.Revision, f.have.Revision)
+	}
+	f.have, f.key = &now, key
+	f.mu.Unlock()
+	if same || !f.owner {
+		return nil
+	}
+	return f.write()
+}
+
+// Progress implements datastore.Guard.
+func (f *File) Progress(revision int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.have == nil || f.refused != nil || revision <= f.have.Revision {
+		return
+	}
+	f.have.Revision = revision
+	if f.owner && !f.due {
+		f.due = true
+		time.AfterFunc(max(0, time.Until(f.written.Add(writeEvery))), f.flush)
+	}
+}
+
+func (f *File) flush() {
+	if err := f.write(); err != nil {
+		f.log.Warn("cluster identity not written", "error", err)
+	}
+}
+
+// write places what is remembered on disk.
+func (f *File) write() error {
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	f.mu.Lock()
+	now := *f.have
+	f.due, f.written = false, time.Now()
+	f.mu.Unlock()
+	return write(f.path, now)
+}
+
+// Identity is what was accepted last and, if the store is not right or was not
+// reached yet, why.
+func (f *File) Identity() (datastore.Identity, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.have == nil {
+		return datastore.Identity{}, f.refused
+	}
+	return *f.have, f.refused
+}
+
+// read returns nil if there is no file.
+func read(path string) (*datastore.Identity, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cluster identity: %w", err)
+	}
+	i, err := datastore.DecodeIdentity(text)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w; if the datastore is the right one, remove the file", datastore.ErrDetached, path, err)
+	}
+	return &i, nil
+}
+
+// write replaces the file whole, synced: it must survive a power cut.
+func write(path string, i datastore.Identity) error {
+	text, err := json.Marshal(i)
+	if err != nil {
+		return fmt.Errorf("cluster identity: %w", err)
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+FileName+"-*")
+	if err != nil {
+		return fmt.Errorf("cluster identity: %w", err)
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(append(text, '\n'))
+	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("cluster identity: %w", err)
+	}
+	return nil
+}
