@@ -89,6 +89,19 @@ func (f *Fake) Up(link string) error {
 	return nil
 }
 
+// SetDown sets a link down as another program would.
+func (f *Fake) SetDown(link string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := f.wires[link]
+	if w == nil {
+		return fmt.Errorf("set %s down: %w", link, os.ErrNotExist)
+	}
+	w.up = false
+	f.tell(Event{Change: LinkChanged, Link: link, Index: w.index})
+	return nil
+}
+
 // Detach is Kernel.Detach.
 func (f *Fake) Detach(link string) error {
 	if err := f.fail("detach", link); err != nil {
