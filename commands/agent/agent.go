@@ -12,14 +12,292 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"netctl/acl/conntrack"
+	"netctl/acl/iptables"
+	"netctl/acl/nft"
+	"netctl/commands/control"
+	"netctl/commands/workload"
+	"netctl/datastore"
+	"netctl/datastore/etcd"
+	"netctl/datastore/identity"
+	"netctl/datastore/ipam"
+	"netctl/netdev/kernel"
+	"netctl/routing"
+	"netctl/routing/fib"
 )
 
-// Run is the role; it blocks until ctx ends (nil) or it cannot go on.
-func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
+// Run is the role; it blocks until ctx ends (nil) or it cannot go on. It works
+// in the network namespace of the process.
+func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if err := cfg.finish(); err != nil {
 		return err
 	}
-	<-ctx.Done()
+	lock, err := control.Lock(cfg.StateDir, "agent")
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	a := &agent{cfg: cfg, log: log}
+	defer func() { err = errors.Join(err, a.close()) }()
+	if err := a.open(ctx); err != nil {
+		return err
+	}
+	return a.run(ctx)
+}
+
+// agent is the role's parts.
+type agent struct {
+	cfg      Config
+	log      *slog.Logger
+	host     string
+	boot     string
+	kernel   *kernel.Kernel
+	fib      *fib.Table
+	nft      *nft.Table
+	store    *etcd.Store
+	guard    *identity.File
+	listener *control.Listener
+	closers  []func() error
+
+	loop     *loop
+	service  *workload.Service
+	joiner   *joiner
+	reporter *reporter
+	rehost   chan struct{} // holds one: the host's addresses changed
+	forward  chan struct{} // holds one: look after foreign FORWARD chains
+}
+
+// open gets hold of everything that can be missing or taken, and changes
+// nothing but the two folders.
+func (a *agent) open(ctx context.Context) (err error) {
+	if a.host, err = hostID(a.cfg.hostIDFile()); err != nil {
+		return err
+	}
+	if a.boot, err = kernel.BootID(a.cfg.BootIDFile); err != nil {
+		return err
+	}
+	if a.kernel, err = kernel.Open(a.log); err != nil {
+		return err
+	}
+	a.closers = append(a.closers, a.kernel.Close)
+	if a.fib, err = fib.Open(a.cfg.RouteProtocol, a.log); err != nil {
+		return err
+	}
+	a.closers = append(a.closers, a.fib.Close)
+	if a.nft, err = nft.Open(a.log); err != nil {
+		return err
+	}
+	a.closers = append(a.closers, a.nft.Close)
+	if a.guard, err = identity.Open(a.cfg.StateDir, true, a.log); err != nil {
+		return err
+	}
+	opt := a.cfg.Store
+	opt.Log = a.log
+	if a.store, err = etcd.Open(ctx, opt); err != nil {
+		return err
+	}
+	a.closers = append(a.closers, a.store.Close)
+	if a.listener, err = control.Listen(a.cfg.Socket, a.log); err != nil {
+		return err
+	}
+	a.closers = append(a.closers, func() error { _ = a.listener.Close(); return nil })
 	return nil
+}
+
+func (a *agent) close() error {
+	var errs []error
+	for i := len(a.closers) - 1; i >= 0; i-- {
+		errs = append(errs, a.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// parts are what the role is made of; tests put fakes in.
+type parts struct {
+	links interface {
+		links
+		workload.Links
+	}
+	routes  routes
+	resolve func(context.Context, netip.Addr) (routing.NextHop, error)
+	filter  filter
+	store   datastore.Store
+	forget  func(addrs ...netip.Addr) error
+}
+
+// build joins the parts; it starts nothing.
+func (a *agent) build(p parts, spawn func(func(context.Context) error)) {
+	l := newLoop(a.cfg, a.log)
+	l.links, l.routes, l.filter = p.links, p.routes, p.filter
+	l.records = workload.NewRecords(a.cfg.recordsDir())
+	l.boot, l.lastBoot = a.boot, readBoot(a.cfg.lastBootFile())
+	l.spawn = spawn
+	a.rehost, a.forward = make(chan struct{}, 1), make(chan struct{}, 1)
+	l.changedHost = func() { poke(a.rehost); poke(a.forward) }
+	a.loop = l
+	a.service = workload.New(workload.Config{
+		Node: a.cfg.Node, LinkPrefix: a.cfg.LinkPrefix, Gateway: a.cfg.Gateway, Boot: a.boot,
+		Links: p.links, Host: l, Forget: p.forget, Store: p.store, Records: l.records, Log: a.log,
+		Addresses: ipam.New(ipam.Config{
+			Node: a.cfg.Node, Store: p.store, Boot: a.boot,
+			View: func(ctx context.Context, fn func(ipam.Source)) error { return l.do(ctx, func() { fn(l.view) }) },
+		}),
+	})
+	a.joiner = &joiner{cfg: a.cfg, loop: l, store: p.store, service: a.service, host: a.host, resolve: p.resolve}
+	l.enter, l.release = a.joiner.enter, a.service.Release
+	a.reporter = &reporter{join: a.joiner, want: make(chan report, 1)}
+	l.report = a.reporter.put
+}
+
+func poke(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// run starts the parts and waits for them.
+func (a *agent) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	a.build(parts{links: a.kernel, routes: a.fib, resolve: a.fib.Resolve, filter: a.nft, store: a.guard.Fence(a.store), forget: conntrack.Delete},
+		func(fn func(context.Context) error) { group.Go(func() error { return fn(ctx) }) })
+	if err := a.kernel.Forwarding4(); err != nil {
+		return err
+	}
+	api := &api{loop: a.loop, service: a.service, namespace: a.kernel.OpenNetns}
+	f := &follower{loop: a.loop, ctx: ctx}
+	for _, part := range []func() error{
+		func() error { return a.loop.run(ctx) },
+		func() error { return a.kernel.Run(ctx) },
+		func() error {
+			return a.kernel.Watch(ctx, func(e kernel.Event) { a.loop.post(func() { a.loop.event(e) }) })
+		},
+		func() error { return a.fib.Watch(ctx, a.routeEvent) },
+		func() error { return a.nft.Watch(ctx, func() { a.loop.post(func() { a.loop.resyncACL = true }) }) },
+		func() error { return a.nft.WatchOthers(ctx, func() { poke(a.forward) }) },
+		func() error { return watchPending(ctx, a.cfg.pendingDir(), func() { a.workOff(ctx) }) },
+		func() error { return a.follow(ctx, f) },
+		func() error { return control.Serve(ctx, a.listener, api.routes()) },
+		func() error { return a.reporter.run(ctx) },
+		func() error { return a.watchHost(ctx) },
+		func() error { return a.keepForward(ctx) },
+		func() error { return a.compare(ctx) },
+	} {
+		group.Go(part)
+	}
+	a.log.Info("agent started", "node", a.cfg.Node, "host", a.host, "socket", a.cfg.Socket)
+	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("agent: %w", err)
+	}
+	a.log.Info("agent ended, the kernel's state stays")
+	return nil
+}
+
+// follow follows the store; first the host is read, so that a listing finds it.
+func (a *agent) follow(ctx context.Context, f *follower) error {
+	if err := a.loop.do(ctx, a.loop.readHost); err != nil {
+		return err
+	}
+	return datastore.Follow(ctx, a.store, datastore.Prefix, a.guard, f)
+}
+
+// routeEvent is a change of the kernel's routes. Those that were taken are back
+// already; those of our protocol that nobody wants are removed.
+func (a *agent) routeEvent(e fib.Event) {
+	if e.Lost || slices.ContainsFunc(e.Changes, func(c fib.Change) bool { return !c.Gone }) {
+		a.loop.post(func() { a.loop.resyncRoutes = true })
+	}
+}
+
+// workOff releases what plugins stored meanwhile.
+func (a *agent) workOff(ctx context.Context) {
+	if a.loop.gate(ctx) != nil {
+		return // once the store is back that comes first
+	}
+	if err := a.joiner.workOff(ctx); err != nil && ctx.Err() == nil {
+		a.log.Warn("pending detaches not worked off", "error", err)
+	}
+}
+
+// hostPause lets a burst of address changes pass.
+const hostPause = time.Second
+
+// watchHost keeps the node's registration what the host's addresses say.
+func (a *agent) watchHost(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.rehost:
+		}
+		if !pause(ctx, hostPause) {
+			return nil
+		}
+		err := a.loop.gate(ctx)
+		if err == nil {
+			_, err = a.joiner.register(ctx)
+		}
+		switch {
+		case errors.Is(err, errTaken):
+			return err
+		case err != nil && ctx.Err() == nil:
+			a.log.Warn("node not registered again", "error", err)
+		}
+	}
+}
+
+// keepForward lets forwarded packets of endpoints through where another
+// program's FORWARD chain would drop them.
+func (a *agent) keepForward(ctx context.Context) error {
+	poke(a.forward)
+	last := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.forward:
+		}
+		text := ""
+		if err := iptables.EnsureForward(a.cfg.LinkPrefix); err != nil {
+			text = oneLine(err.Error())
+		}
+		if text != last {
+			last = text
+			a.loop.post(func() { a.loop.note("iptables", text) })
+		}
+		if !pause(ctx, hostPause) {
+			return nil
+		}
+	}
+}
+
+// compare has everything compared from time to time.
+func (a *agent) compare(ctx context.Context) error {
+	for pause(ctx, compareEvery) {
+		a.loop.post(a.loop.compare)
+		poke(a.forward)
+		a.workOff(ctx)
+	}
+	return nil
+}
+
+// pause waits; false: ctx ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
 }

@@ -1,0 +1,176 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"path"
+	"slices"
+	"time"
+
+	"netctl/datastore"
+	"netctl/netdev/kernel"
+	"netctl/routing"
+)
+
+// resolveTimeout bounds the look-up of a datastore endpoint's name.
+const resolveTimeout = 2 * time.Second
+
+// chooser decides which addresses are the node's (spec/routing.md, section 4).
+type chooser struct {
+	configured []netip.Addr
+	pattern    string           // of the interface
+	have       []kernel.Address // without our own links, lo and link-local IPv6
+	// targets are what the node talks to, best first; the address is the one
+	// towards the first of them that is neither loopback nor the host's own.
+	targets []target
+	resolve func(netip.Addr) (routing.NextHop, error)
+}
+
+type target struct {
+	addr netip.Addr
+	what string
+}
+
+// foreign are patterns of interfaces that lead to no other node.
+func foreign() []string {
+	return []string{"docker*", "br-*", "virbr*", "lxcbr*", "lxdbr*", "cni*", "podman*", "veth*", "tunl*", "tun*", "tap*", "wg*", "vxlan*", "flannel*",
+		"cali*", "gre*", "gretap*", "erspan*", "sit*", "ip6tnl*", "ip6gre*", "ip6_vti*", "ip_vti*", "dummy*", "kube-*", "weave*"}
+}
+
+func matches(patterns []string, name string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool { ok, _ := path.Match(p, name); return ok })
+}
+
+// choose returns the node's addresses with their prefix lengths, IPv4 first, and
+// which rule decided. No address at all is no error.
+func (c chooser) choose() (chosen []netip.Prefix, rule string, err error) {
+	if len(c.configured) > 0 {
+		for _, want := range c.configured {
+			i := slices.IndexFunc(c.have, func(a kernel.Address) bool { return a.Prefix.Addr() == want })
+			if i < 0 {
+				return nil, "", fmt.Errorf("address %s: on no interface of this host: correct agent.addresses or add the address", want)
+			}
+			chosen = append(chosen, c.have[i].Prefix)
+		}
+		slices.SortFunc(chosen, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+		return chosen, "configured", nil
+	}
+	for _, v6 := range []bool{false, true} {
+		p, why, err := c.one(v6)
+		if err != nil {
+			return nil, "", err
+		}
+		if !p.IsValid() {
+			continue
+		}
+		chosen = append(chosen, p)
+		if rule == "" {
+			rule = why
+		}
+	}
+	if len(chosen) == 0 {
+		rule = "none found"
+	}
+	return chosen, rule, nil
+}
+
+func (c chooser) one(v6 bool) (netip.Prefix, string, error) {
+	var usable []kernel.Address
+	for _, a := range c.have {
+		ip := a.Prefix.Addr()
+		if ip.Is6() != v6 || ip.IsLinkLocalUnicast() || ip.IsLoopback() || matches(foreign(), a.Link) && c.pattern == "" {
+			continue
+		}
+		if ok, _ := path.Match(c.pattern, a.Link); c.pattern != "" && !ok {
+			continue
+		}
+		usable = append(usable, a)
+	}
+	if c.pattern != "" {
+		if len(usable) == 0 {
+			if v6 {
+				return netip.Prefix{}, "", nil
+			}
+			return netip.Prefix{}, "", fmt.Errorf("interface %q: no interface of that name has an IPv4 address: correct agent.interface", c.pattern)
+		}
+		return usable[0].Prefix, fmt.Sprintf("interface %s matches %q", usable[0].Link, c.pattern), nil
+	}
+	for _, t := range c.targets {
+		if t.addr.Is6() != v6 || t.addr.IsLoopback() || c.own(t.addr) {
+			continue
+		}
+		hop, err := c.resolve(t.addr)
+		if err != nil {
+			continue
+		}
+		if a, ok := towards(hop, usable); ok {
+			return a.Prefix, fmt.Sprintf("route to %s %s", t.what, t.addr), nil
+		}
+	}
+	if len(usable) == 0 {
+		return netip.Prefix{}, "", nil
+	}
+	return usable[0].Prefix, "first address, on " + usable[0].Link, nil
+}
+
+func (c chooser) own(ip netip.Addr) bool {
+	return slices.ContainsFunc(c.have, func(a kernel.Address) bool { return a.Prefix.Addr() == ip })
+}
+
+// towards is the address of the outgoing interface, of its several the one in
+// the next hop's subnet.
+func towards(hop routing.NextHop, usable []kernel.Address) (found kernel.Address, ok bool) {
+	for _, a := range usable {
+		if a.Link != hop.Link {
+			continue
+		}
+		if a.Subnet.Contains(hop.Addr) {
+			return a, true
+		}
+		if !ok {
+			found, ok = a, true
+		}
+	}
+	return found, ok
+}
+
+// storeTargets are the addresses of the datastore's endpoints. A unix socket has
+// none.
+func storeTargets(ctx context.Context, endpoints []string) (targets []target) {
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	for _, e := range endpoints {
+		u, err := url.Parse(e)
+		if err != nil || u.Scheme == "unix" || u.Hostname() == "" {
+			continue
+		}
+		ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
+		if err != nil {
+			continue
+		}
+		for _, ip := range ips {
+			targets = append(targets, target{ip.Unmap(), "datastore"})
+		}
+	}
+	return targets
+}
+
+// nodeTargets are the addresses of the other nodes.
+func nodeTargets(self string, nodes []*datastore.Node) (targets []target) {
+	for _, n := range nodes {
+		if n.Metadata.Name == self {
+			continue
+		}
+		for _, p := range n.Spec.Addresses {
+			targets = append(targets, target{p.Addr(), "node " + n.Metadata.Name})
+		}
+	}
+	return targets
+}
+
+// errNoHost is an ID file that holds none.
+var errNoHost = errors.New("not an ID: delete the file to make a new one")

@@ -1,0 +1,84 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"netctl/commands/control"
+	"netctl/commands/workload"
+	"netctl/datastore"
+	"netctl/netdev/kernel"
+)
+
+// api answers on the control socket.
+type api struct {
+	loop    *loop
+	service *workload.Service
+	// namespace opens a descriptor of another process.
+	namespace func(pid, fd int) (*kernel.Netns, error)
+}
+
+func (a *api) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("POST /v1/attach", control.Call(a.attach))
+	mux.Handle("POST /v1/detach", control.Call(a.detach))
+	mux.Handle("POST /v1/check", control.Call(a.check))
+	mux.Handle("GET /v1/status", control.Call(a.status))
+	return mux
+}
+
+func (a *api) attach(ctx context.Context, r control.AttachRequest) (control.Attachment, error) {
+	ns, err := a.open(ctx, r.NetnsFD, r.NetnsPath)
+	if err != nil {
+		return control.Attachment{}, err
+	}
+	defer ns.Close()
+	if err := a.loop.gate(ctx); err != nil {
+		return control.Attachment{}, fmt.Errorf("attach %s: %w", r.Workload, err)
+	}
+	return a.service.Attach(ctx, r, ns)
+}
+
+// detach of a store that is away takes the interfaces out of service; the caller
+// keeps the request until the agent can release the addresses.
+func (a *api) detach(ctx context.Context, r control.DetachRequest) (struct{}, error) {
+	err := a.loop.gate(ctx)
+	switch {
+	case err == nil:
+		return struct{}{}, a.service.Detach(ctx, r)
+	case errors.Is(err, datastore.ErrUnavailable) && r.Workload != "":
+		err = errors.Join(err, a.service.Sever(ctx, r))
+	}
+	return struct{}{}, fmt.Errorf("detach %s: %w", r.Workload, err)
+}
+
+func (a *api) check(ctx context.Context, r control.CheckRequest) (struct{}, error) {
+	ns, err := a.open(ctx, r.NetnsFD, "")
+	if err != nil {
+		return struct{}{}, err
+	}
+	defer ns.Close()
+	return struct{}{}, a.service.Check(ctx, r, ns)
+}
+
+func (a *api) status(ctx context.Context, _ struct{}) (s control.AgentStatus, err error) {
+	err = a.loop.do(ctx, func() { s = a.loop.status() })
+	return s, err
+}
+
+func (a *api) open(ctx context.Context, fd int, path string) (*kernel.Netns, error) {
+	ns, err := a.namespace(control.PeerPID(ctx), fd)
+	if err != nil {
+		if path != "" {
+			path = " " + path
+		}
+		return nil, &control.Error{Code: control.CodeNamespace, Message: oneLine(fmt.Sprintf("network namespace%s: %v", path, err))}
+	}
+	return ns, nil
+}
+
+// oneLine is text without line breaks.
+func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }

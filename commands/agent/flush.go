@@ -1,0 +1,250 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"netctl/datastore"
+	"netctl/netdev/kernel"
+	"netctl/routing"
+)
+
+// frozen says that the kernel is to stay as it is: the view is not (yet) what
+// this node should be.
+func (l *loop) frozen() bool { return l.stage == detached || !l.admitted || l.restoring }
+
+// flush brings the kernel to what the view says: the packet filter first, then
+// links up, then routes. A failure is tried again later and keeps new endpoints
+// from going up, nothing else.
+func (l *loop) flush(ctx context.Context) {
+	l.readHost()
+	if l.frozen() || ctx.Err() != nil {
+		return
+	}
+	if l.flushFilter(ctx) {
+		l.flushLinks()
+	}
+	l.flushRoutes(ctx)
+}
+
+// readHost reads links and addresses anew where events were missed.
+func (l *loop) readHost() {
+	if l.resyncLinks {
+		list, err := l.links.Links()
+		if err != nil {
+			l.failed("links", err)
+			return
+		}
+		l.solved("links")
+		l.resyncLinks = false
+		before := l.present
+		l.present = make(map[string]kernel.Link, len(list))
+		for _, k := range list {
+			l.present[k.Name] = k
+			l.dirty[l.ownerOf(k.Name)] = true
+		}
+		for name := range before {
+			l.dirty[l.ownerOf(name)] = true
+		}
+		for name := range l.locals {
+			l.dirty[name] = true
+		}
+		l.routesDirty = true
+	}
+	if l.resyncHost {
+		list, err := l.links.Addresses()
+		if err != nil {
+			l.failed("addresses", err)
+			return
+		}
+		l.solved("addresses")
+		l.resyncHost = false
+		if !slices.Equal(list, l.addrs) {
+			l.addrs = list
+			l.changedHost()
+		}
+	}
+}
+
+// ownerOf is the endpoint that has a link; "" if none is known.
+func (l *loop) ownerOf(link string) string { return l.owners[link] }
+
+func (l *loop) flushFilter(ctx context.Context) bool {
+	delta := l.index.Flush()
+	l.aclErr = nil
+	switch {
+	case l.resyncACL:
+		l.aclErr = l.filter.Sync(ctx, l.index.Ruleset())
+	case !delta.Empty():
+		l.aclErr = l.filter.Apply(ctx, delta)
+	}
+	if l.aclErr != nil {
+		l.resyncACL = true
+		l.failed("acl", l.aclErr)
+		return false
+	}
+	l.resyncACL = false
+	l.solved("acl")
+	for name := range l.dirty {
+		if lo := l.locals[name]; lo != nil {
+			lo.filtered = lo.ep != nil
+		}
+	}
+	return true
+}
+
+// flushLinks works off the endpoints that changed.
+func (l *loop) flushLinks() {
+	for name := range l.dirty {
+		delete(l.dirty, name)
+		lo := l.locals[name]
+		if lo == nil || lo.busy > 0 && (!lo.created || lo.ep == nil) {
+			continue // End makes it dirty again
+		}
+		link, linked := l.present[lo.link]
+		switch {
+		case lo.ep == nil:
+			if linked {
+				l.retire(lo)
+			}
+			l.drop(lo)
+		case !linked:
+			l.missed(lo)
+		default:
+			lo.lost = time.Time{}
+			if (!link.Up || lo.raise) && !lo.leaving {
+				l.raise(lo, link)
+			}
+		}
+	}
+	if l.stage == ready {
+		l.retireOrphans()
+	}
+}
+
+// raise sets a link up whose ACLs are in the kernel.
+func (l *loop) raise(lo *local, link kernel.Link) {
+	switch err := l.links.Up(lo.link); {
+	case errors.Is(err, os.ErrNotExist):
+		delete(l.present, lo.link)
+		l.missed(lo)
+	case err != nil:
+		l.dirty[lo.name] = true
+		l.failed("link "+lo.link, err)
+		return
+	default:
+		link.Up, lo.raise = true, false
+		l.present[lo.link] = link
+	}
+	l.solved("link " + lo.link)
+	l.routesDirty = true
+}
+
+// retire takes the link of an endpoint that the store does not have any more out
+// of service.
+func (l *loop) retire(lo *local) {
+	l.log.Info("endpoint removed", "endpoint", lo.name, "link", lo.link)
+	if err := l.links.Detach(lo.link); err != nil {
+		l.failed("link "+lo.link, err)
+		return
+	}
+	l.solved("link " + lo.link)
+	delete(l.present, lo.link)
+	if err := l.records.Remove(lo.link); err != nil {
+		l.log.Warn("attach record not removed", "endpoint", lo.name, "error", err)
+	}
+	l.routesDirty = true
+}
+
+// retireOrphans takes links out of service that no endpoint has.
+func (l *loop) retireOrphans() {
+	for name := range l.present {
+		if l.owners[name] != "" || l.kept[name] {
+			continue
+		}
+		l.log.Info("link without an endpoint removed", "link", name)
+		if err := l.links.Detach(name); err != nil {
+			l.failed("link "+name, err)
+			continue
+		}
+		delete(l.present, name)
+		_ = l.records.Remove(name)
+	}
+}
+
+func (l *loop) flushRoutes(ctx context.Context) {
+	if !l.routesDirty && !l.resyncRoutes {
+		return
+	}
+	want := desiredRoutes(l.cfg.Gateway, l.view.BlocksOf(l.cfg.Node), l.view.EndpointsOf(l.cfg.Node), l.usable)
+	if !l.forward6 && usesIPv6(want) {
+		if err := l.links.Forwarding6(); err != nil {
+			l.failed("ipv6 forwarding", err)
+		} else {
+			l.solved("ipv6 forwarding")
+			l.forward6 = true
+		}
+	}
+	if l.resyncRoutes {
+		have, err := l.routes.Routes(ctx)
+		if err != nil {
+			l.routeErr = err
+			l.failed("routes", err)
+			return
+		}
+		l.have = have
+		l.routes.Adopt(want)
+	}
+	changes := routing.Diff(want, l.have)
+	// An endpoint's route goes before its block's: alone it would be announced.
+	slices.Reverse(changes.Delete)
+	l.routeErr = nil
+	if !changes.Empty() {
+		l.routeErr = l.routes.Apply(ctx, changes)
+	}
+	l.have, l.routesDirty, l.resyncRoutes = want, false, false
+	clear(l.missing)
+	for _, r := range l.routes.Missing() {
+		l.missing[r.Prefix] = true
+	}
+	if l.routeErr != nil {
+		l.failed("routes", l.routeErr)
+		time.AfterFunc(l.retry, func() { l.post(func() { l.resyncRoutes = true }) })
+		return
+	}
+	l.solved("routes")
+}
+
+// usable says whether the endpoint's route can be in the kernel: only through a
+// link that is up and protected.
+func (l *loop) usable(e *datastore.Endpoint) bool {
+	lo := l.locals[e.Metadata.Name]
+	return lo != nil && lo.filtered && !lo.leaving && l.present[lo.link].Up
+}
+
+// programmed says what of an endpoint is not in the kernel.
+func (l *loop) programmed(lo *local) error {
+	switch {
+	case lo.ep == nil:
+		return errors.New("the endpoint is not in the datastore")
+	case !lo.filtered:
+		return errors.Join(errors.New("its ACLs are not in the kernel"), l.aclErr)
+	case !l.present[lo.link].Up:
+		return errors.New("link " + lo.link + " is not up")
+	}
+	for _, a := range lo.ep.Spec.Addresses {
+		p := single(a)
+		if l.missing[p] || !l.routed(p) {
+			return errors.Join(errors.New("route "+a.String()+" is not in the kernel"), l.routeErr)
+		}
+	}
+	return nil
+}
+
+func (l *loop) routed(p netip.Prefix) bool {
+	return slices.ContainsFunc(l.have, func(r routing.Route) bool { return r.Prefix == p })
+}

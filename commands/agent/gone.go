@@ -1,0 +1,135 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+	"netctl/netdev/kernel"
+)
+
+// event takes a change of the kernel's links or addresses.
+func (l *loop) event(e kernel.Event) {
+	switch e.Change {
+	case kernel.Resync:
+		l.resyncLinks, l.resyncHost = true, true
+	case kernel.HostChanged:
+		l.resyncHost = true
+	case kernel.LinkChanged:
+		if l.owners[e.Link] != "" && l.locals[l.owners[e.Link]].leaving {
+			return // said before it was detached
+		}
+		l.present[e.Link] = kernel.Link{Name: e.Link, Index: e.Index, Up: e.Up}
+		l.touch(e.Link)
+	case kernel.LinkGone:
+		switch k, ok := l.present[e.Link]; {
+		case !ok || k.Index != 0 && k.Index != e.Index:
+		case k.Index == 0:
+			l.resyncLinks = true // an older link of that name, or this one
+		default:
+			delete(l.present, e.Link)
+			l.touch(e.Link)
+		}
+	}
+}
+
+func (l *loop) touch(link string) {
+	if name := l.owners[link]; name != "" {
+		l.dirty[name] = true
+	} else {
+		l.dirty[link] = true // flushLinks then looks for orphans
+	}
+	l.routesDirty = true
+}
+
+// missed books that an endpoint's link is not there (DESIGN section 7): of
+// another boot it is gone, else lost, and gone after a while.
+func (l *loop) missed(lo *local) {
+	if lo.busy > 0 || l.stage == detached {
+		return
+	}
+	if lo.lost.IsZero() {
+		lo.lost = time.Now()
+		l.routesDirty = true
+		if l.elsewhen(lo) {
+			l.log.Info("endpoint of an earlier boot released", "endpoint", lo.name)
+			lo.lost = lo.lost.Add(-l.cfg.LostAfter)
+			l.gone(lo)
+			return
+		}
+		l.log.Warn("endpoint lost its link", "endpoint", lo.name, "link", lo.link, "release", l.cfg.LostAfter)
+		l.expire(lo.name, l.cfg.LostAfter)
+		return
+	}
+	if time.Since(lo.lost) >= l.cfg.LostAfter {
+		l.log.Info("lost endpoint released", "endpoint", lo.name)
+		l.gone(lo)
+	}
+}
+
+func (l *loop) expire(name string, after time.Duration) {
+	time.AfterFunc(after, func() { l.post(func() { l.dirty[name] = true }) })
+}
+
+// elsewhen says that an endpoint was attached in another boot.
+func (l *loop) elsewhen(lo *local) bool {
+	rec, err := l.records.Read(lo.link)
+	if errors.Is(err, datastore.ErrNotFound) {
+		// The records went with the boot; the state folder knows the last one.
+		return l.lastBoot != "" && l.lastBoot != l.boot
+	}
+	return err == nil && rec.Boot != l.boot
+}
+
+// gone releases an endpoint. If that fails it is tried again.
+func (l *loop) gone(lo *local) {
+	if l.stage != ready {
+		l.expire(lo.name, retryMax)
+		return
+	}
+	name := lo.name
+	l.spawn(func(ctx context.Context) error {
+		if err := l.release(ctx, name); err != nil && ctx.Err() == nil {
+			l.log.Warn("endpoint not released", "endpoint", name, "error", err)
+			l.expire(name, retryMax)
+		}
+		return nil
+	})
+}
+
+// lostEndpoints are those whose link is missing, by name.
+func (l *loop) lostEndpoints() (names []string) {
+	for name, lo := range l.locals {
+		if lo.ep != nil && !lo.lost.IsZero() {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// readBoot reads the boot that the agent ran in last; "" if it never did.
+func readBoot(file string) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// writeBoot notes that this boot's agent has looked for what the last one left.
+func (l *loop) writeBoot() {
+	if l.lastBoot == l.boot {
+		return
+	}
+	if err := control.WriteFile(l.cfg.lastBootFile(), []byte(l.boot+"\n")); err != nil {
+		l.log.Warn("boot not noted", "error", err)
+		return
+	}
+	l.lastBoot = l.boot
+}

@@ -1,0 +1,179 @@
+package agent
+
+import (
+	"context"
+	"net"
+	"strings"
+
+	"netctl/commands/workload"
+	"netctl/datastore"
+	"netctl/netdev/kernel"
+)
+
+// The loop is the host of commands/workload.
+var _ workload.Host = (*loop)(nil)
+
+// Begin implements workload.Host.
+func (l *loop) Begin(ctx context.Context, endpoint, network string, profiles []string) (k workload.Known, err error) {
+	err = l.await(ctx, func() (bool, error) {
+		if l.seen == 0 {
+			return l.stage == away || l.stage == detached, l.why()
+		}
+		lo := l.local(endpoint)
+		if lo.leaving && lo.ep != nil && l.stage != away {
+			return false, nil // its detach is still under way to the view
+		}
+		lo.leaving = false
+		lo.busy++
+		k = l.known(lo, network, profiles)
+		return true, nil
+	})
+	return k, err
+}
+
+func (l *loop) known(lo *local, network string, profiles []string) workload.Known {
+	k := workload.Known{Endpoint: lo.ep, Cluster: l.cluster, MTU: l.mtu()}
+	_, k.Linked = l.present[lo.link]
+	if network != "" {
+		k.Network = l.view.Network(network)
+		if len(profiles) == 0 {
+			profiles = []string{network}
+			if k.Network != nil {
+				profiles[0] = k.Network.Spec.Profile
+			}
+		}
+	}
+	for _, name := range profiles {
+		if p := l.view.Profile(name); p != nil {
+			k.Profiles = append(k.Profiles, p)
+		}
+	}
+	return k
+}
+
+// mtu is that of workload interfaces: the setting, the cluster's, or that of the
+// interface that has the node's address.
+func (l *loop) mtu() int {
+	if l.cfg.MTU != 0 {
+		return l.cfg.MTU
+	}
+	if m := l.view.Config().Spec.MTU; m != 0 {
+		return m
+	}
+	node := l.view.Node(l.cfg.Node)
+	if node == nil {
+		return 0
+	}
+	for _, own := range node.Spec.Addresses {
+		for _, a := range l.addrs {
+			if a.Prefix.Addr() != own.Addr() {
+				continue
+			}
+			if i, err := net.InterfaceByIndex(a.Index); err == nil {
+				return i.MTU
+			}
+		}
+	}
+	return 0
+}
+
+// End implements workload.Host.
+func (l *loop) End(endpoint string) {
+	l.post(func() {
+		lo := l.locals[endpoint]
+		if lo == nil || lo.busy == 0 {
+			return
+		}
+		lo.busy--
+		if lo.busy == 0 {
+			lo.created = false
+		}
+		l.dirty[endpoint] = true
+	})
+}
+
+// Program implements workload.Host.
+func (l *loop) Program(ctx context.Context, endpoint string, revision int64) error {
+	// The link is there, whether or not its event has arrived.
+	if err := l.do(ctx, func() {
+		lo := l.local(endpoint)
+		lo.created, lo.raise, lo.leaving = true, true, false
+		if _, ok := l.present[lo.link]; !ok {
+			l.present[lo.link] = kernel.Link{Name: lo.link}
+		}
+		l.dirty[endpoint] = true
+	}); err != nil {
+		return err
+	}
+	return l.await(ctx, func() (bool, error) {
+		lo := l.locals[endpoint]
+		switch {
+		case l.stage == detached:
+			return false, l.why()
+		case lo == nil || lo.ep == nil || l.view.Revision() < revision || l.frozen():
+			return false, nil
+		}
+		err := l.programmed(lo)
+		return err == nil, err
+	})
+}
+
+// Retire implements workload.Host.
+func (l *loop) Retire(endpoint string) {
+	_ = l.do(context.Background(), func() {
+		lo := l.local(endpoint)
+		lo.leaving = true
+		delete(l.present, lo.link)
+		l.routesDirty = true
+	})
+}
+
+// Keep implements workload.Host.
+func (l *loop) Keep(endpoint string) {
+	l.post(func() {
+		if lo := l.locals[endpoint]; lo != nil {
+			lo.leaving = false
+			l.resyncLinks = true
+			l.dirty[endpoint] = true
+		}
+	})
+}
+
+// Programmed implements workload.Host.
+func (l *loop) Programmed(ctx context.Context, endpoint string) (err error) {
+	if e := l.do(ctx, func() {
+		if lo := l.locals[endpoint]; lo != nil {
+			err = l.programmed(lo)
+		}
+	}); e != nil {
+		return e
+	}
+	return err
+}
+
+// Find implements workload.Host.
+func (l *loop) Find(ctx context.Context, orchestrator, work string) (names []string, err error) {
+	prefix := datastore.EndpointName(l.cfg.Node, orchestrator, work, "")
+	err = l.do(ctx, func() {
+		for name := range l.locals {
+			if strings.HasPrefix(name, prefix) {
+				names = append(names, name)
+			}
+		}
+	})
+	return names, err
+}
+
+// gate waits until endpoints can be attached and released; it fails with the
+// reason where that will take longer.
+func (l *loop) gate(ctx context.Context) error {
+	return l.await(ctx, func() (bool, error) { return l.stage == ready, l.why() })
+}
+
+// why says why the store cannot be used; nil: it can, or nobody knows yet.
+func (l *loop) why() error {
+	if l.stage == away || l.stage == detached {
+		return l.reason
+	}
+	return nil
+}

@@ -1,0 +1,293 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"netctl/acl"
+	"netctl/commands/workload"
+	"netctl/datastore"
+	"netctl/netdev"
+	"netctl/netdev/kernel"
+	"netctl/routing"
+)
+
+// links is what the loop asks of netdev/kernel.
+type links interface {
+	Up(link string) error
+	Detach(link string) error
+	Links() ([]kernel.Link, error)
+	Addresses() ([]kernel.Address, error)
+	Forwarding6() error
+}
+
+// routes is what the loop asks of routing/fib.
+type routes interface {
+	Routes(ctx context.Context) ([]routing.Route, error)
+	Adopt(routes []routing.Route)
+	Apply(ctx context.Context, c routing.Changes) error
+	Missing() []routing.Route
+}
+
+// filter is what the loop asks of a packet filter's back end.
+type filter interface {
+	// Sync makes the kernel hold exactly r, changing only what differs.
+	Sync(ctx context.Context, r *acl.Ruleset) error
+	// Apply makes one transaction of d.
+	Apply(ctx context.Context, d acl.Delta) error
+}
+
+// stage is where the agent stands with the store.
+type stage int
+
+const (
+	starting stage = iota // no word from the store yet
+	joining               // the view is complete; what comes first is being written
+	ready
+	away     // the store does not answer
+	detached // it answers, and is not the one this node belongs to
+)
+
+// The delays between two tries of what failed.
+const (
+	retryMin = time.Second
+	retryMax = 30 * time.Second
+)
+
+// errEnded is what callers of a loop that ended get.
+var errEnded = errors.New("agent is ending")
+
+// local is one endpoint of this node.
+type local struct {
+	name, link string
+	ep         *datastore.Endpoint // nil: not in the view
+	busy       int                 // steps at work on it
+	created    bool                // the step at work asked for Program
+	raise      bool                // to be set up whatever was heard of it
+	leaving    bool                // to be out of service
+	filtered   bool                // its ACLs are in the kernel
+	lost       time.Time           // since when the link is missing; zero: it is not
+}
+
+// loop is the one reconcile loop. Run's goroutine owns every field below ended;
+// others reach them by do.
+type loop struct {
+	cfg     Config
+	log     *slog.Logger
+	links   links
+	routes  routes
+	filter  filter
+	records *workload.Records
+	boot    string
+	spawn   func(func(ctx context.Context) error)
+	// enter starts what a complete view asks for first; it ends with ctx and
+	// reports by joined.
+	enter func(ctx context.Context, restore []*workload.Record) error
+	// release detaches an endpoint that is gone.
+	release func(ctx context.Context, endpoint string) error
+	// changedHost is told that addresses of the host changed.
+	changedHost func()
+	started     time.Time
+
+	calls chan func()
+	ended chan struct{}
+
+	stage     stage
+	reason    error // why away or detached
+	view      *datastore.View
+	index     *acl.Index
+	cluster   datastore.Cluster
+	seen      int64 // revision of the last complete listing
+	admitted  bool  // joined at least once
+	restoring bool  // the view lacks live endpoints
+	joinedAt  int64 // 0: the joining goes on; else ready once the view is there
+	leave     context.CancelFunc
+	lastBoot  string
+
+	locals  map[string]*local
+	owners  map[string]string // link to endpoint
+	present map[string]kernel.Link
+	kept    map[string]bool // links without an endpoint that are left alone
+	addrs   []kernel.Address
+	dirty   map[string]bool
+
+	resyncLinks, resyncHost, resyncACL, resyncRoutes bool
+	routesDirty, forward6                            bool
+	have                                             []routing.Route
+	missing                                          map[netip.Prefix]bool
+	aclErr, routeErr                                 error
+
+	waiters  []*waiter
+	problems map[string]string
+	retry    time.Duration
+	report   func(report)
+	reported report
+	rule     string // which rule chose the node's address
+}
+
+func newLoop(cfg Config, log *slog.Logger) *loop {
+	return &loop{
+		cfg: cfg, log: log, started: time.Now(),
+		calls: make(chan func(), 64), ended: make(chan struct{}),
+		view: datastore.NewView(),
+		index: acl.NewIndex(cfg.Node, acl.Options{
+			LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost,
+		}),
+		locals: map[string]*local{}, owners: map[string]string{}, present: map[string]kernel.Link{}, kept: map[string]bool{},
+		dirty: map[string]bool{}, missing: map[netip.Prefix]bool{}, problems: map[string]string{},
+		resyncLinks: true, resyncHost: true, resyncACL: true, resyncRoutes: true,
+		report: func(report) {}, changedHost: func() {},
+	}
+}
+
+// run works off calls until ctx ends. After each burst of calls it brings the
+// kernel up to date and tells who waits.
+func (l *loop) run(ctx context.Context) error {
+	defer close(l.ended)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case fn := <-l.calls:
+			fn()
+		}
+		for more := true; more; {
+			select {
+			case fn := <-l.calls:
+				fn()
+			default:
+				more = false
+			}
+		}
+		l.settle()
+		l.flush(ctx)
+		l.wake()
+		l.tell()
+	}
+}
+
+// do runs fn in the loop's goroutine and waits for it.
+func (l *loop) do(ctx context.Context, fn func()) error {
+	done := make(chan struct{})
+	if err := l.send(ctx, func() { fn(); close(done) }); err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case <-l.ended:
+		return errEnded
+	}
+}
+
+func (l *loop) send(ctx context.Context, fn func()) error {
+	select {
+	case l.calls <- fn:
+		return nil
+	case <-l.ended:
+		return errEnded
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// post runs fn in the loop's goroutine some time later.
+func (l *loop) post(fn func()) { _ = l.send(context.Background(), fn) }
+
+// waiter is a caller of await.
+type waiter struct {
+	check func() (bool, error)
+	done  chan error // holds one
+}
+
+// await runs check in the loop's goroutine after each burst until it is done or
+// fails.
+func (l *loop) await(ctx context.Context, check func() (bool, error)) error {
+	w := &waiter{check: check, done: make(chan error, 1)}
+	if err := l.send(ctx, func() { l.waiters = append(l.waiters, w) }); err != nil {
+		return err
+	}
+	select {
+	case err := <-w.done:
+		return err
+	case <-l.ended:
+		return errEnded
+	case <-ctx.Done():
+		l.post(func() { w.check = func() (bool, error) { return true, nil } })
+		return ctx.Err()
+	}
+}
+
+func (l *loop) wake() {
+	left := l.waiters[:0]
+	for _, w := range l.waiters {
+		if done, err := w.check(); done || err != nil {
+			w.done <- err
+			continue
+		}
+		left = append(left, w)
+	}
+	clear(l.waiters[len(left):])
+	l.waiters = left
+}
+
+// failed books a problem of the kernel's and has the next try come later and
+// later.
+func (l *loop) failed(what string, err error) {
+	if l.problems[what] != err.Error() {
+		l.log.Error("kernel not up to date", "what", what, "error", err)
+	}
+	l.problems[what] = err.Error()
+	l.retry = min(max(2*l.retry, retryMin), retryMax)
+	time.AfterFunc(l.retry, func() { l.post(func() {}) })
+}
+
+// note books or, with an empty text, removes a problem.
+func (l *loop) note(what, text string) {
+	if text == "" {
+		delete(l.problems, what)
+		return
+	}
+	l.log.Warn("problem", "what", what, "cause", text)
+	l.problems[what] = text
+}
+
+func (l *loop) solved(what string) {
+	if _, ok := l.problems[what]; ok {
+		l.log.Info("kernel up to date again", "what", what)
+		delete(l.problems, what)
+		l.retry = 0
+	}
+}
+
+// local is the endpoint of that name, made if it is new.
+func (l *loop) local(name string) *local {
+	lo := l.locals[name]
+	if lo == nil {
+		lo = &local{name: name, link: netdev.LinkName(l.cfg.LinkPrefix, name)}
+		l.locals[name] = lo
+		l.owners[lo.link] = name
+	}
+	return lo
+}
+
+// drop forgets an endpoint that is neither in the view nor being changed.
+func (l *loop) drop(lo *local) {
+	if lo.ep == nil && lo.busy == 0 {
+		delete(l.locals, lo.name)
+		if l.owners[lo.link] == lo.name {
+			delete(l.owners, lo.link)
+		}
+	}
+}
+
+// compare has everything compared with the kernel: the proof that watching was
+// right.
+func (l *loop) compare() {
+	l.resyncLinks, l.resyncHost, l.resyncACL, l.resyncRoutes = true, true, true, true
+	l.forward6 = false
+	l.reported.due = time.Time{}
+}

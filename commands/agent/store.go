@@ -1,0 +1,206 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"netctl/commands/workload"
+	"netctl/datastore"
+)
+
+// replace takes a complete listing: at the start, and whenever the store is back
+// or was lost sight of.
+func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
+	l.seen = s.Revision
+	was := l.cluster
+	for _, e := range s.Entries {
+		l.identify(e)
+	}
+	changes, err := l.view.Replace(s)
+	if err != nil {
+		l.log.Warn("entries of the datastore not used", "error", err)
+	}
+	for _, c := range changes {
+		l.changed(c)
+	}
+	restore := []*workload.Record(nil)
+	if l.cluster != was {
+		restore = l.live()
+		l.restoring = len(restore) > 0
+	}
+	l.join(ctx, restore)
+}
+
+// identify takes note of whose store it is.
+func (l *loop) identify(e datastore.Entry) {
+	if e.Key != datastore.ClusterKey || e.Value == nil {
+		return
+	}
+	if c, err := datastore.DecodeCluster(e.Value); err == nil {
+		l.cluster = c
+	}
+}
+
+// live lists the endpoints that are attached on this node, have their link, and
+// were written under another identity of the store than it has now.
+func (l *loop) live() (live []*workload.Record) {
+	all, err := l.records.All()
+	if err != nil {
+		l.log.Warn("attach records not used", "error", err)
+	}
+	for _, rec := range all {
+		_, linked := l.present[rec.Endpoint.Spec.Link]
+		same := rec.Cluster.UUID == l.cluster.UUID && rec.Cluster.Generation == l.cluster.Generation
+		if linked && !same && rec.Boot == l.boot && rec.Endpoint.Spec.Node == l.cfg.Node {
+			live = append(live, rec)
+			l.kept[rec.Endpoint.Spec.Link] = true
+		}
+	}
+	return live
+}
+
+// join starts what comes before the agent serves; what was started before ends.
+func (l *loop) join(ctx context.Context, restore []*workload.Record) {
+	if l.leave != nil {
+		l.leave()
+	}
+	ctx, l.leave = context.WithCancel(ctx)
+	l.stage, l.reason, l.joinedAt = joining, nil, 0
+	l.spawn(func(context.Context) error { return l.enter(ctx, restore) })
+}
+
+// joined says that everything was written, up to revision.
+func (l *loop) joined(revision int64) { l.joinedAt = max(revision, 1) }
+
+// settle makes the agent ready once the view has what it wrote.
+func (l *loop) settle() {
+	if l.stage != joining || l.joinedAt == 0 || l.view.Revision() < l.joinedAt {
+		return
+	}
+	l.stage, l.admitted, l.restoring = ready, true, false
+	l.log.Info("in sync with the datastore", "revision", l.view.Revision(), "endpoints", len(l.view.EndpointsOf(l.cfg.Node)))
+	for link := range l.kept {
+		if l.owners[link] != "" {
+			delete(l.kept, link)
+		}
+	}
+	for name := range l.locals {
+		l.dirty[name] = true
+	}
+	l.routesDirty = true
+}
+
+// apply takes changes of the store.
+func (l *loop) apply(b datastore.Batch) {
+	for _, e := range b.Events {
+		l.identify(e)
+		c, err := l.view.Apply(e)
+		if err != nil {
+			l.log.Warn("entry of the datastore not used", "key", e.Key, "error", err)
+		}
+		l.changed(c)
+	}
+}
+
+// lost says that the store does not answer, or is not the one to follow.
+func (l *loop) lost(err error) {
+	l.stage, l.reason = away, err
+	if errors.Is(err, datastore.ErrDetached) {
+		l.stage = detached
+	}
+	if l.leave != nil {
+		l.leave()
+	}
+	l.log.Warn("datastore lost", "cause", err)
+}
+
+// suspicious says that a batch takes more than half of this node's endpoints, or
+// every node: it is read again before it is believed.
+func (l *loop) suspicious(b datastore.Batch) bool {
+	endpoints, nodes := 0, 0
+	for _, e := range b.Events {
+		if e.Value != nil {
+			continue
+		}
+		switch kind, name, err := datastore.ParseKey(e.Key); {
+		case err != nil:
+		case kind == datastore.KindNode && l.view.Node(name) != nil:
+			nodes++
+		case kind == datastore.KindEndpoint:
+			if lo := l.locals[name]; lo != nil && lo.ep != nil && !lo.leaving && lo.busy == 0 {
+				endpoints++
+			}
+		}
+	}
+	return nodes > 0 && nodes == len(l.view.Nodes()) || 2*endpoints > len(l.view.EndpointsOf(l.cfg.Node))
+}
+
+// changed books one change of the view.
+func (l *loop) changed(c datastore.Change) {
+	l.index.Apply(c)
+	switch c.Kind {
+	case datastore.KindEndpoint:
+		if strings.HasPrefix(c.Name, l.cfg.Node+"/") {
+			ep, _ := c.New.(*datastore.Endpoint)
+			l.changedEndpoint(c.Name, ep)
+		}
+	case datastore.KindBlock:
+		own := func(o datastore.Object) bool {
+			b, ok := o.(*datastore.Block)
+			return ok && b.Spec.Affinity == l.cfg.Node
+		}
+		l.routesDirty = l.routesDirty || own(c.Old) != own(c.New)
+	case datastore.KindNode:
+		n, _ := c.New.(*datastore.Node)
+		old, _ := c.Old.(*datastore.Node)
+		if c.Name == l.cfg.Node && l.stage == ready && old != nil && (n == nil || n.Status.Host != old.Status.Host) {
+			l.changedHost() // somebody else removed or took the node
+		}
+	}
+}
+
+func (l *loop) changedEndpoint(name string, ep *datastore.Endpoint) {
+	lo := l.local(name)
+	lo.ep = ep
+	if ep == nil {
+		lo.leaving, lo.lost = false, time.Time{}
+	} else if lo.link != ep.Spec.Link {
+		delete(l.owners, lo.link)
+		lo.link = ep.Spec.Link
+		l.owners[lo.link] = name
+	}
+	l.dirty[name] = true
+	l.routesDirty = true
+}
+
+// follower hands what datastore.Follow says to the loop.
+type follower struct {
+	loop *loop
+	ctx  context.Context // the role's
+}
+
+// Replace implements datastore.Follower.
+func (f *follower) Replace(s datastore.Snapshot) error {
+	return f.loop.do(f.ctx, func() { f.loop.replace(f.ctx, s) })
+}
+
+// Apply implements datastore.Follower.
+func (f *follower) Apply(b datastore.Batch) error {
+	return f.loop.do(f.ctx, func() { f.loop.apply(b) })
+}
+
+// Lost implements datastore.Follower.
+func (f *follower) Lost(err error) {
+	_ = f.loop.do(f.ctx, func() { f.loop.lost(err) })
+}
+
+// Suspicious implements datastore.Doubter.
+func (f *follower) Suspicious(b datastore.Batch) (doubt bool) {
+	_ = f.loop.do(f.ctx, func() { doubt = f.loop.suspicious(b) })
+	if doubt {
+		f.loop.log.Warn("many deletions at once, reading the datastore again", "events", len(b.Events))
+	}
+	return doubt
+}

@@ -1,0 +1,223 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"netctl/acl/nft"
+	"netctl/commands/control"
+	"netctl/datastore"
+	"netctl/datastore/identity"
+	"netctl/datastore/memory"
+	"netctl/netdev/kernel"
+	"netctl/routing"
+	"netctl/routing/fib"
+)
+
+// world is an agent on fakes: a kernel, a packet filter, a routing table and a
+// store that outlive it.
+type world struct {
+	t      *testing.T
+	cfg    Config
+	boot   string
+	links  *kernel.Fake
+	fib    *fib.Fake
+	nft    *nft.Fake
+	store  *memory.Store
+	mu     sync.Mutex
+	forgot []netip.Addr
+
+	a    *agent
+	api  *api
+	stop func() error
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{
+		t: t, boot: "boot-1", links: &kernel.Fake{}, fib: fib.NewFake(), nft: &nft.Fake{}, store: memory.New(),
+		cfg: Config{Node: "n1", StateDir: t.TempDir(), RunDir: t.TempDir(), LostAfter: time.Hour},
+	}
+	w.links.SetAddresses(kernel.Address{Prefix: netip.MustParsePrefix("192.168.99.102/24"), Subnet: netip.MustParsePrefix("192.168.99.0/24"), Link: "eth1", Index: 2})
+	return w
+}
+
+func (w *world) pool(cidr string) {
+	w.t.Helper()
+	if err := datastore.Create(w.t.Context(), w.store, &datastore.Pool{
+		Metadata: datastore.Metadata{Name: datastore.PoolName(netip.MustParsePrefix(cidr))},
+		Spec:     datastore.PoolSpec{CIDR: netip.MustParsePrefix(cidr)},
+	}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// start runs the agent until end or the test's end.
+func (w *world) start() {
+	w.t.Helper()
+	if err := w.cfg.finish(); err != nil {
+		w.t.Fatal(err)
+	}
+	guard, err := identity.Open(w.cfg.StateDir, true, slog.New(slog.DiscardHandler))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	host, err := hostID(w.cfg.hostIDFile())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	ctx, cancel := context.WithCancel(context.Background())
+	group, ctx := errgroup.WithContext(ctx)
+	w.a = &agent{cfg: w.cfg, log: log, host: host, boot: w.boot}
+	table := w.fib.Table(w.cfg.RouteProtocol)
+	w.a.build(parts{
+		links: w.links, routes: table, filter: w.nft, store: guard.Fence(w.store),
+		resolve: func(context.Context, netip.Addr) (routing.NextHop, error) {
+			return routing.NextHop{}, fib.ErrUnreachable
+		},
+		forget: func(addrs ...netip.Addr) error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.forgot = append(w.forgot, addrs...)
+			return nil
+		},
+	}, func(fn func(context.Context) error) { group.Go(func() error { return fn(ctx) }) })
+	w.api = &api{loop: w.a.loop, service: w.a.service, namespace: w.links.OpenNetns}
+	f := &follower{loop: w.a.loop, ctx: ctx}
+	group.Go(func() error { return w.a.loop.run(ctx) })
+	group.Go(func() error {
+		return w.links.Watch(ctx, func(e kernel.Event) { w.a.loop.post(func() { w.a.loop.event(e) }) })
+	})
+	group.Go(func() error { return table.Watch(ctx, w.a.routeEvent) })
+	group.Go(func() error { return w.a.reporter.run(ctx) })
+	group.Go(func() error { return w.a.watchHost(ctx) })
+	group.Go(func() error {
+		if err := w.a.loop.do(ctx, w.a.loop.readHost); err != nil {
+			return err
+		}
+		return datastore.Follow(ctx, w.store, datastore.Prefix, guard, f)
+	})
+	w.stop = sync.OnceValue(func() error {
+		cancel()
+		if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errEnded) {
+			return err
+		}
+		return nil
+	})
+	w.t.Cleanup(func() { _ = w.stop() })
+}
+
+func (w *world) attach(workload, network string, ns int, addrs ...string) (control.Attachment, error) {
+	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
+	defer cancel()
+	r := control.AttachRequest{Orchestrator: "cni", Workload: workload, Interface: "eth0", Network: network, NetnsFD: ns}
+	for _, a := range addrs {
+		r.Addresses = append(r.Addresses, netip.MustParseAddr(a))
+	}
+	return w.api.attach(ctx, r)
+}
+
+func (w *world) mustAttach(workload, network string, ns int, addrs ...string) control.Attachment {
+	w.t.Helper()
+	a, err := w.attach(workload, network, ns, addrs...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return a
+}
+
+func (w *world) detach(workload string) error {
+	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
+	defer cancel()
+	_, err := w.api.detach(ctx, control.DetachRequest{Orchestrator: "cni", Workload: workload})
+	return err
+}
+
+// until waits for ok to return "", else the test ends with what it last said.
+func (w *world) until(ok func() string) {
+	w.t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for last := ok(); last != ""; last = ok() {
+		if time.Now().After(deadline) {
+			w.t.Fatalf("not in time: %s", last)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+func (w *world) ready() {
+	w.t.Helper()
+	w.until(func() string {
+		if err := w.a.loop.gate(w.t.Context()); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+}
+
+func (w *world) status() (s control.AgentStatus) {
+	w.t.Helper()
+	if err := w.a.loop.do(w.t.Context(), func() { s = w.a.loop.status() }); err != nil {
+		w.t.Fatal(err)
+	}
+	return s
+}
+
+func (w *world) endpoints() (names []string) {
+	w.t.Helper()
+	list, err := datastore.List[*datastore.Endpoint](w.t.Context(), w.store)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, e := range list {
+		names = append(names, e.Metadata.Name)
+	}
+	return names
+}
+
+// holders lists who holds an address in any block.
+func (w *world) holders() (handles []string) {
+	w.t.Helper()
+	list, err := datastore.List[*datastore.Block](w.t.Context(), w.store)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, b := range list {
+		for _, a := range b.Spec.Allocations {
+			handles = append(handles, a.Handle)
+		}
+	}
+	slices.Sort(handles)
+	return handles
+}
+
+func (w *world) contains(what, text string, wants ...string) {
+	w.t.Helper()
+	for _, want := range wants {
+		if !strings.Contains(text, want) {
+			w.t.Errorf("%s lacks %q:\n%s", what, want, text)
+		}
+	}
+}
+
+func (w *world) records() (names []string) {
+	files, _ := filepath.Glob(filepath.Join(w.cfg.recordsDir(), "*.json"))
+	for _, f := range files {
+		if st, err := os.Stat(f); err != nil || st.Mode().Perm() != 0o600 {
+			w.t.Errorf("%s: %v, %v", f, st.Mode(), err)
+		}
+		names = append(names, filepath.Base(f))
+	}
+	return names
+}

@@ -1,0 +1,292 @@
+package workload
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+	"netctl/datastore/ipam"
+	"netctl/netdev"
+	"netctl/netdev/kernel"
+)
+
+// labelNetwork carries a network's name that is outside the grammar of names.
+const labelNetwork = "netctl/network"
+
+// maxTries bounds how often an assignment starts over because somebody else
+// created the same network or profile.
+const maxTries = 5
+
+// Attach wires one interface of a workload into ns. It returns when address,
+// link, routes and ACLs are in the kernel, or having undone what it did.
+func (s *Service) Attach(ctx context.Context, req control.AttachRequest, ns *kernel.Netns) (control.Attachment, error) {
+	name := datastore.EndpointName(s.Node, req.Orchestrator, req.Workload, req.Interface)
+	if _, err := datastore.Key(datastore.KindEndpoint, name); err != nil {
+		return control.Attachment{}, fmt.Errorf("attach: %w", err)
+	}
+	release, err := s.turns.take(ctx, name)
+	if err != nil {
+		return control.Attachment{}, err
+	}
+	defer release()
+	known, err := s.begin(ctx, name, req)
+	if err != nil {
+		return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
+	}
+	defer func() { s.Host.End(name) }()
+	if known.Endpoint != nil {
+		a, done, err := s.repeat(ctx, req, known, ns)
+		if done || err != nil {
+			return a, err
+		}
+		// What the endpoint was attached to is gone: it is made anew.
+		if err := s.remove(ctx, known.Endpoint); err != nil {
+			return control.Attachment{}, err
+		}
+		s.Host.End(name)
+		if known, err = s.begin(ctx, name, req); err != nil {
+			return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
+		}
+	}
+	ep, revision, err := s.assign(ctx, name, req, known)
+	if err != nil {
+		return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
+	}
+	a, err := s.wire(ctx, req, ep, known, ns, revision)
+	if err != nil {
+		s.undo(ctx, ep)
+		return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
+	}
+	return a, nil
+}
+
+func (s *Service) begin(ctx context.Context, name string, req control.AttachRequest) (Known, error) {
+	network := ""
+	if req.Network != "" {
+		network = datastore.ForeignName(req.Network)
+	}
+	return s.Host.Begin(ctx, name, network, req.Profiles)
+}
+
+// repeat answers an Attach of what is attached: done with the same result if the
+// namespace is the same, an error if another one holds the endpoint, not done if
+// the link is gone.
+func (s *Service) repeat(ctx context.Context, req control.AttachRequest, known Known, ns *kernel.Netns) (a control.Attachment, done bool, err error) {
+	ep := known.Endpoint
+	rec, err := s.Records.Read(ep.Spec.Link)
+	if err != nil || !known.Linked {
+		// No record: the attach was cut off before it was answered.
+		return a, false, nil
+	}
+	if rec.Dev != ns.Dev || rec.Ino != ns.Ino || s.Links.Check(s.recorded(rec, ns)) != nil {
+		return a, false, fmt.Errorf("attach %s: attached to another network namespace already: detach it first: %w", ep.Metadata.Name, datastore.ErrExists)
+	}
+	for _, want := range req.Addresses {
+		if !slices.Contains(ep.Spec.Addresses, want) {
+			return a, false, fmt.Errorf("attach %s: attached already, without address %s: detach it first: %w", ep.Metadata.Name, want, datastore.ErrExists)
+		}
+	}
+	if err := s.Host.Program(ctx, ep.Metadata.Name, 0); err != nil {
+		return a, false, fmt.Errorf("attach %s: %w", ep.Metadata.Name, err)
+	}
+	return rec.Attachment, true, nil
+}
+
+// recorded is the wire as a record describes it, in ns.
+func (s *Service) recorded(rec *Record, ns *kernel.Netns) kernel.Wire {
+	return kernel.Wire{
+		Netns: ns.FD(), Interface: rec.Endpoint.Spec.Interface, Link: rec.Endpoint.Spec.Link,
+		MAC: rec.Attachment.MAC, MTU: rec.Attachment.MTU, Addresses: rec.Endpoint.Spec.Addresses, Gateway4: s.Gateway,
+	}
+}
+
+// assign writes the endpoint, its addresses, and its network and profiles if
+// they do not exist, in one transaction.
+func (s *Service) assign(ctx context.Context, name string, req control.AttachRequest, known Known) (*datastore.Endpoint, int64, error) {
+	mac := req.MAC
+	if mac == "" {
+		mac = randomMAC()
+	}
+	for try := 1; ; try++ {
+		plan, err := s.plan(name, mac, req, known)
+		if err != nil {
+			return nil, 0, err
+		}
+		res, err := s.Addresses.Assign(ctx, ipam.Request{
+			Handle: name, Workload: req.Workload, Name: req.Labels["name"], Wants: req.Addresses,
+			Pools: plan.pools, V6: plan.ipv6, Commit: plan.commit,
+		})
+		if err == nil {
+			return plan.endpoint, res.Revision, nil
+		}
+		if !raced(err) || try == maxTries {
+			return nil, 0, err
+		}
+		if known, err = s.reread(ctx, name, req, known); err != nil {
+			return nil, 0, err
+		}
+	}
+}
+
+// reread is what is known after a lost race: the store's word.
+func (s *Service) reread(ctx context.Context, name string, req control.AttachRequest, known Known) (Known, error) {
+	_, err := datastore.Get[*datastore.Endpoint](ctx, s.Store, name)
+	if err == nil {
+		return known, fmt.Errorf("somebody else wrote the endpoint: %w", datastore.ErrConflict)
+	}
+	if !errors.Is(err, datastore.ErrNotFound) {
+		return known, err
+	}
+	known.Network, known.Profiles = nil, nil
+	profiles := req.Profiles
+	if req.Network != "" {
+		n, err := datastore.Get[*datastore.Network](ctx, s.Store, datastore.ForeignName(req.Network))
+		if err != nil && !errors.Is(err, datastore.ErrNotFound) {
+			return known, err
+		}
+		if err == nil {
+			known.Network = n
+		}
+		if len(profiles) == 0 {
+			profiles = []string{profileOf(known.Network, datastore.ForeignName(req.Network))}
+		}
+	}
+	for _, p := range profiles {
+		o, err := datastore.Get[*datastore.Profile](ctx, s.Store, p)
+		if err != nil && !errors.Is(err, datastore.ErrNotFound) {
+			return known, err
+		}
+		if err == nil {
+			known.Profiles = append(known.Profiles, o)
+		}
+	}
+	return known, nil
+}
+
+// profileOf is the profile that endpoints of a network have; the network may not
+// exist yet.
+func profileOf(n *datastore.Network, name string) string {
+	if n != nil {
+		return n.Spec.Profile
+	}
+	return name
+}
+
+// plan is one try of an assignment.
+type plan struct {
+	endpoint *datastore.Endpoint
+	create   []datastore.Object // besides the endpoint
+	pools    []netip.Prefix
+	ipv6     bool
+}
+
+func (s *Service) plan(name, mac string, req control.AttachRequest, known Known) (*plan, error) {
+	p := &plan{pools: req.Pools, ipv6: req.IPv6}
+	labels := maps.Clone(req.Labels)
+	profiles := req.Profiles
+	network := ""
+	if req.Network != "" {
+		network = datastore.ForeignName(req.Network)
+		if network != req.Network {
+			if labels == nil {
+				labels = map[string]string{}
+			}
+			labels[labelNetwork] = req.Network
+		}
+		p.network(network, req.Network, known.Network)
+		if len(profiles) == 0 {
+			profiles = []string{profileOf(known.Network, network)}
+		}
+	}
+	for _, want := range profiles {
+		if slices.ContainsFunc(known.Profiles, func(have *datastore.Profile) bool { return have.Metadata.Name == want }) {
+			continue
+		}
+		if len(req.Profiles) > 0 {
+			return nil, fmt.Errorf("profile %s: %w: create it first, with `netctl profile add %s`", want, datastore.ErrNotFound, want)
+		}
+		p.create = append(p.create, &datastore.Profile{Metadata: datastore.Metadata{Name: want}})
+	}
+	p.endpoint = &datastore.Endpoint{
+		Metadata: datastore.Metadata{Name: name, Labels: labels},
+		Spec: datastore.EndpointSpec{
+			Node: s.Node, Orchestrator: req.Orchestrator, Workload: req.Workload, Interface: req.Interface,
+			Network: network, Link: netdev.LinkName(s.LinkPrefix, name), MAC: mac, Profiles: profiles, Ports: req.Ports,
+		},
+	}
+	return p, nil
+}
+
+// network takes over what the network says, or creates it.
+func (p *plan) network(name, original string, n *datastore.Network) {
+	if n == nil {
+		n = &datastore.Network{Metadata: datastore.Metadata{Name: name}}
+		if name != original {
+			n.Metadata.Labels = map[string]string{labelNetwork: original}
+		}
+		p.create = append(p.create, n)
+	}
+	if len(p.pools) == 0 {
+		p.pools = n.Spec.Pools
+	}
+	p.ipv6 = p.ipv6 || n.Spec.IPv6
+}
+
+// commit is what goes into the transaction of the addresses.
+func (p *plan) commit(addrs []netip.Addr) (conds []datastore.Condition, ops []datastore.Op, err error) {
+	p.endpoint.Spec.Addresses = slices.Clone(addrs)
+	for _, o := range append(slices.Clone(p.create), p.endpoint) {
+		cond, op, err := datastore.OpPut(o)
+		if err != nil {
+			return nil, nil, err
+		}
+		conds, ops = append(conds, cond), append(ops, op)
+	}
+	return conds, ops, nil
+}
+
+// wire makes the link and has it protected, routed and set up.
+func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datastore.Endpoint, known Known, ns *kernel.Netns, revision int64) (control.Attachment, error) {
+	a := control.Attachment{
+		Endpoint: ep.Metadata.Name, Link: ep.Spec.Link, LinkMAC: netdev.HostMAC, Interface: ep.Spec.Interface,
+		MTU: req.MTU, Addresses: ep.Spec.Addresses,
+	}
+	if a.MTU == 0 {
+		a.MTU = known.MTU
+	}
+	for _, addr := range ep.Spec.Addresses {
+		if addr.Is4() {
+			a.Gateways = append(a.Gateways, s.Gateway)
+		} else {
+			a.Gateways = append(a.Gateways, netdev.HostLinkLocal())
+		}
+	}
+	mac, err := s.Links.Create(kernel.Wire{
+		Netns: ns.FD(), Interface: ep.Spec.Interface, Link: ep.Spec.Link, MAC: ep.Spec.MAC, MTU: a.MTU,
+		Addresses: ep.Spec.Addresses, Gateway4: s.Gateway,
+	})
+	if err != nil {
+		return a, err
+	}
+	a.MAC = mac
+	rec := &Record{Endpoint: ep, Attachment: a, Boot: s.Boot, Dev: ns.Dev, Ino: ns.Ino, Cluster: known.Cluster}
+	if err := s.Records.Put(rec); err != nil {
+		return a, err
+	}
+	return a, s.Host.Program(ctx, ep.Metadata.Name, revision)
+}
+
+// randomMAC is a locally administered unicast address (IEEE 802, section 8.4).
+func randomMAC() string {
+	mac := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(mac) // never fails (crypto/rand)
+	mac[0] = mac[0]&^1 | 2
+	return mac.String()
+}

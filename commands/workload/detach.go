@@ -1,0 +1,183 @@
+package workload
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+	"netctl/datastore/ipam"
+	"netctl/netdev"
+	"netctl/netdev/kernel"
+)
+
+// Detach releases one endpoint of a workload, or all of them. What is not there
+// is no error.
+func (s *Service) Detach(ctx context.Context, req control.DetachRequest) error {
+	if req.Orchestrator == "" || req.Workload == "" {
+		return fmt.Errorf("detach: %w: orchestrator and workload must be set", datastore.ErrInvalid)
+	}
+	names, err := s.names(ctx, req)
+	if err != nil {
+		return fmt.Errorf("detach %s %s: %w", req.Orchestrator, req.Workload, err)
+	}
+	var errs []error
+	for _, name := range names {
+		errs = append(errs, s.Release(ctx, name))
+	}
+	return errors.Join(errs...)
+}
+
+// Sever takes what Detach would release out of service, without the store: for
+// when the store is away. The endpoints stay what they are.
+func (s *Service) Sever(ctx context.Context, req control.DetachRequest) error {
+	names, err := s.names(ctx, req)
+	errs := []error{err}
+	for _, name := range names {
+		s.Host.Retire(name)
+		errs = append(errs, s.Links.Detach(netdev.LinkName(s.LinkPrefix, name)))
+		s.Host.Keep(name)
+	}
+	return errors.Join(errs...)
+}
+
+// names lists the endpoints a request is about, those that are just being
+// attached included.
+func (s *Service) names(ctx context.Context, req control.DetachRequest) ([]string, error) {
+	name := datastore.EndpointName(s.Node, req.Orchestrator, req.Workload, req.Interface)
+	if req.Interface != "" {
+		return []string{name}, nil
+	}
+	names, err := s.Host.Find(ctx, req.Orchestrator, req.Workload)
+	names = append(names, s.turns.under(name)...)
+	slices.Sort(names)
+	return slices.Compact(names), err
+}
+
+// Release detaches the endpoint of that name.
+func (s *Service) Release(ctx context.Context, name string) error {
+	if _, err := datastore.Key(datastore.KindEndpoint, name); err != nil {
+		return nil // nothing with such a name was ever attached
+	}
+	release, err := s.turns.take(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	known, err := s.Host.Begin(ctx, name, "", nil)
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", name, err)
+	}
+	defer s.Host.End(name)
+	if known.Endpoint == nil {
+		return nil
+	}
+	return s.remove(ctx, known.Endpoint)
+}
+
+// Check returns what of an endpoint is not as it was attached. An endpoint that
+// is not there is ErrNotFound.
+func (s *Service) Check(ctx context.Context, req control.CheckRequest, ns *kernel.Netns) error {
+	name := datastore.EndpointName(s.Node, req.Orchestrator, req.Workload, req.Interface)
+	release, err := s.turns.take(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	known, err := s.Host.Begin(ctx, name, "", nil)
+	if err != nil {
+		return fmt.Errorf("check %s: %w", name, err)
+	}
+	defer s.Host.End(name)
+	if known.Endpoint == nil {
+		return fmt.Errorf("check %s: endpoint: %w", name, datastore.ErrNotFound)
+	}
+	rec, err := s.Records.Read(known.Endpoint.Spec.Link)
+	if err != nil {
+		return fmt.Errorf("check %s: %w", name, err)
+	}
+	var errs []error
+	if rec.Dev != ns.Dev || rec.Ino != ns.Ino {
+		return fmt.Errorf("check %s: is attached to another network namespace", name)
+	}
+	for _, a := range req.Addresses {
+		if !slices.Contains(known.Endpoint.Spec.Addresses, a) {
+			errs = append(errs, fmt.Errorf("address %s is not the endpoint's", a))
+		}
+	}
+	errs = append(errs, s.Links.Check(s.recorded(rec, ns)), s.Host.Programmed(ctx, name))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("check %s: %w", name, err)
+	}
+	return nil
+}
+
+// Restore writes a live endpoint and its addresses back into a store that lost
+// them, with its network and profiles if those are missing too, and marks the
+// record as the cluster's. An endpoint that is there is left alone. It returns
+// the revision of the change, 0 for none.
+func (s *Service) Restore(ctx context.Context, rec *Record, cluster datastore.Cluster) (revision int64, err error) {
+	for try := 1; ; try++ {
+		p, err := s.missing(ctx, rec.Endpoint)
+		if err != nil {
+			return 0, fmt.Errorf("restore %s: %w", rec.Endpoint.Metadata.Name, err)
+		}
+		if p == nil {
+			break
+		}
+		res, err := s.Addresses.Assign(ctx, ipam.Request{
+			Handle: rec.Endpoint.Metadata.Name, Workload: rec.Endpoint.Spec.Workload, Wants: rec.Endpoint.Spec.Addresses,
+			Restore: true, Commit: p.commit,
+		})
+		if err == nil {
+			revision = res.Revision
+			break
+		}
+		if !raced(err) || try == maxTries {
+			return 0, fmt.Errorf("restore %s: %w", rec.Endpoint.Metadata.Name, err)
+		}
+	}
+	rec.Cluster = cluster
+	return revision, s.Records.Put(rec)
+}
+
+// missing is what the store lacks of an endpoint; nil: the endpoint is there.
+func (s *Service) missing(ctx context.Context, ep *datastore.Endpoint) (*plan, error) {
+	absent := func(k datastore.Kind, name string) (bool, error) {
+		key, err := datastore.Key(k, name)
+		if err == nil {
+			_, err = s.Store.Get(ctx, key)
+		}
+		if errors.Is(err, datastore.ErrNotFound) {
+			return true, nil
+		}
+		return false, err
+	}
+	if gone, err := absent(datastore.KindEndpoint, ep.Metadata.Name); err != nil || !gone {
+		return nil, err
+	}
+	again := *ep
+	again.Metadata.Revision = 0
+	p := &plan{endpoint: &again}
+	if n := ep.Spec.Network; n != "" {
+		gone, err := absent(datastore.KindNetwork, n)
+		if err != nil {
+			return nil, err
+		}
+		if gone {
+			p.create = append(p.create, &datastore.Network{Metadata: datastore.Metadata{Name: n}})
+		}
+	}
+	for _, name := range ep.Spec.Profiles {
+		gone, err := absent(datastore.KindProfile, name)
+		if err != nil {
+			return nil, err
+		}
+		if gone {
+			p.create = append(p.create, &datastore.Profile{Metadata: datastore.Metadata{Name: name}})
+		}
+	}
+	return p, nil
+}

@@ -1,0 +1,122 @@
+package workload
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+)
+
+// maxRecord bounds a record's file in bytes.
+const maxRecord = 1 << 20
+
+// Record is one attach as this machine knows it, whatever becomes of the store.
+type Record struct {
+	// Endpoint is the object as it was written.
+	Endpoint *datastore.Endpoint `json:"endpoint"`
+	// Attachment is what the caller was told.
+	Attachment control.Attachment `json:"attachment"`
+	// Boot is the boot the attach happened in, Dev and Ino the namespace.
+	Boot string `json:"boot"`
+	Dev  uint64 `json:"dev"`
+	Ino  uint64 `json:"ino"`
+	// Cluster is whose endpoint it is.
+	Cluster datastore.Cluster `json:"cluster"`
+}
+
+// Records keeps one file for each attached endpoint, 0600, in a folder that goes
+// with the boot, as the endpoints do.
+type Records struct{ dir string }
+
+// NewRecords returns the records in dir, which need not exist.
+func NewRecords(dir string) *Records { return &Records{dir} }
+
+func (r *Records) path(link string) string { return filepath.Join(r.dir, link+".json") }
+
+// Put writes the record of an endpoint.
+func (r *Records) Put(rec *Record) error {
+	text, err := json.Marshal(rec)
+	if err == nil {
+		err = control.WriteFile(r.path(rec.Endpoint.Spec.Link), append(text, '\n'))
+	}
+	if err != nil {
+		return fmt.Errorf("attach record of %s: %w", rec.Endpoint.Metadata.Name, err)
+	}
+	return nil
+}
+
+// Read returns the record of a link; ErrNotFound if there is none.
+func (r *Records) Read(link string) (*Record, error) {
+	text, err := os.ReadFile(r.path(link))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("attach record of %s: %w", link, datastore.ErrNotFound)
+	}
+	var rec *Record
+	if err == nil {
+		rec, err = parseRecord(text)
+	}
+	if err == nil && rec.Endpoint.Spec.Link != link {
+		err = fmt.Errorf("%w: is of link %s", datastore.ErrInvalid, rec.Endpoint.Spec.Link)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("attach record %s: %w", r.path(link), err)
+	}
+	return rec, nil
+}
+
+func parseRecord(text []byte) (*Record, error) {
+	if len(text) > maxRecord {
+		return nil, fmt.Errorf("%w: %d bytes", datastore.ErrInvalid, len(text))
+	}
+	rec := new(Record)
+	if err := json.Unmarshal(text, rec); err != nil {
+		return nil, fmt.Errorf("%w: %w", datastore.ErrInvalid, err)
+	}
+	if rec.Endpoint == nil {
+		return nil, fmt.Errorf("%w: no endpoint", datastore.ErrInvalid)
+	}
+	return rec, rec.Endpoint.Validate()
+}
+
+// All returns every record, by link. Those that cannot be read are reported
+// beside the good ones.
+func (r *Records) All() ([]*Record, error) {
+	entries, err := os.ReadDir(r.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("attach records: %w", err)
+	}
+	var (
+		all  []*Record
+		errs []error
+	)
+	for _, e := range entries {
+		link, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok {
+			continue
+		}
+		rec, err := r.Read(link)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		all = append(all, rec)
+	}
+	return all, errors.Join(errs...)
+}
+
+// Remove deletes the record of a link; that there is none is no error.
+func (r *Records) Remove(link string) error {
+	if err := os.Remove(r.path(link)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("attach record of %s: %w", link, err)
+	}
+	return nil
+}

@@ -1,0 +1,146 @@
+// Package workload owns the steps of attaching, detaching and checking one
+// endpoint, in the order that keeps a workload protected at every moment, and
+// their undoing when one fails. It runs inside the agent; CNI, Docker, Podman
+// and the command line all come here.
+//
+// It never decides what the node's routes or ACLs are (the agent's loop does,
+// behind Host) and reads the store only after it lost a race.
+//
+// Invariants: one endpoint has one step at a time; the endpoint and its
+// addresses are written in one transaction before anything is in the kernel, and
+// removed from the kernel before they are released; an Attach that fails leaves
+// nothing behind, except in a store that went away meanwhile, where the agent
+// finds an endpoint without a link.
+package workload
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"netctl/datastore"
+	"netctl/datastore/ipam"
+	"netctl/netdev/kernel"
+)
+
+// undoTimeout bounds the undoing of an Attach, whose own time may be over.
+const undoTimeout = 10 * time.Second
+
+// Links is what makes and removes an endpoint's link; *kernel.Kernel is one.
+type Links interface {
+	Create(kernel.Wire) (mac string, err error)
+	Detach(link string) error
+	Check(kernel.Wire) error
+}
+
+// Addresses assigns and releases addresses; *ipam.Allocator is one.
+type Addresses interface {
+	Assign(ctx context.Context, req ipam.Request) (ipam.Result, error)
+	Release(ctx context.Context, handle string, addrs []netip.Addr, commit ipam.Commit) error
+}
+
+// Host is the agent's loop as seen from one endpoint.
+type Host interface {
+	// Begin tells what is known of an endpoint and of what it refers to, waiting
+	// for an earlier detach to be seen. Until End the loop leaves the endpoint's
+	// link alone.
+	Begin(ctx context.Context, endpoint, network string, profiles []string) (Known, error)
+	End(endpoint string)
+	// Program returns when the endpoint, as of revision, has its ACLs, link and
+	// routes in the kernel.
+	Program(ctx context.Context, endpoint string, revision int64) error
+	// Retire takes the endpoint's routes out and keeps them out; keep undoes that.
+	Retire(endpoint string)
+	Keep(endpoint string)
+	// Programmed says what of ACLs, link and routes is not in the kernel.
+	Programmed(ctx context.Context, endpoint string) error
+	// Find lists the known endpoints of a workload on this node.
+	Find(ctx context.Context, orchestrator, workload string) ([]string, error)
+}
+
+// Known is what a view of the store tells about an endpoint; its objects are
+// never changed. nil: not there.
+type Known struct {
+	Endpoint *datastore.Endpoint
+	// Linked says that the endpoint's link exists.
+	Linked  bool
+	Network *datastore.Network
+	// Profiles are those that were asked for, or the network's.
+	Profiles []*datastore.Profile
+	// MTU in bytes for a request that has none; 0: the kernel's default.
+	MTU int
+	// Cluster is whose store it is.
+	Cluster datastore.Cluster
+}
+
+// Config is what a Service works with.
+type Config struct {
+	Node       string
+	LinkPrefix string
+	Gateway    netip.Addr // IPv4 next hop of workloads
+	Boot       string     // this boot's ID
+	Links      Links
+	Addresses  Addresses
+	Host       Host
+	// Forget deletes the connection tracking entries of addresses.
+	Forget func(addrs ...netip.Addr) error
+	// Store refuses writes while it is not the right one.
+	Store   datastore.Store
+	Records *Records
+	Log     *slog.Logger
+}
+
+// Service attaches and detaches the endpoints of one node. It is safe for
+// concurrent use.
+type Service struct {
+	Config
+	turns turns
+}
+
+// New returns a service.
+func New(cfg Config) *Service {
+	return &Service{Config: cfg, turns: turns{held: map[string]chan struct{}{}}}
+}
+
+// undo removes what an Attach left, whatever became of its context.
+func (s *Service) undo(ctx context.Context, ep *datastore.Endpoint) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	if err := s.remove(ctx, ep); err != nil {
+		s.Log.Warn("failed attach not undone", "endpoint", ep.Metadata.Name, "error", err)
+	}
+}
+
+// remove takes an endpoint out of the kernel and then out of the store. Its
+// connection tracking entries go in between: after the last packet, and before
+// anybody else can have the address.
+func (s *Service) remove(ctx context.Context, ep *datastore.Endpoint) error {
+	name := ep.Metadata.Name
+	s.Host.Retire(name)
+	err := s.Links.Detach(ep.Spec.Link)
+	if err == nil {
+		if e := s.Forget(ep.Spec.Addresses...); e != nil {
+			s.Log.Warn("connection tracking entries not deleted", "endpoint", name, "error", e)
+		}
+		err = s.Addresses.Release(ctx, name, ep.Spec.Addresses, func([]netip.Addr) ([]datastore.Condition, []datastore.Op, error) {
+			key, err := datastore.KeyOf(ep)
+			return nil, []datastore.Op{{Key: key}}, err
+		})
+	}
+	if err != nil {
+		s.Host.Keep(name)
+		return fmt.Errorf("detach %s: %w", name, err)
+	}
+	if err := s.Records.Remove(ep.Spec.Link); err != nil {
+		s.Log.Warn("attach record not removed", "endpoint", name, "error", err)
+	}
+	return nil
+}
+
+// raced says that somebody else wrote what an assignment wanted to write.
+func raced(err error) bool {
+	return errors.Is(err, datastore.ErrConflict) || errors.Is(err, datastore.ErrExists)
+}
