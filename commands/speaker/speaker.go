@@ -15,9 +15,22 @@ package speaker
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net/http"
+	"net/netip"
+	"path/filepath"
 
+	"golang.org/x/sync/errgroup"
+
+	"netctl/commands/control"
+	"netctl/datastore"
 	"netctl/datastore/etcd"
+	"netctl/datastore/identity"
+	"netctl/routing"
+	"netctl/routing/bgp"
+	"netctl/routing/fib"
 )
 
 // Config is what the role runs with.
@@ -38,10 +51,146 @@ type Config struct {
 	LinkPrefix string
 	// Version is told on the socket.
 	Version string
+	// BootFile holds the boot ID; "" is /proc/sys/kernel/random/boot_id.
+	BootFile string
 }
 
-// Run is the role; it blocks until ctx ends.
+func (c *Config) setDefaults() error {
+	if c.Socket == "" {
+		c.Socket = filepath.Join(c.RunDir, "speaker.sock")
+	}
+	if c.Port == 0 {
+		c.Port = bgp.Port
+	}
+	if c.AgentProtocol == 0 {
+		c.AgentProtocol = routing.ProtocolAgent
+	}
+	if c.SpeakerProtocol == 0 {
+		c.SpeakerProtocol = routing.ProtocolSpeaker
+	}
+	if c.LinkPrefix == "" {
+		c.LinkPrefix = "nc"
+	}
+	if c.BootFile == "" {
+		c.BootFile = "/proc/sys/kernel/random/boot_id"
+	}
+	return routing.CheckProtocols(c.AgentProtocol, c.SpeakerProtocol)
+}
+
+// table is what the role needs of the kernel's routes; *fib.Table is one.
+type table interface {
+	Routes(ctx context.Context) ([]routing.Route, error)
+	Connected(ctx context.Context) ([]routing.Route, error)
+	Apply(ctx context.Context, c routing.Changes) error
+	Adopt(routes []routing.Route)
+	Resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error)
+	Watch(ctx context.Context, fn func(fib.Event)) error
+	Missing() []routing.Route
+}
+
+// Run is the role; it blocks until ctx ends. A second one on the same state
+// folder is refused, naming the first.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
-	<-ctx.Done()
+	if err := cfg.setDefaults(); err != nil {
+		return err
+	}
+	lock, err := control.Lock(cfg.StateDir, "speaker")
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	agentTable, err := fib.Open(cfg.AgentProtocol, log)
+	if err != nil {
+		return err
+	}
+	defer agentTable.Close()
+	ownTable, err := fib.Open(cfg.SpeakerProtocol, log)
+	if err != nil {
+		return err
+	}
+	defer ownTable.Close()
+	if cfg.Store.Log == nil {
+		cfg.Store.Log = log
+	}
+	store, err := etcd.Open(ctx, cfg.Store)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	guard, err := identity.Open(cfg.StateDir, false, log)
+	if err != nil {
+		return err
+	}
+	listener, err := control.Listen(cfg.Socket, log)
+	if err != nil {
+		return err
+	}
+	log.Info("speaker starts", "node", cfg.Node, "version", cfg.Version)
+	return newSpeaker(cfg, agentTable, ownTable, store, guard, log).run(ctx, listener)
+}
+
+// speaker is the role's parts. What loop.go owns is documented there.
+type speaker struct {
+	cfg   Config
+	log   *slog.Logger
+	store datastore.Store
+	guard datastore.Guard
+
+	agent, own table
+	kernel     chan kernelEvent
+	follower   *follower
+	installer  *installer
+	state      *state
+	reporter   *reporter
+}
+
+func newSpeaker(cfg Config, agent, own table, store datastore.Store, guard datastore.Guard, log *slog.Logger) *speaker {
+	s := &speaker{cfg: cfg, log: log, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent)}
+	s.state = &state{}
+	s.reporter = newReporter(cfg.Node, store, s.state, log)
+	s.follower = newFollower(cfg.Node, s.state, s.reporter.wake, log)
+	s.installer = newInstaller(own, s.reporter.wake, log)
+	return s
+}
+
+func (s *speaker) run(ctx context.Context, listener *control.Listener) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		mux := http.NewServeMux()
+		mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.SpeakerStatus, error) {
+			return s.status(), nil
+		}))
+		return control.Serve(ctx, listener, mux)
+	})
+	g.Go(func() error { return s.agent.Watch(ctx, s.forward(ctx, true)) })
+	g.Go(func() error { return s.own.Watch(ctx, s.forward(ctx, false)) })
+	g.Go(func() error { return s.installer.run(ctx) })
+	g.Go(func() error { return s.reporter.run(ctx) })
+	g.Go(func() error { return s.loop(ctx) })
+	g.Go(func() error {
+		err := datastore.Follow(ctx, s.store, datastore.Prefix, s.guard, s.follower)
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("follow datastore: %w", err)
+	})
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
 	return nil
+}
+
+// kernelEvent is an event of the agent's or the speaker's own table.
+type kernelEvent struct {
+	agent bool
+	event fib.Event
+}
+
+func (s *speaker) forward(ctx context.Context, agent bool) func(fib.Event) {
+	return func(e fib.Event) {
+		select {
+		case s.kernel <- kernelEvent{agent, e}:
+		case <-ctx.Done():
+		}
+	}
 }

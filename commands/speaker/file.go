@@ -1,0 +1,67 @@
+package speaker
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"netctl/routing"
+)
+
+// memory is speaker.json: what the speaker last ran with.
+type memory struct {
+	// Boot is the boot ID of that run: routes of another boot are gone.
+	Boot string       `json:"boot"`
+	Plan routing.Plan `json:"plan"`
+}
+
+// recall reads the file; the zero memory if there is none.
+func recall(path string) (memory, error) {
+	var m memory
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return m, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &m)
+	}
+	if err != nil {
+		return memory{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	return m, nil
+}
+
+// remember replaces the file (0600) as a whole, so that a reader and a crash
+// find the old or the new one.
+func remember(path string, m memory) error {
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// bootID identifies the running kernel's boot.
+func bootID(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read boot ID: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
