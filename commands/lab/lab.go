@@ -66,13 +66,16 @@ func Up(ctx context.Context, cfg Config, progress io.Writer) (_ *netlab.Lab, err
 	if err := certificates(l); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
+	ended := map[*netlab.Host]<-chan struct{}{}
 	for _, h := range l.Hosts {
 		if err := os.WriteFile(h.Path("/etc/netctl.yaml"), []byte(nodeConfig(l, h, cfg.Settings)), 0o600); err != nil {
 			return nil, fmt.Errorf("lab: %w", err)
 		}
-		if _, err := StartNode(h); err != nil {
+		p, err := StartNode(h)
+		if err != nil {
 			return nil, fmt.Errorf("lab: %w", err)
 		}
+		ended[h] = p.Done()
 	}
 	if cfg.Ready == 0 {
 		cfg.Ready = defaultReady
@@ -80,7 +83,7 @@ func Up(ctx context.Context, cfg Config, progress io.Writer) (_ *netlab.Lab, err
 	wait, cancel := context.WithTimeout(ctx, cfg.Ready)
 	defer cancel()
 	for _, h := range l.Hosts {
-		if err := healthy(wait, h); err != nil {
+		if err := healthy(wait, h, ended[h]); err != nil {
 			return nil, err
 		}
 		fmt.Fprintf(progress, "%s is healthy at %s, %.1f s after the start\n", h.Name, h.Addr.Addr(), time.Since(began).Seconds())
@@ -144,14 +147,17 @@ func nodeConfig(l *netlab.Lab, h *netlab.Host, settings string) string {
 // Reserved are the keys of a node's configuration that the lab itself sets.
 func Reserved() []string { return []string{"node", "roles", "etcd", "datastore"} }
 
-// healthy waits until `netctl status` on the host finds nothing wrong.
-func healthy(ctx context.Context, h *netlab.Host) error {
+// healthy waits until `netctl status` on the host finds nothing wrong; ended, which
+// may be nil, tells that `netctl node` there has ended.
+func healthy(ctx context.Context, h *netlab.Host, ended <-chan struct{}) error {
 	for {
 		_, err := h.Exec(ctx, netlab.Cmd{Args: []string{"netctl", "status"}})
 		if err == nil {
 			return nil
 		}
 		select {
+		case <-ended:
+			return fmt.Errorf("lab: netctl node on %s has ended: %s", h.Name, logTail(h))
 		case <-ctx.Done():
 			return fmt.Errorf("lab: %s is not healthy: %s; its log ends:\n%s", h.Name, says(h), logTail(h))
 		case <-time.After(pollEvery):

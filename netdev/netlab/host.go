@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -230,6 +231,20 @@ func (h *Host) processes() ([]int, error) {
 		}
 	}
 	return pids, nil
+}
+
+// Find lists the processes on the host that were started as name, as in argv[0]
+// without its folder.
+func (h *Host) Find(name string) ([]int, error) {
+	pids, err := h.processes()
+	if err != nil {
+		return nil, fmt.Errorf("host %s: %w", h.Name, err)
+	}
+	return slices.DeleteFunc(pids, func(pid int) bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		argv0, _, _ := strings.Cut(string(b), "\x00")
+		return err != nil || filepath.Base(argv0) != name
+	}), nil
 }
 
 // zombie reports whether a process has ended and at most waits for its parent.
