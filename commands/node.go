@@ -27,6 +27,8 @@ func newNodeCommand(a *app) *cobra.Command {
 			st.addTo(cmd.Flags())
 		}
 	}
+	cmd.AddCommand(nodeNouns(a)...)
+	cmd.ValidArgsFunction = a.completeFirst(nodeNames)
 	return cmd
 }
 
@@ -36,11 +38,11 @@ func runNode(ctx context.Context, a *app, s *settings) error {
 			return usageError{s.wrong("roles", fmt.Errorf("%q: the roles are %s", r, strings.Join(supervisedRoles(), ", ")))}
 		}
 	}
-	unlock, err := control.Lock(s.StateDir, "node")
+	lock, err := control.Lock(s.StateDir, "node")
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer lock.Close()
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("node: %w", err)

@@ -46,6 +46,11 @@ func checkRules(field string, rules []Rule) error {
 		if r.Action == Pass {
 			return &FieldError{Field: f, Value: r.String(), Reason: "a profile belongs to no tier that pass could end"}
 		}
+		for _, set := range []Term{r.From.Set, r.To.Set} {
+			if set.Value != "" {
+				return &FieldError{Field: f, Value: set.Value, Reason: "there is no such network set"}
+			}
+		}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"maps"
+	"net/netip"
 	"slices"
 )
 
@@ -219,6 +220,29 @@ func indexedBy[T Object](v *View, x index, property string) []T {
 		out = append(out, one[T](v, name))
 	}
 	return out
+}
+
+// Object returns the object of that kind and name or nil.
+func (v *View) Object(k Kind, name string) Object { return v.objects[k][name] }
+
+// Objects returns the objects of a kind, pools and blocks by address, the others by name.
+func (v *View) Objects(k Kind) []Object {
+	out := make([]Object, 0, len(v.objects[k]))
+	for _, name := range slices.Sorted(maps.Keys(v.objects[k])) {
+		out = append(out, v.objects[k][name])
+	}
+	slices.SortStableFunc(out, func(a, b Object) int { return comparePrefix(cidrOf(a), cidrOf(b)) })
+	return out
+}
+
+func cidrOf(o Object) (p netip.Prefix) {
+	switch o := o.(type) {
+	case *Pool:
+		p = o.Spec.CIDR
+	case *Block:
+		p = o.Spec.CIDR
+	}
+	return p
 }
 
 // Node returns the node of that name or nil.

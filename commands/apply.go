@@ -1,0 +1,158 @@
+package commands
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"netctl/datastore"
+)
+
+// manifestHelp is what the commands that read manifests say about them.
+const manifestHelp = "The file holds YAML or JSON documents, each one object or a list of them; - is stdin. Everything is checked before\n" +
+	"anything is written. More objects than one transaction takes (99) are written in several, each whole or not at all;\n" +
+	"if a later one fails the message says how far it came."
+
+// writeCommand makes apply, create and replace.
+func writeCommand(a *app, name, short, example string, mode writeMode) *cobra.Command {
+	var files []string
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use:     name + " -f FILE|-",
+		Short:   short,
+		Long:    short + ".\n" + manifestHelp,
+		Example: example,
+		Args:    cobra.NoArgs,
+
+		DisableFlagsInUseLine: true,
+	}
+	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "manifest `file`, - for stdin; may be repeated")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check, and say what would happen")
+	_ = cmd.MarkFlagRequired("filename")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var list []manifest
+		for _, f := range files {
+			more, err := a.readManifests(f)
+			if err != nil {
+				return err
+			}
+			list = append(list, more...)
+		}
+		return a.writeAndTell(cmd, list, mode, dryRun)
+	}
+	return cmd
+}
+
+func (a *app) writeAndTell(cmd *cobra.Command, list []manifest, mode writeMode, dryRun bool) error {
+	if !dryRun {
+		var printing error
+		err := a.write(cmd.Context(), list, mode, func(p planned) {
+			if printing == nil {
+				_, printing = fmt.Fprintf(a.out, "%s %s\n", label(p.object), p.verb)
+			}
+		})
+		if err != nil {
+			return err
+		}
+		return printing
+	}
+	view, err := a.view(cmd.Context())
+	if err != nil {
+		return err
+	}
+	slices.SortStableFunc(list, func(x, y manifest) int { return kindRank(x.object) - kindRank(y.object) })
+	plans, err := planWrite(view, list, mode)
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	for _, p := range plans {
+		fmt.Fprintf(&b, "%s %s (dry run)\n", label(p.object), p.verb)
+	}
+	return a.print(b.String())
+}
+
+func newApplyCommand(a *app) *cobra.Command {
+	return writeCommand(a, "apply", "Create or update objects from manifests",
+		"  netctl apply -f cluster.yaml\n  netctl get pools -o yaml | netctl apply -f - --dry-run", modeApply)
+}
+
+func newCreateCommand(a *app) *cobra.Command {
+	return writeCommand(a, "create", "Create objects from manifests; none may exist",
+		"  netctl create -f pools.yaml\n  netctl create -f pools.yaml --dry-run", modeCreate)
+}
+
+func newReplaceCommand(a *app) *cobra.Command {
+	return writeCommand(a, "replace", "Replace objects from manifests; all must exist",
+		"  netctl replace -f profile.yaml\n  netctl get profile web -o yaml | sed s/80/8080/ | netctl replace -f -", modeReplace)
+}
+
+func newDeleteCommand(a *app) *cobra.Command {
+	var files []string
+	var force bool
+	cmd := &cobra.Command{
+		Use:                   "delete (KIND NAME… | -f FILE)",
+		Short:                 "Delete objects that nothing uses",
+		Example:               "  netctl delete profile web\n  netctl delete -f cluster.yaml",
+		DisableFlagsInUseLine: true,
+		ValidArgsFunction:     a.completeKindAndName,
+	}
+	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "manifest `file` that names the objects, - for stdin")
+	cmd.Flags().BoolVar(&force, "force", false, "delete them whatever uses them")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		var list []manifest
+		switch {
+		case len(files) > 0 && len(args) == 0:
+			for _, f := range files {
+				more, err := a.readManifests(f)
+				if err != nil {
+					return err
+				}
+				list = append(list, more...)
+			}
+			// What refers to others goes before what it refers to.
+			slices.SortStableFunc(list, func(x, y manifest) int { return kindRank(y.object) - kindRank(x.object) })
+		case len(files) == 0 && len(args) > 1:
+			kind, err := parseKind(args[0])
+			if err != nil {
+				return err
+			}
+			for _, n := range args[1:] {
+				o, err := datastore.New(kind)
+				if err != nil {
+					return err
+				}
+				o.Meta().Name = nameOfKind(kind, n)
+				if err := checkNames(kind, o.Meta().Name); err != nil {
+					return err
+				}
+				list = append(list, manifest{object: o})
+			}
+		default:
+			return usage("delete wants either KIND and NAME or -f FILE")
+		}
+		return a.deleteAndTell(cmd, list, force)
+	}
+	return cmd
+}
+
+func (a *app) deleteAndTell(cmd *cobra.Command, list []manifest, force bool) error {
+	for i, m := range list {
+		o := m.object
+		var err error
+		if o.Kind() == datastore.KindPool {
+			err = a.removePool(cmd.Context(), o.Meta().Name, force)
+		} else {
+			err = a.remove(cmd.Context(), o.Kind(), o.Meta().Name, force, nil)
+		}
+		if err != nil {
+			return farther(i, len(list), fmt.Errorf("%s%w", m.where(), err))
+		}
+		if err := a.print(fmt.Sprintf("%s %s deleted\n", strings.ToLower(string(o.Kind())), o.Meta().Name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+package commands
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"netctl/datastore"
+)
+
+func newEditCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "edit KIND NAME",
+		Short: "Change an object in an editor",
+		Long: "Change an object's manifest in the editor that VISUAL or EDITOR names (else vi). Nothing is written if the text stays\n" +
+			"the same, or if somebody else changed the object meanwhile. A text that is refused is kept, and the message says where.",
+		Example:           "  netctl edit profile dataman\n  EDITOR=nano netctl edit pool 10.0.0.0/26",
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: a.completeKindAndName,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kind, err := parseKind(args[0])
+			if err != nil {
+				return err
+			}
+			view, err := a.view(cmd.Context())
+			if err != nil {
+				return err
+			}
+			objects, err := objectsNamed(view, kind, args[1:])
+			if err != nil {
+				return err
+			}
+			return a.edit(cmd, objects[0])
+		},
+	}
+}
+
+func (a *app) edit(cmd *cobra.Command, o datastore.Object) (err error) {
+	before, err := manifestYAML([]datastore.Object{o})
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp("", "netctl-*.yaml")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err == nil {
+			err = os.Remove(f.Name())
+		} else {
+			err = fmt.Errorf("%w; the text is kept in %s", err, f.Name())
+		}
+	}()
+	if _, err := f.Write(before); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := a.runEditor(cmd, f.Name()); err != nil {
+		return err
+	}
+	after, err := os.ReadFile(f.Name())
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(before, after) {
+		return a.print(label(o) + " unchanged\n")
+	}
+	list, err := parseManifests(f.Name(), after)
+	if err != nil {
+		return err
+	}
+	edited := list[0].object
+	if len(list) != 1 || edited.Kind() != o.Kind() || edited.Meta().Name != o.Meta().Name {
+		return fmt.Errorf("%s: edit changes one object and neither its kind nor its name: %w", f.Name(), datastore.ErrInvalid)
+	}
+	return a.writeEdited(cmd, o, edited)
+}
+
+// writeEdited writes the edited object if nobody changed it since it was read.
+func (a *app) writeEdited(cmd *cobra.Command, was, edited datastore.Object) error {
+	view, err := a.view(cmd.Context())
+	if err != nil {
+		return err
+	}
+	if err := view.CheckPut(edited); err != nil {
+		return fmt.Errorf("%s: %w", label(edited), err)
+	}
+	edited.Meta().Revision = was.Meta().Revision
+	keepStatus(edited, was)
+	s, err := a.store(cmd.Context())
+	if err != nil {
+		return err
+	}
+	if err := datastore.Update(cmd.Context(), s, edited); err != nil {
+		return err
+	}
+	return a.print(label(edited) + " updated\n")
+}
+
+func (a *app) runEditor(cmd *cobra.Command, file string) error {
+	editor := cmp.Or(os.Getenv("VISUAL"), os.Getenv("EDITOR"), "vi")
+	words := strings.Fields(editor)
+	c := exec.CommandContext(cmd.Context(), words[0], append(words[1:], file)...)
+	c.Stdin, c.Stdout, c.Stderr = a.in, a.out, a.err
+	if err := c.Run(); err != nil {
+		return fmt.Errorf("editor %s: %w", editor, err)
+	}
+	return nil
+}

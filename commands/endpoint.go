@@ -1,0 +1,214 @@
+package commands
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"netctl/datastore"
+	"netctl/datastore/ipam"
+)
+
+func newEndpointCommand(a *app) *cobra.Command {
+	cmd := group("endpoint", "Show and change endpoints: interfaces of containers and other workloads",
+		"  netctl endpoint show --detailed\n  netctl endpoint slave/cni/3f2a/eth0 profile append web",
+		newEndpointShowCommand(a), newEndpointAddCommand(a), newEndpointRemoveCommand(a),
+		named("ID", "Show and change one endpoint; its ID is node/orchestrator/workload/interface",
+			"  netctl endpoint slave/cni/3f2a/eth0 profile show\n  netctl endpoint slave/cni/3f2a/eth0 profile set web db",
+			newEndpointProfileCommand(a)))
+	cmd.ValidArgsFunction = a.completeFirst(endpointNames)
+	return cmd
+}
+
+func newEndpointShowCommand(a *app) *cobra.Command {
+	var host, orchestrator, workload, iface string
+	var detailed bool
+	cmd := &cobra.Command{
+		Use:     "show",
+		Short:   "Show how many endpoints there are where, or with --detailed each of them",
+		Example: "  netctl endpoint show\n  netctl endpoint show --host slave --detailed",
+		Args:    cobra.NoArgs,
+	}
+	f := addFormat(cmd)
+	cmd.Flags().StringVar(&host, "host", "", "of this `node` only")
+	cmd.Flags().StringVar(&orchestrator, "orchestrator", "", "of this `orchestrator` only: cni, docker, manual, …")
+	cmd.Flags().StringVar(&workload, "workload", "", "of this `workload` only")
+	cmd.Flags().StringVar(&iface, "endpoint", "", "with this `interface` in the workload only")
+	cmd.Flags().BoolVar(&detailed, "detailed", false, "one row for each endpoint")
+	_ = cmd.RegisterFlagCompletionFunc("host", a.complete(nodeNames))
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		view, err := a.view(cmd.Context())
+		if err != nil {
+			return err
+		}
+		differs := func(filter, value string) bool { return filter != "" && filter != value }
+		list := slices.DeleteFunc(view.Endpoints(), func(e *datastore.Endpoint) bool {
+			return differs(host, e.Spec.Node) || differs(orchestrator, e.Spec.Orchestrator) ||
+				differs(workload, e.Spec.Workload) || differs(iface, e.Spec.Interface)
+		})
+		return a.show(*f, asObjects(list), func() string {
+			if detailed || *f == formatWide {
+				return kindTable(view, datastore.KindEndpoint, asObjects(list), *f == formatWide)
+			}
+			return endpointCounts(list)
+		})
+	}
+	return cmd
+}
+
+// endpointCounts has a row for each orchestrator of each node.
+func endpointCounts(list []*datastore.Endpoint) string {
+	var rows [][]string
+	for len(list) > 0 {
+		s := list[0].Spec
+		n := 0
+		workloads := map[string]bool{}
+		for n < len(list) && list[n].Spec.Node == s.Node && list[n].Spec.Orchestrator == s.Orchestrator {
+			workloads[list[n].Spec.Workload] = true
+			n++
+		}
+		rows = append(rows, []string{s.Node, s.Orchestrator, strconv.Itoa(len(workloads)), strconv.Itoa(n)})
+		list = list[n:]
+	}
+	return table([]string{"Hostname", "Orchestrator ID", "Number of Workloads", "Number of Endpoints"}, rows)
+}
+
+func endpointHeader() []string {
+	return []string{"Hostname", "Orchestrator ID", "Workload ID", "Endpoint ID", "Addresses", "MAC", "Profiles", "State"}
+}
+
+func endpointRow(view *datastore.View, e *datastore.Endpoint) []string {
+	s := e.Spec
+	return []string{s.Node, s.Orchestrator, s.Workload, s.Interface, joined(s.Addresses), s.MAC, strings.Join(s.Profiles, ","), endpointState(view, e)}
+}
+
+// endpointState is what the endpoint's node says of it.
+func endpointState(view *datastore.View, e *datastore.Endpoint) string {
+	n := view.Node(e.Spec.Node)
+	if n == nil {
+		return "node gone"
+	}
+	for _, p := range n.Status.Problems {
+		if strings.Contains(p, e.Metadata.Name) {
+			return "error"
+		}
+	}
+	return "active"
+}
+
+func newEndpointProfileCommand(a *app) *cobra.Command {
+	show := &cobra.Command{
+		Use:     "show",
+		Short:   "Show the profiles of the endpoint, in order",
+		Example: "  netctl endpoint slave/cni/3f2a/eth0 profile show\n  netctl endpoint slave/cni/3f2a/eth0 profile show -o yaml",
+		Args:    cobra.NoArgs,
+	}
+	f := addFormat(show)
+	show.RunE = func(cmd *cobra.Command, _ []string) error {
+		id := nameOf(cmd)
+		if err := checkNames(datastore.KindEndpoint, id); err != nil {
+			return err
+		}
+		e, err := read[*datastore.Endpoint](cmd.Context(), a, id)
+		if err != nil {
+			return err
+		}
+		return a.show(*f, []datastore.Object{e}, func() string {
+			text := ""
+			for _, p := range e.Spec.Profiles {
+				text += p + "\n"
+			}
+			return text
+		})
+	}
+	change := func(verb, short, example string, edit func(have, args []string) ([]string, error)) *cobra.Command {
+		return &cobra.Command{
+			Use:               verb + " PROFILE…",
+			Short:             short,
+			Example:           example,
+			Args:              cobra.MinimumNArgs(1),
+			ValidArgsFunction: a.complete(profileNames),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				return a.changeEndpointProfiles(cmd, args, edit)
+			},
+		}
+	}
+	return group("profile", "Show and change the profiles of the endpoint; the first rule that matches decides",
+		"  netctl endpoint slave/cni/3f2a/eth0 profile show\n  netctl endpoint slave/cni/3f2a/eth0 profile append web",
+		show,
+		change("append", "Append profiles that the endpoint does not have yet",
+			"  netctl endpoint slave/cni/3f2a/eth0 profile append web\n  netctl endpoint slave/cni/3f2a/eth0 profile append web db",
+			func(have, args []string) ([]string, error) {
+				for _, p := range args {
+					if !slices.Contains(have, p) {
+						have = append(have, p)
+					}
+				}
+				return have, nil
+			}),
+		change("remove", "Remove profiles from the endpoint",
+			"  netctl endpoint slave/cni/3f2a/eth0 profile remove web\n  netctl endpoint slave/cni/3f2a/eth0 profile remove web db",
+			func(have, args []string) ([]string, error) {
+				for _, p := range args {
+					if !slices.Contains(have, p) {
+						return nil, notThere("the endpoint does not have the profile %s", p)
+					}
+				}
+				return slices.DeleteFunc(have, func(p string) bool { return slices.Contains(args, p) }), nil
+			}),
+		change("set", "Set the profiles of the endpoint",
+			"  netctl endpoint slave/cni/3f2a/eth0 profile set web\n  netctl endpoint slave/cni/3f2a/eth0 profile set web db",
+			func(_, args []string) ([]string, error) { return args, nil }))
+}
+
+func (a *app) changeEndpointProfiles(cmd *cobra.Command, args []string, edit func(have, args []string) ([]string, error)) error {
+	id := nameOf(cmd)
+	if err := checkNames(datastore.KindEndpoint, id); err != nil {
+		return err
+	}
+	if err := checkNames(datastore.KindProfile, args...); err != nil {
+		return err
+	}
+	view, err := a.view(cmd.Context())
+	if err != nil {
+		return err
+	}
+	return modify(cmd.Context(), a, id, func(e *datastore.Endpoint) error {
+		profiles, err := edit(e.Spec.Profiles, args)
+		if err != nil {
+			return err
+		}
+		e.Spec.Profiles = profiles
+		if err := e.Validate(); err != nil {
+			return argument(err)
+		}
+		return view.CheckPut(e)
+	})
+}
+
+// deleteEndpoint removes an endpoint and gives its addresses back, in one
+// transaction. It is for endpoints whose node is gone: an agent that runs
+// writes its own again.
+func (a *app) deleteEndpoint(ctx context.Context, e *datastore.Endpoint) error {
+	s, err := a.store(ctx)
+	if err != nil {
+		return err
+	}
+	cond, op, err := datastore.OpDelete(e)
+	if err != nil {
+		return err
+	}
+	err = ipam.New(ipam.Config{Node: e.Spec.Node, Store: s}).Release(ctx, e.Metadata.Name, e.Spec.Addresses,
+		func([]netip.Addr) ([]datastore.Condition, []datastore.Op, error) {
+			return []datastore.Condition{cond}, []datastore.Op{op}, nil
+		})
+	if err != nil {
+		return fmt.Errorf("%s: %w", label(e), err)
+	}
+	return nil
+}

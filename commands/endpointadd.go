@@ -1,0 +1,151 @@
+package commands
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+)
+
+// orchestratorManual is the orchestrator of what no runtime attaches.
+const orchestratorManual = "manual"
+
+type endpointAddOptions struct {
+	netns     string
+	pid       int
+	addresses []string
+	labels    []string
+	request   control.AttachRequest
+}
+
+func newEndpointAddCommand(a *app) *cobra.Command {
+	o := endpointAddOptions{request: control.AttachRequest{Orchestrator: orchestratorManual}}
+	cmd := &cobra.Command{
+		Use:   "add --workload NAME (--netns PATH | --pid PID)",
+		Short: "Attach what no runtime attaches: a network namespace of this node",
+		Long: "Attach a network namespace of this node: of a container without a network, of a service, of anything. The node's agent\n" +
+			"makes the interface, with address, routes and ACL. It prints the endpoint's ID.",
+		Example: "  netctl endpoint add --workload db --netns /run/netns/db --network dataman\n" +
+			"  netctl endpoint add --workload box --pid 4711 --network app-A --ip 10.0.0.7",
+		Args:                  cobra.NoArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return a.addEndpoint(cmd, &o) },
+	}
+	r := &o.request
+	fs := cmd.Flags()
+	fs.StringVar(&o.netns, "netns", "", "`path` of the network namespace")
+	fs.IntVar(&o.pid, "pid", 0, "`process` whose network namespace it is")
+	fs.StringVar(&r.Workload, "workload", "", "`name` of the workload")
+	fs.StringVar(&r.Interface, "interface", "eth0", "`name` of the interface in the namespace")
+	fs.StringVar(&r.Network, "network", "", "`name` of its network; made if there is none")
+	fs.StringSliceVar(&r.Profiles, "profile", nil, "its `profiles` (default: the network's)")
+	fs.StringSliceVar(&o.addresses, "ip", nil, "`address` it is to have, at most one a family")
+	fs.BoolVar(&r.IPv6, "ipv6", false, "give it an IPv6 address too")
+	fs.StringVar(&r.MAC, "mac", "", "`address` of its interface")
+	fs.IntVar(&r.MTU, "mtu", 0, "`bytes` of its interface's MTU (default: the agent's)")
+	fs.StringSliceVar(&o.labels, "label", nil, "`NAME=VALUE` labels")
+	cmd.MarkFlagsOneRequired("netns", "pid")
+	cmd.MarkFlagsMutuallyExclusive("netns", "pid")
+	_ = cmd.MarkFlagRequired("workload")
+	_ = cmd.RegisterFlagCompletionFunc("network", a.complete(networkNames))
+	_ = cmd.RegisterFlagCompletionFunc("profile", a.complete(profileNames))
+	return cmd
+}
+
+func (a *app) addEndpoint(cmd *cobra.Command, o *endpointAddOptions) error {
+	s, err := a.settings()
+	if err != nil {
+		return err
+	}
+	r := o.request
+	if err := checkNames(datastore.KindEndpoint, datastore.EndpointName(s.Node, r.Orchestrator, r.Workload, r.Interface)); err != nil {
+		return err
+	}
+	for _, text := range o.addresses {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return usage("--ip %q is no IP address", text)
+		}
+		r.Addresses = append(r.Addresses, addr)
+	}
+	if r.Labels, err = parseLabels(o.labels); err != nil {
+		return err
+	}
+	r.NetnsPath = o.netns
+	if o.pid != 0 {
+		r.NetnsPath = fmt.Sprintf("/proc/%d/ns/net", o.pid)
+	}
+	if r.NetnsPath, err = filepath.Abs(r.NetnsPath); err != nil {
+		return err
+	}
+	// The agent opens the descriptor through this process: it stays open until
+	// the answer is there.
+	f, err := os.Open(r.NetnsPath)
+	if err != nil {
+		return fmt.Errorf("network namespace: %w", err)
+	}
+	defer f.Close()
+	r.NetnsFD = int(f.Fd())
+	defer a.waiting("the agent")()
+	at, err := control.NewAgentClient(s.Agent.Socket).Attach(cmd.Context(), r)
+	if err != nil {
+		return err
+	}
+	return a.print(fmt.Sprintf("%s %s\n", at.Endpoint, joined(at.Addresses)))
+}
+
+func parseLabels(list []string) (map[string]string, error) {
+	out := map[string]string{}
+	for _, l := range list {
+		k, v, ok := strings.Cut(l, "=")
+		if !ok || k == "" {
+			return nil, usage("label %q: must be NAME=VALUE", l)
+		}
+		out[k] = v
+	}
+	return out, nil
+}
+
+func newEndpointRemoveCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "remove ID",
+		Short: "Detach an endpoint of this node and give its addresses back",
+		Example: "  netctl endpoint remove slave/manual/db/eth0\n" +
+			"  netctl endpoint show --host slave --orchestrator manual --detailed",
+		Args: cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeFirst(func(v *datastore.View) []string {
+			s, err := a.settings()
+			if err != nil {
+				return nil
+			}
+			return objectNames(v.EndpointsOf(s.Node))
+		}),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := a.settings()
+			if err != nil {
+				return err
+			}
+			if err := checkNames(datastore.KindEndpoint, args[0]); err != nil {
+				return err
+			}
+			part := strings.Split(args[0], "/")
+			if part[0] != s.Node {
+				return usage("endpoint %s is on the node %s: run this there, or, if the node is gone, netctl delete endpoint %s", args[0], part[0], args[0])
+			}
+			_, err = read[*datastore.Endpoint](cmd.Context(), a, args[0])
+			if errors.Is(err, datastore.ErrNotFound) {
+				return err
+			}
+			defer a.waiting("the agent")()
+			return control.NewAgentClient(s.Agent.Socket).Detach(cmd.Context(),
+				control.DetachRequest{Orchestrator: part[1], Workload: part[2], Interface: part[3]})
+		},
+	}
+}

@@ -1,0 +1,115 @@
+package commands
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"netctl/datastore"
+)
+
+// nameHolder marks the subcommand that stands for a name: the grammar has
+// `profile NAME rule add`, and cobra knows only fixed words.
+const nameHolder = "netctl/name"
+
+// named makes the subcommand that stands for a name; placeholder is what help
+// and documents call it.
+func named(placeholder, short, example string, subs ...*cobra.Command) *cobra.Command {
+	c := group(placeholder, short, example, subs...)
+	c.Annotations = map[string]string{nameHolder: "true"}
+	return c
+}
+
+// group is a command that only holds others and prints its help.
+func group(use, short, example string, subs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{
+		Use:     use,
+		Short:   short,
+		Example: example,
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	c.AddCommand(subs...)
+	return c
+}
+
+// nameOf is the name that the command line has in front of the verb.
+func nameOf(cmd *cobra.Command) string {
+	for c := cmd; c != nil; c = c.Parent() {
+		if c.Annotations[nameHolder] != "" {
+			return c.Name()
+		}
+	}
+	return ""
+}
+
+// bindName gives the command that stands for a name the name that the arguments
+// have in its place, before cobra looks the command up.
+func bindName(root *cobra.Command, args []string) {
+	completing := false
+	if len(args) > 0 {
+		switch args[0] {
+		case cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd:
+			completing = true
+			args = args[1:max(1, len(args)-1)]
+		case "help":
+			args = args[1:]
+		}
+	}
+	cmd, rest, err := root.Find(args)
+	if err != nil {
+		return
+	}
+	i := slices.IndexFunc(cmd.Commands(), func(c *cobra.Command) bool { return c.Annotations[nameHolder] != "" })
+	if i < 0 {
+		return
+	}
+	holder := cmd.Commands()[i]
+	holder.Hidden = completing // the names themselves are offered
+	name := firstArgument(cmd, rest)
+	if name != "" && (datastore.CheckName(name) == nil || strings.Contains(name, "/")) {
+		holder.Use = name
+	}
+}
+
+// firstArgument skips flags and their values.
+func firstArgument(cmd *cobra.Command, args []string) string {
+	for i := 0; i < len(args); i++ {
+		a := args[i]
+		if !strings.HasPrefix(a, "-") {
+			return a
+		}
+		flag, _, hasValue := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		f := cmd.Flag(flag)
+		if len(flag) == 1 {
+			f = cmd.Flags().ShorthandLookup(flag)
+		}
+		if f != nil && f.NoOptDefVal == "" && !hasValue {
+			i++
+		}
+	}
+	return ""
+}
+
+// finish gives every command of the tree what all of them have: the exit codes
+// in its help.
+func finish(c *cobra.Command) {
+	codes := c.Annotations[exitCodes]
+	if codes == "" {
+		codes = "0 done, 1 failed, 2 usage"
+	}
+	if !strings.Contains(c.Long, "Exit codes:") {
+		if c.Long == "" {
+			c.Long = c.Short + "."
+		}
+		c.Long += "\n\nExit codes: " + codes + "."
+	}
+	for _, sub := range c.Commands() {
+		finish(sub)
+	}
+}
+
+// exitCodes is the annotation of a command whose exit codes mean more than
+// usual.
+const exitCodes = "netctl/exit-codes"

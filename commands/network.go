@@ -1,0 +1,104 @@
+package commands
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"netctl/datastore"
+)
+
+func newNetworkCommand(a *app) *cobra.Command {
+	return group("network", "Show and change networks: named groups of endpoints",
+		"  netctl network show\n  netctl network create dataman --pool 10.0.0.0/26 --pool 192.168.0.0/16",
+		newNetworkShowCommand(a), newNetworkCreateCommand(a), newNetworkRemoveCommand(a))
+}
+
+func newNetworkShowCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "show",
+		Short:   "Show the networks with their pools and profiles",
+		Example: "  netctl network show\n  netctl network show -o yaml",
+		Args:    cobra.NoArgs,
+	}
+	f := addFormat(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		view, err := a.view(cmd.Context())
+		if err != nil {
+			return err
+		}
+		networks := asObjects(view.Networks())
+		return a.show(*f, networks, func() string { return kindTable(view, datastore.KindNetwork, networks, *f == formatWide) })
+	}
+	return cmd
+}
+
+func newNetworkCreateCommand(a *app) *cobra.Command {
+	var pools []string
+	var profile string
+	var v6 bool
+	cmd := &cobra.Command{
+		Use:               "create NAME",
+		Short:             "Create a network, and its profile if there is none",
+		Example:           "  netctl network create dataman --pool 10.0.0.0/26 --pool 192.168.0.0/16\n  netctl network create app-A --profile web",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	cmd.Flags().StringSliceVar(&pools, "pool", nil, "`CIDR` of a pool its addresses come from (default: every pool of the node)")
+	cmd.Flags().StringVar(&profile, "profile", "", "`name` of its endpoints' profile (default: the network's name)")
+	cmd.Flags().BoolVar(&v6, "ipv6", false, "give endpoints an IPv6 address too")
+	_ = cmd.RegisterFlagCompletionFunc("pool", a.complete(poolCIDRs))
+	_ = cmd.RegisterFlagCompletionFunc("profile", a.complete(profileNames))
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cidrs, err := parseCIDRs(pools)
+		if err != nil {
+			return err
+		}
+		n := &datastore.Network{Metadata: datastore.Metadata{Name: args[0]}, Spec: datastore.NetworkSpec{Pools: cidrs, Profile: profile, IPv6: v6}}
+		n.SetDefaults()
+		if err := n.Validate(); err != nil {
+			return argument(fmt.Errorf("network %s: %w", args[0], err))
+		}
+		list := []manifest{{object: n}}
+		view, err := a.view(cmd.Context())
+		if err != nil {
+			return err
+		}
+		if view.Network(n.Metadata.Name) == nil && view.Profile(n.Spec.Profile) == nil {
+			p := &datastore.Profile{Metadata: datastore.Metadata{Name: n.Spec.Profile}}
+			p.SetDefaults()
+			list = append(list, manifest{object: p})
+		}
+		return a.write(cmd.Context(), list, modeCreate, func(planned) {})
+	}
+	return cmd
+}
+
+func newNetworkRemoveCommand(a *app) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:               "remove NAME",
+		Short:             "Remove a network that has no endpoint; its profile stays",
+		Example:           "  netctl network remove dataman\n  netctl network remove dataman --force",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeFirst(networkNames),
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "remove it although endpoints belong to it")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := checkNames(datastore.KindNetwork, args...); err != nil {
+			return err
+		}
+		return a.remove(cmd.Context(), datastore.KindNetwork, args[0], force, nil)
+	}
+	return cmd
+}
+
+// joined is a list in a table's cell.
+func joined[T fmt.Stringer](list []T) string {
+	var out []string
+	for _, x := range list {
+		out = append(out, x.String())
+	}
+	return strings.Join(out, ",")
+}

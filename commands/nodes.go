@@ -1,0 +1,194 @@
+package commands
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"netctl/datastore"
+)
+
+// nodeNouns are the subcommands of netctl node beside the role.
+func nodeNouns(a *app) []*cobra.Command {
+	return []*cobra.Command{newNodeShowCommand(a), newNodeAddCommand(a), newNodeRemoveCommand(a),
+		named("NAME", "Change one node", "  netctl node slave set as 64512\n  netctl node slave set labels rack=A1",
+			group("set", "Set a property of the node", "  netctl node slave set ip 192.168.99.102/24\n  netctl node slave set labels rack=A1 zone-",
+				newNodeSetIPCommand(a), newNodeSetASCommand(a), newNodeSetLabelsCommand(a)))}
+}
+
+func newNodeShowCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "show",
+		Short:   "Show the nodes with their addresses and AS numbers",
+		Example: "  netctl node show\n  netctl node show -o wide",
+		Args:    cobra.NoArgs,
+	}
+	f := addFormat(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		view, err := a.view(cmd.Context())
+		if err != nil {
+			return err
+		}
+		nodes := asObjects(view.Nodes())
+		return a.show(*f, nodes, func() string { return kindTable(view, datastore.KindNode, nodes, *f == formatWide) })
+	}
+	return cmd
+}
+
+func newNodeAddCommand(a *app) *cobra.Command {
+	var addresses, labels []string
+	var as uint32
+	cmd := &cobra.Command{
+		Use:   "add NAME",
+		Short: "Add a node before its agent runs; an agent adds its own node itself",
+		Example: "  netctl node add slave3 --ip 192.168.99.104/24\n" +
+			"  netctl node add slave3 --ip 192.168.99.104/24 --as 64512 --label rack=A1",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	cmd.Flags().StringSliceVar(&addresses, "ip", nil, "BGP `address` with prefix length, at most one a family")
+	cmd.Flags().Uint32Var(&as, "as", 0, "AS `number` (default: the cluster's)")
+	cmd.Flags().StringSliceVar(&labels, "label", nil, "`NAME=VALUE` labels")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		n := &datastore.Node{Metadata: datastore.Metadata{Name: args[0]}, Spec: datastore.NodeSpec{AS: as}}
+		var err error
+		if n.Spec.Addresses, err = parseCIDRs(addresses); err != nil {
+			return err
+		}
+		if n.Metadata.Labels, err = parseLabels(labels); err != nil {
+			return err
+		}
+		if err := n.Validate(); err != nil {
+			return argument(fmt.Errorf("node %s: %w", args[0], err))
+		}
+		return a.create(cmd.Context(), n)
+	}
+	return cmd
+}
+
+func newNodeRemoveCommand(a *app) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "remove NAME",
+		Short: "Remove a node that is gone for good, and its empty blocks",
+		Long: "Remove a node and its empty blocks. A node with endpoints, or with addresses in use in its blocks, is not removed; with\n" +
+			"--force its endpoints are removed with it and their addresses given back.",
+		Example:           "  netctl node remove slave3\n  netctl node remove slave3 --force",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeFirst(nodeNames),
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "remove its endpoints too")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := checkNames(datastore.KindNode, args...); err != nil {
+			return err
+		}
+		return a.removeNode(cmd.Context(), args[0], force)
+	}
+	return cmd
+}
+
+func (a *app) removeNode(ctx context.Context, name string, force bool) error {
+	if force {
+		view, err := a.view(ctx)
+		if err != nil {
+			return err
+		}
+		for _, e := range view.EndpointsOf(name) {
+			if err := a.deleteEndpoint(ctx, e); err != nil {
+				return err
+			}
+		}
+	}
+	return a.remove(ctx, datastore.KindNode, name, force, func(view *datastore.View, _ datastore.Object) ([]datastore.Object, error) {
+		return asObjects(slices.DeleteFunc(view.BlocksOf(name), func(b *datastore.Block) bool { return len(b.Spec.Allocations) > 0 })), nil
+	})
+}
+
+// changeNode changes the node that the command line names before the verb.
+func changeNode(cmd *cobra.Command, a *app, change func(*datastore.Node)) error {
+	name := nameOf(cmd)
+	if err := checkNames(datastore.KindNode, name); err != nil {
+		return err
+	}
+	return modify(cmd.Context(), a, name, func(n *datastore.Node) error {
+		change(n)
+		return argument(n.Validate())
+	})
+}
+
+func newNodeSetIPCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "ip ADDRESS/LENGTH…",
+		Short:             "Set the node's BGP addresses, at most one of each family",
+		Example:           "  netctl node slave set ip 192.168.99.102/24\n  netctl node slave set ip 192.168.99.102/24 fd00:99::2/64",
+		Args:              cobra.RangeArgs(1, 2),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var addresses []netip.Prefix
+			addresses, err := parseCIDRs(args)
+			if err != nil {
+				return err
+			}
+			return changeNode(cmd, a, func(n *datastore.Node) { n.Spec.Addresses = addresses })
+		},
+	}
+}
+
+func newNodeSetASCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "as (AS|inherit)",
+		Short:             "Set the node's AS number, or let it have the cluster's",
+		Example:           "  netctl node slave set as 64512\n  netctl node slave set as inherit",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: cobra.FixedCompletions([]string{"inherit"}, cobra.ShellCompDirectiveNoFileComp),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var as uint32
+			if args[0] != "inherit" {
+				var err error
+				if as, err = parseAS(args[0]); err != nil {
+					return err
+				}
+			}
+			return changeNode(cmd, a, func(n *datastore.Node) { n.Spec.AS = as })
+		},
+	}
+}
+
+func newNodeSetLabelsCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "labels (NAME=VALUE|NAME-)…",
+		Short:             "Set labels of the node; NAME- takes one away",
+		Example:           "  netctl node slave set labels rack=A1 topology.zone=z1\n  netctl node slave set labels rack-",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var away, add []string
+			for _, arg := range args {
+				if name, ok := strings.CutSuffix(arg, "-"); ok && !strings.Contains(arg, "=") {
+					away = append(away, name)
+				} else {
+					add = append(add, arg)
+				}
+			}
+			labels, err := parseLabels(add)
+			if err != nil {
+				return err
+			}
+			return changeNode(cmd, a, func(n *datastore.Node) {
+				if n.Metadata.Labels == nil {
+					n.Metadata.Labels = map[string]string{}
+				}
+				for k, v := range labels {
+					n.Metadata.Labels[k] = v
+				}
+				for _, k := range away {
+					delete(n.Metadata.Labels, k)
+				}
+			})
+		},
+	}
+}

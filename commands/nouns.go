@@ -1,0 +1,23 @@
+package commands
+
+import "github.com/spf13/cobra"
+
+// nouns are the commands that show and change the cluster.
+func nouns(a *app) []*cobra.Command {
+	return []*cobra.Command{
+		newApplyCommand(a),
+		newBGPCommand(a),
+		newCreateCommand(a),
+		newDeleteCommand(a),
+		newEditCommand(a),
+		newEndpointCommand(a),
+		newGetCommand(a),
+		newIPAMCommand(a),
+		newNetworkCommand(a),
+		newPoolCommand(a),
+		newProfileCommand(a),
+		newReplaceCommand(a),
+		newRouteCommand(a),
+		newStatusCommand(a),
+	}
+}

@@ -1,0 +1,313 @@
+package commands
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math/big"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"netctl/datastore"
+)
+
+func newPoolCommand(a *app) *cobra.Command {
+	return group("pool", "Show and change the CIDRs that endpoints draw addresses from",
+		"  netctl pool show\n  netctl pool add 192.168.0.0/16 --ipip --nat-outgoing",
+		newPoolShowCommand(a), newPoolAddCommand(a), newPoolRemoveCommand(a),
+		group("range", "Add pools by the first and last address",
+			"  netctl pool range add 10.0.0.64 10.0.0.255\n  netctl pool range add fd00:1:: fd00:1::ffff --block-size 124",
+			newPoolRangeAddCommand(a)))
+}
+
+func newPoolShowCommand(a *app) *cobra.Command {
+	var v4, v6 bool
+	cmd := &cobra.Command{
+		Use:     "show",
+		Short:   "Show the pools; -o wide adds what is used of them",
+		Example: "  netctl pool show\n  netctl pool show --ipv4 -o wide",
+		Args:    cobra.NoArgs,
+	}
+	f := addFormat(cmd)
+	cmd.Flags().BoolVar(&v4, "ipv4", false, "IPv4 pools only")
+	cmd.Flags().BoolVar(&v6, "ipv6", false, "IPv6 pools only")
+	cmd.MarkFlagsMutuallyExclusive("ipv4", "ipv6")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		view, err := a.view(cmd.Context())
+		if err != nil {
+			return err
+		}
+		pools := slices.DeleteFunc(view.Pools(), func(p *datastore.Pool) bool {
+			return v4 && p.Spec.CIDR.Addr().Is6() || v6 && p.Spec.CIDR.Addr().Is4()
+		})
+		return a.show(*f, asObjects(pools), func() string { return poolTables(view, pools, *f == formatWide) })
+	}
+	return cmd
+}
+
+// poolTables is one table for each family that has a pool.
+func poolTables(view *datastore.View, pools []*datastore.Pool, wide bool) string {
+	if len(pools) == 0 {
+		return "No pools.\n"
+	}
+	var b strings.Builder
+	for _, family := range []string{"IPv4", "IPv6"} {
+		header := []string{family + " CIDR", "Options"}
+		if wide {
+			header = append(header, "Block size", "Blocks", "Used", "Free", "Nodes")
+		}
+		var rows [][]string
+		for _, p := range pools {
+			if p.Spec.CIDR.Addr().Is6() != (family == "IPv6") {
+				continue
+			}
+			row := []string{p.Spec.CIDR.String(), strings.Join(poolOptions(p), ",")}
+			if wide {
+				row = append(row, poolUse(view, p)...)
+			}
+			rows = append(rows, row)
+		}
+		if len(rows) > 0 {
+			b.WriteString(table(header, rows))
+		}
+	}
+	return b.String()
+}
+
+func poolOptions(p *datastore.Pool) []string {
+	var out []string
+	if p.Spec.Encap != datastore.EncapNone {
+		out = append(out, string(p.Spec.Encap))
+	}
+	if p.Spec.NATOutgoing {
+		out = append(out, "nat-outgoing")
+	}
+	if p.Spec.Disabled {
+		out = append(out, "disabled")
+	}
+	return out
+}
+
+// poolUse is block size, number of blocks, used and free addresses, and the
+// nodes that have blocks.
+func poolUse(view *datastore.View, p *datastore.Pool) []string {
+	blocks := view.BlocksIn(p)
+	var nodes []string
+	used := 0
+	for _, b := range blocks {
+		used += len(b.Spec.Allocations)
+		nodes = append(nodes, b.Spec.Affinity)
+	}
+	slices.Sort(nodes)
+	size := new(big.Int).Lsh(big.NewInt(1), uint(p.Spec.CIDR.Addr().BitLen()-p.Spec.CIDR.Bits()))
+	return []string{"/" + strconv.Itoa(p.Spec.BlockSize), strconv.Itoa(len(blocks)), strconv.Itoa(used),
+		size.Sub(size, big.NewInt(int64(used))).String(), strings.Join(slices.Compact(nodes), ",")}
+}
+
+// poolFlags are the options of a new pool.
+type poolFlags struct {
+	encap       map[datastore.Encap]*bool
+	nat, off    bool
+	blockSize   int
+	nodesSelect string
+}
+
+func addPoolFlags(cmd *cobra.Command) *poolFlags {
+	f := &poolFlags{encap: map[datastore.Encap]*bool{}}
+	var names []string
+	for _, e := range datastore.Encaps() {
+		if e != datastore.EncapNone {
+			f.encap[e] = cmd.Flags().Bool(string(e), false, "encapsulate packets between nodes ("+string(e)+")")
+			names = append(names, string(e))
+		}
+	}
+	cmd.MarkFlagsMutuallyExclusive(names...)
+	cmd.Flags().BoolVar(&f.nat, "nat-outgoing", false, "give packets that leave the pools the node's address")
+	cmd.Flags().BoolVar(&f.off, "disabled", false, "take no new blocks from it")
+	cmd.Flags().IntVar(&f.blockSize, "block-size", 0, "prefix `length` of its blocks (default 26, IPv6 122)")
+	cmd.Flags().StringVar(&f.nodesSelect, "node-selector", "", "`selector` of the nodes that may draw from it (default all())")
+	return f
+}
+
+func (f *poolFlags) pool(cidr netip.Prefix) *datastore.Pool {
+	p := &datastore.Pool{Spec: datastore.PoolSpec{CIDR: cidr, BlockSize: f.blockSize, NATOutgoing: f.nat, Disabled: f.off, NodeSelector: f.nodesSelect}}
+	for e, on := range f.encap {
+		if *on {
+			p.Spec.Encap = e
+		}
+	}
+	p.SetDefaults()
+	return p
+}
+
+func newPoolAddCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "add CIDR…",
+		Short:   "Add pools",
+		Example: "  netctl pool add 10.0.0.0/26\n  netctl pool add 192.168.0.0/16 fd80:24e2:f998:72d6::/64 --nat-outgoing",
+		Args:    cobra.MinimumNArgs(1),
+	}
+	f := addPoolFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cidrs, err := parseCIDRs(args)
+		if err != nil {
+			return err
+		}
+		return a.addPools(cmd.Context(), f, cidrs)
+	}
+	return cmd
+}
+
+func parseCIDRs(args []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range args {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, usage("%q is no CIDR, like 10.0.0.0/26", s)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func (a *app) addPools(ctx context.Context, f *poolFlags, cidrs []netip.Prefix) error {
+	var list []manifest
+	for _, c := range cidrs {
+		p := f.pool(c)
+		if err := p.Validate(); err != nil {
+			return argument(fmt.Errorf("pool %s: %w", c, err))
+		}
+		list = append(list, manifest{object: p})
+	}
+	if err := a.write(ctx, list, modeCreate, func(planned) {}); err != nil {
+		return err
+	}
+	return a.warnSubnets(ctx, cidrs)
+}
+
+// warnSubnets tells which of the nodes' own subnets new pools contain: allowed,
+// and no block is taken from there, but rarely meant.
+func (a *app) warnSubnets(ctx context.Context, cidrs []netip.Prefix) error {
+	view, err := a.view(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range cidrs {
+		said := map[netip.Prefix]bool{}
+		for _, n := range view.Nodes() {
+			for _, s := range append(slices.Clone(n.Spec.Addresses), n.Status.Subnets...) {
+				if s = s.Masked(); s.Overlaps(c) && !said[s] {
+					said[s] = true
+					a.warn("pool %s overlaps %s, a subnet of node %s: no block is taken from there", c, s, n.Metadata.Name)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func newPoolRangeAddCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "add START END",
+		Short:   "Add the pools that make up a range of addresses",
+		Example: "  netctl pool range add 10.0.0.64 10.0.0.255\n  netctl pool range add fd00:1:: fd00:1::ffff --block-size 124",
+		Args:    cobra.ExactArgs(2),
+	}
+	f := addPoolFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		first, err1 := netip.ParseAddr(args[0])
+		last, err2 := netip.ParseAddr(args[1])
+		switch {
+		case err1 != nil || first.Zone() != "":
+			return usage("%q is no IP address", args[0])
+		case err2 != nil || last.Zone() != "":
+			return usage("%q is no IP address", args[1])
+		case first.BitLen() != last.BitLen():
+			return usage("%s and %s are of different families", first, last)
+		case last.Less(first):
+			return usage("%s is behind %s", first, last)
+		}
+		return a.addPools(cmd.Context(), f, cidrsOf(first, last))
+	}
+	return cmd
+}
+
+// cidrsOf is the fewest CIDRs that make up first to last.
+func cidrsOf(first, last netip.Addr) []netip.Prefix {
+	var out []netip.Prefix
+	for {
+		p := netip.PrefixFrom(first, first.BitLen())
+		for p.Bits() > 0 {
+			wider := netip.PrefixFrom(first, p.Bits()-1)
+			if wider.Masked().Addr() != first || last.Less(lastOf(wider)) {
+				break
+			}
+			p = wider
+		}
+		out = append(out, p)
+		end := lastOf(p)
+		if end == last {
+			return out
+		}
+		first = end.Next()
+	}
+}
+
+// lastOf is the last address of a CIDR.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+func newPoolRemoveCommand(a *app) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:               "remove CIDR…",
+		Short:             "Remove pools that nothing uses",
+		Long:              "Remove pools and their empty blocks. A pool with addresses in use, or that a network names, is not removed;\nwith --force it is, and the addresses stay with their endpoints.",
+		Example:           "  netctl pool remove 10.0.0.0/26\n  netctl pool remove 192.168.0.0/16 --force",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.complete(poolCIDRs),
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "remove them whatever uses them")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cidrs, err := parseCIDRs(args)
+		if err != nil {
+			return err
+		}
+		for _, c := range cidrs {
+			if err := a.removePool(cmd.Context(), datastore.PoolName(c), force); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return cmd
+}
+
+// removePool first disables the pool, so that no node claims a block of it
+// between the look for users and the removal.
+func (a *app) removePool(ctx context.Context, name string, force bool) error {
+	was := true
+	disable := func(p *datastore.Pool) error { was, p.Spec.Disabled = p.Spec.Disabled, true; return nil }
+	if err := modify(ctx, a, name, disable); err != nil {
+		return err
+	}
+	err := a.remove(ctx, datastore.KindPool, name, force, func(view *datastore.View, o datastore.Object) ([]datastore.Object, error) {
+		blocks := view.BlocksIn(o.(*datastore.Pool))
+		return asObjects(slices.DeleteFunc(blocks, func(b *datastore.Block) bool { return len(b.Spec.Allocations) > 0 })), nil
+	})
+	if err == nil || was {
+		return err
+	}
+	enable := func(p *datastore.Pool) error { p.Spec.Disabled = false; return nil }
+	return cmp.Or(err, modify(ctx, a, name, enable))
+}

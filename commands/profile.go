@@ -1,0 +1,188 @@
+package commands
+
+import (
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"netctl/datastore"
+)
+
+func newProfileCommand(a *app) *cobra.Command {
+	cmd := group("profile", "Show and change profiles: tags and rules that endpoints take by name",
+		"  netctl profile add web\n  netctl profile web rule add inbound --at=1 allow tcp to ports 80,443",
+		newProfileShowCommand(a), newProfileAddCommand(a), newProfileRemoveCommand(a),
+		named("NAME", "Show and change the tags and rules of one profile",
+			"  netctl profile web rule show\n  netctl profile web tag add WEB",
+			newProfileTagCommand(a), newProfileRuleCommand(a)))
+	cmd.ValidArgsFunction = a.completeFirst(profileNames)
+	return cmd
+}
+
+func newProfileShowCommand(a *app) *cobra.Command {
+	var detailed bool
+	cmd := &cobra.Command{
+		Use:     "show",
+		Short:   "Show the profiles; --detailed adds their endpoints",
+		Example: "  netctl profile show\n  netctl profile show --detailed",
+		Args:    cobra.NoArgs,
+	}
+	f := addFormat(cmd)
+	cmd.Flags().BoolVar(&detailed, "detailed", false, "one row for each endpoint")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		view, err := a.view(cmd.Context())
+		if err != nil {
+			return err
+		}
+		return a.show(*f, asObjects(view.Profiles()), func() string {
+			if detailed {
+				return profileEndpoints(view)
+			}
+			return kindTable(view, datastore.KindProfile, asObjects(view.Profiles()), *f == formatWide)
+		})
+	}
+	return cmd
+}
+
+// profileEndpoints has a row for each endpoint of each profile; a profile
+// without endpoints has one row of its own.
+func profileEndpoints(view *datastore.View) string {
+	var rows [][]string
+	for _, p := range view.Profiles() {
+		endpoints := view.EndpointsWithProfile(p.Metadata.Name)
+		if len(endpoints) == 0 {
+			rows = append(rows, []string{p.Metadata.Name, "", "", "", "", ""})
+		}
+		for _, e := range endpoints {
+			rows = append(rows, []string{p.Metadata.Name, e.Spec.Node, e.Spec.Orchestrator, e.Spec.Workload, e.Spec.Interface, endpointState(view, e)})
+		}
+	}
+	return table([]string{"Name", "Host", "Orchestrator ID", "Workload ID", "Endpoint ID", "State"}, rows)
+}
+
+func newProfileAddCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "add NAME…",
+		Short: "Add profiles",
+		Long: "Add profiles. A new profile has its own name as tag, lets in what comes from endpoints with that tag, and lets out\n" +
+			"everything.",
+		Example:           "  netctl profile add web\n  netctl profile add app-A app-B",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkNames(datastore.KindProfile, args...); err != nil {
+				return err
+			}
+			var list []manifest
+			for _, name := range args {
+				p := &datastore.Profile{Metadata: datastore.Metadata{Name: name}}
+				p.SetDefaults()
+				list = append(list, manifest{object: p})
+			}
+			return a.write(cmd.Context(), list, modeCreate, func(planned) {})
+		},
+	}
+}
+
+func newProfileRemoveCommand(a *app) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:               "remove NAME…",
+		Short:             "Remove profiles that nothing uses",
+		Example:           "  netctl profile remove web\n  netctl profile remove web --no-check",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.complete(profileNames),
+	}
+	cmd.Flags().BoolVar(&force, "no-check", false, "remove them although endpoints or networks use them")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := checkNames(datastore.KindProfile, args...); err != nil {
+			return err
+		}
+		for _, name := range args {
+			if err := a.remove(cmd.Context(), datastore.KindProfile, name, force, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return cmd
+}
+
+func newProfileTagCommand(a *app) *cobra.Command {
+	show := &cobra.Command{
+		Use:     "show",
+		Short:   "Show the tags of the profile",
+		Example: "  netctl profile web tag show\n  netctl profile web tag show -o json",
+		Args:    cobra.NoArgs,
+	}
+	f := addFormat(show)
+	show.RunE = func(cmd *cobra.Command, _ []string) error {
+		p, err := readProfile(cmd, a)
+		if err != nil {
+			return err
+		}
+		return a.show(*f, []datastore.Object{p}, func() string {
+			text := ""
+			for _, t := range p.Spec.Tags {
+				text += t + "\n"
+			}
+			return text
+		})
+	}
+	return group("tag", "Show and change the tags of the profile",
+		"  netctl profile web tag show\n  netctl profile web tag add WEB",
+		show,
+		&cobra.Command{
+			Use:     "add TAG",
+			Short:   "Add a tag to the profile",
+			Example: "  netctl profile web tag add WEB\n  netctl profile app-A tag add dataman",
+			Args:    cobra.ExactArgs(1),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				return changeProfile(cmd, a, func(p *datastore.Profile) error {
+					if slices.Contains(p.Spec.Tags, args[0]) {
+						return nil
+					}
+					p.Spec.Tags = append(p.Spec.Tags, args[0])
+					return argument(p.Validate())
+				})
+			},
+		},
+		&cobra.Command{
+			Use:     "remove TAG",
+			Short:   "Remove a tag from the profile",
+			Example: "  netctl profile web tag remove WEB\n  netctl profile app-A tag remove app-A",
+			Args:    cobra.ExactArgs(1),
+			ValidArgsFunction: a.completeFirst(func(v *datastore.View) []string {
+				if p := v.Profile(nameOf(a.cmd)); p != nil {
+					return slices.Clone(p.Spec.Tags)
+				}
+				return nil
+			}),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				return changeProfile(cmd, a, func(p *datastore.Profile) error {
+					i := slices.Index(p.Spec.Tags, args[0])
+					if i < 0 {
+						return notThere("profile %s has no tag %s", p.Metadata.Name, args[0])
+					}
+					p.Spec.Tags = slices.Delete(p.Spec.Tags, i, i+1)
+					return nil
+				})
+			},
+		})
+}
+
+func readProfile(cmd *cobra.Command, a *app) (*datastore.Profile, error) {
+	name := nameOf(cmd)
+	if err := checkNames(datastore.KindProfile, name); err != nil {
+		return nil, err
+	}
+	return read[*datastore.Profile](cmd.Context(), a, name)
+}
+
+func changeProfile(cmd *cobra.Command, a *app, change func(*datastore.Profile) error) error {
+	name := nameOf(cmd)
+	if err := checkNames(datastore.KindProfile, name); err != nil {
+		return err
+	}
+	return modify(cmd.Context(), a, name, change)
+}

@@ -1,0 +1,371 @@
+package commands
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+	"netctl/datastore/etcd"
+)
+
+// statusTime bounds how long status waits for the sockets and the datastore.
+const statusTime = 5 * time.Second
+
+// silence is after how long a node that reports nothing is taken for dead; an
+// agent reports at least every ten minutes.
+const silence = 21 * time.Minute
+
+// nodeReport is the state of one node.
+type nodeReport struct {
+	Node string `json:"node"`
+	// Healthy: nothing is wrong.
+	Healthy   bool      `json:"healthy"`
+	Problems  []string  `json:"problems"`
+	Running   bool      `json:"running"`
+	InSync    bool      `json:"inSync"`
+	Started   time.Time `json:"started,omitzero"`
+	Endpoints int       `json:"endpoints"`
+	Version   string    `json:"version,omitempty"`
+	// Datastore is one line on the datastore, as the asking machine sees it.
+	Datastore string                    `json:"datastore"`
+	Addresses []netip.Addr              `json:"addresses"`
+	AS        string                    `json:"as,omitempty"` // "64511 (inherited)"
+	Sessions  []datastore.SessionStatus `json:"sessions"`
+}
+
+func (r *nodeReport) problem(format string, args ...any) {
+	p := fmt.Sprintf(format, args...)
+	if !slices.Contains(r.Problems, p) {
+		r.Problems = append(r.Problems, p)
+	}
+}
+
+func newStatusCommand(a *app) *cobra.Command {
+	var node string
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show whether this node is healthy, and its BGP sessions",
+		Long: "Show whether this node is healthy, and its BGP sessions. Whatever is wrong is said at the top and makes the exit code 3.\n" +
+			"With --node or --all the answer is what the nodes last reported to the datastore.",
+		Example:     "  netctl status\n  netctl status --all -o wide",
+		Args:        cobra.NoArgs,
+		Annotations: map[string]string{exitCodes: "0 healthy, 1 could not tell, 2 usage, 3 something is wrong"},
+	}
+	f := addFormat(cmd)
+	cmd.Flags().StringVar(&node, "node", "", "`name` of the node (default: this one)")
+	cmd.Flags().BoolVar(&all, "all", false, "every node of the cluster")
+	cmd.MarkFlagsMutuallyExclusive("node", "all")
+	_ = cmd.RegisterFlagCompletionFunc("node", a.complete(nodeNames))
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		ctx, cancel := context.WithTimeout(cmd.Context(), statusTime)
+		defer cancel()
+		reports, err := a.reports(ctx, node, all)
+		if err != nil {
+			return err
+		}
+		return a.showReports(*f, reports, all)
+	}
+	return cmd
+}
+
+func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport, error) {
+	s, err := a.settings()
+	if err != nil {
+		return nil, err
+	}
+	store, err := a.store(ctx)
+	if err != nil {
+		return nil, err
+	}
+	health := make(chan string, 1)
+	go func() { health <- storeLine(ctx, store) }()
+	view, storeErr := a.view(ctx)
+	line := <-health
+	switch {
+	case !all && (node == "" || node == s.Node):
+		r := localReport(ctx, s, view, storeErr)
+		r.Datastore = line
+		return []*nodeReport{r}, nil
+	case storeErr != nil:
+		return nil, storeErr
+	}
+	nodes := view.Nodes()
+	if !all {
+		if err := checkNames(datastore.KindNode, node); err != nil {
+			return nil, err
+		}
+		n := view.Node(node)
+		if n == nil {
+			return nil, fmt.Errorf("node %s: %w", node, datastore.ErrNotFound)
+		}
+		nodes = []*datastore.Node{n}
+	}
+	var out []*nodeReport
+	for _, n := range nodes {
+		r := remoteReport(view, n, time.Now())
+		r.Datastore = line
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// storeLine says how the datastore is: where, and how many members answer.
+func storeLine(ctx context.Context, s *etcd.Store) string {
+	members := map[uint64]bool{}
+	var where, sick []string
+	for _, h := range s.Health(ctx) {
+		if h.Err != nil {
+			sick = append(sick, fmt.Sprintf("%s: %v", h.Endpoint, h.Err))
+			continue
+		}
+		members[h.Member] = true
+		where = append(where, h.Endpoint)
+	}
+	if len(members) == 0 {
+		return "datastore unreachable: " + strings.Join(sick, "; ")
+	}
+	line := fmt.Sprintf("datastore %s healthy (%s)", strings.Join(where, ","), count(len(members), "member"))
+	if len(sick) > 0 {
+		line += ", not " + strings.Join(sick, "; ")
+	}
+	return line
+}
+
+// count is a number with its noun: "1 member", "3 members".
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return strconv.Itoa(n) + " " + noun + "s"
+}
+
+// localReport asks the sockets of this node; view may be nil.
+func localReport(ctx context.Context, s *settings, view *datastore.View, storeErr error) *nodeReport {
+	r := &nodeReport{Node: s.Node, Version: version}
+	if storeErr != nil {
+		r.problem("%v", storeErr)
+	}
+	if view != nil {
+		if n := view.Node(s.Node); n != nil {
+			r.identity(view, n)
+		}
+	}
+	if st, err := control.NewAgentClient(s.Agent.Socket).Status(ctx); err != nil {
+		r.problem("%v", err)
+	} else {
+		r.fromAgent(st)
+	}
+	if st, err := control.NewSpeakerClient(s.Speaker.Socket).Status(ctx); err != nil {
+		r.problem("%v", err)
+	} else {
+		r.fromSpeaker(st)
+	}
+	r.finish()
+	return r
+}
+
+// identity is the node's addresses and AS number.
+func (r *nodeReport) identity(view *datastore.View, n *datastore.Node) {
+	for _, p := range n.Spec.Addresses {
+		r.Addresses = append(r.Addresses, p.Addr())
+	}
+	r.AS = asNumber(view, n)
+}
+
+func (r *nodeReport) fromAgent(st control.AgentStatus) {
+	r.Running, r.InSync, r.Started, r.Endpoints, r.Version = true, st.InSync, st.Started, st.Endpoints, st.Version
+	if len(r.Addresses) == 0 {
+		r.Addresses = st.Address
+	}
+	if st.Detached != "" {
+		r.problem("agent: %s", st.Detached)
+	}
+	if st.Store != "" {
+		r.problem("agent: %s", st.Store)
+	}
+	for _, p := range st.Problems {
+		r.problem("%s", p)
+	}
+	if !st.InSync && len(r.Problems) == 0 {
+		r.problem("agent: not yet in sync")
+	}
+}
+
+func (r *nodeReport) fromSpeaker(st control.SpeakerStatus) {
+	r.Sessions = st.Sessions
+	if r.AS == "" && st.AS != 0 {
+		r.AS = strconv.FormatUint(uint64(st.AS), 10)
+		if st.ASSource == "inherited" {
+			r.AS += " (inherited)"
+		}
+	}
+	if st.Detached != "" {
+		r.problem("speaker: %s", st.Detached)
+	}
+	if st.Store != "" {
+		r.problem("speaker: %s", st.Store)
+	}
+	for _, p := range st.Problems {
+		r.problem("%s", p)
+	}
+}
+
+// remoteReport is what a node last said of itself.
+func remoteReport(view *datastore.View, n *datastore.Node, now time.Time) *nodeReport {
+	st := n.Status
+	r := &nodeReport{Node: n.Metadata.Name, Running: true, InSync: len(st.Problems) == 0, Started: st.Started, Endpoints: st.Endpoints,
+		Version: st.Version, Sessions: st.Sessions}
+	r.identity(view, n)
+	for _, p := range st.Problems {
+		r.problem("%s", p)
+	}
+	switch {
+	case st.Seen.IsZero():
+		r.Running = false
+		r.problem("node %s has never reported", r.Node)
+	case now.Sub(st.Seen) > silence:
+		r.Running = false
+		r.problem("node %s has not reported for %s", r.Node, since(now.Sub(st.Seen)))
+	}
+	r.finish()
+	return r
+}
+
+// finish adds what follows from the rest.
+func (r *nodeReport) finish() {
+	for _, s := range r.Sessions {
+		if s.State != established {
+			r.problem("BGP session to %s is down: %s", s.Peer, sessionInfo(s))
+		}
+	}
+	slices.SortFunc(r.Sessions, func(x, y datastore.SessionStatus) int { return x.Peer.Compare(y.Peer) })
+	r.Healthy = len(r.Problems) == 0
+}
+
+// established is the state of a session that is up (RFC 4271, section 8.2.2).
+const established = "Established"
+
+func sessionInfo(s datastore.SessionStatus) string {
+	if s.State == established || s.Reason == "" {
+		return s.State
+	}
+	return s.State + ": " + s.Reason
+}
+
+func (a *app) showReports(f format, reports []*nodeReport, all bool) error {
+	var err error
+	switch f {
+	case formatJSON, formatYAML:
+		err = a.showPlain(f, reports)
+	default:
+		var b strings.Builder
+		for i, r := range reports {
+			if i > 0 {
+				b.WriteString("\n")
+			}
+			if all {
+				fmt.Fprintf(&b, "Node %s\n", r.Node)
+			}
+			b.WriteString(a.reportText(r, f == formatWide, time.Now()))
+		}
+		err = a.print(b.String())
+	}
+	if err == nil && slices.ContainsFunc(reports, func(r *nodeReport) bool { return !r.Healthy }) {
+		err = errNo
+	}
+	return err
+}
+
+func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
+	var b strings.Builder
+	for _, p := range r.Problems {
+		b.WriteString(a.bad("! "+p) + "\n")
+	}
+	if len(r.Problems) > 0 {
+		b.WriteString("\n")
+	}
+	if r.Running {
+		sync := "in sync"
+		if !r.InSync {
+			sync = "not in sync"
+		}
+		fmt.Fprintf(&b, "netctl agent is running. Up %s, %s, %s\n", since(now.Sub(r.Started)), sync, count(r.Endpoints, "endpoint"))
+	} else {
+		b.WriteString("netctl agent is not running.\n")
+	}
+	fmt.Fprintf(&b, "netctl version %s, %s\n", strings.TrimPrefix(r.Version, "v"), r.Datastore)
+	for _, v6 := range []bool{false, true} {
+		b.WriteString("\n" + r.familyText(v6, wide, now))
+	}
+	return b.String()
+}
+
+func (r *nodeReport) familyText(v6, wide bool, now time.Time) string {
+	family := "IPv4"
+	if v6 {
+		family = "IPv6"
+	}
+	text := family + " BGP status\n"
+	i := slices.IndexFunc(r.Addresses, func(a netip.Addr) bool { return a.Is6() == v6 })
+	if i < 0 {
+		return text + "No " + family + " address configured.\n"
+	}
+	text += fmt.Sprintf("IP: %s    AS Number: %s\n", r.Addresses[i], r.AS)
+	header := []string{"Peer address", "Peer type", "State", "Since", "Info"}
+	if wide {
+		header = append(header, "Received", "Accepted", "Sent")
+	}
+	var rows [][]string
+	for _, s := range r.Sessions {
+		if s.Peer.Is6() != v6 {
+			continue
+		}
+		state := "down"
+		if s.State == established {
+			state = "up"
+		}
+		row := []string{s.Peer.String(), s.Type, state, clock(s.Since, now), sessionInfo(s)}
+		if wide {
+			row = append(row, strconv.Itoa(s.Received), strconv.Itoa(s.Accepted), strconv.Itoa(s.Sent))
+		}
+		rows = append(rows, row)
+	}
+	if len(rows) == 0 {
+		return text + "No " + family + " peers found.\n"
+	}
+	return text + table(header, rows)
+}
+
+// clock is a time of day, or a date if it is a day ago or more.
+func clock(t, now time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	if now.Sub(t) >= 24*time.Hour {
+		return t.Local().Format(time.DateOnly)
+	}
+	return t.Local().Format(time.TimeOnly)
+}
+
+// since is a duration as people say it: 17 minutes.
+func since(d time.Duration) string {
+	d = max(d, 0)
+	for _, u := range []struct {
+		unit time.Duration
+		noun string
+	}{{24 * time.Hour, "day"}, {time.Hour, "hour"}, {time.Minute, "minute"}} {
+		if d >= u.unit {
+			return count(int(d/u.unit), u.noun)
+		}
+	}
+	return count(int(d/time.Second), "second")
+}

@@ -1,0 +1,273 @@
+package commands
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"netctl/datastore"
+)
+
+// writeMode says what may exist before an object is written.
+type writeMode int
+
+const (
+	modeApply   writeMode = iota // create or update
+	modeCreate                   // must not exist
+	modeReplace                  // must exist
+)
+
+// maxRaces bounds how often a write starts over because somebody else wrote.
+const maxRaces = 20
+
+// planned is what is to be done with one object.
+type planned struct {
+	manifest
+	verb string // created, updated or unchanged
+	cond datastore.Condition
+	op   datastore.Op
+}
+
+// label is how messages name an object.
+func label(o datastore.Object) string {
+	name := o.Meta().Name
+	if p, ok := o.(*datastore.Pool); ok {
+		name = p.Spec.CIDR.String()
+	}
+	return strings.ToLower(string(o.Kind())) + " " + name
+}
+
+// write puts objects into the store, in transactions of as many as fit, and
+// calls done for each object of a transaction that is through. What is refused
+// is refused before the first transaction; if a later one fails the error says
+// how far it came.
+func (a *app) write(ctx context.Context, list []manifest, mode writeMode, done func(planned)) error {
+	store, err := a.store(ctx)
+	if err != nil {
+		return err
+	}
+	defer a.waiting("the datastore")()
+	list = slices.Clone(list)
+	slices.SortStableFunc(list, func(x, y manifest) int { return kindRank(x.object) - kindRank(y.object) })
+	through := 0
+	for races := 0; ; races++ {
+		view, err := a.view(ctx)
+		if err != nil {
+			return farther(through, len(list), err)
+		}
+		plans, err := planWrite(view, list[through:], mode)
+		if err != nil {
+			return farther(through, len(list), err)
+		}
+		err = commitPlans(ctx, store, view, plans, func(p planned) { through++; done(p) })
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, datastore.ErrConflict) && !errors.Is(err, datastore.ErrExists) || races == maxRaces {
+			return farther(through, len(list), err)
+		}
+	}
+}
+
+func commitPlans(ctx context.Context, store datastore.Store, view *datastore.View, plans []planned, done func(planned)) error {
+	for len(plans) > 0 {
+		n, t := firstTxn(view, plans)
+		if len(t.Then) > 0 {
+			revision, err := store.Commit(ctx, t)
+			if err != nil {
+				return err
+			}
+			for _, op := range t.Then {
+				if op.Key == datastore.PoolsKey {
+					_, _ = view.Apply(datastore.Entry{Key: op.Key, Value: op.Value, Revision: revision})
+				}
+			}
+		}
+		for _, p := range plans[:n] {
+			done(p)
+		}
+		plans = plans[n:]
+	}
+	return nil
+}
+
+// farther adds to an error how far a write of several transactions came.
+func farther(through, total int, err error) error {
+	if through == 0 {
+		return err
+	}
+	return fmt.Errorf("after %d of %d objects: %w", through, total, err)
+}
+
+func kindRank(o datastore.Object) int { return slices.Index(datastore.Kinds(), o.Kind()) }
+
+// planWrite decides what happens to each object and refuses what would
+// contradict the cluster or the objects before it. It changes view: objects
+// that are to be written count for those that follow.
+func planWrite(view *datastore.View, list []manifest, mode writeMode) ([]planned, error) {
+	seen := map[string]bool{}
+	plans := make([]planned, 0, len(list))
+	for _, m := range list {
+		p, err := planOne(view, m, mode)
+		if err == nil && seen[p.op.Key] {
+			err = fmt.Errorf("stands in the input twice: %w", datastore.ErrInvalid)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s%s: %w", m.where(), label(m.object), err)
+		}
+		seen[p.op.Key] = true
+		if _, err := view.Apply(datastore.Entry{Key: p.op.Key, Value: p.op.Value, Revision: p.cond.Revision}); err != nil {
+			return nil, err
+		}
+		plans = append(plans, p)
+	}
+	return plans, nil
+}
+
+func planOne(view *datastore.View, m manifest, mode writeMode) (planned, error) {
+	p := planned{manifest: m, verb: "created"}
+	o := m.object
+	old := view.Object(o.Kind(), o.Meta().Name)
+	switch {
+	case old == nil && mode == modeReplace:
+		return p, datastore.ErrNotFound
+	case old != nil && mode == modeCreate:
+		return p, datastore.ErrExists
+	}
+	o.Meta().Revision = 0
+	if old != nil {
+		p.verb = "updated"
+		o.Meta().Revision = old.Meta().Revision
+		keepStatus(o, old)
+	}
+	if err := view.CheckPut(o); err != nil {
+		return p, err
+	}
+	var err error
+	if p.cond, p.op, err = datastore.OpPut(o); err != nil || old == nil {
+		return p, err
+	}
+	have, err := datastore.Encode(old)
+	if bytes.Equal(have, p.op.Value) {
+		p.verb = "unchanged"
+	}
+	return p, err
+}
+
+// keepStatus leaves a node's status to its agent: a manifest does not set it.
+func keepStatus(o, old datastore.Object) {
+	if n, ok := o.(*datastore.Node); ok {
+		n.Status = old.(*datastore.Node).Status
+	}
+}
+
+// firstTxn is the transaction for as many of the first plans as fit, and their
+// number.
+func firstTxn(view *datastore.View, plans []planned) (int, datastore.Txn) {
+	var t datastore.Txn
+	pools := false
+	n := 0
+	for ; n < len(plans) && len(t.Then) < datastore.MaxTxnOps-1; n++ {
+		p := plans[n]
+		if p.verb == "unchanged" {
+			continue
+		}
+		pools = pools || p.object.Kind() == datastore.KindPool
+		t.If = append(t.If, p.cond)
+		t.Then = append(t.Then, p.op)
+	}
+	if pools {
+		cond, op := view.OpPools()
+		t.If, t.Then = append(t.If, cond), append(t.Then, op)
+	}
+	return n, t
+}
+
+// create writes one object that must not exist.
+func (a *app) create(ctx context.Context, o datastore.Object) error {
+	return a.write(ctx, []manifest{{object: o}}, modeCreate, func(planned) {})
+}
+
+// remove deletes one object after check found nothing against it, and what
+// extra adds to the transaction.
+func (a *app) remove(ctx context.Context, kind datastore.Kind, name string, force bool, extra func(*datastore.View, datastore.Object) ([]datastore.Object, error)) error {
+	store, err := a.store(ctx)
+	if err != nil {
+		return err
+	}
+	defer a.waiting("the datastore")()
+	for races := 0; ; races++ {
+		view, err := a.view(ctx)
+		if err != nil {
+			return err
+		}
+		o := view.Object(kind, name)
+		if o == nil {
+			return fmt.Errorf("%s %s: %w", strings.ToLower(string(kind)), name, datastore.ErrNotFound)
+		}
+		if err := view.CheckDelete(o); err != nil && !force {
+			return fmt.Errorf("%s: %w", label(o), err)
+		}
+		gone := []datastore.Object{o}
+		if extra != nil {
+			more, err := extra(view, o)
+			if err != nil {
+				return err
+			}
+			gone = append(more, o)
+		}
+		err = deleteAll(ctx, store, gone)
+		if !errors.Is(err, datastore.ErrConflict) || races == maxRaces {
+			return err
+		}
+	}
+}
+
+// deleteAll deletes objects as they were read, in transactions of as many as fit.
+func deleteAll(ctx context.Context, store datastore.Store, gone []datastore.Object) error {
+	for chunk := range slices.Chunk(gone, datastore.MaxTxnOps) {
+		var t datastore.Txn
+		for _, o := range chunk {
+			cond, op, err := datastore.OpDelete(o)
+			if err != nil {
+				return err
+			}
+			t.If, t.Then = append(t.If, cond), append(t.Then, op)
+		}
+		if _, err := store.Commit(ctx, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parseKind reads a kind as people write it: Pool, pool or pools.
+func parseKind(s string) (datastore.Kind, error) {
+	for _, k := range datastore.Kinds() {
+		if lower := strings.ToLower(string(k)); strings.ToLower(s) == lower || strings.ToLower(s) == lower+"s" {
+			return k, nil
+		}
+	}
+	return "", usage("%q is no kind: %s", s, strings.Join(kindNames(), ", "))
+}
+
+func kindNames() []string {
+	var out []string
+	for _, k := range datastore.Kinds() {
+		out = append(out, strings.ToLower(string(k)))
+	}
+	slices.SortFunc(out, cmp.Compare)
+	return out
+}
+
+// nameOfKind is an object's name as people write it: pools by their CIDR too.
+func nameOfKind(k datastore.Kind, s string) string {
+	if k == datastore.KindPool || k == datastore.KindBlock {
+		return strings.Replace(s, "/", "-", 1)
+	}
+	return s
+}
