@@ -1,0 +1,272 @@
+//go:build bench
+
+package commands_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"netctl/commands/lab"
+	"netctl/netdev/netlab"
+)
+
+// row is one line of the table: what was measured, and beside it the reference
+// of the same run or the fixed limit.
+type row struct {
+	what             string
+	measured, beside float64
+	unit, reference  string
+	bound            float64 // of measured/beside; 0: printed only
+}
+
+// report prints the table and fails for every row over its bound.
+func report(t *testing.T, rows []row) {
+	t.Helper()
+	fmt.Printf("\n%-52s %12s %12s  %-24s %7s %7s\n", "", "netctl", "reference", "", "ratio", "bound")
+	for _, r := range rows {
+		ratio, verdict, bound := r.measured/r.beside, "", "-"
+		if r.bound > 0 {
+			bound = fmt.Sprintf("%.1f", r.bound)
+			if ratio > r.bound {
+				verdict = "  OVER"
+				t.Errorf("%s: ratio %.2f is over %.1f", r.what, ratio, r.bound)
+			}
+		}
+		fmt.Printf("%-52s %9.2f %-2s %9.2f %-2s  %-24s %7.2f %7s%s\n", r.what, r.measured, r.unit, r.beside, r.unit, r.reference, ratio, bound, verdict)
+	}
+}
+
+func median(d []time.Duration) float64 {
+	slices.Sort(d)
+	return float64(d[len(d)/2].Microseconds()) / 1000
+}
+
+// plugin executes a CNI plugin once and times it; it must succeed.
+func plugin(t *testing.T, path, verb, id, netns, conf string) time.Duration {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd := exec.Command(path)
+	cmd.Env = []string{"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + id, "CNI_NETNS=" + netns, "CNI_IFNAME=eth0", "CNI_PATH=/usr/lib/cni", "PATH=/usr/sbin:/usr/bin"}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(conf), &out, &errs
+	began := time.Now()
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s %s: %v: %s%s", path, verb, err, out.String(), errs.String())
+	}
+	return time.Since(began)
+}
+
+const ptp = "/usr/lib/cni/ptp"
+
+func versionRow(t *testing.T) row {
+	var ours, theirs []time.Duration
+	for range 100 {
+		ours = append(ours, plugin(t, netlab.Binary(t), "VERSION", "x", "x", `{"cniVersion":"1.0.0"}`))
+		theirs = append(theirs, plugin(t, ptp, "VERSION", "x", "x", `{"cniVersion":"1.0.0"}`))
+	}
+	return row{"CNI VERSION, median of 100", median(ours), median(theirs), "ms", "ptp", 4}
+}
+
+func upLab(t *testing.T, nodes int) *netlab.Lab {
+	t.Helper()
+	l, err := lab.Up(t.Context(), lab.Config{
+		Dir: filepath.Join(t.TempDir(), "lab"), Nodes: nodes, Subnets: 1, Binary: netlab.Binary(t), OneProcess: true,
+	}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	netlab.Must(t, l.Hosts[0], "netctl", "pool", "add", "10.65.0.0/16")
+	return l
+}
+
+// attachRows times ADD and DEL on one node, each beside ptp with host-local.
+func attachRows(t *testing.T, h *netlab.Host) []row {
+	const rounds = 60
+	store := filepath.Join(t.TempDir(), "host-local")
+	reference := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"ref","type":"ptp","ipam":{"type":"host-local","subnet":"10.99.0.0/16","dataDir":%q}}`, store)
+	var add, del, refAdd, refDel []time.Duration
+	for i := range rounds {
+		c, r := container(t, h, fmt.Sprintf("a%d", i)), container(t, h, fmt.Sprintf("r%d", i))
+		err := h.Do(func() error {
+			add = append(add, plugin(t, "/opt/cni/bin/netctl", "ADD", c.ID, c.Path(), netlab.Conf("bench")))
+			refAdd = append(refAdd, plugin(t, ptp, "ADD", r.ID, r.Path(), reference))
+			del = append(del, plugin(t, "/opt/cni/bin/netctl", "DEL", c.ID, c.Path(), netlab.Conf("bench")))
+			refDel = append(refDel, plugin(t, ptp, "DEL", r.ID, r.Path(), reference))
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return []row{
+		{fmt.Sprintf("CNI ADD, median of %d", rounds), median(add), median(refAdd), "ms", "ptp + host-local", 2},
+		{fmt.Sprintf("CNI DEL, median of %d", rounds), median(del), median(refDel), "ms", "ptp + host-local", 1},
+	}
+}
+
+func container(t *testing.T, h *netlab.Host, name string) *netlab.Container {
+	t.Helper()
+	c, err := h.Container(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// reachRows times from the return of an ADD on one node to the first answer at a
+// container of the same network on another.
+func reachRows(t *testing.T, a, b *netlab.Host) []row {
+	from := netlab.Attached(t, b, "watch", "bench", "")
+	first := func(name, address string) time.Duration {
+		flood, err := netlab.StartFlood(from, netip.MustParseAddr(address), time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer flood.Stop()
+		netlab.Attached(t, a, name, "bench", "IP="+address)
+		began := time.Now()
+		for flood.Answered() == 0 {
+			if time.Since(began) > 10*time.Second {
+				t.Fatalf("%s is not reached within 10 s", address)
+			}
+			time.Sleep(200 * time.Microsecond)
+		}
+		return time.Since(began)
+	}
+	var fresh, known []time.Duration
+	for i := range 20 {
+		fresh = append(fresh, first(fmt.Sprintf("new%d", i), fmt.Sprintf("10.65.%d.1", 100+i)))
+		known = append(known, first(fmt.Sprintf("old%d", i), fmt.Sprintf("10.65.%d.2", 100+i)))
+	}
+	return []row{
+		{"ADD → first answer on another node, block known", median(known), 50, "ms", "limit", 1},
+		{"ADD → first answer on another node, new block", median(fresh), 300, "ms", "limit", 1},
+	}
+}
+
+// processesIn lists the processes of the netctl binary in a host.
+func processesIn(t *testing.T, h *netlab.Host) []int {
+	t.Helper()
+	var pids []int
+	all, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range all {
+		var st unix.Stat_t
+		exe, _ := os.Readlink(filepath.Join(dir, "exe"))
+		if unix.Stat(filepath.Join(dir, "ns/net"), &st) != nil || st.Ino != h.Netns || !strings.Contains(filepath.Base(exe), "netctl") {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	if len(pids) < 4 {
+		t.Fatalf("%s runs only %d processes of netctl", h.Name, len(pids))
+	}
+	return pids
+}
+
+// usage is the proportional memory in MiB and the CPU time of processes.
+func usage(t *testing.T, pids []int) (pss float64, cpu time.Duration) {
+	t.Helper()
+	for _, pid := range pids {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if f := strings.Fields(line); f[0] == "Pss:" {
+				kib, err := strconv.ParseFloat(f[1], 64)
+				if err != nil {
+					t.Fatal(err)
+				}
+				pss += kib / 1024
+			}
+		}
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		for _, i := range []int{11, 12} { // utime, stime: proc_pid_stat(5)
+			ticks, err := strconv.Atoi(f[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			cpu += time.Duration(ticks) * 10 * time.Millisecond
+		}
+	}
+	return pss, cpu
+}
+
+// idleRows measures a node with every role and 100 endpoints at rest.
+func idleRows(t *testing.T) []row {
+	l := upLab(t, 1)
+	h := l.Hosts[0]
+	for i := range 100 {
+		netlab.Attached(t, h, fmt.Sprintf("c%d", i), "bench", "")
+	}
+	const rest = 20 * time.Second
+	pids := processesIn(t, h)
+	pause(t.Context(), rest/2) // let what the attaches started come to rest
+	_, before := usage(t, pids)
+	pause(t.Context(), rest)
+	pss, after := usage(t, pids)
+	return []row{
+		{"netctl node, every role, 100 endpoints: PSS", pss, 150, "MB", "limit", 1},
+		{"  the same at rest: CPU of one core", 100 * float64(after-before) / float64(rest), 2, "%", "limit", 1},
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// TestBench measures what netctl promises, each beside a reference of the same run.
+func TestBench(t *testing.T) {
+	rows := []row{versionRow(t)}
+	l := upLab(t, 2)
+	rows = append(rows, attachRows(t, l.Hosts[0])...)
+	rows = append(rows, reachRows(t, l.Hosts[0], l.Hosts[1])...)
+	rows = append(rows, idleRows(t)...)
+	report(t, rows)
+}
+
+// TestBudget holds size, start-up and memory against their limits.
+func TestBudget(t *testing.T) {
+	st, err := os.Stat(netlab.Binary(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := []row{{"size of the binary", float64(st.Size()) / (1 << 20), 48, "MB", "limit", 1}, versionRow(t)}
+	report(t, append(rows, idleRows(t)...))
+}
