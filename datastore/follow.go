@@ -45,8 +45,11 @@ type Guard interface {
 // tries to resume a broken watch before it says that the store is lost.
 const (
 	pauseFirst = 50 * time.Millisecond
-	pauseMax   = 5 * time.Second
+	pauseMax   = 2 * time.Second
 	resumeTime = time.Second
+	// detachedLook is how long a detached follower waits for the cluster key;
+	// another store may answer by then, at any revision.
+	detachedLook = 10 * time.Second
 )
 
 // errReread ends a watch to read the store again.
@@ -218,10 +221,10 @@ func (w *follow) tell(err error) {
 	}
 }
 
-// await returns when the cluster key changed, the store went away, or a pause is
-// over: another store may answer by now, at any revision.
+// await returns when the cluster key changed, the store went away, or
+// detachedLook is over.
 func (w *follow) await(ctx context.Context) {
-	bounded, cancel := context.WithTimeout(ctx, pauseMax)
+	bounded, cancel := context.WithTimeout(ctx, detachedLook)
 	defer cancel()
 	err := w.store.Watch(bounded, ClusterKey, w.checked, func(b Batch) error {
 		if len(b.Events) > 0 {

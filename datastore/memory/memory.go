@@ -20,6 +20,7 @@ import (
 type Store struct {
 	mu        sync.Mutex
 	id        uint64
+	line      int // counts broken connections
 	revision  int64
 	compacted int64 // history up to and including this revision is forgotten
 	entries   map[string]datastore.Entry
@@ -106,10 +107,10 @@ func (s *Store) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
 // Watch implements datastore.Store.
 func (s *Store) Watch(ctx context.Context, prefix string, after int64, fn func(datastore.Batch) error) error {
 	s.mu.Lock()
-	id := s.id
+	line := s.line
 	s.mu.Unlock()
 	for {
-		b, wait, err := s.next(ctx, prefix, after, id)
+		b, wait, err := s.next(ctx, prefix, after, line)
 		if err != nil {
 			return err
 		}
@@ -130,13 +131,13 @@ func (s *Store) Watch(ctx context.Context, prefix string, after int64, fn func(d
 
 // next is the first batch under prefix after the revision, or a channel that is
 // closed when it is worth asking again.
-func (s *Store) next(ctx context.Context, prefix string, after int64, id uint64) (datastore.Batch, <-chan struct{}, error) {
+func (s *Store) next(ctx context.Context, prefix string, after int64, line int) (datastore.Batch, <-chan struct{}, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.usable(ctx); err != nil {
 		return datastore.Batch{}, nil, err
 	}
-	if s.id != id {
+	if s.line != line {
 		return datastore.Batch{}, nil, fmt.Errorf("watch %s: connection lost: %w", prefix, datastore.ErrUnavailable)
 	}
 	if after < s.compacted {
@@ -187,7 +188,16 @@ func (s *Store) Compact(revision int64) {
 func (s *Store) Away(reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.line++
 	s.away = fmt.Errorf("%s: %w", reason, datastore.ErrUnavailable)
+	s.wake()
+}
+
+// Break ends running watches as a lost connection does; the next call works.
+func (s *Store) Break() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.line++
 	s.wake()
 }
 
@@ -206,6 +216,7 @@ func (s *Store) Restore(snap datastore.Snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.id++
+	s.line++
 	s.revision, s.compacted = snap.Revision, snap.Revision
 	s.history = nil
 	s.entries = make(map[string]datastore.Entry, len(snap.Entries))
