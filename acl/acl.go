@@ -44,7 +44,13 @@ const (
 	mapStates     = "states" // connection tracking states
 	mapFromEP     = "from_ep"
 	mapToEP       = "to_ep"
+	nextSuffix    = "_next"
 )
+
+// NextMap is the map that is asked after m has no verdict. A back end puts an
+// element there for as long as it changes the one of the same key in m: between
+// the end of the old and the start of the new a packet may find neither.
+func NextMap(m string) string { return m + nextSuffix }
 
 // NFLogGroup is the NFLOG group that refused packets and log rules are sent to.
 const NFLogGroup = 1

@@ -66,8 +66,9 @@ func (r setRef) comment() string {
 
 // program is compiled rules and the sets they need, in order of first use.
 type program struct {
-	rules []Rule
-	refs  []setRef
+	families families
+	rules    []Rule
+	refs     []setRef
 }
 
 func (p *program) use(r setRef) string {
@@ -80,9 +81,17 @@ func (p *program) use(r setRef) string {
 // profileChain is the name of a profile's chain.
 func profileChain(d direction, profile string) string { return hashName(d.short(), profile) }
 
-// compileProfile compiles a profile's rules of one direction.
-func compileProfile(name string, d direction, rules []datastore.Rule) program {
-	var p program
+// families are the address families to compile for: IPv4 and IPv6.
+type families [2]bool
+
+func (f families) has(nf uint32) bool {
+	return nf == 0 || nf == nfIPv4 && f[0] || nf == nfIPv6 && f[1]
+}
+
+// compileProfile compiles a profile's rules of one direction for the families
+// that the local endpoints of the profile have.
+func compileProfile(name string, d direction, rules []datastore.Rule, f families) program {
+	p := program{families: f}
 	for i, r := range rules {
 		p.add(r, d, name, fmt.Sprintf("profile %s %s %d: %s", name, d, i+1, r))
 	}
@@ -105,7 +114,10 @@ func (p *program) add(r datastore.Rule, d direction, profile, comment string) {
 	default:
 		out.Verdict = goTo(d.denyChain())
 	}
-	for _, family := range families(r) {
+	for _, family := range ruleFamilies(r) {
+		if !p.families.has(family) {
+			continue
+		}
 		for _, proto := range protoTerms(r.Protocol) {
 			for _, sp := range p.portTerms(r.From, SrcPort, family) {
 				for _, dp := range p.portTerms(r.To, DstPort, family) {
@@ -126,9 +138,9 @@ func logPrefix(d direction, profile string) string {
 	return p[:min(len(p), 63)]
 }
 
-// families are the values of NFProto to compile r for; 0 means that the rule
+// ruleFamilies are the values of NFProto to compile r for; 0 means that the rule
 // does not look at addresses.
-func families(r datastore.Rule) []uint32 {
+func ruleFamilies(r datastore.Rule) []uint32 {
 	out := []uint32{nfIPv4, nfIPv6}
 	keep := func(f uint32) { out = slices.DeleteFunc(out, func(o uint32) bool { return o != f }) }
 	split := false

@@ -77,10 +77,14 @@ func (r *Ruleset) Eval(p Packet) Decision {
 	}
 	w := walk{rules: r, packet: p}
 	for _, h := range hooks {
-		w.decision.Allowed, w.decision.Chain, w.decision.Rule = true, h, -1
+		before := w.decision.Reason
+		w.decision.Allowed, w.decision.Chain, w.decision.Rule, w.decision.Reason = true, h, -1, ""
 		if w.chain(h, 0) == Drop {
 			w.decision.Allowed = false
 			break
+		}
+		if w.decision.Reason == "" {
+			w.decision.Reason = before
 		}
 	}
 	return w.decision

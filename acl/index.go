@@ -101,7 +101,7 @@ func (x *Index) setProfile(name string, p *datastore.Profile) {
 	}
 	for _, d := range []direction{inbound, outbound} {
 		if c := x.chains[profileChain(d, name)]; c != nil {
-			x.recompile(c, compileProfile(name, d, rulesOf(p, d)))
+			x.recompile(c, compileProfile(name, d, rulesOf(p, d), c.families()))
 		}
 	}
 }
@@ -162,10 +162,12 @@ func (x *Index) rewire(link string) {
 		}
 		x.wired[link] = w
 		x.wire(link, w, true)
+		x.countFamilies(w, +1)
 	} else {
 		delete(x.links, link)
 	}
 	if had {
+		x.countFamilies(old, -1)
 		x.release(old.in)
 		x.release(old.out)
 	}
@@ -176,6 +178,29 @@ func (x *Index) wire(link string, w wiring, present bool) {
 	x.pending.element(mapToEP, Element{Link: link, Verdict: goTo(w.in)}, present)
 	for _, e := range w.sources {
 		x.pending.element(sourceSet(e), e, present)
+	}
+}
+
+// countFamilies tells the profile chains of w's classes that n more local
+// endpoints have w's families; a chain is compiled again if that changes its own.
+func (x *Index) countFamilies(w wiring, n int) {
+	var has families
+	for _, e := range w.sources {
+		has[index4or6(e)] = true
+	}
+	for d, class := range map[direction]string{inbound: w.in, outbound: w.out} {
+		for _, name := range x.chains[class].jumps {
+			c := x.chains[name]
+			before := c.families()
+			for i, h := range has {
+				if h {
+					c.count[i] += n
+				}
+			}
+			if c.families() != before {
+				x.recompile(c, compileProfile(c.profile, d, rulesOf(x.profiles[c.profile], d), c.families()))
+			}
+		}
 	}
 }
 
@@ -201,10 +226,17 @@ func sourceSet(e Element) string {
 type liveChain struct {
 	name    string
 	refs    int
-	class   bool
 	program program
-	jumps   []string // profile chains a class refers to
+	// Of a class: the profile chains it refers to.
+	class bool
+	jumps []string
+	// Of a profile chain: the profile, and how many local endpoints with it have
+	// IPv4 and IPv6 addresses.
+	profile string
+	count   [2]int
 }
+
+func (c *liveChain) families() families { return families{c.count[0] > 0, c.count[1] > 0} }
 
 func className(d direction, profiles []string) string {
 	return hashName("class_"+d.short(), profiles...)
@@ -216,7 +248,7 @@ func classRules(d direction, profiles []string) []Rule {
 	for _, p := range profiles {
 		out = append(out, Rule{Verdict: Verdict{Kind: Jump, Chain: profileChain(d, p)}, Comment: clip("profile " + p)})
 	}
-	return append(out, Rule{Verdict: goTo(d.denyChain())})
+	return append(out, Rule{Verdict: goTo(d.denyChain()), Comment: "no " + d.String() + " rule allows it"})
 }
 
 func (x *Index) acquireClass(d direction, profiles []string) string {
@@ -239,7 +271,8 @@ func (x *Index) acquireProfile(d direction, profile string) string {
 	c := x.chains[name]
 	if c == nil {
 		c = x.newChain(name)
-		x.recompile(c, compileProfile(profile, d, rulesOf(x.profiles[profile], d)))
+		c.profile = profile
+		x.recompile(c, compileProfile(profile, d, rulesOf(x.profiles[profile], d), families{}))
 	}
 	c.refs++
 	return name

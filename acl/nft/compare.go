@@ -171,6 +171,12 @@ func compareElements(tx *transaction, want *acl.Set, have *kernelSet, keep bool)
 	if keep && len(want.Elements) == 0 {
 		return
 	}
+	if want.Type == acl.LinkVerdict {
+		tx.rekey(want.Name, slices.DeleteFunc(slices.Clone(c.Add), func(e acl.Element) bool {
+			key := string(encodeElement(want.Type, e)[0].Key)
+			return !slices.ContainsFunc(have.elements, func(h kernelElement) bool { return h.key == key })
+		}))
+	}
 	tx.deleteRaw(want, rest)
 }
 

@@ -19,11 +19,11 @@ var netnsCount atomic.Int32
 
 // netns is a network namespace of the test, also known to `ip netns`.
 type netns struct {
-	t    *testing.T
+	t    testing.TB
 	name string
 }
 
-func newNetns(t *testing.T) *netns {
+func newNetns(t testing.TB) *netns {
 	t.Helper()
 	n := &netns{t, fmt.Sprintf("nctlacl%d-%d", os.Getpid(), netnsCount.Add(1))}
 	run(t, "ip", "netns", "add", n.name)
@@ -32,7 +32,7 @@ func newNetns(t *testing.T) *netns {
 	return n
 }
 
-func run(t *testing.T, args ...string) string {
+func run(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
 	if err != nil {

@@ -24,7 +24,7 @@ func testOptions() acl.Options {
 	}
 }
 
-func open(t *testing.T, n *netns) *Table {
+func open(t testing.TB, n *netns) *Table {
 	t.Helper()
 	var table *Table
 	n.do(func() {

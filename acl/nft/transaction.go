@@ -22,8 +22,10 @@ const (
 	phaseElements
 	phaseNewChains
 	phaseChains
+	phaseNextMaps
 	phaseMaps
 	phaseBaseChains
+	phaseDelNextMaps
 	phaseDelElements
 	phaseDelChains
 	phaseDelSets
@@ -49,6 +51,7 @@ type op struct {
 type transaction struct {
 	phases [phases][]op
 	whole  bool // one batch, however large
+	rekeys bool // some key of a map gets another verdict
 }
 
 func newTransaction() *transaction { return &transaction{} }
@@ -56,6 +59,31 @@ func newTransaction() *transaction { return &transaction{} }
 func (tx *transaction) add(phase int, o op) { tx.phases[phase] = append(tx.phases[phase], o) }
 
 func (tx *transaction) ops() []op { return slices.Concat(tx.phases[:]...) }
+
+// parts are what may be committed together: everything, or, if a key of a map
+// gets another verdict, what comes before, the change, and what comes after.
+func (tx *transaction) parts() [][]op {
+	if !tx.rekeys || tx.whole {
+		return [][]op{tx.ops()}
+	}
+	return [][]op{
+		slices.Concat(tx.phases[:phaseMaps]...),
+		slices.Concat(tx.phases[phaseMaps:phaseDelNextMaps]...),
+		slices.Concat(tx.phases[phaseDelNextMaps:]...),
+	}
+}
+
+// rekey keeps packets from falling between the old and the new verdict of the
+// elements' keys.
+func (tx *transaction) rekey(m string, elements []acl.Element) {
+	if len(elements) == 0 {
+		return
+	}
+	tx.rekeys = true
+	next := acl.SetChange{Name: acl.NextMap(m), Type: acl.LinkVerdict}
+	tx.elements(phaseNextMaps, next, elements, false)
+	tx.elements(phaseDelNextMaps, next, elements, true)
+}
 
 func (tx *transaction) empty() bool { return len(tx.ops()) == 0 }
 
@@ -145,6 +173,15 @@ func (tx *transaction) set(c acl.SetChange) {
 	if c.Type.Map() || c.Type.Interval() {
 		delPhase = addPhase
 	}
+	if c.Type == acl.LinkVerdict {
+		var changed []acl.Element
+		for _, e := range c.Add {
+			if slices.ContainsFunc(c.Del, func(o acl.Element) bool { return o.Link == e.Link }) {
+				changed = append(changed, e)
+			}
+		}
+		tx.rekey(c.Name, changed)
+	}
 	tx.elements(delPhase, c, c.Del, true)
 	tx.elements(addPhase, c, c.Add, false)
 }
@@ -170,24 +207,25 @@ func (tx *transaction) elements(phase int, c acl.SetChange, elements []acl.Eleme
 	}
 }
 
-// commit sends the transaction: as one batch if it is not too large, else in
-// batches that are each whole. The caller holds t.mu.
+// commit sends the transaction: each part as one batch if it is not too large,
+// else in batches that are each whole. The caller holds t.mu.
 func (t *Table) commit(ctx context.Context, tx *transaction) error {
-	ops := tx.ops()
 	var errs []error
-	for len(ops) > 0 {
-		if err := ctx.Err(); err != nil {
-			return errors.Join(append(errs, err)...)
+	for _, ops := range tx.parts() {
+		for len(ops) > 0 {
+			if err := ctx.Err(); err != nil {
+				return errors.Join(append(errs, err)...)
+			}
+			n, weight := 1, ops[0].weight
+			for n < len(ops) && (tx.whole || weight+ops[n].weight <= maxWeight) {
+				weight += ops[n].weight
+				n++
+			}
+			if err := t.batch(ops[:n]); err != nil {
+				errs = append(errs, err)
+			}
+			ops = ops[n:]
 		}
-		n, weight := 1, ops[0].weight
-		for n < len(ops) && (tx.whole || weight+ops[n].weight <= maxWeight) {
-			weight += ops[n].weight
-			n++
-		}
-		if err := t.batch(ops[:n]); err != nil {
-			errs = append(errs, err)
-		}
-		ops = ops[n:]
 	}
 	return errors.Join(errs...)
 }

@@ -1,0 +1,336 @@
+package nft
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"netctl/acl"
+)
+
+const hostMAC = "ee:ee:ee:ee:ee:ee"
+
+// lab is a router namespace with the packet filter, and hosts behind it.
+type lab struct {
+	t      *testing.T
+	router *netns
+	hosts  map[string]*host
+	table  *Table
+	rules  *acl.Ruleset // what the table holds
+	sent   uint64
+}
+
+// host is a namespace behind one link of the router.
+type host struct {
+	*netns
+	link    string // the router's side
+	group   uint32
+	addrs   []netip.Addr
+	mac     net.HardwareAddr
+	send    int // packet socket on eth0
+	receive int // packet socket on eth0: what comes in
+	index   int
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	l := &lab{t: t, router: newNetns(t), hosts: map[string]*host{}, rules: acl.Static(testOptions())}
+	l.router.sysctl("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.rp_filter=0",
+		"net.ipv4.conf.default.rp_filter=0", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.default.accept_ra=0")
+	l.router.run("ip", "route", "add", "169.254.1.1", "dev", "lo", "scope", "link")
+	l.router.run("ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
+	l.table = open(t, l.router)
+	if err := l.table.EnsureStatic(t.Context(), l.rules); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func (n *netns) sysctl(settings ...string) {
+	n.t.Helper()
+	n.run(append([]string{"sysctl", "-q", "-w"}, settings...)...)
+}
+
+// addHost wires a host; group 0 is a link that is not ours.
+func (l *lab) addHost(name, link string, group uint32, addrs ...string) *host {
+	l.t.Helper()
+	h := &host{netns: newNetns(l.t), link: link, group: group}
+	l.hosts[name] = h
+	h.sysctl("net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.default.accept_ra=0", "net.ipv6.conf.default.router_solicitations=0")
+	l.router.run("ip", "link", "add", link, "group", strconv.Itoa(int(group)), "type", "veth", "peer", "name", "eth0", "netns", h.name)
+	l.router.run("ip", "link", "set", link, "address", hostMAC, "up")
+	h.run("ip", "link", "set", "eth0", "up")
+	h.run("ip", "route", "add", "169.254.1.1", "dev", "eth0")
+	h.run("ip", "neigh", "replace", "169.254.1.1", "lladdr", hostMAC, "dev", "eth0")
+	h.run("ip", "neigh", "replace", "fe80::1", "lladdr", hostMAC, "dev", "eth0")
+	h.run("ip", "route", "add", "default", "via", "169.254.1.1", "dev", "eth0", "onlink")
+	h.run("ip", "route", "add", "default", "via", "fe80::1", "dev", "eth0", "onlink")
+	mac, err := net.ParseMAC(strings.TrimSpace(h.run("cat", "/sys/class/net/eth0/address")))
+	if out := h.run("ip", "-br", "link", "show", "eth0"); err != nil || true {
+		if mac, err = net.ParseMAC(strings.Fields(out)[2]); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	h.mac = mac
+	for _, s := range addrs {
+		a := netip.MustParseAddr(s)
+		h.addrs = append(h.addrs, a)
+		h.run("ip", "addr", "add", netip.PrefixFrom(a, a.BitLen()).String(), "dev", "eth0")
+		l.router.run("ip", "route", "add", s, "dev", link)
+		l.router.run("ip", "neigh", "replace", s, "lladdr", mac.String(), "dev", link)
+	}
+	h.do(func() { h.openSockets() })
+	return h
+}
+
+func (h *host) openSockets() {
+	link, err := net.InterfaceByName("eth0")
+	if err != nil {
+		h.t.Error(err)
+		return
+	}
+	h.index = link.Index
+	for _, fd := range []*int{&h.send, &h.receive} {
+		if *fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+			h.t.Error(err)
+			return
+		}
+		h.t.Cleanup(func() { unix.Close(*fd) })
+	}
+	all := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL))
+	if err := unix.Bind(h.receive, &unix.SockaddrLinklayer{Protocol: all, Ifindex: link.Index}); err != nil {
+		h.t.Error(err)
+	}
+	_ = unix.SetsockoptInt(h.receive, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20)
+}
+
+// probe is a packet to send: who sends it, and what the filter can know of it.
+type probe struct {
+	from string
+	p    acl.Packet
+}
+
+// transmit puts the packet on the sender's wire, marked with id.
+func (l *lab) transmit(from *host, p acl.Packet, id uint64) {
+	l.t.Helper()
+	eth := unix.ETH_P_IP
+	if p.Src.Is6() {
+		eth = unix.ETH_P_IPV6
+	}
+	dst, _ := net.ParseMAC(hostMAC)
+	frame := append(append([]byte{}, dst...), from.mac...)
+	frame = binary.BigEndian.AppendUint16(frame, uint16(eth))
+	frame = append(frame, packetBytes(p, id)...)
+	to := &unix.SockaddrLinklayer{Ifindex: from.index}
+	for {
+		err := unix.Sendto(from.send, frame, 0, to)
+		if err == nil {
+			return
+		}
+		if err != syscall.ENOBUFS {
+			l.t.Fatalf("send: %v", err)
+		}
+	}
+}
+
+// packetBytes is the IP packet with right checksums; id is its last 8 bytes.
+func packetBytes(p acl.Packet, id uint64) []byte {
+	var body []byte
+	switch p.Protocol {
+	case unix.IPPROTO_TCP:
+		body = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, p.SrcPort), p.DstPort)
+		body = append(body, 0, 0, 0, 1, 0, 0, 0, 0, 5<<4, 2, 0xff, 0xff, 0, 0, 0, 0) // SYN
+	case unix.IPPROTO_UDP:
+		body = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, p.SrcPort), p.DstPort)
+		body = append(body, 0, 16, 0, 0)
+	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
+		body = []byte{p.Type, p.Code, 0, 0, byte(id >> 8), byte(id), 0, 1}
+	}
+	body = binary.BigEndian.AppendUint64(body, id)
+	checksumAt := map[uint8]int{unix.IPPROTO_TCP: 16, unix.IPPROTO_UDP: 6, unix.IPPROTO_ICMP: 2, unix.IPPROTO_ICMPV6: 2}
+	if at, ok := checksumAt[p.Protocol]; ok {
+		var pseudo []byte
+		if p.Protocol != unix.IPPROTO_ICMP {
+			pseudo = append(append(pseudo, p.Src.AsSlice()...), p.Dst.AsSlice()...)
+			pseudo = append(pseudo, 0, p.Protocol, 0, byte(len(body)))
+		}
+		binary.BigEndian.PutUint16(body[at:], checksum(append(pseudo, body...)))
+	}
+	if p.Src.Is6() {
+		head := []byte{0x60, 0, 0, 0, 0, byte(len(body)), p.Protocol, 64}
+		return append(append(append(head, p.Src.AsSlice()...), p.Dst.AsSlice()...), body...)
+	}
+	head := []byte{0x45, 0, 0, byte(20 + len(body)), 0, 0, 0, 0, 64, p.Protocol, 0, 0}
+	head = append(append(head, p.Src.AsSlice()...), p.Dst.AsSlice()...)
+	binary.BigEndian.PutUint16(head[10:], checksum(head))
+	return append(head, body...)
+}
+
+// checksum is the Internet checksum (RFC 1071).
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i, v := range b {
+		sum += uint32(v) << (8 * (1 - i%2))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+// received drains what reached the host and returns the marks.
+func (h *host) received() []uint64 {
+	var out []uint64
+	buffer := make([]byte, 2048)
+	for {
+		n, from, err := unix.Recvfrom(h.receive, buffer, unix.MSG_DONTWAIT)
+		if err != nil {
+			return out
+		}
+		if a, ok := from.(*unix.SockaddrLinklayer); ok && a.Pkttype != unix.PACKET_OUTGOING && n >= 14+20+8 {
+			out = append(out, binary.BigEndian.Uint64(buffer[n-8:n]))
+		}
+	}
+}
+
+var dropCounter = regexp.MustCompile(`counter packets (\d+) bytes \d+ drop`)
+
+// dropped is how many packets the filter dropped so far.
+func (l *lab) dropped() int {
+	l.t.Helper()
+	total := 0
+	for _, m := range dropCounter.FindAllStringSubmatch(l.router.run("nft", "list", "table", "inet", acl.TableName), -1) {
+		n, _ := strconv.Atoi(m[1])
+		total += n
+	}
+	return total
+}
+
+// try sends every probe and tells which arrived. Each either arrives or is
+// counted as dropped, so nothing waits for silence.
+func (l *lab) try(probes []probe) []bool {
+	l.t.Helper()
+	for _, h := range l.hosts {
+		h.received()
+	}
+	before, start := l.dropped(), l.sent
+	for _, p := range probes {
+		l.transmit(l.hosts[p.from], p.p, l.mark(l.sent))
+		l.sent++
+	}
+	arrived, n := make([]bool, len(probes)), 0
+	l.eventually("every probe to arrive or be dropped", func() bool {
+		for _, h := range l.hosts {
+			for _, mark := range h.received() {
+				for i := range probes {
+					if mark == l.mark(start+uint64(i)) && !arrived[i] {
+						arrived[i] = true
+						n++
+					}
+				}
+			}
+		}
+		return n+l.dropped()-before >= len(probes)
+	})
+	return arrived
+}
+
+// mark makes a sequence number unlikely in any other packet.
+func (l *lab) mark(n uint64) uint64 { return 0x6e65746374000000 ^ uint64(os.Getpid())<<40 + n }
+
+func (l *lab) eventually(what string, ok func() bool) {
+	l.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); {
+		if time.Now().After(deadline) {
+			l.t.Fatalf("waited for %s\n%s", what, l.router.run("nft", "list", "table", "inet", acl.TableName))
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// complete fills in what the router will see of the probe.
+func (l *lab) complete(p *probe) {
+	from := l.hosts[p.from]
+	p.p.InLink, p.p.InGroup = from.link, from.group
+	for _, h := range l.hosts {
+		for _, a := range h.addrs {
+			if a == p.p.Dst {
+				p.p.OutLink, p.p.OutGroup = h.link, h.group
+			}
+		}
+	}
+	if p.p.State == 0 {
+		p.p.State = acl.New
+	}
+}
+
+// check sends the probes and holds what happens against Eval.
+func (l *lab) check(probes []probe) []bool {
+	l.t.Helper()
+	for i := range probes {
+		l.complete(&probes[i])
+	}
+	got := l.try(probes)
+	for i, p := range probes {
+		if d := l.rules.Eval(p.p); d.Allowed != got[i] {
+			l.t.Errorf("%+v: arrived %v, but Eval: %s", p.p, got[i], d)
+		}
+	}
+	if l.t.Failed() {
+		l.t.Fatalf("rules:\n%s", l.rules)
+	}
+	return got
+}
+
+// expect sends one probe and wants it to arrive or not, also by Eval.
+func (l *lab) expect(arrives bool, from string, p acl.Packet) {
+	l.t.Helper()
+	if got := l.check([]probe{{from, p}}); got[0] != arrives {
+		l.t.Errorf("from %s %v to %v proto %d port %d: arrived %v", from, p.Src, p.Dst, p.Protocol, p.DstPort, got[0])
+	}
+}
+
+// apply writes a delta to the kernel and to the rules Eval uses.
+func (l *lab) apply(d acl.Delta) {
+	l.t.Helper()
+	if err := l.table.Apply(l.t.Context(), d); err != nil {
+		l.t.Fatal(err)
+	}
+	l.rules.Apply(d)
+}
+
+func udp(src, dst string, port uint16) acl.Packet {
+	return acl.Packet{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Protocol: 17, SrcPort: 9, DstPort: port}
+}
+
+func tcp(src, dst string, port uint16) acl.Packet {
+	p := udp(src, dst, port)
+	p.Protocol = 6
+	return p
+}
+
+func echo(src, dst string) acl.Packet {
+	p := acl.Packet{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Protocol: 1, Type: 8}
+	if p.Src.Is6() {
+		p.Protocol, p.Type = 58, 128
+	}
+	return p
+}
+
+// uniquePort gives each probe a source port of its own: a new flow.
+func (l *lab) uniquePort(p acl.Packet) acl.Packet {
+	p.SrcPort = uint16(20000 + l.sent%40000)
+	return p
+}
+
+var _ = fmt.Sprint
