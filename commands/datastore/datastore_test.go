@@ -1,0 +1,126 @@
+package datastore_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	role "netctl/commands/datastore"
+	"netctl/datastore"
+	"netctl/datastore/etcd"
+)
+
+const patience = 30 * time.Second
+
+func config(t *testing.T) role.Config {
+	t.Helper()
+	dir := t.TempDir()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return role.Config{
+		Node: "node1", StateDir: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "run", "etcd.sock"),
+		PeerURL: "https://" + l.Addr().String(),
+	}
+}
+
+func run(t *testing.T, c role.Config) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	c.Ready = func() { close(ready) }
+	go func() { ended <- role.Run(ctx, c, slog.New(slog.DiscardHandler)) }()
+	select {
+	case <-ready:
+	case err := <-ended:
+		cancel()
+		t.Fatalf("ended at start: %v", err)
+	case <-time.After(patience):
+		cancel()
+		t.Fatal("not ready")
+	}
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("ended with %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+func TestRole(t *testing.T) {
+	c := config(t)
+	stop := run(t, c)
+	s, err := etcd.Open(t.Context(), etcd.Options{Endpoints: []string{"unix://" + c.Socket}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: datastore.Prefix + "a", Value: []byte("1")}}}); err != nil {
+		t.Fatal(err)
+	}
+	// Who holds the folder is named, whatever socket the second one would use.
+	second := c
+	second.Socket += "2"
+	if err := role.Run(t.Context(), second, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("PID %d", os.Getpid())) {
+		t.Errorf("a second one: %v", err)
+	}
+	for path, mode := range map[string]os.FileMode{"etcd": 0o700, "etcd-tls": 0o700, "etcd-tls/ca.key": 0o600, "etcd-tls/peer.key": 0o600} {
+		if st, err := os.Stat(filepath.Join(c.StateDir, path)); err != nil || st.Mode().Perm() != mode {
+			t.Errorf("%s: %v, %v", path, st, err)
+		}
+	}
+	// The peer port of a single member is as closed as every other.
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(c.PeerURL, "https://"), &tls.Config{InsecureSkipVerify: true})
+	if err == nil {
+		_, err = conn.Read(make([]byte, 1))
+		conn.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), "certificate required") {
+		t.Errorf("peer port without a certificate: %v", err)
+	}
+	stop()
+	run(t, c)
+	if _, err := s.Get(t.Context(), datastore.Prefix+"a"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCertificatesInterrupted(t *testing.T) {
+	c := config(t)
+	dir := filepath.Join(c.StateDir, "etcd-tls")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "ca.key"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, c)()
+}
+
+func TestRefusedConfig(t *testing.T) {
+	for want, change := range map[string]func(*role.Config){
+		"https://127.0.0.1:2379 needs tls": func(c *role.Config) { c.Listen = []string{"https://127.0.0.1:2379"} },
+		"all three":                        func(c *role.Config) { c.CA, c.Cert = "/a", "/b" },
+		"several members need tls":         func(c *role.Config) { c.Members = []string{"a=https://1.1.1.1:1", "b=https://1.1.1.1:2"} },
+		"/none":                            func(c *role.Config) { c.CA, c.Cert, c.Key = "/none", "/none", "/none" },
+	} {
+		c := config(t)
+		change(&c)
+		if err := role.Run(t.Context(), c, slog.New(slog.DiscardHandler)); !errors.Is(err, datastore.ErrInvalid) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
