@@ -77,7 +77,7 @@ cleanup() {
 	fi
 	if [[ $code -eq 1 ]]; then
 		for id in "$lab"/node?/log/netctl.log; do
-			mapfile -t out <"$id" && printf -- '--- end of %s ---\n' "$id" && printf '%s\n' "${out[@]:(${#out[@]} > 20 ? -20 : 0)}"
+			[[ -e $id ]] && mapfile -t out <"$id" && printf -- '--- end of %s ---\n' "$id" && printf '%s\n' "${out[@]:(${#out[@]} > 20 ? -20 : 0)}"
 		done >&2 || :
 	fi
 	[[ ! -d $lab ]] || "$netctl" lab --dir "$lab" down >/dev/null || code=1
