@@ -62,6 +62,7 @@ func newRootCommand(a *app) *cobra.Command {
 		newAgentCommand(a),
 		newCompletionCommand(a),
 		newConfigCommand(a),
+		newDatastoreCommand(a),
 		newLabCommand(a),
 		newNodeCommand(a),
 		newSpeakerCommand(a),

@@ -1,0 +1,88 @@
+package commands
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	role "netctl/commands/datastore"
+	"netctl/datastore"
+	"netctl/datastore/identity"
+)
+
+func newDatastoreCommand(a *app) *cobra.Command {
+	cmd := roleCommand(a, "datastore", "Run this node's member of the embedded etcd",
+		"  netctl datastore --config /etc/netctl.yaml\n  netctl datastore --etcd-quota-mib 512",
+		[]string{"etcd"},
+		func(ctx context.Context, s *settings) error {
+			return role.Run(ctx, s.datastoreConfig(), newLogger(a.err, "datastore", s))
+		})
+	cmd.AddCommand(newAdoptCommand(a))
+	return cmd
+}
+
+func (s *settings) datastoreConfig() role.Config {
+	return role.Config{
+		Node: s.Node, StateDir: s.StateDir, Socket: filepath.Join(s.RunDir, "etcd.sock"),
+		Listen: s.Etcd.Listen, PeerURL: s.Etcd.PeerURL,
+		CA: s.Etcd.TLS.CA, Cert: s.Etcd.TLS.Cert, Key: s.Etcd.TLS.Key,
+		QuotaBytes: int64(s.Etcd.QuotaMiB) << 20,
+	}
+}
+
+func newAdoptCommand(a *app) *cobra.Command {
+	var join bool
+	cmd := &cobra.Command{
+		Use:   "adopt",
+		Short: "Say that the datastore is the right one, after it was restored or made anew",
+		Long: "A node whose datastore comes back empty, restored from a backup, or as another cluster's is detached:\n" +
+			"it keeps what runs as it is and writes nothing. adopt, on one node, writes this node's cluster back; every\n" +
+			"other detached node of the cluster then attaches by itself. Nodes of another cluster are detached by it;\n" +
+			"--join takes such a node into the cluster that the datastore holds.",
+		Example: "  netctl datastore adopt\n  netctl datastore adopt --join",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := a.settings()
+			if err != nil {
+				return err
+			}
+			store, err := a.store(cmd.Context())
+			if err != nil {
+				return err
+			}
+			adopt, did := identity.Adopt, "adopted"
+			if join {
+				adopt, did = identity.Join, "joined"
+			}
+			before, err := clusterOf(cmd.Context(), store)
+			if err != nil {
+				return err
+			}
+			c, err := adopt(cmd.Context(), store, s.StateDir)
+			if err != nil {
+				return err
+			}
+			if before != nil && before.UUID != c.UUID {
+				a.warn("the datastore held cluster %s: its nodes are detached now; run netctl datastore adopt --join on each", before.UUID)
+			}
+			return a.print(fmt.Sprintf("Datastore %s: cluster %s, generation %d.\n", did, c.UUID, c.Generation))
+		},
+	}
+	cmd.Flags().BoolVar(&join, "join", false, "take this node into the datastore's cluster instead")
+	return cmd
+}
+
+// clusterOf is the cluster that the store holds; nil if none or unreadable.
+func clusterOf(ctx context.Context, s datastore.Store) (*datastore.Cluster, error) {
+	snap, err := s.List(ctx, datastore.ClusterKey)
+	if err != nil {
+		return nil, err
+	}
+	c, _, err := snap.Cluster()
+	if err != nil {
+		return nil, nil
+	}
+	return c, nil
+}
