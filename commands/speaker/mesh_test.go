@@ -56,8 +56,8 @@ func TestMesh(t *testing.T) {
 	}
 	netlab.Must(t, c1, "ping", "-n", "-c1", "-W5", "10.65.0.9")
 
-	t.Run("status", func(t *testing.T) { checkStatus(t, r, n1) })
-	t.Run("second", func(t *testing.T) {
+	r.sub("status", func(t *testing.T) { checkStatus(t, r, n1) })
+	r.sub("second", func(t *testing.T) {
 		p := r.start(n1.host, "speaker", n1.cfg)
 		<-p.Done()
 		if !strings.Contains(p.Output(), "speaker runs already") {
@@ -76,15 +76,15 @@ func TestMesh(t *testing.T) {
 		{"kill both", syscall.SIGKILL, []*netctlNode{n1, n2}, true},
 		{"kill both without a datastore", syscall.SIGKILL, []*netctlNode{n1, n2}, false},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		r.sub(c.name, func(t *testing.T) {
 			restart(t, r, c.signal, c.nodes, c.store, c1, "10.65.1.5", 1)
 			r.expect(n1.host, "88", to1...)
 			r.expect(n2.host, "88", to2...)
 		})
 	}
-	t.Run("changes", func(t *testing.T) { followChanges(t, r, n1, n2, to1, to2) })
-	t.Run("reboot", func(t *testing.T) { reboot(t, r, n1, n2, to1, to2) })
-	t.Run("removed", func(t *testing.T) {
+	r.sub("changes", func(t *testing.T) { followChanges(t, r, n1, n2, to1, to2) })
+	r.sub("reboot", func(t *testing.T) { reboot(t, r, n1, n2, to1, to2) })
+	r.sub("removed", func(t *testing.T) {
 		n := get[*datastore.Node](t, r, "node2")
 		if err := datastore.Delete(r.ctx, r.store, n); err != nil {
 			t.Fatal(err)
@@ -98,7 +98,7 @@ func TestMesh(t *testing.T) {
 		r.expect(n1.host, "88", to1...)
 		r.expect(n2.host, "88", to2...)
 	})
-	t.Run("detached", func(t *testing.T) { detached(t, r, n1, n2, to1, to2) })
+	r.sub("detached", func(t *testing.T) { detached(t, r, n1, n2, to1, to2) })
 }
 
 func get[T datastore.Object](t *testing.T, r *rig, name string) T {
@@ -227,7 +227,10 @@ func restart(t *testing.T, r *rig, signal syscall.Signal, nodes []*netctlNode, s
 	nodes[0].ip("route del blackhole 10.65.200.0/26 proto 87")
 	if !store {
 		r.startStore()
-		netlab.Until(t, 30*time.Second, "the speakers have the datastore", func() string {
+		netlab.Until(t, 30*time.Second, "everybody has the datastore", func() string {
+			if _, err := r.store.Get(r.ctx, datastore.ClusterKey); err != nil {
+				return err.Error()
+			}
 			for _, n := range r.nodes {
 				if s, err := n.status(); err != nil || s.Store != "" {
 					return n.host.Name + ": " + s.Store

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -93,6 +94,16 @@ func newRig(t *testing.T, o netlab.Options) *rig {
 	return r
 }
 
+// sub runs a subtest that the rig reports to.
+func (r *rig) sub(name string, fn func(t *testing.T)) {
+	was := r.t
+	defer func() { r.t = was }()
+	was.Run(name, func(t *testing.T) {
+		r.t = t
+		fn(t)
+	})
+}
+
 func text(err error) string {
 	if err != nil {
 		return err.Error()
@@ -165,6 +176,18 @@ func (r *rig) register(h *netlab.Host) {
 func (r *rig) node(h *netlab.Host) *netctlNode {
 	r.t.Helper()
 	r.register(h)
+	return r.run(h)
+}
+
+// node6 is node for a host with an IPv6 address only.
+func (r *rig) node6(h *netlab.Host) *netctlNode {
+	r.t.Helper()
+	r.create(&datastore.Node{Metadata: datastore.Metadata{Name: h.Name}, Spec: datastore.NodeSpec{Addresses: []netip.Prefix{h.Addr6}}})
+	return r.run(h)
+}
+
+func (r *rig) run(h *netlab.Host) *netctlNode {
+	r.t.Helper()
 	netlab.Must(r.t, h, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
 	n := &netctlNode{rig: r, host: h, boot: filepath.Join(r.dir, h.Name+".boot")}
 	n.reboot("first")
@@ -265,12 +288,16 @@ func (n *netctlNode) endpoint(name, addr string) *netlab.Container {
 	return c
 }
 
+// nextHopObject is what FRR's routes show beside their next hop.
+var nextHopObject = regexp.MustCompile(` nhid \d+`)
+
 // learnt is the routes of the speaker, as `ip route` prints them, sorted.
 func learnt(t *testing.T, h *netlab.Host, proto string) []string {
 	t.Helper()
 	out := netlab.Must(t, h, "ip", "-4", "route", "show", "proto", proto) + netlab.Must(t, h, "ip", "-6", "route", "show", "proto", proto)
 	var lines []string
 	for _, l := range strings.Split(out, "\n") {
+		l = nextHopObject.ReplaceAllString(l, "")
 		if strings.HasPrefix(l, "\t") {
 			lines[len(lines)-1] += " " + strings.TrimSpace(l)
 		} else if l = strings.TrimSpace(l); l != "" {
@@ -314,7 +341,8 @@ func (r *rig) monitor(h *netlab.Host) *monitor {
 func (m *monitor) mark(t *testing.T, addr string) {
 	t.Helper()
 	netlab.Until(t, 20*time.Second, "ip monitor listens", func() string {
-		netlab.Must(t, m.host, "ip", "route", "replace", "blackhole", addr, "proto", "static")
+		netlab.Must(t, m.host, "ip", "route", "add", "blackhole", addr, "proto", "static")
+		netlab.Must(t, m.host, "ip", "route", "del", "blackhole", addr, "proto", "static")
 		if !strings.Contains(m.proc.Output(), addr) {
 			return "not shown yet"
 		}
@@ -329,7 +357,7 @@ func (m *monitor) deletions(t *testing.T) []string {
 	m.proc.Kill()
 	var out []string
 	for _, l := range strings.Split(m.proc.Output(), "\n") {
-		if strings.HasPrefix(l, "Deleted") && !strings.Contains(l, "table local") {
+		if strings.HasPrefix(l, "Deleted") && !strings.Contains(l, " 198.18.0.") && !strings.Contains(l, "proto kernel") {
 			out = append(out, strings.TrimSpace(l))
 		}
 	}
