@@ -374,8 +374,8 @@ func (f *fsm) start(c *conn) {
 		f.log.Error("open cannot be encoded", "err", err)
 	}
 	c.say(m)
-	go c.serve(f.incoming)
-	go c.write()
+	f.speaker.tasks.Go(func() { c.serve(f.incoming) })
+	f.speaker.tasks.Go(c.write)
 }
 
 // openSent waits for an OPEN from the peer.

@@ -87,7 +87,11 @@ func interop(t *testing.T, theyAre func(*host) foreign) {
 
 	equal := func(what string, got func() []string, want []string) {
 		t.Helper()
-		defer func() { if t.Failed() { t.Logf("%s: %q, routes %s", what, got(), b.ip("route show")+b.ip("-6 route show")) } }()
+		defer func() {
+			if t.Failed() {
+				t.Logf("%s: %q, routes %s", what, got(), b.ip("route show")+b.ip("-6 route show"))
+			}
+		}()
 		eventually(t, what, func() bool { return len(got()) == len(want) })
 		if got := got(); !slices.Equal(got, want) {
 			t.Fatalf("%s: %q, want %q", what, got, want)

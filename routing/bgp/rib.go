@@ -112,19 +112,9 @@ func (r *rib) apply(s *session, changes []change) {
 	if p.session != s {
 		return
 	}
-	if limit := p.config.PrefixLimit; limit > 0 {
-		count := len(p.in)
-		for _, c := range changes {
-			for _, prefix := range c.prefixes {
-				if c.attrs != nil && p.in[prefix] == nil {
-					count++
-				}
-			}
-		}
-		if count > limit {
-			p.fsm.end(cease(ceaseLimit, ""))
-			return
-		}
+	if limit := p.config.PrefixLimit; limit > 0 && p.after(changes) > limit {
+		p.fsm.end(cease(ceaseLimit, ""))
+		return
 	}
 	for _, c := range changes {
 		switch {
@@ -141,6 +131,28 @@ func (r *rib) apply(s *session, changes []change) {
 			}
 		}
 	}
+}
+
+// after is the number of prefixes that changes would leave.
+func (p *peer) after(changes []change) int {
+	held := map[netip.Prefix]bool{}
+	count := len(p.in)
+	for _, c := range changes {
+		for _, prefix := range c.prefixes {
+			has, seen := held[prefix]
+			if !seen {
+				has = p.in[prefix] != nil
+			}
+			held[prefix] = c.attrs != nil
+			switch {
+			case c.attrs != nil && !has:
+				count++
+			case c.attrs == nil && has:
+				count--
+			}
+		}
+	}
+	return count
 }
 
 // set makes attrs the peer's path to a prefix.
