@@ -130,7 +130,7 @@ func BenchmarkAddEndpoint(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		add := endpoint("n1", "n1/cni/new/eth0", "ncnew", []string{"p7"}, "10.9.9.9", "fd00::9")
+		add := endpoint("n1", "n1/cni/new/eth0", "ncnew", []string{"p7"}, "10.9.9.9")
 		del := datastore.Change{Kind: add.Kind, Name: add.Name, Old: add.New}
 		for _, c := range []datastore.Change{add, del} {
 			x.Apply(c)

@@ -1,0 +1,113 @@
+package conntrack
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+var (
+	addr4 = netip.MustParseAddr("10.0.0.5")
+	addr6 = netip.MustParseAddr("fd00::5")
+)
+
+// fill makes entries of which some are from or to addr4 and addr6, and returns
+// how many are not.
+func fill(n *netns) int {
+	n.t.Helper()
+	insert := func(args string) {
+		n.run(append([]string{"conntrack", "-I", "-t", "600", "-p", "udp", "--sport", "1000"}, strings.Fields(args)...)...)
+	}
+	for i := range 5 {
+		insert(fmt.Sprintf("-s 10.0.0.5 -d 192.0.2.%d --dport 5", i+1))
+		insert(fmt.Sprintf("-s 192.0.2.%d -d 10.0.0.5 --dport 5", i+1))
+		insert(fmt.Sprintf("-s 192.0.2.%d -d 198.51.100.1 --dst-nat 10.0.0.5 --dport 80", i+1))
+		insert(fmt.Sprintf("-s 10.0.0.5 -d 192.0.2.%d --src-nat 198.51.100.1 --dport 81", i+1))
+		insert(fmt.Sprintf("-s fd00::5 -d 2001:db8::%d --dport 5", i+1))
+		insert(fmt.Sprintf("-s 2001:db8::%d -d fd00::5 --dport 5", i+1))
+		insert(fmt.Sprintf("-s 10.0.0.6 -d 192.0.2.%d --dport 5", i+1))
+		insert(fmt.Sprintf("-s 192.0.2.%d -d 198.51.100.1 --dst-nat 10.0.0.6 --dport 82", i+1))
+		insert(fmt.Sprintf("-s fd00::6 -d 2001:db8::%d --dport 5", i+1))
+	}
+	return 15
+}
+
+// entries are the entries of both families, one line each.
+func entries(n *netns) string {
+	var out strings.Builder
+	for _, f := range []string{"ipv4", "ipv6"} {
+		for _, line := range strings.Split(n.run("conntrack", "-L", "-f", f), "\n") {
+			if strings.HasPrefix(line, "udp") {
+				out.WriteString(line + "\n")
+			}
+		}
+	}
+	return out.String()
+}
+
+func check(t *testing.T, n *netns, others int) {
+	t.Helper()
+	left := entries(n)
+	if strings.Contains(left, "10.0.0.5 ") || strings.Contains(left, "fd00::5 ") {
+		t.Errorf("left:\n%s", left)
+	}
+	if c := strings.Count(left, "\n"); c != others {
+		t.Errorf("%d entries left, want the %d others:\n%s", c, others, left)
+	}
+}
+
+func TestDelete(t *testing.T) {
+	n := newNetns(t)
+	others := fill(n)
+	n.do(func() {
+		if err := Delete(addr4, addr6); err != nil {
+			t.Error(err)
+		}
+	})
+	check(t, n, others)
+	n.do(func() {
+		if err := Delete(addr4); err != nil {
+			t.Errorf("nothing left to delete: %v", err)
+		}
+		if err := Delete(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestDeleteDumped is the way of kernels that do not delete by filter.
+func TestDeleteDumped(t *testing.T) {
+	n := newNetns(t)
+	others := fill(n)
+	n.do(func() {
+		c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		for _, a := range []netip.Addr{addr4, addr6} {
+			for _, tuple := range []uint16{attrTupleOrig, attrTupleReply} {
+				if err := deleteDumped(c, a, tuple); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	check(t, n, others)
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte{2, 0, 0, 0})
+	f.Add([]byte{2, 0, 0, 0, 12, 0, 1, 0x80, 8, 0, 1, 0x80, 4, 0, 1, 0})
+	f.Add([]byte("\x02\x00\x00\x00\x14\x00\x01\x80\x10\x00\x01\x80\x08\x00\x01\x00\x0a\x00\x00\x05\x08\x00\x0c\x00\x00\x00\x00\x01"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if e, err := parse(b); err == nil && e.orig.IsValid() && len(e.key) == 0 {
+			t.Errorf("%x: a tuple but no key", b)
+		}
+	})
+}

@@ -1,0 +1,188 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func ensure(t *testing.T, n *netns, want int) {
+	t.Helper()
+	n.do(func() {
+		added, err := EnsureForward("nc")
+		if err != nil {
+			t.Error(err)
+		}
+		if added != want {
+			t.Errorf("added %d rules, want %d", added, want)
+		}
+	})
+}
+
+// rules are the rules of a chain that are ours.
+func rules(n *netns, binary, chain string) []string {
+	n.t.Helper()
+	var out []string
+	for _, line := range strings.Split(n.run(binary, "-S", chain), "\n") {
+		if strings.Contains(line, "--comment netctl") {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+func wantRules(t *testing.T, n *netns, binary, chain string) {
+	t.Helper()
+	want := fmt.Sprintf("-A %[1]s -o nc+ -m comment --comment netctl -j ACCEPT\n-A %[1]s -i nc+ -m comment --comment netctl -j ACCEPT", chain)
+	if got := strings.Join(rules(n, binary, chain), "\n"); got != want {
+		t.Errorf("%s %s:\n%s", binary, chain, got)
+	}
+}
+
+// TestNothingToDo: without a policy and without Docker nothing is written, and
+// no table is made by looking.
+func TestNothingToDo(t *testing.T) {
+	n := newNetns(t)
+	ensure(t, n, 0)
+	if out := n.run("nft", "list", "ruleset"); out != "" {
+		t.Errorf("made %s", out)
+	}
+	if out := n.run("cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"); out != "" {
+		t.Errorf("made the legacy tables %s", out)
+	}
+	n.run("iptables-nft", "-A", "FORWARD", "-s", "192.0.2.1", "-j", "DROP")
+	n.run("iptables-legacy", "-A", "FORWARD", "-s", "192.0.2.1", "-j", "DROP")
+	ensure(t, n, 0)
+}
+
+func TestPolicyDrop(t *testing.T) {
+	for _, binary := range []string{"iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"} {
+		n := newNetns(t)
+		n.run(binary, "-P", "FORWARD", "DROP")
+		n.run(binary, "-A", "FORWARD", "-j", "DROP")
+		n.run(binary, "-A", "FORWARD", "-i", "old+", "-m", "comment", "--comment", "netctl", "-j", "ACCEPT")
+		ensure(t, n, 2)
+		wantRules(t, n, binary, "FORWARD")
+		before := n.run(binary, "-S")
+		ensure(t, n, 0)
+		if after := n.run(binary, "-S"); after != before {
+			t.Errorf("%s changed by the second time:\n%s\nwas\n%s", binary, after, before)
+		}
+		n.run(binary, "-F", "FORWARD")
+		ensure(t, n, 2)
+		wantRules(t, n, binary, "FORWARD")
+	}
+}
+
+// TestRunFollows: a change of the nft flavour is followed at once, by the
+// channel; the errors of a missing table are not fatal.
+func TestRunFollows(t *testing.T) {
+	n := newNetns(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	changed, done := make(chan struct{}), make(chan error, 1)
+	go n.do(func() { done <- Run(ctx, "nc", changed, slog.New(slog.DiscardHandler)) })
+	n.run("iptables-nft", "-P", "FORWARD", "DROP")
+	for range 3 {
+		changed <- struct{}{}
+	}
+	eventually(t, "the rules", func() bool { return len(rules(n, "iptables-nft", "FORWARD")) == 2 })
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited for %s", what)
+		}
+	}
+}
+
+// TestDocker20 starts a real Docker before and after us: both ways end with our
+// rules in DOCKER-USER, and Docker's own start does not lose them.
+func TestDocker20(t *testing.T) {
+	if _, err := exec.LookPath("dockerd"); err != nil {
+		t.Fatal("dockerd is missing: apt-get install --no-install-recommends docker.io")
+	}
+	n := newNetns(t)
+	n.run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+	n.run("ip", "link", "set", "up1", "up")
+	n.run("ip", "link", "set", "up0", "up")
+	n.run("ip", "addr", "add", "192.168.99.1/24", "dev", "up0")
+	n.run("ip", "route", "add", "default", "via", "192.168.99.2")
+	ensure(t, n, 0)
+	d := startDocker(t, n)
+	ensure(t, n, 2)
+	wantRules(t, n, "iptables", "DOCKER-USER")
+	ensure(t, n, 0)
+	d.stop()
+	d = startDocker(t, n)
+	ensure(t, n, 0)
+	wantRules(t, n, "iptables", "DOCKER-USER")
+	if out := n.run("iptables", "-S", "FORWARD"); !strings.Contains(out, "-A FORWARD -j DOCKER-USER") {
+		t.Errorf("forward chain:\n%s", out)
+	}
+	d.stop()
+}
+
+type docker struct {
+	t   *testing.T
+	cmd *exec.Cmd
+}
+
+// startDocker runs dockerd in the namespace and in a mount namespace of its own.
+func startDocker(t *testing.T, n *netns) *docker {
+	t.Helper()
+	dir := t.TempDir()
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := `mkdir -p /run/docker && mount -t tmpfs none /run/docker && mount -t tmpfs none "$1" && mkdir "$1/data" &&
+exec dockerd --data-root "$1/data" --exec-root "$1/run" --pidfile "$1/pid" -H "unix://$2"`
+	socket := filepath.Join(dir, "s")
+	work := filepath.Join(dir, "w")
+	if err := os.Mkdir(work, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cmd := n.command("unshare", "-m", "--propagation", "slave", "bash", "-c", script, "docker", work, socket)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	d := &docker{t, cmd}
+	t.Cleanup(d.stop)
+	eventually(t, "dockerd", func() bool {
+		if exec.Command("docker", "-H", "unix://"+socket, "version").Run() == nil {
+			return true
+		}
+		if err := cmd.Process.Signal(syscall.Signal(0)); err != nil {
+			text, _ := os.ReadFile(log.Name())
+			t.Fatalf("dockerd ended:\n%s", text)
+		}
+		return false
+	})
+	return d
+}
+
+// stop ends dockerd, which ends its containerd, and waits for both.
+func (d *docker) stop() {
+	if d.cmd.ProcessState != nil {
+		return
+	}
+	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	_ = d.cmd.Wait()
+	_ = syscall.Kill(-d.cmd.Process.Pid, syscall.SIGKILL)
+}
