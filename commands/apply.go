@@ -150,7 +150,7 @@ func (a *app) deleteAndTell(cmd *cobra.Command, list []manifest, force bool) err
 		if err != nil {
 			return farther(i, len(list), fmt.Errorf("%s%w", m.where(), err))
 		}
-		if err := a.print(fmt.Sprintf("%s %s deleted\n", strings.ToLower(string(o.Kind())), o.Meta().Name)); err != nil {
+		if err := a.print(label(o) + " deleted\n"); err != nil {
 			return err
 		}
 	}

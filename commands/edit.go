@@ -98,7 +98,11 @@ func (a *app) writeEdited(cmd *cobra.Command, was, edited datastore.Object) erro
 	if err != nil {
 		return err
 	}
-	if err := datastore.Update(cmd.Context(), s, edited); err != nil {
+	put := datastore.Update
+	if edited.Meta().Revision == 0 {
+		put = datastore.Create
+	}
+	if err := put(cmd.Context(), s, edited); err != nil {
 		return err
 	}
 	return a.print(label(edited) + " updated\n")

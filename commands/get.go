@@ -33,34 +33,45 @@ func newGetCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		objects := view.Objects(kind)
+		objects := objectsOf(view, kind)
 		if len(args) > 1 {
 			if objects, err = objectsNamed(view, kind, args[1:]); err != nil {
 				return err
 			}
 		}
-		return a.show(*f, objects, func() string {
-			if kind == datastore.KindPool {
-				return poolTables(view, asPools(objects), *f == formatWide)
-			}
-			return kindTable(view, kind, objects, *f == formatWide)
-		})
+		if kind == datastore.KindPool {
+			return a.showPools(cmd.Context(), *f, asPools(objects))
+		}
+		return a.show(*f, objects, func() string { return kindTable(view, kind, objects, *f == formatWide) })
 	}
 	return cmd
 }
 
+// objectsOf are the objects of a kind; what configures the cluster is there even
+// if nobody wrote it, with its defaults.
+func objectsOf(view *datastore.View, kind datastore.Kind) []datastore.Object {
+	switch kind {
+	case datastore.KindBGPConfig:
+		return []datastore.Object{view.BGP()}
+	case datastore.KindConfig:
+		return []datastore.Object{view.Config()}
+	}
+	return view.Objects(kind)
+}
+
 func objectsNamed(view *datastore.View, kind datastore.Kind, names []string) ([]datastore.Object, error) {
+	all := objectsOf(view, kind)
 	var out []datastore.Object
 	for _, n := range names {
 		n = nameOfKind(kind, n)
 		if err := checkNames(kind, n); err != nil {
 			return nil, err
 		}
-		o := view.Object(kind, n)
-		if o == nil {
-			return nil, fmt.Errorf("%s %s: %w", strings.ToLower(string(kind)), n, datastore.ErrNotFound)
+		i := slices.IndexFunc(all, func(o datastore.Object) bool { return o.Meta().Name == n })
+		if i < 0 {
+			return nil, fmt.Errorf("%s: %w", labelOf(kind, n), datastore.ErrNotFound)
 		}
-		out = append(out, o)
+		out = append(out, all[i])
 	}
 	return out, nil
 }

@@ -93,8 +93,14 @@ func firstArgument(cmd *cobra.Command, args []string) string {
 }
 
 // finish gives every command of the tree what all of them have: the exit codes
-// in its help.
-func finish(c *cobra.Command) {
+// in its help, and that a started command's errors are no longer its usage's.
+func finish(a *app, c *cobra.Command) {
+	if run := c.RunE; run != nil {
+		c.RunE = func(cmd *cobra.Command, args []string) error {
+			a.started = true
+			return run(cmd, args)
+		}
+	}
 	codes := c.Annotations[exitCodes]
 	if codes == "" {
 		codes = "0 done, 1 failed, 2 usage"
@@ -106,7 +112,7 @@ func finish(c *cobra.Command) {
 		c.Long += "\n\nExit codes: " + codes + "."
 	}
 	for _, sub := range c.Commands() {
-		finish(sub)
+		finish(a, sub)
 	}
 }
 

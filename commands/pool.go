@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math/big"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -13,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"netctl/datastore"
+	"netctl/datastore/ipam"
 )
 
 func newPoolCommand(a *app) *cobra.Command {
@@ -44,13 +44,28 @@ func newPoolShowCommand(a *app) *cobra.Command {
 		pools := slices.DeleteFunc(view.Pools(), func(p *datastore.Pool) bool {
 			return v4 && p.Spec.CIDR.Addr().Is6() || v6 && p.Spec.CIDR.Addr().Is4()
 		})
-		return a.show(*f, asObjects(pools), func() string { return poolTables(view, pools, *f == formatWide) })
+		return a.showPools(cmd.Context(), *f, pools)
 	}
 	return cmd
 }
 
+// showPools prints pools; -o wide asks what is used of them.
+func (a *app) showPools(ctx context.Context, f format, pools []*datastore.Pool) error {
+	var uses []ipam.PoolUse
+	if f == formatWide {
+		s, err := a.store(ctx)
+		if err != nil {
+			return err
+		}
+		if uses, err = ipam.Show(ctx, s); err != nil {
+			return err
+		}
+	}
+	return a.show(f, asObjects(pools), func() string { return poolTables(pools, uses, f == formatWide) })
+}
+
 // poolTables is one table for each family that has a pool.
-func poolTables(view *datastore.View, pools []*datastore.Pool, wide bool) string {
+func poolTables(pools []*datastore.Pool, uses []ipam.PoolUse, wide bool) string {
 	if len(pools) == 0 {
 		return "No pools.\n"
 	}
@@ -66,10 +81,12 @@ func poolTables(view *datastore.View, pools []*datastore.Pool, wide bool) string
 				continue
 			}
 			row := []string{p.Spec.CIDR.String(), strings.Join(poolOptions(p), ",")}
-			if wide {
-				row = append(row, poolUse(view, p)...)
+			for _, u := range uses {
+				if u.CIDR == p.Spec.CIDR {
+					row = append(row, poolUse(u)...)
+				}
 			}
-			rows = append(rows, row)
+			rows = append(rows, append(row, make([]string, len(header)-len(row))...))
 		}
 		if len(rows) > 0 {
 			b.WriteString(table(header, rows))
@@ -94,18 +111,14 @@ func poolOptions(p *datastore.Pool) []string {
 
 // poolUse is block size, number of blocks, used and free addresses, and the
 // nodes that have blocks.
-func poolUse(view *datastore.View, p *datastore.Pool) []string {
-	blocks := view.BlocksIn(p)
+func poolUse(u ipam.PoolUse) []string {
 	var nodes []string
-	used := 0
-	for _, b := range blocks {
-		used += len(b.Spec.Allocations)
-		nodes = append(nodes, b.Spec.Affinity)
+	for _, b := range u.Blocks {
+		nodes = append(nodes, b.Affinity)
 	}
 	slices.Sort(nodes)
-	size := new(big.Int).Lsh(big.NewInt(1), uint(p.Spec.CIDR.Addr().BitLen()-p.Spec.CIDR.Bits()))
-	return []string{"/" + strconv.Itoa(p.Spec.BlockSize), strconv.Itoa(len(blocks)), strconv.Itoa(used),
-		size.Sub(size, big.NewInt(int64(used))).String(), strings.Join(slices.Compact(nodes), ",")}
+	return []string{"/" + strconv.Itoa(u.BlockSize), strconv.Itoa(len(u.Blocks)), strconv.Itoa(u.Used), u.Free.String(),
+		strings.Join(slices.Compact(nodes), ",")}
 }
 
 // poolFlags are the options of a new pool.

@@ -49,7 +49,7 @@ func newRootCommand(a *app) *cobra.Command {
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
-			a.cmd, a.started = cmd, true
+			a.cmd = cmd
 		},
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
@@ -70,7 +70,7 @@ func newRootCommand(a *app) *cobra.Command {
 	)
 	root.AddCommand(nouns(a)...)
 	root.InitDefaultHelpCmd()
-	finish(root)
+	finish(a, root)
 	return root
 }
 

@@ -14,6 +14,7 @@ import (
 	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
+	"netctl/datastore/ipam"
 )
 
 // statusTime bounds how long status waits for the sockets and the datastore.
@@ -86,14 +87,19 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 	if err != nil {
 		return nil, err
 	}
-	health := make(chan string, 1)
+	health, leaks := make(chan string, 1), make(chan []string, 1)
 	go func() { health <- storeLine(ctx, store) }()
+	go func() { leaks <- addressProblems(ctx, store) }()
 	view, storeErr := a.view(ctx)
-	line := <-health
+	line, wrong := <-health, <-leaks
 	switch {
 	case !all && (node == "" || node == s.Node):
 		r := localReport(ctx, s, view, storeErr)
 		r.Datastore = line
+		for _, w := range wrong {
+			r.problem("%s", w)
+		}
+		r.Healthy = len(r.Problems) == 0
 		return []*nodeReport{r}, nil
 	case storeErr != nil:
 		return nil, storeErr
@@ -116,6 +122,24 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 		out = append(out, r)
 	}
 	return out, nil
+}
+
+// maxLeaks bounds how many findings of ipam check status repeats.
+const maxLeaks = 3
+
+// addressProblems is what ipam check finds; nothing if it cannot tell.
+func addressProblems(ctx context.Context, s *etcd.Store) (out []string) {
+	r, err := ipam.Check(ctx, s)
+	if err != nil {
+		return nil
+	}
+	for i, f := range r.Findings {
+		if i == maxLeaks {
+			return append(out, fmt.Sprintf("%s more, see netctl ipam check", count(len(r.Findings)-i, "finding")))
+		}
+		out = append(out, f.Message)
+	}
+	return out
 }
 
 // storeLine says how the datastore is: where, and how many members answer.

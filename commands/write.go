@@ -33,12 +33,13 @@ type planned struct {
 }
 
 // label is how messages name an object.
-func label(o datastore.Object) string {
-	name := o.Meta().Name
-	if p, ok := o.(*datastore.Pool); ok {
-		name = p.Spec.CIDR.String()
+func label(o datastore.Object) string { return labelOf(o.Kind(), o.Meta().Name) }
+
+func labelOf(k datastore.Kind, name string) string {
+	if i := strings.LastIndexByte(name, '-'); i > 0 && (k == datastore.KindPool || k == datastore.KindBlock) {
+		name = name[:i] + "/" + name[i+1:]
 	}
-	return strings.ToLower(string(o.Kind())) + " " + name
+	return strings.ToLower(string(k)) + " " + name
 }
 
 // write puts objects into the store, in transactions of as many as fit, and
@@ -207,7 +208,7 @@ func (a *app) remove(ctx context.Context, kind datastore.Kind, name string, forc
 		}
 		o := view.Object(kind, name)
 		if o == nil {
-			return fmt.Errorf("%s %s: %w", strings.ToLower(string(kind)), name, datastore.ErrNotFound)
+			return fmt.Errorf("%s: %w", labelOf(kind, name), datastore.ErrNotFound)
 		}
 		if err := view.CheckDelete(o); err != nil && !force {
 			return fmt.Errorf("%s: %w", label(o), err)

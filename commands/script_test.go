@@ -1,0 +1,117 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"netctl/datastore/embed"
+	"netctl/datastore/pki"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"netctl": func() { os.Exit(Main(os.Args, os.Stdin, os.Stdout, os.Stderr)) },
+	})
+}
+
+// TestScripts runs testdata/script/*.txtar, each against an etcd of its own. The
+// environment UPDATE_SCRIPTS=1 writes what commands print into cmp files.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: false,
+		RequireUniqueNames:  true,
+		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+		Setup:               setupScript,
+		Cmds:                map[string]func(ts *testscript.TestScript, neg bool, args []string){"exits": exits},
+	})
+}
+
+// setupScript starts an etcd and points netctl at it. Nothing of the machine's
+// own netctl is seen: folders and node name are the script's.
+func setupScript(env *testscript.Env) error {
+	run := filepath.Join(env.WorkDir, "run")
+	stop, err := startEtcd(filepath.Join(env.WorkDir, "etcd"), filepath.Join(run, "etcd.sock"))
+	if err != nil {
+		return err
+	}
+	env.Defer(stop)
+	config := filepath.Join(env.WorkDir, "netctl.yaml")
+	if err := os.WriteFile(config, []byte("node: slave\n"), 0o600); err != nil {
+		return err
+	}
+	env.Setenv("NETCTL_CONFIG", config)
+	env.Setenv("NETCTL_RUN_DIR", run)
+	env.Setenv("NETCTL_STATE_DIR", filepath.Join(env.WorkDir, "state"))
+	env.Setenv("TZ", "UTC")
+	return nil
+}
+
+func startEtcd(dir, socket string) (stop func(), err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	peer := "https://" + l.Addr().String()
+	l.Close()
+	tls := filepath.Join(dir, "tls")
+	ca, err := pki.Create(tls)
+	if err != nil {
+		return nil, err
+	}
+	files, err := ca.Issue(tls, pki.Node{Name: "slave", Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- embed.Run(ctx, embed.Config{Name: "slave", Dir: filepath.Join(dir, "data"), Socket: socket, PeerURL: peer,
+			CA: files.CA, Cert: files.Cert, Key: files.Key, Log: slog.New(slog.DiscardHandler)},
+			func() { close(ready) })
+	}()
+	stop = func() { cancel(); <-ended }
+	select {
+	case <-ready:
+		return stop, nil
+	case err := <-ended:
+		cancel()
+		return nil, err
+	case <-time.After(time.Minute):
+		stop()
+		return nil, context.DeadlineExceeded
+	}
+}
+
+// exits runs a command that must end with the code: exits CODE COMMAND…
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND…")
+	}
+	code := "0"
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		code = exitCodeOf(err)
+	}
+	if code != args[0] {
+		ts.Fatalf("exit code %s, want %s", code, args[0])
+	}
+}
+
+func exitCodeOf(err error) string {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return strconv.Itoa(exit.ExitCode())
+	}
+	return err.Error()
+}
