@@ -14,24 +14,26 @@ declare -A conf=() wish=() host=()
 say()  { printf '\n\033[1m# %s\033[0m\n' "$*"; }
 fail() { printf '\ndemo: FAILED: %s\n' "$*" >&2; exit 1; }
 
+show() { [[ -z $out ]] || printf '%s\n' "$out"; }
+
 # run: what an operator types on the first node. Prints the command and its output,
 # and keeps the output for want.
 out=
 run() {
 	printf '$ %s\n' "$*"
-	if ! out=$("$@" 2>&1); then printf '%s\n' "$out"; fail "$*"; fi
-	printf '%s\n' "$out"
+	if ! out=$("$@" 2>&1); then show; fail "$*"; fi
+	show
 }
 node() { local n=$1; shift; "$netctl" lab --dir "$lab" exec "$n" -- "$@"; }
 on()   { # on NODE COMMAND…: run on a node, shown without the lab around it
 	printf '%s$ %s\n' "$1" "${*:2}"
-	if ! out=$(node "$@" 2>&1); then printf '%s\n' "$out"; fail "$*"; fi
-	printf '%s\n' "$out"
+	if ! out=$(node "$@" 2>&1); then show; fail "$*"; fi
+	show
 }
 inside() { # inside CONTAINER COMMAND…
 	printf '%s$ %s\n' "${1#"$prefix"}" "${*:2}"
-	if ! out=$(ip netns exec "$@" 2>&1); then printf '%s\n' "$out"; fail "$*"; fi
-	printf '%s\n' "$out"
+	if ! out=$(ip netns exec "$@" 2>&1); then show; fail "$*"; fi
+	show
 }
 want() { # each argument is a regular expression that a line of the output matches
 	local re
@@ -52,7 +54,7 @@ attach() { # attach NODE CONTAINER NETWORK [ADDRESS]: as a container runtime doe
 	ip netns add "$id"
 	printf '%s$ CNI_COMMAND=ADD CNI_NETNS=/run/netns/%s CNI_ARGS=%s %s <<< '\''%s'\''\n' "$1" "$id" "${wish[$id]}" "$cni" "${conf[$id]}"
 	plugin ADD "$id" || fail "ADD $2: $out"
-	printf '%s\n' "$out"
+	show
 	[[ -z ${4:-} ]] || want "\"$4/32\""
 }
 plugin() {
@@ -161,8 +163,7 @@ ping_through "${prefix}dataman2" 10.0.0.48
 inside "${prefix}dataman1" ip addr show eth0
 want 'inet 10\.0\.0\.48/32 ' 'mtu 1500'
 inside "${prefix}dataman1" ip route
-same "default via 169.254.1.1 dev eth0 
-169.254.1.1 dev eth0 scope link "
+want $'\n''default via 169\.254\.1\.1 dev eth0 *'$'\n''169\.254\.1\.1 dev eth0 scope link *'$'\n''$'
 inside "${prefix}dataman1" ip neigh
 want $'\n''169\.254\.1\.1 dev eth0 lladdr ee:ee:ee:ee:ee:ee '
 
