@@ -99,12 +99,14 @@ func (s *space) free(excluded *bitmap) (int, bool) {
 	return m.clear(s.block.Spec.Next, s.block.Size())
 }
 
-// resting is the ordinal that is longest in quarantine and not excluded.
+// resting is the free ordinal that is longest in quarantine and not excluded.
 func (s *space) resting(excluded *bitmap) (datastore.Released, bool) {
 	var oldest datastore.Released
 	found := false
+	m := s.used()
+	m.merge(excluded)
 	for _, r := range s.block.Spec.Released {
-		if !excluded.has(r.Ordinal) && s.clock.resting(r, s.owner) && (!found || older(r, oldest)) {
+		if !m.has(r.Ordinal) && s.clock.resting(r, s.owner) && (!found || older(r, oldest)) {
 			oldest, found = r, true
 		}
 	}

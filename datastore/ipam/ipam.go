@@ -175,7 +175,7 @@ func (a *Allocator) transact(ctx context.Context, commit Commit, plan func(Sourc
 			}
 			return nil
 		}
-		if !errors.Is(err, datastore.ErrConflict) && !errors.Is(err, datastore.ErrExists) {
+		if !isRace(err) {
 			return err
 		}
 		if broken, e := changed(ctx, a.cfg.Store, foreign); e != nil {
