@@ -78,7 +78,7 @@ func TestDemoInterrupted(t *testing.T) {
 	}
 	netlab.Until(t, patience, "the first container", func() string {
 		if !strings.Contains(out.String(), "CNI_COMMAND=ADD") {
-			return out.String()
+			return "so far: " + out.String()
 		}
 		return ""
 	})
