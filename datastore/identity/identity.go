@@ -40,7 +40,8 @@ type File struct {
 	key     int64               // revision of the cluster key then
 	refused error               // why the last check failed; nil: attached
 	written time.Time
-	due     bool // a write is scheduled
+	due     *time.Timer // the scheduled write; nil: none
+	closed  bool
 
 	writing sync.Mutex // held while the file is written
 }
@@ -186,16 +187,25 @@ func (f *File) Progress(revision int64) {
 		return
 	}
 	f.have.Revision = revision
-	if f.owner && !f.due {
-		f.due = true
-		time.AfterFunc(max(0, time.Until(f.written.Add(writeEvery))), f.flush)
+	if f.owner && f.due == nil && !f.closed {
+		f.due = time.AfterFunc(max(0, time.Until(f.written.Add(writeEvery))), func() {
+			if err := f.write(); err != nil {
+				f.log.Warn("cluster identity not written", "error", err)
+			}
+		})
 	}
 }
 
-func (f *File) flush() {
-	if err := f.write(); err != nil {
-		f.log.Warn("cluster identity not written", "error", err)
+// Close writes what is due; nothing is written afterwards.
+func (f *File) Close() error {
+	f.mu.Lock()
+	f.closed = true
+	due := f.due != nil
+	f.mu.Unlock()
+	if !due {
+		return nil
 	}
+	return f.write()
 }
 
 // write places what is remembered on disk.
@@ -204,7 +214,13 @@ func (f *File) write() error {
 	defer f.writing.Unlock()
 	f.mu.Lock()
 	now := *f.have
-	f.due, f.written = false, time.Now()
+	if f.due != nil {
+		f.due.Stop()
+	} else if f.closed {
+		f.mu.Unlock()
+		return nil // Close was faster
+	}
+	f.due, f.written = nil, time.Now()
 	f.mu.Unlock()
 	return write(f.path, now)
 }

@@ -23,6 +23,11 @@ func open(t *testing.T, dir string, owner bool) *identity.File {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return f
 }
 
