@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -141,13 +142,7 @@ func newDeleteCommand(a *app) *cobra.Command {
 func (a *app) deleteAndTell(cmd *cobra.Command, list []manifest, force bool) error {
 	for i, m := range list {
 		o := m.object
-		var err error
-		if o.Kind() == datastore.KindPool {
-			err = a.removePool(cmd.Context(), o.Meta().Name, force)
-		} else {
-			err = a.remove(cmd.Context(), o.Kind(), o.Meta().Name, force, nil)
-		}
-		if err != nil {
+		if err := a.delete(cmd.Context(), o.Kind(), o.Meta().Name, force); err != nil {
 			return farther(i, len(list), fmt.Errorf("%s%w", m.where(), err))
 		}
 		if err := a.print(label(o) + " deleted\n"); err != nil {
@@ -155,4 +150,21 @@ func (a *app) deleteAndTell(cmd *cobra.Command, list []manifest, force bool) err
 		}
 	}
 	return nil
+}
+
+// delete removes one object and what goes with it.
+func (a *app) delete(ctx context.Context, kind datastore.Kind, name string, force bool) error {
+	switch kind {
+	case datastore.KindPool:
+		return a.removePool(ctx, name, force)
+	case datastore.KindNode:
+		return a.removeNode(ctx, name, force)
+	case datastore.KindEndpoint:
+		e, err := read[*datastore.Endpoint](ctx, a, name)
+		if err != nil {
+			return err
+		}
+		return a.deleteEndpoint(ctx, e)
+	}
+	return a.remove(ctx, kind, name, force, nil)
 }

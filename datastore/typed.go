@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Get returns the object of that name, or an error that wraps ErrNotFound.
@@ -15,7 +16,7 @@ func Get[T Object](ctx context.Context, s Store, name string) (T, error) {
 	}
 	e, err := s.Get(ctx, key)
 	if errors.Is(err, ErrNotFound) {
-		return zero, fmt.Errorf("%s %s: %w", zero.Kind(), name, ErrNotFound)
+		return zero, fmt.Errorf("%s %s: %w", lower(zero), name, ErrNotFound)
 	}
 	if err != nil {
 		return zero, err
@@ -69,7 +70,7 @@ func Create(ctx context.Context, s Store, o Object) error {
 // ErrNotFound.
 func Update(ctx context.Context, s Store, o Object) error {
 	if o.Meta().Revision == 0 {
-		return fmt.Errorf("update %s %s: %w", o.Kind(), o.Meta().Name, ErrNotFound)
+		return fmt.Errorf("update %s %s: %w", lower(o), o.Meta().Name, ErrNotFound)
 	}
 	return write(ctx, s, o)
 }
@@ -81,7 +82,7 @@ func write(ctx context.Context, s Store, o Object) error {
 	}
 	rev, err := s.Commit(ctx, Txn{If: []Condition{cond}, Then: []Op{op}})
 	if err != nil {
-		return fmt.Errorf("write %s %s: %w", o.Kind(), o.Meta().Name, err)
+		return fmt.Errorf("write %s %s: %w", lower(o), o.Meta().Name, err)
 	}
 	o.Meta().Revision = rev
 	return nil
@@ -97,7 +98,7 @@ func Delete(ctx context.Context, s Store, o Object) error {
 		}
 		e, err := s.Get(ctx, key)
 		if err != nil {
-			return fmt.Errorf("delete %s %s: %w", o.Kind(), o.Meta().Name, err)
+			return fmt.Errorf("delete %s %s: %w", lower(o), o.Meta().Name, err)
 		}
 		o.Meta().Revision = e.Revision
 	}
@@ -106,7 +107,7 @@ func Delete(ctx context.Context, s Store, o Object) error {
 		return err
 	}
 	if _, err := s.Commit(ctx, Txn{If: []Condition{cond}, Then: []Op{op}}); err != nil {
-		return fmt.Errorf("delete %s %s: %w", o.Kind(), o.Meta().Name, err)
+		return fmt.Errorf("delete %s %s: %w", lower(o), o.Meta().Name, err)
 	}
 	return nil
 }
@@ -133,7 +134,7 @@ func Modify[T Object](ctx context.Context, s Store, name string, change func(T) 
 		}
 	}
 	var zero T
-	return zero, fmt.Errorf("modify %s %s: %w", zero.Kind(), name, ErrConflict)
+	return zero, fmt.Errorf("modify %s %s: %w", lower(zero), name, ErrConflict)
 }
 
 // OpPut is the condition and operation that write o: if Meta().Revision is 0
@@ -146,10 +147,13 @@ func OpPut(o Object) (Condition, Op, error) {
 	}
 	value, err := Encode(o)
 	if err != nil {
-		return Condition{}, Op{}, fmt.Errorf("%s %s: %w", o.Kind(), o.Meta().Name, err)
+		return Condition{}, Op{}, fmt.Errorf("%s %s: %w", lower(o), o.Meta().Name, err)
 	}
 	return Condition{Key: key, Revision: o.Meta().Revision}, Op{Key: key, Value: value}, nil
 }
+
+// lower is an object's kind as it stands in messages.
+func lower(o Object) string { return strings.ToLower(string(o.Kind())) }
 
 // OpDelete is the condition and operation that delete o in the revision it was
 // read in.
