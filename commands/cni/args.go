@@ -72,14 +72,15 @@ func parseArgs(s string) (cniArgs, error) {
 	return a, nil
 }
 
+// labelContainer carries a container ID that is no name of the model.
+const labelContainer = "netctl/container"
+
 // labels joins the labels of an endpoint: the network's, CNI_ARGS', then those
-// of args.cni. Names that had to be replaced are kept in one too.
+// of args.cni.
 func labels(containerID string, conf *netConf, args cniArgs) map[string]string {
 	all := map[string]string{}
-	for label, original := range map[string]string{"container-id": containerID, "network": conf.Name} {
-		if datastore.ForeignName(original) != original {
-			all[label] = original
-		}
+	if datastore.ForeignName(containerID) != containerID {
+		all[labelContainer] = containerID
 	}
 	maps.Copy(all, conf.Labels)
 	maps.Copy(all, args.labels)

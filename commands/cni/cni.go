@@ -167,7 +167,7 @@ func (c *call) del() ([]byte, error) {
 		return nil, err
 	}
 	req := control.DetachRequest{Orchestrator: orchestrator, Workload: datastore.ForeignName(c.env["CNI_CONTAINERID"]),
-		Interface: c.env["CNI_IFNAME"], Network: datastore.ForeignName(c.conf.Name)}
+		Interface: c.env["CNI_IFNAME"], Network: c.conf.Name}
 	ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
 	defer cancel()
 	err := c.agent().Detach(ctx, req)

@@ -99,7 +99,7 @@ func (c *call) request() (control.AttachRequest, error) {
 		Orchestrator: orchestrator,
 		Workload:     datastore.ForeignName(c.env["CNI_CONTAINERID"]),
 		Interface:    c.env["CNI_IFNAME"],
-		Network:      datastore.ForeignName(conf.Name),
+		Network:      conf.Name,
 		NetnsPath:    c.env["CNI_NETNS"],
 		Pools:        conf.Pools,
 		IPv6:         conf.IPv6,
