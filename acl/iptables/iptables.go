@@ -14,7 +14,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"slices"
@@ -134,21 +133,15 @@ func ensureIn(ipt *iptables.IPTables, chain, prefix string) (int, error) {
 
 // Run keeps the rules in place until ctx ends, and returns its error. It checks
 // at the start, after each value from changed (iptables-nft: somebody changed an
-// nftables table), and every ten seconds where the legacy flavour has a filter
-// table, which tells nobody. It runs in the namespace of the calling thread.
-func Run(ctx context.Context, prefix string, changed <-chan struct{}, log *slog.Logger) error {
+// nftables table), every ten seconds where the legacy flavour has a filter table,
+// which tells nobody, and as often while it fails. Each check is reported. It
+// runs in the network namespace of the calling thread.
+func Run(ctx context.Context, prefix string, changed <-chan struct{}, report func(added int, err error)) error {
 	ticker := time.NewTicker(checkEvery)
 	defer ticker.Stop()
-	failing := false
 	for {
 		added, err := EnsureForward(prefix)
-		if added > 0 {
-			log.Info("accepted forwarding in iptables", "prefix", prefix, "rules", added)
-		}
-		if err != nil && !failing {
-			log.Warn("iptables forwarding not checked", "prefix", prefix, "error", err)
-		}
-		failing = err != nil
+		report(added, err)
 		for due := false; !due; {
 			select {
 			case <-ctx.Done():
@@ -159,7 +152,7 @@ func Run(ctx context.Context, prefix string, changed <-chan struct{}, log *slog.
 				}
 				due = true
 			case <-ticker.C:
-				due = failing || slices.ContainsFunc(flavours(), func(f flavour) bool { return f.tables != "" })
+				due = err != nil || slices.ContainsFunc(flavours(), func(f flavour) bool { return f.tables != "" })
 			}
 		}
 	}

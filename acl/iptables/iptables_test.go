@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"netctl/acl/nft"
 )
 
 func ensure(t *testing.T, n *netns, want int) {
@@ -88,7 +90,7 @@ func TestRunFollows(t *testing.T) {
 	n := newNetns(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	changed, done := make(chan struct{}), make(chan error, 1)
-	go n.do(func() { done <- Run(ctx, "nc", changed, slog.New(slog.DiscardHandler)) })
+	go n.do(func() { done <- Run(ctx, "nc", changed, failOn(t)) })
 	n.run("iptables-nft", "-P", "FORWARD", "DROP")
 	for range 3 {
 		changed <- struct{}{}
@@ -109,8 +111,16 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// TestDocker20 starts a real Docker before and after us: both ways end with our
-// rules in DOCKER-USER, and Docker's own start does not lose them.
+func failOn(t *testing.T) func(int, error) {
+	return func(_ int, err error) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestDocker20 starts a real Docker after us and before us: both ways end with
+// our rules in DOCKER-USER, and Docker's next start does not lose them.
 func TestDocker20(t *testing.T) {
 	if _, err := exec.LookPath("dockerd"); err != nil {
 		t.Fatal("dockerd is missing: apt-get install --no-install-recommends docker.io")
@@ -121,14 +131,40 @@ func TestDocker20(t *testing.T) {
 	n.run("ip", "link", "set", "up0", "up")
 	n.run("ip", "addr", "add", "192.168.99.1/24", "dev", "up0")
 	n.run("ip", "route", "add", "default", "via", "192.168.99.2")
-	ensure(t, n, 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	changed, done := make(chan struct{}, 1), make(chan error, 2)
+	go n.do(func() { done <- Run(ctx, "nc", changed, failOn(t)) })
+	go n.do(func() {
+		table, err := nft.Open(slog.New(slog.DiscardHandler))
+		if err != nil {
+			done <- err
+			return
+		}
+		defer table.Close()
+		done <- table.WatchOthers(ctx, func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+	})
 	d := startDocker(t, n)
-	ensure(t, n, 2)
+	eventually(t, "the rules", func() bool { return len(rules(n, "iptables", "DOCKER-USER")) == 2 })
 	wantRules(t, n, "iptables", "DOCKER-USER")
-	ensure(t, n, 0)
+	cancel()
+	for range 2 {
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}
 	d.stop()
 	d = startDocker(t, n)
+	wantRules(t, n, "iptables", "DOCKER-USER")
 	ensure(t, n, 0)
+	for _, r := range rules(n, "iptables", "DOCKER-USER") {
+		n.run(append([]string{"iptables", "-D"}, strings.Fields(r)[1:]...)...)
+	}
+	ensure(t, n, 2)
 	wantRules(t, n, "iptables", "DOCKER-USER")
 	if out := n.run("iptables", "-S", "FORWARD"); !strings.Contains(out, "-A FORWARD -j DOCKER-USER") {
 		t.Errorf("forward chain:\n%s", out)

@@ -9,16 +9,14 @@ import (
 	"netctl/acl"
 )
 
-// compare puts into tx what makes have into want. With keep nothing is deleted,
-// unless something that is wanted has to be made anew.
-func compare(tx *transaction, want *acl.Ruleset, have *kernel, keep bool) {
+// compare puts into tx what makes have into want.
+func compare(tx *transaction, want *acl.Ruleset, have *kernel) {
 	if !have.exists || have.dormant {
 		tx.table()
 	}
 	wrong := wrongObjects(want, have)
 	if len(wrong) > 0 {
 		tx.clear(have, wrong)
-		keep = false
 	}
 	for name, c := range want.Chains {
 		compareChain(tx, c, have.chains[name], len(wrong) > 0, wrong["chain "+name])
@@ -29,10 +27,7 @@ func compare(tx *transaction, want *acl.Ruleset, have *kernel, keep bool) {
 			tx.set(acl.SetChange{Name: name, Type: s.Type, Comment: s.Comment, New: true, Add: s.Sorted()})
 			continue
 		}
-		compareElements(tx, s, h, keep)
-	}
-	if keep {
-		return
+		compareElements(tx, s, h)
 	}
 	for name := range have.chains {
 		if want.Chains[name] == nil && !wrong["chain "+name] {
@@ -138,7 +133,7 @@ func sameHashes(rules []acl.Rule, hashes [][8]byte) bool {
 // compareElements finds what to add and what to delete. Elements are compared
 // as the kernel holds them; an interval that is not exactly right makes the set
 // be emptied and filled again.
-func compareElements(tx *transaction, want *acl.Set, have *kernelSet, keep bool) {
+func compareElements(tx *transaction, want *acl.Set, have *kernelSet) {
 	rest := map[kernelElement]bool{}
 	for _, e := range have.elements {
 		rest[e] = true
@@ -168,9 +163,6 @@ func compareElements(tx *transaction, want *acl.Set, have *kernelSet, keep bool)
 		return
 	}
 	tx.set(c)
-	if keep && len(want.Elements) == 0 {
-		return
-	}
 	if want.Type == acl.LinkVerdict {
 		tx.rekey(want.Name, slices.DeleteFunc(slices.Clone(c.Add), func(e acl.Element) bool {
 			key := string(encodeElement(want.Type, e)[0].Key)

@@ -30,27 +30,6 @@ func (f *Fake) Sync(_ context.Context, want *acl.Ruleset) error {
 	})
 }
 
-// EnsureStatic adds what is missing of want.
-func (f *Fake) EnsureStatic(_ context.Context, want *acl.Ruleset) error {
-	return f.write(func() bool {
-		if f.rules == nil {
-			f.rules = want.Clone()
-			return true
-		}
-		before := f.rules.String()
-		add := want.Clone()
-		for name, s := range add.Sets {
-			if f.rules.Sets[name] == nil {
-				f.rules.Sets[name] = s
-			}
-		}
-		for name, c := range add.Chains {
-			f.rules.Chains[name] = c
-		}
-		return f.rules.String() != before
-	})
-}
-
 // Apply changes the ruleset as d says.
 func (f *Fake) Apply(_ context.Context, d acl.Delta) error {
 	return f.write(func() bool {

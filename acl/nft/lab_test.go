@@ -2,7 +2,6 @@ package nft
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -50,7 +49,7 @@ func newLab(t *testing.T) *lab {
 	l.router.run("ip", "route", "add", "169.254.1.1", "dev", "lo", "scope", "link")
 	l.router.run("ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
 	l.table = open(t, l.router)
-	if err := l.table.EnsureStatic(t.Context(), l.rules); err != nil {
+	if err := l.table.Sync(t.Context(), l.rules); err != nil {
 		t.Fatal(err)
 	}
 	return l
@@ -75,11 +74,9 @@ func (l *lab) addHost(name, link string, group uint32, addrs ...string) *host {
 	h.run("ip", "neigh", "replace", "fe80::1", "lladdr", hostMAC, "dev", "eth0")
 	h.run("ip", "route", "add", "default", "via", "169.254.1.1", "dev", "eth0", "onlink")
 	h.run("ip", "route", "add", "default", "via", "fe80::1", "dev", "eth0", "onlink")
-	mac, err := net.ParseMAC(strings.TrimSpace(h.run("cat", "/sys/class/net/eth0/address")))
-	if out := h.run("ip", "-br", "link", "show", "eth0"); err != nil || true {
-		if mac, err = net.ParseMAC(strings.Fields(out)[2]); err != nil {
-			l.t.Fatal(err)
-		}
+	mac, err := net.ParseMAC(strings.Fields(h.run("ip", "-br", "link", "show", "eth0"))[2])
+	if err != nil {
+		l.t.Fatal(err)
 	}
 	h.mac = mac
 	for _, s := range addrs {
@@ -332,5 +329,3 @@ func (l *lab) uniquePort(p acl.Packet) acl.Packet {
 	p.SrcPort = uint16(20000 + l.sent%40000)
 	return p
 }
-
-var _ = fmt.Sprint

@@ -108,17 +108,6 @@ func (t *Table) Close() error {
 // all if it is right already. An error names every object that is not as
 // wanted; the others are.
 func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) error {
-	return t.sync(ctx, want, false)
-}
-
-// EnsureStatic puts in place what want has and leaves everything else: no
-// endpoint loses its rules by it. The agent calls it with acl.Static before it
-// knows the datastore.
-func (t *Table) EnsureStatic(ctx context.Context, want *acl.Ruleset) error {
-	return t.sync(ctx, want, true)
-}
-
-func (t *Table) sync(ctx context.Context, want *acl.Ruleset, keep bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	have, err := t.snapshot()
@@ -126,7 +115,7 @@ func (t *Table) sync(ctx context.Context, want *acl.Ruleset, keep bool) error {
 		return err
 	}
 	tx := newTransaction()
-	compare(tx, want, have, keep)
+	compare(tx, want, have)
 	if tx.empty() {
 		return nil
 	}

@@ -181,7 +181,6 @@ func TestSyncWritesNothingWhenRight(t *testing.T) {
 	before, list := generationOf(t, again), listing(t, n)
 	for _, f := range []func() error{
 		func() error { return again.Sync(t.Context(), rules) },
-		func() error { return again.EnsureStatic(t.Context(), acl.Static(testOptions())) },
 		func() error { return again.Apply(t.Context(), acl.Delta{}) },
 	} {
 		if err := f(); err != nil {
@@ -264,7 +263,7 @@ func TestApplyFollowsIndex(t *testing.T) {
 	n := newNetns(t)
 	table := open(t, n)
 	x := acl.NewIndex("n1", testOptions())
-	if err := table.EnsureStatic(t.Context(), acl.Static(testOptions())); err != nil {
+	if err := table.Sync(t.Context(), acl.Static(testOptions())); err != nil {
 		t.Fatal(err)
 	}
 	step := func(changes ...datastore.Change) {
@@ -298,23 +297,6 @@ func TestApplyFollowsIndex(t *testing.T) {
 	if got, want := sorted(listing(t, n)), acl.Static(testOptions()); strings.Count(strings.Join(got, "\n"), "chain ") != len(want.Chains) {
 		t.Errorf("left over:\n%s", strings.Join(got, "\n"))
 	}
-}
-
-// TestEnsureStaticKeepsEndpoints: an agent that does not know the datastore yet
-// takes nothing away.
-func TestEnsureStaticKeepsEndpoints(t *testing.T) {
-	n, rules := newNetns(t), everything(t).Ruleset()
-	table := open(t, n)
-	if err := table.Sync(t.Context(), rules); err != nil {
-		t.Fatal(err)
-	}
-	want := sorted(listing(t, n))
-	n.run("nft", "flush", "chain", "inet", "netctl", "raw_pre")
-	o := testOptions()
-	if err := table.EnsureStatic(t.Context(), acl.Static(o)); err != nil {
-		t.Fatal(err)
-	}
-	sameLines(t, sorted(listing(t, n)), want)
 }
 
 // TestLargeRuleset needs several batches and must still be right.
