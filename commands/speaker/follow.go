@@ -48,7 +48,7 @@ func (f *follower) Replace(s datastore.Snapshot) error {
 		}
 	}
 	if _, err := f.view.Replace(ours); err != nil {
-		f.log.Warn("entries not used", "err", firstOf(err))
+		f.log.Warn("entries not used", "error", firstOf(err))
 	}
 	f.state.reached()
 	f.wake()
@@ -64,7 +64,7 @@ func (f *follower) Apply(b datastore.Batch) error {
 			continue
 		}
 		if _, err := f.view.Apply(e); err != nil {
-			f.log.Warn("entry not used", "err", err)
+			f.log.Warn("entry not used", "error", err)
 		}
 		changed = true
 	}
@@ -91,9 +91,9 @@ func (f *follower) Suspicious(b datastore.Batch) bool {
 func (f *follower) Lost(err error) {
 	f.state.lost(err)
 	if errors.Is(err, datastore.ErrDetached) {
-		f.log.Warn("detached from the datastore, nothing changes", "err", err)
+		f.log.Warn("detached from the datastore, nothing changes", "error", err)
 	} else {
-		f.log.Warn("datastore away", "err", err)
+		f.log.Warn("datastore away", "error", err)
 	}
 }
 

@@ -119,7 +119,7 @@ func (i *installer) apply(ctx context.Context, pending map[netip.Prefix]*bgp.Rou
 		return
 	}
 	if err := i.table.Apply(ctx, c); err != nil && ctx.Err() == nil {
-		i.log.Warn("routes not installed", "err", firstOf(err))
+		i.log.Warn("routes not installed", "error", firstOf(err))
 	}
 	i.wake()
 }
@@ -169,7 +169,7 @@ func (i *installer) build(r bgp.Route, c *routing.Changes) {
 func (i *installer) resolve(ctx context.Context, addr netip.Addr) routing.NextHop {
 	via, err := i.table.Resolve(ctx, addr)
 	if err != nil {
-		i.log.Debug("next hop unreachable", "nexthop", addr, "err", err)
+		i.log.Debug("next hop unreachable", "nexthop", addr, "error", err)
 		return routing.NextHop{}
 	}
 	return via

@@ -2,6 +2,7 @@ package speaker
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -90,6 +91,7 @@ func TestInterop(t *testing.T) {
 			for _, n := range r.nodes {
 				r.expect(n.host, "88", append(at(n), fmt.Sprintf("10.65.210.0/26 via %s dev eth1", f.host.Addr.Addr()))...)
 			}
+			r.settle(3)
 			for _, m := range monitors {
 				if gone := m.deletions(t); len(gone) > 0 {
 					t.Errorf("%s deleted routes:\n%s", m.host.Name, strings.Join(gone, "\n"))
@@ -164,14 +166,14 @@ type foreign struct {
 	announce, withdraw func(prefix string)
 }
 
-func file(t *testing.T, path, text string) {
+func file(t testing.TB, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func daemon(t *testing.T, h *netlab.Host, name string, args ...string) *netlab.Process {
+func daemon(t testing.TB, h *netlab.Host, name string, args ...string) *netlab.Process {
 	t.Helper()
 	p, err := h.Start(name, netlab.Cmd{Args: args})
 	if err != nil {
@@ -282,7 +284,9 @@ router bgp 64511
 	}
 	daemon(t, h, "zebra", common("zebra")...)
 	netlab.Until(t, 20*time.Second, "zebra", func() string { _, err := os.Stat(api); return text(err) })
-	start := func() *netlab.Process { return daemon(t, h, "bgpd", append(common("bgpd"), "-l", h.Addr.Addr().String())...) }
+	start := func() *netlab.Process {
+		return daemon(t, h, "bgpd", append(common("bgpd"), "-l", h.Addr.Addr().String())...)
+	}
 	p := start()
 	vtysh := func(line string) {
 		netlab.Must(t, h, "vtysh", "--vty_socket", dir, "-c", "configure", "-c", "router bgp 64511", "-c", "address-family ipv4 unicast", "-c", line)
@@ -337,4 +341,49 @@ func TestIPv6Only(t *testing.T) {
 	n2.up()
 	r.settle(1)
 	r.expect(n1.host, "88", to1)
+}
+
+// TestGateway has nodes in two subnets behind a router that knows their blocks:
+// next hops resolve to the router, for two of its peers alike.
+func TestGateway(t *testing.T) {
+	r := newRig(t, netlab.Options{Nodes: 4, Subnets: 2})
+	r.pool("10.65.0.0/16")
+	var from *netlab.Container
+	for i, h := range r.lab.Hosts {
+		n := r.node(h)
+		n.block(fmt.Sprintf("10.65.%d.0/26", i))
+		c := n.endpoint(fmt.Sprintf("c%d", i), fmt.Sprintf("10.65.%d.5", i))
+		if i == 0 {
+			from = c
+		}
+		netlab.Must(t, r.lab.Fabric, "ip", "route", "add", fmt.Sprintf("10.65.%d.0/26", i), "via", h.Addr.Addr().String())
+	}
+	want := []string{"10.65.1.0/26 via 192.168.99.1 dev eth1", "10.65.2.0/26 via 192.168.99.104 dev eth1", "10.65.3.0/26 via 192.168.99.1 dev eth1"}
+	n1 := r.nodes[0]
+	r.expect(n1.host, "88", want...)
+	r.settle(3)
+	// A closer way to a next hop appears and goes.
+	n1.ip("route add 192.168.100.103/32 via 192.168.99.104")
+	r.expect(n1.host, "88", "10.65.1.0/26 via 192.168.99.104 dev eth1", want[1], want[2])
+	n1.ip("route del 192.168.100.103/32")
+	r.expect(n1.host, "88", want...)
+
+	m := r.monitor(n1.host)
+	flood, err := netlab.StartFlood(from, netip.MustParseAddr("10.65.3.5"), 2*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n1.proc.Kill()
+	n1.up()
+	r.settle(3)
+	n1.block("10.65.9.0/26")
+	r.expect(r.lab.Hosts[2], "88", "10.65.0.0/26 via 192.168.99.102 dev eth1", "10.65.1.0/26 via 192.168.99.1 dev eth1",
+		"10.65.3.0/26 via 192.168.99.1 dev eth1", "10.65.9.0/26 via 192.168.99.102 dev eth1")
+	if gone := m.deletions(t); len(gone) > 0 {
+		t.Errorf("deleted routes:\n%s", strings.Join(gone, "\n"))
+	}
+	if result := flood.Stop(); len(result.Lost) > 0 || result.Sent == 0 {
+		t.Errorf("flood: %s", result)
+	}
+	r.expect(n1.host, "88", want...)
 }

@@ -26,7 +26,7 @@ func (s *speaker) loop(ctx context.Context) error {
 	file := filepath.Join(s.cfg.StateDir, "speaker.json")
 	last, err := recall(file)
 	if err != nil {
-		s.log.Warn("last state unusable, starting without it", "err", err)
+		s.log.Warn("last state unusable, starting without it", "error", err)
 	}
 	j := &joined{speaker: s, file: file, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot}
 	defer func() { j.stop() }()
@@ -37,9 +37,7 @@ func (s *speaker) loop(ctx context.Context) error {
 		return err
 	}
 	if last.Boot != "" {
-		if err := j.follow(ctx, last.Plan); err != nil {
-			return err
-		}
+		j.follow(ctx, last.Plan)
 	}
 	for {
 		var failed <-chan error
@@ -52,7 +50,7 @@ func (s *speaker) loop(ctx context.Context) error {
 		case err := <-failed:
 			return fmt.Errorf("bgp: %w", err)
 		case plan := <-s.follower.plans:
-			err = j.follow(ctx, plan)
+			j.follow(ctx, plan)
 		case e := <-s.kernel:
 			err = j.heard(ctx, e)
 		}
@@ -94,39 +92,56 @@ type fixed struct {
 	restartTime int
 }
 
-// follow makes the engine run by plan, in place where that is possible.
-func (j *joined) follow(ctx context.Context, plan routing.Plan) error {
+// follow makes the engine run by plan, in place where that is possible. What the
+// engine refuses is reported and changes nothing.
+func (j *joined) follow(ctx context.Context, plan routing.Plan) {
 	if plan.AS == 0 || !plan.RouterID.IsValid() {
 		// This node is not in the datastore, or has no address: it has no peers.
 		plan.RouterID, plan.AS, plan.Addresses = j.plan.RouterID, j.plan.AS, j.plan.Addresses
 	}
 	j.plan = plan
-	j.state.setPlan(plan)
-	if m := (memory{Boot: j.boot, Plan: plan}); !reflect.DeepEqual(m, j.saved) {
-		if err := remember(j.file, m); err != nil {
-			j.log.Error("state not saved", "err", err)
-		} else {
-			j.saved = m
-		}
-	}
+	j.save()
 	j.believe()
-	want := fixed{plan.RouterID, plan.AS, fmt.Sprint(plan.Addresses), plan.RestartTime}
+	err := j.run(ctx)
+	if err != nil && ctx.Err() == nil {
+		j.log.Error("configuration not followed", "error", err)
+		plan.Problems = append(slices.Clone(plan.Problems), err.Error())
+	} else {
+		j.log.Info("configuration followed", "peers", len(plan.Peers))
+	}
+	j.state.setPlan(plan)
+	j.originate()
+	j.reporter.wake()
+}
+
+// run brings the engine, started if need be, to the plan.
+func (j *joined) run(ctx context.Context) error {
+	p := j.plan
+	want := fixed{p.RouterID, p.AS, fmt.Sprint(p.Addresses), p.RestartTime}
 	if j.engine != nil && j.engine.fixed != want {
 		j.log.Info("engine starts again", "routerid", want.routerID, "as", want.as, "addresses", want.listen)
 		j.stop()
 	}
-	if j.engine == nil {
-		if !plan.RouterID.IsValid() {
-			return nil
-		}
+	switch {
+	case j.engine != nil:
+		return j.engine.Configure(j.peers())
+	case p.RouterID.IsValid():
 		return j.start(ctx, want)
 	}
-	if err := j.engine.Configure(j.peers()); err != nil {
-		return fmt.Errorf("configure bgp: %w", err)
-	}
-	j.originate()
-	j.log.Info("configuration followed", "peers", len(plan.Peers))
 	return nil
+}
+
+// save writes the plan to speaker.json if it is not what that holds.
+func (j *joined) save() {
+	m := memory{Boot: j.boot, Plan: j.plan}
+	if reflect.DeepEqual(m, j.saved) {
+		return
+	}
+	if err := remember(j.file, m); err != nil {
+		j.log.Error("state not saved", "error", err)
+		return
+	}
+	j.saved = m
 }
 
 // start begins a life of the engine with the routes the kernel holds.
@@ -157,10 +172,10 @@ func (j *joined) start(ctx context.Context, want fixed) error {
 		Installer: j.installer, OnSessionChange: j.reporter.wake, Log: j.log,
 	})
 	if err != nil {
-		return fmt.Errorf("start bgp: %w", err)
+		return err
 	}
 	if err := b.Configure(j.peers()); err != nil {
-		return fmt.Errorf("configure bgp: %w", err)
+		return err
 	}
 	ctx, end := context.WithCancel(ctx)
 	e := &engine{Speaker: b, fixed: want, end: end, failed: make(chan error, 1)}
@@ -169,7 +184,7 @@ func (j *joined) start(ctx context.Context, want fixed) error {
 	j.state.setEngine(b)
 	if len(foreign) > 0 {
 		if err := j.own.Apply(ctx, routing.Changes{Delete: foreign}); err != nil {
-			j.log.Warn("routes not removed", "err", firstOf(err))
+			j.log.Warn("routes not removed", "error", firstOf(err))
 		}
 	}
 	j.log.Info("engine starts", "routerid", want.routerID, "as", want.as, "peers", len(j.plan.Peers), "adopted", len(stale), "restarting", j.ranBefore, "kept", len(preserved) > 0)

@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 
 // rig is a lab with a datastore that every host reaches.
 type rig struct {
-	t     *testing.T
+	t     testing.TB
 	ctx   context.Context
 	lab   *netlab.Lab
 	dir   string
@@ -71,7 +71,7 @@ type netctlNode struct {
 	boot string // file
 }
 
-func newRig(t *testing.T, o netlab.Options) *rig {
+func newRig(t testing.TB, o netlab.Options) *rig {
 	t.Helper()
 	r := &rig{t: t, ctx: t.Context(), lab: netlab.ForTest(t, o), dir: t.TempDir()}
 	r.startStore()
@@ -98,7 +98,7 @@ func newRig(t *testing.T, o netlab.Options) *rig {
 func (r *rig) sub(name string, fn func(t *testing.T)) {
 	was := r.t
 	defer func() { r.t = was }()
-	was.Run(name, func(t *testing.T) {
+	was.(*testing.T).Run(name, func(t *testing.T) {
 		r.t = t
 		fn(t)
 	})
@@ -292,7 +292,7 @@ func (n *netctlNode) endpoint(name, addr string) *netlab.Container {
 var nextHopObject = regexp.MustCompile(` nhid \d+`)
 
 // learnt is the routes of the speaker, as `ip route` prints them, sorted.
-func learnt(t *testing.T, h *netlab.Host, proto string) []string {
+func learnt(t testing.TB, h *netlab.Host, proto string) []string {
 	t.Helper()
 	out := netlab.Must(t, h, "ip", "-4", "route", "show", "proto", proto) + netlab.Must(t, h, "ip", "-6", "route", "show", "proto", proto)
 	var lines []string
@@ -338,7 +338,7 @@ func (r *rig) monitor(h *netlab.Host) *monitor {
 }
 
 // mark waits until the monitor has shown everything up to now.
-func (m *monitor) mark(t *testing.T, addr string) {
+func (m *monitor) mark(t testing.TB, addr string) {
 	t.Helper()
 	netlab.Until(t, 20*time.Second, "ip monitor listens", func() string {
 		netlab.Must(t, m.host, "ip", "route", "add", "blackhole", addr, "proto", "static")
@@ -351,7 +351,7 @@ func (m *monitor) mark(t *testing.T, addr string) {
 }
 
 // deletions ends the recording and returns the deletions that it holds.
-func (m *monitor) deletions(t *testing.T) []string {
+func (m *monitor) deletions(t testing.TB) []string {
 	t.Helper()
 	m.mark(t, "198.18.0.2")
 	m.proc.Kill()

@@ -142,7 +142,7 @@ func (r *reporter) run(ctx context.Context) error {
 		}
 		if sessions, attached := r.state.sessions(); attached {
 			if err := r.write(ctx, sessions); err != nil && ctx.Err() == nil {
-				r.log.Debug("sessions not reported", "err", err)
+				r.log.Debug("sessions not reported", "error", err)
 				if !errors.Is(err, datastore.ErrNotFound) {
 					r.wake()
 				}
