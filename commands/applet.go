@@ -13,7 +13,7 @@ const (
 	appletCLI     pick = iota // a command line
 	appletCNI                 // a CNI plugin call
 	appletRole                // a role, by the name of the file
-	appletUnknown             // a name like netctl-x that is no role
+	appletUnknown             // a name like netctl-x that is no role, and nothing else to go by
 	appletNothing             // no arguments, no CNI_COMMAND
 )
 
@@ -26,19 +26,16 @@ func roleNames() []string {
 // only where there are no arguments: a stray one must not break a command line.
 func applet(arg0 string, args []string, cniCommand string) (pick, string) {
 	base := filepath.Base(arg0)
-	if role, ok := strings.CutPrefix(base, "netctl-"); ok {
-		if slices.Contains(roleNames(), base) {
-			return appletRole, role
-		}
-		if cniCommand == "" || len(args) > 0 {
-			return appletUnknown, role
-		}
-	}
+	role, suffixed := strings.CutPrefix(base, "netctl-")
 	switch {
+	case slices.Contains(roleNames(), base):
+		return appletRole, role
 	case len(args) > 0:
-		return appletCLI, ""
+		return appletCLI, "" // also for a copy called netctl-1.2
 	case cniCommand != "":
 		return appletCNI, ""
+	case suffixed:
+		return appletUnknown, role
 	}
 	return appletNothing, ""
 }

@@ -21,7 +21,7 @@ func TestApplet(t *testing.T) {
 		{"netctl-datastore", nil, "", appletRole, "datastore"},
 		{"netctl-node", nil, "", appletRole, "node"},
 		{"netctl-nothing", nil, "", appletUnknown, "nothing"},
-		{"netctl-nothing", []string{"status"}, "DEL", appletUnknown, "nothing"},
+		{"netctl-1.2", []string{"status"}, "DEL", appletCLI, ""},
 		{"netctl-cni", nil, "DEL", appletCNI, ""},
 		{"", nil, "", appletNothing, ""},
 	} {
