@@ -170,9 +170,6 @@ func (a *agent) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	a.build(parts{links: a.kernel, routes: a.fib, resolve: a.fib.Resolve, filter: a.nft, store: a.guard.Fence(a.store), forget: conntrack.Delete},
 		func(fn func(context.Context) error) { group.Go(func() error { return fn(ctx) }) })
-	if err := a.kernel.Forwarding4(); err != nil {
-		return err
-	}
 	api := &api{loop: a.loop, service: a.service, namespace: a.kernel.OpenNetns}
 	f := &follower{loop: a.loop, ctx: ctx}
 	for _, part := range []func() error{
@@ -258,26 +255,23 @@ func (a *agent) watchHost(ctx context.Context) error {
 // keepForward lets forwarded packets of endpoints through where another
 // program's FORWARD chain would drop them.
 func (a *agent) keepForward(ctx context.Context) error {
-	poke(a.forward)
+	if err := a.loop.await(ctx, func() (bool, error) { return a.loop.admitted, nil }); err != nil {
+		return err
+	}
 	last := ""
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-a.forward:
-		}
+	return iptables.Run(ctx, a.cfg.LinkPrefix, a.forward, func(added int, err error) {
 		text := ""
-		if err := iptables.EnsureForward(a.cfg.LinkPrefix); err != nil {
+		if err != nil {
 			text = oneLine(err.Error())
 		}
 		if text != last {
 			last = text
 			a.loop.post(func() { a.loop.note("iptables", text) })
 		}
-		if !pause(ctx, hostPause) {
-			return nil
+		if added > 0 {
+			a.log.Info("forwarding let through the host's iptables", "rules", added)
 		}
-	}
+	})
 }
 
 // compare has everything compared from time to time.

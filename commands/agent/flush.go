@@ -181,13 +181,9 @@ func (l *loop) flushRoutes(ctx context.Context) {
 		return
 	}
 	want := desiredRoutes(l.cfg.Gateway, l.view.BlocksOf(l.cfg.Node), l.view.EndpointsOf(l.cfg.Node), l.usable)
-	if !l.forward6 && usesIPv6(want) {
-		if err := l.links.Forwarding6(); err != nil {
-			l.failed("ipv6 forwarding", err)
-		} else {
-			l.solved("ipv6 forwarding")
-			l.forward6 = true
-		}
+	l.forward(&l.forward4, "ipv4 forwarding", l.links.Forwarding4)
+	if usesIPv6(want) {
+		l.forward(&l.forward6, "ipv6 forwarding", l.links.Forwarding6)
 	}
 	if l.resyncRoutes {
 		have, err := l.routes.Routes(ctx)
@@ -197,11 +193,15 @@ func (l *loop) flushRoutes(ctx context.Context) {
 			return
 		}
 		l.have = have
-		l.routes.Adopt(want)
 	}
 	changes := routing.Diff(want, l.have)
 	// An endpoint's route goes before its block's: alone it would be announced.
 	slices.Reverse(changes.Delete)
+	if l.resyncRoutes {
+		l.routes.Adopt(slices.DeleteFunc(slices.Clone(want), func(r routing.Route) bool { return !slices.ContainsFunc(l.have, r.Equal) }))
+		// What should be there and is not: the table believes it is.
+		changes.Delete = append(changes.Delete, absent(changes.Put, l.have)...)
+	}
 	l.routeErr = nil
 	if !changes.Empty() {
 		l.routeErr = l.routes.Apply(ctx, changes)
@@ -217,6 +217,26 @@ func (l *loop) flushRoutes(ctx context.Context) {
 		return
 	}
 	l.solved("routes")
+}
+
+// absent are the routes whose place in have is empty.
+func absent(routes, have []routing.Route) []routing.Route {
+	return slices.DeleteFunc(slices.Clone(routes), func(r routing.Route) bool {
+		return slices.ContainsFunc(have, func(h routing.Route) bool { return h.Key() == r.Key() })
+	})
+}
+
+// forward switches forwarding on, once.
+func (l *loop) forward(done *bool, what string, on func() error) {
+	if *done {
+		return
+	}
+	if err := on(); err != nil {
+		l.failed(what, err)
+		return
+	}
+	l.solved(what)
+	*done = true
 }
 
 // usable says whether the endpoint's route can be in the kernel: only through a

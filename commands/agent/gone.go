@@ -50,7 +50,7 @@ func (l *loop) touch(link string) {
 // missed books that an endpoint's link is not there (DESIGN section 7): of
 // another boot it is gone, else lost, and gone after a while.
 func (l *loop) missed(lo *local) {
-	if lo.busy > 0 || l.stage == detached {
+	if lo.busy > 0 || lo.leaving || lo.releasing || l.stage == detached {
 		return
 	}
 	if lo.lost.IsZero() {
@@ -92,12 +92,14 @@ func (l *loop) gone(lo *local) {
 		l.expire(lo.name, retryMax)
 		return
 	}
-	name := lo.name
+	lo.releasing = true
 	l.spawn(func(ctx context.Context) error {
-		if err := l.release(ctx, name); err != nil && ctx.Err() == nil {
-			l.log.Warn("endpoint not released", "endpoint", name, "error", err)
-			l.expire(name, retryMax)
+		err := l.release(ctx, lo.name)
+		if err != nil && ctx.Err() == nil {
+			l.log.Warn("endpoint not released", "endpoint", lo.name, "error", err)
+			l.expire(lo.name, retryMax)
 		}
+		l.post(func() { lo.releasing = false })
 		return nil
 	})
 }

@@ -139,6 +139,11 @@ func (l *loop) Keep(endpoint string) {
 	})
 }
 
+// Reach implements workload.Host.
+func (l *loop) Reach(ctx context.Context, revision int64) error {
+	return l.await(ctx, func() (bool, error) { return l.view.Revision() >= revision, l.why() })
+}
+
 // Programmed implements workload.Host.
 func (l *loop) Programmed(ctx context.Context, endpoint string) (err error) {
 	if e := l.do(ctx, func() {

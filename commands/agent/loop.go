@@ -21,6 +21,7 @@ type links interface {
 	Detach(link string) error
 	Links() ([]kernel.Link, error)
 	Addresses() ([]kernel.Address, error)
+	Forwarding4() error
 	Forwarding6() error
 }
 
@@ -69,6 +70,7 @@ type local struct {
 	raise      bool                // to be set up whatever was heard of it
 	leaving    bool                // to be out of service
 	filtered   bool                // its ACLs are in the kernel
+	releasing  bool                // it is gone and being released
 	lost       time.Time           // since when the link is missing; zero: it is not
 }
 
@@ -115,7 +117,7 @@ type loop struct {
 	dirty   map[string]bool
 
 	resyncLinks, resyncHost, resyncACL, resyncRoutes bool
-	routesDirty, forward6                            bool
+	routesDirty, forward4, forward6                  bool
 	have                                             []routing.Route
 	missing                                          map[netip.Prefix]bool
 	aclErr, routeErr                                 error
@@ -288,6 +290,6 @@ func (l *loop) drop(lo *local) {
 // right.
 func (l *loop) compare() {
 	l.resyncLinks, l.resyncHost, l.resyncACL, l.resyncRoutes = true, true, true, true
-	l.forward6 = false
+	l.forward4, l.forward6 = false, false
 	l.reported.due = time.Time{}
 }

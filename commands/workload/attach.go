@@ -40,7 +40,7 @@ func (s *Service) Attach(ctx context.Context, req control.AttachRequest, ns *ker
 	if err != nil {
 		return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
 	}
-	defer func() { s.Host.End(name) }()
+	defer s.Host.End(name)
 	if known.Endpoint != nil {
 		a, done, err := s.repeat(ctx, req, known, ns)
 		if done || err != nil {
@@ -56,6 +56,12 @@ func (s *Service) Attach(ctx context.Context, req control.AttachRequest, ns *ker
 		}
 	}
 	ep, revision, err := s.assign(ctx, name, req, known)
+	if err != nil && s.behind(ctx, err) {
+		s.Host.End(name)
+		if known, err = s.begin(ctx, name, req); err == nil {
+			ep, revision, err = s.assign(ctx, name, req, known)
+		}
+	}
 	if err != nil {
 		return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
 	}
@@ -133,6 +139,26 @@ func (s *Service) assign(ctx context.Context, name string, req control.AttachReq
 			return nil, 0, err
 		}
 	}
+}
+
+// behind says, of an assignment that was refused, whether the view lacked a pool
+// or profile that the store has, and waits until it does not: somebody may have
+// made it just before.
+func (s *Service) behind(ctx context.Context, err error) bool {
+	if !errors.Is(err, datastore.ErrInvalid) && !errors.Is(err, datastore.ErrNotFound) && !errors.Is(err, datastore.ErrExhausted) {
+		return false
+	}
+	var newest int64
+	for _, k := range []datastore.Kind{datastore.KindPool, datastore.KindProfile} {
+		list, err := s.Store.List(ctx, datastore.KindPrefix(k))
+		if err != nil {
+			return false
+		}
+		for _, e := range list.Entries {
+			newest = max(newest, e.Revision)
+		}
+	}
+	return s.Host.Reach(ctx, newest) == nil
 }
 
 // reread is what is known after a lost race: the store's word.

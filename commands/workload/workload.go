@@ -55,6 +55,8 @@ type Host interface {
 	// Retire takes the endpoint's routes out and keeps them out; keep undoes that.
 	Retire(endpoint string)
 	Keep(endpoint string)
+	// Reach waits until the view is at least at revision.
+	Reach(ctx context.Context, revision int64) error
 	// Programmed says what of ACLs, link and routes is not in the kernel.
 	Programmed(ctx context.Context, endpoint string) error
 	// Find lists the known endpoints of a workload on this node.
