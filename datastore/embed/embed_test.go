@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -168,4 +169,70 @@ func TestQuota(t *testing.T) {
 		t.Errorf("the file reached %d bytes", largest)
 	}
 	t.Log("largest", largest)
+}
+
+// TestKilled starts over what a killed server leaves: a stale socket.
+func TestKilled(t *testing.T) {
+	c := config(t)
+	if err := os.MkdirAll(filepath.Dir(c.Socket), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: c.Socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	run(t, c)
+	put(t, open(t, etcd.Options{Endpoints: []string{"unix://" + c.Socket}}), "a", 1)
+}
+
+// TestMembers runs three members over TLS and takes one away.
+func TestMembers(t *testing.T) {
+	first := config(t)
+	configs := []embed.Config{first, first, first}
+	for i := range configs {
+		c := &configs[i]
+		c.Name, c.Token = "node"+strconv.Itoa(i+1), "cluster"
+		c.Dir = filepath.Join(filepath.Dir(first.Dir), c.Name)
+		c.Socket = filepath.Join(c.Dir+"-run", "etcd.sock")
+		c.PeerURL, c.ListenTLS = "https://"+freeAddress(t), []string{"https://" + freeAddress(t)}
+	}
+	o := etcd.Options{CA: first.CA, Cert: first.Cert, Key: first.Key}
+	var members []string
+	for _, c := range configs {
+		members = append(members, c.Name+"="+c.PeerURL)
+		o.Endpoints = append(o.Endpoints, c.ListenTLS...)
+	}
+	stops := make([]func(), len(configs))
+	var wg sync.WaitGroup
+	for i := range configs {
+		configs[i].Members = members
+		wg.Go(func() { stops[i] = run(t, configs[i]) })
+	}
+	wg.Wait()
+	s := open(t, o)
+	put(t, s, "a", 1)
+	leader := 0
+	for i, h := range s.Health(t.Context()) {
+		if h.Err != nil {
+			t.Error(h.Err)
+		}
+		if h.Leader {
+			leader = i
+		}
+	}
+	stops[leader]()
+	for deadline := time.Now().Add(patience); ; {
+		_, err := s.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: datastore.Prefix + "b", Value: []byte("v")}}})
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, datastore.ErrUnavailable) || time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Get(t.Context(), datastore.Prefix+"a"); err != nil {
+		t.Error(err)
+	}
 }
