@@ -72,8 +72,11 @@ func (c *conn) dump(m netlink.Message) ([]netlink.Message, error) {
 }
 
 // cause unwraps mdlayher's error to the errno, with the kernel's own words if it
-// gave any; EPERM says what is missing.
+// gave any; a missing privilege says what is missing.
 func cause(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w: CAP_NET_ADMIN and CAP_SYS_ADMIN are needed, run it as root", unix.EPERM)
+	}
 	var op *netlink.OpError
 	if !errors.As(err, &op) {
 		return err
@@ -83,10 +86,7 @@ func cause(err error) error {
 	if errors.As(inner, &sys) {
 		inner = sys.Err
 	}
-	switch {
-	case errors.Is(inner, unix.EPERM):
-		return fmt.Errorf("%w: CAP_NET_ADMIN is needed, run it as root", inner)
-	case op.Message != "":
+	if op.Message != "" {
 		return fmt.Errorf("%w: %s", inner, op.Message)
 	}
 	return inner

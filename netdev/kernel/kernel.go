@@ -48,7 +48,7 @@ type Kernel struct {
 
 // Open prepares to work in the network namespace of the calling thread. Run must
 // run for detached links to be deleted. The error wraps os.ErrPermission where
-// CAP_NET_ADMIN is missing.
+// the privilege is missing.
 func Open(log *slog.Logger) (_ *Kernel, err error) {
 	k := &Kernel{log: log}
 	defer func() {

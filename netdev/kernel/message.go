@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The constants of linux/veth.h.
+// vethInfoPeer is VETH_INFO_PEER of linux/veth.h.
 const vethInfoPeer = 1
 
 // ifinfo is the fixed head of a link message (struct ifinfomsg).
@@ -131,20 +131,16 @@ func newRoute(index int, dst, gateway netip.Addr, metric uint32) netlink.Message
 // rawLink is what this package reads of a link message.
 type rawLink struct {
 	Link
-	group  uint32
-	mac    net.HardwareAddr
-	kind   string
-	flags  uint32
-	peer   int   // IFLA_LINK; for a veth the peer's index in its namespace
-	nsid   int32 // IFLA_LINK_NETNSID, the peer's namespace
-	master int
+	group uint32
+	mac   net.HardwareAddr
+	flags uint32
 }
 
 func parseLink(m netlink.Message) (rawLink, error) {
 	if len(m.Data) < unix.SizeofIfInfomsg {
 		return rawLink{}, fmt.Errorf("link message: %d bytes", len(m.Data))
 	}
-	l := rawLink{flags: binary.NativeEndian.Uint32(m.Data[8:]), nsid: -1}
+	l := rawLink{flags: binary.NativeEndian.Uint32(m.Data[8:])}
 	l.Index = int(int32(binary.NativeEndian.Uint32(m.Data[4:])))
 	l.Up = l.flags&unix.IFF_UP != 0
 	ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofIfInfomsg:])
@@ -161,21 +157,6 @@ func parseLink(m netlink.Message) (rawLink, error) {
 			l.group = ad.Uint32()
 		case unix.IFLA_ADDRESS:
 			l.mac = net.HardwareAddr(append([]byte(nil), ad.Bytes()...))
-		case unix.IFLA_LINK:
-			l.peer = int(ad.Uint32())
-		case unix.IFLA_MASTER:
-			l.master = int(ad.Uint32())
-		case unix.IFLA_LINK_NETNSID:
-			l.nsid = ad.Int32()
-		case unix.IFLA_LINKINFO:
-			ad.Nested(func(info *netlink.AttributeDecoder) error {
-				for info.Next() {
-					if info.Type() == unix.IFLA_INFO_KIND {
-						l.kind = info.String()
-					}
-				}
-				return nil
-			})
 		}
 	}
 	if err := ad.Err(); err != nil {
@@ -189,15 +170,13 @@ type rawAddress struct {
 	index  int
 	prefix netip.Prefix // the address itself with its prefix length
 	subnet netip.Prefix // what it is connected to
-	scope  uint8
-	flags  uint32
 }
 
 func parseAddress(m netlink.Message) (rawAddress, error) {
 	if len(m.Data) < unix.SizeofIfAddrmsg {
 		return rawAddress{}, fmt.Errorf("address message: %d bytes", len(m.Data))
 	}
-	a := rawAddress{flags: uint32(m.Data[2]), scope: m.Data[3], index: int(binary.NativeEndian.Uint32(m.Data[4:]))}
+	a := rawAddress{index: int(binary.NativeEndian.Uint32(m.Data[4:]))}
 	bits := int(m.Data[1])
 	ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofIfAddrmsg:])
 	if err != nil {
@@ -210,8 +189,6 @@ func parseAddress(m netlink.Message) (rawAddress, error) {
 			local, _ = netip.AddrFromSlice(ad.Bytes())
 		case unix.IFA_ADDRESS:
 			address, _ = netip.AddrFromSlice(ad.Bytes())
-		case unix.IFA_FLAGS:
-			a.flags = ad.Uint32()
 		}
 	}
 	if err := ad.Err(); err != nil {

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -17,12 +18,13 @@ type router struct {
 	t    *testing.T
 }
 
-// advertise sends one to all nodes (RFC 4861, section 4.2), good for an hour.
+// advertise sends one to all nodes (RFC 4861, section 4.2), good for an hour, if
+// the interface has got its address already.
 func (r router) advertise() {
 	r.t.Helper()
 	const lifetime = 3600
 	ra := []byte{134, 0, 0, 0, 64, 0, lifetime >> 8, lifetime & 0xff, 0, 0, 0, 0, 0, 0, 0, 0}
-	if _, err := r.conn.WriteTo(ra, &net.IPAddr{IP: net.ParseIP("ff02::1"), Zone: "r0"}); err != nil {
+	if _, err := r.conn.WriteTo(ra, &net.IPAddr{IP: net.ParseIP("ff02::1"), Zone: "r0"}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 		r.t.Fatalf("router advertisement: %v", err)
 	}
 }

@@ -10,14 +10,21 @@ import (
 
 // wire makes the fabric: one bridge for the first interfaces, where the default
 // route leads, and one for each subnet of the second interfaces, over which BGP
-// runs.
+// runs. The fabric's end of interface eth<i> of node<n> is called n<n>.<i>: to set
+// that down is to pull the cable.
 func (l *Lab) wire(o Options) error {
 	mgmt := netip.MustParsePrefix("192.168.1.0/24")
 	var f strings.Builder
+	var up strings.Builder
 	bridge := func(name string, addrs ...netip.Prefix) {
-		fmt.Fprintf(&f, "link add %s type bridge\nlink set %s up\n", name, name)
+		fmt.Fprintf(&f, "link add %s type bridge\n", name)
+		fmt.Fprintf(&up, "link set %s up\n", name)
 		for _, a := range addrs {
-			fmt.Fprintf(&f, "addr add %s dev %s\n", a, name)
+			nodad := ""
+			if a.Addr().Is6() {
+				nodad = " nodad"
+			}
+			fmt.Fprintf(&f, "addr add %s dev %s%s\n", a, name, nodad)
 		}
 	}
 	bridge("mgmt", hostIn(mgmt, 1))
@@ -53,7 +60,58 @@ func (l *Lab) wire(o Options) error {
 			return fmt.Errorf("%s: %w", h.Name, err)
 		}
 	}
+	// The kernel acts at once when a veth gets its carrier, but on a bridge that is up
+	// only within a second: bridges go up last, and then have one from the start.
+	if err := l.Fabric.linksReady(ctx, "type", "veth"); err != nil {
+		return fmt.Errorf("fabric: %w", err)
+	}
+	if err := l.Fabric.batch(ctx, ":", up.String()); err != nil {
+		return fmt.Errorf("fabric: %w", err)
+	}
+	for _, h := range l.all() {
+		if err := h.linksReady(ctx); err != nil {
+			return fmt.Errorf("%s: %w", h.Name, err)
+		}
+	}
 	return nil
+}
+
+// linksReady waits until every interface, or those of a kind, carries packets.
+func (h *Host) linksReady(ctx context.Context, kind ...string) error {
+	for {
+		out, err := h.Exec(ctx, Cmd{Args: append([]string{"ip", "-o", "-d", "link", "show"}, kind...)})
+		if err != nil {
+			return err
+		}
+		waits := ""
+		for line := range strings.Lines(out) {
+			if !carries(line, len(kind) == 0) {
+				waits = line
+			}
+		}
+		if waits == "" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("an interface does not come up: %s", waits)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// carries reads a line of ip -o -d link. The state of a bridge is told late, its
+// ports forward only once it is up.
+func carries(line string, bridgesUp bool) bool {
+	switch {
+	case strings.Contains(line, "LOOPBACK"):
+		return true
+	case strings.Contains(line, " bridge forward_delay "):
+		return strings.Contains(line, "LOWER_UP")
+	case bridgesUp && strings.Contains(line, "bridge_slave") && !strings.Contains(line, "bridge_slave state forwarding"):
+		return false
+	}
+	return strings.Contains(line, " state UP ")
 }
 
 // network is the host's own side, as input of ip -batch.

@@ -26,7 +26,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Options says what lab to make.
@@ -86,7 +89,8 @@ func New(o Options) (_ *Lab, err error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	l := &Lab{Dir: o.Dir, ID: labID(o.Dir), persist: o.Persist}
+	sweepNetns()
+	l := &Lab{Dir: o.Dir, ID: labID(o), persist: o.Persist}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("lab %s: %w", l.Dir, err), l.Remove())
@@ -128,10 +132,29 @@ func (o Options) check() error {
 	return nil
 }
 
+// passing starts the ID of a lab that does not persist, followed by the process.
+const passing = "test"
+
 // labID is a name that only a lab in this folder has at a time.
-func labID(dir string) string {
-	sum := sha256.Sum256([]byte(dir))
-	return fmt.Sprintf("lab%d-%s", os.Getpid(), hex.EncodeToString(sum[:2]))
+func labID(o Options) string {
+	sum := sha256.Sum256([]byte(o.Dir))
+	kind := passing
+	if o.Persist {
+		kind = "lab"
+	}
+	return fmt.Sprintf("%s%d-%s", kind, os.Getpid(), hex.EncodeToString(sum[:2]))
+}
+
+// sweepNetns takes away the names that labs of killed processes left; all else of
+// them is gone with the process.
+func sweepNetns() {
+	names, _ := filepath.Glob(filepath.Join(netnsFolder, passing+"*-*-*"))
+	for _, n := range names {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(n), passing), "-")
+		if owner, err := strconv.Atoi(pid); err == nil && unix.Kill(owner, 0) == unix.ESRCH {
+			_ = removeNetns(n)
+		}
+	}
 }
 
 func (l *Lab) save() error {
