@@ -217,7 +217,7 @@ func (j *joiner) workOff(ctx context.Context) error {
 		j.loop.log.Warn("pending detaches not used", "error", err)
 	}
 	for _, p := range all {
-		if err := j.service.Detach(ctx, p.Request); err != nil {
+		if err := j.service.Detach(ctx, targetOf(p.Request)); err != nil {
 			return fmt.Errorf("pending detach %s %s: %w", p.Request.Orchestrator, p.Request.Workload, err)
 		}
 		if err := os.Remove(p.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/datastore/ipam"
 	"netctl/netdev"
@@ -26,19 +25,19 @@ const maxTries = 5
 
 // Attach wires one interface of a workload into ns. It returns when address,
 // link, routes and ACLs are in the kernel, or having undone what it did.
-func (s *Service) Attach(ctx context.Context, req control.AttachRequest, ns *kernel.Netns) (control.Attachment, error) {
-	name := datastore.EndpointName(s.Node, req.Orchestrator, req.Workload, req.Interface)
+func (s *Service) Attach(ctx context.Context, req Request, ns *kernel.Netns) (Attachment, error) {
+	name := req.endpoint(s.Node)
 	if _, err := datastore.Key(datastore.KindEndpoint, name); err != nil {
-		return control.Attachment{}, fmt.Errorf("attach: %w", err)
+		return Attachment{}, fmt.Errorf("attach: %w", err)
 	}
 	release, err := s.turns.take(ctx, name)
 	if err != nil {
-		return control.Attachment{}, err
+		return Attachment{}, err
 	}
 	defer release()
 	known, err := s.begin(ctx, name, req)
 	if err != nil {
-		return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
+		return Attachment{}, fmt.Errorf("attach %s: %w", name, err)
 	}
 	defer s.Host.End(name)
 	if known.Endpoint != nil {
@@ -48,11 +47,11 @@ func (s *Service) Attach(ctx context.Context, req control.AttachRequest, ns *ker
 		}
 		// What the endpoint was attached to is gone: it is made anew.
 		if err := s.remove(ctx, known.Endpoint); err != nil {
-			return control.Attachment{}, err
+			return Attachment{}, err
 		}
 		s.Host.End(name)
 		if known, err = s.begin(ctx, name, req); err != nil {
-			return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
+			return Attachment{}, fmt.Errorf("attach %s: %w", name, err)
 		}
 	}
 	ep, revision, err := s.assign(ctx, name, req, known)
@@ -63,17 +62,17 @@ func (s *Service) Attach(ctx context.Context, req control.AttachRequest, ns *ker
 		}
 	}
 	if err != nil {
-		return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
+		return Attachment{}, fmt.Errorf("attach %s: %w", name, err)
 	}
 	a, err := s.wire(ctx, req, ep, known, ns, revision)
 	if err != nil {
 		s.undo(ctx, ep)
-		return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
+		return Attachment{}, fmt.Errorf("attach %s: %w", name, err)
 	}
 	return a, nil
 }
 
-func (s *Service) begin(ctx context.Context, name string, req control.AttachRequest) (Known, error) {
+func (s *Service) begin(ctx context.Context, name string, req Request) (Known, error) {
 	network := ""
 	if req.Network != "" {
 		network = datastore.ForeignName(req.Network)
@@ -84,7 +83,7 @@ func (s *Service) begin(ctx context.Context, name string, req control.AttachRequ
 // repeat answers an Attach of what is attached: done with the same result if the
 // namespace is the same, an error if another one holds the endpoint, not done if
 // the link is gone.
-func (s *Service) repeat(ctx context.Context, req control.AttachRequest, known Known, ns *kernel.Netns) (a control.Attachment, done bool, err error) {
+func (s *Service) repeat(ctx context.Context, req Request, known Known, ns *kernel.Netns) (a Attachment, done bool, err error) {
 	ep := known.Endpoint
 	rec, err := s.Records.Read(ep.Spec.Link)
 	if err != nil || !known.Linked {
@@ -105,17 +104,19 @@ func (s *Service) repeat(ctx context.Context, req control.AttachRequest, known K
 	return rec.Attachment, true, nil
 }
 
-// recorded is the wire as a record describes it, in ns.
+// recorded is the wire as a record describes it, in ns. MAC and MTU are left out:
+// a plugin behind ours in a chain may have changed them (CNI specification,
+// section 4, CHECK).
 func (s *Service) recorded(rec *Record, ns *kernel.Netns) kernel.Wire {
 	return kernel.Wire{
 		Netns: ns.FD(), Interface: rec.Endpoint.Spec.Interface, Link: rec.Endpoint.Spec.Link,
-		MAC: rec.Attachment.MAC, MTU: rec.Attachment.MTU, Addresses: rec.Endpoint.Spec.Addresses, Gateway4: s.Gateway,
+		Addresses: rec.Endpoint.Spec.Addresses, Gateway4: s.Gateway,
 	}
 }
 
 // assign writes the endpoint, its addresses, and its network and profiles if
 // they do not exist, in one transaction.
-func (s *Service) assign(ctx context.Context, name string, req control.AttachRequest, known Known) (*datastore.Endpoint, int64, error) {
+func (s *Service) assign(ctx context.Context, name string, req Request, known Known) (*datastore.Endpoint, int64, error) {
 	mac := req.MAC
 	if mac == "" {
 		mac = randomMAC()
@@ -162,7 +163,7 @@ func (s *Service) behind(ctx context.Context, err error) bool {
 }
 
 // reread is what is known after a lost race: the store's word.
-func (s *Service) reread(ctx context.Context, name string, req control.AttachRequest, known Known) (Known, error) {
+func (s *Service) reread(ctx context.Context, name string, req Request, known Known) (Known, error) {
 	_, err := datastore.Get[*datastore.Endpoint](ctx, s.Store, name)
 	if err == nil {
 		return known, fmt.Errorf("somebody else wrote the endpoint: %w", datastore.ErrConflict)
@@ -213,7 +214,7 @@ type plan struct {
 	ipv6     bool
 }
 
-func (s *Service) plan(name, mac string, req control.AttachRequest, known Known) (*plan, error) {
+func (s *Service) plan(name, mac string, req Request, known Known) (*plan, error) {
 	p := &plan{pools: req.Pools, ipv6: req.IPv6}
 	labels := maps.Clone(req.Labels)
 	profiles := req.Profiles
@@ -279,8 +280,8 @@ func (p *plan) commit(addrs []netip.Addr) (conds []datastore.Condition, ops []da
 }
 
 // wire makes the link and has it protected, routed and set up.
-func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datastore.Endpoint, known Known, ns *kernel.Netns, revision int64) (control.Attachment, error) {
-	a := control.Attachment{
+func (s *Service) wire(ctx context.Context, req Request, ep *datastore.Endpoint, known Known, ns *kernel.Netns, revision int64) (Attachment, error) {
+	a := Attachment{
 		Endpoint: ep.Metadata.Name, Link: ep.Spec.Link, LinkMAC: netdev.HostMAC, Interface: ep.Spec.Interface,
 		MTU: req.MTU, Addresses: ep.Spec.Addresses,
 	}

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
-	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/datastore/ipam"
 	"netctl/netdev"
@@ -15,13 +15,13 @@ import (
 
 // Detach releases one endpoint of a workload, or all of them. What is not there
 // is no error.
-func (s *Service) Detach(ctx context.Context, req control.DetachRequest) error {
-	if req.Orchestrator == "" || req.Workload == "" {
+func (s *Service) Detach(ctx context.Context, t Target) error {
+	if t.Orchestrator == "" || t.Workload == "" {
 		return fmt.Errorf("detach: %w: orchestrator and workload must be set", datastore.ErrInvalid)
 	}
-	names, err := s.names(ctx, req)
+	names, err := s.names(ctx, t)
 	if err != nil {
-		return fmt.Errorf("detach %s %s: %w", req.Orchestrator, req.Workload, err)
+		return fmt.Errorf("detach %s %s: %w", t.Orchestrator, t.Workload, err)
 	}
 	var errs []error
 	for _, name := range names {
@@ -32,8 +32,8 @@ func (s *Service) Detach(ctx context.Context, req control.DetachRequest) error {
 
 // Sever takes what Detach would release out of service, without the store: for
 // when the store is away. The endpoints stay what they are.
-func (s *Service) Sever(ctx context.Context, req control.DetachRequest) error {
-	names, err := s.names(ctx, req)
+func (s *Service) Sever(ctx context.Context, t Target) error {
+	names, err := s.names(ctx, t)
 	errs := []error{err}
 	for _, name := range names {
 		s.Host.Retire(name)
@@ -45,12 +45,12 @@ func (s *Service) Sever(ctx context.Context, req control.DetachRequest) error {
 
 // names lists the endpoints a request is about, those that are just being
 // attached included.
-func (s *Service) names(ctx context.Context, req control.DetachRequest) ([]string, error) {
-	name := datastore.EndpointName(s.Node, req.Orchestrator, req.Workload, req.Interface)
-	if req.Interface != "" {
+func (s *Service) names(ctx context.Context, t Target) ([]string, error) {
+	name := t.endpoint(s.Node)
+	if t.Interface != "" {
 		return []string{name}, nil
 	}
-	names, err := s.Host.Find(ctx, req.Orchestrator, req.Workload)
+	names, err := s.Host.Find(ctx, t.Orchestrator, t.Workload)
 	names = append(names, s.turns.under(name)...)
 	slices.Sort(names)
 	return slices.Compact(names), err
@@ -77,10 +77,11 @@ func (s *Service) Release(ctx context.Context, name string) error {
 	return s.remove(ctx, known.Endpoint)
 }
 
-// Check returns what of an endpoint is not as it was attached. An endpoint that
+// Check returns what of an endpoint is not as it was attached, and which of the
+// addresses it does not have. An endpoint that
 // is not there is ErrNotFound.
-func (s *Service) Check(ctx context.Context, req control.CheckRequest, ns *kernel.Netns) error {
-	name := datastore.EndpointName(s.Node, req.Orchestrator, req.Workload, req.Interface)
+func (s *Service) Check(ctx context.Context, t Target, addresses []netip.Addr, ns *kernel.Netns) error {
+	name := t.endpoint(s.Node)
 	release, err := s.turns.take(ctx, name)
 	if err != nil {
 		return err
@@ -102,7 +103,7 @@ func (s *Service) Check(ctx context.Context, req control.CheckRequest, ns *kerne
 	if rec.Dev != ns.Dev || rec.Ino != ns.Ino {
 		return fmt.Errorf("check %s: is attached to another network namespace", name)
 	}
-	for _, a := range req.Addresses {
+	for _, a := range addresses {
 		if !slices.Contains(known.Endpoint.Spec.Addresses, a) {
 			errs = append(errs, fmt.Errorf("address %s is not the endpoint's", a))
 		}

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"netctl/commands/control"
 	"netctl/datastore"
 )
 
@@ -21,7 +20,7 @@ type Record struct {
 	// Endpoint is the object as it was written.
 	Endpoint *datastore.Endpoint `json:"endpoint"`
 	// Attachment is what the caller was told.
-	Attachment control.Attachment `json:"attachment"`
+	Attachment Attachment `json:"attachment"`
 	// Boot is the boot the attach happened in, Dev and Ino the namespace.
 	Boot string `json:"boot"`
 	Dev  uint64 `json:"dev"`
@@ -41,9 +40,16 @@ func (r *Records) path(link string) string { return filepath.Join(r.dir, link+".
 
 // Put writes the record of an endpoint.
 func (r *Records) Put(rec *Record) error {
+	path := r.path(rec.Endpoint.Spec.Link)
 	text, err := json.Marshal(rec)
 	if err == nil {
-		err = control.WriteFile(r.path(rec.Endpoint.Spec.Link), append(text, '\n'))
+		err = os.MkdirAll(r.dir, 0o700)
+	}
+	if err == nil { // an endpoint has one writer at a time
+		err = os.WriteFile(path+".new", append(text, '\n'), 0o600)
+	}
+	if err == nil {
+		err = os.Rename(path+".new", path)
 	}
 	if err != nil {
 		return fmt.Errorf("attach record of %s: %w", rec.Endpoint.Metadata.Name, err)

@@ -29,6 +29,44 @@ import (
 // undoTimeout bounds the undoing of an Attach, whose own time may be over.
 const undoTimeout = 10 * time.Second
 
+// Target names one interface of one workload.
+type Target struct {
+	Orchestrator, Workload string
+	// Interface is the name inside the namespace; "" is every one, for Detach.
+	Interface string
+}
+
+// endpoint is the name of the target's endpoint on a node.
+func (t Target) endpoint(node string) string {
+	return datastore.EndpointName(node, t.Orchestrator, t.Workload, t.Interface)
+}
+
+// Request is what is to be attached; commands/control describes the fields.
+type Request struct {
+	Target
+	Network   string
+	Addresses []netip.Addr
+	Pools     []netip.Prefix
+	IPv6      bool
+	MAC       string
+	MTU       int // bytes
+	Profiles  []string
+	Labels    map[string]string
+	Ports     []datastore.Port
+}
+
+// Attachment is what was wired.
+type Attachment struct {
+	Endpoint  string       `json:"endpoint"`
+	Link      string       `json:"link"`
+	LinkMAC   string       `json:"linkMAC"`
+	Interface string       `json:"interface"`
+	MAC       string       `json:"mac"`
+	MTU       int          `json:"mtu"` // bytes
+	Addresses []netip.Addr `json:"addresses"`
+	Gateways  []netip.Addr `json:"gateways"`
+}
+
 // Links is what makes and removes an endpoint's link; *kernel.Kernel is one.
 type Links interface {
 	Create(kernel.Wire) (mac string, err error)
