@@ -242,7 +242,7 @@ func (p *ruleParser) term(s *Side, not bool, terms int) error {
 		return p.cidr(s, not)
 	}
 	// A bare CIDR needs no keyword.
-	if w := p.peek(); !w.quoted && strings.ContainsAny(w.text, ".:/") && !s.CIDR.IsValid() {
+	if w := p.peek(); !w.quoted && strings.ContainsAny(w.text, ".:/") && strings.Trim(w.text, "0123456789abcdefABCDEF.:/") == "" && !s.CIDR.IsValid() {
 		return p.cidr(s, not)
 	}
 	if terms > 0 {

@@ -1,0 +1,111 @@
+package commands
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"netctl/datastore"
+)
+
+// TestStatusText holds the text against the one that the documents show.
+func TestStatusText(t *testing.T) {
+	time.Local = time.UTC
+	now := time.Date(2026, 3, 4, 15, 40, 0, 0, time.UTC)
+	session := datastore.SessionStatus{Peer: netip.MustParseAddr("192.168.99.103"), Type: "node-to-node mesh", State: "Established",
+		Since: time.Date(2026, 3, 4, 15, 31, 10, 0, time.UTC), Reason: "an old one", Received: 3, Accepted: 2, Sent: 1}
+	r := &nodeReport{Node: "slave", Running: true, InSync: true, Started: now.Add(-17*time.Minute - 8*time.Second), Endpoints: 12, Version: "v1.0.0",
+		Datastore: "datastore https://192.168.99.102:2379 healthy (3 members)",
+		Addresses: []netip.Addr{netip.MustParseAddr("192.168.99.102")}, AS: "64511 (inherited)", Sessions: []datastore.SessionStatus{session}}
+	r.finish()
+	a := &app{}
+	want := `netctl agent is running. Up 17 minutes, in sync, 12 endpoints
+netctl version 1.0.0, datastore https://192.168.99.102:2379 healthy (3 members)
+
+IPv4 BGP status
+IP: 192.168.99.102    AS Number: 64511 (inherited)
++----------------+-------------------+-------+----------+-------------+
+|  Peer address  |     Peer type     | State |  Since   |     Info    |
++----------------+-------------------+-------+----------+-------------+
+| 192.168.99.103 | node-to-node mesh |   up  | 15:31:10 | Established |
++----------------+-------------------+-------+----------+-------------+
+
+IPv6 BGP status
+No IPv6 address configured.
+`
+	if got := a.reportText(r, false, now); got != want || !r.Healthy {
+		t.Errorf("healthy %v, got\n%swant\n%s", r.Healthy, got, want)
+	}
+
+	r.Sessions[0].State, r.Sessions[0].Reason, r.Sessions[0].Since = "Active", "connection refused", now.Add(-25*time.Hour)
+	r.Addresses = append(r.Addresses, netip.MustParseAddr("fd00:99::2"))
+	r.Endpoints = 1
+	r.finish()
+	want = `! BGP session to 192.168.99.103 is down: Active: connection refused
+
+netctl agent is running. Up 17 minutes, in sync, 1 endpoint
+netctl version 1.0.0, datastore https://192.168.99.102:2379 healthy (3 members)
+
+IPv4 BGP status
+IP: 192.168.99.102    AS Number: 64511 (inherited)
++----------------+-------------------+-------+------------+----------------------------+----------+----------+------+
+|  Peer address  |     Peer type     | State |   Since    |            Info            | Received | Accepted | Sent |
++----------------+-------------------+-------+------------+----------------------------+----------+----------+------+
+| 192.168.99.103 | node-to-node mesh |  down | 2026-03-03 | Active: connection refused |    3     |    2     |  1   |
++----------------+-------------------+-------+------------+----------------------------+----------+----------+------+
+
+IPv6 BGP status
+IP: fd00:99::2    AS Number: 64511 (inherited)
+No IPv6 peers found.
+`
+	if got := a.reportText(r, true, now); got != want || r.Healthy {
+		t.Errorf("healthy %v, got\n%swant\n%s", r.Healthy, got, want)
+	}
+}
+
+func TestRemoteReport(t *testing.T) {
+	now := time.Date(2026, 3, 4, 15, 40, 0, 0, time.UTC)
+	for _, c := range []struct {
+		status datastore.NodeStatus
+		want   string // the problem; empty: healthy
+	}{
+		{datastore.NodeStatus{Seen: now.Add(-10 * time.Minute)}, ""},
+		{datastore.NodeStatus{}, "node n has never reported"},
+		{datastore.NodeStatus{Seen: now.Add(-3 * time.Hour)}, "node n has not reported for 3 hours"},
+		{datastore.NodeStatus{Seen: now, Problems: []string{"drift"}}, "drift"},
+		{datastore.NodeStatus{Seen: now, Sessions: []datastore.SessionStatus{{Peer: netip.MustParseAddr("10.0.0.1"), State: "OpenSent", Reason: "bad peer AS 64512"}}},
+			"BGP session to 10.0.0.1 is down: OpenSent: bad peer AS 64512"},
+	} {
+		n := &datastore.Node{Metadata: datastore.Metadata{Name: "n"}, Status: c.status}
+		r := remoteReport(datastore.NewView(), n, now)
+		if got := strings.Join(r.Problems, "; "); got != c.want || r.Healthy != (c.want == "") {
+			t.Errorf("got %q, healthy %v; want %q", got, r.Healthy, c.want)
+		}
+	}
+}
+
+func TestCentre(t *testing.T) {
+	for _, c := range []struct {
+		in    string
+		width int
+		want  string
+	}{
+		{"up", 5, "  up "}, {"abc", 6, " abc  "}, {"abc", 7, "  abc  "}, {"", 3, "   "}, {"ü", 2, "ü "}, {"full", 4, "full"},
+	} {
+		if got := centre(c.in, c.width); got != c.want {
+			t.Errorf("%q in %d: got %q, want %q", c.in, c.width, got, c.want)
+		}
+	}
+}
+
+func TestSince(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0 seconds", time.Second: "1 second", 59 * time.Second: "59 seconds", time.Minute: "1 minute",
+		3*time.Hour + 59*time.Minute: "3 hours", 50 * time.Hour: "2 days",
+	} {
+		if got := since(d); got != want {
+			t.Errorf("%s: got %s, want %s", d, got, want)
+		}
+	}
+}

@@ -1,0 +1,59 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"netctl/datastore"
+	"netctl/datastore/memory"
+)
+
+// limited refuses every commit after the first few.
+type limited struct {
+	datastore.Store
+	left int
+}
+
+var errLimit = errors.New("no more")
+
+func (l *limited) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
+	if l.left--; l.left < 0 {
+		return 0, errLimit
+	}
+	return l.Store.Commit(ctx, t)
+}
+
+// TestWriteSaysHowFarItCame writes three transactions' worth of objects into a
+// store that takes two.
+func TestWriteSaysHowFarItCame(t *testing.T) {
+	ctx := context.Background()
+	s := memory.New()
+	var list []manifest
+	for i := range 250 {
+		p := &datastore.Profile{Metadata: datastore.Metadata{Name: fmt.Sprintf("p%03d", i)}}
+		p.SetDefaults()
+		list = append(list, manifest{object: p})
+	}
+	view := datastore.NewView()
+	plans, err := planWrite(view, list, modeApply)
+	if err != nil {
+		t.Fatal(err)
+	}
+	through := 0
+	err = commitPlans(ctx, &limited{s, 2}, view, plans, func(planned) { through++ })
+	if !errors.Is(err, errLimit) {
+		t.Fatalf("got %v", err)
+	}
+	stored, err := datastore.List[*datastore.Profile](ctx, s)
+	if err != nil || len(stored) != through || through != 2*(datastore.MaxTxnOps-1) {
+		t.Errorf("%d objects told, %d stored, %v", through, len(stored), err)
+	}
+	if got, want := farther(through, len(list), errLimit).Error(), "after 198 of 250 objects: no more"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if err := farther(0, len(list), errLimit); err != errLimit {
+		t.Errorf("nothing was written, and the error is %v", err)
+	}
+}
