@@ -36,7 +36,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 		"allow from not cidr 10.0.0.0/30", "deny from cidr 10.0.0.1/32", "allow from cidr fd00::/64",
 		"allow tcp to ports http", "allow tcp to not ports http,22", "allow tcp from tag t0 and cidr 10.0.0.0/29 to ports http,80:90",
 		"allow from selector \"role == 'web'\"", "deny from not selector \"role == 'db'\"", "allow not tcp", "allow 132 from tag t2 to tag t1",
-		"allow udp from ports 53", "allow from selector \"has(zone)\" to tag t0",
+		"allow udp from ports 53", "allow tcp to ports 80,82:85,84:90,1000", "allow from selector \"has(zone)\" to tag t0",
 	} {
 		r, err := datastore.ParseRule(s)
 		if err != nil {

@@ -156,7 +156,7 @@ func TestUnknownIsClosed(t *testing.T) {
 	l.router.run("nft", "flush", "chain", "inet", "netctl", "from_wl")
 	l.router.run("nft", "flush", "chain", "inet", "netctl", "to_wl")
 	l.rules.Chains["from_wl"].Rules, l.rules.Chains["to_wl"].Rules = nil, nil
-	l.expect(false, "a", l.uniquePort(udp("10.0.0.1", "10.0.0.2", 7)))
+	l.expect(false, "a", l.uniquePort(udp("10.0.0.1", "192.0.2.9", 7)))
 	l.expect(false, "n", l.uniquePort(udp("192.0.2.9", "10.0.0.2", 7)))
 }
 

@@ -217,6 +217,7 @@ func TestSyncRepairs(t *testing.T) {
 		"flush chain inet netctl " + inDB,
 		"add rule inet netctl " + inDB + " accept",
 		"insert rule inet netctl deny_in accept",
+		"flush chain inet netctl deny_in; add rule inet netctl deny_in accept; add rule inet netctl deny_in accept",
 		"add table inet netctl { flags dormant; }",
 		"add chain inet netctl fwd_to { policy drop; }",
 		"add chain inet netctl stranger; add rule inet netctl stranger tcp dport { 1, 2 } accept; add rule inet netctl from_wl jump stranger",
