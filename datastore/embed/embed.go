@@ -10,6 +10,7 @@ package embed
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,7 +23,6 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
-	etcdembed "go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 
@@ -85,66 +85,78 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	k := newKeeper(pageQuota(c.QuotaBytes), c.Log)
 	least := new(slog.LevelVar)
 	least.Set(slog.LevelError) // it warns of every setting that is as it should be
-	conf, err := c.etcd(bridge(c.Log, least),
-		grpc.ChainUnaryInterceptor(k.unary),
-		grpc.ChainStreamInterceptor(endWith(stopping)),
-	)
+	server, sockets, err := c.open(bridge(c.Log, least))
 	if err != nil {
 		return err
 	}
-	server, err := start(conf)
-	if err != nil {
-		return fmt.Errorf("datastore: %w", explain(err))
-	}
-	defer server.Close()
+	defer server.stop(c.Log)
+	defer sockets.close()
 	defer func() {
 		least.Set(silent)
 		stop() // streams end first: etcd would wait for them
 	}()
 	select {
-	case <-server.Server.ReadyNotify():
-	case <-server.Server.StopNotify():
+	case <-server.ReadyNotify():
+	case <-server.StopNotify():
 		return errors.New("datastore: etcd stopped while it started")
-	case err := <-server.Err():
+	case err := <-server.failed:
 		return fmt.Errorf("datastore: %w", err)
 	case <-ctx.Done():
 		return nil
 	}
-	for _, socket := range []string{c.Socket, httpSocket(c.Socket)} {
-		if err := os.Chmod(socket, 0o600); err != nil {
-			return fmt.Errorf("datastore socket: %w", err)
-		}
-	}
 	least.Set(slog.LevelWarn)
+	server.serveClients(sockets, grpc.ChainUnaryInterceptor(k.unary), grpc.ChainStreamInterceptor(endWith(stopping)))
 	if ready != nil {
 		ready()
 	}
-	c.Log.Info("datastore serves", "socket", c.Socket, "urls", strings.Join(c.ListenTLS, " "), "cluster", server.Server.Cluster().ID().String())
+	c.Log.Info("datastore serves", "socket", c.Socket, "urls", strings.Join(c.ListenTLS, " "), "cluster", server.Cluster().ID().String())
 	keeping, end := context.WithCancel(ctx)
 	kept := make(chan struct{})
 	go func() {
 		defer close(kept)
-		k.run(keeping, server.Server)
+		k.run(keeping, server.EtcdServer)
 	}()
 	defer func() { end(); <-kept }()
 	select {
 	case <-ctx.Done():
 		return nil
-	case <-server.Server.StopNotify():
+	case <-server.StopNotify():
 		return errors.New("datastore: etcd stopped")
-	case err := <-server.Err():
+	case err := <-server.failed:
 		return fmt.Errorf("datastore: %w", err)
 	}
 }
 
-// start is StartEtcd with its panics as errors: a damaged folder makes some.
-func start(conf *etcdembed.Config) (e *etcdembed.Etcd, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("folder %s: %v", conf.Dir, p)
+// open listens and starts the member; what fails leaves no socket behind.
+func (c *Config) open(log *zap.Logger) (*server, *listeners, error) {
+	peer, err := httpsURL(c.PeerURL)
+	if err != nil {
+		return nil, nil, err
+	}
+	var clients []url.URL
+	for _, listen := range c.ListenTLS {
+		u, err := httpsURL(listen)
+		if err != nil {
+			return nil, nil, err
 		}
-	}()
-	return etcdembed.StartEtcd(conf)
+		clients = append(clients, u)
+	}
+	info := transport.TLSInfo{
+		CertFile: c.Cert, KeyFile: c.Key, TrustedCAFile: c.CA,
+		ClientCertAuth: true, MinVersion: tls.VersionTLS12,
+		// A node with two interfaces may connect from either.
+		SkipClientSANVerify: true,
+	}
+	sockets, err := c.listen(peer, clients, &info)
+	if err != nil {
+		return nil, nil, fmt.Errorf("datastore: %w", explain(err))
+	}
+	server, err := c.start(log, sockets, peer, clients, info)
+	if err != nil {
+		sockets.close()
+		return nil, nil, fmt.Errorf("datastore: %w", err)
+	}
+	return server, sockets, nil
 }
 
 func explain(err error) error {
@@ -222,47 +234,6 @@ func (c *Config) prepare() error {
 	return nil
 }
 
-// etcd is the configuration in etcd's terms.
-func (c *Config) etcd(log *zap.Logger, options ...grpc.ServerOption) (*etcdembed.Config, error) {
-	peer, err := httpsURL(c.PeerURL)
-	if err != nil {
-		return nil, err
-	}
-	clients := []url.URL{{Scheme: "unix", Path: c.Socket}}
-	for _, listen := range c.ListenTLS {
-		u, err := httpsURL(listen)
-		if err != nil {
-			return nil, err
-		}
-		clients = append(clients, u)
-	}
-	conf := etcdembed.NewConfig()
-	conf.Name, conf.Dir = c.Name, c.Dir
-	conf.ListenPeerUrls, conf.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
-	conf.ListenClientUrls, conf.AdvertiseClientUrls = clients, clients
-	// With a socket of its own for HTTP (health and metrics) the others carry
-	// gRPC alone, without a second server in front of it.
-	conf.ListenClientHttpUrls = []url.URL{{Scheme: "unix", Path: httpSocket(c.Socket)}}
-	conf.EnableGRPCGateway = false
-	tls := transport.TLSInfo{
-		CertFile: c.Cert, KeyFile: c.Key, TrustedCAFile: c.CA,
-		ClientCertAuth: true,
-		// A node with two interfaces may connect from either.
-		SkipClientSANVerify: true,
-	}
-	conf.ClientTLSInfo, conf.PeerTLSInfo = tls, tls
-	conf.TlsMinVersion = "TLS1.2"
-	conf.InitialCluster = strings.Join(c.Members, ",")
-	conf.InitialClusterToken = c.Token
-	conf.QuotaBackendBytes = pageQuota(c.QuotaBytes)
-	conf.SnapshotCount, conf.SnapshotCatchUpEntries = snapshotEvery, catchUp
-	conf.MaxSnapFiles, conf.MaxWalFiles = keepFiles, keepFiles
-	conf.BackendFreelistType = "map"
-	conf.ZapLoggerBuilder = etcdembed.NewZapLoggerBuilder(log)
-	conf.GRPCAdditionalServerOptions = options
-	return conf, nil
-}
-
 // pageQuota is how many bytes of pages may be used so that the file stays below
 // the quota. bbolt grows a file that is mapped with more than 16 MiB by 16 MiB
 // beyond what it needs, and a smaller one to the mapping's size, a power of two
@@ -286,10 +257,6 @@ func httpsURL(text string) (url.URL, error) {
 		return url.URL{}, fmt.Errorf("datastore url %q: want https://address:port (plain http is not offered): %w", text, datastore.ErrInvalid)
 	}
 	return *u, nil
-}
-
-func httpSocket(socket string) string {
-	return strings.TrimSuffix(socket, ".sock") + "-http.sock"
 }
 
 // endWith ends streams (watches) when ctx does.
