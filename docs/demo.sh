@@ -65,6 +65,7 @@ ping_through() { # ping_through CONTAINER ADDRESS: across two nodes, nothing los
 	inside "$1" ping -n -c 5 -i 0.2 -W 2 "$2"
 	want ' ttl=62 ' ', 0% packet loss'
 }
+routed()  { [[ $(node "$1" ip route show "$2") == *via* ]]; }
 reaches() { ip netns exec "$1" ping -n -c 1 -W 1 "$2"; }
 
 cleanup() {
@@ -147,8 +148,9 @@ Outbound rules:
    1 allow"
 
 say "The nodes' routes: a blackhole per own block, the other's blocks through the other"
-soon 10 node node1 ip route get 192.168.115.193
-soon 10 node node2 ip route get 10.0.0.48
+soon 10 routed node1 192.168.115.192/26
+soon 10 routed node2 10.0.0.0/26
+soon 10 routed node2 192.168.32.192/26
 on node1 ip route
 want $'\n''default via 192\.168\.1\.1 dev eth0' $'\n''blackhole 10\.0\.0\.0/26 proto netctl' $'\n''blackhole 192\.168\.32\.192/26 proto netctl' \
 	$'\n''10\.0\.0\.48 dev nc[0-9a-f]{11} proto netctl scope link' $'\n''192\.168\.115\.192/26 via 192\.168\.99\.103 dev eth1 proto netctl-bgp'
@@ -174,7 +176,7 @@ echo "app-A reaches dataman on its own node too"
 ! reaches "${prefix}appA1" "$appB" >/dev/null || fail "app-A reaches app-B without a rule"
 echo "app-A does not reach app-B ($appB)"
 on node1 netctl profile app-B rule add inbound allow from tag app-A
-soon 2 reaches "${prefix}appA1" "$appB"
+soon 3 reaches "${prefix}appA1" "$appB"
 ping_through "${prefix}appA1" "$appB"
 on node1 netctl profile app-B rule remove inbound allow from tag app-A
 soon 3 not reaches "${prefix}appA1" "$appB"
