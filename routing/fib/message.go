@@ -152,23 +152,23 @@ func (t *Table) resolve(addr netip.Addr) (routing.NextHop, error) {
 		Header: netlink.Header{Type: unix.RTM_GETROUTE, Flags: netlink.Request}, Data: data,
 	})
 	if err != nil {
-		return routing.NextHop{}, fmt.Errorf("resolve %s: %w (%v)", addr, ErrUnreachable, errno(err))
+		return routing.NextHop{}, fmt.Errorf("resolve %s: %w (%w)", addr, ErrUnreachable, errno(err))
 	}
-	for _, raw := range msgs {
-		var m rtnetlink.RouteMessage
-		if err := m.UnmarshalBinary(raw.Data); err != nil {
-			return routing.NextHop{}, fmt.Errorf("resolve %s: %w", addr, err)
-		}
-		if m.Type != unix.RTN_UNICAST {
-			return routing.NextHop{}, fmt.Errorf("resolve %s: %w (an address of this machine)", addr, ErrUnreachable)
-		}
-		h := t.hop(m.Family, m.Attributes.Gateway, m.Attributes.OutIface, 0)
-		if !h.Addr.IsValid() {
-			h.Addr = addr
-		}
-		return h, nil
+	if len(msgs) == 0 {
+		return routing.NextHop{}, fmt.Errorf("resolve %s: %w", addr, ErrUnreachable)
 	}
-	return routing.NextHop{}, fmt.Errorf("resolve %s: %w", addr, ErrUnreachable)
+	var m rtnetlink.RouteMessage
+	if err := m.UnmarshalBinary(msgs[0].Data); err != nil {
+		return routing.NextHop{}, fmt.Errorf("resolve %s: %w", addr, err)
+	}
+	if m.Type != unix.RTN_UNICAST {
+		return routing.NextHop{}, fmt.Errorf("resolve %s: %w (an address of this machine)", addr, ErrUnreachable)
+	}
+	h := t.hop(m.Family, m.Attributes.Gateway, m.Attributes.OutIface, 0)
+	if !h.Addr.IsValid() {
+		h.Addr = addr
+	}
+	return h, nil
 }
 
 func family(a netip.Addr) uint8 {

@@ -45,77 +45,40 @@ type Change struct {
 // lost (a link that was down, another program), then calls fn; the first call
 // has Lost set. A Table can be watched once.
 func (t *Table) Watch(ctx context.Context, fn func(Event)) error {
-	conn := t.events
 	// A smaller buffer only makes overruns likelier, and those are handled.
-	_ = conn.SetReadBuffer(eventBuffer)
+	_ = t.events.SetReadBuffer(eventBuffer)
 	for _, g := range []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
-		if err := conn.JoinGroup(g); err != nil {
+		if err := t.events.JoinGroup(g); err != nil {
 			return fmt.Errorf("watch routes: %w", errno(err))
 		}
 	}
-	type burst struct {
-		msgs []netlink.Message
-		err  error
-	}
-	ch := make(chan burst, 256)
-	done := make(chan struct{})
-	go func() {
-		defer close(ch)
-		for {
-			msgs, err := conn.Receive()
-			overrun := errors.Is(err, unix.ENOBUFS)
-			select {
-			case ch <- burst{msgs, err}:
-			case <-done:
-				return
-			}
-			if err != nil && !overrun {
-				return
-			}
-		}
-	}()
-	defer func() {
-		t.mu.Lock()
-		t.watching = false
-		t.mu.Unlock()
-		close(done)
-		_ = conn.Close() // ends Receive
-		for range ch {   // until the reader is gone
-		}
-	}()
-
+	heard, end := t.listen()
+	defer end()
 	w := &watcher{table: t, links: map[uint32]linkState{}}
-	first := Event{Lost: true}
+	defer w.done()
 	if err := w.resync(ctx); err != nil {
 		return err
 	}
-	fn(first)
+	fn(Event{Lost: true})
 	for {
 		var e Event
 		var keys []routing.Key
-		take := func(b burst) error {
-			if errors.Is(b.err, unix.ENOBUFS) {
-				e.Lost = true
-				return nil
-			}
-			keys = append(keys, w.read(b.msgs, &e)...)
-			return b.err
-		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case b := <-ch:
-			err := take(b)
-			for more := true; more && err == nil; {
+		case n := <-heard:
+			for more := true; more; {
+				if errors.Is(n.err, unix.ENOBUFS) {
+					e.Lost = true
+				} else if n.err != nil {
+					return fmt.Errorf("watch routes: %w", errno(n.err))
+				}
+				keys = append(keys, w.read(n.msgs, &e)...)
 				select {
-				case b, more = <-ch:
-					err = take(b)
+				case n, more = <-heard:
 				default:
 					more = false
 				}
-			}
-			if err != nil && ctx.Err() == nil {
-				return fmt.Errorf("watch routes: %w", errno(err))
 			}
 		}
 		if e.Lost {
@@ -131,6 +94,39 @@ func (t *Table) Watch(ctx context.Context, fn func(Event)) error {
 	}
 }
 
+// notice is what one read of the socket gave.
+type notice struct {
+	msgs []netlink.Message
+	err  error
+}
+
+// listen reads notifications in a goroutine, so that Watch can take all there
+// are at once. end closes the socket and waits for the goroutine.
+func (t *Table) listen() (heard <-chan notice, end func()) {
+	ch := make(chan notice, 256)
+	done := make(chan struct{})
+	go func() {
+		defer close(ch)
+		for {
+			msgs, err := t.events.Receive()
+			select {
+			case ch <- notice{msgs, err}:
+			case <-done:
+				return
+			}
+			if err != nil && !errors.Is(err, unix.ENOBUFS) {
+				return
+			}
+		}
+	}()
+	return ch, func() {
+		close(done)
+		_ = t.events.Close() // ends Receive
+		for range ch {       // until the reader is gone
+		}
+	}
+}
+
 func (e Event) any() bool {
 	return e.Lost || e.Others || len(e.Changes)+len(e.Up)+len(e.Down) > 0
 }
@@ -139,6 +135,13 @@ func (e Event) any() bool {
 type watcher struct {
 	table *Table
 	links map[uint32]linkState
+}
+
+// done ends the watch: from now on Apply trusts the kernel only.
+func (w *watcher) done() {
+	w.table.mu.Lock()
+	defer w.table.mu.Unlock()
+	w.table.watching = false
 }
 
 // resync reads links and routes anew and puts back what is wanted and not there.
