@@ -156,6 +156,7 @@ func TestOneHost(t *testing.T) {
 			t.Errorf("it left:\n%s", left)
 		}
 	})
+	t.Run("ipv6", func(t *testing.T) { ipv6(t, s.in(t)) })
 	t.Run("store away", func(t *testing.T) {
 		s := s.in(t)
 		s.stopStore()
