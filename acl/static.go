@@ -22,7 +22,7 @@ func Static(o Options) *Ruleset {
 	for _, s := range staticSets(o) {
 		r.Sets[s.Name] = s
 	}
-	for _, c := range append(staticChains(o), baseChains(o)...) {
+	for _, c := range append(staticChains(), baseChains(o)...) {
 		for i := range c.Rules {
 			c.Rules[i].Comment = clip(c.Rules[i].Comment)
 		}
@@ -89,7 +89,7 @@ func denyChain(name, prefix string) *Chain {
 	}}
 }
 
-func staticChains(o Options) []*Chain {
+func staticChains() []*Chain {
 	states := vmap(CTState, mapStates)
 	toHost := []Rule{
 		states,

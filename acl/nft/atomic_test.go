@@ -107,9 +107,8 @@ func churn(t *testing.T, table *Table, x *acl.Index, n int, rules, other []strin
 	return nil
 }
 
-// BenchmarkAddEndpoint adds and removes an endpoint of an existing class beside
-// 10,000 rules.
-func BenchmarkAddEndpoint(b *testing.B) {
+// thousandProfiles is a model with 10,000 rules on the node.
+func thousandProfiles(b *testing.B) *acl.Index {
 	x := acl.NewIndex("n1", testOptions())
 	for i := range 1000 {
 		p := &datastore.Profile{Metadata: datastore.Metadata{Name: fmt.Sprintf("p%d", i)}}
@@ -124,8 +123,13 @@ func BenchmarkAddEndpoint(b *testing.B) {
 		x.Apply(datastore.Change{Kind: datastore.KindProfile, Name: p.Metadata.Name, New: p})
 		x.Apply(endpoint("n1", fmt.Sprintf("n1/cni/%d/eth0", i), fmt.Sprintf("nc%d", i), []string{p.Metadata.Name}, fmt.Sprintf("10.0.%d.%d", i/250, i%250)))
 	}
-	table := open(b, newNetns(b))
 	x.Flush()
+	return x
+}
+
+// BenchmarkAddEndpoint adds and removes an endpoint of an existing class.
+func BenchmarkAddEndpoint(b *testing.B) {
+	x, table := thousandProfiles(b), open(b, newNetns(b))
 	if err := table.Sync(b.Context(), x.Ruleset()); err != nil {
 		b.Fatal(err)
 	}
@@ -137,6 +141,26 @@ func BenchmarkAddEndpoint(b *testing.B) {
 			if err := table.Apply(b.Context(), x.Flush()); err != nil {
 				b.Fatal(err)
 			}
+		}
+	}
+}
+
+// BenchmarkColdSync fills an empty kernel.
+func BenchmarkColdSync(b *testing.B) {
+	rules := thousandProfiles(b).Ruleset()
+	for b.Loop() {
+		if err := open(b, newNetns(b)).Sync(b.Context(), rules); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkSyncNothing reads back and finds everything right.
+func BenchmarkSyncNothing(b *testing.B) {
+	rules, table := thousandProfiles(b).Ruleset(), open(b, newNetns(b))
+	for b.Loop() {
+		if err := table.Sync(b.Context(), rules); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

@@ -2,13 +2,13 @@ package nft
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -134,7 +134,7 @@ func (l *lab) transmit(from *host, p acl.Packet, id uint64) {
 		if err == nil {
 			return
 		}
-		if err != syscall.ENOBUFS {
+		if !errors.Is(err, unix.ENOBUFS) {
 			l.t.Fatalf("send: %v", err)
 		}
 	}
