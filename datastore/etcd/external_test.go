@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -91,4 +92,39 @@ func startExternal(t *testing.T, m *member, quota int64) (*exec.Cmd, *bytes.Buff
 		cmd.Wait()
 	})
 	return cmd, said
+}
+
+// TestCloseLeavesNothing counts goroutines of grpc; the server is a process.
+func TestCloseLeavesNothing(t *testing.T) {
+	m := newMember(t)
+	startExternal(t, m, 64<<20)
+	o := m.secure(m.issue(t, pki.Node{Name: "client"}))
+	o.Endpoints = append(o.Endpoints, "https://"+freeAddress(t))
+	for range 3 {
+		s := open(t, o)
+		eventually(t, func() error {
+			_, err := s.ID(t.Context())
+			return err
+		})
+		watched := make(chan error, 1)
+		seen := make(chan struct{}, 10)
+		rev := put(t, s, "a", "1")
+		go func() {
+			watched <- s.Watch(t.Context(), datastore.Prefix, rev-1, func(datastore.Batch) error { seen <- struct{}{}; return nil })
+		}()
+		<-seen
+		s.Health(t.Context())
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		<-watched
+	}
+	eventually(t, func() error {
+		stacks := make([]byte, 1<<20)
+		stacks = stacks[:runtime.Stack(stacks, true)]
+		if n := bytes.Count(stacks, []byte("google.golang.org/grpc")); n > 0 {
+			return fmt.Errorf("%d frames of grpc left:\n%s", n, stacks)
+		}
+		return nil
+	})
 }
