@@ -1,7 +1,7 @@
 # netctl. `make demo` shows the product, `make test` proves it; `make help` lists the rest.
 
 VERSION := $(shell v=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown); \
-	case $$v in v[0-9]*) echo $${v\#v} ;; *) echo 0.1.0-g$$v ;; esac)
+	case $$v in (v[0-9]*) echo $${v\#v} ;; (*) echo 0.1.0-g$$v ;; esac)
 LDFLAGS := -s -w -X netctl/commands.version=$(VERSION)
 PREFIX  := /usr/local
 DESTDIR :=
