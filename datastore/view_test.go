@@ -196,3 +196,19 @@ func TestViewDefaults(t *testing.T) {
 		t.Errorf("got %+v, %+v", v.BGP(), v.Config())
 	}
 }
+
+// TestViewSeesAnotherStoreWithTheSameRevision: a restored store may give other
+// values the revisions that the view knows.
+func TestViewSeesAnotherStoreWithTheSameRevision(t *testing.T) {
+	v := NewView()
+	for _, tag := range []string{"a", "b"} {
+		_, op, err := OpPut(&Profile{Metadata: Metadata{Name: "p"}, Spec: ProfileSpec{Tags: []string{tag}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		changes, err := v.Replace(Snapshot{Revision: 7, Entries: []Entry{{Key: op.Key, Value: op.Value, Revision: 7}}})
+		if err != nil || len(changes) != 1 || v.Profile("p").Spec.Tags[0] != tag {
+			t.Errorf("tag %s: %+v, %v", tag, changes, err)
+		}
+	}
+}
