@@ -98,20 +98,27 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// refusal is a manifest and what the error says.
+type refusal struct{ in, want string }
+
+func checkRefusals(t *testing.T, refusals []refusal) {
+	t.Helper()
+	for _, c := range refusals {
+		_, err := DecodeManifest([]byte(c.in))
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%.120s:\n got %v\nwant %s", c.in, err, c.want)
+		}
+		if !errors.Is(err, ErrInvalid) {
+			t.Errorf("%.120s: %v is not ErrInvalid", c.in, err)
+		}
+	}
+}
+
 func TestManifestErrors(t *testing.T) {
 	pool := func(spec string) string {
 		return `{"apiVersion":"netctl/v1","kind":"Pool","spec":{` + spec + `}}`
 	}
-	profile := func(spec string) string {
-		return `{"apiVersion":"netctl/v1","kind":"Profile","metadata":{"name":"p"},"spec":{` + spec + `}}`
-	}
-	named := func(kind, name string) string {
-		return `{"apiVersion":"netctl/v1","kind":"` + kind + `","metadata":{"name":"` + name + `"}}`
-	}
-	endpoint := func(more string) string {
-		return `{"apiVersion":"netctl/v1","kind":"Endpoint","spec":{"node":"a","orchestrator":"cni","workload":"w","interface":"eth0","link":"nc1",` + more + `}}`
-	}
-	for _, c := range []struct{ in, want string }{
+	checkRefusals(t, []refusal{
 		{``, "unexpected end of JSON input (line 1, column 0)"},
 		{"{\n  \"kind\": }", "invalid character '}' looking for beginning of value (line 2, column 11)"},
 		{`[]`, "not an object with the texts apiVersion and kind"},
@@ -141,6 +148,22 @@ func TestManifestErrors(t *testing.T) {
 		{pool(`"cidr":"10.0.0.0/8","nodeSelector":"a ="`), `spec.nodeSelector: selector: "=": `},
 		{`{"apiVersion":"netctl/v1","kind":"Pool","metadata":{"name":"x"},"spec":{"cidr":"10.0.0.0/8"}}`, `metadata.name "x": is no pool or block name`},
 		{`{"apiVersion":"netctl/v1","kind":"Pool","metadata":{"name":"10.0.0.0-9"},"spec":{"cidr":"10.0.0.0/8"}}`, `metadata.name "10.0.0.0-9": must be 10.0.0.0-8, or be left out`},
+		{strings.Repeat("[", MaxSize+1), "are more than an object may have"},
+		{pool(`"cidr":{`) + "}", `spec.cidr: must be a text, not an object or list`},
+	})
+}
+
+func TestManifestErrorsOfOtherKinds(t *testing.T) {
+	profile := func(spec string) string {
+		return `{"apiVersion":"netctl/v1","kind":"Profile","metadata":{"name":"p"},"spec":{` + spec + `}}`
+	}
+	named := func(kind, name string) string {
+		return `{"apiVersion":"netctl/v1","kind":"` + kind + `","metadata":{"name":"` + name + `"}}`
+	}
+	endpoint := func(more string) string {
+		return `{"apiVersion":"netctl/v1","kind":"Endpoint","spec":{"node":"a","orchestrator":"cni","workload":"w","interface":"eth0","link":"nc1",` + more + `}}`
+	}
+	checkRefusals(t, []refusal{
 		{profile(`"inbound":["allow form tag x"]`), `spec.inbound[0]: rule: "form": expected`},
 		{profile(`"inbound":["pass"]`), `spec.inbound[0] "pass": a profile belongs to no tier`},
 		{profile(`"outbound":["allow to set x"]`), `spec.outbound[0] "x": there is no such network set`},
@@ -175,17 +198,7 @@ func TestManifestErrors(t *testing.T) {
 		{named("Reservation", "r"), `spec.cidrs: a reservation needs at least one CIDR`},
 		{`{"apiVersion":"netctl/v1","kind":"Block","spec":{"cidr":"10.0.0.0/30","affinity":"a","allocations":[{"ordinal":4,"handle":"h","node":"a","time":"2026-01-01T00:00:00Z"}]}}`, `spec.allocations[0].ordinal "4": must be from 0 to 3`},
 		{`{"apiVersion":"netctl/v1","kind":"Block","spec":{"cidr":"10.0.0.0/8","affinity":"a"}}`, `spec.cidr "10.0.0.0/8": is more than 4096 addresses`},
-		{strings.Repeat("[", MaxSize+1), "are more than an object may have"},
-		{pool(strings.Repeat(`"cidr":{`, 1)) + "}", `spec.cidr: must be a text, not an object or list`},
-	} {
-		_, err := DecodeManifest([]byte(c.in))
-		if err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%.120s:\n got %v\nwant %s", c.in, err, c.want)
-		}
-		if !errors.Is(err, ErrInvalid) {
-			t.Errorf("%.120s: %v is not ErrInvalid", c.in, err)
-		}
-	}
+	})
 }
 
 func TestDecodeChecksTheKey(t *testing.T) {
