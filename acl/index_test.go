@@ -311,3 +311,32 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		sameRuleset(t, "shuffled", applied, want)
 	}
 }
+
+// BenchmarkEvent moves a remote endpoint of a needed tag in a cluster of 20,000.
+func BenchmarkEvent(b *testing.B) {
+	x := NewIndex("node0", testOptions())
+	for i := range 20 {
+		name := fmt.Sprintf("p%d", i)
+		p := &datastore.Profile{Metadata: datastore.Metadata{Name: name}}
+		p.SetDefaults()
+		x.Apply(datastore.Change{Kind: datastore.KindProfile, Name: name, New: p})
+	}
+	endpoint := func(i int, last byte) *datastore.Endpoint {
+		e := &datastore.Endpoint{Metadata: datastore.Metadata{Name: fmt.Sprintf("node%d/cni/%d/eth0", i%200, i)}}
+		e.Spec = datastore.EndpointSpec{Node: fmt.Sprintf("node%d", i%200), Link: fmt.Sprintf("nc%d", i), Profiles: []string{fmt.Sprintf("p%d", i/200%20)},
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), last})}}
+		return e
+	}
+	for i := range 20000 {
+		e := endpoint(i, 1)
+		x.Apply(datastore.Change{Kind: datastore.KindEndpoint, Name: e.Metadata.Name, New: e})
+	}
+	x.Flush()
+	for n := byte(2); b.Loop(); n++ {
+		e := endpoint(7, n)
+		x.Apply(datastore.Change{Kind: datastore.KindEndpoint, Name: e.Metadata.Name, New: e})
+		if d := x.Flush(); len(d.Sets) != 1 || len(d.Sets[0].Add) != 1 || len(d.Sets[0].Del) != 1 {
+			b.Fatalf("delta %+v", d)
+		}
+	}
+}

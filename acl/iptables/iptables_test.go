@@ -84,6 +84,33 @@ func TestPolicyDrop(t *testing.T) {
 	}
 }
 
+// TestForwardingWorks sends packets between two links of ours through a FORWARD
+// chain that drops by policy.
+func TestForwardingWorks(t *testing.T) {
+	router, a, b := newNetns(t), newNetns(t), newNetns(t)
+	router.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+	for i, h := range []*netns{a, b} {
+		link, addr := fmt.Sprintf("nc%d", i), fmt.Sprintf("10.0.0.%d", i+1)
+		router.run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", h.name)
+		router.run("ip", "addr", "add", "10.9.9.9/32", "dev", link)
+		router.run("ip", "link", "set", link, "up")
+		router.run("ip", "route", "add", addr, "dev", link)
+		h.run("ip", "link", "set", "eth0", "up")
+		h.run("ip", "addr", "add", addr+"/32", "dev", "eth0")
+		h.run("ip", "route", "add", "10.9.9.9", "dev", "eth0")
+		h.run("ip", "route", "add", "default", "via", "10.9.9.9")
+	}
+	a.run("ping", "-c1", "-W5", "10.0.0.2")
+	for _, binary := range []string{"iptables-nft", "iptables-legacy"} {
+		router.run(binary, "-P", "FORWARD", "DROP")
+		if out, err := a.command("ping", "-c1", "-W1", "10.0.0.2").CombinedOutput(); err == nil {
+			t.Fatalf("%s: the policy does not drop:\n%s", binary, out)
+		}
+		ensure(t, router, 2)
+		a.run("ping", "-c1", "-W5", "10.0.0.2")
+	}
+}
+
 // TestRunFollows: a change of the nft flavour is followed at once, by the
 // channel; the errors of a missing table are not fatal.
 func TestRunFollows(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -237,6 +238,9 @@ func (t *Table) batch(ops []op) error {
 	err := t.send(ops)
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("nft: no answer within %v: %w", answerTime, err)
 	}
 	if len(ops) == 1 {
 		if ops[0].gone && errors.Is(err, unix.ENOENT) {
