@@ -1,8 +1,10 @@
 package commands
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -49,15 +51,19 @@ func writeCommand(a *app, name, short, example string, mode writeMode) *cobra.Co
 func (a *app) writeAndTell(cmd *cobra.Command, list []manifest, mode writeMode, dryRun bool) error {
 	if !dryRun {
 		var printing error
+		var pools []netip.Prefix
 		err := a.write(cmd.Context(), list, mode, func(p planned) {
+			if pool, ok := p.object.(*datastore.Pool); ok && p.verb == "created" {
+				pools = append(pools, pool.Spec.CIDR)
+			}
 			if printing == nil {
 				_, printing = fmt.Fprintf(a.out, "%s %s\n", label(p.object), p.verb)
 			}
 		})
-		if err != nil {
+		if err = cmp.Or(err, printing); err != nil || len(pools) == 0 {
 			return err
 		}
-		return printing
+		return a.warnSubnets(cmd.Context(), pools)
 	}
 	view, err := a.view(cmd.Context())
 	if err != nil {

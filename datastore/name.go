@@ -14,15 +14,13 @@ import (
 // MaxName is the largest length of a name in bytes.
 const MaxName = 128
 
-// verbs may not be names: the grammar of the command line puts some names
-// where another noun has its verb, and one list for all kinds is easier to
-// remember than one for each.
+// verbs may not be names: the command line puts names where another command has
+// its verb (profile NAME rule show, profile show), and one list for all kinds is
+// easier to remember than one for each.
 var verbs = []string{
-	"add", "adopt", "append", "apply", "check", "clear", "create", "delete",
-	"diff", "down", "drain", "edit", "exec", "filter", "get", "help", "info",
-	"json", "peer", "profile", "range", "release", "remove", "replace", "routes",
-	"rule", "session", "set", "setup", "show", "status", "tag", "teardown",
-	"test", "topology", "undrain", "up", "update",
+	"add", "append", "apply", "create", "delete", "drain", "edit", "get", "help",
+	"info", "json", "profile", "range", "remove", "replace", "rule", "set",
+	"setup", "show", "tag", "teardown", "undrain", "update",
 }
 
 // FieldError says which field of an object is wrong, and why. It wraps
