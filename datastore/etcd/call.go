@@ -18,16 +18,16 @@ const again = 200 * time.Millisecond
 
 // read runs a call that may be repeated.
 func (s *Store) read(ctx context.Context, what string, call func(context.Context) error) error {
-	return s.try(ctx, what, again, call)
+	return s.try(ctx, what, readTimeout, again, call)
 }
 
 // write runs a call that must not be repeated once it was sent.
 func (s *Store) write(ctx context.Context, what string, call func(context.Context) error) error {
-	return s.try(ctx, what, 0, call)
+	return s.try(ctx, what, writeTimeout, 0, call)
 }
 
-func (s *Store) try(ctx context.Context, what string, again time.Duration, call func(context.Context) error) error {
-	bounded, cancel := context.WithTimeout(ctx, patience(ctx))
+func (s *Store) try(ctx context.Context, what string, limit, again time.Duration, call func(context.Context) error) error {
+	bounded, cancel := context.WithTimeout(ctx, patience(ctx, limit))
 	defer cancel()
 	for begin := time.Now(); ; {
 		if s.closed.Load() {
@@ -49,11 +49,11 @@ func (s *Store) try(ctx context.Context, what string, again time.Duration, call 
 
 // patience is how long a call may take: if the caller set a deadline, a part of
 // what is left, so that there is time to find out why nobody answers.
-func patience(ctx context.Context) time.Duration {
+func patience(ctx context.Context, limit time.Duration) time.Duration {
 	if deadline, ok := ctx.Deadline(); ok {
-		return min(callTimeout, time.Until(deadline)*2/3)
+		return min(limit, time.Until(deadline)*2/3)
 	}
-	return callTimeout
+	return limit
 }
 
 // explain turns what grpc or etcd said into an error of datastore's.

@@ -30,11 +30,13 @@ import (
 // DefaultEndpoint is the socket of the node's own datastore role.
 const DefaultEndpoint = "unix:///run/netctl-node/etcd.sock"
 
-// Bounds. A dead peer is noticed after keepAlive+keepAliveTimeout; etcd refuses
-// clients that ask more often than every 5 s.
+// Bounds. etcd itself gives a write up after about 7 s. A dead peer is noticed
+// after keepAlive+keepAliveTimeout; etcd refuses clients that ask more often than
+// every 5 s.
 const (
 	defaultDialTimeout = 3 * time.Second
-	callTimeout        = 10 * time.Second
+	readTimeout        = 5 * time.Second
+	writeTimeout       = 10 * time.Second
 	keepAlive          = 10 * time.Second
 	keepAliveTimeout   = 5 * time.Second
 	redialFirst        = 50 * time.Millisecond
