@@ -10,15 +10,15 @@ import (
 
 func TestDialScale(t *testing.T) {
 	play(t, Config{}, []PeerConfig{robotPeer("10.9.0.2")}, func(g *stage) {
-		g.refuse = true
+		g.refuse.Store(true)
 		time.Sleep(9 * time.Second)
 		g.words("Active: connection refused")
 		want := []time.Duration{0, 100, 200, 400, 800, 1600, 2000, 2000}
-		if len(g.dials) != len(want) || g.dials[0] >= firstDial {
-			t.Fatalf("dials at %v", g.dials)
+		if len(g.dials()) != len(want) || g.dials()[0] >= firstDial {
+			t.Fatalf("dials at %v", g.dials())
 		}
 		for i := 1; i < len(want); i++ {
-			if gap := g.dials[i] - g.dials[i-1]; gap != want[i]*time.Millisecond {
+			if gap := g.dials()[i] - g.dials()[i-1]; gap != want[i]*time.Millisecond {
 				t.Errorf("dial %d came %v after the one before, want %v", i, gap, want[i]*time.Millisecond)
 			}
 		}
@@ -74,9 +74,9 @@ func TestClosedBeforeOpen(t *testing.T) {
 		r := <-g.dialled
 		_ = r.c.Close()
 		g.words("Active: connection closed before OPEN")
-		first := g.dials[0]
+		first := g.dials()[0]
 		g.up(nil)
-		if gap := g.dials[1] - first; gap != 100*time.Millisecond {
+		if gap := g.dials()[1] - first; gap != 100*time.Millisecond {
 			t.Errorf("dialled again after %v", gap)
 		}
 	})

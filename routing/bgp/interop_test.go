@@ -124,8 +124,8 @@ func interop(t *testing.T, theyAre func(*host) foreign) {
 	if got := deleted(); len(got) != 1 || !strings.Contains(got[0], "10.0.0.77") {
 		t.Errorf("deleted at theirs: %q", got)
 	}
-	if got := k2.deletions(); len(got) != 0 || k2.batches != 0 {
-		t.Errorf("deleted at ours: %v, %d batches", got, k2.batches)
+	if got := k2.deletions(); len(got) != 0 || k2.count() != 0 {
+		t.Errorf("deleted at ours: %v, %d batches", got, k2.count())
 	}
 
 	// They restart: nothing is withdrawn from our kernel.
@@ -135,8 +135,8 @@ func interop(t *testing.T, theyAre func(*host) foreign) {
 		st := only(s)
 		return st.State == "Established" && st.Established > before && st.Stale == 0 && st.Received == 3
 	})
-	if got := k2.deletions(); len(got) != 0 || k2.batches != 0 {
-		t.Errorf("deleted at ours: %v, %d batches", got, k2.batches)
+	if got := k2.deletions(); len(got) != 0 || k2.count() != 0 {
+		t.Errorf("deleted at ours: %v, %d batches", got, k2.count())
 	}
 	equal("routes at theirs", they.routes, []string{ours[0], ours[2]})
 
@@ -162,7 +162,7 @@ func TestBIRD(t *testing.T) { interop(t, startBIRD) }
 
 func TestFRR(t *testing.T) { interop(t, startFRR) }
 
-func write(t *testing.T, dir, name, text string) string {
+func write(t testing.TB, dir, name, text string) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
@@ -172,8 +172,7 @@ func write(t *testing.T, dir, name, text string) string {
 }
 
 func startBIRD(h *host) foreign {
-	dir := h.t.TempDir()
-	conf := write(h.t, dir, "bird.conf", `
+	restart := startDaemonBIRD(h, `
 router id `+theirAddress+`;
 graceful restart wait 30;
 protocol device { scan time 1; }
@@ -191,15 +190,18 @@ protocol bgp peer1 {
   ipv6 { import all; export where source = RTS_STATIC; next hop address `+theirAddress6+`; };
 }
 `)
+	return foreign{host: h, routes: func() []string { return h.routes("bird") }, restart: restart}
+}
+
+// startDaemonBIRD runs BIRD; restart kills it and starts it in recovery.
+func startDaemonBIRD(h *host, text string) (restart func()) {
+	dir := h.t.TempDir()
+	conf := write(h.t, dir, "bird.conf", text)
 	args := []string{"-f", "-c", conf, "-s", filepath.Join(dir, "ctl"), "-P", filepath.Join(dir, "pid")}
 	kill := h.daemon("/usr/sbin/bird", args...)
-	return foreign{
-		host:   h,
-		routes: func() []string { return h.routes("bird") },
-		restart: func() {
-			kill()
-			h.daemon("/usr/sbin/bird", append(args, "-R")...)
-		},
+	return func() {
+		kill()
+		kill = h.daemon("/usr/sbin/bird", append(args, "-R")...)
 	}
 }
 

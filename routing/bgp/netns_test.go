@@ -21,13 +21,13 @@ import (
 
 // host is a network namespace that lives as long as its anchor process.
 type host struct {
-	t   *testing.T
+	t   testing.TB
 	pid int
 }
 
 // newHost makes a namespace without a name; the kernel removes it with the
 // anchor, also when the test is killed.
-func newHost(t *testing.T) *host {
+func newHost(t testing.TB) *host {
 	t.Helper()
 	cmd := exec.Command("unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -48,7 +48,7 @@ func TestHelperKeeps(t *testing.T) {
 				r := g.learnt(c.gr)
 				g.has(bothRoutes...)
 				c.end(r)
-				g.refuse = true
+				g.refuse.Store(true)
 				if !c.kept {
 					g.has()
 					return
@@ -66,7 +66,7 @@ func TestHelperKeeps(t *testing.T) {
 func TestHelperRestartTime(t *testing.T) {
 	play(t, Config{}, []PeerConfig{robotPeer("10.9.0.2")}, func(g *stage) {
 		r := g.learnt(withGR(false, true, true))
-		g.refuse = true
+		g.refuse.Store(true)
 		_ = r.c.Close()
 		time.Sleep(19 * time.Second)
 		g.has(bothRoutes...)
@@ -96,11 +96,11 @@ func TestHelperEndOfRIB(t *testing.T) {
 		g.has(bothRoutes...)
 		r.send(endOfRIB(IPv6).bytes)
 		g.has(bothRoutes...)
-		batches := g.k.batches
+		batches := g.k.count()
 		r.send(endOfRIB(IPv4).bytes)
 		g.has(oneRoute...)
-		if g.k.batches != batches+1 {
-			t.Errorf("%d batches", g.k.batches-batches)
+		if g.k.count() != batches+1 {
+			t.Errorf("%d batches", g.k.count()-batches)
 		}
 		time.Sleep(300 * time.Second)
 	})
@@ -202,14 +202,14 @@ func TestRestarting(t *testing.T) {
 		r.send(theirOpen(withGR(false, true, false)), keepalive())
 		r.expect(codec.BGP_MSG_UPDATE)
 		r.send(announce("10.9.0.2", "10.1.0.0/26"))
-		if g.k.batches != 1 {
-			t.Errorf("%d batches", g.k.batches)
+		if g.k.count() != 1 {
+			t.Errorf("%d batches", g.k.count())
 		}
 		_ = r.c.Close() // a second restart inside the window
 		r = g.up(withGR(true, true, true))
 		r.send(announce("10.9.0.2", "10.1.0.0/26"))
-		if g.session(); g.k.batches != 1 {
-			t.Errorf("%d batches", g.k.batches)
+		if g.session(); g.k.count() != 1 {
+			t.Errorf("%d batches", g.k.count())
 		}
 		r.send(endOfRIB(IPv4).bytes)
 		g.session()
@@ -223,7 +223,7 @@ func TestRestarting(t *testing.T) {
 func TestRestartingPeerIsLate(t *testing.T) {
 	c := Config{Restarting: true, Stale: stale("10.1.0.0/26")}
 	play(t, c, []PeerConfig{robotPeer("10.9.0.2")}, func(g *stage) {
-		g.refuse = true
+		g.refuse.Store(true)
 		time.Sleep(119 * time.Second)
 		if d := g.k.deletions(); len(d) != 0 {
 			t.Errorf("deleted %v", d)
@@ -232,7 +232,7 @@ func TestRestartingPeerIsLate(t *testing.T) {
 		if d := g.k.deletions(); len(d) != 1 {
 			t.Errorf("deleted %v", d)
 		}
-		g.refuse = false
+		g.refuse.Store(false)
 		r := <-g.dialled
 		if o, _ := parseOpen(r.expect(codec.BGP_MSG_OPEN)); o.gr.restarting {
 			t.Error("R after the restart time")

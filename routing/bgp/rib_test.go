@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -116,12 +117,16 @@ func TestSlowPeer(t *testing.T) {
 		want := map[netip.Prefix]netip.Addr{}
 		fast.told(want)
 		waiting := 0
-		for _, p := range g.s.rib.peers {
-			waiting = max(waiting, p.session.conn.size)
-			if got := p.session.behind != nil; got != (p.config.Address == addr("10.9.0.3")) {
-				t.Errorf("%v is behind: %v", p.config.Address, got)
+		g.s.ask(func() {
+			for _, p := range g.s.rib.peers {
+				p.session.conn.mu.Lock()
+				waiting = max(waiting, p.session.conn.size)
+				p.session.conn.mu.Unlock()
+				if got := p.session.behind != nil; got != (p.config.Address == addr("10.9.0.3")) {
+					t.Errorf("%v is behind: %v", p.config.Address, got)
+				}
 			}
-		}
+		})
 		if waiting > queueLimit+100000 {
 			t.Errorf("%d bytes wait", waiting)
 		}
@@ -169,12 +174,13 @@ func TestPrefixLimit(t *testing.T) {
 
 // Import is asked for each path, again on Reimport, and its reasons are shown.
 func TestImport(t *testing.T) {
-	allowed := netip.MustParsePrefix("10.1.0.0/16")
+	var allowed atomic.Value
+	allowed.Store(netip.MustParsePrefix("10.1.0.0/16"))
 	c := Config{Import: func(peer netip.Addr, p netip.Prefix, hop netip.Addr) (bool, string) {
 		if peer != addr("10.9.0.2") || hop != addr("10.9.0.2") {
 			t.Errorf("asked about %v via %v from %v", p, hop, peer)
 		}
-		return allowed.Overlaps(p), "outside every pool"
+		return allowed.Load().(netip.Prefix).Overlaps(p), "outside every pool"
 	}}
 	play(t, c, []PeerConfig{robotPeer("10.9.0.2")}, func(g *stage) {
 		r := g.up(nil)
@@ -184,7 +190,7 @@ func TestImport(t *testing.T) {
 		if st.Received != 2 || st.Accepted != 1 || len(st.Refused) != 1 || st.Refused[0].Reason != "outside every pool" {
 			t.Errorf("session %+v", st)
 		}
-		allowed = netip.MustParsePrefix("10.2.0.0/16")
+		allowed.Store(netip.MustParsePrefix("10.2.0.0/16"))
 		g.s.Reimport()
 		g.has("10.2.0.0/26 via 10.9.0.2")
 	})
@@ -225,8 +231,8 @@ func TestBatches(t *testing.T) {
 		}
 		r.send(announce("10.9.0.2", list...))
 		g.session()
-		if len(g.k.text()) != 1000 || g.k.batches > 10 {
-			t.Errorf("%d routes in %d batches", len(g.k.text()), g.k.batches)
+		if len(g.k.text()) != 1000 || g.k.count() > 10 {
+			t.Errorf("%d routes in %d batches", len(g.k.text()), g.k.count())
 		}
 		before := time.Now()
 		r.send(announce("10.9.0.2", "10.2.0.0/26"))

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -24,8 +26,9 @@ type stage struct {
 	s       *Speaker
 	k       *kernel
 	begun   time.Time
-	dials   []time.Duration // since begun
-	refuse  bool
+	mu      sync.Mutex
+	dialsAt []time.Duration // since begun
+	refuse  atomic.Bool
 	dialled chan *robot
 	stop    func()
 }
@@ -67,8 +70,10 @@ func play(t *testing.T, c Config, peers []PeerConfig, act func(*stage)) {
 		}
 		g.s = s
 		s.dial = func(_ context.Context, p PeerConfig) (net.Conn, error) {
-			g.dials = append(g.dials, time.Since(g.begun))
-			if g.refuse {
+			g.mu.Lock()
+			g.dialsAt = append(g.dialsAt, time.Since(g.begun))
+			g.mu.Unlock()
+			if g.refuse.Load() {
 				return nil, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 			}
 			r, ours := g.connect(p.Address)
@@ -86,6 +91,13 @@ func play(t *testing.T, c Config, peers []PeerConfig, act func(*stage)) {
 		synctest.Wait()
 		act(g)
 	})
+}
+
+// dials are the times of all dials so far.
+func (g *stage) dials() []time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.dialsAt)
 }
 
 // connect makes a connection between a peer and the speaker.

@@ -56,8 +56,15 @@ func (k *kernel) deletions() []netip.Prefix {
 	return slices.Clone(k.deleted)
 }
 
+// count is the number of batches.
+func (k *kernel) count() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.batches
+}
+
 // eventually waits for a condition.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for !ok() {
