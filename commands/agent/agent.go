@@ -11,6 +11,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -121,8 +122,8 @@ func (a *agent) close() error {
 	return errors.Join(errs...)
 }
 
-// parts are what the role is made of; tests put fakes in.
-type parts struct {
+// outside is what the role works on; tests put fakes in.
+type outside struct {
 	links interface {
 		links
 		workload.Links
@@ -135,9 +136,9 @@ type parts struct {
 }
 
 // build joins the parts; it starts nothing.
-func (a *agent) build(p parts, spawn func(func(context.Context) error)) {
+func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l := newLoop(a.cfg, a.log)
-	l.links, l.routes, l.filter = p.links, p.routes, p.filter
+	l.links, l.routes, l.filter = o.links, o.routes, o.filter
 	l.records = workload.NewRecords(a.cfg.recordsDir())
 	l.boot, l.lastBoot = a.boot, readBoot(a.cfg.lastBootFile())
 	l.spawn = spawn
@@ -146,13 +147,13 @@ func (a *agent) build(p parts, spawn func(func(context.Context) error)) {
 	a.loop = l
 	a.service = workload.New(workload.Config{
 		Node: a.cfg.Node, LinkPrefix: a.cfg.LinkPrefix, Gateway: a.cfg.Gateway, Boot: a.boot,
-		Links: p.links, Host: l, Forget: p.forget, Store: p.store, Records: l.records, Log: a.log,
+		Links: o.links, Host: l, Forget: o.forget, Store: o.store, Records: l.records, Log: a.log,
 		Addresses: ipam.New(ipam.Config{
-			Node: a.cfg.Node, Store: p.store, Boot: a.boot,
+			Node: a.cfg.Node, Store: o.store, Boot: a.boot,
 			View: func(ctx context.Context, fn func(ipam.Source)) error { return l.do(ctx, func() { fn(l.view) }) },
 		}),
 	})
-	a.joiner = &joiner{cfg: a.cfg, loop: l, store: p.store, service: a.service, host: a.host, resolve: p.resolve}
+	a.joiner = &joiner{cfg: a.cfg, loop: l, store: o.store, service: a.service, host: a.host, resolve: o.resolve}
 	l.enter, l.release = a.joiner.enter, a.service.Release
 	a.reporter = &reporter{join: a.joiner, want: make(chan report, 1)}
 	l.report = a.reporter.put
@@ -165,38 +166,46 @@ func poke(ch chan struct{}) {
 	}
 }
 
-// run starts the parts and waits for them.
+// run starts the parts and waits for them. When ctx ends, calls in progress are
+// finished first, which needs all the other parts.
 func (a *agent) run(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
-	a.build(parts{links: a.kernel, routes: a.fib, resolve: a.fib.Resolve, filter: a.nft, store: a.guard.Fence(a.store), forget: conntrack.Delete},
-		func(fn func(context.Context) error) { group.Go(func() error { return fn(ctx) }) })
-	api := &api{loop: a.loop, service: a.service, namespace: a.kernel.OpenNetns}
-	f := &follower{loop: a.loop, ctx: ctx}
-	for _, part := range []func() error{
-		func() error { return a.loop.run(ctx) },
-		func() error { return a.kernel.Run(ctx) },
-		func() error {
-			return a.kernel.Watch(ctx, func(e kernel.Event) { a.loop.post(func() { a.loop.event(e) }) })
-		},
-		func() error { return a.fib.Watch(ctx, a.routeEvent) },
-		func() error { return a.nft.Watch(ctx, func() { a.loop.post(func() { a.loop.resyncACL = true }) }) },
-		func() error { return a.nft.WatchOthers(ctx, func() { poke(a.forward) }) },
-		func() error { return watchPending(ctx, a.cfg.pendingDir(), func() { a.workOff(ctx) }) },
-		func() error { return a.follow(ctx, f) },
-		func() error { return control.Serve(ctx, a.listener, api.routes()) },
-		func() error { return a.reporter.run(ctx) },
-		func() error { return a.watchHost(ctx) },
-		func() error { return a.keepForward(ctx) },
-		func() error { return a.compare(ctx) },
-	} {
+	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
+	a.build(outside{links: a.kernel, routes: a.fib, resolve: a.fib.Resolve, filter: a.nft, store: a.guard.Fence(a.store), forget: conntrack.Delete},
+		func(fn func(context.Context) error) { group.Go(func() error { return fn(inner) }) })
+	serving, stop := context.WithCancel(inner)
+	defer context.AfterFunc(ctx, stop)()
+	for _, part := range a.parts(inner, serving) {
 		group.Go(part)
 	}
 	a.log.Info("agent started", "node", a.cfg.Node, "host", a.host, "socket", a.cfg.Socket)
-	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+	err := group.Wait()
+	stop()
+	if err != nil && !errors.Is(err, errEnded) {
 		return fmt.Errorf("agent: %w", err)
 	}
 	a.log.Info("agent ended, the kernel's state stays")
 	return nil
+}
+
+// parts are what runs until ctx ends; serving the control socket ends all.
+func (a *agent) parts(ctx, serving context.Context) []func() error {
+	l := a.loop
+	api := &api{loop: l, service: a.service, namespace: a.kernel.OpenNetns}
+	return []func() error{
+		func() error { return l.run(ctx) },
+		func() error { return a.kernel.Run(ctx) },
+		func() error { return a.kernel.Watch(ctx, func(e kernel.Event) { l.post(func() { l.event(e) }) }) },
+		func() error { return a.fib.Watch(ctx, a.routeEvent) },
+		func() error { return a.nft.Watch(ctx, func() { l.post(func() { l.resyncACL = true }) }) },
+		func() error { return a.nft.WatchOthers(ctx, func() { poke(a.forward) }) },
+		func() error { return watchPending(ctx, a.cfg.pendingDir(), func() { a.workOff(ctx) }) },
+		func() error { return a.follow(ctx, &follower{loop: l, ctx: ctx}) },
+		func() error { return a.reporter.run(ctx) },
+		func() error { return a.watchHost(ctx) },
+		func() error { return a.keepForward(ctx) },
+		func() error { return a.compare(ctx) },
+		func() error { return cmp.Or(control.Serve(serving, a.listener, api.routes()), errEnded) },
+	}
 }
 
 // follow follows the store; first the host is read, so that a listing finds it.

@@ -62,7 +62,7 @@ func (l *loop) readHost() {
 			return
 		}
 		l.solved("addresses")
-		l.resyncHost = false
+		l.resyncHost, l.mtus = false, map[int]int{}
 		if !slices.Equal(list, l.addrs) {
 			l.addrs = list
 			l.changedHost()

@@ -69,9 +69,13 @@ func (l *loop) mtu() int {
 			if a.Prefix.Addr() != own.Addr() {
 				continue
 			}
-			if i, err := net.InterfaceByIndex(a.Index); err == nil {
-				return i.MTU
+			if _, ok := l.mtus[a.Index]; !ok { // asked once, until an interface changes
+				l.mtus[a.Index] = 0
+				if i, err := net.InterfaceByIndex(a.Index); err == nil {
+					l.mtus[a.Index] = i.MTU
+				}
 			}
+			return l.mtus[a.Index]
 		}
 	}
 	return 0

@@ -2,7 +2,7 @@ package agent
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -59,7 +59,7 @@ const (
 )
 
 // errEnded is what callers of a loop that ended get.
-var errEnded = errors.New("agent is ending")
+var errEnded = fmt.Errorf("the agent is ending: %w", datastore.ErrUnavailable)
 
 // local is one endpoint of this node.
 type local struct {
@@ -114,6 +114,7 @@ type loop struct {
 	present map[string]kernel.Link
 	kept    map[string]bool // links without an endpoint that are left alone
 	addrs   []kernel.Address
+	mtus    map[int]int // by interface index, as far as asked
 	dirty   map[string]bool
 
 	resyncLinks, resyncHost, resyncACL, resyncRoutes bool

@@ -156,7 +156,6 @@ func TestOneHost(t *testing.T) {
 			t.Errorf("it left:\n%s", left)
 		}
 	})
-	t.Run("ipv6", func(t *testing.T) { ipv6(t, s.in(t)) })
 	t.Run("store away", func(t *testing.T) {
 		s := s.in(t)
 		s.stopStore()
@@ -200,6 +199,7 @@ func TestOneHost(t *testing.T) {
 		}
 	})
 	t.Run("store emptied", func(t *testing.T) { emptied(t, s.in(t), c1, c2, to) })
+	t.Run("ipv6", func(t *testing.T) { ipv6(t, s.in(t)) })
 }
 
 // in is the site in a subtest.

@@ -81,7 +81,7 @@ func (w *world) start() {
 	group, ctx := errgroup.WithContext(ctx)
 	w.a = &agent{cfg: w.cfg, log: log, host: host, boot: w.boot}
 	table := w.fib.Table(w.cfg.RouteProtocol)
-	w.a.build(parts{
+	w.a.build(outside{
 		links: w.links, routes: table, filter: w.nft, store: guard.Fence(w.store),
 		resolve: func(context.Context, netip.Addr) (routing.NextHop, error) {
 			return routing.NextHop{}, fib.ErrUnreachable
