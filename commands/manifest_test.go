@@ -2,6 +2,7 @@ package commands
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 
@@ -83,4 +84,18 @@ func FuzzManifestFile(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestModelPage reads the example of docs/model.md.
+func TestModelPage(t *testing.T) {
+	page, err := os.ReadFile("../docs/model.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(page), "```yaml\n")
+	example, _, ok2 := strings.Cut(rest, "```")
+	list, err := parseManifests("docs/model.md", []byte(example))
+	if err != nil || !ok || !ok2 || len(list) != 2 {
+		t.Errorf("%d objects, %v", len(list), err)
+	}
 }
