@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -66,14 +67,21 @@ func (l *lab) addHost(name, link string, group uint32, addrs ...string) *host {
 	h := &host{netns: newNetns(l.t), link: link, group: group}
 	l.hosts[name] = h
 	h.sysctl("net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.default.accept_ra=0", "net.ipv6.conf.default.router_solicitations=0")
+	ipv6 := slices.ContainsFunc(addrs, func(a string) bool { return strings.Contains(a, ":") })
+	if !ipv6 {
+		// Its multicast reports would count as dropped.
+		h.sysctl("net.ipv6.conf.default.disable_ipv6=1")
+	}
 	l.router.run("ip", "link", "add", link, "group", strconv.Itoa(int(group)), "type", "veth", "peer", "name", "eth0", "netns", h.name)
 	l.router.run("ip", "link", "set", link, "address", hostMAC, "up")
 	h.run("ip", "link", "set", "eth0", "up")
 	h.run("ip", "route", "add", "169.254.1.1", "dev", "eth0")
 	h.run("ip", "neigh", "replace", "169.254.1.1", "lladdr", hostMAC, "dev", "eth0")
-	h.run("ip", "neigh", "replace", "fe80::1", "lladdr", hostMAC, "dev", "eth0")
 	h.run("ip", "route", "add", "default", "via", "169.254.1.1", "dev", "eth0", "onlink")
-	h.run("ip", "route", "add", "default", "via", "fe80::1", "dev", "eth0", "onlink")
+	if ipv6 {
+		h.run("ip", "neigh", "replace", "fe80::1", "lladdr", hostMAC, "dev", "eth0")
+		h.run("ip", "route", "add", "default", "via", "fe80::1", "dev", "eth0", "onlink")
+	}
 	mac, err := net.ParseMAC(strings.Fields(h.run("ip", "-br", "link", "show", "eth0"))[2])
 	if err != nil {
 		l.t.Fatal(err)

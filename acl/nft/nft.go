@@ -57,7 +57,10 @@ func Open(log *slog.Logger) (*Table, error) {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
 	t := &Table{log: log, netns: netns}
-	if t.read, err = t.dial(); err != nil {
+	if t.read, err = t.dial(); err == nil {
+		err = enlarge(t.read)
+	}
+	if err != nil {
 		t.Close()
 		return nil, err
 	}
@@ -74,6 +77,28 @@ func (t *Table) dial() (*netlink.Conn, error) {
 		return nil, fmt.Errorf("open netfilter socket: %w", err)
 	}
 	return c, errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
+}
+
+// dumpSize in bytes is the largest message the kernel makes of a dump.
+const dumpSize = 32 << 10
+
+// enlarge makes the kernel answer dumps on c in messages of dumpSize: it goes by
+// the largest buffer the socket has ever received with, and for each message it
+// counts its way through the table anew.
+func enlarge(c *netlink.Conn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if _, err := c.Send(message(unix.NFT_MSG_GETGEN, 0, nil)); err != nil {
+		return fmt.Errorf("read nftables generation: %w", err)
+	}
+	var recvErr error
+	err = raw.Read(func(fd uintptr) bool {
+		_, _, recvErr = unix.Recvfrom(int(fd), make([]byte, dumpSize), 0)
+		return !errors.Is(recvErr, unix.EAGAIN)
+	})
+	return errors.Join(err, recvErr)
 }
 
 // connect opens the lasting connection for writes.
