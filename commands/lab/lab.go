@@ -84,7 +84,9 @@ func Up(ctx context.Context, cfg Config, progress io.Writer) (_ *netlab.Lab, err
 	defer cancel()
 	for _, h := range l.Hosts {
 		if err := healthy(wait, h, ended[h]); err != nil {
-			fmt.Fprintf(progress, "the log of %s ends:\n%s\n", h.Name, logTail(h))
+			if ctx.Err() == nil {
+				fmt.Fprintf(progress, "the log of %s ends:\n%s\n", h.Name, logTail(h))
+			}
 			return nil, err
 		}
 		fmt.Fprintf(progress, "%s is healthy at %s, %.1f s after the start\n", h.Name, h.Addr.Addr(), time.Since(began).Seconds())
@@ -160,6 +162,9 @@ func healthy(ctx context.Context, h *netlab.Host, ended <-chan struct{}) error {
 		case <-ended:
 			return fmt.Errorf("lab: netctl node on %s has ended", h.Name)
 		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return fmt.Errorf("lab: %w while waiting for %s", ctx.Err(), h.Name)
+			}
 			return fmt.Errorf("lab: %s is not healthy: %s", h.Name, says(h))
 		case <-time.After(pollEvery):
 		}

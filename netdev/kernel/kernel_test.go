@@ -121,7 +121,11 @@ func TestWire(t *testing.T) {
 		t.Fatal(err)
 	}
 	contains(t, run(t, h.ns, "ip", "-d", "link", "show", w.Link), "link/ether ee:ee:ee:ee:ee:ee", "mtu 1400", "state UP", "group 28259", "veth")
-	contains(t, run(t, h.ns, "ip", "-6", "addr", "show", w.Link), "fe80::ecee:eeff:feee:eeee/64 scope link")
+	contains(t, run(t, h.ns, "ip", "-6", "addr", "show", w.Link), "fe80::ecee:eeff:feee:eeee/64 scope link \n") // not tentative
+	settings := run(t, h.ns, "sh", "-c", "cd /proc/sys/net; cat ipv4/conf/$0/proxy_arp ipv4/conf/$0/forwarding ipv4/neigh/$0/proxy_delay ipv6/conf/$0/accept_ra ipv6/conf/$0/dad_transmits", w.Link)
+	if settings != "1\n1\n0\n0\n0\n" {
+		t.Errorf("settings of the host side: %q", settings)
+	}
 	contains(t, run(t, inside, "ip", "addr"), "link/ether 02:00:00:00:00:07", "inet 10.0.0.48/32 scope global eth0", "inet6 fd80::48/128 scope global", "LOOPBACK,UP")
 	contains(t, run(t, inside, "ip", "route"), "default via 169.254.1.1 dev eth0", "169.254.1.1 dev eth0 scope link")
 	contains(t, run(t, inside, "ip", "-6", "route"), "default via fe80::ecee:eeff:feee:eeee dev eth0")
