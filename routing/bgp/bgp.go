@@ -69,7 +69,7 @@ type Route struct {
 // Installer takes changed best paths. Both methods of the kernel's side,
 // replacing and deleting, come in one batch, in the RIB's goroutine: Install
 // must hand the batch on and return, since no message of any peer is handled
-// meanwhile. Own prefixes are never handed to it. A prefix is in at most one
+// meanwhile; calling the Speaker from it would wait for itself. Own prefixes are never handed to it. A prefix is in at most one
 // of the two lists. The slices belong to the Installer.
 type Installer interface {
 	Install(changed []Route, gone []netip.Prefix)
@@ -154,6 +154,7 @@ type Session struct {
 	Local       netip.Addr
 	// State is Idle, Connect, Active, OpenSent, OpenConfirm or Established.
 	State string
+	// Since is when the session last came up or went down.
 	Since time.Time
 	// Reason says why the session is not up, or what ended the one before;
 	// empty if nothing ever failed.

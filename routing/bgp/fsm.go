@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
@@ -124,6 +125,7 @@ func (f *fsm) because(words string) {
 	f.mu.Unlock()
 	if !same {
 		f.log.Info("session is not up", "reason", words)
+		f.speaker.sessionChanged()
 	}
 }
 
@@ -468,8 +470,11 @@ func plain(err error) string {
 // dialWords puts a failed dial into words.
 func dialWords(err error) string {
 	var net interface{ Timeout() bool }
-	if errors.As(err, &net) && net.Timeout() {
+	switch {
+	case errors.As(err, &net) && net.Timeout():
 		return "no answer"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return "local address is not on this host"
 	}
 	return plain(err)
 }

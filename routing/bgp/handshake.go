@@ -220,8 +220,11 @@ func (f *fsm) exchange(ctx context.Context, s *session, since time.Time) (ending
 			if ev.in.kind == codec.BGP_MSG_NOTIFICATION {
 				got := notification(ev.in.body)
 				e := endNotified
-				if got.code == codeCease && got.subcode == ceaseHard {
+				switch {
+				case got.code == codeCease && got.subcode == ceaseHard:
 					e = endHard
+				case got.code == codeCease && got.subcode == ceaseCollision:
+					e = endLost // of the connection, in favour of another
 				}
 				return e, f.leave(ctx, nil, got, got.words)
 			}

@@ -145,7 +145,7 @@ func (r *rib) down(s *session, e ending) {
 	r.leave(s)
 	kept := false
 	for prefix, path := range p.in {
-		if e != endHard && (path.stale || s.keeps(e, FamilyOf(prefix.Addr()))) {
+		if s.keeps(e, FamilyOf(prefix.Addr())) || path.stale && e == endLost {
 			if !path.stale {
 				path.stale = true
 				r.touch(prefix)

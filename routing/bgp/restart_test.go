@@ -240,6 +240,25 @@ func TestRestartingPeerIsLate(t *testing.T) {
 	})
 }
 
+// A peer without graceful restart promises no End-of-RIB: its adopted routes
+// stay while its connection comes and goes, unless it says that it ends.
+func TestRestartingPeerWithoutRestart(t *testing.T) {
+	play(t, Config{Restarting: true, Stale: stale("10.1.0.0/26")}, []PeerConfig{robotPeer("10.9.0.2")}, func(g *stage) {
+		_ = g.up(nil).c.Close()
+		r := g.up(nil)
+		r.send((&fault{code: codeCease, subcode: ceaseCollision}).message())
+		r = g.up(nil)
+		if d := g.k.deletions(); len(d) != 0 {
+			t.Errorf("deleted %v", d)
+		}
+		r.send(cease(ceaseShutdown, "").message())
+		g.words("Active: peer says administrative shutdown")
+		if d := g.k.deletions(); len(d) != 1 {
+			t.Errorf("deleted %v", d)
+		}
+	})
+}
+
 // Both restarted and the peer's kernel lost its state.
 func TestRestartingPeerLostForwarding(t *testing.T) {
 	play(t, Config{Restarting: true, Stale: stale("10.1.0.0/26")}, []PeerConfig{robotPeer("10.9.0.2")}, func(g *stage) {

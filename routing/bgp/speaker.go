@@ -121,6 +121,9 @@ func (s *Speaker) commands(ctx context.Context) {
 	queued := s.queued
 	s.queued = nil
 	s.mu.Unlock()
+	if len(queued) == 0 {
+		return
+	}
 	for _, f := range queued {
 		f()
 	}
@@ -304,8 +307,17 @@ func (p PeerConfig) families() []Family {
 // ahead of the first End-of-RIB; after a restart that must be everything that
 // was announced before.
 func (s *Speaker) Originate(add, withdraw []netip.Prefix) {
-	add, withdraw = slices.Clone(add), slices.Clone(withdraw)
+	add, withdraw = masked(add), masked(withdraw)
 	s.order(func() { s.rib.originate(add, withdraw) })
+}
+
+// masked copies prefixes without host bits.
+func masked(list []netip.Prefix) []netip.Prefix {
+	out := make([]netip.Prefix, len(list))
+	for i, p := range list {
+		out[i] = p.Masked()
+	}
+	return out
 }
 
 // Reimport asks Import and SinglePath again about everything that is held.

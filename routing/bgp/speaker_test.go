@@ -3,6 +3,7 @@ package bgp
 import (
 	"context"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -140,4 +141,56 @@ func TestTwoSpeakers(t *testing.T) {
 		return slices.Equal(kb.text(), []string{"10.0.0.64/26 via 127.0.1.1", "fd80::/122 via fd00::1"})
 	})
 	t.Logf("%+v", b.Status())
+}
+
+// Both sides start at the same moment, over and over, as after a power cut of
+// a rack: each time there is a session, and no route is deleted on either side.
+func TestBothRestart(t *testing.T) {
+	a, b := addr("127.0.3.1"), addr("127.0.3.2")
+	side := func(us, them netip.Addr, prefix string, k *kernel, stale []Route) (*Speaker, func()) {
+		return start(t, Config{
+			RouterID: us, AS: 64511, Listen: []netip.AddrPort{netip.AddrPortFrom(us, 1793)}, Installer: k, Restarting: true,
+			ForwardingPreserved: map[Family]bool{IPv4: true}, Stale: stale, Log: slog.New(slog.DiscardHandler),
+		}, []PeerConfig{{Address: them, Port: 1793, AS: 64511, LocalAddress: us, HoldTime: 9 * time.Second, ConnectRetry: time.Second}}, prefix)
+	}
+	var ka, kb kernel
+	var staleA, staleB []Route
+	slowest := time.Duration(0)
+	for range 20 {
+		begun := time.Now()
+		sa, stopA := side(a, b, "10.0.0.0/26", &ka, staleA)
+		sb, stopB := side(b, a, "10.0.1.0/26", &kb, staleB)
+		for _, s := range []*Speaker{sa, sb} {
+			eventually(t, "session", func() bool {
+				st := only(s)
+				return st.State == "Established" && st.Received == 1 && st.Stale == 0
+			})
+		}
+		slowest = max(slowest, time.Since(begun))
+		staleA, staleB = sa.Routes(), sb.Routes()
+		stopA()
+		stopB()
+	}
+	if d := append(ka.deletions(), kb.deletions()...); len(d) != 0 {
+		t.Errorf("deleted %v", d)
+	}
+	if ka.count() != 1 || kb.count() != 1 {
+		t.Errorf("%d and %d batches", ka.count(), kb.count())
+	}
+	t.Logf("slowest %v", slowest)
+}
+
+// A listener that cannot be opened is named, and comes when it can.
+func TestListenProblem(t *testing.T) {
+	at := netip.MustParseAddrPort("127.0.4.1:1794")
+	l, err := net.Listen("tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ := start(t, Config{RouterID: addr("127.0.4.1"), AS: 64511, Listen: []netip.AddrPort{at}}, nil)
+	eventually(t, "problem", func() bool {
+		return slices.Equal(s.Problems(), []string{"listen on 127.0.4.1:1794: address already in use"})
+	})
+	_ = l.Close()
+	eventually(t, "no problem", func() bool { return len(s.Problems()) == 0 })
 }
