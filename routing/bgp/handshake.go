@@ -38,10 +38,7 @@ func (f *fsm) opened(ctx context.Context, c *conn, body []byte) (next state, lea
 	if y := f.other(c); y != nil && y.open != nil {
 		loser := f.collide(c, y, o)
 		loser.end(ctx, cease(ceaseCollision, ""))
-		if loser == c {
-			if c == f.conn {
-				f.conn = y
-			}
+		if loser == c { // y is the state's: only that one has an OPEN
 			f.rival = nil
 			return nil, false
 		}
@@ -113,12 +110,8 @@ func (f *fsm) failed(ctx context.Context, c *conn, send, got *fault, words strin
 		f.rival = nil
 		return nil, false
 	}
-	f.conn, f.rival = nil, nil
+	f.conn, f.rival = y, nil
 	if y != nil {
-		f.conn = y
-		if y.open != nil {
-			return f.openConfirm, true
-		}
 		return f.openSent, true
 	}
 	f.because(words)
