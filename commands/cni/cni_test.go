@@ -257,6 +257,7 @@ func TestRefusals(t *testing.T) {
 		{"mac", addEnv("ADD", "CNI_ARGS=MAC=01:00:00:00:00:00"), plain, 7, "CNI_ARGS MAC"},
 		{"check without prevResult", addEnv("CHECK"), plain, 7, "prevResult"},
 		{"check of another", addEnv("CHECK"), prev(`{"interfaces":[{"name":"eth1","sandbox":"x"}]}`), 7, "eth0"},
+		{"check of the host's", addEnv("CHECK"), prev(`{"interfaces":[{"name":"eth0"}],"ips":[{"interface":0,"address":"10.0.0.1/32"}]}`), 7, "eth0"},
 		{"prevResult index", addEnv("ADD"), prev(`{"ips":[{"interface":1,"address":"10.0.0.1/32"}]}`), 6, "interface 1"},
 		{"prevResult address", addEnv("ADD"), prev(`{"ips":[{"address":"10.0.0.1"}]}`), 6, "10.0.0.1"},
 	}

@@ -206,6 +206,13 @@ func TestNewBlockOfHugePool(t *testing.T) {
 		seen[c] = true
 		blocks = append(blocks, &datastore.Block{Spec: datastore.BlockSpec{CIDR: c}})
 	}
+	// A reservation of half the pool is one leap too.
+	for _, half := range []string{"fd80:24e2:f998:72d6::/65", "fd80:24e2:f998:72d6:8000::/65"} {
+		r := taken{cidr: netip.MustParsePrefix(half), part: true}
+		if c, ok := newBlock(spec, "n1", nil, []taken{r}); !ok || c.Overlaps(r.cidr) {
+			t.Errorf("got %v, %v beside %s", c, ok, half)
+		}
+	}
 	one := startOf(spec, "n1")
 	if two := startOf(spec, "n2"); one == two {
 		t.Errorf("two nodes start at %s", one)

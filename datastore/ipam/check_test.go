@@ -90,6 +90,9 @@ unallocated 10.0.0.200 repaired
 unallocated 10.0.0.9 repaired
 unreadable`))
 	for _, f := range r.Findings {
+		if f.Address.String() == "10.0.0.4" && !strings.Contains(f.Message, "does not have it") {
+			t.Errorf("%+v: the endpoint exists", f)
+		}
 		if f.Message == "" || strings.Contains(f.Message, "\n") {
 			t.Errorf("%+v: no line for a person", f)
 		}
@@ -206,5 +209,41 @@ func TestFreeBlocks(t *testing.T) {
 	blocks, err := datastore.List[*datastore.Block](t.Context(), w.store)
 	if err != nil || len(blocks) != 3 {
 		t.Errorf("%d blocks are left, %v", len(blocks), err)
+	}
+}
+
+// TestRepairLosesRaces: what is judged wrong may be put right by its owner before
+// the repair is written.
+func TestRepairLosesRaces(t *testing.T) {
+	w := newWorld(t, pool("10.0.0.0/24"))
+	w.one(w.on("n1"), "n1/cni/late/eth0", "10.0.0.2")
+	store := &counting{Store: w.store, meddle: func() { w.put(endpointWith("n1", "late", "10.0.0.2")) }}
+	r, err := Repair(t.Context(), store)
+	if err != nil || findings(r) != "leaked 10.0.0.2" || !strings.Contains(r.Findings[0].Message, "not repaired") {
+		t.Errorf("got %+v, %v", r.Findings, err)
+	}
+	if i, err := Info(t.Context(), w.store, netip.MustParseAddr("10.0.0.2")); err != nil || i.Allocation == nil {
+		t.Errorf("released under a live endpoint: %+v, %v", i, err)
+	}
+
+	w = newWorld(t, pool("10.0.0.0/24"))
+	w.put(&datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("10.0.0.0/26"), Affinity: "late"}})
+	store = &counting{Store: w.store, meddle: func() { w.put(node("late")) }}
+	r, err = Repair(t.Context(), store)
+	if err != nil || findings(r) != "orphaned 10.0.0.0/26" || w.block("10.0.0.0/26").Spec.Affinity != "late" {
+		t.Errorf("got %+v, %v", r.Findings, err)
+	}
+
+	w = newWorld(t, pool("10.0.0.0/24"))
+	ep := endpointWith("n1", "leaving", "10.0.0.2")
+	w.put(ep)
+	store = &counting{Store: w.store, meddle: func() {
+		if err := datastore.Delete(context.Background(), w.store, ep); err != nil {
+			t.Fatal(err)
+		}
+	}}
+	r, err = Repair(t.Context(), store)
+	if err != nil || findings(r) != "unallocated 10.0.0.2" {
+		t.Errorf("got %+v, %v", r.Findings, err)
 	}
 }

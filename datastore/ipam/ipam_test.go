@@ -242,6 +242,13 @@ func TestBorrow(t *testing.T) {
 	fails(t, n1, request("x"), datastore.ErrExhausted)
 	w.release(n1, "a")
 	want(t, w.one(n3, "x"), first)
+	// Of two that rest, a node takes its own, even if the other rests longer.
+	w.release(n3, "x")
+	w.now += time.Second
+	w.release(n2, "b")
+	if got := w.one(n2, "y"); got == first {
+		t.Errorf("%s is not of the node's own block", got)
+	}
 }
 
 func TestQuarantine(t *testing.T) {

@@ -133,6 +133,16 @@ func TestLostRace(t *testing.T) {
 	store.meddle = func() { w.release(other, "thief"); w.one(other, "thief", "10.0.0.9") }
 	fails(t, a, request("x", "10.0.0.9"), datastore.ErrInUse, "held by thief")
 
+	// A block that is known only from a lost race is still somebody else's.
+	w = newWorld(t, pool("10.0.0.0/26"), pool("10.1.0.0/26"))
+	a, store, _ = viewed(t, w)
+	store.meddle = func() { w.one(w.on("n2"), "thief", "10.0.0.1") }
+	for _, h := range []string{"w", "x"} {
+		if got := w.one(a, h); !strings.HasPrefix(got, "10.1.0.") {
+			t.Errorf("%s borrowed %s while a block was free", h, got)
+		}
+	}
+
 	// A pool that goes while a block of it is claimed.
 	w = newWorld(t, pool("10.0.0.0/26"))
 	a, store, _ = viewed(t, w)
@@ -202,5 +212,5 @@ func TestStoreRestored(t *testing.T) {
 	*w = *newWorld(t, pool("10.0.0.0/26"))
 	a.cfg.Store = w.store
 	refresh()
-	want(t, w.one(a, "e"), "10.0.0.0")
+	want(t, w.one(a, "e", "10.0.0.3"), "10.0.0.3") // d's, before
 }
