@@ -75,7 +75,12 @@ func TestClosedBeforeOpen(t *testing.T) {
 		_ = r.c.Close()
 		g.words("Active: connection closed before OPEN")
 		first := g.dials()[0]
+		before := g.changes.Load()
 		g.up(nil)
+		// Connect, OpenSent, OpenConfirm, Established.
+		if n := g.changes.Load() - before; n != 4 {
+			t.Errorf("%d changes were told", n)
+		}
 		if gap := g.dials()[1] - first; gap != 100*time.Millisecond {
 			t.Errorf("dialled again after %v", gap)
 		}

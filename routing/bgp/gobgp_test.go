@@ -69,31 +69,6 @@ func TestGoBGP(t *testing.T) {
 		Pattrs: []*anypb.Any{origin, pack(&api.MpReachNLRIAttribute{Family: v6, NextHops: []string{"fd00::2"}, Nlris: []*anypb.Any{nlri}})},
 	}})
 	check(err)
-	theirs := func() []string {
-		list := []string{}
-		for _, afi := range []api.Family_Afi{api.Family_AFI_IP, api.Family_AFI_IP6} {
-			check(g.ListPath(ctx, &api.ListPathRequest{
-				TableType: api.TableType_GLOBAL, Family: &api.Family{Afi: afi, Safi: api.Family_SAFI_UNICAST},
-			}, func(d *api.Destination) {
-				for _, p := range d.Paths {
-					if p.NeighborIp != "127.0.2.1" {
-						continue
-					}
-					for _, a := range p.Pattrs {
-						m, _ := a.UnmarshalNew()
-						switch m := m.(type) {
-						case *api.NextHopAttribute:
-							list = append(list, d.Prefix+" via "+m.NextHop)
-						case *api.MpReachNLRIAttribute:
-							list = append(list, d.Prefix+" via "+m.NextHops[0])
-						}
-					}
-				}
-			}))
-		}
-		slices.Sort(list)
-		return list
-	}
 	config := Config{RouterID: addr("127.0.2.1"), AS: 64511}
 	peers := []PeerConfig{{
 		Address: addr("127.0.2.2"), Port: 1791, AS: 64511, LocalAddress: addr("127.0.2.1"), Families: []Family{IPv4, IPv6},
@@ -102,7 +77,7 @@ func TestGoBGP(t *testing.T) {
 	both := func(k *kernel) {
 		t.Helper()
 		want := []string{"10.0.0.0/26 via 127.0.2.1", "fd80::/122 via fd00::1"}
-		eventually(t, "routes at GoBGP", func() bool { return slices.Equal(theirs(), want) })
+		eventually(t, "routes at GoBGP", func() bool { return slices.Equal(learnt(t, g), want) })
 		mine := []string{"10.1.0.0/26 via 127.0.2.2", "fd80:1::/122 via fd00::2"}
 		eventually(t, "routes from GoBGP", func() bool { return slices.Equal(k.text(), mine) })
 	}
@@ -113,4 +88,35 @@ func TestGoBGP(t *testing.T) {
 	config.Installer = &kernel{}
 	start(t, config, peers, "10.0.0.0/26", "fd80::/122")
 	both(config.Installer.(*kernel))
+}
+
+// learnt lists the routes that GoBGP has from us as "prefix via hop".
+func learnt(t *testing.T, g *server.BgpServer) []string {
+	t.Helper()
+	list := []string{}
+	for _, afi := range []api.Family_Afi{api.Family_AFI_IP, api.Family_AFI_IP6} {
+		err := g.ListPath(context.Background(), &api.ListPathRequest{
+			TableType: api.TableType_GLOBAL, Family: &api.Family{Afi: afi, Safi: api.Family_SAFI_UNICAST},
+		}, func(d *api.Destination) {
+			for _, p := range d.Paths {
+				if p.NeighborIp != "127.0.2.1" {
+					continue
+				}
+				for _, a := range p.Pattrs {
+					m, _ := a.UnmarshalNew()
+					switch m := m.(type) {
+					case *api.NextHopAttribute:
+						list = append(list, d.Prefix+" via "+m.NextHop)
+					case *api.MpReachNLRIAttribute:
+						list = append(list, d.Prefix+" via "+m.NextHops[0])
+					}
+				}
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(list)
+	return list
 }

@@ -29,6 +29,7 @@ type stage struct {
 	mu      sync.Mutex
 	dialsAt []time.Duration // since begun
 	refuse  atomic.Bool
+	changes atomic.Int32 // calls of OnSessionChange
 	dialled chan *robot
 	stop    func()
 }
@@ -63,6 +64,7 @@ func play(t *testing.T, c Config, peers []PeerConfig, act func(*stage)) {
 	synctest.Test(t, func(t *testing.T) {
 		g := &stage{t: t, k: &kernel{}, begun: time.Now(), dialled: make(chan *robot, 100)}
 		c.RouterID, c.AS, c.Installer = addr(usID), 64511, g.k
+		c.OnSessionChange = func() { g.changes.Add(1) }
 		c.Log = slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		s, err := New(c)
 		if err != nil {
