@@ -198,9 +198,7 @@ func (l *loop) flushRoutes(ctx context.Context) {
 	// An endpoint's route goes before its block's: alone it would be announced.
 	slices.Reverse(changes.Delete)
 	if l.resyncRoutes {
-		l.routes.Adopt(slices.DeleteFunc(slices.Clone(want), func(r routing.Route) bool { return !slices.ContainsFunc(l.have, r.Equal) }))
-		// What should be there and is not: the table believes it is.
-		changes.Delete = append(changes.Delete, absent(changes.Put, l.have)...)
+		l.adopt(want, &changes)
 	}
 	l.routeErr = nil
 	if !changes.Empty() {
@@ -219,11 +217,22 @@ func (l *loop) flushRoutes(ctx context.Context) {
 	l.solved("routes")
 }
 
-// absent are the routes whose place in have is empty.
-func absent(routes, have []routing.Route) []routing.Route {
-	return slices.DeleteFunc(slices.Clone(routes), func(r routing.Route) bool {
-		return slices.ContainsFunc(have, func(h routing.Route) bool { return h.Key() == r.Key() })
-	})
+// adopt tells the table what is in the kernel already, after it was read. What is
+// not, and should be, the table may believe to be there: it is to forget it.
+func (l *loop) adopt(want []routing.Route, changes *routing.Changes) {
+	have := make(map[routing.Key]routing.Route, len(l.have))
+	for _, r := range l.have {
+		have[r.Key()] = r
+	}
+	var there []routing.Route
+	for _, r := range want {
+		if h, ok := have[r.Key()]; !ok {
+			changes.Delete = append(changes.Delete, r)
+		} else if h.Equal(r) {
+			there = append(there, r)
+		}
+	}
+	l.routes.Adopt(there)
 }
 
 // forward switches forwarding on, once.

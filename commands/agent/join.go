@@ -42,7 +42,11 @@ func (j *joiner) enter(ctx context.Context, restore []*workload.Record) error {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
-			_ = j.loop.do(ctx, func() { j.loop.joined(revision) })
+			_ = j.loop.do(ctx, func() {
+				if ctx.Err() == nil { // else a newer listing is being joined
+					j.loop.joined(revision)
+				}
+			})
 			return nil
 		case errors.Is(err, errTaken), errors.Is(err, datastore.ErrInvalid):
 			return err
@@ -210,22 +214,30 @@ func (j *joiner) restore(ctx context.Context, rec *workload.Record) (int64, erro
 	return 0, nil
 }
 
-// workOff releases what was detached while the agent could not.
+// workOff releases what was detached while the agent could not. A detach that
+// fails for its own reasons is shown and kept; it does not hold up the others.
 func (j *joiner) workOff(ctx context.Context) error {
 	all, err := control.ReadPending(j.cfg.pendingDir())
-	if err != nil {
-		j.loop.log.Warn("pending detaches not used", "error", err)
-	}
+	errs := []error{err}
 	for _, p := range all {
-		if err := j.service.Detach(ctx, targetOf(p.Request)); err != nil {
-			return fmt.Errorf("pending detach %s %s: %w", p.Request.Orchestrator, p.Request.Workload, err)
+		err := j.service.Detach(ctx, targetOf(p.Request))
+		if errors.Is(err, datastore.ErrUnavailable) || errors.Is(err, datastore.ErrDetached) || ctx.Err() != nil {
+			return err
 		}
-		if err := os.Remove(p.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("pending detach: %w", err)
+		if err == nil {
+			err = os.Remove(p.Path)
 		}
-		j.loop.log.Info("pending detach worked off", "workload", p.Request.Workload)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			j.loop.log.Info("pending detach worked off", "workload", p.Request.Workload)
+			continue
+		}
+		errs = append(errs, fmt.Errorf("pending detach %s: %w", p.Path, err))
 	}
-	return nil
+	text := ""
+	if err := errors.Join(errs...); err != nil {
+		text = err.Error()
+	}
+	return j.loop.do(ctx, func() { j.loop.note("pending", text) })
 }
 
 // subnets are what the host's own interfaces are connected to, each once.

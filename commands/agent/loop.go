@@ -254,7 +254,9 @@ func (l *loop) note(what, text string) {
 		delete(l.problems, what)
 		return
 	}
-	l.log.Warn("problem", "what", what, "cause", text)
+	if l.problems[what] != text {
+		l.log.Warn("problem", "what", what, "cause", text)
+	}
 	l.problems[what] = text
 }
 

@@ -121,6 +121,11 @@ func TestOneHost(t *testing.T) {
 			}
 		}
 	})
+	t.Run("killed at every step", func(t *testing.T) { killed(t, s.in(t)) })
+	t.Run("dropped by others", func(t *testing.T) {
+		s := s.in(t)
+		droppedByOthers(t, s, func() { s.reaches(c1, to) })
+	})
 	t.Run("bad requests", func(t *testing.T) { badRequests(t, s.in(t), c1, a1) })
 	t.Run("namespace gone", func(t *testing.T) {
 		s := s.in(t)

@@ -53,7 +53,7 @@ func (l *loop) live() (live []*workload.Record) {
 	for _, rec := range all {
 		_, linked := l.present[rec.Endpoint.Spec.Link]
 		same := rec.Cluster.UUID == l.cluster.UUID && rec.Cluster.Generation == l.cluster.Generation
-		if linked && !same && rec.Boot == l.boot && rec.Endpoint.Spec.Node == l.cfg.Node {
+		if linked && !same && rec.Endpoint.Spec.Node == l.cfg.Node {
 			live = append(live, rec)
 			l.kept[rec.Endpoint.Spec.Link] = true
 		}
@@ -90,6 +90,22 @@ func (l *loop) settle() {
 		l.dirty[name] = true
 	}
 	l.routesDirty = true
+	l.tidy()
+}
+
+// tidy removes the records of endpoints that are neither in the store nor in the
+// kernel: their detach was cut off.
+func (l *loop) tidy() {
+	all, _ := l.records.All() // what cannot be read was reported by live
+	for _, rec := range all {
+		link := rec.Endpoint.Spec.Link
+		if _, linked := l.present[link]; linked || l.owners[link] != "" {
+			continue
+		}
+		if err := l.records.Remove(link); err != nil {
+			l.log.Warn("attach record not removed", "endpoint", rec.Endpoint.Metadata.Name, "error", err)
+		}
+	}
 }
 
 // apply takes changes of the store.
