@@ -5,7 +5,7 @@ import (
 )
 
 // maxBlockBits is the base-2 logarithm of the largest block.
-const maxBlockBits = 12
+const maxBlockBits = 10
 
 // Kind returns KindBlock.
 func (*Block) Kind() Kind { return KindBlock }

@@ -9,7 +9,7 @@ import (
 
 // MaxSize is the largest encoded object in bytes (etcd's request limit is
 // 1.5 MiB for all operations of a transaction).
-const MaxSize = 256 << 10
+const MaxSize = 1 << 20
 
 // New returns an empty object of kind k.
 func New(k Kind) (Object, error) {

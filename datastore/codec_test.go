@@ -137,11 +137,11 @@ func TestManifestErrors(t *testing.T) {
 		{pool(`"cidr":"127.0.0.0/8"`), `overlaps 127.0.0.0/8, whose addresses cannot be routed`},
 		{pool(`"cidr":"0.0.0.0/0"`), `cannot be routed`},
 		{pool(`"cidr":"::ffff:10.0.0.0/104"`), `must be a plain IPv4 or IPv6 CIDR`},
-		{pool(`"cidr":"10.0.0.0/8","blockSize":19`), `spec.blockSize "19": must be from 20 to 32 for 10.0.0.0/8`},
+		{pool(`"cidr":"10.0.0.0/8","blockSize":21`), `spec.blockSize "21": must be from 22 to 32 for 10.0.0.0/8`},
 		{pool(`"cidr":"10.0.0.0/28","blockSize":26`), `must be from 28 to 32`},
 		{pool(`"cidr":"10.0.0.0/8","blockSize":"26"`), `spec.blockSize "26": must be a whole number`},
 		{pool(`"cidr":"10.0.0.0/8","blockSize":26.5`), `spec.blockSize "26.5": must be a whole number`},
-		{pool(`"cidr":"fd00::/64","blockSize":115`), `must be from 116 to 128`},
+		{pool(`"cidr":"fd00::/64","blockSize":117`), `must be from 118 to 128`},
 		{pool(`"cidr":"10.0.0.0/8","encap":"gre"`), `spec.encap "gre": must be one of [none ipip ipip-cross-subnet vxlan vxlan-cross-subnet]`},
 		{pool(`"cidr":"fd00::/64","encap":"ipip"`), `spec.encap "ipip": carries IPv4 only`},
 		{pool(`"cidr":"10.0.0.0/8","natOutgoing":"yes"`), `spec.natOutgoing "yes": must be true or false`},
@@ -197,7 +197,7 @@ func TestManifestErrorsOfOtherKinds(t *testing.T) {
 		{named("Endpoint", "a/b"), `metadata.name "a/b": is no endpoint name`},
 		{named("Reservation", "r"), `spec.cidrs: a reservation needs at least one CIDR`},
 		{`{"apiVersion":"netctl/v1","kind":"Block","spec":{"cidr":"10.0.0.0/30","affinity":"a","allocations":[{"ordinal":4,"handle":"h","node":"a","time":"2026-01-01T00:00:00Z"}]}}`, `spec.allocations[0].ordinal "4": must be from 0 to 3`},
-		{`{"apiVersion":"netctl/v1","kind":"Block","spec":{"cidr":"10.0.0.0/8","affinity":"a"}}`, `spec.cidr "10.0.0.0/8": is more than 4096 addresses`},
+		{`{"apiVersion":"netctl/v1","kind":"Block","spec":{"cidr":"10.0.0.0/8","affinity":"a"}}`, `spec.cidr "10.0.0.0/8": is more than 1024 addresses`},
 	})
 }
 

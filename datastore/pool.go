@@ -62,12 +62,13 @@ func (p *Pool) Validate() error {
 	return at("spec.nodeSelector", err)
 }
 
-// checkBlockSize bounds the blocks: one holds at most 4096 addresses, because
-// its allocations are one value of the store, and a pool at most 2^24 blocks.
+// checkBlockSize bounds the blocks: one holds at most 1024 addresses, because
+// its allocations are one value of the store (MaxSize, up to 750 bytes each) that
+// every attach writes.
 func checkBlockSize(s PoolSpec) error {
-	low, high := max(20, s.CIDR.Bits()), 32
+	low, high := max(22, s.CIDR.Bits()), 32
 	if s.CIDR.Addr().Is6() {
-		low, high = max(116, s.CIDR.Bits()), 128
+		low, high = max(118, s.CIDR.Bits()), 128
 	}
 	if s.BlockSize < low || s.BlockSize > high {
 		return &FieldError{Field: "spec.blockSize", Value: decimal(s.BlockSize),

@@ -9,8 +9,8 @@ import (
 	"netctl/datastore"
 )
 
-// maxBlockBits is the base-2 logarithm of the largest block (a /20 or /116).
-const maxBlockBits = 12
+// maxBlockBits is the base-2 logarithm of the largest block (a /22 or /118).
+const maxBlockBits = 10
 
 // bitmap has one bit for each ordinal of a block.
 type bitmap [1 << maxBlockBits / 64]uint64

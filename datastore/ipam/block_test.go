@@ -45,7 +45,7 @@ func TestBitmapClear(t *testing.T) {
 }
 
 func TestOrdinals(t *testing.T) {
-	for _, s := range []string{"10.0.0.0/26", "10.255.240.0/20", "10.0.0.7/32", "255.255.255.192/26", "fd80::/122", "fd80:24e2:f998:72d6:ffff:ffff:ffff:f000/116"} {
+	for _, s := range []string{"10.0.0.0/26", "10.255.240.0/22", "10.0.0.7/32", "255.255.255.192/26", "fd80::/122", "fd80:24e2:f998:72d6:ffff:ffff:ffff:fc00/118"} {
 		p := netip.MustParsePrefix(s)
 		a := p.Addr()
 		for i := range 1 << (a.BitLen() - p.Bits()) {

@@ -323,3 +323,16 @@ func TestIPv6(t *testing.T) {
 	want(t, w.assign(n6, request("e", "fd80:24e2:f998:72d6::7"))[1], "fd80:24e2:f998:72d6::7")
 	fails(t, n6, Request{Handle: "f", V6: true, Pools: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/26")}}, datastore.ErrExhausted, "no IPv6 pool for node n6")
 }
+
+// TestLargestBlock: a full one of the longest names can be stored.
+func TestLargestBlock(t *testing.T) {
+	long := strings.Repeat("n", datastore.MaxName)
+	b := &datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("10.0.0.0/22"), Affinity: long}}
+	for i := range b.Size() {
+		b.Spec.Allocations = append(b.Spec.Allocations, datastore.Allocation{Ordinal: i, Node: long, Workload: long,
+			Handle: datastore.EndpointName(long, long, long, "fifteen-letters"), Time: time.Now()})
+	}
+	if _, _, err := datastore.OpPut(b); err != nil {
+		t.Error(err)
+	}
+}
