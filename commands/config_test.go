@@ -128,7 +128,8 @@ func TestConfigFileErrors(t *testing.T) {
 		{"node: show\n", "node:"},
 		{"labels: [rack]\n", `:1: labels: "rack": want NAME=VALUE`},
 		{"log:\n  level: loud\n", `:2: log.level: "loud"`},
-		{"\tnode: x\n", "netctl.yaml: line 1:"},
+		{"\tnode: x\n", "netctl.yaml:1: found character"},
+		{"node: x\n\tlabels: y\n", "netctl.yaml:2: "},
 	} {
 		file := filepath.Join(t.TempDir(), "netctl.yaml")
 		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -56,13 +57,27 @@ func checkConfig(file string, text []byte) (map[string]int, error) {
 	}
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {
-		return nil, fmt.Errorf("%s: %s", file, strings.TrimPrefix(err.Error(), "yaml: "))
+		return nil, yamlError(file, err)
 	}
 	lines := map[string]int{}
 	if len(doc.Content) == 0 {
 		return lines, nil
 	}
 	return lines, checkMapping(file, "", doc.Content[0], lines)
+}
+
+// yamlError puts the parser's line where the other messages have it; the parser
+// leaves the first line out.
+func yamlError(file string, err error) error {
+	text, line := strings.TrimPrefix(err.Error(), "yaml: "), 1
+	if rest, ok := strings.CutPrefix(text, "line "); ok {
+		if number, what, ok := strings.Cut(rest, ": "); ok {
+			if n, err := strconv.Atoi(number); err == nil {
+				text, line = what, n
+			}
+		}
+	}
+	return fmt.Errorf("%s:%d: %s", file, line, text)
 }
 
 func checkMapping(file, prefix string, n *yaml.Node, lines map[string]int) error {

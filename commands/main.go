@@ -27,15 +27,10 @@ var version = "0.1.0-dev"
 // and returns the process's exit code: 0 done, 1 failed or could not tell,
 // 2 usage, 3 the answer is no.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	name, rest := "netctl", args[1:]
-	if len(args) > 0 {
-		name = args[0]
-	}
+	name, rest := args[0], args[1:]
 	switch pick, role := applet(name, rest, os.Getenv("CNI_COMMAND")); pick {
 	case appletCNI:
-		return cni.Run(ctx, version, os.Environ(), stdin, stdout, stderr)
+		return cni.Run(context.Background(), version, os.Environ(), stdin, stdout, stderr)
 	case appletRole:
 		rest = append([]string{role}, rest...)
 		if !namesConfig(rest) && os.Getenv("NETCTL_CONFIG") == "" {
@@ -52,6 +47,8 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		}
 		rest = []string{"--help"}
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	a := &app{in: stdin, out: stdout, err: stderr}
 	err := a.run(ctx, rest)
 	if err == nil || errors.Is(err, syscall.EPIPE) {
