@@ -155,7 +155,7 @@ func (c *checker) overlaps() {
 		}
 		for _, t := range excluded {
 			if !t.part && t.cidr.Overlaps(b.Spec.CIDR) {
-				c.add(Finding{Problem: Overlap, Block: b.Spec.CIDR, Message: fmt.Sprintf("block %s: overlaps %s, %s", b.Spec.CIDR, t.cidr, t.why)})
+				c.add(Finding{Problem: Overlap, Block: b.Spec.CIDR, Message: fmt.Sprintf("block %s: overlaps %s", b.Spec.CIDR, t.why())})
 				break
 			}
 		}

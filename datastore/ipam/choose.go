@@ -60,7 +60,7 @@ func (p *planner) describe(v6 bool, pools []*datastore.Pool, refused []string) s
 		}
 		for _, t := range p.excluded {
 			if t.cidr.Overlaps(pool.Spec.CIDR) {
-				refused = append(refused, fmt.Sprintf("%s overlaps %s, %s", pool.Spec.CIDR, t.cidr, t.why))
+				refused = append(refused, fmt.Sprintf("%s overlaps %s", pool.Spec.CIDR, t.why()))
 				break
 			}
 		}
@@ -237,7 +237,7 @@ func (p *planner) borrow(pools []*datastore.Pool) (netip.Addr, bool) {
 func (p *planner) explicit(wish netip.Addr, pool *datastore.Pool) (netip.Addr, error) {
 	for _, t := range p.excluded {
 		if t.cidr.Contains(wish) {
-			return wish, fmt.Errorf("address %s: %w: it is in %s, %s", wish, datastore.ErrInUse, t.cidr, t.why)
+			return wish, fmt.Errorf("address %s: %w: it is in %s", wish, datastore.ErrInUse, t.why())
 		}
 	}
 	cidr := blockAround(wish, pool)
@@ -268,7 +268,7 @@ func (p *planner) explicit(wish netip.Addr, pool *datastore.Pool) (netip.Addr, e
 func (p *planner) clear(wish netip.Addr, cidr netip.Prefix) error {
 	for _, t := range p.excluded {
 		if !t.part && t.cidr.Overlaps(cidr) {
-			return fmt.Errorf("address %s: %w: its block %s overlaps %s, %s", wish, datastore.ErrInUse, cidr, t.cidr, t.why)
+			return fmt.Errorf("address %s: %w: its block %s overlaps %s", wish, datastore.ErrInUse, cidr, t.why())
 		}
 	}
 	for _, b := range p.src.Blocks() {

@@ -9,23 +9,29 @@ import (
 	"netctl/datastore"
 )
 
-// taken is a range that is not to be given out, and why.
+// taken is a range that is not to be given out, and whose it is.
 type taken struct {
 	cidr netip.Prefix
-	why  string
+	what string // before the name of what takes it
+	name string
 	// part: a block may lie around it; only the ordinals in it are skipped.
 	part bool
 }
 
+// why says what takes the range.
+func (t taken) why() string { return t.cidr.String() + ", " + t.what + " " + t.name }
+
 // exclusions are the ranges that nothing may be given out of: what any node has
 // on its links, and reservations that are not kept for one of the names.
-func exclusions(src Source, names ...string) (all []taken) {
-	for _, n := range src.Nodes() {
+func exclusions(src Source, names ...string) []taken {
+	nodes := src.Nodes()
+	all := make([]taken, 0, 4*len(nodes))
+	for _, n := range nodes {
 		for _, p := range n.Spec.Addresses {
-			all = append(all, taken{cidr: p.Masked(), why: "the subnet of node " + n.Metadata.Name})
+			all = append(all, taken{cidr: p.Masked(), what: "the subnet of node", name: n.Metadata.Name})
 		}
 		for _, p := range n.Status.Subnets {
-			all = append(all, taken{cidr: p.Masked(), why: "a subnet that node " + n.Metadata.Name + " is connected to"})
+			all = append(all, taken{cidr: p.Masked(), what: "a connected subnet of node", name: n.Metadata.Name})
 		}
 	}
 	for _, r := range src.Reservations() {
@@ -33,7 +39,7 @@ func exclusions(src Source, names ...string) (all []taken) {
 			continue
 		}
 		for _, p := range r.Spec.CIDRs {
-			all = append(all, taken{cidr: p.Masked(), why: "reservation " + r.Metadata.Name, part: true})
+			all = append(all, taken{cidr: p.Masked(), what: "reservation", name: r.Metadata.Name, part: true})
 		}
 	}
 	return all

@@ -132,7 +132,7 @@ func Info(ctx context.Context, s datastore.Store, a netip.Addr) (AddressInfo, er
 	}
 	for _, t := range exclusions(v) {
 		if t.cidr.Contains(a) {
-			i.Excluded = t.cidr.String() + ", " + t.why
+			i.Excluded = t.why()
 			break
 		}
 	}
