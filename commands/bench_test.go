@@ -251,6 +251,26 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
+// benchmark runs a Go benchmark of another package and returns its mean in ms.
+func benchmark(t *testing.T, pkg, name string) float64 {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "test", "-run", "^$", "-bench", "^"+name+"$", "-benchtime", "10x", "netctl/"+pkg).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", pkg, name, err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		if f := strings.Fields(line); len(f) > 3 && strings.HasPrefix(f[0], name) && f[3] == "ns/op" {
+			ns, err := strconv.ParseFloat(f[2], 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return ns / 1e6
+		}
+	}
+	t.Fatalf("%s %s: no result in\n%s", pkg, name, out)
+	return 0
+}
+
 // TestBench measures what netctl promises, each beside a reference of the same run.
 func TestBench(t *testing.T) {
 	rows := []row{versionRow(t)}
@@ -258,6 +278,9 @@ func TestBench(t *testing.T) {
 	rows = append(rows, attachRows(t, l.Hosts[0])...)
 	rows = append(rows, reachRows(t, l.Hosts[0], l.Hosts[1])...)
 	rows = append(rows, idleRows(t)...)
+	rows = append(rows,
+		row{"speaker killed: start → Established, routes stale", benchmark(t, "commands/speaker", "BenchmarkRestart"), 1000, "ms", "limit", 1},
+		row{"BGP: 10k routes of one peer to 50 others", benchmark(t, "routing/bgp", "BenchmarkFanout"), benchmark(t, "routing/bgp", "BenchmarkFanoutBIRD"), "ms", "BIRD 2", 0})
 	report(t, rows)
 }
 
