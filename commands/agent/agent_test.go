@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -437,4 +438,69 @@ func TestConcurrentAttaches(t *testing.T) {
 	if got := w.holders(); len(got) != n {
 		t.Errorf("%d addresses", len(got))
 	}
+}
+
+// TestAddressTakenMeanwhile: a live endpoint whose address somebody else holds in
+// the store that was adopted runs on, is shown, and can be detached.
+func TestAddressTakenMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	w.pool("10.0.0.0/24")
+	w.start()
+	a := w.mustAttach("c1", "web", 101, "10.0.0.5")
+	w.store.Restore(datastore.Snapshot{Revision: 1})
+	w.until(func() string {
+		if w.status().Detached == "" {
+			return "not detached"
+		}
+		return ""
+	})
+	block := &datastore.Block{Metadata: datastore.Metadata{Name: "10.0.0.0-26"}, Spec: datastore.BlockSpec{
+		CIDR: netip.MustParsePrefix("10.0.0.0/26"), Affinity: "n2",
+		Allocations: []datastore.Allocation{{Ordinal: 5, Handle: "n2/cni/x/eth0", Node: "n2", Time: time.Now()}},
+	}}
+	if err := datastore.Create(t.Context(), w.store, block); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := identity.Adopt(t.Context(), w.store, w.cfg.StateDir); err != nil {
+		t.Fatal(err)
+	}
+	w.ready()
+	w.contains("kernel", w.links.String(), a.Link)
+	w.contains("problems", strings.Join(w.status().Problems, "\n"), "n1/cni/c1/eth0", "n2/cni/x/eth0")
+	if err := w.detach1("c1", "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	w.until(func() string {
+		if got := w.status().Problems; len(got) > 0 || strings.Contains(w.links.String(), a.Link) || len(w.records()) > 0 {
+			return fmt.Sprint(got, w.links)
+		}
+		return ""
+	})
+}
+
+func TestBlockOverASubnet(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.ready()
+	block := &datastore.Block{Metadata: datastore.Metadata{Name: "192.168.99.64-26"}, Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("192.168.99.64/26"), Affinity: "n2"}}
+	if err := datastore.Create(t.Context(), w.store, block); err != nil {
+		t.Fatal(err)
+	}
+	w.until(func() string {
+		if got := strings.Join(w.status().Problems, "\n"); !strings.Contains(got, "block 192.168.99.64/26 of node n2 overlaps 192.168.99.0/24") {
+			return "problems: " + got
+		}
+		return ""
+	})
+	w.until(func() string {
+		n, err := datastore.Get[*datastore.Node](t.Context(), w.store, "n1")
+		if err != nil || len(n.Status.Problems) == 0 {
+			return fmt.Sprintf("node status: %+v, %v", n, err)
+		}
+		return ""
+	})
+	if err := datastore.Delete(t.Context(), w.store, block); err != nil {
+		t.Fatal(err)
+	}
+	w.until(func() string { return strings.Join(w.status().Problems, "\n") })
 }

@@ -65,6 +65,9 @@ func (l *loop) readHost() {
 		l.resyncHost, l.mtus = false, map[int]int{}
 		if !slices.Equal(list, l.addrs) {
 			l.addrs = list
+			for _, b := range l.view.Blocks() {
+				l.overlap(b.Metadata.Name, b)
+			}
 			l.changedHost()
 		}
 	}
@@ -108,8 +111,12 @@ func (l *loop) flushLinks() {
 		link, linked := l.present[lo.link]
 		switch {
 		case lo.ep == nil:
-			if linked {
+			if linked && !l.kept[lo.link] {
 				l.retire(lo)
+			}
+			if !linked {
+				delete(l.kept, lo.link)
+				delete(l.problems, "restore "+name)
 			}
 			l.drop(lo)
 		case !linked:

@@ -37,7 +37,7 @@ func (l *loop) tell() {
 	if len(l.dirty) == 0 {
 		l.writeBoot()
 	}
-	r := report{subnets: subnets(l.addrs), problems: l.problemList(), endpoints: len(l.view.EndpointsOf(l.cfg.Node))}
+	r := report{subnets: subnets(l.addrs), problems: l.problemList(), endpoints: l.count}
 	now := time.Now()
 	switch {
 	case l.reported.due.IsZero(), !slices.Equal(r.subnets, l.reported.subnets), !slices.Equal(r.problems, l.reported.problems):
@@ -54,6 +54,9 @@ func (l *loop) tell() {
 // problemList is one line for each thing that is wrong.
 func (l *loop) problemList() []string {
 	list := l.view.Problems()
+	for _, text := range l.overlaps {
+		list = append(list, text)
+	}
 	for what, text := range l.problems {
 		list = append(list, oneLine(what+": "+text))
 	}
@@ -64,17 +67,28 @@ func (l *loop) problemList() []string {
 	return list
 }
 
+// overlap notes whether a block (nil: it is gone) lies over a subnet that this
+// host is connected to: what is in both is unreachable from here or from there.
+func (l *loop) overlap(name string, b *datastore.Block) {
+	delete(l.overlaps, name)
+	if b == nil {
+		return
+	}
+	for _, a := range l.addrs {
+		if a.Subnet.Overlaps(b.Spec.CIDR) && !a.Prefix.Addr().IsLinkLocalUnicast() {
+			l.overlaps[name] = fmt.Sprintf("block %s of node %s overlaps %s, which this host is connected to by %s: reserve that subnet and empty the block, or renumber it",
+				b.Spec.CIDR, b.Spec.Affinity, a.Subnet, a.Link)
+			return
+		}
+	}
+}
+
 // status is the answer of the control socket.
 func (l *loop) status() control.AgentStatus {
 	s := control.AgentStatus{
 		Version: l.cfg.Version, Node: l.cfg.Node, PID: os.Getpid(), Started: l.started,
-		InSync: l.stage == ready && l.aclErr == nil && l.routeErr == nil,
-		Lost:   l.lostEndpoints(), Problems: l.problemList(), AddressRule: l.rule,
-	}
-	for _, lo := range l.locals {
-		if lo.ep != nil {
-			s.Endpoints++
-		}
+		InSync:    l.stage == ready && l.aclErr == nil && l.routeErr == nil,
+		Endpoints: l.count, Lost: l.lostEndpoints(), Problems: l.problemList(), AddressRule: l.rule,
 	}
 	switch l.stage {
 	case detached:

@@ -110,6 +110,7 @@ type loop struct {
 	lastBoot  string
 
 	locals  map[string]*local
+	count   int               // of locals that are in the view
 	owners  map[string]string // link to endpoint
 	present map[string]kernel.Link
 	kept    map[string]bool // links without an endpoint that are left alone
@@ -125,6 +126,7 @@ type loop struct {
 
 	waiters  []*waiter
 	problems map[string]string
+	overlaps map[string]string // by block
 	retry    time.Duration
 	report   func(report)
 	reported report
@@ -140,7 +142,7 @@ func newLoop(cfg Config, log *slog.Logger) *loop {
 			LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost,
 		}),
 		locals: map[string]*local{}, owners: map[string]string{}, present: map[string]kernel.Link{}, kept: map[string]bool{},
-		dirty: map[string]bool{}, missing: map[netip.Prefix]bool{}, problems: map[string]string{},
+		dirty: map[string]bool{}, missing: map[netip.Prefix]bool{}, problems: map[string]string{}, overlaps: map[string]string{},
 		resyncLinks: true, resyncHost: true, resyncACL: true, resyncRoutes: true,
 		report: func(report) {}, changedHost: func() {},
 	}

@@ -82,8 +82,8 @@ func (l *loop) settle() {
 	l.stage, l.admitted, l.restoring = ready, true, false
 	l.log.Info("in sync with the datastore", "revision", l.view.Revision(), "endpoints", len(l.view.EndpointsOf(l.cfg.Node)))
 	for link := range l.kept {
-		if l.owners[link] != "" {
-			delete(l.kept, link)
+		if lo := l.locals[l.owners[link]]; lo != nil && lo.ep != nil {
+			delete(l.kept, link) // it was written back
 		}
 	}
 	for name := range l.locals {
@@ -168,6 +168,8 @@ func (l *loop) changed(c datastore.Change) {
 			return ok && b.Spec.Affinity == l.cfg.Node
 		}
 		l.routesDirty = l.routesDirty || own(c.Old) != own(c.New)
+		b, _ := c.New.(*datastore.Block)
+		l.overlap(c.Name, b)
 	case datastore.KindNode:
 		n, _ := c.New.(*datastore.Node)
 		old, _ := c.Old.(*datastore.Node)
@@ -179,6 +181,9 @@ func (l *loop) changed(c datastore.Change) {
 
 func (l *loop) changedEndpoint(name string, ep *datastore.Endpoint) {
 	lo := l.local(name)
+	if (lo.ep == nil) != (ep == nil) {
+		l.count += map[bool]int{true: -1, false: 1}[ep == nil]
+	}
 	lo.ep = ep
 	if ep == nil {
 		lo.leaving, lo.lost = false, time.Time{}

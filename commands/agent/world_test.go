@@ -154,10 +154,12 @@ func (w *world) mustAttach(workload, network string, ns int, addrs ...string) co
 	return a
 }
 
-func (w *world) detach(workload string) error {
+func (w *world) detach(workload string) error { return w.detach1(workload, "") }
+
+func (w *world) detach1(workload, iface string) error {
 	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
 	defer cancel()
-	_, err := w.api.detach(ctx, control.DetachRequest{Orchestrator: "cni", Workload: workload})
+	_, err := w.api.detach(ctx, control.DetachRequest{Orchestrator: "cni", Workload: workload, Interface: iface})
 	return err
 }
 

@@ -71,10 +71,15 @@ func (s *Service) Release(ctx context.Context, name string) error {
 		return fmt.Errorf("detach %s: %w", name, err)
 	}
 	defer s.Host.End(name)
-	if known.Endpoint == nil {
-		return nil
+	switch {
+	case known.Endpoint != nil:
+		return s.remove(ctx, known.Endpoint)
+	case known.Linked: // it is alive, and nobody could write it back
+		link := netdev.LinkName(s.LinkPrefix, name)
+		s.Host.Retire(name)
+		return errors.Join(s.Links.Detach(link), s.Records.Remove(link))
 	}
-	return s.remove(ctx, known.Endpoint)
+	return nil
 }
 
 // Check returns what of an endpoint is not as it was attached, and which of the
