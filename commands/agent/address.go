@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -171,6 +170,3 @@ func nodeTargets(self string, nodes []*datastore.Node) (targets []target) {
 	}
 	return targets
 }
-
-// errNoHost is an ID file that holds none.
-var errNoHost = errors.New("not an ID: delete the file to make a new one")

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -41,14 +42,9 @@ func (l *loop) readHost() {
 		}
 		l.solved("links")
 		l.resyncLinks = false
-		before := l.present
 		l.present = make(map[string]kernel.Link, len(list))
 		for _, k := range list {
 			l.present[k.Name] = k
-			l.dirty[l.ownerOf(k.Name)] = true
-		}
-		for name := range before {
-			l.dirty[l.ownerOf(name)] = true
 		}
 		for name := range l.locals {
 			l.dirty[name] = true
@@ -72,9 +68,6 @@ func (l *loop) readHost() {
 		}
 	}
 }
-
-// ownerOf is the endpoint that has a link; "" if none is known.
-func (l *loop) ownerOf(link string) string { return l.owners[link] }
 
 func (l *loop) flushFilter(ctx context.Context) bool {
 	delta := l.index.Flush()
@@ -102,8 +95,9 @@ func (l *loop) flushFilter(ctx context.Context) bool {
 
 // flushLinks works off the endpoints that changed.
 func (l *loop) flushLinks() {
-	for name := range l.dirty {
-		delete(l.dirty, name)
+	dirty := l.dirty
+	l.dirty = map[string]bool{} // what fails goes in again, for the next time
+	for name := range dirty {
 		lo := l.locals[name]
 		if lo == nil || lo.busy > 0 && (!lo.created || lo.ep == nil) {
 			continue // End makes it dirty again
@@ -170,7 +164,7 @@ func (l *loop) retire(lo *local) {
 // retireOrphans takes links out of service that no endpoint has.
 func (l *loop) retireOrphans() {
 	for name := range l.present {
-		if l.owners[name] != "" || l.kept[name] {
+		if l.owners[name] != "" || l.kept[name] || l.strangers(name) {
 			continue
 		}
 		l.log.Info("link without an endpoint removed", "link", name)
@@ -181,6 +175,18 @@ func (l *loop) retireOrphans() {
 		delete(l.present, name)
 		_ = l.records.Remove(name)
 	}
+}
+
+// strangers says that a link was attached under another node's name: this host
+// was renamed. Such links are left alone, closed by the packet filter.
+func (l *loop) strangers(link string) bool {
+	rec, err := l.records.Read(link)
+	if err != nil || rec.Endpoint.Spec.Node == l.cfg.Node {
+		return false
+	}
+	l.kept[link] = true
+	l.note("link "+link, fmt.Sprintf("was attached by node %s, and this host is %s now: detach its workload, or set that name again", rec.Endpoint.Spec.Node, l.cfg.Node))
+	return true
 }
 
 func (l *loop) flushRoutes(ctx context.Context) {

@@ -266,7 +266,7 @@ func hostID(file string) (string, error) {
 	}
 	id := strings.TrimSpace(string(b))
 	if raw, err := hex.DecodeString(id); err != nil || len(raw) != 8 {
-		return "", fmt.Errorf("host id %s: %w", file, errNoHost)
+		return "", fmt.Errorf("host id %s: %w: not 16 hex digits: delete the file to make a new one", file, datastore.ErrInvalid)
 	}
 	return id, nil
 }

@@ -78,7 +78,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 			return &peerConn{conn, cred}, nil
 		}
 		if err != nil {
-			l.log.Warn("caller unknown, refused", "socket", l.unix.Addr().String(), "err", err)
+			l.log.Warn("caller unknown, refused", "socket", l.unix.Addr().String(), "error", err)
 		} else {
 			l.log.Warn("caller is not root, refused", "socket", l.unix.Addr().String(), "uid", cred.Uid, "pid", cred.Pid)
 		}

@@ -69,6 +69,7 @@ func (s *Service) Attach(ctx context.Context, req Request, ns *kernel.Netns) (At
 		s.undo(ctx, ep)
 		return Attachment{}, fmt.Errorf("attach %s: %w", name, err)
 	}
+	s.Log.Info("endpoint attached", "endpoint", name, "link", a.Link, "addresses", a.Addresses, "network", ep.Spec.Network)
 	return a, nil
 }
 

@@ -177,6 +177,7 @@ func (s *Service) remove(ctx context.Context, ep *datastore.Endpoint) error {
 	if err := s.Records.Remove(ep.Spec.Link); err != nil {
 		s.Log.Warn("attach record not removed", "endpoint", name, "error", err)
 	}
+	s.Log.Info("endpoint detached", "endpoint", name, "link", ep.Spec.Link, "addresses", ep.Spec.Addresses)
 	return nil
 }
 
