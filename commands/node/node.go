@@ -74,11 +74,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 func supervise(cfg Config, role string, stop <-chan struct{}, log *slog.Logger) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	limit := backoffMax
-	if role == "speaker" {
-		limit = speakerMax
-	}
-	wait := backoffMin
+	pace := newBackoff(role)
 	for {
 		began := time.Now()
 		err := runOnce(cfg, role, stop, log)
@@ -88,17 +84,34 @@ func supervise(cfg Config, role string, stop <-chan struct{}, log *slog.Logger) 
 			return
 		default:
 		}
-		if time.Since(began) >= backoffReset {
-			wait = backoffMin
-		}
+		wait := pace.after(time.Since(began))
 		log.Warn("role ended, starting it again", "cause", err, "after", wait)
 		select {
 		case <-stop:
 			return
 		case <-time.After(wait):
 		}
-		wait = min(2*wait, limit)
 	}
+}
+
+// backoff is how long a role that ended waits for its next start.
+type backoff struct{ next, limit time.Duration }
+
+func newBackoff(role string) backoff {
+	if role == "speaker" {
+		return backoff{backoffMin, speakerMax}
+	}
+	return backoff{backoffMin, backoffMax}
+}
+
+// after is the wait after a run of the given length.
+func (b *backoff) after(ran time.Duration) time.Duration {
+	if ran >= backoffReset {
+		b.next = backoffMin
+	}
+	wait := b.next
+	b.next = min(2*b.next, b.limit)
+	return wait
 }
 
 // runOnce runs the role until it ends by itself or stop is closed.
