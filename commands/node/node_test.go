@@ -1,0 +1,186 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// childDir, if set, makes this binary a role of the tests: it notes its start and
+// its end in that folder. The role "dying" ends at once; "top" is a supervisor of
+// the role "steady".
+const childDir = "NETCTL_TEST_CHILD_DIR"
+
+func TestMain(m *testing.M) {
+	dir := os.Getenv(childDir)
+	if dir == "" {
+		os.Exit(m.Run())
+	}
+	role := strings.TrimPrefix(os.Args[0], "netctl-")
+	terminated := make(chan os.Signal, 1)
+	signal.Notify(terminated, unix.SIGTERM)
+	note(dir, "start", role, os.Getpid())
+	switch role {
+	case "dying":
+		os.Exit(1)
+	case "top":
+		err := Run(context.Background(), config(dir, os.Stderr, "steady"), slog.New(slog.DiscardHandler))
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	<-terminated
+	note(dir, "end", role, os.Getpid())
+}
+
+func config(dir string, output *os.File, roles ...string) Config {
+	return Config{Roles: roles, Executable: "/proc/self/exe", Env: append(os.Environ(), childDir+"="+dir), Output: output}
+}
+
+// note appends a line to the folder's journal.
+func note(dir, what, role string, pid int) {
+	f, err := os.OpenFile(filepath.Join(dir, "journal"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err == nil {
+		_, err = fmt.Fprintf(f, "%s %s %d\n", what, role, pid)
+		f.Close()
+	}
+	if err != nil {
+		panic(err)
+	}
+}
+
+// journal is the lines so far that begin with the given words.
+func journal(t *testing.T, dir, prefix string) []string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(dir, "journal"))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	var lines []string
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, prefix) {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
+}
+
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in time: %s", what)
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
+// pidOf is the process of the role's last start.
+func pidOf(t *testing.T, dir, role string) int {
+	t.Helper()
+	starts := journal(t, dir, "start "+role+" ")
+	if len(starts) == 0 {
+		t.Fatalf("%s never started", role)
+	}
+	pid, err := strconv.Atoi(starts[len(starts)-1][len("start "+role+" "):])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// TestRolesAreApart kills one role: it comes back, the others do not notice; in
+// the end all end, the last one first.
+func TestRolesAreApart(t *testing.T) {
+	dir := t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error)
+	go func() {
+		ended <- Run(ctx, config(dir, os.Stderr, "store", "agent", "speaker"), slog.New(slog.DiscardHandler))
+	}()
+	until(t, "three roles run", func() bool { return len(journal(t, dir, "start ")) == 3 })
+	store, agent := pidOf(t, dir, "store"), pidOf(t, dir, "agent")
+	if err := unix.Kill(agent, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "agent started again", func() bool { return len(journal(t, dir, "start agent")) == 2 })
+	if pidOf(t, dir, "store") != store {
+		t.Error("the store was started again too")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	var order []string
+	for _, line := range journal(t, dir, "end ") {
+		order = append(order, strings.Fields(line)[1])
+	}
+	if want := []string{"speaker", "agent", "store"}; !slices.Equal(order, want) {
+		t.Errorf("ended in order %v, want %v", order, want)
+	}
+}
+
+// TestEndWhileWaiting ends a supervisor whose only role does not stay up.
+func TestEndWhileWaiting(t *testing.T) {
+	dir := t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- Run(ctx, config(dir, os.Stderr, "dying"), slog.New(slog.DiscardHandler)) }()
+	until(t, "two starts", func() bool { return len(journal(t, dir, "start dying")) >= 2 })
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestChildrenEndWithTheSupervisor kills the supervisor itself.
+func TestChildrenEndWithTheSupervisor(t *testing.T) {
+	dir := t.TempDir()
+	top := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"netctl-top"}, Env: append(os.Environ(), childDir+"="+dir), Stderr: os.Stderr}
+	if err := top.Start(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the child runs", func() bool { return len(journal(t, dir, "start steady")) == 1 })
+	if err := top.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = top.Wait()
+	until(t, "the child ended", func() bool { return len(journal(t, dir, "end steady")) == 1 })
+}
+
+func TestBackoff(t *testing.T) {
+	for _, c := range []struct {
+		role string
+		want []time.Duration
+	}{
+		{"agent", []time.Duration{200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000}},
+		{"speaker", []time.Duration{200, 400, 800, 1600, 2000, 2000}},
+	} {
+		b := newBackoff(c.role)
+		for i, want := range c.want {
+			if got := b.after(time.Second); got != want*time.Millisecond {
+				t.Errorf("%s, end %d: wait %s, want %d ms", c.role, i+1, got, want)
+			}
+		}
+		if got := b.after(10 * time.Second); got != 200*time.Millisecond {
+			t.Errorf("%s: wait %s after a long run, want 200ms", c.role, got)
+		}
+	}
+}
+
+func TestNoRoles(t *testing.T) {
+	if err := Run(t.Context(), Config{}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "roles: [") {
+		t.Errorf("got %v, want what to set", err)
+	}
+}
