@@ -60,7 +60,7 @@ func TestAttachGoesThereAndBack(t *testing.T) {
 }
 
 func TestErrorsKeepTheirCode(t *testing.T) {
-	for _, s := range sentinels {
+	for _, s := range sentinels() {
 		mux := http.NewServeMux()
 		mux.Handle("POST /v1/detach", Call(func(context.Context, DetachRequest) (struct{}, error) {
 			return struct{}{}, fmt.Errorf("detach cni/w: %w", s.err)

@@ -9,22 +9,27 @@ import (
 	"netctl/datastore"
 )
 
-// sentinels maps the outcomes of datastore to the codes of the sockets, both
-// ways, first match wins; there is no other table.
-var sentinels = []struct {
+// sentinel is an outcome as the sockets carry it.
+type sentinel struct {
 	err    error
 	code   string
-	status int
-}{
-	{datastore.ErrDetached, CodeDetached, http.StatusServiceUnavailable},
-	{datastore.ErrUnavailable, CodeUnavailable, http.StatusServiceUnavailable},
-	{datastore.ErrExhausted, CodeExhausted, http.StatusConflict},
-	{datastore.ErrExists, CodeExists, http.StatusConflict},
-	{datastore.ErrInUse, CodeConflict, http.StatusConflict},
-	{datastore.ErrConflict, CodeConflict, http.StatusConflict},
-	{datastore.ErrNotFound, CodeNotFound, http.StatusNotFound},
-	{datastore.ErrInvalid, CodeInvalid, http.StatusBadRequest},
-	{ErrNamespace, CodeNamespace, http.StatusBadRequest},
+	status int // of HTTP
+}
+
+// sentinels maps the outcomes of datastore to the codes of the sockets, both
+// ways, first match wins; there is no other table.
+func sentinels() []sentinel {
+	return []sentinel{
+		{datastore.ErrDetached, CodeDetached, http.StatusServiceUnavailable},
+		{datastore.ErrUnavailable, CodeUnavailable, http.StatusServiceUnavailable},
+		{datastore.ErrExhausted, CodeExhausted, http.StatusConflict},
+		{datastore.ErrExists, CodeExists, http.StatusConflict},
+		{datastore.ErrInUse, CodeConflict, http.StatusConflict},
+		{datastore.ErrConflict, CodeConflict, http.StatusConflict},
+		{datastore.ErrNotFound, CodeNotFound, http.StatusNotFound},
+		{datastore.ErrInvalid, CodeInvalid, http.StatusBadRequest},
+		{ErrNamespace, CodeNamespace, http.StatusBadRequest},
+	}
 }
 
 // ErrNamespace is a network namespace that cannot be used: gone, not a
@@ -43,7 +48,7 @@ func ErrorOf(err error) *Error {
 		return e
 	}
 	e = &Error{Code: CodeInternal, Message: strings.ReplaceAll(err.Error(), "\n", "; ")}
-	for _, s := range sentinels {
+	for _, s := range sentinels() {
 		if errors.Is(err, s.err) {
 			e.Code = s.code
 			return e
@@ -58,7 +63,7 @@ func ErrorOf(err error) *Error {
 // Is makes errors.Is find the sentinel that the code stands for, so that a
 // client's caller needs no second table.
 func (e *Error) Is(target error) bool {
-	for _, s := range sentinels {
+	for _, s := range sentinels() {
 		if s.err == target {
 			return s.code == e.Code
 		}
@@ -68,7 +73,7 @@ func (e *Error) Is(target error) bool {
 
 // status is the HTTP status that carries the code.
 func (e *Error) status() int {
-	for _, s := range sentinels {
+	for _, s := range sentinels() {
 		if s.code == e.Code {
 			return s.status
 		}
