@@ -2,27 +2,13 @@
 // etcd, its certificates if it was given none, and the lock on its folder.
 //
 // It never looks at what is stored. An external etcd needs no such role.
+//
+// There are two builds of it. In the plain one (serve.go) the etcd server is part
+// of the program. The other, with the tag bundled (bundled.go, what make build
+// makes), carries the plain build compressed and becomes it when the role starts:
+// the etcd server takes longer to initialise than everything else together, and
+// Go does that at every start of the program, CNI calls included.
 package datastore
-
-import (
-	"context"
-	"errors"
-	"fmt"
-	"log/slog"
-	"net/netip"
-	"net/url"
-	"os"
-	"path/filepath"
-	"runtime/debug"
-
-	"netctl/commands/control"
-	"netctl/datastore"
-	"netctl/datastore/embed"
-	"netctl/datastore/pki"
-)
-
-// gcPercent keeps the heap of a server that mostly idles small.
-const gcPercent = 50
 
 // Config is what the role is told.
 type Config struct {
@@ -39,71 +25,4 @@ type Config struct {
 	CA, Cert, Key string
 	QuotaBytes    int64  // default embed.DefaultQuotaBytes
 	Ready         func() // called once when clients are served; may be nil
-}
-
-// Run serves until ctx ends.
-func Run(ctx context.Context, c Config, log *slog.Logger) error {
-	lock, err := control.Lock(c.StateDir, "datastore")
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	files, err := c.certificates()
-	if err != nil {
-		return err
-	}
-	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
-	return embed.Run(ctx, embed.Config{
-		Name: c.Node, Dir: filepath.Join(c.StateDir, "etcd"), Socket: c.Socket,
-		ListenTLS: c.Listen, PeerURL: c.PeerURL, Members: c.Members, Token: c.Token,
-		CA: files.CA, Cert: files.Cert, Key: files.Key,
-		QuotaBytes: c.QuotaBytes, Log: log,
-	}, c.Ready)
-}
-
-// certificates are those that were given, or ones of our own for the peer port
-// alone: nobody else can have a certificate of that authority.
-func (c Config) certificates() (pki.Files, error) {
-	given := pki.Files{CA: c.CA, Cert: c.Cert, Key: c.Key}
-	switch {
-	case c.CA != "" && c.Cert != "" && c.Key != "":
-		return given, nil
-	case given != pki.Files{}:
-		return given, fmt.Errorf("datastore: tls needs ca, cert and key, all three: %w", datastore.ErrInvalid)
-	case len(c.Listen) > 0:
-		return given, fmt.Errorf("datastore: %s needs tls ca, cert and key: %w", c.Listen[0], datastore.ErrInvalid)
-	case len(c.Members) > 1:
-		return given, fmt.Errorf("datastore: several members need tls ca, cert and key of one authority: %w", datastore.ErrInvalid)
-	}
-	return c.own(filepath.Join(c.StateDir, "etcd-tls"))
-}
-
-func (c Config) own(dir string) (pki.Files, error) {
-	ca, err := pki.Open(dir)
-	if errors.Is(err, datastore.ErrNotFound) {
-		// What is left of an interrupted start signed nothing.
-		if err := os.RemoveAll(dir); err != nil {
-			return pki.Files{}, fmt.Errorf("datastore: %w", err)
-		}
-		ca, err = pki.Create(dir)
-	}
-	if err != nil {
-		return pki.Files{}, fmt.Errorf("datastore: %w", err)
-	}
-	peer := c.PeerURL
-	if peer == "" {
-		peer = embed.DefaultPeerURL
-	}
-	n := pki.Node{Name: "peer"}
-	if u, err := url.Parse(peer); err == nil {
-		if addr, err := netip.ParseAddr(u.Hostname()); err == nil {
-			n.Addresses = []netip.Addr{addr}
-		}
-	}
-	// Anew at each start, so that it does not expire.
-	files, err := ca.Issue(dir, n)
-	if err != nil {
-		return files, fmt.Errorf("datastore: %w", err)
-	}
-	return files, nil
 }
