@@ -29,8 +29,10 @@ func newEndpointShowCommand(a *app) *cobra.Command {
 	var host, orchestrator, workload, iface string
 	var detailed bool
 	cmd := &cobra.Command{
-		Use:     "show",
-		Short:   "Show how many endpoints there are where, or with --detailed each of them",
+		Use:   "show",
+		Short: "Show how many endpoints there are where, or with --detailed each of them",
+		Long: "Show how many endpoints there are where, or with --detailed each of them. What other commands take as an ID is the first\n" +
+			"four columns of --detailed with / between them; -o wide has it in a column.",
 		Example: "  netctl endpoint show\n  netctl endpoint show --host slave --detailed",
 		Args:    cobra.NoArgs,
 	}

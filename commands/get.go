@@ -121,7 +121,7 @@ func kindHeader(kind datastore.Kind, wide bool) []string {
 		header, more = []string{"Name", "Pools", "Profile", "IPv6"}, []string{"Endpoints", "Labels"}
 	case datastore.KindEndpoint:
 		header = endpointHeader()
-		more = []string{"Network", "Host interface", "Labels"}
+		more = []string{"ID", "Network", "Host interface", "Labels"}
 	case datastore.KindProfile:
 		header, more = []string{"Name"}, []string{"Tags", "Inbound rules", "Outbound rules", "Endpoints"}
 	case datastore.KindBGPConfig:
@@ -150,7 +150,7 @@ func kindRow(view *datastore.View, o datastore.Object) []string {
 		members := slices.DeleteFunc(view.Endpoints(), func(e *datastore.Endpoint) bool { return e.Spec.Network != name })
 		return []string{name, joined(o.Spec.Pools), o.Spec.Profile, yes(o.Spec.IPv6), strconv.Itoa(len(members)), labels(o.Metadata.Labels)}
 	case *datastore.Endpoint:
-		return append(endpointRow(view, o), o.Spec.Network, o.Spec.Link, labels(o.Metadata.Labels))
+		return append(endpointRow(view, o), name, o.Spec.Network, o.Spec.Link, labels(o.Metadata.Labels))
 	case *datastore.Profile:
 		return []string{name, strings.Join(o.Spec.Tags, ","), strconv.Itoa(len(o.Spec.Inbound)), strconv.Itoa(len(o.Spec.Outbound)),
 			strconv.Itoa(len(view.EndpointsWithProfile(name)))}

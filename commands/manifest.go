@@ -60,6 +60,7 @@ func (a *app) readManifests(file string) ([]manifest, error) {
 func parseManifests(name string, raw []byte) ([]manifest, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(raw))
 	var out []manifest
+	listed := false // an empty list is a list
 	for {
 		var doc yaml.Node
 		err := dec.Decode(&doc)
@@ -74,7 +75,7 @@ func parseManifests(name string, raw []byte) ([]manifest, error) {
 		}
 		items := []*yaml.Node{doc.Content[0]}
 		if items[0].Kind == yaml.SequenceNode {
-			items = items[0].Content
+			items, listed = items[0].Content, true
 		}
 		for _, n := range items {
 			o, err := decodeNode(n)
@@ -84,7 +85,7 @@ func parseManifests(name string, raw []byte) ([]manifest, error) {
 			out = append(out, manifest{object: o, file: name, line: n.Line})
 		}
 	}
-	if len(out) == 0 {
+	if len(out) == 0 && !listed {
 		return nil, fmt.Errorf("%s: no object in it", name)
 	}
 	return out, nil

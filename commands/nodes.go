@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -92,20 +93,27 @@ func newNodeRemoveCommand(a *app) *cobra.Command {
 }
 
 func (a *app) removeNode(ctx context.Context, name string, force bool) error {
+	view, err := a.view(ctx)
+	if err != nil {
+		return err
+	}
 	if force {
-		view, err := a.view(ctx)
-		if err != nil {
-			return err
-		}
 		for _, e := range view.EndpointsOf(name) {
 			if err := a.deleteEndpoint(ctx, e); err != nil {
 				return err
 			}
 		}
 	}
-	return a.remove(ctx, datastore.KindNode, name, force, func(view *datastore.View, _ datastore.Object) ([]datastore.Object, error) {
+	err = a.remove(ctx, datastore.KindNode, name, force, func(view *datastore.View, _ datastore.Object) ([]datastore.Object, error) {
 		return asObjects(slices.DeleteFunc(view.BlocksOf(name), func(b *datastore.Block) bool { return len(b.Spec.Allocations) > 0 })), nil
 	})
+	if err != nil {
+		return err
+	}
+	if n := view.Node(name); n != nil && time.Since(n.Status.Seen) < silence {
+		a.warn("node %s reported %s ago: if its agent still runs, it registers again", name, time.Since(n.Status.Seen).Round(time.Second))
+	}
+	return nil
 }
 
 // changeNode changes the node that the command line names before the verb.

@@ -108,6 +108,9 @@ func indented(raw []byte) ([]byte, error) {
 
 // manifestYAML is one YAML document for each manifest.
 func manifestYAML(objects []datastore.Object) ([]byte, error) {
+	if len(objects) == 0 {
+		return []byte("[]\n"), nil // the encoder refuses to close without a document
+	}
 	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)
 	enc.SetIndent(2)

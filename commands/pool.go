@@ -134,12 +134,12 @@ func addPoolFlags(cmd *cobra.Command) *poolFlags {
 	var names []string
 	for _, e := range datastore.Encaps() {
 		if e != datastore.EncapNone {
-			f.encap[e] = cmd.Flags().Bool(string(e), false, "encapsulate packets between nodes ("+string(e)+")")
+			f.encap[e] = cmd.Flags().Bool(string(e), false, "record that packets between nodes are to be encapsulated ("+string(e)+"; this version routes without a tunnel)")
 			names = append(names, string(e))
 		}
 	}
 	cmd.MarkFlagsMutuallyExclusive(names...)
-	cmd.Flags().BoolVar(&f.nat, "nat-outgoing", false, "give packets that leave the pools the node's address")
+	cmd.Flags().BoolVar(&f.nat, "nat-outgoing", false, "record that packets leaving the pools are to get the node's address (this version keeps every source)")
 	cmd.Flags().BoolVar(&f.off, "disabled", false, "take no new blocks from it")
 	cmd.Flags().IntVar(&f.blockSize, "block-size", 0, "prefix `length` of its blocks (default 26, IPv6 122)")
 	cmd.Flags().StringVar(&f.nodesSelect, "node-selector", "", "`selector` of the nodes that may draw from it (default all())")
@@ -199,7 +199,25 @@ func (a *app) addPools(ctx context.Context, f *poolFlags, cidrs []netip.Prefix) 
 	if err := a.write(ctx, list, modeCreate, func(planned) {}); err != nil {
 		return err
 	}
+	a.warnUnused(list)
 	return a.warnSubnets(ctx, cidrs)
+}
+
+// warnUnused tells which settings of pools are kept for nodes that know them, but
+// change nothing on nodes of this version.
+func (a *app) warnUnused(list []manifest) {
+	for _, m := range list {
+		p, ok := m.object.(*datastore.Pool)
+		if !ok {
+			continue
+		}
+		if p.Spec.Encap != "" && p.Spec.Encap != datastore.EncapNone {
+			a.warn("pool %s: encap %s is recorded, but nodes of this version route without a tunnel", p.Spec.CIDR, p.Spec.Encap)
+		}
+		if p.Spec.NATOutgoing {
+			a.warn("pool %s: natOutgoing is recorded, but nodes of this version keep every source address", p.Spec.CIDR)
+		}
+	}
 }
 
 // warnSubnets tells which of the nodes' own subnets new pools contain: allowed,
