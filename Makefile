@@ -55,10 +55,10 @@ docs: build ## docs/cli and docs/man from the command tree
 completions: docs ## completions of the three shells (written together with docs)
 
 bench: packages build ## ratios against references measured in the same run
-	go test -count=1 -tags bench -run TestBench -timeout 30m ./commands
+	go test -count=1 -tags bench -run TestBench -v -timeout 30m ./commands
 
 budget: build ## size, start-up and memory against their limits
-	go test -count=1 -tags bench -run TestBudget -timeout 10m ./commands
+	go test -count=1 -tags bench -run TestBudget -v -timeout 10m ./commands
 
 install: ## into DESTDIR and PREFIX: binary, CNI link, completions, man pages, names of route protocols
 	@test -x netctl || { echo "make install: run make build first"; exit 1; }
