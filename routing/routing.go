@@ -52,6 +52,17 @@ func ProtocolName(p int) string {
 	return strconv.Itoa(p)
 }
 
+// SpeakerMetric is the metric of the speaker's route to p: above the one that
+// the agent's have, so that an endpoint of this node wins over what a peer says
+// of the same address.
+func SpeakerMetric(p netip.Prefix) int {
+	const behind = 32
+	if p.Addr().Is4() {
+		return behind
+	}
+	return 1024 + behind
+}
+
 // Type says what a route does with a packet.
 type Type uint8
 

@@ -24,6 +24,7 @@ type installer struct {
 	mu      sync.Mutex
 	pending map[netip.Prefix]*bgp.Route // nil: gone
 	stale   bool                        // next hops may resolve otherwise now
+	fresh   bool                        // pending is all there is
 	lost    map[netip.Prefix]bool       // best paths without a usable next hop
 
 	// Owned by run.
@@ -53,6 +54,19 @@ func (i *installer) Install(changed []bgp.Route, gone []netip.Prefix) {
 	}
 	for _, p := range gone {
 		i.pending[p] = nil
+	}
+	i.mu.Unlock()
+	i.signal()
+}
+
+// begin makes held, the kernel's routes at the engine's start, the best paths:
+// they are followed as those that Install brings, and what was known before is
+// forgotten.
+func (i *installer) begin(held []bgp.Route) {
+	i.mu.Lock()
+	i.pending, i.fresh = make(map[netip.Prefix]*bgp.Route, len(held)), true
+	for _, r := range held {
+		i.pending[r.Prefix] = &r
 	}
 	i.mu.Unlock()
 	i.signal()
@@ -88,9 +102,16 @@ func (i *installer) run(ctx context.Context) error {
 		case <-i.work:
 		}
 		i.mu.Lock()
-		pending, stale := i.pending, i.stale
-		i.pending, i.stale = map[netip.Prefix]*bgp.Route{}, false
+		pending, stale, fresh := i.pending, i.stale, i.fresh
+		i.pending, i.stale, i.fresh = map[netip.Prefix]*bgp.Route{}, false, false
 		i.mu.Unlock()
+		if fresh {
+			for prefix := range i.best {
+				if _, known := pending[prefix]; !known {
+					pending[prefix] = nil
+				}
+			}
+		}
 		i.apply(ctx, pending, stale)
 	}
 }
@@ -130,7 +151,7 @@ func (i *installer) choose(ctx context.Context, prefix netip.Prefix, r *bgp.Rout
 	if r == nil {
 		delete(i.best, prefix)
 		i.note(prefix, false)
-		c.Delete = append(c.Delete, routing.Route{Prefix: prefix})
+		c.Delete = append(c.Delete, routing.Route{Prefix: prefix, Metric: routing.SpeakerMetric(prefix)})
 	} else {
 		i.best[prefix] = *r
 		for _, addr := range r.NextHops {
@@ -151,7 +172,7 @@ func (i *installer) choose(ctx context.Context, prefix netip.Prefix, r *bgp.Rout
 // build adds what the best path becomes in the kernel: next hops resolved, those
 // that cannot be left out; without any, no route.
 func (i *installer) build(r bgp.Route, c *routing.Changes) {
-	out := routing.Route{Prefix: r.Prefix}
+	out := routing.Route{Prefix: r.Prefix, Metric: routing.SpeakerMetric(r.Prefix)}
 	for _, addr := range r.NextHops {
 		via := i.hops[addr].via
 		if via.Link != "" && !slices.Contains(out.NextHops, via) {

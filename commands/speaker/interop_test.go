@@ -37,13 +37,13 @@ func TestInterop(t *testing.T) {
 		routes := []string{
 			"10.65.2.0/26 via 192.168.99.104 dev eth1",
 			"10.65.3.0/26 via 192.168.99.105 dev eth1",
-			"fd80:24e2:f998:72d6::200/122 via fd00:99::104 dev eth1 metric 1024 pref medium",
-			"fd80:24e2:f998:72d6::300/122 via fd00:99::105 dev eth1 metric 1024 pref medium",
+			"fd80:24e2:f998:72d6::200/122 via fd00:99::104 dev eth1",
+			"fd80:24e2:f998:72d6::300/122 via fd00:99::105 dev eth1",
 		}
 		if n == n1 {
 			return append(routes, "10.65.1.0/26 via 192.168.99.103 dev eth1")
 		}
-		return append(routes, "10.65.0.0/26 via 192.168.99.102 dev eth1", "fd80:24e2:f998:72d6::/122 via fd00:99::102 dev eth1 metric 1024 pref medium")
+		return append(routes, "10.65.0.0/26 via 192.168.99.102 dev eth1", "fd80:24e2:f998:72d6::/122 via fd00:99::102 dev eth1")
 	}
 	all := func(t *testing.T) {
 		t.Helper()
@@ -320,9 +320,9 @@ func TestIPv6Only(t *testing.T) {
 	n2.block("fd80:24e2:f998:72d6::40/122")
 	c1 := n1.endpoint("c1", "fd80:24e2:f998:72d6::5")
 	n2.endpoint("c2", "fd80:24e2:f998:72d6::45")
-	to1 := "fd80:24e2:f998:72d6::40/122 via fd00:99::103 dev eth1 metric 1024 pref medium"
+	to1 := "fd80:24e2:f998:72d6::40/122 via fd00:99::103 dev eth1"
 	r.expect(n1.host, "88", to1)
-	r.expect(n2.host, "88", "fd80:24e2:f998:72d6::/122 via fd00:99::102 dev eth1 metric 1024 pref medium")
+	r.expect(n2.host, "88", "fd80:24e2:f998:72d6::/122 via fd00:99::102 dev eth1")
 	s, err := n1.status()
 	if err != nil || len(s.Sessions) != 1 || s.Sessions[0].Peer.String() != "fd00:99::103" || !s.RouterID.Is4() {
 		t.Errorf("status %+v, %v", s, err)

@@ -181,6 +181,7 @@ func (j *joined) start(ctx context.Context, want fixed) error {
 	e := &engine{Speaker: b, fixed: want, end: end, failed: make(chan error, 1)}
 	j.engine, j.exports = e, nil
 	j.originate()
+	j.installer.begin(stale)
 	j.state.setEngine(b)
 	if len(foreign) > 0 {
 		if err := j.own.Apply(ctx, routing.Changes{Delete: foreign}); err != nil {
@@ -233,7 +234,7 @@ func (j *joined) adopt(ctx context.Context, held []routing.Route) (stale []bgp.R
 				path.NextHops = append(path.NextHops, owners...)
 			}
 		}
-		if len(path.NextHops) == 0 || r.Metric != 0 {
+		if len(path.NextHops) == 0 || r.Metric != routing.SpeakerMetric(r.Prefix) {
 			foreign = append(foreign, r)
 			continue
 		}
@@ -243,12 +244,17 @@ func (j *joined) adopt(ctx context.Context, held []routing.Route) (stale []bgp.R
 	return stale, foreign
 }
 
+// prefixLimit is far more than the blocks and borrowed addresses of one node; it
+// bounds what a peer that has gone wrong can cost.
+const prefixLimit = 100_000
+
 func (j *joined) peers() []bgp.PeerConfig {
 	out := make([]bgp.PeerConfig, 0, len(j.plan.Peers))
 	for _, p := range j.plan.Peers {
 		c := bgp.PeerConfig{
 			Address: p.Address, Port: uint16(j.cfg.Port), AS: p.AS, Description: p.Name, LocalAddress: p.Local,
 			NextHopSelf: p.NextHops, Aliases: p.Aliases, HoldTime: time.Duration(j.plan.HoldTime) * time.Second,
+			PrefixLimit: prefixLimit,
 		}
 		for _, a := range p.NextHops {
 			c.Families = append(c.Families, bgp.FamilyOf(a))

@@ -39,12 +39,12 @@ func TestMesh(t *testing.T) {
 
 	to2 := []string{
 		"10.65.0.0/26 via 192.168.99.102 dev eth1",
-		"fd80:24e2:f998:72d6::/122 via fd00:99::102 dev eth1 metric 1024 pref medium",
+		"fd80:24e2:f998:72d6::/122 via fd00:99::102 dev eth1",
 	}
 	to1 := []string{
 		"10.65.0.9 via 192.168.99.103 dev eth1",
 		"10.65.1.0/26 via 192.168.99.103 dev eth1",
-		"fd80:24e2:f998:72d6::40/122 via fd00:99::103 dev eth1 metric 1024 pref medium",
+		"fd80:24e2:f998:72d6::40/122 via fd00:99::103 dev eth1",
 	}
 	r.expect(n1.host, "88", to1...)
 	r.expect(n2.host, "88", to2...)
@@ -259,6 +259,13 @@ func followChanges(t *testing.T, r *rig, n1, n2 *netctlNode, to1, to2 []string) 
 	n1.ip("route del blackhole 10.66.0.0/26")
 	n1.ip("route del blackhole 10.65.8.0/26")
 
+	// An endpoint of this node wins over what a peer says of its address.
+	n1.ip("route add 10.65.0.9 dev ncc1 scope link proto 87")
+	if got := netlab.Must(t, n1.host, "ip", "route", "get", "10.65.0.9"); !strings.Contains(got, "dev ncc1") {
+		t.Errorf("10.65.0.9 is reached by %s", got)
+	}
+	n1.ip("route del 10.65.0.9 dev ncc1 proto 87")
+
 	// Another program takes a route, a link takes all of them.
 	n2.ip("route del 10.65.0.0/26 proto 88")
 	r.expect(n2.host, "88", to2...)
@@ -293,8 +300,8 @@ func vanished(t *testing.T, r *rig, n1, n2 *netctlNode, to1, to2 []string) {
 	r.expect(n2.host, "88", append(slices.Clone(to2), "10.65.9.0/26 via 192.168.99.102 dev eth1")...)
 	n2.proc.Kill()
 	n1.ip("route del blackhole 10.65.9.0/26")
-	n2.ip("route add 10.65.77.0/26 via 192.168.99.77 proto 88") // of a node that is gone
-	n2.ip("route add 10.65.78.0/26 dev eth1 proto 88")          // of nobody
+	n2.ip("route add 10.65.77.0/26 via 192.168.99.77 metric 32 proto 88") // of a node that is gone
+	n2.ip("route add 10.65.78.0/26 dev eth1 metric 32 proto 88")          // of nobody
 	n2.up()
 	r.expect(n2.host, "88", to2...)
 	r.settle(1)

@@ -73,10 +73,10 @@ func TestInstaller(t *testing.T) {
 		path("10.65.1.0/26", "192.168.99.103"), path("10.65.2.0/26", "192.168.99.104", "192.168.99.105"),
 		path("10.65.3.0/26", "172.16.0.1", "172.16.0.2"), path("fd80::/122", "fd00:99::103"), path("fd80::40/122", "fd00:77::1"),
 	}, nil)
-	via := "10.65.1.0/26 via 192.168.99.103 dev eth1 proto netctl-bgp"
-	multi := []string{"10.65.2.0/26 proto netctl-bgp", "\tnexthop via 192.168.99.104 dev eth1 weight 1", "\tnexthop via 192.168.99.105 dev eth1 weight 1"}
-	behind := "10.65.3.0/26 via 192.168.1.1 dev eth0 proto netctl-bgp" // both next hops behind one gateway
-	six := "fd80::/122 via fd00:99::103 dev eth1 proto netctl-bgp metric 1024 pref medium"
+	via := "10.65.1.0/26 via 192.168.99.103 dev eth1 proto netctl-bgp metric 32"
+	multi := []string{"10.65.2.0/26 proto netctl-bgp metric 32", "\tnexthop via 192.168.99.104 dev eth1 weight 1", "\tnexthop via 192.168.99.105 dev eth1 weight 1"}
+	behind := "10.65.3.0/26 via 192.168.1.1 dev eth0 proto netctl-bgp metric 32" // both next hops behind one gateway
+	six := "fd80::/122 via fd00:99::103 dev eth1 proto netctl-bgp metric 1056 pref medium"
 	expect(append(append([]string{via}, multi...), behind, six)...)
 	if got := fmt.Sprint(i.unresolved()); got != "[fd80::40/122]" {
 		t.Errorf("unresolved %s", got)
@@ -99,7 +99,7 @@ func TestInstaller(t *testing.T) {
 	// A path changes, the others go; what comes last counts.
 	i.Install([]bgp.Route{path("10.65.1.0/26", "192.168.99.109")}, []netip.Prefix{netip.MustParsePrefix("10.65.2.0/26")})
 	i.Install(nil, []netip.Prefix{netip.MustParsePrefix("10.65.3.0/26"), netip.MustParsePrefix("fd80::/122"), netip.MustParsePrefix("fd80::40/122")})
-	expect("10.65.1.0/26 via 192.168.99.109 dev eth1 proto netctl-bgp")
+	expect("10.65.1.0/26 via 192.168.99.109 dev eth1 proto netctl-bgp metric 32")
 	i.Install(nil, []netip.Prefix{netip.MustParsePrefix("10.65.1.0/26")})
 	expect()
 	netlab.Until(t, 10*time.Second, "nothing is left", func() string {
@@ -110,6 +110,44 @@ func TestInstaller(t *testing.T) {
 	})
 	if len(i.unresolved()) > 0 {
 		t.Errorf("unresolved %v", i.unresolved())
+	}
+}
+
+// TestInstallerBegins gives the installer the routes of an earlier run: they
+// follow their next hops, and what the engine before knew is forgotten.
+func TestInstallerBegins(t *testing.T) {
+	kernel := fib.NewFake()
+	kernel.Put(2, connected("192.168.99.0/24", "eth1"))
+	held := connected("10.65.1.0/26", "eth1")
+	held.NextHops[0].Addr, held.Metric = netip.MustParseAddr("192.168.99.103"), routing.SpeakerMetric(held.Prefix)
+	table := kernel.Table(88)
+	if err := table.Apply(t.Context(), routing.Changes{Put: []routing.Route{held}}); err != nil {
+		t.Fatal(err)
+	}
+	i := newInstaller(table, func() {}, quiet())
+	step := func() {
+		t.Helper()
+		i.work = make(chan struct{}, 1)
+		i.signal()
+		ctx, cancel := context.WithCancel(t.Context())
+		i.wake = cancel
+		if err := i.run(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	i.Install([]bgp.Route{path("10.65.9.0/26", "172.16.0.1"), path("10.65.8.0/26", "192.168.99.108")}, nil)
+	step()
+	i.begin([]bgp.Route{path("10.65.1.0/26", "192.168.99.103")})
+	step()
+	kernel.Put(3, connected("192.168.99.103/32", "eth2"))
+	i.recheck()
+	step()
+	routes, err := table.Routes(t.Context())
+	if got := fmt.Sprint(routes); err != nil || got != "[10.65.1.0/26 via 192.168.99.103 dev eth2 metric 32]" {
+		t.Errorf("routes %s, %v", got, err)
+	}
+	if len(i.unresolved()) > 0 || len(i.best) != 1 || len(i.hops) != 1 {
+		t.Errorf("remembered: %v, %v, %v", i.unresolved(), i.best, i.hops)
 	}
 }
 
