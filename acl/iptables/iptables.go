@@ -140,6 +140,10 @@ func Run(ctx context.Context, prefix string, changed <-chan struct{}, report fun
 	ticker := time.NewTicker(checkEvery)
 	defer ticker.Stop()
 	for {
+		select {
+		case <-changed: // the check below sees it
+		default:
+		}
 		added, err := EnsureForward(prefix)
 		report(added, err)
 		for due := false; !due; {

@@ -55,8 +55,9 @@ func (f *Fake) write(change func() bool) error {
 	return nil
 }
 
-// Watch blocks until ctx ends: nobody else changes a fake.
-func (f *Fake) Watch(ctx context.Context, _ func()) error {
+// Watch calls fn once and blocks until ctx ends: nobody else changes a fake.
+func (f *Fake) Watch(ctx context.Context, fn func()) error {
+	fn()
 	<-ctx.Done()
 	return ctx.Err()
 }

@@ -13,20 +13,19 @@ import (
 	"netctl/acl"
 )
 
-// Watch calls fn after each commit by which somebody else changed our table, or
-// may have: also when messages were lost. It blocks until ctx ends and returns
-// its error, or why it cannot go on. fn is called from Watch's goroutine.
-func (t *Table) Watch(ctx context.Context, fn func()) error {
-	return t.watch(ctx, true, func() {}, fn)
-}
+// Watch calls fn once when no change can be missed any more, and then after each
+// commit by which somebody else changed our table, or may have: also when
+// messages were lost. It blocks until ctx ends and returns its error, or why it
+// cannot go on. fn is called from Watch's goroutine.
+func (t *Table) Watch(ctx context.Context, fn func()) error { return t.watch(ctx, true, fn) }
 
 // WatchOthers is Watch for every other table of the namespace, of any family;
 // iptables-nft changes those, iptables-legacy does not.
 func (t *Table) WatchOthers(ctx context.Context, fn func()) error {
-	return t.watch(ctx, false, func() {}, fn)
+	return t.watch(ctx, false, fn)
 }
 
-func (t *Table) watch(ctx context.Context, ours bool, ready, fn func()) error {
+func (t *Table) watch(ctx context.Context, ours bool, fn func()) error {
 	c, err := t.dial()
 	if err != nil {
 		return err
@@ -37,7 +36,7 @@ func (t *Table) watch(ctx context.Context, ours bool, ready, fn func()) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	ready()
+	fn()
 	touched := false
 	for {
 		messages, err := c.Receive()
