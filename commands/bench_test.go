@@ -161,8 +161,8 @@ func reachRows(t *testing.T, a, b *netlab.Host) []row {
 		known = append(known, first(fmt.Sprintf("old%d", i), fmt.Sprintf("10.65.%d.2", 100+i)))
 	}
 	return []row{
-		{"ADD → first answer on another node, block known", median(known), 50, "ms", "limit", 1},
-		{"ADD → first answer on another node, new block", median(fresh), 300, "ms", "limit", 1},
+		{"ADD → first answer elsewhere, known block (0: before)", median(known), 50, "ms", "limit", 1},
+		{"ADD → first answer elsewhere, new block (0: before)", median(fresh), 300, "ms", "limit", 1},
 	}
 }
 
