@@ -24,10 +24,16 @@ const (
 	readSize = 64 << 10
 	// lastWords is how long a NOTIFICATION may take to leave.
 	lastWords = time.Second
+	// maxLingering bounds how many connections of a peer wait for that.
+	maxLingering = 8
 )
 
 // counters of a peer, over all its connections.
-type counters struct{ messagesIn, messagesOut, updatesIn, updatesOut atomic.Uint64 }
+type counters struct {
+	messagesIn, messagesOut, updatesIn, updatesOut atomic.Uint64
+	// lingering connections are over but for their last words.
+	lingering atomic.Int32
+}
 
 // conn is a TCP connection with a peer: a reader that frames and decodes, and a
 // writer with a bounded queue.
@@ -120,6 +126,7 @@ func (c *conn) serve(events chan<- incoming) {
 		// can overtake the NOTIFICATION.
 		_ = c.SetReadDeadline(time.Now().Add(lastWords))
 		_, _ = io.Copy(io.Discard, c.Conn)
+		c.count.lingering.Add(-1)
 	}
 	_ = c.Conn.Close()
 }
@@ -323,7 +330,9 @@ func (c *conn) send(bufs *net.Buffers) error {
 func (c *conn) end(ctx context.Context, f *fault) {
 	c.once.Do(func() {
 		if f != nil && ctx.Err() == nil {
-			c.linger = true
+			if c.linger = c.count.lingering.Add(1) <= maxLingering; !c.linger {
+				c.count.lingering.Add(-1)
+			}
 			_ = c.SetWriteDeadline(time.Now().Add(lastWords))
 			_, _ = c.Conn.Write(f.message())
 			c.count.messagesOut.Add(1)

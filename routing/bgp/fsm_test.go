@@ -207,6 +207,33 @@ func TestCollision(t *testing.T) {
 	}
 }
 
+// A peer that opens one connection after the other, and closes none, does not
+// pile them up here.
+func TestFloodOfConnections(t *testing.T) {
+	play(t, Config{}, []PeerConfig{robotPeer("10.9.0.2")}, func(g *stage) {
+		var robots []*robot
+		for range 100 {
+			r := g.incoming("10.9.0.2")
+			r.expect(codec.BGP_MSG_OPEN)
+			r.send(theirOpen(nil))
+			robots = append(robots, r)
+		}
+		open := 0
+		for _, r := range robots {
+			ok := true
+			for kind := uint8(1); ok && kind != 0; {
+				kind, _, ok = r.next()
+			}
+			if ok {
+				open++
+			}
+		}
+		if open > maxLingering+2 {
+			t.Errorf("%d connections are open", open)
+		}
+	})
+}
+
 // When one of two connections ends the other goes on.
 func TestSecondConnectionTakesOver(t *testing.T) {
 	play(t, Config{}, []PeerConfig{robotPeer("10.9.0.2")}, func(g *stage) {

@@ -215,7 +215,7 @@ func (g *group) pack(p *parcel) blob {
 
 // drained sends a peer that fell behind what it missed, as it is now.
 func (r *rib) drained(s *session) {
-	if s.peer.session != s || s.behind == nil {
+	if s.peer.session != s {
 		return
 	}
 	missed := s.behind
@@ -234,13 +234,10 @@ func (r *rib) drained(s *session) {
 	s.mark()
 }
 
-// mark sends the End-of-RIBs that are owed, once nothing is missing before them.
+// mark sends the End-of-RIBs that are owed, once nothing is missing before them
+// and the queue has room; else drained does.
 func (s *session) mark() {
-	if s.behind != nil {
-		return
+	for s.behind == nil && len(s.markers) > 0 && s.conn.queue(endOfRIB(s.markers[0])) {
+		s.markers = s.markers[1:]
 	}
-	for _, f := range s.markers {
-		s.conn.queue(endOfRIB(f))
-	}
-	s.markers = nil
 }

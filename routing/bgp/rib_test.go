@@ -139,6 +139,25 @@ func TestSlowPeer(t *testing.T) {
 	})
 }
 
+// A table that fills the queue by itself is followed by its End-of-RIB all the same.
+func TestLargeTableEndsWithMarker(t *testing.T) {
+	var all []netip.Prefix
+	for i := range uint32(queueLimit/5 + 1000) {
+		all = append(all, netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), 32))
+	}
+	play(t, Config{}, []PeerConfig{robotPeer("10.9.0.2")}, func(g *stage) {
+		g.s.Originate(all, nil)
+		r := g.up(nil)
+		count, last := 0, []byte(nil)
+		for kind, body, _ := r.next(); kind == codec.BGP_MSG_UPDATE; kind, body, _ = r.next() {
+			count, last = count+1, body
+		}
+		if count < 2 || len(last) != 4 {
+			t.Errorf("%d messages, the last one has %d bytes", count, len(last))
+		}
+	})
+}
+
 func TestRouteRefresh(t *testing.T) {
 	play(t, Config{}, []PeerConfig{robotPeer("10.9.0.2")}, func(g *stage) {
 		g.s.Originate(prefixes("10.0.0.0/26"), nil)
