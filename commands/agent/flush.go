@@ -58,7 +58,7 @@ func (l *loop) readHost() {
 			return
 		}
 		l.solved("addresses")
-		l.resyncHost, l.mtus = false, map[int]int{}
+		l.resyncHost, l.forward6, l.mtus = false, false, map[int]int{}
 		if !slices.Equal(list, l.addrs) {
 			l.addrs = list
 			for _, b := range l.view.Blocks() {
@@ -191,13 +191,11 @@ func (l *loop) strangers(link string) bool {
 
 func (l *loop) flushRoutes(ctx context.Context) {
 	if !l.routesDirty && !l.resyncRoutes {
+		l.forwarding(l.have)
 		return
 	}
 	want := desiredRoutes(l.cfg.Gateway, l.view.BlocksOf(l.cfg.Node), l.view.EndpointsOf(l.cfg.Node), l.usable)
-	l.forward(&l.forward4, "ipv4 forwarding", l.links.Forwarding4)
-	if usesIPv6(want) {
-		l.forward(&l.forward6, "ipv6 forwarding", l.links.Forwarding6)
-	}
+	l.forwarding(want)
 	if l.resyncRoutes {
 		have, err := l.routes.Routes(ctx)
 		if err != nil {
@@ -246,6 +244,15 @@ func (l *loop) adopt(want []routing.Route, changes *routing.Changes) {
 		}
 	}
 	l.routes.Adopt(there)
+}
+
+// forwarding switches on what the routes need, and looks again after interfaces
+// of the host changed.
+func (l *loop) forwarding(routes []routing.Route) {
+	l.forward(&l.forward4, "ipv4 forwarding", l.links.Forwarding4)
+	if !l.forward6 && usesIPv6(routes) {
+		l.forward(&l.forward6, "ipv6 forwarding", l.links.Forwarding6)
+	}
 }
 
 // forward switches forwarding on, once.

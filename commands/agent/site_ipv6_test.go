@@ -79,6 +79,7 @@ func ipv6(t *testing.T, s *site) {
 	}
 	netlab.Must(t, s.node, "ip", "-6", "route", "del", "default", "dev", "eth0")
 	learnt() // advertisements are still heard
+	laterInterface(t, s)
 	// No duplicate address detection: the first packet gets through.
 	if !s.ping(a, other.Addresses[1]) {
 		t.Error("no answer over IPv6")
@@ -101,4 +102,27 @@ func ipv6(t *testing.T, s *site) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// laterInterface gives the host an interface after IPv6 forwarding is on: it hears
+// its router nevertheless.
+func laterInterface(t *testing.T, s *site) {
+	t.Helper()
+	fabric := s.lab.Fabric
+	netlab.Must(t, fabric, "ip", "link", "add", "late", "type", "veth", "peer", "name", "eth9", "netns", fmt.Sprint(s.node.PID))
+	netlab.Must(t, fabric, "ip", "link", "set", "late", "up")
+	netlab.Must(t, s.node, "ip", "link", "set", "eth9", "up")
+	s.until("default route of an interface that came later", func() string {
+		if err := advertise(fabric, "late"); err != nil {
+			return err.Error()
+		}
+		if r := netlab.Must(t, s.node, "ip", "-6", "route", "show", "default", "dev", "eth9"); !strings.Contains(r, "proto ra") {
+			return fmt.Sprintf("%q", r)
+		}
+		return ""
+	})
+	if log := s.agent.Output(); !strings.Contains(log, "setting=net/ipv6/conf/eth9/accept_ra old=1 new=2") {
+		t.Errorf("the log does not tell:\n%s", log)
+	}
+	netlab.Must(t, s.node, "ip", "link", "del", "eth9")
 }

@@ -29,16 +29,16 @@ func (r router) advertise() {
 	}
 }
 
-// newRouter wires the host's interface up0 to a router.
-func newRouter(t *testing.T, h *host) router {
+// newRouter wires an interface of the host to a router.
+func newRouter(t *testing.T, h *host, link string) router {
 	t.Helper()
 	ns := newNetns(t)
 	for _, n := range []int{h.ns, ns} {
 		run(t, n, "sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad; echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad")
 	}
-	run(t, ns, "ip", "link", "add", "r0", "type", "veth", "peer", "name", "up0", "netns", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), h.ns))
+	run(t, ns, "ip", "link", "add", "r0", "type", "veth", "peer", "name", link, "netns", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), h.ns))
 	run(t, ns, "ip", "link", "set", "r0", "up")
-	run(t, h.ns, "ip", "link", "set", "up0", "up")
+	run(t, h.ns, "ip", "link", "set", link, "up")
 	r := router{t: t}
 	err := inNetns(ns, func() (err error) {
 		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -62,25 +62,43 @@ func newRouter(t *testing.T, h *host) router {
 	return r
 }
 
-func hasDefault6(t *testing.T, h *host) bool {
+func hasDefault6(t *testing.T, h *host, link string) bool {
 	t.Helper()
-	return strings.Contains(run(t, h.ns, "ip", "-6", "route"), "default via fe80:")
+	return strings.Contains(run(t, h.ns, "ip", "-6", "route", "show", "dev", link), "default via fe80:")
 }
 
 func TestForwarding6KeepsTheDefaultRoute(t *testing.T) {
 	h := newHost(t)
-	r := newRouter(t, h)
+	r := newRouter(t, h, "up0")
 	learn := func() bool {
 		r.advertise()
-		return hasDefault6(t, h)
+		return hasDefault6(t, h, "up0")
 	}
 	until(t, "default route from a router advertisement", learn)
 	if err := h.Forwarding6(); err != nil {
 		t.Fatal(err)
 	}
-	if !hasDefault6(t, h) {
+	if !hasDefault6(t, h, "up0") {
 		t.Error("switching forwarding on dropped the host's default route")
 	}
 	run(t, h.ns, "ip", "-6", "route", "flush", "proto", "ra")
 	until(t, "default route from a later router advertisement", learn)
+}
+
+// TestForwarding6OfALaterInterface: an interface that came after forwarding was
+// switched on hears its router once it is called again.
+func TestForwarding6OfALaterInterface(t *testing.T) {
+	h := newHost(t)
+	if err := h.Forwarding6(); err != nil {
+		t.Fatal(err)
+	}
+	r := newRouter(t, h, "up1")
+	if err := h.Forwarding6(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "default route from a router advertisement", func() bool {
+		r.advertise()
+		return hasDefault6(t, h, "up1")
+	})
+	contains(t, h.log.String(), "setting=net/ipv6/conf/up1/accept_ra old=1 new=2")
 }

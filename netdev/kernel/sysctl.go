@@ -151,11 +151,8 @@ func (k *Kernel) Forwarding4() error { return k.set("ipv4", "ip_forward", "1") }
 // Forwarding6 switches IPv6 forwarding on, if it is off. A kernel that forwards
 // takes router advertisements only where accept_ra is 2 (networking/ip-sysctl,
 // accept_ra), so foreign interfaces with 1 get that first: the host keeps its own
-// default route.
+// default route. Interfaces that appear later have 1 again: call it for them.
 func (k *Kernel) Forwarding6() error {
-	if on, err := k.sys.read("ipv6/conf", "all/forwarding"); err != nil || on == "1" {
-		return err
-	}
 	links, err := k.links()
 	if err != nil {
 		return fmt.Errorf("ipv6 forwarding: %w", err)
@@ -170,13 +167,10 @@ func (k *Kernel) Forwarding6() error {
 	}
 	for _, n := range names {
 		v, err := k.sys.read("ipv6/conf", n+"/accept_ra")
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // gone meanwhile
-		}
 		if err == nil && v == "1" {
 			err = k.set("ipv6/conf", n+"/accept_ra", "2")
 		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // else gone meanwhile
 			return fmt.Errorf("ipv6 forwarding: %w", err)
 		}
 	}
