@@ -31,6 +31,10 @@ import (
 // overrun the socket's receive buffer with acknowledgements.
 const batch = 256
 
+// answerBuffer is the receive buffer of a socket in bytes: the kernel's default
+// does not hold the refusals of a batch.
+const answerBuffer = 1 << 20
+
 // ErrForeign means that another program's route has the prefix and metric.
 var ErrForeign = errors.New("another program's route is in its place")
 
@@ -100,6 +104,11 @@ func dial() (*netlink.Conn, uint32, error) {
 	conn, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{Strict: true})
 	if err != nil {
 		return nil, 0, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	// An answer that finds the buffer full is lost, and waited for without end; a
+	// refusal carries the request back.
+	if err := conn.SetReadBuffer(answerBuffer); err != nil {
+		return nil, 0, errors.Join(fmt.Errorf("open rtnetlink: %w", errno(err)), conn.Close())
 	}
 	raw, err := conn.SyscallConn()
 	if err != nil {
