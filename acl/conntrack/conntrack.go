@@ -2,14 +2,17 @@
 //
 // It never adds or changes one, and runs no binary. IPv4 entries the kernel
 // finds and deletes itself where it can (verified on Linux 6.18), else they are
-// listed; IPv6 entries are always listed: the kernel's filter compares IPv6
-// addresses the wrong way round and would delete all but the meant ones.
+// listed; IPv6 entries are always listed, once for all addresses: the kernel's
+// filter compares IPv6 addresses the wrong way round and would delete all but the
+// meant ones. Beside the walk through its table that costs a lock per bucket: some
+// ten milliseconds on a large machine.
 package conntrack
 
 import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -52,33 +55,46 @@ func Delete(addrs ...netip.Addr) error {
 	defer c.Close()
 	_ = c.SetReadBuffer(readBuffer)
 	var errs []error
+	var six []netip.Addr
 	for _, a := range addrs {
-		a = a.Unmap().WithZone("")
-		for _, tuple := range []uint16{attrTupleOrig, attrTupleReply} {
-			err := error(unix.EOPNOTSUPP)
-			if a.Is4() {
-				err = deleteFiltered(c, a, tuple)
-			}
-			if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
-				err = deleteDumped(c, a, tuple)
-			}
-			if err != nil && !errors.Is(err, unix.ENOENT) {
-				errs = append(errs, fmt.Errorf("delete conntrack entries of %s: %w", a, err))
-			}
+		if a = a.Unmap().WithZone(""); a.Is6() {
+			six = append(six, a)
+		} else if err := delete4(c, a); err != nil {
+			errs = append(errs, fmt.Errorf("delete conntrack entries of %s: %w", a, err))
+		}
+	}
+	if len(six) > 0 {
+		if err := deleteDumped(c, unix.AF_INET6, nil, six); err != nil {
+			errs = append(errs, fmt.Errorf("delete conntrack entries of %s: %w", six, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// deleteFiltered lets the kernel delete the entries whose tuple (original or
-// reply) has the source a. An older kernel refuses it with EINVAL: it takes the
-// tuple for a whole one.
-func deleteFiltered(c *netlink.Conn, a netip.Addr, tuple uint16) error {
-	body, err := filter(a, tuple)
-	if err != nil {
-		return err
+func delete4(c *netlink.Conn, a netip.Addr) error {
+	for _, tuple := range []uint16{attrTupleOrig, attrTupleReply} {
+		body, err := filter(a, tuple)
+		if err != nil {
+			return err
+		}
+		err = deleteFiltered(c, body)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+			err = deleteDumped(c, unix.AF_INET, body, []netip.Addr{a})
+		}
+		if err != nil {
+			return err
+		}
 	}
-	_, err = c.Execute(message(msgDelete, netlink.Acknowledge, a, body))
+	return nil
+}
+
+// deleteFiltered lets the kernel delete the IPv4 entries that pass the filter. An
+// older kernel refuses it with EINVAL: it takes the tuple for a whole one.
+func deleteFiltered(c *netlink.Conn, filter []byte) error {
+	_, err := c.Execute(message(msgDelete, netlink.Acknowledge, unix.AF_INET, filter))
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
 	return err
 }
 
@@ -102,11 +118,7 @@ func filter(a netip.Addr, tuple uint16) ([]byte, error) {
 	return ae.Encode()
 }
 
-func message(msg uint16, flags netlink.HeaderFlags, a netip.Addr, body []byte) netlink.Message {
-	family := byte(unix.AF_INET)
-	if a.Is6() {
-		family = unix.AF_INET6
-	}
+func message(msg uint16, flags netlink.HeaderFlags, family byte, body []byte) netlink.Message {
 	return netlink.Message{
 		Header: netlink.Header{
 			Type:  netlink.HeaderType(unix.NFNL_SUBSYS_CTNETLINK<<8 | msg),
@@ -116,17 +128,11 @@ func message(msg uint16, flags netlink.HeaderFlags, a netip.Addr, body []byte) n
 	}
 }
 
-// deleteDumped lists the entries and deletes those that match one by one. The
-// list is filtered by the kernel if it can (IPv4, Linux 5.8 and later), and here.
-func deleteDumped(c *netlink.Conn, a netip.Addr, tuple uint16) error {
-	var body []byte
-	if a.Is4() {
-		var err error
-		if body, err = filter(a, tuple); err != nil {
-			return err
-		}
-	}
-	entries, err := c.Execute(message(msgGet, netlink.Dump, a, body))
+// deleteDumped lists the entries of a family and deletes those of the addresses
+// one by one. The kernel filters the list if there is a filter and it can (IPv4,
+// Linux 5.8 and later).
+func deleteDumped(c *netlink.Conn, family byte, filter []byte, addrs []netip.Addr) error {
+	entries, err := c.Execute(message(msgGet, netlink.Dump, family, filter))
 	if err != nil {
 		return err
 	}
@@ -135,10 +141,10 @@ func deleteDumped(c *netlink.Conn, a netip.Addr, tuple uint16) error {
 		if err != nil {
 			return err
 		}
-		if e.source(tuple) != a {
+		if !slices.Contains(addrs, e.orig) && !slices.Contains(addrs, e.reply) {
 			continue
 		}
-		_, err = c.Execute(message(msgDelete, netlink.Acknowledge, a, e.key))
+		_, err = c.Execute(message(msgDelete, netlink.Acknowledge, family, e.key))
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
@@ -150,13 +156,6 @@ func deleteDumped(c *netlink.Conn, a netip.Addr, tuple uint16) error {
 type entry struct {
 	orig, reply netip.Addr // sources
 	key         []byte     // the attributes that name the entry
-}
-
-func (e entry) source(tuple uint16) netip.Addr {
-	if tuple == attrTupleOrig {
-		return e.orig
-	}
-	return e.reply
 }
 
 // parse reads one message of a dump, after the netlink header.

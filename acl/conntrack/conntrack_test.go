@@ -79,26 +79,57 @@ func TestDelete(t *testing.T) {
 	})
 }
 
-// TestDeleteDumped is the way of kernels that do not delete by filter.
+// TestDeleteDumped is the way of kernels that do not delete by filter, also of
+// those that do not filter the list.
 func TestDeleteDumped(t *testing.T) {
-	n := newNetns(t)
-	others := fill(n)
-	n.do(func() {
-		c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer c.Close()
-		for _, a := range []netip.Addr{addr4, addr6} {
-			for _, tuple := range []uint16{attrTupleOrig, attrTupleReply} {
-				if err := deleteDumped(c, a, tuple); err != nil {
+	for name, filtered := range map[string]bool{"filtered list": true, "whole list": false} {
+		t.Run(name, func(t *testing.T) {
+			n := newNetns(t)
+			others := fill(n)
+			n.do(func() {
+				c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer c.Close()
+				for _, tuple := range []uint16{attrTupleOrig, attrTupleReply} {
+					var body []byte
+					if filtered {
+						if body, err = filter(addr4, tuple); err != nil {
+							t.Error(err)
+						}
+					}
+					if err := deleteDumped(c, unix.AF_INET, body, []netip.Addr{addr4}); err != nil {
+						t.Error(err)
+					}
+				}
+				if err := deleteDumped(c, unix.AF_INET6, nil, []netip.Addr{addr6}); err != nil {
 					t.Error(err)
 				}
-			}
-		}
-	})
-	check(t, n, others)
+			})
+			check(t, n, others)
+		})
+	}
+}
+
+// BenchmarkDelete is what the addresses of one endpoint cost.
+func BenchmarkDelete(b *testing.B) {
+	n := newNetns(b)
+	fill(n)
+	for name, addrs := range map[string][]netip.Addr{
+		"ipv4": {netip.MustParseAddr("10.0.0.99")}, "both": {netip.MustParseAddr("10.0.0.99"), netip.MustParseAddr("fd00::99")},
+	} {
+		b.Run(name, func(b *testing.B) {
+			n.do(func() {
+				for b.Loop() {
+					if err := Delete(addrs...); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		})
+	}
 }
 
 func FuzzParse(f *testing.F) {
