@@ -67,11 +67,14 @@ func killed(t *testing.T, s *site) {
 }
 
 // droppedByOthers sets the host's FORWARD policy to DROP, as Docker does, before
-// and after rules of ours are there.
+// and after rules of ours are there, in both flavours of iptables.
 func droppedByOthers(t *testing.T, s *site, reach func()) {
-	netlab.Must(t, s.node, "iptables-nft", "-P", "FORWARD", "DROP")
-	reach()
-	netlab.Must(t, s.node, "iptables-nft", "-F", "FORWARD")
-	reach()
-	netlab.Must(t, s.node, "sh", "-c", "iptables-nft -P FORWARD ACCEPT; nft delete table ip filter")
+	for _, binary := range []string{"iptables-nft", "iptables-legacy"} {
+		netlab.Must(t, s.node, binary, "-P", "FORWARD", "DROP")
+		reach()
+		netlab.Must(t, s.node, binary, "-F", "FORWARD")
+		reach()
+		netlab.Must(t, s.node, "sh", "-c", binary+" -P FORWARD ACCEPT; "+binary+" -F FORWARD")
+	}
+	netlab.Must(t, s.node, "nft", "delete", "table", "ip", "filter")
 }
