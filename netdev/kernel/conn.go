@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/mdlayher/netlink"
@@ -65,11 +66,14 @@ func (c *conn) dump(m netlink.Message) ([]netlink.Message, error) {
 	const tries = 20
 	for i := 0; ; i++ {
 		res, err := c.ask(m)
-		if i == tries || !errors.Is(err, unix.EINTR) {
+		if err != nil || i == tries || !slices.ContainsFunc(res, interrupted) {
 			return res, err
 		}
 	}
 }
+
+// interrupted reports the kernel's mark on a list that changed while it was read.
+func interrupted(m netlink.Message) bool { return m.Header.Flags&netlink.DumpInterrupted != 0 }
 
 // cause unwraps mdlayher's error to the errno, with the kernel's own words if it
 // gave any; a missing privilege says what is missing.
