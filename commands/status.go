@@ -17,7 +17,8 @@ import (
 	"netctl/datastore/ipam"
 )
 
-// statusTime bounds how long status waits for the sockets and the datastore.
+// statusTime bounds how long status waits, first for the datastore, then for the
+// sockets: that the one is away must not look as if the other were.
 const statusTime = 5 * time.Second
 
 // silence is after how long a node that reports nothing is taken for dead; an
@@ -67,9 +68,7 @@ func newStatusCommand(a *app) *cobra.Command {
 	cmd.MarkFlagsMutuallyExclusive("node", "all")
 	_ = cmd.RegisterFlagCompletionFunc("node", a.complete(nodeNames))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		ctx, cancel := context.WithTimeout(cmd.Context(), statusTime)
-		defer cancel()
-		reports, err := a.reports(ctx, node, all)
+		reports, err := a.reports(cmd.Context(), node, all)
 		if err != nil {
 			return err
 		}
@@ -88,9 +87,11 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 		return nil, err
 	}
 	health, leaks := make(chan string, 1), make(chan []string, 1)
-	go func() { health <- storeLine(ctx, store) }()
-	go func() { leaks <- addressProblems(ctx, store) }()
-	view, storeErr := a.view(ctx)
+	reading, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
+	go func() { health <- storeLine(reading, store) }()
+	go func() { leaks <- addressProblems(reading, store) }()
+	view, storeErr := a.view(reading)
 	line, wrong := <-health, <-leaks
 	switch {
 	case !all && (node == "" || node == s.Node):
@@ -174,6 +175,8 @@ func count(n int, noun string) string {
 
 // localReport asks the sockets of this node; view may be nil.
 func localReport(ctx context.Context, s *settings, view *datastore.View, storeErr error) *nodeReport {
+	ctx, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
 	r := &nodeReport{Node: s.Node, Version: version}
 	if storeErr != nil {
 		r.problem("%v", storeErr)

@@ -1,13 +1,48 @@
 package commands
 
 import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"netctl/commands/control"
 	"netctl/datastore"
 )
+
+// TestStatusWithoutDatastore: an etcd that takes connections and answers nothing
+// must not make the agent look away.
+func TestStatusWithoutDatastore(t *testing.T) {
+	dir := t.TempDir()
+	silent, err := net.Listen("unix", filepath.Join(dir, "etcd.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	log := slog.New(slog.DiscardHandler)
+	agent, err := control.Listen(filepath.Join(dir, "agent.sock"), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	mux := http.NewServeMux()
+	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
+		return control.AgentStatus{PID: 1}, nil
+	}))
+	go func() { served <- control.Serve(ctx, agent, mux) }()
+	defer func() { cancel(); <-served }()
+	var out, errs strings.Builder
+	code := Main([]string{"netctl", "status", "--run-dir", dir, "--state-dir", dir}, strings.NewReader(""), &out, &errs)
+	if code != exitNo || !strings.Contains(out.String(), "netctl agent is running.") {
+		t.Errorf("exit code %d\n%s%s", code, out.String(), errs.String())
+	}
+}
 
 // TestStatusText holds the text against the one that the documents show.
 func TestStatusText(t *testing.T) {
