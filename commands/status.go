@@ -149,7 +149,7 @@ func storeLine(ctx context.Context, s *etcd.Store) string {
 	var where, sick []string
 	for _, h := range s.Health(ctx) {
 		if h.Err != nil {
-			sick = append(sick, fmt.Sprintf("%s: %v", h.Endpoint, h.Err))
+			sick = append(sick, h.Err.Error()) // it names the endpoint
 			continue
 		}
 		members[h.Member] = true
