@@ -89,7 +89,7 @@ func (tx *transaction) clear(have *kernel, wrong map[string]bool) {
 			s.elements = nil
 		}
 	}
-	tx.add(phaseTable, op{object: "table " + acl.TableName, weight: 1, emit: func(c *nftables.Conn) error {
+	tx.add(phaseTable, op{object: tableObject(), weight: 1, emit: func(c *nftables.Conn) error {
 		c.FlushTable(table())
 		for _, name := range maps {
 			c.FlushSet(&nftables.Set{Table: table(), Name: name})
@@ -186,7 +186,7 @@ func kernelForm(n nftables.SetElement) kernelElement {
 
 // replaceElements empties the set and fills it, in one batch.
 func (tx *transaction) replaceElements(s *acl.Set) {
-	tx.add(phaseElements, op{object: "set " + s.Name, weight: 1 + len(s.Elements)/20, emit: func(c *nftables.Conn) error {
+	tx.add(phaseElements, op{object: setObject(s.Name), weight: 1 + len(s.Elements)/20, emit: func(c *nftables.Conn) error {
 		def := encodeSet(s.Name, s.Type, "")
 		c.FlushSet(def)
 		for chunk := range slices.Chunk(s.Sorted(), maxElements) {
@@ -218,7 +218,7 @@ func (tx *transaction) deleteRaw(s *acl.Set, elements map[kernelElement]bool) {
 	}
 	var dels []op
 	for chunk := range slices.Chunk(out, maxElements) {
-		dels = append(dels, op{object: "elements of " + s.Name, weight: 1 + len(chunk)/20, gone: true, emit: func(c *nftables.Conn) error {
+		dels = append(dels, op{object: setObject(s.Name), weight: 1 + len(chunk)/20, gone: true, emit: func(c *nftables.Conn) error {
 			return c.SetDeleteElements(encodeSet(s.Name, s.Type, ""), chunk)
 		}})
 	}

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"context"
+	"reflect"
 	"sync"
 
 	"netctl/acl"
@@ -13,6 +14,8 @@ type Fake struct {
 	// Fail, if set, is asked before each write; its error is returned and
 	// nothing changes.
 	Fail func() error
+	// Refuse, if set, says which chains the kernel does not take.
+	Refuse func(chain string) error
 
 	mu     sync.Mutex
 	rules  *acl.Ruleset
@@ -49,10 +52,37 @@ func (f *Fake) write(change func() bool) error {
 			return err
 		}
 	}
+	had := map[string]*acl.Chain{}
+	if f.rules != nil {
+		had = f.rules.Clone().Chains
+	}
 	if change() {
 		f.writes++
 	}
-	return nil
+	return f.refused(had)
+}
+
+// refused takes back what is refused.
+func (f *Fake) refused(had map[string]*acl.Chain) error {
+	if f.Refuse == nil {
+		return nil
+	}
+	e := &acl.RefusedError{}
+	for name, c := range f.rules.Chains {
+		if had[name] != nil && reflect.DeepEqual(had[name], c) {
+			continue // was not written
+		}
+		if err := f.Refuse(name); err != nil {
+			e.Refusals = append(e.Refusals, acl.Refusal{Kind: "chain", Name: name, Err: err})
+			if delete(f.rules.Chains, name); had[name] != nil {
+				f.rules.Chains[name] = had[name]
+			}
+		}
+	}
+	if len(e.Refusals) == 0 {
+		return nil
+	}
+	return e
 }
 
 // Watch calls fn once and blocks until ctx ends: nobody else changes a fake.

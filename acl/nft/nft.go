@@ -130,8 +130,8 @@ func (t *Table) Close() error {
 }
 
 // Sync makes the table what want says and writes only what differs: nothing at
-// all if it is right already. An error names every object that is not as
-// wanted; the others are.
+// all if it is right already. An *acl.RefusedError lists every object that is not
+// as wanted; the others are.
 func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -148,8 +148,9 @@ func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) error {
 	return t.commit(ctx, tx)
 }
 
-// Apply writes a delta as one transaction without reading first. An error names
-// every object that is not as wanted; Sync puts it right.
+// Apply writes a delta as one transaction without reading first. An
+// *acl.RefusedError lists every object that is not as wanted; after any other
+// error Sync puts things right.
 func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

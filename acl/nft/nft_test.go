@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"netctl/acl"
 	"netctl/datastore"
 )
@@ -341,7 +343,8 @@ func TestErrorNamesTheObject(t *testing.T) {
 	rules := x.Ruleset()
 	rules.Chains["bad"] = &acl.Chain{Name: "bad", Rules: []acl.Rule{{Match: []acl.Term{{Field: acl.SrcIP4, Set: "nowhere"}}}}}
 	err := table.Sync(t.Context(), rules)
-	if err == nil || !strings.Contains(err.Error(), "nft chain bad: ") {
+	var refused *acl.RefusedError
+	if !errors.As(err, &refused) || len(refused.Refusals) != 1 || refused.Refusals[0].Kind != "chain" || refused.Refusals[0].Name != "bad" {
 		t.Fatalf("error %v does not name the chain", err)
 	}
 	got := strings.Replace(strings.Join(sorted(listing(t, n)), "\n"), "chain bad {\n", "", 1)
@@ -351,6 +354,39 @@ func TestErrorNamesTheObject(t *testing.T) {
 		t.Fatal(err)
 	}
 	sameLines(t, strings.Split(got, "\n"), sorted(listing(t, fresh)))
+}
+
+// TestRefusedElementIsNamed: of many elements in one message only the bad one is
+// missing, and an element that is gone already does not keep the others.
+func TestRefusedElementIsNamed(t *testing.T) {
+	n := newNetns(t)
+	table := open(t, n)
+	x := everything(t)
+	if err := table.Sync(t.Context(), x.Ruleset()); err != nil {
+		t.Fatal(err)
+	}
+	to := func(link, chain string) acl.Element {
+		return acl.Element{Link: link, Verdict: acl.Verdict{Kind: acl.Goto, Chain: chain}}
+	}
+	change := acl.SetChange{Name: "from_ep", Type: acl.LinkVerdict, Add: []acl.Element{to("ncx", "deny_in"), to("ncy", "nowhere"), to("ncz", "deny_in")}}
+	err := table.Apply(t.Context(), acl.Delta{Sets: []acl.SetChange{change}})
+	var refused *acl.RefusedError
+	if !errors.As(err, &refused) || len(refused.Refusals) != 1 || refused.Refusals[0].Link != "ncy" {
+		t.Fatalf("error %v does not name the element", err)
+	}
+	if !errors.Is(err, unix.ENOENT) {
+		t.Errorf("error %v hides the kernel's answer", err)
+	}
+	if out := n.run("nft", "list", "map", "inet", "netctl", "from_ep"); !strings.Contains(out, "ncx") || !strings.Contains(out, "ncz") {
+		t.Errorf("the others are not in:\n%s", out)
+	}
+	change.Add, change.Del = nil, change.Add
+	if err := table.Apply(t.Context(), acl.Delta{Sets: []acl.SetChange{change}}); err != nil {
+		t.Fatal(err)
+	}
+	if out := n.run("nft", "list", "map", "inet", "netctl", "from_ep"); strings.Contains(out, "ncx") || strings.Contains(out, "ncz") {
+		t.Errorf("the others are still in:\n%s", out)
+	}
 }
 
 // TestWatch reports what others do to the table, and neither what we do to it

@@ -42,11 +42,16 @@ const maxElements = 400
 
 // op changes one object. It is atomic by itself and can be repeated.
 type op struct {
-	object string // what an error names, e.g. "chain in_0a1b"
+	object acl.Refusal // without its error
 	weight int
 	gone   bool // deletes: that the object is absent is as good
 	emit   func(*nftables.Conn) error
+	parts  []op // the same in smaller steps; nil: there are none
 }
+
+func chainObject(name string) acl.Refusal { return acl.Refusal{Kind: "chain", Name: name} }
+func setObject(name string) acl.Refusal   { return acl.Refusal{Kind: "set", Name: name} }
+func tableObject() acl.Refusal            { return acl.Refusal{Kind: "table", Name: acl.TableName} }
 
 // transaction is changes in the order in which the kernel takes them.
 type transaction struct {
@@ -91,7 +96,7 @@ func (tx *transaction) empty() bool { return len(tx.ops()) == 0 }
 func (tx *transaction) objects() int { return len(tx.ops()) }
 
 func (tx *transaction) table() {
-	tx.add(phaseTable, op{object: "table " + acl.TableName, weight: 1, emit: func(c *nftables.Conn) error {
+	tx.add(phaseTable, op{object: tableObject(), weight: 1, emit: func(c *nftables.Conn) error {
 		c.AddTable(table())
 		return nil
 	}})
@@ -100,7 +105,7 @@ func (tx *transaction) table() {
 // chain turns the change of a regular chain into operations.
 func (tx *transaction) chain(c acl.ChainChange) {
 	chain := &nftables.Chain{Name: c.Name, Table: table()}
-	name := "chain " + c.Name
+	name := chainObject(c.Name)
 	if c.Gone {
 		tx.add(phaseDelChains, op{object: name, weight: 2, gone: true, emit: func(n *nftables.Conn) error {
 			n.FlushChain(chain)
@@ -120,7 +125,7 @@ func (tx *transaction) chain(c acl.ChainChange) {
 
 // refill replaces a chain's rules.
 func refill(chain *nftables.Chain, rules []acl.Rule) op {
-	return op{object: "chain " + chain.Name, weight: 1 + len(rules), emit: func(n *nftables.Conn) error {
+	return op{object: chainObject(chain.Name), weight: 1 + len(rules), emit: func(n *nftables.Conn) error {
 		n.FlushChain(chain)
 		for i := range rules {
 			n.AddRule(encodeRule(chain, &rules[i]))
@@ -152,7 +157,7 @@ func encodeBase(c *acl.Chain) *nftables.Chain {
 
 // set turns the change of a set or map into operations.
 func (tx *transaction) set(c acl.SetChange) {
-	name := "set " + c.Name
+	name := setObject(c.Name)
 	if c.Gone {
 		tx.add(phaseDelSets, op{object: name, weight: 1, gone: true, emit: func(n *nftables.Conn) error {
 			n.DelSet(&nftables.Set{Table: table(), Name: c.Name})
@@ -189,73 +194,96 @@ func (tx *transaction) set(c acl.SetChange) {
 
 func (tx *transaction) elements(phase int, c acl.SetChange, elements []acl.Element, gone bool) {
 	for chunk := range slices.Chunk(elements, maxElements) {
-		o := op{object: "elements of " + c.Name, weight: 1 + len(chunk)/20, gone: gone}
-		if len(chunk) == 1 {
-			o.object = fmt.Sprintf("element of %s: %s", c.Name, chunk[0].Text(c.Type))
-		}
-		o.emit = func(n *nftables.Conn) error {
-			var out []nftables.SetElement
-			for _, e := range chunk {
-				out = append(out, encodeElement(c.Type, e)...)
+		o := elementsOp(c, chunk, gone)
+		for i := range chunk {
+			if len(chunk) > 1 {
+				o.parts = append(o.parts, elementsOp(c, chunk[i:i+1], gone))
 			}
-			s := encodeSet(c.Name, c.Type, "")
-			if gone {
-				return n.SetDeleteElements(s, out)
-			}
-			return n.SetAddElements(s, out)
 		}
 		tx.add(phase, o)
 	}
 }
 
+func elementsOp(c acl.SetChange, elements []acl.Element, gone bool) op {
+	o := op{object: setObject(c.Name), weight: 1 + len(elements)/20, gone: gone}
+	if len(elements) == 1 {
+		o.object.Element, o.object.Link = elements[0].Text(c.Type), elements[0].Link
+	}
+	o.emit = func(n *nftables.Conn) error {
+		var out []nftables.SetElement
+		for _, e := range elements {
+			out = append(out, encodeElement(c.Type, e)...)
+		}
+		s := encodeSet(c.Name, c.Type, "")
+		if gone {
+			return n.SetDeleteElements(s, out)
+		}
+		return n.SetAddElements(s, out)
+	}
+	return o
+}
+
 // commit sends the transaction: each part as one batch if it is not too large,
-// else in batches that are each whole. The caller holds t.mu.
+// else in batches that are each whole. What the kernel refused is an
+// *acl.RefusedError; everything else was then written. The caller holds t.mu.
 func (t *Table) commit(ctx context.Context, tx *transaction) error {
-	var errs []error
+	var refused []acl.Refusal
 	for _, ops := range tx.parts() {
 		for len(ops) > 0 {
 			if err := ctx.Err(); err != nil {
-				return errors.Join(append(errs, err)...)
+				return err
 			}
 			n, weight := 1, ops[0].weight
 			for n < len(ops) && (tx.whole || weight+ops[n].weight <= maxWeight) {
 				weight += ops[n].weight
 				n++
 			}
-			if err := t.batch(ops[:n]); err != nil {
-				errs = append(errs, err)
+			r, err := t.batch(ops[:n])
+			if err != nil {
+				return err
 			}
+			refused = append(refused, r...)
 			ops = ops[n:]
 		}
 	}
-	return errors.Join(errs...)
+	if len(refused) > 0 {
+		return &acl.RefusedError{Refusals: refused}
+	}
+	return nil
 }
 
 // batch commits ops together. If the kernel refuses, it commits each by itself
-// in the same order, so that one bad object does not hold up the others, and
-// the error names it.
-func (t *Table) batch(ops []op) error {
-	err := t.send(ops)
+// in the same order, so that one bad object does not hold up the others.
+func (t *Table) batch(ops []op) (refused []acl.Refusal, err error) {
+	err = t.send(ops)
 	if err == nil {
-		return nil
+		return nil, nil
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("nft: no answer within %v: %w", answerTime, err)
+		return nil, fmt.Errorf("nft: no answer within %v: %w", answerTime, err)
 	}
 	if len(ops) == 1 {
-		if ops[0].gone && errors.Is(err, unix.ENOENT) {
-			return nil
+		o := ops[0]
+		switch {
+		case len(o.parts) > 0:
+			ops = o.parts
+		case o.gone && errors.Is(err, unix.ENOENT):
+			return nil, nil
+		default:
+			o.object.Err = err
+			return []acl.Refusal{o.object}, nil
 		}
-		return fmt.Errorf("nft %s: %w", ops[0].object, err)
+	} else {
+		t.log.Warn("packet filter transaction refused", "table", acl.TableName, "objects", len(ops), "error", err)
 	}
-	t.log.Warn("packet filter transaction refused", "table", acl.TableName, "objects", len(ops), "error", err)
-	var errs []error
 	for i := range ops {
-		if err := t.batch(ops[i : i+1]); err != nil {
-			errs = append(errs, err)
+		r, err := t.batch(ops[i : i+1])
+		if err != nil {
+			return nil, err
 		}
+		refused = append(refused, r...)
 	}
-	return errors.Join(errs...)
+	return refused, nil
 }
 
 // send commits ops as one batch. After an error the connection is made anew:

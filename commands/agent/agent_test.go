@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"netctl/commands/control"
 	"netctl/datastore"
@@ -147,6 +150,60 @@ func TestPacketFilterBeforeLink(t *testing.T) {
 	if len(w.endpoints()) != 1 {
 		t.Errorf("left: %v", w.endpoints())
 	}
+}
+
+// TestRefusedChain: what the kernel refuses keeps those endpoints from going up
+// that need it; others go on, what is up stays, and the status names it.
+func TestRefusedChain(t *testing.T) {
+	w := newWorld(t)
+	w.pool("10.0.0.0/24")
+	var refuse atomic.Pointer[string]
+	w.nft.Refuse = func(chain string) error {
+		if r := refuse.Load(); r != nil && *r == chain {
+			return unix.EOPNOTSUPP
+		}
+		return nil
+	}
+	w.start()
+	w.mustAttach("c1", "web", 101)
+	before := w.nft.Rules().Chains
+	bad := w.mustAttach("c2", "bad", 102)
+	for name := range w.nft.Rules().Chains {
+		if before[name] == nil && strings.HasPrefix(name, "in_") {
+			refuse.Store(&name)
+		}
+	}
+	if _, err := datastore.Modify(t.Context(), w.store, "bad", func(p *datastore.Profile) error {
+		p.Spec.Inbound = append(p.Spec.Inbound, datastore.Rule{Action: datastore.Deny})
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	w.until(func() string {
+		text := strings.Join(w.status().Problems, "\n")
+		if !strings.Contains(text, *refuse.Load()+" (profile bad)") {
+			return "problems: " + text
+		}
+		return ""
+	})
+	if _, err := w.attach("c3", "bad", 103); err == nil || !strings.Contains(err.Error(), *refuse.Load()) {
+		t.Errorf("attach: %v", err)
+	}
+	w.mustAttach("c4", "web", 104)
+	if len(w.endpoints()) != 3 || !strings.Contains(w.fib.String(), bad.Link) {
+		t.Errorf("endpoints = %v, routes:\n%s", w.endpoints(), w.fib)
+	}
+	if w.status().InSync {
+		t.Error("in sync")
+	}
+	refuse.Store(nil)
+	w.until(func() string {
+		if s := w.status(); !s.InSync || len(s.Problems) != 0 {
+			return "problems: " + strings.Join(s.Problems, "\n")
+		}
+		return ""
+	})
+	w.mustAttach("c3", "bad", 103)
 }
 
 func TestRestartChangesNothing(t *testing.T) {

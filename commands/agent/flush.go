@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"netctl/acl"
 	"netctl/datastore"
 	"netctl/netdev/kernel"
 	"netctl/routing"
@@ -69,28 +70,58 @@ func (l *loop) readHost() {
 	}
 }
 
+// flushFilter brings the packet filter up to date. What the kernel refuses keeps
+// those endpoints from going up that need it, no others, and is tried again later;
+// an endpoint that is up keeps what the kernel took of it before.
 func (l *loop) flushFilter(ctx context.Context) bool {
 	delta := l.index.Flush()
-	l.aclErr = nil
+	var err error
 	switch {
 	case l.resyncACL:
-		l.aclErr = l.filter.Sync(ctx, l.index.Ruleset())
+		l.refused = nil
+		err = l.filter.Sync(ctx, l.index.Ruleset())
+		for name, lo := range l.locals {
+			if !lo.filtered {
+				l.dirty[name] = true
+			}
+		}
 	case !delta.Empty():
-		l.aclErr = l.filter.Apply(ctx, delta)
+		l.refused = l.refused.Without(delta)
+		err = l.filter.Apply(ctx, delta)
 	}
-	if l.aclErr != nil {
-		l.resyncACL = true
-		l.failed("acl", l.aclErr)
+	var refused *acl.RefusedError
+	switch {
+	case errors.As(err, &refused):
+		l.refuse(refused)
+	case err != nil:
+		l.aclErr, l.resyncACL = err, true
+		l.failed("acl", err)
 		return false
+	case l.refused == nil:
+		l.aclErr = nil
+		l.solved("acl")
 	}
 	l.resyncACL = false
-	l.solved("acl")
 	for name := range l.dirty {
 		if lo := l.locals[name]; lo != nil {
-			lo.filtered = lo.ep != nil
+			lo.filtered = lo.ep != nil && (l.present[lo.link].Up || l.index.Concerning(lo.link, l.refused) == nil)
 		}
 	}
 	return true
+}
+
+// refuse books what the kernel refused, beside what it refused before.
+func (l *loop) refuse(e *acl.RefusedError) {
+	all := &acl.RefusedError{}
+	if l.refused != nil {
+		all.Refusals = slices.Clone(l.refused.Refusals)
+	}
+	for _, r := range e.Refusals {
+		all.Refusals = append(all.Refusals, l.index.Name(r))
+	}
+	l.refused, l.aclErr = all, all
+	l.failed("acl", fmt.Errorf("%w: what needs it is not attached until the kernel takes it", all))
+	time.AfterFunc(l.retry, func() { l.post(func() { l.resyncACL = true }) })
 }
 
 // flushLinks works off the endpoints that changed.
@@ -117,7 +148,7 @@ func (l *loop) flushLinks() {
 			l.missed(lo)
 		default:
 			lo.lost = time.Time{}
-			if (!link.Up || lo.raise) && !lo.leaving {
+			if (!link.Up || lo.raise) && lo.filtered && !lo.leaving {
 				l.raise(lo, link)
 			}
 		}
@@ -281,7 +312,7 @@ func (l *loop) programmed(lo *local) error {
 	case lo.ep == nil:
 		return errors.New("the endpoint is not in the datastore")
 	case !lo.filtered:
-		return errors.Join(errors.New("its ACLs are not in the kernel"), l.aclErr)
+		return errors.Join(errors.New("its ACLs are not in the kernel"), l.unprotected(lo))
 	case !l.present[lo.link].Up:
 		return errors.New("link " + lo.link + " is not up")
 	}
@@ -292,6 +323,14 @@ func (l *loop) programmed(lo *local) error {
 		}
 	}
 	return nil
+}
+
+// unprotected says why an endpoint's ACLs are not in the kernel.
+func (l *loop) unprotected(lo *local) error {
+	if err := l.index.Concerning(lo.link, l.refused); err != nil {
+		return err
+	}
+	return l.aclErr
 }
 
 func (l *loop) routed(p netip.Prefix) bool {

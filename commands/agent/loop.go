@@ -123,6 +123,7 @@ type loop struct {
 	have                                             []routing.Route
 	missing                                          map[netip.Prefix]bool
 	aclErr, routeErr                                 error
+	refused                                          *acl.RefusedError // nil: the packet filter has everything
 
 	waiters  []*waiter
 	problems map[string]string
