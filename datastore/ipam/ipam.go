@@ -107,7 +107,7 @@ type Result struct {
 // ErrConflict are of a key of Commit's that somebody else changed.
 func (a *Allocator) Assign(ctx context.Context, req Request) (Result, error) {
 	var res Result
-	err := a.transact(ctx, req.Commit, func(src Source) (change, error) {
+	err := a.transact(ctx, req.Restore, req.Commit, func(src Source) (change, error) {
 		p := planner{src: src, node: a.cfg.Node, req: req, clock: a.clock()}
 		err := p.run()
 		res.Addresses, res.NewBlocks = p.addrs, p.claimed
@@ -124,7 +124,7 @@ func (a *Allocator) Assign(ctx context.Context, req Request) (Result, error) {
 // error if the handle holds nothing; commit (may be nil) is carried out all the
 // same, with the addresses that are released.
 func (a *Allocator) Release(ctx context.Context, handle string, addrs []netip.Addr, commit Commit) error {
-	err := a.transact(ctx, commit, func(src Source) (change, error) {
+	err := a.transact(ctx, false, commit, func(src Source) (change, error) {
 		return releasePlan(src, a.cfg.Node, handle, addrs, a.clock()), nil
 	}, nil)
 	if err != nil {
@@ -144,13 +144,17 @@ func (a *Allocator) clock() clock {
 	return clock{boot: a.cfg.Boot, now: a.cfg.Now(), rest: a.cfg.Quarantine}
 }
 
-// transact plans and commits until nobody interfered.
-func (a *Allocator) transact(ctx context.Context, commit Commit, plan func(Source) (change, error), revision *int64) error {
+// transact plans and commits until nobody interfered. anew: the store may be
+// another one than that of the commits before, which are then no knowledge.
+func (a *Allocator) transact(ctx context.Context, anew bool, commit Commit, plan func(Source) (change, error), revision *int64) error {
 	select {
 	case <-a.turn:
 		defer func() { a.turn <- struct{}{} }()
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	if anew {
+		clear(a.over)
 	}
 	for try := 0; ; try++ {
 		var (

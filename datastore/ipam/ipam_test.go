@@ -336,3 +336,23 @@ func TestLargestBlock(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRestoreIntoAnotherStore: the blocks of the store before are no knowledge of
+// the one that is adopted, whatever its revision.
+func TestRestoreIntoAnotherStore(t *testing.T) {
+	w := newWorld(t, pool("10.0.0.0/24"))
+	empty, err := w.store.List(context.Background(), datastore.Prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := w.on("n1")
+	req := request("h", "10.0.0.5")
+	req.Restore = true
+	for range 2 {
+		want(t, w.assign(a, req)[0], "10.0.0.5")
+		if b := w.block("10.0.0.0/26"); len(b.Spec.Allocations) != 1 {
+			t.Errorf("allocations %v", b.Spec.Allocations)
+		}
+		w.store.Restore(empty)
+	}
+}
