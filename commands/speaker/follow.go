@@ -21,12 +21,20 @@ type follower struct {
 	log   *slog.Logger
 	view  *datastore.View
 	// plans holds the latest plan that the loop has not taken yet.
-	plans chan routing.Plan
+	plans chan proposal
 	last  *routing.Plan
 }
 
+// proposal is a plan on its way to the loop.
+type proposal struct {
+	routing.Plan
+	// anew: the datastore was read as a whole. What is missing then may be on its
+	// way back: nodes write themselves back into a datastore that lost them.
+	anew bool
+}
+
 func newFollower(node string, st *state, wake func(), log *slog.Logger) *follower {
-	return &follower{node: node, state: st, wake: wake, log: log, view: datastore.NewView(), plans: make(chan routing.Plan, 1)}
+	return &follower{node: node, state: st, wake: wake, log: log, view: datastore.NewView(), plans: make(chan proposal, 1)}
 }
 
 // concerns says whether the speaker works by the object under key.
@@ -52,7 +60,7 @@ func (f *follower) Replace(s datastore.Snapshot) error {
 	}
 	f.state.reached()
 	f.wake()
-	f.plan()
+	f.plan(true)
 	return nil
 }
 
@@ -69,7 +77,7 @@ func (f *follower) Apply(b datastore.Batch) error {
 		changed = true
 	}
 	if changed {
-		f.plan()
+		f.plan(false)
 	}
 	return nil
 }
@@ -99,7 +107,7 @@ func (f *follower) Lost(err error) {
 
 // plan hands the loop what follows from the view, if that is anything new. Most
 // changes of a node are its status.
-func (f *follower) plan() {
+func (f *follower) plan(anew bool) {
 	p := routing.Mesh(f.node, f.view.Nodes(), f.view.Pools(), f.view.BGP())
 	p.Problems = append(p.Problems, f.view.Problems()...)
 	if f.last != nil && reflect.DeepEqual(*f.last, p) {
@@ -107,8 +115,9 @@ func (f *follower) plan() {
 	}
 	f.last = &p
 	select {
-	case <-f.plans: // the loop did not take it; it is out of date
+	case old := <-f.plans: // the loop did not take it; it is out of date
+		anew = anew || old.anew
 	default:
 	}
-	f.plans <- p
+	f.plans <- proposal{p, anew}
 }

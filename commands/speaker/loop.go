@@ -49,7 +49,11 @@ func (s *speaker) loop(ctx context.Context) error {
 			return nil
 		case err := <-failed:
 			return fmt.Errorf("bgp: %w", err)
-		case plan := <-s.follower.plans:
+		case p := <-s.follower.plans:
+			j.propose(ctx, p)
+		case <-j.heldUntil:
+			plan := *j.held
+			j.held, j.heldUntil = nil, nil
 			j.follow(ctx, plan)
 		case e := <-s.kernel:
 			err = j.heard(ctx, e)
@@ -66,7 +70,11 @@ type joined struct {
 	file, boot          string
 	ranBefore, sameBoot bool
 
-	plan    routing.Plan
+	plan routing.Plan
+	// held is a plan that waits; nil: none does.
+	held      *routing.Plan
+	heldUntil <-chan time.Time
+
 	saved   memory
 	subnets []netip.Prefix
 	routes  map[routing.Key]routing.Route // of the agent, as the kernel has them
@@ -90,6 +98,33 @@ type fixed struct {
 	as          uint32
 	listen      string
 	restartTime int
+}
+
+// patience is how long a plan that lacks something is held.
+const patience = 10 * time.Second
+
+// propose follows a plan, or holds it for a while: what a datastore that was read
+// anew lacks ends sessions only if it does not come back.
+func (j *joined) propose(ctx context.Context, p proposal) {
+	if lacks(p.Plan, j.plan) && (p.anew || j.held != nil) {
+		if j.held == nil {
+			j.heldUntil = time.After(patience)
+			j.log.Warn("datastore lacks peers or pools, they are kept for now", "wait", patience)
+		}
+		j.held = &p.Plan
+		return
+	}
+	j.held, j.heldUntil = nil, nil
+	j.follow(ctx, p.Plan)
+}
+
+// lacks says whether a plan is without this node, a peer or a pool of the old one.
+func lacks(plan, old routing.Plan) bool {
+	return plan.AS == 0 && old.AS != 0 ||
+		slices.ContainsFunc(old.Peers, func(p routing.Peer) bool {
+			return !slices.ContainsFunc(plan.Peers, func(q routing.Peer) bool { return q.Address == p.Address })
+		}) ||
+		slices.ContainsFunc(old.Pools, func(p routing.Pool) bool { return !slices.Contains(plan.CIDRs(), p.CIDR) })
 }
 
 // follow makes the engine run by plan, in place where that is possible. What the

@@ -13,6 +13,7 @@ import (
 
 	"netctl/commands/control"
 	"netctl/datastore"
+	"netctl/datastore/identity"
 	"netctl/netdev/netlab"
 )
 
@@ -336,8 +337,16 @@ func detached(t *testing.T, r *rig, n1, n2 *netctlNode, to1, to2 []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range r.nodes { // as the agent has written it
-		if err := os.WriteFile(filepath.Join(n.cfg.StateDir, "cluster.json"), e.Value, 0o600); err != nil {
+	all, err := r.store.List(r.ctx, datastore.Prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range r.nodes { // as the agent does
+		id, err := identity.Open(n.cfg.StateDir, true, quiet())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := id.Check(r.ctx, r.store, all); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -352,14 +361,52 @@ func detached(t *testing.T, r *rig, n1, n2 *netctlNode, to1, to2 []string) {
 		}
 		return ""
 	})
-	if err := datastore.Delete(r.ctx, r.store, &datastore.Node{Metadata: datastore.Metadata{Name: "node2"}}); err != nil {
-		t.Fatal(err)
+	nodes := []*datastore.Node{get[*datastore.Node](t, r, "node1"), get[*datastore.Node](t, r, "node2")}
+	for _, n := range nodes {
+		n.Metadata.Revision = 0
+		if err := datastore.Delete(r.ctx, r.store, n); err != nil {
+			t.Fatal(err)
+		}
 	}
 	n1.block("10.65.9.0/26")
 	r.expect(n2.host, "88", append(slices.Clone(to2), "10.65.9.0/26 via 192.168.99.102 dev eth1")...)
 	r.expect(n1.host, "88", to1...)
 	n1.ip("route del blackhole 10.65.9.0/26")
 	r.expect(n2.host, "88", to2...)
+
+	// It is adopted, and the nodes write themselves back one after the other.
+	monitors := []*monitor{r.monitor(n1.host), r.monitor(n2.host)}
+	if _, err := r.store.Commit(r.ctx, datastore.Txn{Then: []datastore.Op{{Key: datastore.ClusterKey, Value: e.Value}}}); err != nil {
+		t.Fatal(err)
+	}
+	for i, missing := range nodes {
+		netlab.Until(t, 20*time.Second, "the speakers are attached", func() string {
+			for _, n := range r.nodes {
+				if s, err := n.status(); err != nil || s.Detached != "" || strings.Count(n.proc.Output(), "they are kept for now") == 0 {
+					return n.host.Name + " is not"
+				}
+			}
+			return ""
+		})
+		if err := datastore.Create(r.ctx, r.store, missing); err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	for _, n := range r.nodes {
+		netlab.Until(t, 20*time.Second, "the last configuration is followed", func() string {
+			out := n.proc.Output()
+			if strings.LastIndex(out, "configuration followed") < strings.LastIndex(out, "they are kept for now") {
+				return n.host.Name + " waits"
+			}
+			return ""
+		})
+	}
+	r.settle(1)
+	for _, m := range monitors {
+		if gone := m.deletions(t); len(gone) > 0 {
+			t.Errorf("%s deleted %q", m.host.Name, gone)
+		}
+	}
 }
 
 // TestRefusals: what Run says without touching anything.
