@@ -162,37 +162,48 @@ func setInside(c *conn, w Wire) error {
 		steps = append(steps, step{"address " + a.String(), newAddress(l.Index, a)})
 	}
 	lead := len(steps)
-	at, err := c.changeAll(append(steps, gatewayRoutes(l.Index, w, 0)...))
+	steps = append(steps, gatewayRoutes(l.Index, w, unix.RT_TABLE_MAIN, 0)...)
+	at, err := c.changeAll(steps)
 	if at >= lead && errors.Is(err, unix.EEXIST) {
-		// Another interface has the default route. This one's come after it, and
-		// count for what is bound to the interface.
-		at, err = c.changeAll(gatewayRoutes(l.Index, w, secondMetric+uint32(l.Index)))
-		at += lead
+		steps = secondRoutes(l.Index, w)
+		at, err = c.changeAll(steps)
 	}
 	if errors.Is(err, unix.EEXIST) {
 		err = datastore.ErrExists
 	}
 	if err != nil {
-		all := append(steps[:lead:lead], gatewayRoutes(l.Index, w, 0)...)
-		return fmt.Errorf("%s: %w", all[at].what, err)
+		return fmt.Errorf("%s: %w", steps[at].what, err)
 	}
 	return nil
 }
 
-// secondMetric, plus the interface's index, is the metric of the routes of an
-// interface that is not the first in its namespace.
-const secondMetric = 1024
+// secondTable, plus the interface's index, is the metric and the table of the
+// routes of an interface that is not the first in its namespace.
+const secondTable = 1024
 
-func gatewayRoutes(index int, w Wire, metric uint32) []step {
+// secondRoutes are those of an interface that finds the default route taken. Its
+// own come after that and count for what is bound to the interface; what has one
+// of its addresses, such as the answer to a connection, goes by a table of its own
+// (ip-rule(8)). The rules stay when the interface goes, and then find nothing.
+func secondRoutes(index int, w Wire) []step {
+	number := secondTable + uint32(index)
+	steps := append(gatewayRoutes(index, w, unix.RT_TABLE_MAIN, number), gatewayRoutes(index, w, number, 0)...)
+	for _, a := range w.Addresses {
+		steps = append(steps, step{"rule from " + a.String(), newRule(a, number)})
+	}
+	return steps
+}
+
+func gatewayRoutes(index int, w Wire, table, metric uint32) []step {
 	var steps []step
 	for _, gw := range []netip.Addr{w.Gateway4, w.Gateway6} {
 		if !w.has(gw.Is4()) {
 			continue
 		}
 		if !(gw.Is6() && gw.IsLinkLocalUnicast()) {
-			steps = append(steps, step{"route " + gw.String(), newRoute(index, gw, netip.Addr{}, metric)})
+			steps = append(steps, step{"route " + gw.String(), newRoute(index, gw, netip.Addr{}, table, metric)})
 		}
-		steps = append(steps, step{"default via " + gw.String(), newRoute(index, netip.Addr{}, gw, metric)})
+		steps = append(steps, step{"default via " + gw.String(), newRoute(index, netip.Addr{}, gw, table, metric)})
 	}
 	return steps
 }

@@ -304,6 +304,10 @@ func TestSecondInterface(t *testing.T) {
 	}
 	contains(t, run(t, inside, "ip", "route", "get", "192.0.2.1"), "via 169.254.1.1 dev eth0")
 	contains(t, run(t, inside, "ip", "route", "get", "192.0.2.1", "oif", "eth1"), "via 169.254.1.1 dev eth1 src 10.0.0.1")
+	// What answers from the second interface's address goes out there.
+	contains(t, run(t, inside, "ip", "route", "get", "192.0.2.1", "from", "10.0.0.1"), "via 169.254.1.1 dev eth1")
+	contains(t, run(t, inside, "ip", "route", "get", "2001:db8::1", "from", "fd80::1"), "via fe80::ecee:eeff:feee:eeee dev eth1")
+	contains(t, run(t, inside, "ip", "route", "get", "192.0.2.1", "from", "10.0.0.0"), "via 169.254.1.1 dev eth0")
 }
 
 func TestDetach(t *testing.T) {

@@ -100,11 +100,11 @@ func newAddress(index int, a netip.Addr) netlink.Message {
 	})
 }
 
-// newRoute adds a route to the main table; an invalid dst is the default route,
-// an invalid gateway a route on the link itself. Metric 0 is the kernel's default.
-func newRoute(index int, dst, gateway netip.Addr, metric uint32) netlink.Message {
+// newRoute adds a route to a table; an invalid dst is the default route, an
+// invalid gateway a route on the link itself. Metric 0 is the kernel's default.
+func newRoute(index int, dst, gateway netip.Addr, table, metric uint32) netlink.Message {
 	head := make([]byte, unix.SizeofRtMsg)
-	head[4], head[5], head[7] = unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RTN_UNICAST
+	head[5], head[7] = unix.RTPROT_BOOT, unix.RTN_UNICAST
 	head[6] = unix.RT_SCOPE_UNIVERSE
 	if dst.IsValid() {
 		head[0], head[1] = family(dst), uint8(dst.BitLen())
@@ -122,9 +122,26 @@ func newRoute(index int, dst, gateway netip.Addr, metric uint32) netlink.Message
 			ae.Bytes(unix.RTA_GATEWAY, gateway.AsSlice())
 		}
 		ae.Uint32(unix.RTA_OIF, uint32(index))
+		ae.Uint32(unix.RTA_TABLE, table)
 		if metric != 0 {
 			ae.Uint32(unix.RTA_PRIORITY, metric)
 		}
+	})
+}
+
+// newRule has what is from a looked up in a table.
+func newRule(a netip.Addr, table uint32) netlink.Message {
+	const (
+		ruleSize     = 12 // struct fib_rule_hdr (linux/fib_rules.h)
+		actionLookup = 1  // FR_ACT_TO_TBL
+		attrSource   = 2  // FRA_SRC
+		attrTable    = 15 // FRA_TABLE
+	)
+	head := make([]byte, ruleSize)
+	head[0], head[2], head[7] = family(a), uint8(a.BitLen()), actionLookup
+	return message(unix.RTM_NEWRULE, netlink.Create|netlink.Excl, head, func(ae *netlink.AttributeEncoder) {
+		ae.Bytes(attrSource, a.AsSlice())
+		ae.Uint32(attrTable, table)
 	})
 }
 
