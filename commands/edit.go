@@ -2,7 +2,6 @@ package commands
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -109,12 +108,16 @@ func (a *app) writeEdited(cmd *cobra.Command, was, edited datastore.Object) erro
 }
 
 func (a *app) runEditor(cmd *cobra.Command, file string) error {
-	editor := cmp.Or(os.Getenv("VISUAL"), os.Getenv("EDITOR"), "vi")
-	words := strings.Fields(editor)
+	words := []string{"vi"}
+	for _, name := range []string{"EDITOR", "VISUAL"} { // the last one counts
+		if named := strings.Fields(os.Getenv(name)); len(named) > 0 {
+			words = named
+		}
+	}
 	c := exec.CommandContext(cmd.Context(), words[0], append(words[1:], file)...)
 	c.Stdin, c.Stdout, c.Stderr = a.in, a.out, a.err
 	if err := c.Run(); err != nil {
-		return fmt.Errorf("editor %s: %w", editor, err)
+		return fmt.Errorf("editor %s: %w", strings.Join(words, " "), err)
 	}
 	return nil
 }

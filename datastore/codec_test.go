@@ -149,7 +149,7 @@ func TestManifestErrors(t *testing.T) {
 		{`{"apiVersion":"netctl/v1","kind":"Pool","metadata":{"name":"x"},"spec":{"cidr":"10.0.0.0/8"}}`, `metadata.name "x": is no pool or block name`},
 		{`{"apiVersion":"netctl/v1","kind":"Pool","metadata":{"name":"10.0.0.0-9"},"spec":{"cidr":"10.0.0.0/8"}}`, `metadata.name "10.0.0.0-9": must be 10.0.0.0-8, or be left out`},
 		{strings.Repeat("[", MaxSize+1), "are more than an object may have"},
-		{pool(`"cidr":{`) + "}", `spec.cidr: must be a text, not an object or list`},
+		{pool(`"cidr":{`) + "}", `spec.cidr: must be a text, not an object`},
 	})
 }
 
@@ -168,7 +168,8 @@ func TestManifestErrorsOfOtherKinds(t *testing.T) {
 		{profile(`"inbound":["pass"]`), `spec.inbound[0] "pass": a profile belongs to no tier`},
 		{profile(`"outbound":["allow to set x"]`), `spec.outbound[0] "x": there is no such network set`},
 		{profile(`"inbound":"allow"`), `spec.inbound "allow": must be a list`},
-		{profile(`"inbound":{}`), `spec.inbound: must be a list, not an object or list`},
+		{profile(`"inbound":{}`), `spec.inbound: must be a list, not an object`},
+		{`{"apiVersion":"netctl/v1","kind":"Profile","metadata":{"name":"p"},"spec":[]}`, `spec: must be an object, not a list`},
 		{profile(`"tags":["a","a"]`), `spec.tags[1] "a": is in the list twice`},
 		{profile(`"tags":["a b"]`), `spec.tags[0] "a b": is no name`},
 		{profile(`"labels":{"a":"1","a":"2"}`), `spec.labels.a: given twice`},

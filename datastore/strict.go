@@ -98,7 +98,7 @@ func (d *strictDecoder) keys(path string, tok json.Token, fn func(key, path stri
 	if tok != json.Delim('{') {
 		return mismatch(path, "an object", tok)
 	}
-	var seen []string
+	seen := map[string]bool{}
 	for d.dec.More() {
 		t, err := d.dec.Token()
 		if err != nil {
@@ -106,10 +106,10 @@ func (d *strictDecoder) keys(path string, tok json.Token, fn func(key, path stri
 		}
 		key, _ := t.(string)
 		at := strings.TrimPrefix(path+"."+key, ".")
-		if slices.Contains(seen, key) {
+		if seen[key] {
 			return &FieldError{Field: at, Reason: "given twice"}
 		}
-		seen = append(seen, key)
+		seen[key] = true
 		if err := fn(key, at); err != nil {
 			return err
 		}
@@ -190,7 +190,10 @@ func mismatch(path, want string, tok json.Token) error {
 	case bool:
 		e.Value = strconv.FormatBool(t)
 	case json.Delim:
-		e.Reason += ", not an object or list"
+		e.Reason += ", not an object"
+		if t == '[' {
+			e.Reason = "must be " + want + ", not a list"
+		}
 	}
 	return e
 }
