@@ -108,16 +108,22 @@ func (a *app) writeEdited(cmd *cobra.Command, was, edited datastore.Object) erro
 }
 
 func (a *app) runEditor(cmd *cobra.Command, file string) error {
-	words := []string{"vi"}
-	for _, name := range []string{"EDITOR", "VISUAL"} { // the last one counts
-		if named := strings.Fields(os.Getenv(name)); len(named) > 0 {
-			words = named
-		}
-	}
+	words := editor(os.Getenv("VISUAL"), os.Getenv("EDITOR"))
 	c := exec.CommandContext(cmd.Context(), words[0], append(words[1:], file)...)
 	c.Stdin, c.Stdout, c.Stderr = a.in, a.out, a.err
 	if err := c.Run(); err != nil {
 		return fmt.Errorf("editor %s: %w", strings.Join(words, " "), err)
 	}
 	return nil
+}
+
+// editor is the command, with its arguments, that the first variable that is not
+// blank names.
+func editor(variables ...string) []string {
+	for _, v := range variables {
+		if words := strings.Fields(v); len(words) > 0 {
+			return words
+		}
+	}
+	return []string{"vi"}
 }
