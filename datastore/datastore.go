@@ -12,6 +12,7 @@ package datastore
 import (
 	"context"
 	"errors"
+	"fmt"
 )
 
 // Prefix is the root of every key netctl owns.
@@ -34,6 +35,8 @@ var (
 	ErrFull        = errors.New("datastore full")
 	ErrCompacted   = errors.New("revision compacted")
 	ErrDetached    = errors.New("detached from the datastore")
+	// ErrUnidentified is an ErrDetached that ends by itself.
+	ErrUnidentified = fmt.Errorf("%w: the datastore holds no cluster identity yet; the first agent makes it", ErrDetached)
 )
 
 // Entry is one stored key. Revision is the store-wide revision of its last

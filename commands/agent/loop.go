@@ -99,6 +99,7 @@ type loop struct {
 
 	stage     stage
 	reason    error // why away or detached
+	outage    *datastore.Outage
 	view      *datastore.View
 	index     *acl.Index
 	cluster   datastore.Cluster
@@ -136,7 +137,7 @@ type loop struct {
 
 func newLoop(cfg Config, log *slog.Logger) *loop {
 	return &loop{
-		cfg: cfg, log: log, started: time.Now(),
+		cfg: cfg, log: log, started: time.Now(), outage: datastore.NewOutage(log),
 		calls: make(chan func(), 64), ended: make(chan struct{}),
 		view: datastore.NewView(),
 		index: acl.NewIndex(cfg.Node, acl.Options{

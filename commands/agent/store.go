@@ -14,6 +14,7 @@ import (
 // or was lost sight of.
 func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
 	l.seen = s.Revision
+	l.outage.Over()
 	was := l.cluster
 	for _, e := range s.Entries {
 		l.identify(e)
@@ -129,7 +130,7 @@ func (l *loop) lost(err error) {
 	if l.leave != nil {
 		l.leave()
 	}
-	l.log.Warn("datastore lost", "cause", err)
+	l.outage.Lost(err)
 }
 
 // suspicious says that a batch takes more than half of this node's endpoints, or

@@ -69,9 +69,7 @@ func (f *File) Check(ctx context.Context, s datastore.Store, snap datastore.Snap
 	err := f.check(ctx, s, snap)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err != nil && f.refused == nil && errors.Is(err, datastore.ErrDetached) {
-		f.log.Error("detached from the datastore", "error", err)
-	} else if err == nil && errors.Is(f.refused, datastore.ErrDetached) {
+	if err == nil && errors.Is(f.refused, datastore.ErrDetached) {
 		f.log.Info("attached to the datastore again", "cluster", f.have.UUID, "generation", f.have.Generation)
 	}
 	f.refused = err
@@ -103,7 +101,7 @@ func (f *File) check(ctx context.Context, s datastore.Store, snap datastore.Snap
 			return err
 		}
 	case cluster == nil && !f.owner:
-		return fmt.Errorf("%w: the datastore holds no cluster identity yet; the first agent makes it", datastore.ErrDetached)
+		return datastore.ErrUnidentified
 	case cluster == nil:
 		if cluster, key, err = f.create(ctx, s); err != nil {
 			return err
