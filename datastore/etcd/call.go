@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -29,7 +30,7 @@ func (s *Store) write(ctx context.Context, what string, call func(context.Contex
 func (s *Store) try(ctx context.Context, what string, limit, again time.Duration, call func(context.Context) error) error {
 	bounded, cancel := context.WithTimeout(ctx, patience(ctx, limit))
 	defer cancel()
-	for begin := time.Now(); ; {
+	for begin, back := time.Now(), false; ; {
 		if s.closed.Load() {
 			return s.explain(ctx, what, nil)
 		}
@@ -37,7 +38,12 @@ func (s *Store) try(ctx context.Context, what string, limit, again time.Duration
 		if err == nil {
 			return nil
 		}
-		if time.Since(begin) >= again || status.Code(err) != codes.Unavailable || bounded.Err() != nil {
+		switch repeatable := again > 0 && status.Code(err) == codes.Unavailable && bounded.Err() == nil; {
+		case repeatable && time.Since(begin) < again:
+		case repeatable && !back && s.probe(ctx) == nil:
+			back = true // it answers by now
+			s.client.ActiveConnection().ResetConnectBackoff()
+		default:
 			return s.explain(ctx, what, err)
 		}
 		select {
@@ -82,12 +88,21 @@ func (s *Store) explain(ctx context.Context, what string, err error) error {
 	}
 	// Somebody answers now: a member that starts, ends, or has no leader.
 	s.client.ActiveConnection().ResetConnectBackoff()
-	said := status.Convert(err)
-	switch said.Code() {
-	case codes.Unimplemented:
+	switch said, code := rpctypes.Error(err), status.Code(err); {
+	case isEtcd(said):
+		return fmt.Errorf("%s: %w: etcd says: %s", what, datastore.ErrUnavailable, strings.TrimPrefix(said.Error(), "etcdserver: "))
+	case code == codes.Unimplemented:
 		return fmt.Errorf("%s: %w: %s answers, but is no etcd", what, datastore.ErrUnavailable, list(s.endpoints))
-	case codes.DeadlineExceeded:
+	case code == codes.DeadlineExceeded:
 		return fmt.Errorf("%s: %w: %s accepts connections, but does not answer (overloaded, stopped, or without a majority of its members)", what, datastore.ErrUnavailable, list(s.endpoints))
 	}
-	return fmt.Errorf("%s: %w: %s", what, datastore.ErrUnavailable, said.Message())
+	// What grpc says is for nobody.
+	s.log.Debug("call cut off", "call", what, "error", err)
+	return fmt.Errorf("%s: %w: the connection to %s broke; it answers again", what, datastore.ErrUnavailable, list(s.endpoints))
+}
+
+// isEtcd says whether an error is one of etcd's own, not grpc's.
+func isEtcd(err error) bool {
+	var e rpctypes.EtcdError
+	return errors.As(err, &e)
 }

@@ -92,7 +92,9 @@ func (s *Store) probeOne(ctx context.Context, endpoint string) error {
 	}
 	defer conn.Close()
 	if deadline, ok := ctx.Deadline(); ok {
-		conn.SetDeadline(deadline)
+		if err := conn.SetDeadline(deadline); err != nil {
+			return err
+		}
 	}
 	if s.tls != nil {
 		conf := s.tls.Clone()

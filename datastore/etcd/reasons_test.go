@@ -71,6 +71,10 @@ func TestReasons(t *testing.T) {
 			io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
 			io.Copy(io.Discard, c)
 		})}}, "is no etcd"},
+		{"gone and back", etcd.Options{Endpoints: []string{"unix://" + serveUnix(t, func(c net.Conn) {
+			io.ReadFull(c, make([]byte, 24))
+			io.WriteString(c, "\x00\x00\x00\x04\x00\x00\x00\x00\x00") // RFC 9113, section 6.5: enough to seem well
+		})}}, "broke; it answers again"},
 		{"peer port", withEndpoint(m.secure(good), m.config.PeerURL), "no etcd"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -81,14 +85,20 @@ func TestReasons(t *testing.T) {
 			if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.o.Endpoints[0]) {
 				t.Errorf("get: %v\nwant %q and %s", err, c.want, c.o.Endpoints[0])
 			}
+			if raw(err) {
+				t.Errorf("get: %v", err)
+			}
 			err = s.Watch(t.Context(), datastore.Prefix, 1, func(datastore.Batch) error { return nil })
 			if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("watch: %v", err)
+			}
+			if raw(err) {
 				t.Errorf("watch: %v", err)
 			}
 			// A caller in a hurry learns the reason too.
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancel()
-			if _, err = s.Commit(ctx, datastore.Txn{}); !errors.Is(err, datastore.ErrUnavailable) {
+			if _, err = s.Commit(ctx, datastore.Txn{}); !errors.Is(err, datastore.ErrUnavailable) || raw(err) {
 				t.Errorf("commit: %v", err)
 			}
 			if h := s.Health(t.Context()); h[0].Err == nil || !strings.Contains(h[0].Err.Error(), c.want) {
@@ -96,6 +106,16 @@ func TestReasons(t *testing.T) {
 			}
 		})
 	}
+}
+
+// raw says whether an error shows what grpc says.
+func raw(err error) bool {
+	for _, word := range []string{"rpc error", "transport", "desc =", "connection error"} {
+		if strings.Contains(err.Error(), word) {
+			return true
+		}
+	}
+	return false
 }
 
 func withEndpoint(o etcd.Options, endpoint string) etcd.Options {
