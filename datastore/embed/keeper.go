@@ -241,7 +241,7 @@ func (k *keeper) defrag(s *etcdserver.EtcdServer, now time.Time, alarmed bool) {
 func (k *keeper) disarm(ctx context.Context, s *etcdserver.EtcdServer) {
 	size := s.Backend().Size()
 	if size > k.quota/10*9 {
-		k.log.Error("datastore full", "size", size, "inUse", s.Backend().SizeInUse(), "quota", k.quota)
+		k.log.Error("datastore full", "size", size, "in_use", s.Backend().SizeInUse(), "quota", k.quota)
 		return
 	}
 	_, err := s.Alarm(ctx, &etcdserverpb.AlarmRequest{

@@ -373,7 +373,7 @@ func (f *fsm) begin(c *conn) state {
 func (f *fsm) start(c *conn) {
 	m, err := f.speaker.openFor(f.config, f.wasUp).message()
 	if err != nil {
-		f.log.Error("open cannot be encoded", "err", err)
+		f.log.Error("open cannot be encoded", "error", err)
 	}
 	c.say(m)
 	f.speaker.tasks.Go(func() { c.serve(f.incoming) })
