@@ -40,6 +40,13 @@ type Plan struct {
 	// HoldTime and RestartTime are in seconds.
 	HoldTime    int `json:"holdTime"`
 	RestartTime int `json:"restartTime"`
+	// DefaultAS is the AS number of nodes without one of their own; NoMesh says
+	// that nodes are no peers by themselves.
+	DefaultAS uint32 `json:"defaultAS,omitempty"`
+	NoMesh    bool   `json:"noMesh,omitempty"`
+	// Kept says that the datastore has lost some of this, which is kept for a
+	// while.
+	Kept bool `json:"kept,omitempty"`
 	// Problems are one line each: what could not be planned.
 	Problems []string `json:"problems,omitempty"`
 }
@@ -50,6 +57,7 @@ type Plan struct {
 func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *datastore.BGPConfig) Plan {
 	var p Plan
 	p.HoldTime, p.RestartTime = *bgp.Spec.HoldTime, bgp.Spec.RestartTime
+	p.DefaultAS, p.NoMesh = bgp.Spec.DefaultAS, !*bgp.Spec.Mesh
 	for _, pool := range pools {
 		p.Pools = append(p.Pools, Pool{CIDR: pool.Spec.CIDR, BlockSize: pool.Spec.BlockSize})
 	}
@@ -71,7 +79,7 @@ func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *da
 		return p
 	}
 	p.RouterID = routerID(node, p.Addresses)
-	if !*bgp.Spec.Mesh {
+	if p.NoMesh {
 		return p
 	}
 	for _, n := range nodes {

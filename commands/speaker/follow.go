@@ -2,40 +2,53 @@ package speaker
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"netctl/datastore"
 	"netctl/routing"
 )
 
 // follower turns what the datastore holds into plans. Its methods are called by
-// datastore.Follow, one at a time; it keeps nodes, pools and the BGP
-// configuration only.
+// datastore.Follow, one at a time, but for the timer's; it keeps nodes, pools and
+// the BGP configuration only.
+//
+// What the datastore lost while it was not followed, or together with this
+// node's own object, goes only after the restart time: an etcd that came back
+// empty and was adopted is filled again by the agents and by a person. A deletion
+// that is seen as such acts at once.
 type follower struct {
-	node  string
-	state *state
-	wake  func()
-	log   *slog.Logger
-	view  *datastore.View
+	node   string
+	state  *state
+	wake   func()
+	log    *slog.Logger
+	outage *datastore.Outage
 	// plans holds the latest plan that the loop has not taken yet.
-	plans chan proposal
-	last  *routing.Plan
-}
+	plans chan routing.Plan
 
-// proposal is a plan on its way to the loop.
-type proposal struct {
-	routing.Plan
-	// anew: the datastore was read as a whole. What is missing then may be on its
-	// way back: nodes write themselves back into a datastore that lost them.
-	anew bool
+	mu     sync.Mutex
+	view   *datastore.View
+	last   *routing.Plan // handed out; nil: none yet
+	before routing.Plan  // what the last run worked by
+	doubt  bool          // what the next listing lacks is kept
+	kept   kept
+	expiry *time.Timer // ends kept; nil: nothing is kept
 }
 
 func newFollower(node string, st *state, wake func(), log *slog.Logger) *follower {
-	return &follower{node: node, state: st, wake: wake, log: log, view: datastore.NewView(), plans: make(chan proposal, 1)}
+	return &follower{
+		node: node, state: st, wake: wake, log: log, outage: datastore.NewOutage(log),
+		view: datastore.NewView(), plans: make(chan routing.Plan, 1),
+	}
 }
+
+// resume begins with what the last run worked by, before the datastore answers.
+func (f *follower) resume(p routing.Plan) { f.before, f.doubt = p, p.Kept }
 
 // concerns says whether the speaker works by the object under key.
 func concerns(key string) bool {
@@ -55,36 +68,81 @@ func (f *follower) Replace(s datastore.Snapshot) error {
 			ours.Entries = append(ours.Entries, e)
 		}
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if _, err := f.view.Replace(ours); err != nil {
 		f.log.Warn("entries not used", "error", firstOf(err))
 	}
+	f.outage.Over()
 	f.state.reached()
 	f.wake()
-	f.plan(true)
+	if f.expiry == nil && (f.doubt || f.view.Node(f.node) == nil) {
+		f.keep()
+	}
+	f.doubt = false
+	f.plan()
 	return nil
 }
 
 // Apply implements datastore.Follower.
 func (f *follower) Apply(b datastore.Batch) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	changed := false
 	for _, e := range b.Events {
 		if !concerns(e.Key) {
 			continue
 		}
-		if _, err := f.view.Apply(e); err != nil {
+		c, err := f.view.Apply(e)
+		if err != nil {
 			f.log.Warn("entry not used", "error", err)
+		}
+		if e.Value == nil {
+			f.kept.deleted(e.Key)
+		}
+		if c.Kind == datastore.KindNode && c.Name == f.node && c.Old == nil {
+			f.wake() // now there is an object to report to
 		}
 		changed = true
 	}
 	if changed {
-		f.plan(false)
+		f.plan()
 	}
 	return nil
+}
+
+// keep puts off that goes what was planned with and the view lacks.
+func (f *follower) keep() {
+	was := f.before
+	if f.last != nil {
+		was = *f.last
+	}
+	f.kept = planned(f.node, was)
+	f.kept.settle(f.view)
+	if f.kept.empty() {
+		return
+	}
+	wait := time.Duration(f.kept.config(f.view).Spec.RestartTime) * time.Second
+	f.kept.until = time.Now().Add(wait)
+	f.log.Warn("gone from the datastore, kept for now", "what", f.kept.String(), "release", wait)
+	var t *time.Timer
+	t = time.AfterFunc(wait, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.expiry == t {
+			f.log.Warn("not put back into the datastore, removed", "what", f.kept.String())
+			f.kept = kept{}
+			f.plan()
+		}
+	})
+	f.expiry = t
 }
 
 // Suspicious implements datastore.Doubter: a batch that takes every node away is
 // read again before all sessions end.
 func (f *follower) Suspicious(b datastore.Batch) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	gone := map[string]bool{}
 	for _, e := range b.Events {
 		if kind, name, err := datastore.ParseKey(e.Key); err == nil && kind == datastore.KindNode {
@@ -95,29 +153,44 @@ func (f *follower) Suspicious(b datastore.Batch) bool {
 	return len(nodes) > 1 && !slices.ContainsFunc(nodes, func(n *datastore.Node) bool { return !gone[n.Metadata.Name] })
 }
 
-// Lost implements datastore.Follower.
+// Lost implements datastore.Follower. What was kept is kept anew once the
+// datastore is back.
 func (f *follower) Lost(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.state.lost(err)
-	if errors.Is(err, datastore.ErrDetached) {
-		f.log.Warn("detached from the datastore, nothing changes", "error", err)
-	} else {
-		f.log.Warn("datastore away", "error", err)
+	f.outage.Lost(err)
+	f.doubt = f.doubt || errors.Is(err, datastore.ErrDetached) || f.expiry != nil
+	f.release()
+}
+
+// release ends the timer of what is kept.
+func (f *follower) release() {
+	if f.expiry != nil {
+		f.expiry.Stop()
+		f.expiry = nil
 	}
 }
 
-// plan hands the loop what follows from the view, if that is anything new. Most
-// changes of a node are its status.
-func (f *follower) plan(anew bool) {
-	p := routing.Mesh(f.node, f.view.Nodes(), f.view.Pools(), f.view.BGP())
+// plan hands the loop what follows from the view and from what is kept, if that
+// is anything new. Most changes of a node are its status.
+func (f *follower) plan() {
+	f.kept.settle(f.view)
+	if f.kept.empty() {
+		f.release()
+	}
+	p := routing.Mesh(f.node, f.kept.withNodes(f.view.Nodes()), f.kept.withPools(f.view.Pools()), f.kept.config(f.view))
 	p.Problems = append(p.Problems, f.view.Problems()...)
+	if p.Kept = !f.kept.empty(); p.Kept {
+		p.Problems = append(p.Problems, fmt.Sprintf("gone from the datastore, kept until %s: %s; put back what is to stay", f.kept.until.Format(time.TimeOnly), &f.kept))
+	}
 	if f.last != nil && reflect.DeepEqual(*f.last, p) {
 		return
 	}
 	f.last = &p
 	select {
-	case old := <-f.plans: // the loop did not take it; it is out of date
-		anew = anew || old.anew
+	case <-f.plans: // the loop did not take it; it is out of date
 	default:
 	}
-	f.plans <- proposal{p, anew}
+	f.plans <- p
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -23,12 +22,8 @@ func (s *speaker) loop(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(s.cfg.StateDir, "speaker.json")
-	last, err := recall(file)
-	if err != nil {
-		s.log.Warn("last state unusable, starting without it", "error", err)
-	}
-	j := &joined{speaker: s, file: file, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot}
+	last := s.last
+	j := &joined{speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot}
 	defer func() { j.stop() }()
 	if err := j.readAgent(ctx); err != nil {
 		return err
@@ -49,11 +44,7 @@ func (s *speaker) loop(ctx context.Context) error {
 			return nil
 		case err := <-failed:
 			return fmt.Errorf("bgp: %w", err)
-		case p := <-s.follower.plans:
-			j.propose(ctx, p)
-		case <-j.heldUntil:
-			plan := *j.held
-			j.held, j.heldUntil = nil, nil
+		case plan := <-s.follower.plans:
 			j.follow(ctx, plan)
 		case e := <-s.kernel:
 			err = j.heard(ctx, e)
@@ -67,14 +58,10 @@ func (s *speaker) loop(ctx context.Context) error {
 // joined is the state of loop.
 type joined struct {
 	*speaker
-	file, boot          string
+	boot                string
 	ranBefore, sameBoot bool
 
-	plan routing.Plan
-	// held is a plan that waits; nil: none does.
-	held      *routing.Plan
-	heldUntil <-chan time.Time
-
+	plan    routing.Plan
 	saved   memory
 	subnets []netip.Prefix
 	routes  map[routing.Key]routing.Route // of the agent, as the kernel has them
@@ -98,33 +85,6 @@ type fixed struct {
 	as          uint32
 	listen      string
 	restartTime int
-}
-
-// patience is how long a plan that lacks something is held.
-const patience = 10 * time.Second
-
-// propose follows a plan, or holds it for a while: what a datastore that was read
-// anew lacks ends sessions only if it does not come back.
-func (j *joined) propose(ctx context.Context, p proposal) {
-	if lacks(p.Plan, j.plan) && (p.anew || j.held != nil) {
-		if j.held == nil {
-			j.heldUntil = time.After(patience)
-			j.log.Warn("datastore lacks peers or pools, they are kept for now", "wait", patience)
-		}
-		j.held = &p.Plan
-		return
-	}
-	j.held, j.heldUntil = nil, nil
-	j.follow(ctx, p.Plan)
-}
-
-// lacks says whether a plan is without this node, a peer or a pool of the old one.
-func lacks(plan, old routing.Plan) bool {
-	return plan.AS == 0 && old.AS != 0 ||
-		slices.ContainsFunc(old.Peers, func(p routing.Peer) bool {
-			return !slices.ContainsFunc(plan.Peers, func(q routing.Peer) bool { return q.Address == p.Address })
-		}) ||
-		slices.ContainsFunc(old.Pools, func(p routing.Pool) bool { return !slices.Contains(plan.CIDRs(), p.CIDR) })
 }
 
 // follow makes the engine run by plan, in place where that is possible. What the
@@ -172,7 +132,7 @@ func (j *joined) save() {
 	if reflect.DeepEqual(m, j.saved) {
 		return
 	}
-	if err := remember(j.file, m); err != nil {
+	if err := remember(j.file(), m); err != nil {
 		j.log.Error("state not saved", "error", err)
 		return
 	}

@@ -382,7 +382,7 @@ func detached(t *testing.T, r *rig, n1, n2 *netctlNode, to1, to2 []string) {
 	for i, missing := range nodes {
 		netlab.Until(t, 20*time.Second, "the speakers are attached", func() string {
 			for _, n := range r.nodes {
-				if s, err := n.status(); err != nil || s.Detached != "" || strings.Count(n.proc.Output(), "they are kept for now") == 0 {
+				if s, err := n.status(); err != nil || s.Detached != "" || !strings.Contains(n.proc.Output(), "gone from the datastore, kept for now") {
 					return n.host.Name + " is not"
 				}
 			}
@@ -392,15 +392,7 @@ func detached(t *testing.T, r *rig, n1, n2 *netctlNode, to1, to2 []string) {
 			t.Fatal(i, err)
 		}
 	}
-	for _, n := range r.nodes {
-		netlab.Until(t, 20*time.Second, "the last configuration is followed", func() string {
-			out := n.proc.Output()
-			if strings.LastIndex(out, "configuration followed") < strings.LastIndex(out, "they are kept for now") {
-				return n.host.Name + " waits"
-			}
-			return ""
-		})
-	}
+	r.kept("")
 	r.settle(1)
 	for _, m := range monitors {
 		if gone := m.deletions(t); len(gone) > 0 {

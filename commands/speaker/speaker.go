@@ -142,6 +142,7 @@ type speaker struct {
 	installer  *installer
 	state      *state
 	reporter   *reporter
+	last       memory // of the last run
 }
 
 func newSpeaker(cfg Config, agent, own table, store datastore.Store, guard datastore.Guard, log *slog.Logger) *speaker {
@@ -154,6 +155,12 @@ func newSpeaker(cfg Config, agent, own table, store datastore.Store, guard datas
 }
 
 func (s *speaker) run(ctx context.Context, listener *control.Listener) error {
+	last, err := recall(s.file())
+	if err != nil {
+		s.log.Warn("last state unusable, starting without it", "error", err)
+	}
+	s.last = last
+	s.follower.resume(last.Plan)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		mux := http.NewServeMux()
@@ -179,6 +186,9 @@ func (s *speaker) run(ctx context.Context, listener *control.Listener) error {
 	}
 	return nil
 }
+
+// file is where the speaker keeps what it last ran with.
+func (s *speaker) file() string { return filepath.Join(s.cfg.StateDir, "speaker.json") }
 
 // kernelEvent is an event of the agent's or the speaker's own table.
 type kernelEvent struct {

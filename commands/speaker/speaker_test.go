@@ -171,7 +171,7 @@ func TestFollower(t *testing.T) {
 	next := func() *routing.Plan {
 		select {
 		case p := <-f.plans:
-			return &p.Plan
+			return &p
 		default:
 			return nil
 		}

@@ -1,0 +1,150 @@
+package speaker
+
+import (
+	"net/netip"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"netctl/datastore"
+	"netctl/routing"
+)
+
+// kept is what the speaker worked by and the datastore does not hold any more:
+// just so much of the objects as a plan is made of. The zero value keeps nothing.
+type kept struct {
+	nodes []*datastore.Node
+	pools []*datastore.Pool
+	bgp   *datastore.BGPConfig // nil: not kept
+	until time.Time
+}
+
+// planned returns the objects that plan was made of. Nodes matter as peers only,
+// and this one as theirs.
+func planned(node string, p routing.Plan) kept {
+	var k kept
+	add := func(name string, as uint32, addrs []netip.Addr) {
+		n := &datastore.Node{Metadata: datastore.Metadata{Name: name}, Spec: datastore.NodeSpec{AS: as}}
+		for _, a := range addrs {
+			n.Spec.Addresses = append(n.Spec.Addresses, netip.PrefixFrom(a, a.BitLen()))
+		}
+		k.nodes = append(k.nodes, n)
+	}
+	for _, peer := range p.Peers {
+		add(peer.Name, peer.AS, append([]netip.Addr{peer.Address}, peer.Aliases...))
+	}
+	if len(p.Peers) > 0 {
+		own := p.AS
+		if !p.OwnAS {
+			own = 0
+		}
+		add(node, own, p.Addresses)
+		slices.SortFunc(k.nodes, byName)
+	}
+	for _, pool := range p.Pools {
+		k.pools = append(k.pools, &datastore.Pool{Spec: datastore.PoolSpec{CIDR: pool.CIDR, BlockSize: pool.BlockSize}})
+	}
+	var usual datastore.BGPConfig
+	usual.SetDefaults()
+	bgp := datastore.BGPConfig{Spec: datastore.BGPConfigSpec{
+		DefaultAS: p.DefaultAS, Mesh: new(!p.NoMesh), HoldTime: new(p.HoldTime), RestartTime: p.RestartTime,
+	}}
+	if bgp.SetDefaults(); !reflect.DeepEqual(bgp, usual) {
+		k.bgp = &bgp
+	}
+	return k
+}
+
+// settle lets go what the view holds itself, a node also by its address.
+func (k *kept) settle(v *datastore.View) {
+	if k.empty() {
+		return
+	}
+	taken := map[netip.Addr]bool{}
+	for _, n := range v.Nodes() {
+		for _, a := range n.Spec.Addresses {
+			taken[a.Addr()] = true
+		}
+	}
+	k.nodes = slices.DeleteFunc(k.nodes, func(n *datastore.Node) bool {
+		return v.Node(n.Metadata.Name) != nil || slices.ContainsFunc(n.Spec.Addresses, func(a netip.Prefix) bool { return taken[a.Addr()] })
+	})
+	k.pools = slices.DeleteFunc(k.pools, func(p *datastore.Pool) bool { return v.Pool(datastore.PoolName(p.Spec.CIDR)) != nil })
+	if v.Object(datastore.KindBGPConfig, datastore.DefaultName) != nil {
+		k.bgp = nil
+	}
+}
+
+// deleted lets go what was deleted while the datastore was followed.
+func (k *kept) deleted(key string) {
+	kind, name, err := datastore.ParseKey(key)
+	switch {
+	case err != nil:
+	case kind == datastore.KindNode:
+		k.nodes = slices.DeleteFunc(k.nodes, func(n *datastore.Node) bool { return n.Metadata.Name == name })
+	case kind == datastore.KindPool:
+		k.pools = slices.DeleteFunc(k.pools, func(p *datastore.Pool) bool { return datastore.PoolName(p.Spec.CIDR) == name })
+	case kind == datastore.KindBGPConfig:
+		k.bgp = nil
+	}
+}
+
+func (k *kept) empty() bool { return len(k.nodes) == 0 && len(k.pools) == 0 && k.bgp == nil }
+
+func (k *kept) withNodes(nodes []*datastore.Node) []*datastore.Node {
+	if len(k.nodes) == 0 {
+		return nodes
+	}
+	return slices.SortedFunc(slices.Values(slices.Concat(nodes, k.nodes)), byName)
+}
+
+func byName(a, b *datastore.Node) int { return strings.Compare(a.Metadata.Name, b.Metadata.Name) }
+
+func (k *kept) withPools(pools []*datastore.Pool) []*datastore.Pool {
+	if len(k.pools) == 0 {
+		return pools
+	}
+	return slices.SortedFunc(slices.Values(slices.Concat(pools, k.pools)), func(a, b *datastore.Pool) int { return a.Spec.CIDR.Compare(b.Spec.CIDR) })
+}
+
+func (k *kept) config(v *datastore.View) *datastore.BGPConfig {
+	if k.bgp != nil {
+		return k.bgp
+	}
+	return v.BGP()
+}
+
+// String names what is kept: "nodes n1, n2; pools 10.65.0.0/16".
+func (k *kept) String() string {
+	var words []string
+	if len(k.nodes) > 0 {
+		var names []string
+		for _, n := range k.nodes {
+			names = append(names, n.Metadata.Name)
+		}
+		words = append(words, "nodes "+bounded(names))
+	}
+	if len(k.pools) > 0 {
+		var names []string
+		for _, p := range k.pools {
+			names = append(names, p.Spec.CIDR.String())
+		}
+		words = append(words, "pools "+bounded(names))
+	}
+	if k.bgp != nil {
+		words = append(words, "bgpconfig "+datastore.DefaultName)
+	}
+	return strings.Join(words, "; ")
+}
+
+// mostNamed bounds how many objects a line names.
+const mostNamed = 10
+
+func bounded(names []string) string {
+	if n := len(names) - mostNamed; n > 0 {
+		return strings.Join(names[:mostNamed], ", ") + " and " + strconv.Itoa(n) + " more"
+	}
+	return strings.Join(names, ", ")
+}
