@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -215,6 +216,32 @@ func TestLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	again.Close()
+}
+
+// TestLockOfTheDead: the lock of a process that is gone, still held by a child it
+// was about to start, is waited for.
+func TestLockOfTheDead(t *testing.T) {
+	dir := t.TempDir()
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.Create(filepath.Join(dir, "agent.lock"))
+	if err == nil {
+		_, err = fmt.Fprintln(left, dead.Process.Pid)
+	}
+	if err == nil {
+		err = syscall.Flock(int(left.Fd()), syscall.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { left.Close() })
+	held, err := Lock(dir, "agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	held.Close()
 }
 
 func TestPending(t *testing.T) {
