@@ -126,6 +126,7 @@ func TestOneHost(t *testing.T) {
 		s := s.in(t)
 		droppedByOthers(t, s, func() { s.reaches(c1, to) })
 	})
+	t.Run("second interface", func(t *testing.T) { second(t, s.in(t)) })
 	t.Run("bad requests", func(t *testing.T) { badRequests(t, s.in(t), c1, a1) })
 	t.Run("namespace gone", func(t *testing.T) {
 		s := s.in(t)
@@ -204,6 +205,7 @@ func TestOneHost(t *testing.T) {
 		}
 	})
 	t.Run("store emptied", func(t *testing.T) { emptied(t, s.in(t), c1, c2, to) })
+	t.Run("killed again and again", func(t *testing.T) { retried(t, s.in(t), 30) })
 	t.Run("ipv6", func(t *testing.T) { ipv6(t, s.in(t)) })
 }
 
@@ -262,6 +264,7 @@ func badRequests(t *testing.T, s *site, c1 *netlab.Container, a1 control.Attachm
 		return control.ErrorOf(err).Code
 	}
 	c := s.container("bad")
+	netlab.Must(t, c, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0p")
 	for name, try := range map[string]struct {
 		want   string
 		change func(*control.AttachRequest)
@@ -276,8 +279,9 @@ func badRequests(t *testing.T, s *site, c1 *netlab.Container, a1 control.Attachm
 		"address in use":        {control.CodeConflict, wish("10.0.0.48")},
 		"unknown profile":       {control.CodeNotFound, func(r *control.AttachRequest) { r.Profiles = []string{"nobody"} }},
 		"interface taken there": {control.CodeExists, func(r *control.AttachRequest) { r.Interface = "lo" }},
+		"eth0 taken there":      {control.CodeExists, nil},
 	} {
-		before := len(s.endpoints())
+		before, kernel := len(s.endpoints()), s.kernel()
 		_, err := s.tryAttach(c, "dataman", try.change)
 		if got := code(err); got != try.want || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %s: %v", name, got, err)
@@ -285,6 +289,10 @@ func badRequests(t *testing.T, s *site, c1 *netlab.Container, a1 control.Attachm
 		if n := len(s.endpoints()); n != before {
 			t.Errorf("%s: left an endpoint", name)
 		}
+		s.until("nothing left", func() string { return differ(kernel, s.kernel()) })
+	}
+	if err := s.client().Detach(t.Context(), control.DetachRequest{Orchestrator: "cni", Workload: "never-seen", Interface: "eth0"}); err != nil {
+		t.Errorf("detach of what was never attached: %v", err)
 	}
 	again, err := s.tryAttach(c1, "dataman", nil)
 	if err != nil || again.MAC != a1.MAC || again.Link != a1.Link {
@@ -304,6 +312,50 @@ func badRequests(t *testing.T, s *site, c1 *netlab.Container, a1 control.Attachm
 		t.Errorf("check of a container without its address: %v", err)
 	}
 	netlab.Must(t, c1, "sh", "-c", "ip addr add 10.0.0.48/32 dev eth0; ip route replace 169.254.1.1 dev eth0 scope link; ip route replace default via 169.254.1.1")
+}
+
+// second gives one container interfaces in two networks: both are reachable, from
+// outside too, and either can go first.
+func second(t *testing.T, s *site) {
+	iface := func(name string) func(*control.AttachRequest) {
+		return func(r *control.AttachRequest) { r.Interface = name }
+	}
+	c, first := s.attach("two", "dataman", nil)
+	other, err := s.tryAttach(c, "app", iface("eth1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, dbAt := s.attach("two-db", "dataman", nil)
+	app, appAt := s.attach("two-app", "app", nil)
+	reach := func(from netlab.Place, source string, to netip.Addr) {
+		t.Helper()
+		netlab.Must(t, from, "ping", "-n", "-c", "1", "-W", "5", "-I", source, to.String())
+	}
+	reach(c, first.Addresses[0].String(), dbAt.Addresses[0])
+	reach(c, other.Addresses[0].String(), appAt.Addresses[0])
+	reach(db, "eth0", first.Addresses[0])
+	reach(app, "eth0", other.Addresses[0])
+	without := func(name string) {
+		t.Helper()
+		if err := s.client().Detach(t.Context(), control.DetachRequest{Orchestrator: "cni", Workload: c.ID, Interface: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	without("eth0")
+	reach(c, "eth1", appAt.Addresses[0])
+	reach(app, "eth0", other.Addresses[0])
+	if first, err = s.tryAttach(c, "dataman", nil); err != nil {
+		t.Fatal(err)
+	}
+	reach(db, "eth0", first.Addresses[0])
+	reach(app, "eth0", other.Addresses[0])
+	without("eth1")
+	reach(db, "eth0", first.Addresses[0])
+	for _, gone := range []*netlab.Container{c, db, app} {
+		if err := s.detach(gone); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func emptied(t *testing.T, s *site, c1, c2 *netlab.Container, to netip.Addr) {

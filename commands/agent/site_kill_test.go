@@ -1,8 +1,12 @@
 package agent
 
 import (
+	"context"
 	"fmt"
+	"math/rand/v2"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,19 +48,28 @@ func killed(t *testing.T, s *site) {
 		} else if err := control.StorePending(s.node.Path("/run/netctl-node/pending"), control.DetachRequest{Orchestrator: "cni", Workload: c.ID, Interface: "eth0"}); err != nil {
 			t.Fatal(err)
 		}
-		s.until("nothing left", func() string {
-			if got := s.endpoints(); len(got) != base {
-				return strings.Join(got, " ")
-			}
-			if now := s.kernel(); now != kernel {
-				return differ(kernel, now)
-			}
-			if left := netlab.Must(t, s.node, "sh", "-c", "ls /run/netctl-node/pending /run/netctl-node/endpoints | grep -c json || true"); strings.TrimSpace(left) != fmt.Sprint(base) {
-				return left + " records and pending detaches"
-			}
-			return ""
-		})
+		nothingLeft(t, s, base, kernel)
 	}
+}
+
+// nothingLeft waits until there are base endpoints and their records, addresses
+// and pieces of the kernel, no more; blocks stay the node's.
+func nothingLeft(t *testing.T, s *site, base int, kernel string) {
+	t.Helper()
+	s.until("nothing left", func() string {
+		if got := s.endpoints(); len(got) != base {
+			return strings.Join(got, " ")
+		}
+		for line := range strings.Lines(differ(kernel, s.kernel())) {
+			if !strings.HasPrefix(line, "+ blackhole ") {
+				return line
+			}
+		}
+		if left := netlab.Must(t, s.node, "sh", "-c", "ls /run/netctl-node/pending /run/netctl-node/endpoints | grep -c json || true"); strings.TrimSpace(left) != fmt.Sprint(base) {
+			return left + " records and pending detaches"
+		}
+		return ""
+	})
 	report, err := ipam.Check(t.Context(), s.store)
 	if err != nil {
 		t.Fatal(err)
@@ -64,6 +77,52 @@ func killed(t *testing.T, s *site) {
 	if len(report.Findings) != 0 || report.Addresses != base {
 		t.Errorf("ipam check of %d endpoints: %+v", base, report)
 	}
+}
+
+// retried ends the agent without warning again and again while runtimes attach
+// and detach. They do what runtimes do: an attach that failed is tried again with
+// the same ID, a detach that failed is left in the folder of pending ones.
+func retried(t *testing.T, s *site, kills int) {
+	base, kernel := len(s.endpoints()), s.kernel()
+	ctx, stop := context.WithCancel(t.Context())
+	var runtimes sync.WaitGroup
+	var attached, failed atomic.Int64
+	for r := range 2 {
+		c := s.container(fmt.Sprint("retry", r))
+		runtimes.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := s.tryAttach(c, "dataman", nil); err == nil {
+					attached.Add(1)
+				} else if failed.Add(1); control.ErrorOf(err).Code == control.CodeExists {
+					t.Errorf("attach: %v", err)
+				} else {
+					<-time.After(5 * time.Millisecond)
+				}
+				if rand.IntN(3) == 0 {
+					continue // once more, without a detach
+				}
+				if s.detach(c) != nil {
+					if err := control.StorePending(s.node.Path("/run/netctl-node/pending"), control.DetachRequest{Orchestrator: "cni", Workload: c.ID, Interface: "eth0"}); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			s.until("detached", func() string {
+				if err := s.detach(c); err != nil {
+					return err.Error()
+				}
+				return ""
+			})
+		})
+	}
+	for range kills {
+		<-time.After(time.Duration(rand.IntN(100)) * time.Millisecond)
+		s.kill(unix.SIGKILL)
+	}
+	stop()
+	runtimes.Wait()
+	t.Logf("%d attached, %d failed", attached.Load(), failed.Load())
+	nothingLeft(t, s, base, kernel)
 }
 
 // droppedByOthers sets the host's FORWARD policy to DROP, as Docker does, before

@@ -119,8 +119,10 @@ func (r *Records) All() ([]*Record, error) {
 	return all, errors.Join(errs...)
 }
 
-// Remove deletes the record of a link; that there is none is no error.
+// Remove deletes the record of a link, also one that was cut off while it was
+// written; that there is none is no error.
 func (r *Records) Remove(link string) error {
+	_ = os.Remove(r.path(link) + ".new")
 	if err := os.Remove(r.path(link)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("attach record of %s: %w", link, err)
 	}
