@@ -94,8 +94,8 @@ func (c *client) read(routes int) {
 			}
 			if rest[18] == codec.BGP_MSG_UPDATE {
 				body := rest[headerLen:n]
-				w, body, _ := cut(body, 2)
-				_, body, _ = cut(body, 2)
+				w, body, _ := cut(body)
+				_, body, _ = cut(body)
 				lost += skip(w)
 				gained += skip(body)
 			}

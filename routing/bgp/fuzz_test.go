@@ -88,7 +88,7 @@ func again(t *testing.T, c change, as4 bool) {
 	}
 	i := 0
 	for _, g := range got {
-		if g.attrs == nil || !bytes.Equal(look.attributes(nil, g.attrs, family), look.attributes(nil, c.attrs, family)) {
+		if g.attrs == nil || !bytes.Equal(look.attributes(g.attrs, family), look.attributes(c.attrs, family)) {
 			t.Fatalf("attributes %+v became %+v", c.attrs, g.attrs)
 		}
 		if !slices.Equal(g.prefixes, c.prefixes[i:i+len(g.prefixes)]) {

@@ -34,15 +34,15 @@ func (o *outlook) hop(a *attrs, family Family) netip.Addr {
 	return o.nextHop[family]
 }
 
-// attributes appends a's attributes in ascending order, without next hop for
+// attributes are those of a in ascending order, without next hop for
 // IPv6 (RFC 4760, section 3).
-func (o *outlook) attributes(b []byte, a *attrs, family Family) []byte {
-	b = appendAttr(b, flagTransitive, attrOrigin, []byte{a.origin})
+func (o *outlook) attributes(a *attrs, family Family) []byte {
+	b := appendAttr(nil, flagTransitive, attrOrigin, []byte{a.origin})
 	path := a.path
 	if o.external {
 		path = prepend(path, o.localAS)
 	}
-	b = appendAttr(b, flagTransitive, attrPath, appendPath(nil, path, o.as4))
+	b = appendAttr(b, flagTransitive, attrPath, encodePath(path, o.as4))
 	if family == IPv4 {
 		b = appendAttr(b, flagTransitive, attrNextHop, o.hop(a, IPv4).AsSlice())
 	}
@@ -61,7 +61,7 @@ func (o *outlook) attributes(b []byte, a *attrs, family Family) []byte {
 	}
 	for _, c := range a.rest {
 		if c.kind > attrPath4 && wide && !o.as4 {
-			b = appendAttr(b, flagOptional|flagTransitive, attrPath4, appendPath(nil, path, true))
+			b = appendAttr(b, flagOptional|flagTransitive, attrPath4, encodePath(path, true))
 			wide = false
 		}
 		// The size of AS numbers inside AGGREGATOR is the session's (RFC
@@ -73,7 +73,7 @@ func (o *outlook) attributes(b []byte, a *attrs, family Family) []byte {
 		b = appendAttr(b, c.flags, c.kind, c.value)
 	}
 	if wide && !o.as4 {
-		b = appendAttr(b, flagOptional|flagTransitive, attrPath4, appendPath(nil, path, true))
+		b = appendAttr(b, flagOptional|flagTransitive, attrPath4, encodePath(path, true))
 	}
 	return b
 }
@@ -90,7 +90,7 @@ func prepend(path []segment, as uint32) []segment {
 // announce packs prefixes of one family that share attributes into as few
 // UPDATEs as they need; false if the attributes leave no room for a prefix.
 func (o *outlook) announce(a *attrs, prefixes []netip.Prefix, family Family) (blob, bool) {
-	list := o.attributes(nil, a, family)
+	list := o.attributes(a, family)
 	var fixed []byte // in front of the prefixes, behind the withdrawn length
 	if family == IPv4 {
 		fixed = binary.BigEndian.AppendUint16(nil, uint16(len(list)))

@@ -154,6 +154,7 @@ type gate chan struct{}
 
 func (g gate) Lock()   { g <- struct{}{} }
 func (g gate) Unlock() { <-g }
+func (g gate) wait()   { g <- struct{}{}; <-g }
 
 func newRobot(t *testing.T, c net.Conn) *robot {
 	r := &robot{t, c, make(chan incoming, 10000), make(gate, 1), robotAS}
@@ -162,8 +163,7 @@ func newRobot(t *testing.T, c net.Conn) *robot {
 		var buf []byte
 		chunk := make([]byte, 4096)
 		for {
-			r.pause.Lock()
-			r.pause.Unlock()
+			r.pause.wait()
 			n, err := c.Read(chunk)
 			buf = append(buf, chunk[:n]...)
 			for {

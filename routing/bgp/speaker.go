@@ -153,21 +153,19 @@ func (s *Speaker) order(f func()) {
 	}
 }
 
-// ask runs a question in the RIB's goroutine and waits; false without Run.
-func (s *Speaker) ask(f func()) bool {
+// ask runs a question in the RIB's goroutine and waits; without Run it does not.
+func (s *Speaker) ask(f func()) {
 	s.mu.Lock()
 	running := s.running
 	s.mu.Unlock()
 	if !running {
-		return false
+		return
 	}
 	done := make(chan struct{})
 	s.order(func() { f(); close(done) })
 	select {
 	case <-done:
-		return true
 	case <-s.ended:
-		return false
 	}
 }
 

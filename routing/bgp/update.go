@@ -66,22 +66,22 @@ func (d *decoder) update(body []byte) (changes []change, err *fault) {
 		d.log.Warn("malformed update", "cause", words, "message", hex.EncodeToString(body))
 		return nil, &fault{codeUpdate, subcode, nil, words}
 	}
-	gone, b, ok := cut(body, 2)
+	gone, b, ok := cut(body)
 	if !ok {
 		return malformed(1, "withdrawn routes exceed the message")
 	}
-	list, nlri, ok := cut(b, 2)
+	list, nlri, ok := cut(b)
 	if !ok {
 		return malformed(1, "attributes exceed the message")
 	}
 	if len(body) == 4 {
 		return []change{{endOfRIB: true, family: IPv4}}, nil
 	}
-	withdrawn, ok := parsePrefixes(nil, gone, IPv4)
+	withdrawn, ok := parsePrefixes(gone, IPv4)
 	if !ok {
 		return malformed(10, "malformed withdrawn prefix")
 	}
-	announced, ok := parsePrefixes(nil, nlri, IPv4)
+	announced, ok := parsePrefixes(nlri, IPv4)
 	if !ok {
 		return malformed(10, "malformed prefix")
 	}
@@ -368,7 +368,7 @@ func (d *decoder) reach(b []byte) (family Family, prefixes []netip.Prefix, hop n
 		return 0, nil, hop, fmt.Sprintf("MP_REACH has a next hop of %d bytes", n)
 	}
 	hop, _ = netip.AddrFromSlice(b[4 : 4+n])
-	prefixes, ok = parsePrefixes(nil, b[4+int(b[3])+1:], family)
+	prefixes, ok = parsePrefixes(b[4+int(b[3])+1:], family)
 	if !ok {
 		return 0, nil, hop, "malformed prefix in MP_REACH"
 	}
@@ -387,7 +387,7 @@ func (d *decoder) unreach(b []byte) (c change, words string) {
 	if len(b) == 3 {
 		return change{endOfRIB: true, family: family}, ""
 	}
-	c.prefixes, ok = parsePrefixes(nil, b[3:], family)
+	c.prefixes, ok = parsePrefixes(b[3:], family)
 	if !ok {
 		return c, "malformed prefix in MP_UNREACH"
 	}

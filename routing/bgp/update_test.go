@@ -163,7 +163,7 @@ func TestCarried(t *testing.T) {
 		t.Fatal(changes, f)
 	}
 	look := outlook{as4: true}
-	got := look.attributes(nil, changes[0].attrs, IPv4)
+	got := look.attributes(changes[0].attrs, IPv4)
 	if want := join(list, last, []byte{0xe0, 201, 2, 1, 2}); !bytes.Equal(got, want) {
 		t.Errorf("passed on\n%x, want\n%x", got, want)
 	}
@@ -235,7 +235,7 @@ func TestTwoByteAS(t *testing.T) {
 				*list = append(*list, s)
 			}
 		}
-		if got := fmt.Sprint(mergePaths(path, appendPath(nil, tail, true))); got != c.want {
+		if got := fmt.Sprint(mergePaths(path, encodePath(tail, true))); got != c.want {
 			t.Errorf("%s and %s: %s, want %s", c.path, c.tail, got, c.want)
 		}
 	}

@@ -64,16 +64,13 @@ func finish(b []byte, start int) []byte {
 	return b
 }
 
-// cut takes a field of b that starts with its length in size bytes.
-func cut(b []byte, size int) (field, rest []byte, ok bool) {
-	if len(b) < size {
+// cut takes a field of b that starts with its length in two bytes.
+func cut(b []byte) (field, rest []byte, ok bool) {
+	if len(b) < 2 {
 		return nil, nil, false
 	}
-	n := 0
-	for _, x := range b[:size] {
-		n = n<<8 | int(x)
-	}
-	b = b[size:]
+	n := int(binary.BigEndian.Uint16(b))
+	b = b[2:]
 	if len(b) < n {
 		return nil, nil, false
 	}
@@ -82,8 +79,8 @@ func cut(b []byte, size int) (field, rest []byte, ok bool) {
 
 // parsePrefixes reads prefixes of RFC 4271, section 4.3 (RFC 4760, section 5);
 // bits behind the length are irrelevant and cleared.
-func parsePrefixes(to []netip.Prefix, b []byte, family Family) ([]netip.Prefix, bool) {
-	if to == nil && len(b) > 0 {
+func parsePrefixes(b []byte, family Family) (to []netip.Prefix, ok bool) {
+	if len(b) > 0 {
 		to = make([]netip.Prefix, 0, len(b)/4+1)
 	}
 	for len(b) > 0 {
@@ -164,8 +161,9 @@ func parsePath(b []byte, as4 bool) ([]segment, bool) {
 	return path, true
 }
 
-// appendPath is the inverse of parsePath.
-func appendPath(b []byte, path []segment, as4 bool) []byte {
+// encodePath is the inverse of parsePath.
+func encodePath(path []segment, as4 bool) []byte {
+	var b []byte
 	for _, s := range path {
 		b = append(b, s.kind, byte(len(s.as)))
 		for _, as := range s.as {
