@@ -37,7 +37,7 @@ func writeCommand(a *app, name, short, example string, mode writeMode) *cobra.Co
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var list []manifest
 		for _, f := range files {
-			more, err := a.readManifests(f)
+			more, err := a.readManifests(cmd.Context(), f)
 			if err != nil {
 				return err
 			}
@@ -114,7 +114,7 @@ func newDeleteCommand(a *app) *cobra.Command {
 		switch {
 		case len(files) > 0 && len(args) == 0:
 			for _, f := range files {
-				more, err := a.readManifests(f)
+				more, err := a.readManifests(cmd.Context(), f)
 				if err != nil {
 					return err
 				}

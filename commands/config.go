@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -139,7 +140,7 @@ func (s setting) addTo(fs *pflag.FlagSet) {
 // variable, or the flag.
 func (a *app) settings() (*settings, error) {
 	if a.loaded == nil {
-		s, err := loadSettings(a.cmd.Flags())
+		s, err := loadSettings(a.cmd.Context(), a.cmd.Flags())
 		if err != nil {
 			return nil, usageError{err}
 		}
@@ -148,9 +149,9 @@ func (a *app) settings() (*settings, error) {
 	return a.loaded, nil
 }
 
-func loadSettings(flags *pflag.FlagSet) (*settings, error) {
+func loadSettings(ctx context.Context, flags *pflag.FlagSet) (*settings, error) {
 	v := viper.NewWithOptions(viper.KeyDelimiter(delimiter))
-	file, lines, err := readConfigFile(v, flags)
+	file, lines, err := readConfigFile(ctx, v, flags)
 	if err != nil {
 		return nil, err
 	}

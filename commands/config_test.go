@@ -93,7 +93,7 @@ func TestEverySettingThreeWays(t *testing.T) {
 			}
 			check := func(want, origin string, args ...string) {
 				t.Helper()
-				s, err := loadSettings(flagsFor(t, append([]string{"--config", file}, args...)...))
+				s, err := loadSettings(t.Context(), flagsFor(t, append([]string{"--config", file}, args...)...))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -135,19 +135,19 @@ func TestConfigFileErrors(t *testing.T) {
 		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := loadSettings(flagsFor(t, "--config", file))
+		_, err := loadSettings(t.Context(), flagsFor(t, "--config", file))
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q: got %v, want %q", c.text, err, c.want)
 		}
 	}
-	if _, err := loadSettings(flagsFor(t, "--config", "/nonexistent/netctl.yaml")); err == nil {
+	if _, err := loadSettings(t.Context(), flagsFor(t, "--config", "/nonexistent/netctl.yaml")); err == nil {
 		t.Error("a named file that does not exist is no error")
 	}
 }
 
 // TestLabelsKeepTheirCase: viper lower-cases keys, so labels are values.
 func TestLabelsKeepTheirCase(t *testing.T) {
-	s, err := loadSettings(flagsFor(t, "--labels", "Rack=A1,topology.zone=z1"))
+	s, err := loadSettings(t.Context(), flagsFor(t, "--labels", "Rack=A1,topology.zone=z1"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package commands
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,7 +21,7 @@ const maxConfigFile = 1 << 20
 // readConfigFile gives viper the file that --config, NETCTL_CONFIG or the
 // default names; a default that does not exist is no error. It returns the name
 // and the line of every key, and refuses keys that do not exist.
-func readConfigFile(v *viper.Viper, flags *pflag.FlagSet) (string, map[string]int, error) {
+func readConfigFile(ctx context.Context, v *viper.Viper, flags *pflag.FlagSet) (string, map[string]int, error) {
 	file, named := "", true
 	if f := flags.Lookup("config"); f != nil {
 		file = f.Value.String()
@@ -31,7 +32,7 @@ func readConfigFile(v *viper.Viper, flags *pflag.FlagSet) (string, map[string]in
 	if file == "" {
 		file, named = defaultConfigFile, false
 	}
-	text, err := os.ReadFile(file)
+	text, err := readInput(ctx, nil, file, maxConfigFile)
 	if errors.Is(err, fs.ErrNotExist) && !named {
 		return "", nil, nil
 	}
@@ -52,9 +53,6 @@ func readConfigFile(v *viper.Viper, flags *pflag.FlagSet) (string, map[string]in
 // checkConfig holds the text against the table of settings: shape, unknown keys
 // and types, each error with file and line.
 func checkConfig(file string, text []byte) (map[string]int, error) {
-	if len(text) > maxConfigFile {
-		return nil, fmt.Errorf("%s: larger than %d bytes", file, maxConfigFile)
-	}
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {
 		return nil, yamlError(file, err)

@@ -54,6 +54,9 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil || errors.Is(err, syscall.EPIPE) {
 		return exitOK
 	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
+	}
 	code := a.exitCode(err)
 	if text := oneLine(err); text != "" {
 		fmt.Fprintf(stderr, "netctl: %s\n", text)

@@ -2,12 +2,12 @@ package commands
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/big"
-	"os"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -35,26 +35,12 @@ func (m manifest) where() string {
 
 // readManifests reads a file ("-" is stdin) of YAML or JSON documents, each an
 // object or a list of them. Errors name file and line.
-func (a *app) readManifests(file string) ([]manifest, error) {
-	in, name := a.in, file
-	if file == "-" {
-		name = "stdin"
-	} else {
-		f, err := os.Open(file)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
-	}
-	raw, err := io.ReadAll(io.LimitReader(in, maxManifest+1))
+func (a *app) readManifests(ctx context.Context, file string) ([]manifest, error) {
+	raw, err := readInput(ctx, a.in, file, maxManifest)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, err
 	}
-	if len(raw) > maxManifest {
-		return nil, fmt.Errorf("%s: larger than %d MiB", name, maxManifest>>20)
-	}
-	return parseManifests(name, raw)
+	return parseManifests(inputName(file), raw)
 }
 
 func parseManifests(name string, raw []byte) ([]manifest, error) {

@@ -3,7 +3,6 @@ package commands
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -91,7 +90,7 @@ func newRuleUpdateCommand(a *app) *cobra.Command {
 		Example: "  netctl profile web rule update < rules.json\n  netctl profile web rule json | netctl profile db rule update",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			raw, err := io.ReadAll(io.LimitReader(a.in, datastore.MaxSize+1))
+			raw, err := readInput(cmd.Context(), a.in, "-", datastore.MaxSize)
 			if err != nil {
 				return err
 			}

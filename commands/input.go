@@ -1,0 +1,52 @@
+package commands
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+)
+
+// readInput reads a file to its end, stdin if it is "-" and stdin is not nil. It gives up when ctx
+// ends, which a read from a terminal or a FIFO does not notice, and at more than
+// limit bytes.
+func readInput(ctx context.Context, stdin io.Reader, file string, limit int) ([]byte, error) {
+	type outcome struct {
+		raw []byte
+		err error
+	}
+	read := make(chan outcome, 1)
+	go func() {
+		in := stdin
+		if file != "-" || stdin == nil {
+			f, err := os.Open(file)
+			if err != nil {
+				read <- outcome{nil, err}
+				return
+			}
+			defer f.Close()
+			in = f
+		}
+		var b bytes.Buffer
+		_, err := b.ReadFrom(io.LimitReader(in, int64(limit)+1))
+		read <- outcome{b.Bytes(), err}
+	}()
+	select {
+	case r := <-read:
+		if r.err == nil && len(r.raw) > limit {
+			r.err = fmt.Errorf("%s: larger than %d bytes", inputName(file), limit)
+		}
+		return r.raw, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%s: %w", inputName(file), ctx.Err())
+	}
+}
+
+// inputName is what messages call a file.
+func inputName(file string) string {
+	if file == "-" {
+		return "stdin"
+	}
+	return file
+}
