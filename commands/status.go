@@ -41,6 +41,8 @@ type nodeReport struct {
 	Addresses []netip.Addr              `json:"addresses"`
 	AS        string                    `json:"as,omitempty"` // "64511 (inherited)"
 	Sessions  []datastore.SessionStatus `json:"sessions"`
+
+	hangs bool // the agent is there, but did not answer in time
 }
 
 func (r *nodeReport) problem(format string, args ...any) {
@@ -186,15 +188,25 @@ func localReport(ctx context.Context, s *settings, view *datastore.View, storeEr
 			r.identity(view, n)
 		}
 	}
+	var (
+		speaker    control.SpeakerStatus
+		speakerErr error
+		asked      = make(chan struct{})
+	)
+	go func() { // beside the agent: one that hangs must not use up the other's time
+		defer close(asked)
+		speaker, speakerErr = control.NewSpeakerClient(s.Speaker.Socket).Status(ctx)
+	}()
 	if st, err := control.NewAgentClient(s.Agent.Socket).Status(ctx); err != nil {
 		r.problem("%v", err)
+		r.hangs = ctx.Err() != nil
 	} else {
 		r.fromAgent(st)
 	}
-	if st, err := control.NewSpeakerClient(s.Speaker.Socket).Status(ctx); err != nil {
-		r.problem("%v", err)
+	if <-asked; speakerErr != nil {
+		r.problem("%v", speakerErr)
 	} else {
-		r.fromSpeaker(st)
+		r.fromSpeaker(speaker)
 	}
 	r.finish()
 	return r
@@ -326,6 +338,8 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 			sync = "not in sync"
 		}
 		fmt.Fprintf(&b, "netctl agent is running. Up %s, %s, %s\n", since(now.Sub(r.Started)), sync, count(r.Endpoints, "endpoint"))
+	} else if r.hangs {
+		b.WriteString("netctl agent does not answer.\n")
 	} else {
 		b.WriteString("netctl agent is not running.\n")
 	}

@@ -144,3 +144,43 @@ func TestSince(t *testing.T) {
 		}
 	}
 }
+
+// TestStatusOfHangingAgent: an agent that takes the call and answers nothing must
+// not make the speaker look away, nor be called one that does not run.
+func TestStatusOfHangingAgent(t *testing.T) {
+	dir := t.TempDir()
+	s := &settings{Node: "n"}
+	s.Agent.Socket, s.Speaker.Socket = filepath.Join(dir, "agent.sock"), filepath.Join(dir, "speaker.sock")
+	silent, err := net.Listen("unix", s.Agent.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	l, err := control.Listen(s.Speaker.Socket, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan struct{})
+	mux := http.NewServeMux()
+	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.SpeakerStatus, error) {
+		defer close(asked)
+		return control.SpeakerStatus{AS: 64999}, nil
+	}))
+	serving, stop := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- control.Serve(serving, l, mux) }()
+	defer func() { stop(); <-served }()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	r := localReport(ctx, s, nil, nil)
+	select {
+	case <-asked:
+	default:
+		t.Error("the speaker was not asked")
+	}
+	text := (&app{}).reportText(r, false, time.Now())
+	if r.AS != "64999" || len(r.Problems) != 1 || !strings.Contains(r.Problems[0], "did not answer in time") ||
+		!strings.Contains(text, "netctl agent does not answer.") {
+		t.Errorf("%+v\n%s", r, text)
+	}
+}

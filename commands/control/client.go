@@ -18,8 +18,8 @@ import (
 // maxBody bounds what either side of a socket reads as one body, in bytes.
 const maxBody = 8 << 20
 
-// AgentClient calls the agent. Errors are *Error; an agent that is not there is
-// CodeUnavailable. Safe for concurrent use; it holds no connection.
+// AgentClient calls the agent. Errors are *Error, or the context's if that was
+// cancelled; an agent that is not there is CodeUnavailable. Safe for concurrent use; it holds no connection.
 type AgentClient struct{ socket string }
 
 // NewAgentClient returns a client of the agent that listens on socket; "" is
@@ -95,8 +95,10 @@ func call(ctx context.Context, socket, role, method, path string, in, out any) e
 	req.Write(body)
 	answer, status, err := exchange(conn, req.Bytes())
 	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return fmt.Errorf("%s at %s: %w", role, socket, ctx.Err())
 	case ctx.Err() != nil:
-		return &Error{CodeUnavailable, fmt.Sprintf("%s at %s did not answer in time: %v", role, socket, context.Cause(ctx))}
+		return &Error{CodeUnavailable, fmt.Sprintf("%s at %s did not answer in time: it is stopped or overloaded", role, socket)}
 	case err != nil:
 		return &Error{CodeUnavailable, fmt.Sprintf("%s at %s ended during the call: %v", role, socket, err)}
 	case status/100 != 2:
