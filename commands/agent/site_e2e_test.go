@@ -206,6 +206,7 @@ func TestOneHost(t *testing.T) {
 	})
 	t.Run("store emptied", func(t *testing.T) { emptied(t, s.in(t), c1, c2, to) })
 	t.Run("killed again and again", func(t *testing.T) { retried(t, s.in(t), 30) })
+	t.Run("started anew", func(t *testing.T) { startedAnew(t, s.in(t), 60) })
 	t.Run("ipv6", func(t *testing.T) { ipv6(t, s.in(t)) })
 }
 

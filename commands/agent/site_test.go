@@ -74,6 +74,14 @@ func newSite(t *testing.T, o netlab.Options, change func(*Config)) *site {
 	if change != nil {
 		change(&s.cfg)
 	}
+	s.agent = s.startAgent(s.node, s.cfg)
+	s.until("agent before the datastore", func() string {
+		if why := s.status().Store; !strings.Contains(why, "etcd.sock") {
+			return why
+		}
+		return ""
+	})
+	began := time.Now()
 	s.startStore()
 	store, err := etcd.Open(t.Context(), etcd.Options{Endpoints: []string{"unix://" + s.node.Path("/run/netctl-node/etcd.sock")}})
 	if err != nil {
@@ -81,8 +89,8 @@ func newSite(t *testing.T, o netlab.Options, change func(*Config)) *site {
 	}
 	t.Cleanup(func() { store.Close() })
 	s.store = store
-	s.agent = s.startAgent(s.node, s.cfg)
 	s.synced()
+	t.Logf("agent in sync %v after the datastore's start", time.Since(began))
 	return s
 }
 
