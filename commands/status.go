@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -41,6 +42,10 @@ type nodeReport struct {
 	Addresses []netip.Addr              `json:"addresses"`
 	AS        string                    `json:"as,omitempty"` // "64511 (inherited)"
 	Sessions  []datastore.SessionStatus `json:"sessions"`
+	// RefusedCount is how many prefixes of peers were not believed; Refused names
+	// them with the reason, as far as this machine knows.
+	RefusedCount int      `json:"refusedCount"`
+	Refused      []string `json:"refused"`
 
 	hangs bool // the agent is there, but did not answer in time
 }
@@ -180,9 +185,6 @@ func localReport(ctx context.Context, s *settings, view *datastore.View, storeEr
 	ctx, cancel := context.WithTimeout(ctx, statusTime)
 	defer cancel()
 	r := &nodeReport{Node: s.Node, Version: version}
-	if storeErr != nil {
-		r.problem("%v", storeErr)
-	}
 	if view != nil {
 		if n := view.Node(s.Node); n != nil {
 			r.identity(view, n)
@@ -197,19 +199,59 @@ func localReport(ctx context.Context, s *settings, view *datastore.View, storeEr
 		defer close(asked)
 		speaker, speakerErr = control.NewSpeakerClient(s.Speaker.Socket).Status(ctx)
 	}()
-	if st, err := control.NewAgentClient(s.Agent.Socket).Status(ctx); err != nil {
-		r.problem("%v", err)
-		r.hangs = ctx.Err() != nil
+	agent, agentErr := control.NewAgentClient(s.Agent.Socket).Status(ctx)
+	r.hangs = agentErr != nil && ctx.Err() != nil
+	<-asked
+	r.lost(storeErr, agent, speaker)
+	if agentErr != nil {
+		r.problem("%v", agentErr)
 	} else {
-		r.fromAgent(st)
+		r.fromAgent(agent)
 	}
-	if <-asked; speakerErr != nil {
+	if speakerErr != nil {
 		r.problem("%v", speakerErr)
 	} else {
 		r.fromSpeaker(speaker)
 	}
 	r.finish()
 	return r
+}
+
+// lost says why the datastore does not answer or is not followed, each reason
+// once, and whose it is unless we see it ourselves.
+func (r *nodeReport) lost(storeErr error, agent control.AgentStatus, speaker control.SpeakerStatus) {
+	type reason struct {
+		text string
+		of   []string
+	}
+	var reasons []reason
+	add := func(who, text string) {
+		for _, cause := range []error{datastore.ErrUnavailable, datastore.ErrDetached} {
+			if i := strings.Index(text, cause.Error()); i >= 0 {
+				text = text[i:] // not what was tried
+			}
+		}
+		i := slices.IndexFunc(reasons, func(x reason) bool { return x.text == text })
+		switch {
+		case text == "":
+		case i < 0:
+			reasons = append(reasons, reason{text, []string{who}})
+		default:
+			reasons[i].of = append(reasons[i].of, who)
+		}
+	}
+	if storeErr != nil {
+		add("", storeErr.Error())
+	}
+	add("agent", agent.Detached+agent.Store)
+	add("speaker", speaker.Detached+speaker.Store)
+	for _, x := range reasons {
+		if x.of[0] == "" {
+			r.problem("%s", x.text)
+		} else {
+			r.problem("%s: %s", strings.Join(x.of, ", "), x.text)
+		}
+	}
 }
 
 // identity is the node's addresses and AS number.
@@ -225,12 +267,6 @@ func (r *nodeReport) fromAgent(st control.AgentStatus) {
 	if len(r.Addresses) == 0 {
 		r.Addresses = st.Address
 	}
-	if st.Detached != "" {
-		r.problem("agent: %s", st.Detached)
-	}
-	if st.Store != "" {
-		r.problem("agent: %s", st.Store)
-	}
 	for _, p := range st.Problems {
 		r.problem("%s", p)
 	}
@@ -240,18 +276,15 @@ func (r *nodeReport) fromAgent(st control.AgentStatus) {
 }
 
 func (r *nodeReport) fromSpeaker(st control.SpeakerStatus) {
-	r.Sessions = st.Sessions
+	r.Sessions, r.Refused = st.Sessions, st.Refused
+	if len(r.Addresses) == 0 {
+		r.Addresses = st.Addresses
+	}
 	if r.AS == "" && st.AS != 0 {
 		r.AS = strconv.FormatUint(uint64(st.AS), 10)
 		if st.ASSource == "inherited" {
 			r.AS += " (inherited)"
 		}
-	}
-	if st.Detached != "" {
-		r.problem("speaker: %s", st.Detached)
-	}
-	if st.Store != "" {
-		r.problem("speaker: %s", st.Store)
 	}
 	for _, p := range st.Problems {
 		r.problem("%s", p)
@@ -281,11 +314,16 @@ func remoteReport(view *datastore.View, n *datastore.Node, now time.Time) *nodeR
 
 // finish adds what follows from the rest.
 func (r *nodeReport) finish() {
+	r.RefusedCount = 0
 	for _, s := range r.Sessions {
+		r.RefusedCount += s.Received - s.Accepted
 		if s.State != established {
 			r.problem("BGP session to %s is down: %s", s.Peer, sessionInfo(s))
 		}
 	}
+	// An empty list is one in JSON too.
+	r.Problems, r.Refused = append([]string{}, r.Problems...), append([]string{}, r.Refused...)
+	r.Sessions = append([]datastore.SessionStatus{}, r.Sessions...)
 	slices.SortFunc(r.Sessions, func(x, y datastore.SessionStatus) int { return x.Peer.Compare(y.Peer) })
 	r.Healthy = len(r.Problems) == 0
 }
@@ -294,10 +332,14 @@ func (r *nodeReport) finish() {
 const established = "Established"
 
 func sessionInfo(s datastore.SessionStatus) string {
-	if s.State == established || s.Reason == "" {
-		return s.State
+	info := s.State
+	if s.State != established && s.Reason != "" {
+		info += ": " + s.Reason
 	}
-	return s.State + ": " + s.Reason
+	if s.Stale > 0 {
+		info += fmt.Sprintf(", %d stale", s.Stale)
+	}
+	return info
 }
 
 func (a *app) showReports(f format, reports []*nodeReport, all bool) error {
@@ -343,9 +385,34 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 	} else {
 		b.WriteString("netctl agent is not running.\n")
 	}
-	fmt.Fprintf(&b, "netctl version %s, %s\n", strings.TrimPrefix(r.Version, "v"), r.Datastore)
+	fmt.Fprintf(&b, "netctl version %s, %s\n", cmp.Or(strings.TrimPrefix(r.Version, "v"), "unknown"), r.Datastore)
 	for _, v6 := range []bool{false, true} {
 		b.WriteString("\n" + r.familyText(v6, wide, now))
+	}
+	b.WriteString(r.refusedText())
+	return b.String()
+}
+
+// mostRefused bounds how many refused prefixes the text names.
+const mostRefused = 5
+
+// refusedText names what peers announced and the import guard refused. That is no
+// problem of this node's.
+func (r *nodeReport) refusedText() string {
+	total := max(r.RefusedCount, len(r.Refused))
+	if total == 0 {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString("\nRefused routes\n")
+	named := r.Refused[:min(len(r.Refused), mostRefused)]
+	for _, line := range named {
+		b.WriteString(line + "\n")
+	}
+	if more := total - len(named); more > 0 && len(named) > 0 {
+		fmt.Fprintf(&b, "and %d more\n", more)
+	} else if more > 0 {
+		fmt.Fprintf(&b, "%s; netctl status on node %s names them\n", count(more, "route"), r.Node)
 	}
 	return b.String()
 }

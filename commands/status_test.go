@@ -2,11 +2,14 @@ package commands
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -49,7 +52,7 @@ func TestStatusText(t *testing.T) {
 	time.Local = time.UTC
 	now := time.Date(2026, 3, 4, 15, 40, 0, 0, time.UTC)
 	session := datastore.SessionStatus{Peer: netip.MustParseAddr("192.168.99.103"), Type: "node-to-node mesh", State: "Established",
-		Since: time.Date(2026, 3, 4, 15, 31, 10, 0, time.UTC), Reason: "an old one", Received: 3, Accepted: 2, Sent: 1}
+		Since: time.Date(2026, 3, 4, 15, 31, 10, 0, time.UTC), Reason: "an old one", Received: 3, Accepted: 3, Sent: 1}
 	r := &nodeReport{Node: "slave", Running: true, InSync: true, Started: now.Add(-17*time.Minute - 8*time.Second), Endpoints: 12, Version: "v1.0.0",
 		Datastore: "datastore https://192.168.99.102:2379 healthy (3 members)",
 		Addresses: []netip.Addr{netip.MustParseAddr("192.168.99.102")}, AS: "64511 (inherited)", Sessions: []datastore.SessionStatus{session}}
@@ -73,30 +76,117 @@ No IPv6 address configured.
 		t.Errorf("healthy %v, got\n%swant\n%s", r.Healthy, got, want)
 	}
 
+	r.Sessions[0].Accepted, r.Sessions[0].Stale = 2, 1
 	r.Sessions[0].State, r.Sessions[0].Reason, r.Sessions[0].Since = "Active", "connection refused", now.Add(-25*time.Hour)
 	r.Addresses = append(r.Addresses, netip.MustParseAddr("fd00:99::2"))
 	r.Endpoints = 1
 	r.finish()
-	want = `! BGP session to 192.168.99.103 is down: Active: connection refused
+	want = `! BGP session to 192.168.99.103 is down: Active: connection refused, 1 stale
 
 netctl agent is running. Up 17 minutes, in sync, 1 endpoint
 netctl version 1.0.0, datastore https://192.168.99.102:2379 healthy (3 members)
 
 IPv4 BGP status
 IP: 192.168.99.102    AS Number: 64511 (inherited)
-+----------------+-------------------+-------+------------+----------------------------+----------+----------+------+
-|  Peer address  |     Peer type     | State |   Since    |            Info            | Received | Accepted | Sent |
-+----------------+-------------------+-------+------------+----------------------------+----------+----------+------+
-| 192.168.99.103 | node-to-node mesh |  down | 2026-03-03 | Active: connection refused |    3     |    2     |  1   |
-+----------------+-------------------+-------+------------+----------------------------+----------+----------+------+
++----------------+-------------------+-------+------------+-------------------------------------+----------+----------+------+
+|  Peer address  |     Peer type     | State |   Since    |                 Info                | Received | Accepted | Sent |
++----------------+-------------------+-------+------------+-------------------------------------+----------+----------+------+
+| 192.168.99.103 | node-to-node mesh |  down | 2026-03-03 | Active: connection refused, 1 stale |    3     |    2     |  1   |
++----------------+-------------------+-------+------------+-------------------------------------+----------+----------+------+
 
 IPv6 BGP status
 IP: fd00:99::2    AS Number: 64511 (inherited)
 No IPv6 peers found.
+
+Refused routes
+1 route; netctl status on node slave names them
 `
 	if got := a.reportText(r, true, now); got != want || r.Healthy {
 		t.Errorf("healthy %v, got\n%swant\n%s", r.Healthy, got, want)
 	}
+}
+
+// TestRefusedText: what the import guard refuses is named and nothing to worry.
+func TestRefusedText(t *testing.T) {
+	r := &nodeReport{Running: true, InSync: true}
+	r.fromSpeaker(control.SpeakerStatus{
+		Sessions: []datastore.SessionStatus{{Peer: netip.MustParseAddr("10.0.0.2"), State: "Established", Received: 9, Accepted: 2, Stale: 12}},
+		Refused:  []string{"1", "2", "3", "4", "5", "6", "7"},
+	})
+	r.finish()
+	text := (&app{}).reportText(r, false, time.Now())
+	if !strings.HasSuffix(text, "\n\nRefused routes\n1\n2\n3\n4\n5\nand 2 more\n") || !r.Healthy || r.RefusedCount != 7 {
+		t.Errorf("healthy %v, %d, %s", r.Healthy, r.RefusedCount, text)
+	}
+	if got := sessionInfo(r.Sessions[0]); got != "Established, 12 stale" {
+		t.Errorf("info %q", got)
+	}
+	js, err := json.Marshal(r)
+	if err != nil || !strings.Contains(string(js), `"refusedCount":7,"refused":["1","2"`) {
+		t.Errorf("%s, %v", js, err)
+	}
+}
+
+// TestStatusDetached: a store that does not know the node takes nothing from what
+// its sockets say, and every reason is told once.
+func TestStatusDetached(t *testing.T) {
+	const empty = "detached from the datastore: it holds no cluster identity"
+	up := control.SpeakerStatus{
+		Detached: empty, AS: 64511, ASSource: "inherited", Addresses: []netip.Addr{netip.MustParseAddr("192.168.99.102")},
+		Sessions: []datastore.SessionStatus{{Peer: netip.MustParseAddr("192.168.99.103"), Type: "node-to-node mesh", State: "Established"}},
+	}
+	for _, c := range []struct {
+		name     string
+		agent    control.AgentStatus
+		speaker  control.SpeakerStatus
+		storeErr error
+		want     []string
+	}{
+		{"both", control.AgentStatus{Detached: empty}, up, nil, []string{"agent, speaker: " + empty}},
+		{"one", control.AgentStatus{InSync: true}, up, nil, []string{"speaker: " + empty}},
+		{
+			"away", control.AgentStatus{Store: "watch /netctl/v1/: datastore unavailable: refused"}, up,
+			fmt.Errorf("list /netctl/v1/: %w: refused", datastore.ErrUnavailable), []string{"datastore unavailable: refused", "speaker: " + empty},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := &settings{Node: "n1"}
+			s.Agent.Socket, s.Speaker.Socket = filepath.Join(dir, "agent.sock"), filepath.Join(dir, "speaker.sock")
+			answer(t, s.Agent.Socket, c.agent)
+			answer(t, s.Speaker.Socket, c.speaker)
+			r := localReport(t.Context(), s, datastore.NewView(), c.storeErr)
+			if !slices.Equal(r.Problems, c.want) {
+				t.Errorf("problems %q, want %q", r.Problems, c.want)
+			}
+			text := (&app{}).reportText(r, false, time.Now())
+			for _, want := range []string{"IP: 192.168.99.102    AS Number: 64511 (inherited)", "| 192.168.99.103 | node-to-node mesh |   up  |"} {
+				if !strings.Contains(text, want) {
+					t.Errorf("no %q in\n%s", want, text)
+				}
+			}
+		})
+	}
+}
+
+// answer serves a role's status on a socket.
+func answer[T any](t *testing.T, socket string, status T) {
+	t.Helper()
+	l, err := control.Listen(socket, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	mux := http.NewServeMux()
+	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (T, error) { return status, nil }))
+	go func() { done <- control.Serve(ctx, l, mux) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestRemoteReport(t *testing.T) {
@@ -114,6 +204,9 @@ func TestRemoteReport(t *testing.T) {
 	} {
 		n := &datastore.Node{Metadata: datastore.Metadata{Name: "n"}, Status: c.status}
 		r := remoteReport(datastore.NewView(), n, now)
+		if text := (&app{}).reportText(r, false, now); !strings.Contains(text, "netctl version unknown, ") {
+			t.Errorf("%+v:\n%s", c.status, text)
+		}
 		if got := strings.Join(r.Problems, "; "); got != c.want || r.Healthy != (c.want == "") {
 			t.Errorf("got %q, healthy %v; want %q", got, r.Healthy, c.want)
 		}

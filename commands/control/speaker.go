@@ -11,14 +11,17 @@ const SpeakerSocket = "/run/netctl-node/speaker.sock"
 
 // SpeakerStatus is the speaker's own view (GET /v1/status).
 type SpeakerStatus struct {
-	Version  string                    `json:"version"`
-	Node     string                    `json:"node"`
-	PID      int                       `json:"pid"`
-	RouterID netip.Addr                `json:"routerID"`
-	AS       uint32                    `json:"as"`
-	ASSource string                    `json:"asSource"` // "inherited" or "node"
-	Sessions []datastore.SessionStatus `json:"sessions"`
-	// Refused counts and names prefixes that the import guard turned down.
+	Version  string     `json:"version"`
+	Node     string     `json:"node"`
+	PID      int        `json:"pid"`
+	RouterID netip.Addr `json:"routerID"`
+	AS       uint32     `json:"as"`
+	ASSource string     `json:"asSource"` // "inherited" or "node"
+	// Addresses are this node's, as the speaker last knew them.
+	Addresses []netip.Addr              `json:"addresses"`
+	Sessions  []datastore.SessionStatus `json:"sessions"`
+	// Refused names prefixes that the import guard turned down, up to 100 a
+	// session; what a session has received and not accepted counts them.
 	Refused  []string `json:"refused,omitempty"`
 	Detached string   `json:"detached,omitempty"`
 	Store    string   `json:"store,omitempty"`

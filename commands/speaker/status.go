@@ -81,7 +81,7 @@ func (s *speaker) status() control.SpeakerStatus {
 	s.state.mu.Lock()
 	engine, plan := s.state.engine, s.state.plan
 	st := control.SpeakerStatus{
-		Version: s.cfg.Version, Node: s.cfg.Node, PID: os.Getpid(), RouterID: plan.RouterID, AS: plan.AS, ASSource: plan.ASSource(),
+		Version: s.cfg.Version, Node: s.cfg.Node, PID: os.Getpid(), RouterID: plan.RouterID, AS: plan.AS, ASSource: plan.ASSource(), Addresses: plan.Addresses,
 		Sessions: sessions, Detached: s.state.detached, Store: s.state.away, Problems: slices.Clone(plan.Problems),
 	}
 	s.state.mu.Unlock()
@@ -99,9 +99,6 @@ func (s *speaker) status() control.SpeakerStatus {
 		st.Problems = append(st.Problems, fmt.Sprintf("prefix %s is announced by several nodes: %s", c.Prefix, plan.Names(c.Peers)))
 	}
 	for _, e := range engine.Status() {
-		if n := e.Received - e.Accepted; n > 0 {
-			st.Refused = append(st.Refused, fmt.Sprintf("%d from %s", n, plan.Names([]netip.Addr{e.Peer})))
-		}
 		for _, r := range e.Refused {
 			st.Refused = append(st.Refused, fmt.Sprintf("%s from %s: %s", r.Prefix, plan.Names([]netip.Addr{e.Peer}), r.Reason))
 		}
