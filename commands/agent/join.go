@@ -52,10 +52,8 @@ func (j *joiner) enter(ctx context.Context, restore []*workload.Record) error {
 			return err
 		}
 		j.loop.log.Warn("not joined yet", "error", err)
-		select {
-		case <-ctx.Done():
+		if !pause(ctx, wait) {
 			return nil
-		case <-time.After(wait):
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"netctl/acl"
@@ -223,7 +224,16 @@ func (l *loop) await(ctx context.Context, check func() (bool, error)) error {
 	case <-l.ended:
 		return errEnded
 	case <-ctx.Done():
-		l.post(func() { w.check = func() (bool, error) { return true, nil } })
+	}
+	if err := l.do(context.Background(), func() {
+		l.waiters = slices.DeleteFunc(l.waiters, func(o *waiter) bool { return o == w })
+	}); err != nil {
+		return err
+	}
+	select {
+	case err := <-w.done: // what check did counts
+		return err
+	default:
 		return ctx.Err()
 	}
 }
