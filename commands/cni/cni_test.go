@@ -248,7 +248,7 @@ func TestRefusals(t *testing.T) {
 		{"no name", addEnv("ADD"), `{"cniVersion":"1.0.0"}`, 7, "name"},
 		{"ipam", addEnv("ADD"), conf(`"ipam":{"type":"host-local"}`), 2, "host-local"},
 		{"mtu", addEnv("ADD"), conf(`"mtu":3`), 7, "mtu 3"},
-		{"pool", addEnv("ADD"), conf(`"pools":["10.0.0.0/33"]`), 6, "10.0.0.0/33"},
+		{"pool", addEnv("ADD"), conf(`"pools":["10.0.0.0/33"]`), 7, "10.0.0.0/33"},
 		{"args", addEnv("ADD", "CNI_ARGS=FOO=1;IP=10.0.0.1"), plain, 4, "FOO"},
 		{"args no pair", addEnv("ADD", "CNI_ARGS=IgnoreUnknown=1;FOO"), plain, 4, `"FOO"`},
 		{"args ignore", addEnv("ADD", "CNI_ARGS=IgnoreUnknown=maybe"), plain, 4, "maybe"},

@@ -2,6 +2,7 @@ package cni
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -30,7 +31,7 @@ type netConf struct {
 	IPv6        bool              `json:"ipv6"`
 	MTU         int               `json:"mtu"` // bytes
 	AgentSocket string            `json:"agentSocket"`
-	Pools       []netip.Prefix    `json:"pools"`
+	Pools       []string          `json:"pools"` // CIDRs
 
 	RuntimeConfig struct {
 		IPs          []string        `json:"ips"`
@@ -63,10 +64,15 @@ const minMTU, maxMTU = 68, 65535
 
 func parseConf(raw []byte) (netConf, error) {
 	var c netConf
-	if err := json.Unmarshal(raw, &c); err != nil {
-		return netConf{}, errorf(codeDecode, "network configuration: %v", err)
-	}
+	err := json.Unmarshal(raw, &c)
+	var kind *json.UnmarshalTypeError
 	switch {
+	case errors.As(err, &kind) && kind.Field == "":
+		return c, errorf(codeDecode, "network configuration: must be an object (it is of the type %s)", kind.Value)
+	case errors.As(err, &kind):
+		return c, errorf(codeDecode, "network configuration: %s: is of the wrong type (%s)", kind.Field, kind.Value)
+	case err != nil:
+		return netConf{}, errorf(codeDecode, "network configuration: %v", err)
 	case !slices.Contains(versions(), c.CNIVersion):
 		return c, errorf(codeVersion, "cniVersion %q is not supported; %s are", c.CNIVersion, strings.Join(versions(), ", "))
 	case !identifier(c.Name):
@@ -101,11 +107,17 @@ func (c *call) request() (control.AttachRequest, error) {
 		Interface:    c.env["CNI_IFNAME"],
 		Network:      conf.Name,
 		NetnsPath:    c.env["CNI_NETNS"],
-		Pools:        conf.Pools,
 		IPv6:         conf.IPv6,
 		MTU:          conf.MTU,
 		Profiles:     conf.Profiles,
 		Labels:       labels(c.env["CNI_CONTAINERID"], conf, args),
+	}
+	for _, text := range conf.Pools {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return req, errorf(codeConfig, "pools: %q is no CIDR, like 10.0.0.0/26", text)
+		}
+		req.Pools = append(req.Pools, p)
 	}
 	req.Addresses, err = firstAddresses(
 		said{"runtimeConfig.ips", conf.RuntimeConfig.IPs}, said{"args.cni.ips", conf.Args.CNI.IPs}, said{"CNI_ARGS IP", args.ips})

@@ -123,7 +123,7 @@ func checkEndpoints(endpoints []string) (secure bool, err error) {
 		u, err := url.Parse(e)
 		switch {
 		case err != nil:
-			return false, fmt.Errorf("datastore endpoint %q: %w: %w", e, err, datastore.ErrInvalid)
+			return false, fmt.Errorf("datastore endpoint %q: want unix:///path or https://host:port: %w", e, datastore.ErrInvalid)
 		case u.Scheme == "https" && u.Hostname() != "" && u.Port() != "" && u.Path == "" && u.User == nil:
 			secure = true
 		case u.Scheme == "unix" && u.Host == "" && filepath.IsAbs(u.Path):

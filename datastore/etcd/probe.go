@@ -139,12 +139,15 @@ func dialReason(err error, unix bool) error {
 		return errors.New("connection refused: nothing listens there")
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		return errors.New("no route to the host")
-	case isTimeout(err):
-		return errors.New("no answer: the host is down or a firewall drops the packets")
 	}
 	var dns *net.DNSError
-	if errors.As(err, &dns) {
+	switch {
+	case errors.As(err, &dns) && dns.IsTimeout:
+		return fmt.Errorf("the name %s cannot be resolved: no answer from a name server", dns.Name)
+	case errors.As(err, &dns):
 		return fmt.Errorf("the name %s cannot be resolved", dns.Name)
+	case isTimeout(err):
+		return errors.New("no answer: the host is down or a firewall drops the packets")
 	}
 	return err
 }
