@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -101,6 +102,14 @@ func finish(a *app, c *cobra.Command) {
 			return run(cmd, args)
 		}
 	}
+	if check := c.Args; check != nil {
+		c.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return argumentError(cmd, err)
+			}
+			return nil
+		}
+	}
 	codes := c.Annotations[exitCodes]
 	if codes == "" {
 		codes = "0 done, 1 failed, 2 usage"
@@ -114,6 +123,27 @@ func finish(a *app, c *cobra.Command) {
 	for _, sub := range c.Commands() {
 		finish(a, sub)
 	}
+}
+
+// argumentError says what the command wants instead.
+func argumentError(cmd *cobra.Command, err error) error {
+	if cmd.HasSubCommands() {
+		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
+	}
+	text := err.Error()
+	if word, ok := strings.CutPrefix(text, "unknown command "); ok { // what cobra calls an argument too many
+		word, _, _ = strings.Cut(word, " for ")
+		text = "unexpected argument " + word
+	} else if strings.Contains(text, "arg(s)") {
+		text = "wrong number of arguments"
+	}
+	return fmt.Errorf("%s; usage: %s", text, cmd.UseLine())
+}
+
+// flagError leaves out what the parser of numbers calls itself.
+func flagError(cmd *cobra.Command, err error) error {
+	text, _, _ := strings.Cut(err.Error(), ": strconv.")
+	return fmt.Errorf("%s; see `%s --help`", text, cmd.CommandPath())
 }
 
 // exitCodes is the annotation of a command whose exit codes mean more than

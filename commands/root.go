@@ -69,6 +69,7 @@ func newRootCommand(a *app) *cobra.Command {
 		newVersionCommand(a),
 	)
 	root.AddCommand(nouns(a)...)
+	root.SetFlagErrorFunc(flagError)
 	root.InitDefaultHelpCmd()
 	finish(a, root)
 	return root
