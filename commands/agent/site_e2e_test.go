@@ -312,6 +312,9 @@ func badRequests(t *testing.T, s *site, c1 *netlab.Container, a1 control.Attachm
 	if err := s.client().Check(t.Context(), check); err == nil || !strings.Contains(err.Error(), "10.0.0.48") {
 		t.Errorf("check of a container without its address: %v", err)
 	}
+	if _, err := s.tryAttach(c1, "dataman", nil); code(err) != control.CodeExists || !strings.Contains(err.Error(), "10.0.0.48 is missing") {
+		t.Errorf("attached again without its address: %v", err)
+	}
 	netlab.Must(t, c1, "sh", "-c", "ip addr add 10.0.0.48/32 dev eth0; ip route replace 169.254.1.1 dev eth0 scope link; ip route replace default via 169.254.1.1")
 }
 

@@ -91,8 +91,11 @@ func (s *Service) repeat(ctx context.Context, req Request, known Known, ns *kern
 		// No record: the attach was cut off before it was answered.
 		return a, false, nil
 	}
-	if rec.Dev != ns.Dev || rec.Ino != ns.Ino || s.Links.Check(s.recorded(rec, ns)) != nil {
+	if rec.Dev != ns.Dev || rec.Ino != ns.Ino {
 		return a, false, fmt.Errorf("attach %s: attached to another network namespace already: detach it first: %w", ep.Metadata.Name, datastore.ErrExists)
+	}
+	if err := s.Links.Check(s.recorded(rec, ns)); err != nil {
+		return a, false, fmt.Errorf("attach %s: attached already, and changed since: detach it first: %w: %w", ep.Metadata.Name, datastore.ErrExists, err)
 	}
 	for _, want := range req.Addresses {
 		if !slices.Contains(ep.Spec.Addresses, want) {
