@@ -88,21 +88,21 @@ func (s *Store) explain(ctx context.Context, what string, err error) error {
 	}
 	// Somebody answers now: a member that starts, ends, or has no leader.
 	s.client.ActiveConnection().ResetConnectBackoff()
-	switch said, code := rpctypes.Error(err), status.Code(err); {
-	case isEtcd(said):
-		return fmt.Errorf("%s: %w: etcd says: %s", what, datastore.ErrUnavailable, strings.TrimPrefix(said.Error(), "etcdserver: "))
-	case code == codes.Unimplemented:
-		return fmt.Errorf("%s: %w: %s answers, but is no etcd", what, datastore.ErrUnavailable, list(s.endpoints))
-	case code == codes.DeadlineExceeded:
-		return fmt.Errorf("%s: %w: %s accepts connections, but does not answer (overloaded, stopped, or without a majority of its members)", what, datastore.ErrUnavailable, list(s.endpoints))
-	}
-	// What grpc says is for nobody.
 	s.log.Debug("call cut off", "call", what, "error", err)
-	return fmt.Errorf("%s: %w: the connection to %s broke; it answers again", what, datastore.ErrUnavailable, list(s.endpoints))
+	return fmt.Errorf("%s: %w: %s: %s", what, datastore.ErrUnavailable, list(s.endpoints), verdict(err))
 }
 
-// isEtcd says whether an error is one of etcd's own, not grpc's.
-func isEtcd(err error) bool {
-	var e rpctypes.EtcdError
-	return errors.As(err, &e)
+// verdict is why a call failed though the server can be reached: in etcd's own
+// words, or in ours for what grpc says.
+func verdict(err error) string {
+	var said rpctypes.EtcdError
+	switch code := status.Code(err); {
+	case errors.As(rpctypes.Error(err), &said):
+		return "etcd says: " + strings.TrimPrefix(said.Error(), "etcdserver: ")
+	case code == codes.Unimplemented:
+		return "answers, but is no etcd"
+	case code == codes.DeadlineExceeded:
+		return "accepts connections, but does not answer (overloaded, stopped, or without a majority of its members)"
+	}
+	return "the connection broke; it answers again"
 }

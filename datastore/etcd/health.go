@@ -46,7 +46,7 @@ func (s *Store) health(ctx context.Context, endpoint string) EndpointHealth {
 	}
 	r, err := s.client.Status(bounded, endpoint)
 	if err != nil {
-		h.Err = s.explain(ctx, endpoint, err)
+		h.Err = fmt.Errorf("%s: %w: %s", endpoint, datastore.ErrUnavailable, verdict(err))
 		return h
 	}
 	h.Member, h.Version = r.Header.MemberId, r.Version

@@ -101,7 +101,13 @@ func TestReasons(t *testing.T) {
 			if _, err = s.Commit(ctx, datastore.Txn{}); !errors.Is(err, datastore.ErrUnavailable) || raw(err) {
 				t.Errorf("commit: %v", err)
 			}
-			if h := s.Health(t.Context()); h[0].Err == nil || !strings.Contains(h[0].Err.Error(), c.want) {
+			h := s.Health(t.Context())
+			for _, err := range []error{err, h[0].Err} {
+				if err != nil && strings.Count(err.Error(), c.o.Endpoints[0]) != 1 {
+					t.Errorf("names the endpoint more than once: %v", err)
+				}
+			}
+			if h[0].Err == nil || !strings.Contains(h[0].Err.Error(), c.want) {
 				t.Errorf("health: %v", h[0].Err)
 			}
 		})
