@@ -38,7 +38,7 @@ func (a *app) exitCode(err error) int {
 
 // oneLine is the error's text as one line; joined errors are set apart by "; ".
 func oneLine(err error) string {
-	if err == errNo {
+	if err.Error() == errNo.Error() {
 		return ""
 	}
 	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })

@@ -110,7 +110,7 @@ func newRuleUpdateCommand(a *app) *cobra.Command {
 func parseRuleSet(raw []byte) (datastore.ProfileSpec, error) {
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &keys); err != nil {
-		return datastore.ProfileSpec{}, fmt.Errorf("not the JSON that rule json prints: %v: %w", err, datastore.ErrInvalid)
+		return datastore.ProfileSpec{}, fmt.Errorf("not the JSON that rule json prints: %w: %w", err, datastore.ErrInvalid)
 	}
 	for _, side := range []string{inbound, outbound} {
 		if len(keys[side]) == 0 || string(keys[side]) == "null" {

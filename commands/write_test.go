@@ -53,7 +53,7 @@ func TestWriteSaysHowFarItCame(t *testing.T) {
 	if got, want := farther(through, len(list), errLimit).Error(), "after 198 of 250 objects: no more"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	if err := farther(0, len(list), errLimit); err != errLimit {
+	if err := farther(0, len(list), errLimit); !errors.Is(err, errLimit) {
 		t.Errorf("nothing was written, and the error is %v", err)
 	}
 }

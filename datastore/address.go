@@ -33,23 +33,25 @@ func checkCIDR(field string, p netip.Prefix) error {
 }
 
 // special are the ranges that no pool can be in (RFC 6890).
-var special = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"),
-	netip.MustParsePrefix("127.0.0.0/8"),
-	netip.MustParsePrefix("169.254.0.0/16"),
-	netip.MustParsePrefix("224.0.0.0/3"),
-	netip.MustParsePrefix("::/8"),
-	netip.MustParsePrefix("fe80::/10"),
-	netip.MustParsePrefix("ff00::/8"),
+func special() []netip.Prefix {
+	return []netip.Prefix{
+		netip.MustParsePrefix("0.0.0.0/8"),
+		netip.MustParsePrefix("127.0.0.0/8"),
+		netip.MustParsePrefix("169.254.0.0/16"),
+		netip.MustParsePrefix("224.0.0.0/3"),
+		netip.MustParsePrefix("::/8"),
+		netip.MustParsePrefix("fe80::/10"),
+		netip.MustParsePrefix("ff00::/8"),
+	}
 }
 
 func checkRoutable(field string, p netip.Prefix) error {
 	if err := checkCIDR(field, p); err != nil {
 		return err
 	}
-	i := slices.IndexFunc(special, p.Overlaps)
+	i := slices.IndexFunc(special(), p.Overlaps)
 	if i >= 0 {
-		return &FieldError{Field: field, Value: p.String(), Reason: fmt.Sprintf("overlaps %s, whose addresses cannot be routed", special[i])}
+		return &FieldError{Field: field, Value: p.String(), Reason: fmt.Sprintf("overlaps %s, whose addresses cannot be routed", special()[i])}
 	}
 	return nil
 }

@@ -98,7 +98,6 @@ func (m *model) silent(t *testing.T) {
 // remember is a guard that judges by an identity in memory.
 type remember struct {
 	have *datastore.Identity
-	seen chan int64
 }
 
 func (r *remember) Check(ctx context.Context, s datastore.Store, snap datastore.Snapshot) error {

@@ -81,7 +81,7 @@ func TestForeignName(t *testing.T) {
 }
 
 func TestVerbsAreSorted(t *testing.T) {
-	if !slices.IsSorted(verbs) {
+	if !slices.IsSorted(verbs()) {
 		t.Error("not sorted")
 	}
 }

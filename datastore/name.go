@@ -3,6 +3,7 @@ package datastore
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -17,10 +18,12 @@ const MaxName = 128
 // verbs may not be names: the command line puts names where another command has
 // its verb (profile NAME rule show, profile show), and one list for all kinds is
 // easier to remember than one for each.
-var verbs = []string{
-	"add", "append", "apply", "create", "delete", "drain", "edit", "get", "help",
-	"info", "json", "profile", "range", "remove", "replace", "rule", "set",
-	"setup", "show", "tag", "teardown", "undrain", "update",
+func verbs() []string {
+	return []string{
+		"add", "append", "apply", "create", "delete", "drain", "edit", "get", "help",
+		"info", "json", "profile", "range", "remove", "replace", "rule", "set",
+		"setup", "show", "tag", "teardown", "undrain", "update",
+	}
 }
 
 // FieldError says which field of an object is wrong, and why. It wraps
@@ -50,7 +53,7 @@ func CheckName(s string) error {
 	if err := checkWord(s); err != nil {
 		return err
 	}
-	if slices.Contains(verbs, s) {
+	if slices.Contains(verbs(), s) {
 		return &FieldError{Value: s, Reason: "is a verb of the command line and cannot be a name"}
 	}
 	return nil
@@ -185,7 +188,7 @@ func at(field string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if e, ok := err.(*FieldError); ok && e.Field == "" {
+	if e := (*FieldError)(nil); errors.As(err, &e) && e.Field == "" {
 		return &FieldError{Field: field, Value: e.Value, Reason: e.Reason}
 	}
 	return &FieldError{Field: field, Reason: err.Error()}

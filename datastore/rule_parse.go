@@ -1,6 +1,7 @@
 package datastore
 
 import (
+	"errors"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -268,7 +269,7 @@ func (p *ruleParser) selector(t *Term, not bool) error {
 	}
 	sel, err := ParseSelector(w.text)
 	if err != nil {
-		if e, ok := err.(*SyntaxError); ok {
+		if e := (*SyntaxError)(nil); errors.As(err, &e) {
 			e.Column += w.column
 		}
 		return err

@@ -46,7 +46,11 @@ type selectorToken struct {
 	column int
 }
 
-var selectorPuncts = []string{"==", "!=", "&&", "||", "!", "(", ")", "{", "}", ","}
+// selectorPuncts are the operators and brackets; of two that begin alike the
+// longer comes first.
+func selectorPuncts() []string {
+	return []string{"==", "!=", "&&", "||", "!", "(", ")", "{", "}", ","}
+}
 
 func lexSelector(s string) ([]selectorToken, error) {
 	if err := checkText("selector", s); err != nil {
@@ -91,7 +95,7 @@ func lexSelectorToken(s string) (selectorToken, int) {
 	if n > 0 {
 		return selectorToken{kind: tokWord, text: s[:n]}, n
 	}
-	for _, p := range selectorPuncts {
+	for _, p := range selectorPuncts() {
 		if strings.HasPrefix(s, p) {
 			return selectorToken{kind: tokPunct, text: p}, len(p)
 		}

@@ -102,7 +102,7 @@ func TestModifyStartsOverAfterAConflict(t *testing.T) {
 		t.Errorf("got %v, %v; want %v", p.Spec.Tags, err, want)
 	}
 	stop := errors.New("stop")
-	if _, err := datastore.Modify(ctx, s, "p", func(*datastore.Profile) error { return stop }); err != stop {
+	if _, err := datastore.Modify(ctx, s, "p", func(*datastore.Profile) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("got %v, want the change's own error", err)
 	}
 }

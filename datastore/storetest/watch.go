@@ -128,14 +128,14 @@ func watchPast(t *testing.T, ctx context.Context, s datastore.Store) {
 			t.Fatalf("batch of revision %d holds revision %d", b.Revision, b.Events[len(b.Events)-1].Revision)
 		}
 	}
-	r.stop(t)
+	_ = r.stop(t)
 	// A batch's revision is where the next watch starts: nothing twice, nothing left out.
 	put(t, ctx, s, root+"a", "next")
 	r = record(ctx, s, root, batches[len(batches)-1].Revision)
 	if got := events(r.wait(t, 1)); len(got) != 1 || string(got[0].Value) != "next" {
 		t.Fatalf("got %+v", got)
 	}
-	r.stop(t)
+	_ = r.stop(t)
 }
 
 // watchTxn writes transactions whose events are larger than one message of etcd.
@@ -163,7 +163,7 @@ func watchTxn(t *testing.T, ctx context.Context, s datastore.Store) {
 	if len(seen) != txns {
 		t.Fatalf("%d revisions of %d", len(seen), txns)
 	}
-	r.stop(t)
+	_ = r.stop(t)
 }
 
 func watchEnds(t *testing.T, ctx context.Context, s datastore.Store) {
