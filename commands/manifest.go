@@ -54,7 +54,7 @@ func parseManifests(name string, raw []byte) ([]manifest, error) {
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %s", name, strings.TrimPrefix(err.Error(), "yaml: "))
+			return nil, yamlError(name, err)
 		}
 		if len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" {
 			continue // a comment between two ---

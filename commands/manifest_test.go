@@ -24,7 +24,7 @@ func TestManifestErrorsNameTheLine(t *testing.T) {
 		{"? [a]\n: b\n", "f:1: a key must be a text"},
 		{"a: !!binary aGk=\n", "f:1: the tag !!binary has no place here"},
 		{"a: .inf\n", `f:1: ".inf" is no number`},
-		{"a: [\n", "f: line 1: did not find expected node content"},
+		{"a: [\n", "f:1: did not find expected node content"},
 		{"# nothing\n---\n", "f: no object in it"},
 		{"just text\n", "f:1: not an object with the texts apiVersion and kind"},
 		{"", "f: no object in it"},

@@ -314,9 +314,9 @@ func newPoolRemoveCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		for _, c := range cidrs {
+		for i, c := range cidrs {
 			if err := a.removePool(cmd.Context(), datastore.PoolName(c), force); err != nil {
-				return err
+				return farther(i, len(cidrs), err)
 			}
 		}
 		return nil

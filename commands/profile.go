@@ -98,9 +98,9 @@ func newProfileRemoveCommand(a *app) *cobra.Command {
 		if err := checkNames(datastore.KindProfile, args...); err != nil {
 			return err
 		}
-		for _, name := range args {
+		for i, name := range args {
 			if err := a.remove(cmd.Context(), datastore.KindProfile, name, force, nil); err != nil {
-				return err
+				return farther(i, len(args), err)
 			}
 		}
 		return nil
