@@ -21,10 +21,14 @@ type kept struct {
 	until time.Time
 }
 
-// planned returns the objects that plan was made of. Nodes matter as peers only,
-// and this one as theirs.
+// planned returns the objects that plan was made of: none of the zero plan, which
+// a node has before it ever saw the datastore. Nodes matter as peers only, and
+// this one as theirs.
 func planned(node string, p routing.Plan) kept {
 	var k kept
+	if p.RestartTime == 0 {
+		return k
+	}
 	add := func(name string, as uint32, addrs []netip.Addr) {
 		n := &datastore.Node{Metadata: datastore.Metadata{Name: name}, Spec: datastore.NodeSpec{AS: as}}
 		for _, a := range addrs {

@@ -134,6 +134,19 @@ func TestKept(t *testing.T) {
 	}
 }
 
+// TestNothingKeptAtFirst: a new node is not in the datastore yet, and has nothing
+// to keep.
+func TestNothingKeptAtFirst(t *testing.T) {
+	f := newFollower("a", &state{}, func() {}, quiet())
+	f.resume(routing.Plan{})
+	if err := f.Replace(datastore.Snapshot{Revision: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if p := <-f.plans; p.Kept || p.HoldTime != 90 || f.expiry != nil {
+		t.Errorf("plan %+v", p)
+	}
+}
+
 // TestKeptComesBack: what returns replaces what is kept, at once and changed;
 // what is new is used at once; what is deleted goes at once.
 func TestKeptComesBack(t *testing.T) {
