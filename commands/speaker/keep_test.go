@@ -222,6 +222,13 @@ func TestKeptOverARestart(t *testing.T) {
 	if again := l.next(); plain(again) != plain(p) || !again.Kept {
 		t.Fatalf("while kept %+v", again)
 	}
+	// The first start of a cluster: there was nothing before.
+	l = fresh(routing.Plan{})
+	l.Lost(datastore.ErrUnidentified)
+	l.replace()
+	if p := l.next(); p.Kept || p.HoldTime != 90 || l.expiry != nil {
+		t.Fatalf("nothing before: %+v", p)
+	}
 	l = fresh(was.plan)
 	l.replace(was.all[0], was.all[2])
 	if p := l.next(); p.Kept || len(p.Peers) != 1 || len(p.Pools) > 0 {
