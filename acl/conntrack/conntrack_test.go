@@ -20,7 +20,7 @@ var (
 func fill(n *netns) int {
 	n.t.Helper()
 	insert := func(args string) {
-		n.run(append([]string{"conntrack", "-I", "-t", "600", "-p", "udp", "--sport", "1000"}, strings.Fields(args)...)...)
+		n.Run(append([]string{"conntrack", "-I", "-t", "600", "-p", "udp", "--sport", "1000"}, strings.Fields(args)...)...)
 	}
 	for i := range 5 {
 		insert(fmt.Sprintf("-s 10.0.0.5 -d 192.0.2.%d --dport 5", i+1))
@@ -40,7 +40,7 @@ func fill(n *netns) int {
 func entries(n *netns) string {
 	var out strings.Builder
 	for _, f := range []string{"ipv4", "ipv6"} {
-		for _, line := range strings.Split(n.run("conntrack", "-L", "-f", f), "\n") {
+		for _, line := range strings.Split(n.Run("conntrack", "-L", "-f", f), "\n") {
 			if strings.HasPrefix(line, "udp") {
 				out.WriteString(line + "\n")
 			}
@@ -63,13 +63,13 @@ func check(t *testing.T, n *netns, others int) {
 func TestDelete(t *testing.T) {
 	n := newNetns(t)
 	others := fill(n)
-	n.do(func() {
+	n.Do(func() {
 		if err := Delete(addr4, addr6); err != nil {
 			t.Error(err)
 		}
 	})
 	check(t, n, others)
-	n.do(func() {
+	n.Do(func() {
 		if err := Delete(addr4); err != nil {
 			t.Errorf("nothing left to delete: %v", err)
 		}
@@ -86,7 +86,7 @@ func TestDeleteDumped(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := newNetns(t)
 			others := fill(n)
-			n.do(func() {
+			n.Do(func() {
 				c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 				if err != nil {
 					t.Error(err)
@@ -121,7 +121,7 @@ func BenchmarkDelete(b *testing.B) {
 		"ipv4": {netip.MustParseAddr("10.0.0.99")}, "both": {netip.MustParseAddr("10.0.0.99"), netip.MustParseAddr("fd00::99")},
 	} {
 		b.Run(name, func(b *testing.B) {
-			n.do(func() {
+			n.Do(func() {
 				for b.Loop() {
 					if err := Delete(addrs...); err != nil {
 						b.Error(err)

@@ -18,7 +18,7 @@ import (
 
 func ensure(t *testing.T, n *netns, want int) {
 	t.Helper()
-	n.do(func() {
+	n.Do(func() {
 		added, err := EnsureForward("nc")
 		if err != nil {
 			t.Error(err)
@@ -33,7 +33,7 @@ func ensure(t *testing.T, n *netns, want int) {
 func rules(n *netns, binary, chain string) []string {
 	n.t.Helper()
 	var out []string
-	for _, line := range strings.Split(n.run(binary, "-S", chain), "\n") {
+	for _, line := range strings.Split(n.Run(binary, "-S", chain), "\n") {
 		if strings.Contains(line, "--comment netctl") {
 			out = append(out, line)
 		}
@@ -54,31 +54,31 @@ func wantRules(t *testing.T, n *netns, binary, chain string) {
 func TestNothingToDo(t *testing.T) {
 	n := newNetns(t)
 	ensure(t, n, 0)
-	if out := n.run("nft", "list", "ruleset"); out != "" {
+	if out := n.Run("nft", "list", "ruleset"); out != "" {
 		t.Errorf("made %s", out)
 	}
-	if out := n.run("cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"); out != "" {
+	if out := n.Run("cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"); out != "" {
 		t.Errorf("made the legacy tables %s", out)
 	}
-	n.run("iptables-nft", "-A", "FORWARD", "-s", "192.0.2.1", "-j", "DROP")
-	n.run("iptables-legacy", "-A", "FORWARD", "-s", "192.0.2.1", "-j", "DROP")
+	n.Run("iptables-nft", "-A", "FORWARD", "-s", "192.0.2.1", "-j", "DROP")
+	n.Run("iptables-legacy", "-A", "FORWARD", "-s", "192.0.2.1", "-j", "DROP")
 	ensure(t, n, 0)
 }
 
 func TestPolicyDrop(t *testing.T) {
 	for _, binary := range []string{"iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"} {
 		n := newNetns(t)
-		n.run(binary, "-P", "FORWARD", "DROP")
-		n.run(binary, "-A", "FORWARD", "-j", "DROP")
-		n.run(binary, "-A", "FORWARD", "-i", "old+", "-m", "comment", "--comment", "netctl", "-j", "ACCEPT")
+		n.Run(binary, "-P", "FORWARD", "DROP")
+		n.Run(binary, "-A", "FORWARD", "-j", "DROP")
+		n.Run(binary, "-A", "FORWARD", "-i", "old+", "-m", "comment", "--comment", "netctl", "-j", "ACCEPT")
 		ensure(t, n, 2)
 		wantRules(t, n, binary, "FORWARD")
-		before := n.run(binary, "-S")
+		before := n.Run(binary, "-S")
 		ensure(t, n, 0)
-		if after := n.run(binary, "-S"); after != before {
+		if after := n.Run(binary, "-S"); after != before {
 			t.Errorf("%s changed by the second time:\n%s\nwas\n%s", binary, after, before)
 		}
-		n.run(binary, "-F", "FORWARD")
+		n.Run(binary, "-F", "FORWARD")
 		ensure(t, n, 2)
 		wantRules(t, n, binary, "FORWARD")
 	}
@@ -88,26 +88,26 @@ func TestPolicyDrop(t *testing.T) {
 // chain that drops by policy.
 func TestForwardingWorks(t *testing.T) {
 	router, a, b := newNetns(t), newNetns(t), newNetns(t)
-	router.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+	router.Run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
 	for i, h := range []*netns{a, b} {
 		link, addr := fmt.Sprintf("nc%d", i), fmt.Sprintf("10.0.0.%d", i+1)
-		router.run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", h.name)
-		router.run("ip", "addr", "add", "10.9.9.9/32", "dev", link)
-		router.run("ip", "link", "set", link, "up")
-		router.run("ip", "route", "add", addr, "dev", link)
-		h.run("ip", "link", "set", "eth0", "up")
-		h.run("ip", "addr", "add", addr+"/32", "dev", "eth0")
-		h.run("ip", "route", "add", "10.9.9.9", "dev", "eth0")
-		h.run("ip", "route", "add", "default", "via", "10.9.9.9")
+		router.Run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", h.Name)
+		router.Run("ip", "addr", "add", "10.9.9.9/32", "dev", link)
+		router.Run("ip", "link", "set", link, "up")
+		router.Run("ip", "route", "add", addr, "dev", link)
+		h.Run("ip", "link", "set", "eth0", "up")
+		h.Run("ip", "addr", "add", addr+"/32", "dev", "eth0")
+		h.Run("ip", "route", "add", "10.9.9.9", "dev", "eth0")
+		h.Run("ip", "route", "add", "default", "via", "10.9.9.9")
 	}
-	a.run("ping", "-c1", "-W5", "10.0.0.2")
+	a.Run("ping", "-c1", "-W5", "10.0.0.2")
 	for _, binary := range []string{"iptables-nft", "iptables-legacy"} {
-		router.run(binary, "-P", "FORWARD", "DROP")
-		if out, err := a.command("ping", "-c1", "-W1", "10.0.0.2").CombinedOutput(); err == nil {
+		router.Run(binary, "-P", "FORWARD", "DROP")
+		if out, err := a.Command("ping", "-c1", "-W1", "10.0.0.2").CombinedOutput(); err == nil {
 			t.Fatalf("%s: the policy does not drop:\n%s", binary, out)
 		}
 		ensure(t, router, 2)
-		a.run("ping", "-c1", "-W5", "10.0.0.2")
+		a.Run("ping", "-c1", "-W5", "10.0.0.2")
 	}
 }
 
@@ -117,8 +117,8 @@ func TestRunFollows(t *testing.T) {
 	n := newNetns(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	changed, done := make(chan struct{}), make(chan error, 1)
-	go n.do(func() { done <- Run(ctx, "nc", changed, failOn(t)) })
-	n.run("iptables-nft", "-P", "FORWARD", "DROP")
+	go n.Do(func() { done <- Run(ctx, "nc", changed, failOn(t)) })
+	n.Run("iptables-nft", "-P", "FORWARD", "DROP")
 	for range 3 {
 		changed <- struct{}{}
 	}
@@ -153,15 +153,15 @@ func TestDocker20(t *testing.T) {
 		t.Fatal("dockerd is missing: apt-get install --no-install-recommends docker.io")
 	}
 	n := newNetns(t)
-	n.run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
-	n.run("ip", "link", "set", "up1", "up")
-	n.run("ip", "link", "set", "up0", "up")
-	n.run("ip", "addr", "add", "192.168.99.1/24", "dev", "up0")
-	n.run("ip", "route", "add", "default", "via", "192.168.99.2")
+	n.Run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+	n.Run("ip", "link", "set", "up1", "up")
+	n.Run("ip", "link", "set", "up0", "up")
+	n.Run("ip", "addr", "add", "192.168.99.1/24", "dev", "up0")
+	n.Run("ip", "route", "add", "default", "via", "192.168.99.2")
 	ctx, cancel := context.WithCancel(t.Context())
 	changed, done := make(chan struct{}, 1), make(chan error, 2)
-	go n.do(func() { done <- Run(ctx, "nc", changed, failOn(t)) })
-	go n.do(func() {
+	go n.Do(func() { done <- Run(ctx, "nc", changed, failOn(t)) })
+	go n.Do(func() {
 		table, err := nft.Open(slog.New(slog.DiscardHandler))
 		if err != nil {
 			done <- err
@@ -189,11 +189,11 @@ func TestDocker20(t *testing.T) {
 	wantRules(t, n, "iptables", "DOCKER-USER")
 	ensure(t, n, 0)
 	for _, r := range rules(n, "iptables", "DOCKER-USER") {
-		n.run(append([]string{"iptables", "-D"}, strings.Fields(r)[1:]...)...)
+		n.Run(append([]string{"iptables", "-D"}, strings.Fields(r)[1:]...)...)
 	}
 	ensure(t, n, 2)
 	wantRules(t, n, "iptables", "DOCKER-USER")
-	if out := n.run("iptables", "-S", "FORWARD"); !strings.Contains(out, "-A FORWARD -j DOCKER-USER") {
+	if out := n.Run("iptables", "-S", "FORWARD"); !strings.Contains(out, "-A FORWARD -j DOCKER-USER") {
 		t.Errorf("forward chain:\n%s", out)
 	}
 	d.stop()
@@ -219,7 +219,7 @@ exec dockerd --data-root "$1/data" --exec-root "$1/run" --pidfile "$1/pid" -H "u
 	if err := os.Mkdir(work, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	cmd := n.command("unshare", "-m", "--propagation", "slave", "bash", "-c", script, "docker", work, socket)
+	cmd := n.Command("unshare", "-m", "--propagation", "slave", "bash", "-c", script, "docker", work, socket)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {

@@ -53,7 +53,7 @@ func TestUpdatesAreHitless(t *testing.T) {
 		t.Errorf("only %d packets of each kind for %d updates", sent, updates)
 	}
 	count := func() (n []int) {
-		for _, m := range regexp.MustCompile(`counter packets (\d+)`).FindAllStringSubmatch(b.run("nft", "list", "table", "inet", "count"), -1) {
+		for _, m := range regexp.MustCompile(`counter packets (\d+)`).FindAllStringSubmatch(b.Run("nft", "list", "table", "inet", "count"), -1) {
 			v, _ := strconv.Atoi(m[1])
 			n = append(n, v)
 		}

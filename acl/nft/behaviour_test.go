@@ -153,8 +153,8 @@ func TestUnknownIsClosed(t *testing.T) {
 	l.apply(x.Flush())
 	l.expect(false, "u", l.uniquePort(udp("10.0.0.7", "10.0.0.1", 7)))
 	// Emptied chains are no way through.
-	l.router.run("nft", "flush", "chain", "inet", "netctl", "from_wl")
-	l.router.run("nft", "flush", "chain", "inet", "netctl", "to_wl")
+	l.router.Run("nft", "flush", "chain", "inet", "netctl", "from_wl")
+	l.router.Run("nft", "flush", "chain", "inet", "netctl", "to_wl")
 	l.rules.Chains["from_wl"].Rules, l.rules.Chains["to_wl"].Rules = nil, nil
 	l.expect(false, "a", l.uniquePort(udp("10.0.0.1", "192.0.2.9", 7)))
 	l.expect(false, "n", l.uniquePort(udp("192.0.2.9", "10.0.0.2", 7)))
@@ -165,20 +165,20 @@ func TestUnknownIsClosed(t *testing.T) {
 func TestHost(t *testing.T) {
 	l, _ := wiredLab(t)
 	a := l.hosts["a"]
-	a.run("ping", "-c1", "-W5", "10.99.0.1")
-	l.router.run("ping", "-c1", "-W5", "10.0.0.1")
-	l.router.run("ping", "-c1", "-W5", "fd00::1")
+	a.Run("ping", "-c1", "-W5", "10.99.0.1")
+	l.router.Run("ping", "-c1", "-W5", "10.0.0.1")
+	l.router.Run("ping", "-c1", "-W5", "fd00::1")
 	counts := "table inet probe {\n chain in { type filter hook input priority 100; iifname nca udp dport { 53, 54 } counter; iifname nca tcp dport 53 counter; }\n}\n"
 	if out, err := l.router.input(counts, "nft", "-f", "-"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	passed := func(p acl.Packet) bool {
 		p.InLink, p.InGroup, p.State = "nca", testGroup, acl.New
-		before, drops := l.router.run("nft", "list", "table", "inet", "probe"), l.dropped()
+		before, drops := l.router.Run("nft", "list", "table", "inet", "probe"), l.dropped()
 		l.transmit(a, p, 1)
 		arrived := false
 		l.eventually("the packet to arrive or be dropped", func() bool {
-			arrived = l.router.run("nft", "list", "table", "inet", "probe") != before
+			arrived = l.router.Run("nft", "list", "table", "inet", "probe") != before
 			return arrived || l.dropped() > drops
 		})
 		if d := l.rules.Eval(p); d.Allowed != arrived {
@@ -262,7 +262,7 @@ func TestKernelAgreesWithEval(t *testing.T) {
 			}
 			probes = append(probes, probe{owner[from], p})
 		}
-		l.router.run("conntrack", "-F")
+		l.router.Run("conntrack", "-F")
 		for _, ok := range l.check(probes) {
 			if ok {
 				passed++

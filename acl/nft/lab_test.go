@@ -47,8 +47,8 @@ func newLab(t *testing.T) *lab {
 	l := &lab{t: t, router: newNetns(t), hosts: map[string]*host{}, rules: acl.Static(testOptions())}
 	l.router.sysctl("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.rp_filter=0",
 		"net.ipv4.conf.default.rp_filter=0", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.default.accept_ra=0")
-	l.router.run("ip", "route", "add", "169.254.1.1", "dev", "lo", "scope", "link")
-	l.router.run("ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
+	l.router.Run("ip", "route", "add", "169.254.1.1", "dev", "lo", "scope", "link")
+	l.router.Run("ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
 	l.table = open(t, l.router)
 	if err := l.table.Sync(t.Context(), l.rules); err != nil {
 		t.Fatal(err)
@@ -58,7 +58,7 @@ func newLab(t *testing.T) *lab {
 
 func (n *netns) sysctl(settings ...string) {
 	n.t.Helper()
-	n.run(append([]string{"sysctl", "-q", "-w"}, settings...)...)
+	n.Run(append([]string{"sysctl", "-q", "-w"}, settings...)...)
 }
 
 // addHost wires a host; group 0 is a link that is not ours.
@@ -72,17 +72,17 @@ func (l *lab) addHost(name, link string, group uint32, addrs ...string) *host {
 		// Its multicast reports would count as dropped.
 		h.sysctl("net.ipv6.conf.default.disable_ipv6=1")
 	}
-	l.router.run("ip", "link", "add", link, "group", strconv.Itoa(int(group)), "type", "veth", "peer", "name", "eth0", "netns", h.name)
-	l.router.run("ip", "link", "set", link, "address", hostMAC, "up")
-	h.run("ip", "link", "set", "eth0", "up")
-	h.run("ip", "route", "add", "169.254.1.1", "dev", "eth0")
-	h.run("ip", "neigh", "replace", "169.254.1.1", "lladdr", hostMAC, "dev", "eth0")
-	h.run("ip", "route", "add", "default", "via", "169.254.1.1", "dev", "eth0", "onlink")
+	l.router.Run("ip", "link", "add", link, "group", strconv.Itoa(int(group)), "type", "veth", "peer", "name", "eth0", "netns", h.Name)
+	l.router.Run("ip", "link", "set", link, "address", hostMAC, "up")
+	h.Run("ip", "link", "set", "eth0", "up")
+	h.Run("ip", "route", "add", "169.254.1.1", "dev", "eth0")
+	h.Run("ip", "neigh", "replace", "169.254.1.1", "lladdr", hostMAC, "dev", "eth0")
+	h.Run("ip", "route", "add", "default", "via", "169.254.1.1", "dev", "eth0", "onlink")
 	if ipv6 {
-		h.run("ip", "neigh", "replace", "fe80::1", "lladdr", hostMAC, "dev", "eth0")
-		h.run("ip", "route", "add", "default", "via", "fe80::1", "dev", "eth0", "onlink")
+		h.Run("ip", "neigh", "replace", "fe80::1", "lladdr", hostMAC, "dev", "eth0")
+		h.Run("ip", "route", "add", "default", "via", "fe80::1", "dev", "eth0", "onlink")
 	}
-	mac, err := net.ParseMAC(strings.Fields(h.run("ip", "-br", "link", "show", "eth0"))[2])
+	mac, err := net.ParseMAC(strings.Fields(h.Run("ip", "-br", "link", "show", "eth0"))[2])
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -90,11 +90,11 @@ func (l *lab) addHost(name, link string, group uint32, addrs ...string) *host {
 	for _, s := range addrs {
 		a := netip.MustParseAddr(s)
 		h.addrs = append(h.addrs, a)
-		h.run("ip", "addr", "add", netip.PrefixFrom(a, a.BitLen()).String(), "dev", "eth0")
-		l.router.run("ip", "route", "add", s, "dev", link)
-		l.router.run("ip", "neigh", "replace", s, "lladdr", mac.String(), "dev", link)
+		h.Run("ip", "addr", "add", netip.PrefixFrom(a, a.BitLen()).String(), "dev", "eth0")
+		l.router.Run("ip", "route", "add", s, "dev", link)
+		l.router.Run("ip", "neigh", "replace", s, "lladdr", mac.String(), "dev", link)
 	}
-	h.do(func() { h.openSockets() })
+	h.Do(func() { h.openSockets() })
 	return h
 }
 
@@ -214,7 +214,7 @@ var dropCounter = regexp.MustCompile(`counter packets (\d+) bytes \d+ drop`)
 func (l *lab) dropped() int {
 	l.t.Helper()
 	total := 0
-	for _, m := range dropCounter.FindAllStringSubmatch(l.router.run("nft", "list", "table", "inet", acl.TableName), -1) {
+	for _, m := range dropCounter.FindAllStringSubmatch(l.router.Run("nft", "list", "table", "inet", acl.TableName), -1) {
 		n, _ := strconv.Atoi(m[1])
 		total += n
 	}
@@ -257,7 +257,7 @@ func (l *lab) eventually(what string, ok func() bool) {
 	l.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !ok(); {
 		if time.Now().After(deadline) {
-			l.t.Fatalf("waited for %s\n%s", what, l.router.run("nft", "list", "table", "inet", acl.TableName))
+			l.t.Fatalf("waited for %s\n%s", what, l.router.Run("nft", "list", "table", "inet", acl.TableName))
 		}
 		time.Sleep(time.Millisecond)
 	}

@@ -29,7 +29,7 @@ func testOptions() acl.Options {
 func open(t testing.TB, n *netns) *Table {
 	t.Helper()
 	var table *Table
-	n.do(func() {
+	n.Do(func() {
 		var err error
 		if table, err = Open(slog.New(slog.DiscardHandler)); err != nil {
 			t.Error(err)
@@ -49,10 +49,10 @@ func open(t testing.TB, n *netns) *Table {
 // listing is what nft shows, without counts; JSON output must work as well.
 func listing(t *testing.T, n *netns) string {
 	t.Helper()
-	if out := n.run("nft", "-j", "list", "ruleset"); !strings.HasPrefix(out, "{") {
+	if out := n.Run("nft", "-j", "list", "ruleset"); !strings.HasPrefix(out, "{") {
 		t.Errorf("nft -j: %s", out)
 	}
-	out := n.run("nft", "list", "ruleset")
+	out := n.Run("nft", "list", "ruleset")
 	if strings.Contains(strings.ReplaceAll(out, "unknown endpoint", ""), "unknown") || strings.Contains(out, "@th,") || strings.Contains(out, "@nh,") {
 		t.Errorf("nft cannot print a rule:\n%s", out)
 	}
@@ -377,14 +377,14 @@ func TestRefusedElementIsNamed(t *testing.T) {
 	if !errors.Is(err, unix.ENOENT) {
 		t.Errorf("error %v hides the kernel's answer", err)
 	}
-	if out := n.run("nft", "list", "map", "inet", "netctl", "from_ep"); !strings.Contains(out, "ncx") || !strings.Contains(out, "ncz") {
+	if out := n.Run("nft", "list", "map", "inet", "netctl", "from_ep"); !strings.Contains(out, "ncx") || !strings.Contains(out, "ncz") {
 		t.Errorf("the others are not in:\n%s", out)
 	}
 	change.Add, change.Del = nil, change.Add
 	if err := table.Apply(t.Context(), acl.Delta{Sets: []acl.SetChange{change}}); err != nil {
 		t.Fatal(err)
 	}
-	if out := n.run("nft", "list", "map", "inet", "netctl", "from_ep"); strings.Contains(out, "ncx") || strings.Contains(out, "ncz") {
+	if out := n.Run("nft", "list", "map", "inet", "netctl", "from_ep"); strings.Contains(out, "ncx") || strings.Contains(out, "ncz") {
 		t.Errorf("the others are still in:\n%s", out)
 	}
 }
@@ -408,17 +408,17 @@ func TestWatch(t *testing.T) {
 	if err := table.Apply(ctx, acl.Delta{Sets: []acl.SetChange{{Name: "x", Type: acl.Addr4, New: true}}}); err != nil {
 		t.Fatal(err)
 	}
-	n.run("nft", "add", "table", "ip", "netctl")
+	n.Run("nft", "add", "table", "ip", "netctl")
 	<-others
 	if len(ours) != 0 {
 		t.Error("reported our own change or another table's")
 	}
-	n.run("nft", "flush", "chain", "inet", "netctl", "raw_pre")
+	n.Run("nft", "flush", "chain", "inet", "netctl", "raw_pre")
 	<-ours
 	if err := table.Sync(ctx, rules); err != nil {
 		t.Fatal(err)
 	}
-	n.run("nft", "flush", "ruleset")
+	n.Run("nft", "flush", "ruleset")
 	<-ours
 	<-others
 	cancel()
