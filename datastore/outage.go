@@ -46,6 +46,10 @@ func (o *Outage) Lost(err error) {
 	}
 	o.said = msg
 	o.quiet()
+	if errors.Is(err, ErrUnidentified) {
+		say(msg)
+		return
+	}
 	say(msg, "error", err)
 	if mild {
 		var t *time.Timer

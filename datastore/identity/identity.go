@@ -69,7 +69,7 @@ func (f *File) Check(ctx context.Context, s datastore.Store, snap datastore.Snap
 	err := f.check(ctx, s, snap)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err == nil && errors.Is(f.refused, datastore.ErrDetached) {
+	if err == nil && errors.Is(f.refused, datastore.ErrDetached) && !errors.Is(f.refused, datastore.ErrUnidentified) {
 		f.log.Info("attached to the datastore again", "cluster", f.have.UUID, "generation", f.have.Generation)
 	}
 	f.refused = err
