@@ -3,7 +3,6 @@ package commands
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,7 +11,6 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
 
-	"netctl/datastore"
 	"netctl/datastore/etcd"
 )
 
@@ -221,7 +219,7 @@ func (s setting) kind() string {
 	return "a string"
 }
 
-// finish fills what follows from other settings and checks the rest.
+// finish fills in what follows from other settings, and validates.
 func (s *settings) finish() error {
 	if s.Node == "" {
 		host, err := os.Hostname()
@@ -238,34 +236,12 @@ func (s *settings) finish() error {
 	if len(s.Datastore.Endpoints) == 0 {
 		s.Datastore.Endpoints = []string{"unix://" + filepath.Join(s.RunDir, "etcd.sock")}
 	}
-	if _, err := datastore.Key(datastore.KindNode, s.Node); err != nil {
-		return s.wrong("node", err)
-	}
-	if s.Log.Format != "text" && s.Log.Format != "json" {
-		return s.wrong("log::format", fmt.Errorf("%q: want text or json", s.Log.Format))
-	}
-	switch s.Log.Level {
-	case "debug", "info", "warn", "error":
-	default:
-		return s.wrong("log::level", fmt.Errorf("%q: want debug, info, warn or error", s.Log.Level))
-	}
-	if g, err := netip.ParseAddr(s.Agent.Gateway); err != nil || !g.Is4() {
-		return s.wrong("agent::gateway", fmt.Errorf("%q is not an IPv4 address", s.Agent.Gateway))
-	}
-	for key, n := range map[string]int{"routes::agentProtocol": s.Routes.AgentProtocol, "routes::speakerProtocol": s.Routes.SpeakerProtocol} {
-		if n < 5 || n > 255 {
-			return s.wrong(key, fmt.Errorf("%d: want a number from 5 to 255", n))
+	for _, list := range []*[]string{&s.Roles, &s.Labels, &s.Datastore.Endpoints, &s.Etcd.Listen, &s.Agent.Addresses, &s.Agent.WorkloadToHost} {
+		for i, item := range *list {
+			(*list)[i] = strings.TrimSpace(item) // "a, b" in a flag or variable
 		}
 	}
-	if s.Routes.AgentProtocol == s.Routes.SpeakerProtocol {
-		return s.wrong("routes::speakerProtocol", fmt.Errorf("%d is the agent's number too: the two must differ", s.Routes.SpeakerProtocol))
-	}
-	for _, l := range s.Labels {
-		if k, _, ok := strings.Cut(l, "="); !ok || k == "" {
-			return s.wrong("labels", fmt.Errorf("%q: want NAME=VALUE", l))
-		}
-	}
-	return nil
+	return s.validate()
 }
 
 // wrong names the place that a bad value came from.

@@ -21,17 +21,28 @@ func (s setting) sample(n int) (text, yaml string) {
 	case time.Duration:
 		text = fmt.Sprintf("%ds", 100+n)
 	case []string:
-		text = fmt.Sprintf("a%d=x,b=y", n)
-		return text, fmt.Sprintf("[a%d=x, b=y]", n)
+		items := map[string]string{
+			"roles":                 []string{"agent", "agent,speaker", "datastore,agent"}[n-1],
+			"labels":                fmt.Sprintf("a%d=x,b=y", n),
+			"datastore::endpoints":  fmt.Sprintf("https://10.0.0.%d:2379,https://10.0.1.1:2379", n),
+			"etcd::listen":          fmt.Sprintf("https://10.0.0.%d:2379", n),
+			"agent::addresses":      fmt.Sprintf("10.0.0.%d,fd00::%d", n, n),
+			"agent::workloadToHost": fmt.Sprintf("udp/%d,tcp/53", n),
+		}[s.key]
+		return items, "[\"" + strings.ReplaceAll(items, ",", `","`) + "\"]"
 	default:
-		text = fmt.Sprintf("value%d", n)
+		text = fmt.Sprintf("/value%d", n)
 		switch s.key {
 		case "log::level":
-			text = []string{"debug", "warn", "error"}[n%3]
+			text = []string{"debug", "warn", "error"}[n-1]
 		case "log::format":
 			text = "json"
 		case "agent::gateway":
 			text = fmt.Sprintf("169.254.1.%d", 10+n)
+		case "etcd::peerURL":
+			text = fmt.Sprintf("https://10.0.0.%d:2380", n)
+		case "agent::linkPrefix", "node":
+			text = fmt.Sprintf("v%d", n)
 		}
 	}
 	return text, text
@@ -123,8 +134,23 @@ func TestConfigFileErrors(t *testing.T) {
 		{"node: a\nnode: b\n", ":2"},
 		{"agent:\n  lostAfter: 5\n", `:2: agent.lostAfter: "5" is not a duration`},
 		{"agent:\n  gateway: fe80::1\n", `:2: agent.gateway: "fe80::1" is not an IPv4 address`},
-		{"routes:\n  agentProtocol: 88\n", "routes.speakerProtocol: 88 is the agent's number too"},
-		{"routes:\n  agentProtocol: 2\n", ":2: routes.agentProtocol: 2: want a number from 5 to 255"},
+		{"routes:\n  agentProtocol: 88\n", ":2: routes.agentProtocol: 88: agent and speaker must have different numbers"},
+		{"routes:\n  agentProtocol: 2\n", ":2: routes.agentProtocol: 2: want at least 5"},
+		{"agent:\n  mtu: 100000\n", ":2: agent.mtu: 100000: want at most 65535"},
+		{"agent:\n  lostAfter: -5m\n", ":2: agent.lostAfter: "},
+		{"agent:\n  addresses: [x]\n", `:2: agent.addresses: "x" is no address`},
+		{"agent:\n  addresses: [10.0.0.1, 10.0.0.2]\n", "at most one address of each family"},
+		{"agent:\n  linkPrefix: a/b\n", ":2: agent.linkPrefix: "},
+		{"agent:\n  interface: '['\n", ":2: agent.interface: "},
+		{"agent:\n  workloadToHost: [foo]\n", `:2: agent.workloadToHost: "foo"`},
+		{"speaker:\n  port: 70000\n", ":2: speaker.port: 70000: want at most 65535"},
+		{"etcd:\n  quotaMiB: -1\n", ":2: etcd.quotaMiB: -1: want at least 16"},
+		{"etcd:\n  listen: [http://10.0.0.1:2379]\n", ":2: etcd.listen: "},
+		{"etcd:\n  peerURL: x\n", ":2: etcd.peerURL: "},
+		{"stateDir: relative\n", `:1: stateDir: "relative": want an absolute path`},
+		{"labels: [\"a b=c\"]\n", ":1: labels: "},
+		{"roles: [bogus]\n", `:1: roles: "bogus": want one of datastore, agent, speaker`},
+		{"node: a\n---\nnode: b\n", ":2: one document only"},
 		{"node: show\n", "node:"},
 		{"labels: [rack]\n", `:1: labels: "rack": want NAME=VALUE`},
 		{"log:\n  level: loud\n", `:2: log.level: "loud"`},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strconv"
@@ -53,9 +54,13 @@ func readConfigFile(ctx context.Context, v *viper.Viper, flags *pflag.FlagSet) (
 // checkConfig holds the text against the table of settings: shape, unknown keys
 // and types, each error with file and line.
 func checkConfig(file string, text []byte) (map[string]int, error) {
-	var doc yaml.Node
-	if err := yaml.Unmarshal(text, &doc); err != nil {
+	var doc, second yaml.Node
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	if err := dec.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
 		return nil, yamlError(file, err)
+	}
+	if dec.Decode(&second) == nil {
+		return nil, fmt.Errorf("%s:%d: one document only", file, second.Line)
 	}
 	lines := map[string]int{}
 	if len(doc.Content) == 0 {

@@ -33,11 +33,6 @@ func newNodeCommand(a *app) *cobra.Command {
 }
 
 func runNode(ctx context.Context, a *app, s *settings) error {
-	for _, r := range s.Roles {
-		if !slices.Contains(supervisedRoles(), r) {
-			return usageError{s.wrong("roles", fmt.Errorf("%q: the roles are %s", r, strings.Join(supervisedRoles(), ", ")))}
-		}
-	}
 	lock, err := control.Lock(s.StateDir, "node")
 	if err != nil {
 		return err

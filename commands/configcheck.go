@@ -1,0 +1,159 @@
+package commands
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"netctl/commands/agent"
+	"netctl/datastore"
+	"netctl/netdev"
+)
+
+// validate refuses a value that a role would refuse, before any role starts: one
+// that cannot start would only be started again and again.
+func (s *settings) validate() error {
+	node := datastore.Node{Metadata: datastore.Metadata{Name: s.Node}}
+	labelled := datastore.Node{Metadata: datastore.Metadata{Name: "node", Labels: s.labelMap()}}
+	for _, c := range []struct {
+		key string
+		err error
+	}{
+		{"node", node.Validate()},
+		{"roles", each(s.Roles, func(r string) error { return oneOf(r, supervisedRoles()...) })},
+		{"labels", each(s.Labels, checkLabel)},
+		{"labels", labelled.Validate()},
+		{"stateDir", absolute(s.StateDir)},
+		{"runDir", absolute(s.RunDir)},
+		{"log::level", oneOf(s.Log.Level, "debug", "info", "warn", "error")},
+		{"log::format", oneOf(s.Log.Format, "text", "json")},
+		{"etcd::listen", each(s.Etcd.Listen, checkListen)},
+		{"etcd::peerURL", checkListen(s.Etcd.PeerURL)},
+		{"etcd::quotaMiB", between(s.Etcd.QuotaMiB, 16, 1<<20)},
+		{"agent::socket", absolute(s.Agent.Socket)},
+		{"agent::addresses", checkAddresses(s.Agent.Addresses)},
+		{"agent::interface", checkPattern(s.Agent.Interface)},
+		{"agent::linkPrefix", netdev.ValidPrefix(s.Agent.LinkPrefix)},
+		{"agent::mtu", checkMTU(s.Agent.MTU)},
+		{"agent::gateway", checkGateway(s.Agent.Gateway)},
+		{"agent::lostAfter", between(int(s.Agent.LostAfter), 0, 1<<62)},
+		{"agent::workloadToHost", each(s.Agent.WorkloadToHost, checkHostPort)},
+		{"speaker::socket", absolute(s.Speaker.Socket)},
+		{"speaker::port", between(s.Speaker.Port, 1, 65535)},
+		{"routes::agentProtocol", between(s.Routes.AgentProtocol, 5, 255)},
+		{"routes::speakerProtocol", between(s.Routes.SpeakerProtocol, 5, 255)},
+	} {
+		if c.err != nil {
+			return s.wrong(c.key, c.err)
+		}
+	}
+	if s.Routes.AgentProtocol == s.Routes.SpeakerProtocol {
+		key := "routes::speakerProtocol"
+		if s.origin[key] == "default" {
+			key = "routes::agentProtocol"
+		}
+		return s.wrong(key, fmt.Errorf("%d: agent and speaker must have different numbers", s.Routes.SpeakerProtocol))
+	}
+	return nil
+}
+
+// each is the first error of a list's items.
+func each(list []string, check func(string) error) error {
+	for _, item := range list {
+		if err := check(item); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func oneOf(value string, allowed ...string) error {
+	if slices.Contains(allowed, value) {
+		return nil
+	}
+	return fmt.Errorf("%q: want one of %s", value, strings.Join(allowed, ", "))
+}
+
+func between(n, least, most int) error {
+	switch {
+	case n < least:
+		return fmt.Errorf("%d: want at least %d", n, least)
+	case n > most:
+		return fmt.Errorf("%d: want at most %d", n, most)
+	}
+	return nil
+}
+
+func absolute(name string) error {
+	if !filepath.IsAbs(name) {
+		return fmt.Errorf("%q: want an absolute path", name)
+	}
+	return nil
+}
+
+func checkLabel(label string) error {
+	if k, _, ok := strings.Cut(label, "="); !ok || k == "" {
+		return fmt.Errorf("%q: want NAME=VALUE", label)
+	}
+	return nil
+}
+
+func checkListen(text string) error {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" || u.Port() == "" || u.Path != "" {
+		return fmt.Errorf("%q: want https://ADDRESS:PORT", text)
+	}
+	if _, err := netip.ParseAddr(u.Hostname()); err != nil {
+		return fmt.Errorf("%q: want an address to listen on, not a name", text)
+	}
+	return nil
+}
+
+func checkAddresses(list []string) error {
+	var have [2]bool
+	for _, text := range list {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("%q is no address", text)
+		}
+		family := 0
+		if a.Is6() {
+			family = 1
+		}
+		if have[family] {
+			return fmt.Errorf("%q: at most one address of each family", text)
+		}
+		have[family] = true
+	}
+	return nil
+}
+
+func checkPattern(pattern string) error {
+	if _, err := path.Match(pattern, ""); err != nil {
+		return fmt.Errorf("%q: %w", pattern, err)
+	}
+	return nil
+}
+
+func checkMTU(mtu int) error {
+	if mtu == 0 {
+		return nil
+	}
+	return between(mtu, netdev.MinMTU, netdev.MaxMTU)
+}
+
+func checkGateway(text string) error {
+	if g, err := netip.ParseAddr(text); err != nil || !g.Is4() {
+		return fmt.Errorf("%q is not an IPv4 address", text)
+	}
+	return nil
+}
+
+func checkHostPort(text string) error {
+	_, err := agent.ParseHostPort(text)
+	return err
+}
