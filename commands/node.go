@@ -69,5 +69,5 @@ func childEnv(a *app) []string {
 		}
 		env = append(env, st.env+"="+text)
 	}
-	return env
+	return append(env, fmt.Sprintf("%s=%d", control.SupervisorVariable, os.Getpid()))
 }

@@ -12,6 +12,10 @@ import (
 	"time"
 )
 
+// SupervisorVariable is the environment variable in which netctl node tells a
+// role its process ID.
+const SupervisorVariable = "NETCTL_SUPERVISOR"
+
 // Lock makes the calling process the only one of its role in the state folder
 // dir until the returned file is closed or the process ends. If another process
 // is, the error says which (PID). dir is made (0700) if it does not exist.
