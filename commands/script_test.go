@@ -21,10 +21,14 @@ import (
 	"netctl/datastore/pki"
 )
 
+// TestMain makes the test binary netctl under each of the names; the last ones are
+// no role's.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
-		"netctl": func() { os.Exit(Main(os.Args, os.Stdin, os.Stdout, os.Stderr)) },
-	})
+	named := map[string]func(){}
+	for _, name := range append(roleNames(), "netctl", "netctl-nothing", "netctl-1.2", "bridge-7") {
+		named[name] = func() { os.Exit(Main(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
+	}
+	testscript.Main(m, named)
 }
 
 // TestScripts runs testdata/script/*.txtar, each against an etcd of its own. The
