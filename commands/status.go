@@ -3,6 +3,7 @@ package commands
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -93,18 +94,18 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 	if err != nil {
 		return nil, err
 	}
-	health, leaks := make(chan string, 1), make(chan []string, 1)
+	health, leaks := make(chan storeHealth, 1), make(chan []string, 1)
 	reading, cancel := context.WithTimeout(ctx, statusTime)
 	defer cancel()
 	go func() { health <- storeLine(reading, store) }()
 	go func() { leaks <- addressProblems(reading, store) }()
 	view, storeErr := a.view(reading)
-	line, wrong := <-health, <-leaks
+	how, wrong := <-health, <-leaks
 	switch {
 	case !all && (node == "" || node == s.Node):
 		r := localReport(ctx, s, view, storeErr)
-		r.Datastore = line
-		for _, w := range wrong {
+		r.Datastore = how.line
+		for _, w := range append(how.full, wrong...) {
 			r.problem("%s", w)
 		}
 		r.Healthy = len(r.Problems) == 0
@@ -126,7 +127,11 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 	var out []*nodeReport
 	for _, n := range nodes {
 		r := remoteReport(view, n, time.Now())
-		r.Datastore = line
+		r.Datastore = how.line
+		for _, w := range how.full {
+			r.problem("%s", w)
+			r.Healthy = false
+		}
 		out = append(out, r)
 	}
 	return out, nil
@@ -150,12 +155,20 @@ func addressProblems(ctx context.Context, s *etcd.Store) (out []string) {
 	return out
 }
 
-// storeLine says how the datastore is: where, and how many members answer.
-func storeLine(ctx context.Context, s *etcd.Store) string {
+// storeHealth is how the datastore is: where and how many members answer, and
+// what members that are full say.
+type storeHealth struct {
+	line string
+	full []string
+}
+
+func storeLine(ctx context.Context, s *etcd.Store) (how storeHealth) {
 	members := map[uint64]bool{}
 	var where, sick []string
 	for _, h := range s.Health(ctx) {
-		if h.Err != nil {
+		if errors.Is(h.Err, datastore.ErrFull) {
+			how.full = append(how.full, h.Err.Error())
+		} else if h.Err != nil {
 			sick = append(sick, h.Err.Error()) // it names the endpoint
 			continue
 		}
@@ -163,13 +176,18 @@ func storeLine(ctx context.Context, s *etcd.Store) string {
 		where = append(where, h.Endpoint)
 	}
 	if len(members) == 0 {
-		return "datastore unreachable: " + strings.Join(sick, "; ")
+		how.line = "datastore unreachable: " + strings.Join(sick, "; ")
+		return how
 	}
-	line := fmt.Sprintf("datastore %s healthy (%s)", strings.Join(where, ","), count(len(members), "member"))
+	state := "healthy"
+	if len(how.full) > 0 {
+		state = "full"
+	}
+	how.line = fmt.Sprintf("datastore %s %s (%s)", strings.Join(where, ","), state, count(len(members), "member"))
 	if len(sick) > 0 {
-		line += ", not " + strings.Join(sick, "; ")
+		how.line += ", not " + strings.Join(sick, "; ")
 	}
-	return line
+	return how
 }
 
 // count is a number with its noun: "1 member", "3 members".

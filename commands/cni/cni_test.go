@@ -294,7 +294,7 @@ func TestAgentErrors(t *testing.T) {
 	f := newFake(t)
 	for err, want := range map[error]int{
 		datastore.ErrInvalid: 7, datastore.ErrNotFound: 3, datastore.ErrExists: 101, datastore.ErrInUse: 102,
-		datastore.ErrExhausted: 103, datastore.ErrUnavailable: 11, datastore.ErrDetached: 11, control.ErrNamespace: 8, os.ErrClosed: 100,
+		datastore.ErrExhausted: 103, datastore.ErrUnavailable: 11, datastore.ErrFull: 11, datastore.ErrDetached: 11, control.ErrNamespace: 8, os.ErrClosed: 100,
 	} {
 		f.err = fmt.Errorf("attach x: %w", err)
 		code, stdout, _ := f.run(addEnv("ADD"), plain)

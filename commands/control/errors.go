@@ -22,6 +22,7 @@ func sentinels() []sentinel {
 	return []sentinel{
 		{datastore.ErrDetached, CodeDetached, http.StatusServiceUnavailable},
 		{datastore.ErrUnavailable, CodeUnavailable, http.StatusServiceUnavailable},
+		{datastore.ErrFull, CodeUnavailable, http.StatusServiceUnavailable}, // it takes no write: try again later
 		{datastore.ErrExhausted, CodeExhausted, http.StatusConflict},
 		{datastore.ErrExists, CodeExists, http.StatusConflict},
 		{datastore.ErrInUse, CodeConflict, http.StatusConflict},

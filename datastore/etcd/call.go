@@ -72,7 +72,7 @@ func (s *Store) explain(ctx context.Context, what string, err error) error {
 	}
 	switch said := rpctypes.Error(err); {
 	case errors.Is(said, rpctypes.ErrNoSpace):
-		return fmt.Errorf("%s: %w: etcd's space quota is used up and it takes no more writes; delete what is not needed, compact and defragment it or raise its quota, then disarm the alarm", what, datastore.ErrFull)
+		return fmt.Errorf("%s: %w: its quota is used up and it takes no writes; delete what is not needed or raise the quota (of netctl's own: etcd: quotaMiB; of another, also compact and defragment it, then disarm the alarm)", what, datastore.ErrFull)
 	case errors.Is(said, rpctypes.ErrCompacted):
 		return fmt.Errorf("%s: %w", what, datastore.ErrCompacted)
 	case errors.Is(said, rpctypes.ErrRequestTooLarge), errors.Is(said, rpctypes.ErrTooManyOps):

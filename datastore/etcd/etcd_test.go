@@ -299,7 +299,7 @@ func TestFull(t *testing.T) {
 		t.Fatalf("after %d writes: %v", n, err)
 	}
 	h := s.Health(t.Context())
-	if h[0].Err == nil || !strings.Contains(h[0].Err.Error(), "NOSPACE") {
+	if !errors.Is(h[0].Err, datastore.ErrFull) {
 		t.Errorf("health: %v", h[0].Err)
 	}
 	// Reading and deleting go on, and deleting is all it takes.

@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -53,6 +54,9 @@ func (s *Store) health(ctx context.Context, endpoint string) EndpointHealth {
 	h.Leader = r.Leader == r.Header.MemberId
 	h.Size, h.InUse, h.Quota = r.DbSize, r.DbSizeInUse, r.DbSizeQuota
 	switch {
+	case slices.ContainsFunc(r.Errors, func(e string) bool { return strings.Contains(e, "NOSPACE") }):
+		h.Err = fmt.Errorf("%s: %w (%d of %d MiB): it takes no writes; delete what is not needed or raise its quota",
+			endpoint, datastore.ErrFull, h.Size>>20, h.Quota>>20)
 	case len(r.Errors) > 0:
 		h.Err = fmt.Errorf("%s: %s", endpoint, strings.Join(r.Errors, ", "))
 	case r.Leader == 0:
