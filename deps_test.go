@@ -148,6 +148,9 @@ func TestDependenciesHaveOwners(t *testing.T) {
 				}
 				continue
 			}
+			if _, is := thin()[f.dir]; is && strings.Contains(strings.Split(imp, "/")[0], ".") {
+				t.Errorf("%s imports %s: this package has the standard library and nothing else", f.name, imp)
+			}
 			if who, known := ownersOf(imp); known && !allows(who, f.dir) {
 				t.Errorf("%s imports %s: only %s may", f.name, imp, strings.Join(who, ", "))
 			} else if !known && strings.Contains(strings.Split(imp, "/")[0], ".") {

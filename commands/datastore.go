@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"netctl/commands/control"
 	role "netctl/commands/datastore"
 	"netctl/datastore"
 	"netctl/datastore/identity"
@@ -48,6 +49,9 @@ func newAdoptCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if attached(cmd.Context(), s) {
+				return a.print("Nothing to adopt: this node is attached to the datastore's cluster.\n")
+			}
 			store, err := a.store(cmd.Context())
 			if err != nil {
 				return err
@@ -72,6 +76,12 @@ func newAdoptCommand(a *app) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&join, "join", false, "take this node into the datastore's cluster instead")
 	return cmd
+}
+
+// attached reports that the agent answers and has nothing against the datastore.
+func attached(ctx context.Context, s *settings) bool {
+	st, err := control.NewAgentClient(s.Agent.Socket).Status(ctx)
+	return err == nil && st.Detached == "" && st.Store == ""
 }
 
 // clusterOf is the cluster that the store holds; nil if none or unreadable.

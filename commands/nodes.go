@@ -76,7 +76,7 @@ func newNodeRemoveCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove NAME",
 		Short: "Remove a node that is gone for good, and its empty blocks",
-		Long: "Remove a node and its empty blocks. A node with endpoints, or with addresses in use in its blocks, is not removed; with\n" +
+		Long: "Remove a node and its empty blocks. A node that reported lately, or has endpoints or addresses in use, is not removed; with\n" +
 			"--force its endpoints are removed with it and their addresses given back.",
 		Example:           "  netctl node remove slave3\n  netctl node remove slave3 --force",
 		Args:              cobra.ExactArgs(1),
@@ -97,6 +97,10 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	if err != nil {
 		return err
 	}
+	if n := view.Node(name); n != nil && !force && time.Since(n.Status.Seen) < silence {
+		return fmt.Errorf("node %s: its agent reported %s ago and would register again: end netctl there, then remove the node with --force: %w",
+			name, time.Since(n.Status.Seen).Round(time.Second), datastore.ErrInUse)
+	}
 	if force {
 		for _, e := range view.EndpointsOf(name) {
 			if err := a.deleteEndpoint(ctx, e); err != nil {
@@ -104,16 +108,9 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 			}
 		}
 	}
-	err = a.remove(ctx, datastore.KindNode, name, force, func(view *datastore.View, _ datastore.Object) ([]datastore.Object, error) {
+	return a.remove(ctx, datastore.KindNode, name, force, func(view *datastore.View, _ datastore.Object) ([]datastore.Object, error) {
 		return asObjects(slices.DeleteFunc(view.BlocksOf(name), func(b *datastore.Block) bool { return len(b.Spec.Allocations) > 0 })), nil
 	})
-	if err != nil {
-		return err
-	}
-	if n := view.Node(name); n != nil && time.Since(n.Status.Seen) < silence {
-		a.warn("node %s reported %s ago: if its agent still runs, it registers again", name, time.Since(n.Status.Seen).Round(time.Second))
-	}
-	return nil
 }
 
 // changeNode changes the node that the command line names before the verb.

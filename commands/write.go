@@ -171,11 +171,14 @@ func keepStatus(o, old datastore.Object) {
 func firstTxn(view *datastore.View, plans []planned) (int, datastore.Txn) {
 	var t datastore.Txn
 	pools := false
-	n := 0
+	n, size := 0, 0
 	for ; n < len(plans) && len(t.Then) < datastore.MaxTxnOps-1; n++ {
 		p := plans[n]
 		if p.verb == "unchanged" {
 			continue
+		}
+		if size += len(p.op.Value); size > datastore.MaxTxnBytes && len(t.Then) > 0 {
+			break
 		}
 		pools = pools || p.object.Kind() == datastore.KindPool
 		t.If = append(t.If, p.cond)

@@ -57,3 +57,20 @@ func TestWriteSaysHowFarItCame(t *testing.T) {
 		t.Errorf("nothing was written, and the error is %v", err)
 	}
 }
+
+// TestWriteStaysBelowTheRequestLimit: etcd refuses large requests, however few
+// objects they hold.
+func TestWriteStaysBelowTheRequestLimit(t *testing.T) {
+	var plans []planned
+	for i := range 3 {
+		p := &datastore.Profile{Metadata: datastore.Metadata{Name: fmt.Sprintf("p%d", i)}}
+		plans = append(plans, planned{object: p, verb: "created", op: datastore.Op{Key: "k", Value: make([]byte, datastore.MaxTxnBytes*2/5)}})
+	}
+	if n, txn := firstTxn(datastore.NewView(), plans); n != 2 || len(txn.Then) != 2 {
+		t.Errorf("%d objects in %d operations, want 2", n, len(txn.Then))
+	}
+	plans[0].op.Value = make([]byte, 2*datastore.MaxTxnBytes)
+	if n, _ := firstTxn(datastore.NewView(), plans); n != 1 {
+		t.Errorf("%d objects beside one that is too large, want it alone", n)
+	}
+}

@@ -22,6 +22,10 @@ const Prefix = "/netctl/v1/"
 // more than 128 operations; conditions count too, so netctl stays below).
 const MaxTxnOps = 100
 
+// MaxTxnBytes bounds the values of a Txn with several operations, in bytes; etcd
+// refuses requests of more than 1.5 MiB.
+const MaxTxnBytes = 1 << 20
+
 // The outcomes a caller can act on. Every error of a Store wraps one of them or
 // is the context's own error.
 var (

@@ -55,7 +55,7 @@ func Check(ctx context.Context, s datastore.Store) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("check addresses: %w", err)
 	}
-	c := checker{view: v, report: Report{Pools: len(v.Pools()), Blocks: len(v.Blocks()), Endpoints: len(v.Endpoints())}}
+	c := checker{view: v, report: Report{Pools: len(v.Pools()), Blocks: len(v.Blocks()), Endpoints: len(v.Endpoints()), Findings: []Finding{}}}
 	c.endpoints()
 	for _, b := range v.Blocks() {
 		c.block(b)
