@@ -64,7 +64,7 @@ func TestWriteStaysBelowTheRequestLimit(t *testing.T) {
 	var plans []planned
 	for i := range 3 {
 		p := &datastore.Profile{Metadata: datastore.Metadata{Name: fmt.Sprintf("p%d", i)}}
-		plans = append(plans, planned{object: p, verb: "created", op: datastore.Op{Key: "k", Value: make([]byte, datastore.MaxTxnBytes*2/5)}})
+		plans = append(plans, planned{manifest: manifest{object: p}, verb: "created", op: datastore.Op{Key: "k", Value: make([]byte, datastore.MaxTxnBytes*2/5)}})
 	}
 	if n, txn := firstTxn(datastore.NewView(), plans); n != 2 || len(txn.Then) != 2 {
 		t.Errorf("%d objects in %d operations, want 2", n, len(txn.Then))
