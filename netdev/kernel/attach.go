@@ -8,7 +8,7 @@ import (
 	"net/netip"
 	"os"
 
-	"github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"netctl/datastore"
@@ -90,12 +90,13 @@ func (k *Kernel) Create(w Wire) (mac string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("wire: %w", err)
 	}
-	inside, err := dial(w.Netns)
+	inside, err := newHandle(w.Netns)
 	if err != nil {
 		return "", fmt.Errorf("wire %s: network namespace: %w", w.Interface, err)
 	}
-	defer inside.close()
-	if err := k.newPair(w, peerMAC, inside); err != nil {
+	defer inside.Close()
+	pair, err := k.newPair(w, peerMAC, inside)
+	if err != nil {
 		return "", fmt.Errorf("wire %s: %w", w.Interface, err)
 	}
 	err = k.sys.hostSide(w)
@@ -103,8 +104,8 @@ func (k *Kernel) Create(w Wire) (mac string, err error) {
 		err = setInside(inside, w)
 	}
 	if err != nil {
-		if _, undo := k.conn.change(delLink(w.Link)); undo != nil {
-			err = errors.Join(err, fmt.Errorf("remove %s: %w", w.Link, undo))
+		if undo := k.host.LinkDel(pair); undo != nil {
+			err = errors.Join(err, fmt.Errorf("remove %s: %w", w.Link, cause(undo)))
 		}
 		return "", fmt.Errorf("wire %s: %w", w.Interface, err)
 	}
@@ -113,38 +114,40 @@ func (k *Kernel) Create(w Wire) (mac string, err error) {
 
 // newPair makes the veth. The workload side of a link that was retired a moment
 // ago still holds its name: then the deletion is waited for, once.
-func (k *Kernel) newPair(w Wire, peerMAC net.HardwareAddr, inside *conn) error {
+func (k *Kernel) newPair(w Wire, peerMAC net.HardwareAddr, inside *netlink.Handle) (*netlink.Veth, error) {
 	hostMAC, err := net.ParseMAC(netdev.HostMAC)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	pair := newVeth(w, peerMAC, hostMAC, netdev.Group)
-	_, err = k.conn.change(pair)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Group, attrs.MTU, attrs.HardwareAddr = w.Link, netdev.Group, w.MTU, hostMAC
+	pair := netlink.NewVeth(attrs)
+	pair.PeerName, pair.PeerHardwareAddr, pair.PeerNamespace = w.Interface, peerMAC, netlink.NsFd(w.Netns)
+	err = k.host.LinkAdd(pair)
 	if errors.Is(err, unix.EEXIST) && k.retire.flush() == nil {
-		pair.Header.Sequence = 0
-		_, err = k.conn.change(pair)
+		err = k.host.LinkAdd(pair)
 	}
 	if !errors.Is(err, unix.EEXIST) {
 		if err != nil {
-			return fmt.Errorf("create %s: %w", w.Link, err)
+			return nil, fmt.Errorf("create %s: %w", w.Link, cause(err))
 		}
-		return nil
+		return pair, nil
 	}
-	if _, found := inside.link(w.Interface); found == nil {
-		return fmt.Errorf("%s in the network namespace: %w", w.Interface, datastore.ErrExists)
+	if _, found := linkByName(inside, w.Interface); found == nil {
+		return nil, fmt.Errorf("%s in the network namespace: %w", w.Interface, datastore.ErrExists)
 	}
-	return fmt.Errorf("%s on the host: %w", w.Link, datastore.ErrExists)
+	return nil, fmt.Errorf("%s on the host: %w", w.Link, datastore.ErrExists)
 }
 
 // step is one change inside a namespace, and what it is called in an error.
 type step struct {
 	what string
-	msg  netlink.Message
+	do   func(*netlink.Handle) error
 }
 
 // setInside does the workload side: loopback and interface up, addresses, routes.
-func setInside(c *conn, w Wire) error {
-	l, err := c.link(w.Interface)
+func setInside(h *netlink.Handle, w Wire) error {
+	l, err := linkByName(h, w.Interface)
 	if err != nil {
 		return fmt.Errorf("%s in the network namespace: %w", w.Interface, err)
 	}
@@ -154,19 +157,21 @@ func setInside(c *conn, w Wire) error {
 		}
 	}
 	const loopback = 1
-	steps := []step{
-		{"set lo up", setLink(loopback, "", unix.IFF_UP, unix.IFF_UP, nil)},
-		{"set up", setLink(l.Index, "", unix.IFF_UP, unix.IFF_UP, nil)},
+	up := func(index int) func(*netlink.Handle) error {
+		return func(h *netlink.Handle) error { return h.LinkSetUp(device(index)) }
 	}
+	steps := []step{{"set lo up", up(loopback)}, {"set up", up(l.Index)}}
 	for _, a := range w.Addresses {
-		steps = append(steps, step{"address " + a.String(), newAddress(l.Index, a)})
+		steps = append(steps, step{"address " + a.String(), func(h *netlink.Handle) error {
+			return h.AddrAdd(device(l.Index), newAddress(a))
+		}})
 	}
 	lead := len(steps)
 	steps = append(steps, gatewayRoutes(l.Index, w, unix.RT_TABLE_MAIN, 0)...)
-	at, err := c.changeAll(steps)
+	at, err := doAll(h, steps)
 	if at >= lead && errors.Is(err, unix.EEXIST) {
 		steps = secondRoutes(l.Index, w)
-		at, err = c.changeAll(steps)
+		at, err = doAll(h, steps)
 	}
 	if errors.Is(err, unix.EEXIST) {
 		err = datastore.ErrExists
@@ -186,65 +191,56 @@ const secondTable = 1024
 // of its addresses, such as the answer to a connection, goes by a table of its own
 // (ip-rule(8)). The rules stay when the interface goes, and then find nothing.
 func secondRoutes(index int, w Wire) []step {
-	number := secondTable + uint32(index)
+	number := secondTable + index
 	steps := append(gatewayRoutes(index, w, unix.RT_TABLE_MAIN, number), gatewayRoutes(index, w, number, 0)...)
 	for _, a := range w.Addresses {
-		steps = append(steps, step{"rule from " + a.String(), newRule(a, number)})
+		steps = append(steps, step{"rule from " + a.String(), func(h *netlink.Handle) error {
+			return h.RuleAdd(ruleFrom(a, number))
+		}})
 	}
 	return steps
 }
 
-func gatewayRoutes(index int, w Wire, table, metric uint32) []step {
+func gatewayRoutes(index int, w Wire, table, metric int) []step {
 	var steps []step
+	add := func(what string, r *netlink.Route) {
+		steps = append(steps, step{what, func(h *netlink.Handle) error { return h.RouteAdd(r) }})
+	}
 	for _, gw := range []netip.Addr{w.Gateway4, w.Gateway6} {
 		if !w.has(gw.Is4()) {
 			continue
 		}
 		if !(gw.Is6() && gw.IsLinkLocalUnicast()) {
-			steps = append(steps, step{"route " + gw.String(), newRoute(index, gw, netip.Addr{}, table, metric)})
+			add("route "+gw.String(), onLink(index, gw, table, metric))
 		}
-		steps = append(steps, step{"default via " + gw.String(), newRoute(index, netip.Addr{}, gw, table, metric)})
+		add("default via "+gw.String(), defaultVia(index, gw, table, metric))
 	}
 	return steps
 }
 
-func (c *conn) changeAll(steps []step) (int, error) {
-	msgs := make([]netlink.Message, len(steps))
+// doAll does every step, whatever became of those before it, and returns the
+// first error with the index of its step.
+func doAll(h *netlink.Handle, steps []step) (int, error) {
+	at, first := -1, error(nil)
 	for i, s := range steps {
-		msgs[i] = s.msg
+		if err := s.do(h); err != nil && first == nil {
+			at, first = i, cause(err)
+		}
 	}
-	return c.change(msgs...)
+	return at, first
 }
 
 // Up sets the host side up. The error wraps os.ErrNotExist if there is no such
 // link.
 func (k *Kernel) Up(link string) error {
-	if _, err := k.conn.change(setLink(0, link, unix.IFF_UP, unix.IFF_UP, nil)); err != nil {
-		return fmt.Errorf("set %s up: %w", link, absent(err))
+	l, err := linkByName(k.host, link)
+	if err == nil {
+		err = absent(cause(k.host.LinkSetUp(device(l.Index))))
+	}
+	if err != nil {
+		return fmt.Errorf("set %s up: %w", link, err)
 	}
 	return nil
-}
-
-func delLink(name string) netlink.Message {
-	return message(unix.RTM_DELLINK, 0, ifinfo(0, 0, 0), func(ae *netlink.AttributeEncoder) {
-		ae.String(unix.IFLA_IFNAME, name)
-	})
-}
-
-// link reads one link by name; os.ErrNotExist if there is none.
-func (c *conn) link(name string) (rawLink, error) {
-	res, err := c.ask(message(unix.RTM_GETLINK, 0, ifinfo(0, 0, 0), func(ae *netlink.AttributeEncoder) {
-		ae.String(unix.IFLA_IFNAME, name)
-	}))
-	if err != nil {
-		return rawLink{}, absent(err)
-	}
-	for _, m := range res {
-		if m.Header.Type == unix.RTM_NEWLINK {
-			return parseLink(m)
-		}
-	}
-	return rawLink{}, os.ErrNotExist
 }
 
 // absent makes the kernel's "no such device" one that errors.Is os.ErrNotExist.

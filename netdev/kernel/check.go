@@ -2,14 +2,14 @@ package kernel
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
-	"github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"netctl/netdev"
@@ -24,11 +24,11 @@ func (k *Kernel) Check(w Wire) error {
 		return fmt.Errorf("check: %w", err)
 	}
 	w.MAC = mac
-	inside, err := dial(w.Netns)
+	inside, err := newHandle(w.Netns)
 	if err != nil {
 		return fmt.Errorf("check %s: network namespace: %w", w.Interface, err)
 	}
-	defer inside.close()
+	defer inside.Close()
 	if err := errors.Join(k.checkHost(w), checkInside(inside, w)); err != nil {
 		return fmt.Errorf("check %s: %w", w.Interface, err)
 	}
@@ -36,7 +36,7 @@ func (k *Kernel) Check(w Wire) error {
 }
 
 func (k *Kernel) checkHost(w Wire) error {
-	l, err := k.conn.link(w.Link)
+	l, err := linkByName(k.host, w.Link)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("%s is gone", w.Link)
@@ -44,14 +44,14 @@ func (k *Kernel) checkHost(w Wire) error {
 		return fmt.Errorf("%s: %w", w.Link, err)
 	}
 	var errs []error
-	if l.group != netdev.Group {
-		errs = append(errs, fmt.Errorf("%s: group is %d, not %d", w.Link, l.group, netdev.Group))
+	if l.Group != netdev.Group {
+		errs = append(errs, fmt.Errorf("%s: group is %d, not %d", w.Link, l.Group, netdev.Group))
 	}
-	if !l.Up {
+	if l.RawFlags&unix.IFF_UP == 0 {
 		errs = append(errs, fmt.Errorf("%s is down", w.Link))
 	}
-	if l.mac.String() != netdev.HostMAC {
-		errs = append(errs, fmt.Errorf("%s: mac is %s, not %s", w.Link, l.mac, netdev.HostMAC))
+	if l.HardwareAddr.String() != netdev.HostMAC {
+		errs = append(errs, fmt.Errorf("%s: mac is %s, not %s", w.Link, l.HardwareAddr, netdev.HostMAC))
 	}
 	for _, x := range hostSettings(w) {
 		v, err := k.sys.read(x.dir, w.Link+"/"+x.name)
@@ -62,8 +62,8 @@ func (k *Kernel) checkHost(w Wire) error {
 	return errors.Join(errs...)
 }
 
-func checkInside(c *conn, w Wire) error {
-	l, err := c.link(w.Interface)
+func checkInside(h *netlink.Handle, w Wire) error {
+	l, err := linkByName(h, w.Interface)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("%s is gone from the network namespace", w.Interface)
@@ -71,16 +71,16 @@ func checkInside(c *conn, w Wire) error {
 		return fmt.Errorf("%s in the network namespace: %w", w.Interface, err)
 	}
 	var errs []error
-	if !l.Up {
+	if l.RawFlags&unix.IFF_UP == 0 {
 		errs = append(errs, fmt.Errorf("%s is down", w.Interface))
 	}
-	if mac, err := net.ParseMAC(w.MAC); err == nil && !bytes.Equal(mac, l.mac) {
-		errs = append(errs, fmt.Errorf("%s: mac is %s, not %s", w.Interface, l.mac, w.MAC))
+	if mac, err := net.ParseMAC(w.MAC); err == nil && !bytes.Equal(mac, l.HardwareAddr) {
+		errs = append(errs, fmt.Errorf("%s: mac is %s, not %s", w.Interface, l.HardwareAddr, w.MAC))
 	}
 	if w.MTU != 0 && l.MTU != w.MTU {
 		errs = append(errs, fmt.Errorf("%s: mtu is %d, not %d", w.Interface, l.MTU, w.MTU))
 	}
-	has, err := c.addressesOf(l.Index)
+	has, err := addressesOf(h, l.Index)
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
@@ -93,7 +93,7 @@ func checkInside(c *conn, w Wire) error {
 		if !w.has(gw.Is4()) {
 			continue
 		}
-		ok, err := c.defaultVia(l.Index, gw)
+		ok, err := hasDefault(h, l.Index, gw)
 		if err == nil && !ok {
 			err = fmt.Errorf("%s: default route via %s is missing", w.Interface, gw)
 		}
@@ -102,58 +102,37 @@ func checkInside(c *conn, w Wire) error {
 	return errors.Join(errs...)
 }
 
-func (c *conn) addressesOf(index int) (map[netip.Prefix]bool, error) {
-	head := make([]byte, unix.SizeofIfAddrmsg)
-	binary.NativeEndian.PutUint32(head[4:], uint32(index))
-	res, err := c.dump(message(unix.RTM_GETADDR, 0, head, nil))
+func addressesOf(h *netlink.Handle, index int) (map[netip.Prefix]bool, error) {
+	list, err := again(func() ([]netlink.Addr, error) { return h.AddrList(device(index), netlink.FAMILY_ALL) })
 	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
+		return nil, fmt.Errorf("list addresses: %w", cause(err))
 	}
 	has := map[netip.Prefix]bool{}
-	for _, m := range res {
-		a, err := parseAddress(m)
-		if err != nil {
-			return nil, err
-		}
-		if a.index == index {
-			has[a.prefix] = true
+	for _, a := range list {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			bits, _ := a.Mask.Size()
+			has[netip.PrefixFrom(ip, bits)] = true
 		}
 	}
 	return has, nil
 }
 
-// defaultVia reports whether the main table has a default route through gateway
+// hasDefault reports whether the main table has a default route through gateway
 // and the link.
-func (c *conn) defaultVia(index int, gateway netip.Addr) (bool, error) {
-	head := make([]byte, unix.SizeofRtMsg)
-	head[0], head[4] = family(gateway), unix.RT_TABLE_MAIN
-	res, err := c.dump(message(unix.RTM_GETROUTE, 0, head, func(ae *netlink.AttributeEncoder) {
-		ae.Uint32(unix.RTA_OIF, uint32(index))
-	}))
+func hasDefault(h *netlink.Handle, index int, gateway netip.Addr) (bool, error) {
+	family := netlink.FAMILY_V4
+	if gateway.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	list, err := again(func() ([]netlink.Route, error) {
+		filter := &netlink.Route{LinkIndex: index, Table: unix.RT_TABLE_MAIN}
+		return h.RouteListFiltered(family, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
-		return false, fmt.Errorf("list routes: %w", err)
+		return false, fmt.Errorf("list routes: %w", cause(err))
 	}
-	for _, m := range res {
-		if len(m.Data) < unix.SizeofRtMsg || m.Data[1] != 0 || m.Data[4] != unix.RT_TABLE_MAIN {
-			continue
-		}
-		ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofRtMsg:])
-		if err != nil {
-			return false, fmt.Errorf("list routes: %w", err)
-		}
-		var oif uint32
-		var via netip.Addr
-		for ad.Next() {
-			switch ad.Type() {
-			case unix.RTA_OIF:
-				oif = ad.Uint32()
-			case unix.RTA_GATEWAY:
-				via, _ = netip.AddrFromSlice(ad.Bytes())
-			}
-		}
-		if ad.Err() == nil && int(oif) == index && via == gateway {
-			return true, nil
-		}
-	}
-	return false, nil
+	return slices.ContainsFunc(list, func(r netlink.Route) bool {
+		bits, _ := r.Dst.Mask.Size()
+		return bits == 0 && r.Gw.Equal(gateway.AsSlice())
+	}), nil
 }

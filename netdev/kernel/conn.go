@@ -11,9 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// conn is a routing netlink socket in one network namespace.
+// conn is a routing netlink socket in one network namespace, for what
+// netlink.Handle has no call for.
 type conn struct {
-	mu sync.Mutex // one batch at a time
+	mu sync.Mutex // one request at a time
 	nl *netlink.Conn
 }
 
@@ -27,27 +28,6 @@ func dial(netns int) (*conn, error) {
 
 func (c *conn) close() error { return c.nl.Close() }
 
-// change sends all messages in one go and returns the first error with the index
-// of its message; the kernel works off every message whatever became of those
-// before it.
-func (c *conn) change(msgs ...netlink.Message) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i := range msgs {
-		msgs[i].Header.Flags |= netlink.Request | netlink.Acknowledge
-	}
-	if _, err := c.nl.SendMessages(msgs); err != nil {
-		return 0, cause(err)
-	}
-	at, first := -1, error(nil)
-	for i := range msgs {
-		if _, err := c.nl.Receive(); err != nil && first == nil {
-			at, first = i, cause(err)
-		}
-	}
-	return at, first
-}
-
 // ask sends one request and returns its answers.
 func (c *conn) ask(m netlink.Message) ([]netlink.Message, error) {
 	c.mu.Lock()
@@ -60,13 +40,24 @@ func (c *conn) ask(m netlink.Message) ([]netlink.Message, error) {
 	return res, nil
 }
 
+// deleteGroup deletes every link of a group and waits for it; ENODEV if there is
+// none.
+func (c *conn) deleteGroup(group uint32) error {
+	_, err := c.ask(message(unix.RTM_DELLINK, netlink.Acknowledge, make([]byte, unix.SizeofIfInfomsg), func(ae *netlink.AttributeEncoder) {
+		ae.Uint32(unix.IFLA_GROUP, group)
+	}))
+	return err
+}
+
+// dumpTries is how often a list is read again that changes all the time.
+const dumpTries = 20
+
 // dump is ask for a list. A list that changed while it was read is read again.
 func (c *conn) dump(m netlink.Message) ([]netlink.Message, error) {
 	m.Header.Flags |= netlink.Dump
-	const tries = 20
 	for i := 0; ; i++ {
 		res, err := c.ask(m)
-		if err != nil || i == tries || !slices.ContainsFunc(res, interrupted) {
+		if err != nil || i == dumpTries || !slices.ContainsFunc(res, interrupted) {
 			return res, err
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"sync"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"netctl/netdev"
@@ -18,22 +17,28 @@ import (
 // the kernel's grace period, some 15 ms, however many there are). A link that is
 // not there is no error; one that is not netctl's is left alone.
 func (k *Kernel) Detach(link string) error {
-	l, err := k.conn.link(link)
+	l, err := linkByName(k.host, link)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", link, err)
 	}
-	if l.group != netdev.Group {
-		return fmt.Errorf("detach %s: not an interface of netctl (group %d)", link, l.group)
+	if l.Group != netdev.Group {
+		return fmt.Errorf("detach %s: not an interface of netctl (group %d)", link, l.Group)
 	}
 	// Down comes before the new name: kernels before 6.2 rename no link that is up.
-	_, err = k.conn.change(
-		setLink(l.Index, "", 0, unix.IFF_UP, func(ae *netlink.AttributeEncoder) { ae.Uint32(unix.IFLA_GROUP, netdev.GroupRetired) }),
-		setLink(l.Index, "", 0, 0, func(ae *netlink.AttributeEncoder) { ae.String(unix.IFLA_IFNAME, netdev.RetiredName(l.Index)) }))
+	// The group comes first of all, so that it is no news that the link goes down.
+	d := device(l.Index)
+	err = k.host.LinkSetGroup(d, int(netdev.GroupRetired))
+	if err == nil {
+		err = k.host.LinkSetDown(d)
+	}
+	if err == nil {
+		err = k.host.LinkSetName(d, netdev.RetiredName(l.Index))
+	}
 	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("detach %s: %w", link, err)
+		return fmt.Errorf("detach %s: %w", link, cause(err))
 	}
 	k.retire.kick()
 	return nil
@@ -85,9 +90,7 @@ func (r *retirer) kick() {
 func (r *retirer) flush() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, err := r.conn.change(message(unix.RTM_DELLINK, 0, ifinfo(0, 0, 0), func(ae *netlink.AttributeEncoder) {
-		ae.Uint32(unix.IFLA_GROUP, netdev.GroupRetired)
-	}))
+	err := r.conn.deleteGroup(netdev.GroupRetired)
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete detached links: %w", err)
 	}

@@ -21,7 +21,7 @@ func TestDumpInterrupted(t *testing.T) {
 	})
 	c := &conn{nl: nl}
 	defer c.close()
-	res, err := c.dump(message(unix.RTM_GETLINK, 0, ifinfo(0, 0, 0), nil))
+	res, err := c.dump(message(unix.RTM_GETLINK, 0, make([]byte, unix.SizeofIfInfomsg), nil))
 	if err != nil || len(res) != 1 || asked != 3 {
 		t.Errorf("asked %d times: %v, %v", asked, res, err)
 	}

@@ -18,6 +18,8 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+
+	"github.com/vishvananda/netlink"
 )
 
 // BootIDFile is where the kernel tells the ID of the current boot.
@@ -41,7 +43,8 @@ func BootID(file string) (string, error) {
 type Kernel struct {
 	log    *slog.Logger
 	own    *Netns
-	conn   *conn
+	host   *netlink.Handle // changes, and what is asked about one link
+	conn   *conn           // lists
 	sys    *sysctls
 	retire *retirer
 }
@@ -59,6 +62,9 @@ func Open(log *slog.Logger) (_ *Kernel, err error) {
 	if k.own, err = openThreadNetns(); err != nil {
 		return nil, err
 	}
+	if k.host, err = newHandle(k.own.FD()); err != nil {
+		return nil, err
+	}
 	if k.conn, err = dial(k.own.FD()); err != nil {
 		return nil, err
 	}
@@ -71,7 +77,8 @@ func Open(log *slog.Logger) (_ *Kernel, err error) {
 	return k, nil
 }
 
-// Close releases what Open opened; the kernel's state stays as it is.
+// Close releases what Open opened; the kernel's state stays as it is. No other
+// method may run meanwhile or be called after it.
 func (k *Kernel) Close() error {
 	var errs []error
 	if k.retire != nil {
@@ -82,6 +89,9 @@ func (k *Kernel) Close() error {
 	}
 	if k.conn != nil {
 		errs = append(errs, k.conn.close())
+	}
+	if k.host != nil {
+		k.host.Close()
 	}
 	if k.own != nil {
 		errs = append(errs, k.own.Close())

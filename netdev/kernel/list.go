@@ -46,7 +46,7 @@ func (k *Kernel) Links() ([]Link, error) {
 }
 
 func (k *Kernel) links() ([]rawLink, error) {
-	res, err := k.conn.dump(message(unix.RTM_GETLINK, 0, ifinfo(0, 0, 0), nil))
+	res, err := k.conn.dump(message(unix.RTM_GETLINK, 0, make([]byte, unix.SizeofIfInfomsg), nil))
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"netctl/datastore"
@@ -100,14 +101,14 @@ func openNetns(path string) (*Netns, error) {
 
 // inNetns calls fn on a thread that is in the network namespace; a thread that
 // cannot go back is given up.
-func inNetns(netns int, fn func() error) error {
+func inNetns(fd int, fn func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		own, err := os.Open("/proc/thread-self/ns/net")
+		own, err := netns.Get()
 		if err == nil {
 			defer own.Close()
-			err = unix.Setns(netns, unix.CLONE_NEWNET)
+			err = netns.Set(netns.NsHandle(fd))
 		}
 		if err != nil {
 			runtime.UnlockOSThread()
@@ -115,7 +116,7 @@ func inNetns(netns int, fn func() error) error {
 			return
 		}
 		err = fn()
-		if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back == nil {
+		if back := netns.Set(own); back == nil {
 			runtime.UnlockOSThread()
 		} else {
 			err = errors.Join(err, fmt.Errorf("leave network namespace: %w", back))
