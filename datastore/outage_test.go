@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,11 +13,31 @@ import (
 	"netctl/datastore"
 )
 
+// lockedBuffer takes what timers log beside the test.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+// take returns what was written since the last time.
+func (b *lockedBuffer) take() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	defer b.buf.Reset()
+	return b.buf.String()
+}
+
 // TestOutage: what a person reads of a datastore that comes and goes.
 func TestOutage(t *testing.T) {
 	away := fmt.Errorf("list: %w: refused", datastore.ErrUnavailable)
 	synctest.Test(t, func(t *testing.T) {
-		var b bytes.Buffer
+		var b lockedBuffer
 		plain := func(_ []string, a slog.Attr) slog.Attr {
 			if a.Key == slog.TimeKey || a.Key == "error" {
 				return slog.Attr{}
@@ -27,8 +48,7 @@ func TestOutage(t *testing.T) {
 		expect := func(step string, want ...string) {
 			t.Helper()
 			synctest.Wait()
-			got := strings.TrimSpace(b.String())
-			b.Reset()
+			got := strings.TrimSpace(b.take())
 			if got != strings.Join(want, "\n") {
 				t.Errorf("%s: said\n%s\nwant\n%s", step, got, strings.Join(want, "\n"))
 			}
