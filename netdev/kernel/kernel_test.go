@@ -140,6 +140,9 @@ func TestWire(t *testing.T) {
 	run(t, h.ns, "ip", "route", "add", "169.254.1.1", "dev", "lo", "scope", "link")
 	run(t, h.ns, "ip", "route", "add", "10.0.0.48", "dev", w.Link)
 	run(t, h.ns, "ip", "route", "add", "fd80::48", "dev", w.Link)
+	until(t, "the host's own IPv6 address", func() bool {
+		return strings.Contains(run(t, h.ns, "ip", "-6", "route", "show", "table", "local"), "local 2001:db8::1 ")
+	})
 	run(t, inside, "ping", "-n", "-c1", "-W3", "192.0.2.1")
 	run(t, inside, "ping", "-n", "-c1", "-W3", "2001:db8::1")
 	contains(t, run(t, inside, "ip", "neigh"), "169.254.1.1 dev eth0 lladdr ee:ee:ee:ee:ee:ee")
