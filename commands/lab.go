@@ -1,8 +1,10 @@
 package commands
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -78,16 +80,13 @@ func newLabUpCommand(a *app, dir *string) *cobra.Command {
 
 // readLabFile fills cfg from a file, but for what a flag says.
 func readLabFile(name string, cmd *cobra.Command, cfg *lab.Config) error {
-	f, err := os.Open(name)
+	text, err := readInput(cmd.Context(), nil, name, maxConfigFile)
 	if err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}
-	defer f.Close()
 	in := labFile{Nodes: cfg.Nodes, Subnets: cfg.Subnets, IPv6: cfg.IPv6}
-	dec := yaml.NewDecoder(f)
-	dec.KnownFields(true)
-	if err := dec.Decode(&in); err != nil {
-		return fmt.Errorf("lab %s: %s", name, strings.TrimPrefix(err.Error(), "yaml: "))
+	if cfg.Settings, err = in.parse(text); err != nil {
+		return fmt.Errorf("lab %s: %w", name, err)
 	}
 	if !cmd.Flags().Changed("nodes") {
 		cfg.Nodes = in.Nodes
@@ -98,20 +97,35 @@ func readLabFile(name string, cmd *cobra.Command, cfg *lab.Config) error {
 	if !cmd.Flags().Changed("ipv6") {
 		cfg.IPv6 = in.IPv6
 	}
+	return nil
+}
+
+// parse fills what the text says and returns the settings alone.
+func (l *labFile) parse(text []byte) (settings string, err error) {
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	dec.KnownFields(true)
+	if err := dec.Decode(l); err != nil && !errors.Is(err, io.EOF) {
+		return "", errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	if dec.Decode(new(yaml.Node)) == nil {
+		return "", errors.New("one document only")
+	}
 	for _, key := range lab.Reserved() {
-		if _, ok := in.Settings[key]; ok {
-			return fmt.Errorf("lab %s: settings: %s is set by the lab itself", name, key)
+		if _, ok := l.Settings[key]; ok {
+			return "", fmt.Errorf("settings: %s is set by the lab itself", key)
 		}
 	}
-	if len(in.Settings) == 0 {
-		return nil
+	if agent, ok := l.Settings["agent"].(map[string]any); ok && len(agent) == 0 {
+		delete(l.Settings, "agent") // the lab writes that section
 	}
-	text, err := yaml.Marshal(in.Settings)
+	if len(l.Settings) == 0 {
+		return "", nil
+	}
+	out, err := yaml.Marshal(l.Settings)
 	if err != nil {
-		return fmt.Errorf("lab %s: settings: %w", name, err)
+		return "", fmt.Errorf("settings: %w", err)
 	}
-	cfg.Settings = string(text)
-	return nil
+	return string(out), nil
 }
 
 func newLabStatusCommand(a *app, dir *string) *cobra.Command {
