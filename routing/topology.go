@@ -28,6 +28,10 @@ type Peer struct {
 
 // Plan is all that a node's speaker needs of the datastore.
 type Plan struct {
+	// Node is the node's name; Host is the ID of the machine that registered it,
+	// "" if none has.
+	Node     string     `json:"node,omitempty"`
+	Host     string     `json:"host,omitempty"`
 	RouterID netip.Addr `json:"routerID"`
 	AS       uint32     `json:"as"`
 	// OwnAS says that the node has an AS number of its own.
@@ -55,7 +59,7 @@ type Plan struct {
 // is a peer, over IPv4 if both have it. A node that is not among nodes, or has
 // no address, has no peers. nodes and pools are in a fixed order.
 func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *datastore.BGPConfig) Plan {
-	var p Plan
+	p := Plan{Node: node}
 	p.HoldTime, p.RestartTime = *bgp.Spec.HoldTime, bgp.Spec.RestartTime
 	p.DefaultAS, p.NoMesh = bgp.Spec.DefaultAS, !*bgp.Spec.Mesh
 	for _, pool := range pools {
@@ -72,7 +76,7 @@ func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *da
 		p.Problems = append(p.Problems, fmt.Sprintf("node %s is not in the datastore: start its agent", node))
 		return p
 	}
-	p.Addresses = addresses(self)
+	p.Addresses, p.Host = addresses(self), self.Status.Host
 	p.AS, p.OwnAS = asOf(self, bgp), self.Spec.AS != 0
 	if len(p.Addresses) == 0 {
 		p.Problems = append(p.Problems, fmt.Sprintf("node %s has no address: set agent.addresses or agent.interface", node))

@@ -57,6 +57,15 @@ func remember(path string, m memory) error {
 	return nil
 }
 
+// readHost reads this machine's ID, which its agent made; "" if there is none yet.
+func readHost(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read host ID: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
 // bootID identifies the running kernel's boot.
 func bootID(path string) (string, error) {
 	b, err := os.ReadFile(path)

@@ -22,8 +22,11 @@ import (
 // node's own object, goes only after the restart time: an etcd that came back
 // empty and was adopted is filled again by the agents and by a person. A deletion
 // that is seen as such acts at once.
+//
+// A node that is not this host's is not planned for: see claim.
 type follower struct {
 	node   string
+	host   string // file of this machine's ID
 	state  *state
 	wake   func()
 	log    *slog.Logger
@@ -38,17 +41,22 @@ type follower struct {
 	doubt  bool          // what the next listing lacks is kept
 	kept   kept
 	expiry *time.Timer // ends kept; nil: nothing is kept
+	ours   bool        // this host has run as the node
+	alien  string      // why the node is not this host's; "": it is
 }
 
-func newFollower(node string, st *state, wake func(), log *slog.Logger) *follower {
+func newFollower(node, host string, st *state, wake func(), log *slog.Logger) *follower {
 	return &follower{
-		node: node, state: st, wake: wake, log: log, outage: datastore.NewOutage(log),
+		node: node, host: host, state: st, wake: wake, log: log, outage: datastore.NewOutage(log),
 		view: datastore.NewView(), plans: make(chan routing.Plan, 1),
 	}
 }
 
 // resume begins with what the last run worked by, before the datastore answers.
-func (f *follower) resume(p routing.Plan) { f.before, f.doubt = p, p.Kept }
+func (f *follower) resume(p routing.Plan) {
+	f.before, f.doubt = p, p.Kept
+	f.ours = p.RouterID.IsValid() && (p.Node == "" || p.Node == f.node)
+}
 
 // concerns says whether the speaker works by the object under key.
 func concerns(key string) bool {
@@ -74,6 +82,7 @@ func (f *follower) Replace(s datastore.Snapshot) error {
 		f.log.Warn("entries not used", "error", firstOf(err))
 	}
 	f.outage.Over()
+	f.claim()
 	f.state.reached()
 	f.wake()
 	if f.expiry == nil && (f.doubt || f.view.Node(f.node) == nil) {
@@ -106,6 +115,7 @@ func (f *follower) Apply(b datastore.Batch) error {
 		changed = true
 	}
 	if changed {
+		f.claim()
 		f.plan()
 	}
 	return nil
@@ -178,6 +188,9 @@ func (f *follower) plan() {
 	f.kept.settle(f.view)
 	if f.kept.empty() {
 		f.release()
+	}
+	if f.alien != "" {
+		return
 	}
 	p := routing.Mesh(f.node, f.kept.withNodes(f.view.Nodes()), f.kept.withPools(f.view.Pools()), f.kept.config(f.view))
 	p.Problems = append(p.Problems, f.view.Problems()...)

@@ -45,6 +45,7 @@ func planned(node string, p routing.Plan) kept {
 			own = 0
 		}
 		add(node, own, p.Addresses)
+		k.nodes[len(k.nodes)-1].Status.Host = p.Host
 		slices.SortFunc(k.nodes, byName)
 	}
 	for _, pool := range p.Pools {

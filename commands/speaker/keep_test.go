@@ -51,7 +51,7 @@ type lossy struct {
 func newLossy(t *testing.T, restartTime int) *lossy {
 	t.Helper()
 	l := &lossy{t: t, self: machine("a", "192.168.99.1/24")}
-	l.follower = newFollower("a", &state{}, func() {}, slog.New(slog.NewTextHandler(&l.log, nil)))
+	l.follower = newFollower("a", hostFile(t, "a"), &state{}, func() {}, slog.New(slog.NewTextHandler(&l.log, nil)))
 	other := machine("b", "192.168.99.2/24")
 	other.Spec.Addresses = append(other.Spec.Addresses, netip.MustParsePrefix("fd00:99::2/64"))
 	third := machine("c", "192.168.99.3/24")
@@ -137,9 +137,9 @@ func TestKept(t *testing.T) {
 // TestNothingKeptAtFirst: a new node is not in the datastore yet, and has nothing
 // to keep.
 func TestNothingKeptAtFirst(t *testing.T) {
-	f := newFollower("a", &state{}, func() {}, quiet())
+	f := newFollower("a", hostFile(t, "a"), &state{}, func() {}, quiet())
 	f.resume(routing.Plan{})
-	if err := f.Replace(datastore.Snapshot{Revision: 1}); err != nil {
+	if err := f.Replace(datastore.Snapshot{Revision: 1, Entries: []datastore.Entry{stored(t, 1, machine("a", "192.168.99.1/24"))}}); err != nil {
 		t.Fatal(err)
 	}
 	if p := <-f.plans; p.Kept || p.HoldTime != 90 || f.expiry != nil {
@@ -205,7 +205,7 @@ func TestKeptOverARestart(t *testing.T) {
 	was := newLossy(t, 3600)
 	fresh := func(p routing.Plan) *lossy {
 		return &lossy{t: t, follower: func() *follower {
-			f := newFollower("a", &state{}, func() {}, quiet())
+			f := newFollower("a", hostFile(t, "a"), &state{}, func() {}, quiet())
 			f.resume(p)
 			return f
 		}()}
@@ -225,7 +225,7 @@ func TestKeptOverARestart(t *testing.T) {
 	// The first start of a cluster: there was nothing before.
 	l = fresh(routing.Plan{})
 	l.Lost(datastore.ErrUnidentified)
-	l.replace()
+	l.replace(was.all[0])
 	if p := l.next(); p.Kept || p.HoldTime != 90 || l.expiry != nil {
 		t.Fatalf("nothing before: %+v", p)
 	}

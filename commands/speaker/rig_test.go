@@ -165,7 +165,7 @@ func (r *rig) pool(cidr string) {
 // register makes a host a node of the datastore, with all its addresses.
 func (r *rig) register(h *netlab.Host) {
 	r.t.Helper()
-	n := &datastore.Node{Metadata: datastore.Metadata{Name: h.Name}, Spec: datastore.NodeSpec{Addresses: []netip.Prefix{h.Addr}}}
+	n := machine(h.Name, h.Addr.String())
 	if h.Addr6.IsValid() {
 		n.Spec.Addresses = append(n.Spec.Addresses, h.Addr6)
 	}
@@ -182,7 +182,7 @@ func (r *rig) node(h *netlab.Host) *netctlNode {
 // node6 is node for a host with an IPv6 address only.
 func (r *rig) node6(h *netlab.Host) *netctlNode {
 	r.t.Helper()
-	r.create(&datastore.Node{Metadata: datastore.Metadata{Name: h.Name}, Spec: datastore.NodeSpec{Addresses: []netip.Prefix{h.Addr6}}})
+	r.create(machine(h.Name, h.Addr6.String()))
 	return r.run(h)
 }
 
@@ -195,6 +195,7 @@ func (r *rig) run(h *netlab.Host) *netctlNode {
 		Store: r.options(), Node: h.Name, StateDir: filepath.Join(r.dir, h.Name), RunDir: filepath.Join(r.dir, h.Name),
 		Version: "test", BootFile: n.boot,
 	}
+	n.identify()
 	n.up()
 	r.nodes = append(r.nodes, n)
 	return n
@@ -203,6 +204,18 @@ func (r *rig) run(h *netlab.Host) *netctlNode {
 func (n *netctlNode) reboot(id string) {
 	n.rig.t.Helper()
 	if err := os.WriteFile(n.boot, []byte(id+"\n"), 0o600); err != nil {
+		n.rig.t.Fatal(err)
+	}
+}
+
+// identify is what the agent does before it registers the host.
+func (n *netctlNode) identify() {
+	n.rig.t.Helper()
+	err := os.MkdirAll(n.cfg.StateDir, 0o700)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(n.cfg.StateDir, "host"), []byte(hostOf(n.host.Name)+"\n"), 0o600)
+	}
+	if err != nil {
 		n.rig.t.Fatal(err)
 	}
 }

@@ -9,8 +9,8 @@
 //
 // Invariants: it starts without the datastore from what it last ran with; it
 // ends without deleting a route and without a BGP NOTIFICATION; while the
-// datastore is away or not the right one nothing changes but what the kernel
-// and the peers say.
+// datastore is away or not the right one, or its node is not this host's, nothing
+// changes but what the kernel and the peers say.
 package speaker
 
 import (
@@ -149,7 +149,7 @@ func newSpeaker(cfg Config, agent, own table, store datastore.Store, guard datas
 	s := &speaker{cfg: cfg, log: log, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent)}
 	s.state = &state{}
 	s.reporter = newReporter(cfg.Node, store, s.state, log)
-	s.follower = newFollower(cfg.Node, s.state, s.reporter.wake, log)
+	s.follower = newFollower(cfg.Node, s.hostFile(), s.state, s.reporter.wake, log)
 	s.installer = newInstaller(own, s.reporter.wake, log)
 	return s
 }
@@ -158,6 +158,10 @@ func (s *speaker) run(ctx context.Context, listener *control.Listener) error {
 	last, err := recall(s.file())
 	if err != nil {
 		s.log.Warn("last state unusable, starting without it", "error", err)
+	}
+	if host, err := readHost(s.hostFile()); err == nil && host != "" && last.Plan.Host != "" && host != last.Plan.Host {
+		s.log.Warn("last state is another host's, starting without it", "host", last.Plan.Host)
+		last = memory{}
 	}
 	s.last = last
 	s.follower.resume(last.Plan)
@@ -189,6 +193,9 @@ func (s *speaker) run(ctx context.Context, listener *control.Listener) error {
 
 // file is where the speaker keeps what it last ran with.
 func (s *speaker) file() string { return filepath.Join(s.cfg.StateDir, "speaker.json") }
+
+// hostFile is where the agent keeps this machine's ID.
+func (s *speaker) hostFile() string { return filepath.Join(s.cfg.StateDir, "host") }
 
 // kernelEvent is an event of the agent's or the speaker's own table.
 type kernelEvent struct {

@@ -161,13 +161,29 @@ func stored(t *testing.T, revision int64, o datastore.Object) datastore.Entry {
 }
 
 func machine(name, addr string) *datastore.Node {
-	return &datastore.Node{Metadata: datastore.Metadata{Name: name}, Spec: datastore.NodeSpec{Addresses: []netip.Prefix{netip.MustParsePrefix(addr)}}}
+	return &datastore.Node{
+		Metadata: datastore.Metadata{Name: name}, Spec: datastore.NodeSpec{Addresses: []netip.Prefix{netip.MustParsePrefix(addr)}},
+		Status: datastore.NodeStatus{Host: hostOf(name)},
+	}
+}
+
+// hostOf is the ID of the machine that is the node.
+func hostOf(node string) string { return fmt.Sprintf("%016x", node) }
+
+// hostFile is that machine's file.
+func hostFile(t testing.TB, node string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "host")
+	if err := os.WriteFile(file, []byte(hostOf(node)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 // TestFollower turns events into plans, and only those that matter.
 func TestFollower(t *testing.T) {
 	st := &state{}
-	f := newFollower("a", st, func() {}, quiet())
+	f := newFollower("a", hostFile(t, "a"), st, func() {}, quiet())
 	next := func() *routing.Plan {
 		select {
 		case p := <-f.plans:

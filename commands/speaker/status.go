@@ -26,6 +26,7 @@ type state struct {
 	detached string // why
 	away     string // why the store does not answer
 	answered bool   // the store did, since the start
+	alien    string // why the node is not this host's
 }
 
 func (s *state) setEngine(e *bgp.Speaker) {
@@ -38,6 +39,12 @@ func (s *state) setPlan(p routing.Plan) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.plan = p
+}
+
+func (s *state) setAlien(why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.alien = why
 }
 
 func (s *state) reached() {
@@ -61,7 +68,7 @@ func (s *state) lost(err error) {
 // whether the datastore may be told.
 func (s *state) sessions() (sessions []datastore.SessionStatus, attached bool) {
 	s.mu.Lock()
-	engine, attached := s.engine, s.answered
+	engine, attached := s.engine, s.answered && s.alien == ""
 	s.mu.Unlock()
 	if engine == nil {
 		return nil, attached
@@ -84,7 +91,11 @@ func (s *speaker) status() control.SpeakerStatus {
 		Version: s.cfg.Version, Node: s.cfg.Node, PID: os.Getpid(), RouterID: plan.RouterID, AS: plan.AS, ASSource: plan.ASSource(), Addresses: plan.Addresses,
 		Sessions: sessions, Detached: s.state.detached, Store: s.state.away, Problems: slices.Clone(plan.Problems),
 	}
+	alien := s.state.alien
 	s.state.mu.Unlock()
+	if alien != "" {
+		st.Problems = append([]string{alien}, st.Problems...)
+	}
 	for _, p := range s.installer.unresolved() {
 		st.Problems = append(st.Problems, fmt.Sprintf("route %s is not installed: its next hop cannot be reached", p))
 	}

@@ -1,0 +1,61 @@
+package speaker
+
+import (
+	"fmt"
+	"time"
+
+	"netctl/datastore"
+)
+
+// claim finds out whether the node is this host's, and tells. Until it is, there
+// are no plans and no reports: what runs goes on as it is. A host that has run as
+// the node need not wait for its agent to register it again.
+func (f *follower) claim() {
+	n := f.view.Node(f.node)
+	why := f.judge(n)
+	if why == f.alien {
+		return
+	}
+	switch f.alien = why; {
+	case why == "":
+		f.log.Info("node is this host's", "node", f.node)
+	case registered(n):
+		f.log.Warn("node is not this host's, nothing is changed", "reason", why)
+	default:
+		f.log.Info("node is not registered, nothing is changed", "reason", why)
+	}
+	f.state.setAlien(why)
+	f.wake()
+}
+
+func registered(n *datastore.Node) bool { return n != nil && n.Status.Host != "" }
+
+// judge says why n, nil if it is not there, is not this host's.
+func (f *follower) judge(n *datastore.Node) string {
+	if !registered(n) {
+		switch {
+		case f.ours:
+			return ""
+		case n == nil:
+			return fmt.Sprintf("node %s is not in the datastore: start its agent", f.node)
+		}
+		return fmt.Sprintf("node %s is registered by no host yet: start its agent", f.node)
+	}
+	own, err := readHost(f.host)
+	switch {
+	case err != nil:
+		return err.Error()
+	case own == n.Status.Host, own == "" && f.ours && f.before.Host == n.Status.Host:
+		f.ours = true
+		return ""
+	case own == "":
+		own = "not registered yet"
+	}
+	f.ours = false
+	at := "without an address"
+	if len(n.Spec.Addresses) > 0 {
+		at = "at " + n.Spec.Addresses[0].Addr().String()
+	}
+	return fmt.Sprintf("node %s is registered by host %s (%s, last seen %s), this host is %s: set another name (node: NAME), or if that machine is gone, `netctl node remove %s`",
+		f.node, n.Status.Host, at, n.Status.Seen.Format(time.RFC3339), own, f.node)
+}
