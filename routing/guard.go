@@ -3,6 +3,7 @@ package routing
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Pool is what routing needs to know of a pool.
@@ -46,6 +47,17 @@ func (g *Guard) Check(p netip.Prefix) (ok bool, reason string) {
 		}
 	}
 	return true, ""
+}
+
+// CheckNextHop says whether a next hop announced by a node is used, and if not,
+// why. What lies in a pool is an endpoint's: the address of a node, and of a
+// machine in a connected subnet, never is.
+func (g *Guard) CheckNextHop(a netip.Addr) (ok bool, reason string) {
+	pool, found := g.pool(netip.PrefixFrom(a, a.BitLen()))
+	if !found || slices.Contains(g.Addresses, a) || slices.ContainsFunc(g.Subnets, func(s netip.Prefix) bool { return s.Contains(a) }) {
+		return true, ""
+	}
+	return false, fmt.Sprintf("its next hop %s is inside pool %s", a, pool.CIDR)
 }
 
 // InPool says whether p lies inside a pool.

@@ -145,6 +145,21 @@ func TestGuard(t *testing.T) {
 			t.Errorf("%s: %v %q, want %q", p, ok, reason, want)
 		}
 	}
+	for a, want := range map[string]string{
+		"172.20.0.1":     "",
+		"192.168.99.7":   "", // in a pool that holds the nodes' subnet
+		"192.168.200.7":  "",
+		"fd80::7":        "",
+		"192.168.115.1":  "its next hop 192.168.115.1 is inside pool 192.168.0.0/16",
+		"fd80::8":        "its next hop fd80::8 is inside pool fd80::/64",
+		"10.0.0.5":       "its next hop 10.0.0.5 is inside pool 10.0.0.0/26",
+		"fe80::1":        "",
+		"192.168.200.70": "its next hop 192.168.200.70 is inside pool 192.168.0.0/16",
+	} {
+		if ok, reason := g.CheckNextHop(netip.MustParseAddr(a)); ok != (want == "") || reason != want {
+			t.Errorf("%s: %v %q, want %q", a, ok, reason, want)
+		}
+	}
 	if ok, _ := new(Guard).Check(prefix("10.0.0.0/26")); ok {
 		t.Error("the zero guard believes")
 	}

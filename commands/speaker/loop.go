@@ -23,7 +23,7 @@ func (s *speaker) loop(ctx context.Context) error {
 		return err
 	}
 	last := s.last
-	j := &joined{speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot}
+	j := &joined{speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot, hops: newHops(ctx, s.own, s.cfg.LinkPrefix)}
 	defer func() { j.stop() }()
 	if err := j.readAgent(ctx); err != nil {
 		return err
@@ -67,6 +67,7 @@ type joined struct {
 	routes  map[routing.Key]routing.Route // of the agent, as the kernel has them
 	exports map[netip.Prefix]bool
 	belief  atomic.Pointer[routing.Guard] // read by the engine's goroutine
+	hops    *hops
 	engine  *engine
 }
 
@@ -260,8 +261,15 @@ func (j *joined) peers() []bgp.PeerConfig {
 }
 
 // imports is the engine's import policy; every peer is a node.
-func (j *joined) imports(_ netip.Addr, prefix netip.Prefix, _ netip.Addr) (bool, string) {
-	return j.belief.Load().Check(prefix)
+func (j *joined) imports(_ netip.Addr, prefix netip.Prefix, nextHop netip.Addr) (bool, string) {
+	g := j.belief.Load()
+	if ok, reason := g.Check(prefix); !ok {
+		return false, reason
+	}
+	if ok, reason := g.CheckNextHop(nextHop); !ok {
+		return false, reason
+	}
+	return j.hops.check(nextHop)
 }
 
 // believe renews the guard and has everything that peers said judged again if
@@ -310,6 +318,9 @@ func (j *joined) heard(ctx context.Context, k kernelEvent) error {
 	if !k.agent {
 		if e.Lost || e.Others || len(e.Up)+len(e.Down) > 0 {
 			j.installer.recheck()
+			if j.hops.recheck() && j.engine != nil {
+				j.engine.Reimport()
+			}
 			return j.readSubnets(ctx)
 		}
 		return nil
