@@ -118,14 +118,16 @@ func guarded(t *testing.T, r *rig, n1, n2 *netctlNode, bird *foreign, at func(*n
 	n1.ip("addr add 10.65.99.1/24 dev lan")
 	n1.ip("link set lan up")
 	n1.ip("link set lan2 up")
-	bad := []string{"0.0.0.0/0", "172.30.0.0/26", "10.65.99.64/26", "10.65.128.0/17"}
+	n1.ip("route add 172.31.0.7 dev ncc1 proto 87")
+	bad := []string{"0.0.0.0/0", "172.30.0.0/26", "10.65.99.64/26", "10.65.128.0/17", "10.65.212.0/26 via 10.65.1.5", "10.65.213.0/26 via 172.31.0.7"}
 	for _, p := range bad {
 		bird.announce(p)
 	}
 	bird.announce("10.65.211.0/26")
 	good := "10.65.211.0/26 via 192.168.99.104 dev eth1"
 	r.expect(n1.host, "88", append(at(n1), good)...)
-	r.expect(n2.host, "88", append(at(n2), good, "10.65.99.64/26 via 192.168.99.104 dev eth1")...)
+	// On node2 nothing is wrong with that subnet and that next hop.
+	r.expect(n2.host, "88", append(at(n2), good, "10.65.99.64/26 via 192.168.99.104 dev eth1", "10.65.213.0/26 via 192.168.1.1 dev eth0")...)
 	s, err := n1.status()
 	if err != nil {
 		t.Fatal(err)
@@ -135,6 +137,8 @@ func guarded(t *testing.T, r *rig, n1, n2 *netctlNode, bird *foreign, at func(*n
 		"10.65.128.0/17 from node3 (192.168.99.104): shorter than the /26 blocks of pool 10.65.0.0/16",
 		"10.65.99.64/26 from node3 (192.168.99.104): overlaps the connected subnet 10.65.99.0/24",
 		"172.30.0.0/26 from node3 (192.168.99.104): outside every pool",
+		"10.65.212.0/26 from node3 (192.168.99.104): its next hop 10.65.1.5 is inside pool 10.65.0.0/16",
+		"10.65.213.0/26 from node3 (192.168.99.104): its next hop 172.31.0.7 is behind the endpoint interface ncc1",
 	}
 	slices.Sort(s.Refused)
 	slices.Sort(want)
@@ -197,23 +201,29 @@ protocol device { scan time 1; }
 protocol direct { ipv4; ipv6; }
 protocol static s4 { ipv4; route 10.65.2.0/26 blackhole;`, h.Addr.Addr())
 		for p := range extra {
-			fmt.Fprintf(&b, " route %s blackhole;", p)
+			fmt.Fprintf(&b, " route %s blackhole;", strings.Fields(p)[0])
 		}
 		b.WriteString(` }
 protocol static s6 { ipv6; route fd80:24e2:f998:72d6::200/122 blackhole; }
 protocol kernel k4 { persist; graceful restart on; ipv4 { import none; export where source = RTS_BGP; }; }
 protocol kernel k6 { persist; graceful restart on; ipv6 { import none; export where source = RTS_BGP; }; }
 `)
+		nextHop, set := "next hop self;", ""
+		for p := range extra {
+			if prefix, hop, ok := strings.Cut(p, " via "); ok { // a filter's next hop yields to `next hop self`
+				nextHop, set = "", set+fmt.Sprintf("if net = %s then bgp_next_hop = %s; ", prefix, hop)
+			}
+		}
 		for i, p := range peers {
 			fmt.Fprintf(&b, `protocol bgp peer%d {
   local %s as 64511;
   neighbor %s as 64511;
   hold time 9; connect delay time 1; connect retry time 1; error wait time 1, 2;
   graceful restart on; graceful restart time 30;
-  ipv4 { import all; export where source = RTS_STATIC; next hop self; };
+  ipv4 { import all; export filter { if source != RTS_STATIC then reject; %s accept; }; %s };
   ipv6 { import all; export where source = RTS_STATIC; next hop address %s; };
 }
-`, i, h.Addr.Addr(), p.Addr.Addr(), h.Addr6.Addr())
+`, i, h.Addr.Addr(), p.Addr.Addr(), set, nextHop, h.Addr6.Addr())
 		}
 		file(t, conf, b.String())
 	}
