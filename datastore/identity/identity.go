@@ -201,6 +201,8 @@ func (f *File) Close() error {
 	due := f.due != nil
 	f.mu.Unlock()
 	if !due {
+		f.writing.Lock() // one that began before may still be at it
+		defer f.writing.Unlock()
 		return nil
 	}
 	return f.write()
