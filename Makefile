@@ -36,8 +36,8 @@ test: packages build ## everything CI runs
 	@$(MAKE) --no-print-directory fuzz
 	go test -count=1 -p 2 -timeout $(TIMEOUT) ./...
 
-test-all: ## test, and every matrix
-	@$(MAKE) --no-print-directory test FUZZTIME=500000x NETCTL_TEST_ALL=1 TIMEOUT=40m
+test-all: race lint ## test with ten times the fuzzing, the race detector and the linter
+	@$(MAKE) --no-print-directory test FUZZTIME=100000x TIMEOUT=40m
 
 fuzz: ## every fuzz target with FUZZTIME inputs
 	@bash .ci/fuzz $(FUZZTIME)
