@@ -3,6 +3,7 @@ package commands
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -329,7 +330,9 @@ func newPoolRemoveCommand(a *app) *cobra.Command {
 func (a *app) removePool(ctx context.Context, name string, force bool) error {
 	was := true
 	disable := func(p *datastore.Pool) error { was, p.Spec.Disabled = p.Spec.Disabled, true; return nil }
-	if err := modify(ctx, a, name, disable); err != nil {
+	if err := modify(ctx, a, name, disable); errors.Is(err, datastore.ErrNotFound) {
+		return fmt.Errorf("%s: %w", labelOf(datastore.KindPool, name), datastore.ErrNotFound)
+	} else if err != nil {
 		return err
 	}
 	err := a.remove(ctx, datastore.KindPool, name, force, func(view *datastore.View, o datastore.Object) ([]datastore.Object, error) {
