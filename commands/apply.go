@@ -66,7 +66,11 @@ func (a *app) writeAndTell(cmd *cobra.Command, list []manifest, mode writeMode, 
 		a.warnUnused(list)
 		return a.warnSubnets(cmd.Context(), pools)
 	}
-	view, err := a.view(cmd.Context())
+	s, err := a.store(cmd.Context())
+	if err != nil {
+		return err
+	}
+	view, err := a.list(cmd.Context(), s, neededToPut(objectsIn(list)...))
 	if err != nil {
 		return err
 	}
@@ -173,5 +177,5 @@ func (a *app) delete(ctx context.Context, kind datastore.Kind, name string, forc
 		}
 		return a.deleteEndpoint(ctx, e)
 	}
-	return a.remove(ctx, kind, name, force, nil)
+	return a.remove(ctx, kind, []string{name}, force, nil)
 }

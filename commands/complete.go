@@ -16,14 +16,14 @@ const completionTime = 2 * time.Second
 
 type completer = func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective)
 
-// complete completes every argument from the live cluster; what the command
-// line has already is not offered again.
-func (a *app) complete(names func(v *datastore.View) []string) completer {
+// complete completes every argument from the live cluster's objects of a kind; what
+// the command line has already is not offered again.
+func (a *app) complete(kind datastore.Kind, names func(v *datastore.View) []string) completer {
 	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 		a.cmd = cmd
 		ctx, cancel := context.WithTimeout(context.Background(), completionTime)
 		defer cancel()
-		v, err := a.view(ctx)
+		v, err := a.view(ctx, kind)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
@@ -35,8 +35,8 @@ func (a *app) complete(names func(v *datastore.View) []string) completer {
 }
 
 // completeFirst completes the first argument only.
-func (a *app) completeFirst(names func(v *datastore.View) []string) completer {
-	all := a.complete(names)
+func (a *app) completeFirst(kind datastore.Kind, names func(v *datastore.View) []string) completer {
+	all := a.complete(kind, names)
 	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp

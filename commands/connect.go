@@ -28,14 +28,19 @@ func (a *app) store(ctx context.Context) (*etcd.Store, error) {
 	return a.opened, err
 }
 
-// view reads the whole cluster. Keys that do not decode are told on stderr.
-func (a *app) view(ctx context.Context) (*datastore.View, error) {
+// view reads the objects of kinds. Keys that do not decode are told on stderr.
+func (a *app) view(ctx context.Context, kinds ...datastore.Kind) (*datastore.View, error) {
 	s, err := a.store(ctx)
 	if err != nil {
 		return nil, err
 	}
+	return a.list(ctx, s, datastore.Prefixes(kinds...))
+}
+
+// list is view for the keys under prefixes.
+func (a *app) list(ctx context.Context, s datastore.Store, prefixes []string) (*datastore.View, error) {
 	defer a.waiting("the datastore")()
-	snap, err := s.List(ctx, datastore.Prefix)
+	snap, err := s.List(ctx, prefixes...)
 	if err != nil {
 		return nil, err
 	}

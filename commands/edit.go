@@ -26,7 +26,13 @@ func newEditCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			view, err := a.view(cmd.Context())
+			s, err := a.store(cmd.Context())
+			if err != nil {
+				return err
+			}
+			need := needed{}
+			need.one(kind, nameOfKind(kind, args[1]))
+			view, err := a.list(cmd.Context(), s, need.prefixes())
 			if err != nil {
 				return err
 			}
@@ -84,19 +90,15 @@ func (a *app) edit(cmd *cobra.Command, o datastore.Object) (err error) {
 
 // writeEdited writes the edited object if nobody changed it since it was read.
 func (a *app) writeEdited(cmd *cobra.Command, was, edited datastore.Object) error {
-	view, err := a.view(cmd.Context())
-	if err != nil {
-		return err
-	}
-	if err := view.CheckPut(edited); err != nil {
-		return fmt.Errorf("%s: %w", label(edited), err)
-	}
-	edited.Meta().Revision = was.Meta().Revision
-	keepStatus(edited, was)
 	s, err := a.store(cmd.Context())
 	if err != nil {
 		return err
 	}
+	if err := a.checkPut(cmd.Context(), s, edited); err != nil {
+		return fmt.Errorf("%s: %w", label(edited), err)
+	}
+	edited.Meta().Revision = was.Meta().Revision
+	keepStatus(edited, was)
 	put := datastore.Update
 	if edited.Meta().Revision == 0 {
 		put = datastore.Create

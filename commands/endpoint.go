@@ -21,7 +21,7 @@ func newEndpointCommand(a *app) *cobra.Command {
 		named("ID", "Show and change one endpoint; its ID is node/orchestrator/workload/interface",
 			"  netctl endpoint slave/cni/3f2a/eth0 profile show\n  netctl endpoint slave/cni/3f2a/eth0 profile set web db",
 			newEndpointProfileCommand(a)))
-	cmd.ValidArgsFunction = a.completeFirst(endpointNames)
+	cmd.ValidArgsFunction = a.completeFirst(datastore.KindEndpoint, endpointNames)
 	return cmd
 }
 
@@ -42,9 +42,13 @@ func newEndpointShowCommand(a *app) *cobra.Command {
 	cmd.Flags().StringVar(&workload, "workload", "", "of this `workload` only")
 	cmd.Flags().StringVar(&iface, "endpoint", "", "with this `interface` in the workload only")
 	cmd.Flags().BoolVar(&detailed, "detailed", false, "one row for each endpoint")
-	_ = cmd.RegisterFlagCompletionFunc("host", a.complete(nodeNames))
+	_ = cmd.RegisterFlagCompletionFunc("host", a.complete(datastore.KindNode, nodeNames))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		view, err := a.view(cmd.Context())
+		kinds := []datastore.Kind{datastore.KindEndpoint}
+		if detailed || *f == formatWide {
+			kinds = shownWith(datastore.KindEndpoint, *f)
+		}
+		view, err := a.view(cmd.Context(), kinds...)
 		if err != nil {
 			return err
 		}
@@ -95,9 +99,11 @@ func endpointState(view *datastore.View, e *datastore.Endpoint) string {
 	if n == nil {
 		return "node gone"
 	}
-	for _, p := range n.Status.Problems {
-		if strings.Contains(p, e.Metadata.Name) {
-			return "error"
+	if r := view.Report(e.Spec.Node, datastore.ReportAgent); r != nil {
+		for _, p := range r.Status.Problems {
+			if strings.Contains(p, e.Metadata.Name) {
+				return "error"
+			}
 		}
 	}
 	return "active"
@@ -134,7 +140,7 @@ func newEndpointProfileCommand(a *app) *cobra.Command {
 			Short:             short,
 			Example:           example,
 			Args:              cobra.MinimumNArgs(1),
-			ValidArgsFunction: a.complete(profileNames),
+			ValidArgsFunction: a.complete(datastore.KindProfile, profileNames),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				return a.changeEndpointProfiles(cmd, args, edit)
 			},
@@ -176,7 +182,7 @@ func (a *app) changeEndpointProfiles(cmd *cobra.Command, args []string, edit fun
 	if err := checkNames(datastore.KindProfile, args...); err != nil {
 		return err
 	}
-	view, err := a.view(cmd.Context())
+	s, err := a.store(cmd.Context())
 	if err != nil {
 		return err
 	}
@@ -189,7 +195,7 @@ func (a *app) changeEndpointProfiles(cmd *cobra.Command, args []string, edit fun
 		if err := e.Validate(); err != nil {
 			return argument(err)
 		}
-		return view.CheckPut(e)
+		return a.checkPut(cmd.Context(), s, e)
 	})
 }
 

@@ -54,8 +54,8 @@ func newEndpointAddCommand(a *app) *cobra.Command {
 	cmd.MarkFlagsOneRequired("netns", "pid")
 	cmd.MarkFlagsMutuallyExclusive("netns", "pid")
 	_ = cmd.MarkFlagRequired("workload")
-	_ = cmd.RegisterFlagCompletionFunc("network", a.complete(networkNames))
-	_ = cmd.RegisterFlagCompletionFunc("profile", a.complete(profileNames))
+	_ = cmd.RegisterFlagCompletionFunc("network", a.complete(datastore.KindNetwork, networkNames))
+	_ = cmd.RegisterFlagCompletionFunc("profile", a.complete(datastore.KindProfile, profileNames))
 	return cmd
 }
 
@@ -120,7 +120,7 @@ func newEndpointRemoveCommand(a *app) *cobra.Command {
 		Example: "  netctl endpoint remove slave/manual/db/eth0\n" +
 			"  netctl endpoint show --host slave --orchestrator manual --detailed",
 		Args: cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeFirst(func(v *datastore.View) []string {
+		ValidArgsFunction: a.completeFirst(datastore.KindProfile, func(v *datastore.View) []string {
 			s, err := a.settings()
 			if err != nil {
 				return nil

@@ -29,7 +29,19 @@ func newGetCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		view, err := a.view(cmd.Context())
+		need := needed{}
+		need.all(shownWith(kind, *f)...)
+		if names := args[1:]; len(names) > 0 {
+			delete(need, kind)
+			for _, name := range names {
+				need.one(kind, nameOfKind(kind, name))
+			}
+		}
+		s, err := a.store(cmd.Context())
+		if err != nil {
+			return err
+		}
+		view, err := a.list(cmd.Context(), s, need.prefixes())
 		if err != nil {
 			return err
 		}
@@ -45,6 +57,22 @@ func newGetCommand(a *app) *cobra.Command {
 		return a.show(*f, objects, func() string { return kindTable(view, kind, objects, *f == formatWide) })
 	}
 	return cmd
+}
+
+// shownWith are the kinds that a table of objects of a kind, or their manifests,
+// are made of.
+func shownWith(kind datastore.Kind, f format) []datastore.Kind {
+	kinds := []datastore.Kind{kind}
+	switch {
+	case f == formatJSON || f == formatYAML:
+	case kind == datastore.KindNode:
+		kinds = append(kinds, datastore.KindBGPConfig, datastore.KindEndpoint, datastore.KindReport)
+	case kind == datastore.KindEndpoint:
+		kinds = append(kinds, datastore.KindNode, datastore.KindReport)
+	case f == formatWide && (kind == datastore.KindNetwork || kind == datastore.KindProfile):
+		kinds = append(kinds, datastore.KindEndpoint)
+	}
+	return kinds
 }
 
 // objectsOf are the objects of a kind; what configures the cluster is there even
@@ -93,7 +121,7 @@ func (a *app) completeKindAndName(cmd *cobra.Command, args []string, word string
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	return a.complete(func(v *datastore.View) []string { return objectNames(v.Objects(kind)) })(cmd, args, word)
+	return a.complete(kind, func(v *datastore.View) []string { return objectNames(v.Objects(kind)) })(cmd, args, word)
 }
 
 // kindTable is the table of objects of one kind.
@@ -128,6 +156,8 @@ func kindHeader(kind datastore.Kind, wide bool) []string {
 		header = []string{"Name", "Default AS", "Mesh", "Hold time", "Restart time"}
 	case datastore.KindConfig:
 		header = []string{"Name", "MTU"}
+	case datastore.KindReport:
+		header = []string{"Node", "Role", "Seen", "Started", "Problems", "Endpoints", "Sessions"}
 	}
 	if wide {
 		header = append(header, more...)
@@ -139,7 +169,7 @@ func kindRow(view *datastore.View, o datastore.Object) []string {
 	name := o.Meta().Name
 	switch o := o.(type) {
 	case *datastore.Node:
-		return []string{name, joined(o.Spec.Addresses), asNumber(view, o), strconv.Itoa(len(view.EndpointsOf(name))), seen(o.Status.Seen),
+		return []string{name, joined(o.Spec.Addresses), asNumber(view, o), strconv.Itoa(len(view.EndpointsOf(name))), seen(lastSeen(view, name)),
 			o.Status.Version, labels(o.Metadata.Labels), joined(o.Status.Subnets)}
 	case *datastore.Block:
 		used := len(o.Spec.Allocations)
@@ -147,8 +177,7 @@ func kindRow(view *datastore.View, o datastore.Object) []string {
 	case *datastore.Reservation:
 		return []string{name, joined(o.Spec.CIDRs), o.Spec.For}
 	case *datastore.Network:
-		members := slices.DeleteFunc(view.Endpoints(), func(e *datastore.Endpoint) bool { return e.Spec.Network != name })
-		return []string{name, joined(o.Spec.Pools), o.Spec.Profile, yes(o.Spec.IPv6), strconv.Itoa(len(members)), labels(o.Metadata.Labels)}
+		return []string{name, joined(o.Spec.Pools), o.Spec.Profile, yes(o.Spec.IPv6), strconv.Itoa(len(view.EndpointsIn(name))), labels(o.Metadata.Labels)}
 	case *datastore.Endpoint:
 		return append(endpointRow(view, o), name, o.Spec.Network, o.Spec.Link, labels(o.Metadata.Labels))
 	case *datastore.Profile:
@@ -162,6 +191,10 @@ func kindRow(view *datastore.View, o datastore.Object) []string {
 			mtu = strconv.Itoa(o.Spec.MTU)
 		}
 		return []string{name, mtu}
+	case *datastore.Report:
+		node, role := o.Of()
+		s := o.Status
+		return []string{node, role, seen(s.Seen), seen(s.Started), strconv.Itoa(len(s.Problems)), strconv.Itoa(s.Endpoints), strconv.Itoa(len(s.Sessions))}
 	}
 	return []string{name}
 }
@@ -180,6 +213,14 @@ func labels(m map[string]string) string {
 		out = append(out, k+"="+m[k])
 	}
 	return strings.Join(out, ",")
+}
+
+// lastSeen is when the node's agent last reported; zero: never.
+func lastSeen(view *datastore.View, node string) (t time.Time) {
+	if r := view.Report(node, datastore.ReportAgent); r != nil {
+		t = r.Status.Seen
+	}
+	return t
 }
 
 func seen(t time.Time) string {

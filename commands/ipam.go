@@ -84,7 +84,7 @@ func newIPAMInfoCommand(a *app) *cobra.Command {
 		Short:             "Show who holds an address",
 		Example:           "  netctl ipam info 10.0.0.48\n  netctl ipam info 10.0.0.48 -o json",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeFirst(heldAddresses),
+		ValidArgsFunction: a.completeFirst(datastore.KindBlock, heldAddresses),
 	}
 	f := addFormat(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -38,9 +38,9 @@ func TestManifestErrorsNameTheLine(t *testing.T) {
 
 func TestManifestForms(t *testing.T) {
 	for _, in := range []string{
-		"apiVersion: netctl/v1\nkind: Node\nmetadata: {name: n}\nspec: {as: 64512}\nstatus: {seen: 2026-01-02T03:04:05Z}\n",
-		"{\n\t\"apiVersion\": \"netctl/v1\",\n\t\"kind\": \"Node\",\n\t\"metadata\": {\"name\": \"n\"},\n\t\"spec\": {\"as\": 64512},\n\t\"status\": {\"seen\": \"2026-01-02T03:04:05Z\"}\n}",
-		"- apiVersion: netctl/v1\n  kind: Node\n  metadata:\n    name: 'n'\n  spec:\n    as: 0xfc00\n  status: {seen: '2026-01-02T03:04:05Z'}\n",
+		"apiVersion: netctl/v1\nkind: Node\nmetadata: {name: n}\nspec: {as: 64512}\nstatus: {subnets: [192.168.99.0/24]}\n",
+		"{\n\t\"apiVersion\": \"netctl/v1\",\n\t\"kind\": \"Node\",\n\t\"metadata\": {\"name\": \"n\"},\n\t\"spec\": {\"as\": 64512},\n\t\"status\": {\"subnets\": [\"192.168.99.0/24\"]}\n}",
+		"- apiVersion: netctl/v1\n  kind: Node\n  metadata:\n    name: 'n'\n  spec:\n    as: 0xfc00\n  status: {subnets: ['192.168.99.0/24']}\n",
 	} {
 		list, err := parseManifests("f", []byte(in))
 		if err != nil {
@@ -48,7 +48,7 @@ func TestManifestForms(t *testing.T) {
 			continue
 		}
 		n, ok := list[0].object.(*datastore.Node)
-		if !ok || n.Metadata.Name != "n" || n.Spec.AS != 64512 || n.Status.Seen.Year() != 2026 {
+		if !ok || n.Metadata.Name != "n" || n.Spec.AS != 64512 || len(n.Status.Subnets) != 1 {
 			t.Errorf("%s\n%+v", in, list[0].object)
 		}
 	}

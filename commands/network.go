@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -24,7 +25,7 @@ func newNetworkShowCommand(a *app) *cobra.Command {
 	}
 	f := addFormat(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		view, err := a.view(cmd.Context())
+		view, err := a.view(cmd.Context(), shownWith(datastore.KindNetwork, *f)...)
 		if err != nil {
 			return err
 		}
@@ -48,8 +49,8 @@ func newNetworkCreateCommand(a *app) *cobra.Command {
 	cmd.Flags().StringSliceVar(&pools, "pool", nil, "`CIDR` of a pool its addresses come from (default: every pool of the node)")
 	cmd.Flags().StringVar(&profile, "profile", "", "`name` of its endpoints' profile (default: the network's name)")
 	cmd.Flags().BoolVar(&v6, "ipv6", false, "give endpoints an IPv6 address too")
-	_ = cmd.RegisterFlagCompletionFunc("pool", a.complete(poolCIDRs))
-	_ = cmd.RegisterFlagCompletionFunc("profile", a.complete(profileNames))
+	_ = cmd.RegisterFlagCompletionFunc("pool", a.complete(datastore.KindPool, poolCIDRs))
+	_ = cmd.RegisterFlagCompletionFunc("profile", a.complete(datastore.KindProfile, profileNames))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		cidrs, err := parseCIDRs(pools)
 		if err != nil {
@@ -61,14 +62,13 @@ func newNetworkCreateCommand(a *app) *cobra.Command {
 			return argument(fmt.Errorf("network %s: %w", args[0], err))
 		}
 		list := []manifest{{object: n}}
-		view, err := a.view(cmd.Context())
-		if err != nil {
-			return err
-		}
-		if view.Network(n.Metadata.Name) == nil && view.Profile(n.Spec.Profile) == nil {
+		switch _, err := read[*datastore.Profile](cmd.Context(), a, n.Spec.Profile); {
+		case errors.Is(err, datastore.ErrNotFound):
 			p := &datastore.Profile{Metadata: datastore.Metadata{Name: n.Spec.Profile}}
 			p.SetDefaults()
 			list = append(list, manifest{object: p})
+		case err != nil:
+			return err
 		}
 		return a.write(cmd.Context(), list, modeCreate, func(planned) {})
 	}
@@ -82,14 +82,14 @@ func newNetworkRemoveCommand(a *app) *cobra.Command {
 		Short:             "Remove a network that has no endpoint; its profile stays",
 		Example:           "  netctl network remove dataman\n  netctl network remove dataman --force",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeFirst(networkNames),
+		ValidArgsFunction: a.completeFirst(datastore.KindNetwork, networkNames),
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "remove it although endpoints belong to it")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := checkNames(datastore.KindNetwork, args...); err != nil {
 			return err
 		}
-		return a.remove(cmd.Context(), datastore.KindNetwork, args[0], force, nil)
+		return a.remove(cmd.Context(), datastore.KindNetwork, args, force, nil)
 	}
 	return cmd
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"netctl/datastore"
+
 	"netctl/commands/control"
 	"netctl/commands/node"
 )
@@ -28,7 +30,7 @@ func newNodeCommand(a *app) *cobra.Command {
 		}
 	}
 	cmd.AddCommand(nodeNouns(a)...)
-	cmd.ValidArgsFunction = a.completeFirst(nodeNames)
+	cmd.ValidArgsFunction = a.completeFirst(datastore.KindNode, nodeNames)
 	return cmd
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"netctl/commands/control"
 	"netctl/datastore"
 )
 
@@ -30,7 +31,7 @@ func newNodeShowCommand(a *app) *cobra.Command {
 	}
 	f := addFormat(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		view, err := a.view(cmd.Context())
+		view, err := a.view(cmd.Context(), shownWith(datastore.KindNode, *f)...)
 		if err != nil {
 			return err
 		}
@@ -80,7 +81,7 @@ func newNodeRemoveCommand(a *app) *cobra.Command {
 			"--force its endpoints are removed with it and their addresses given back.",
 		Example:           "  netctl node remove slave3\n  netctl node remove slave3 --force",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeFirst(nodeNames),
+		ValidArgsFunction: a.completeFirst(datastore.KindNode, nodeNames),
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "remove its endpoints too")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -93,13 +94,23 @@ func newNodeRemoveCommand(a *app) *cobra.Command {
 }
 
 func (a *app) removeNode(ctx context.Context, name string, force bool) error {
-	view, err := a.view(ctx)
+	s, err := a.store(ctx)
 	if err != nil {
 		return err
 	}
-	if n := view.Node(name); n != nil && !force && time.Since(n.Status.Seen) < silence {
+	need := needed{}
+	need.one(datastore.KindNode, name)
+	need.one(datastore.KindReport, datastore.ReportName(name, datastore.ReportAgent))
+	if force {
+		need.all(datastore.KindEndpoint)
+	}
+	view, err := a.list(ctx, s, need.prefixes())
+	if err != nil {
+		return err
+	}
+	if ago := time.Since(lastSeen(view, name)); view.Node(name) != nil && !force && ago < control.Silence {
 		return fmt.Errorf("node %s: its agent reported %s ago and would register again: end netctl there, then remove the node with --force: %w",
-			name, time.Since(n.Status.Seen).Round(time.Second), datastore.ErrInUse)
+			name, ago.Round(time.Second), datastore.ErrInUse)
 	}
 	if force {
 		for _, e := range view.EndpointsOf(name) {
@@ -108,9 +119,31 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 			}
 		}
 	}
-	return a.remove(ctx, datastore.KindNode, name, force, func(view *datastore.View, _ datastore.Object) ([]datastore.Object, error) {
+	err = a.remove(ctx, datastore.KindNode, []string{name}, force, func(view *datastore.View, _ datastore.Object) ([]datastore.Object, error) {
 		return asObjects(slices.DeleteFunc(view.BlocksOf(name), func(b *datastore.Block) bool { return len(b.Spec.Allocations) > 0 })), nil
 	})
+	if err != nil {
+		return err
+	}
+	return a.removeReports(ctx, name)
+}
+
+// removeReports removes what the roles of a node that is gone reported.
+func (a *app) removeReports(ctx context.Context, node string) error {
+	s, err := a.store(ctx)
+	if err != nil {
+		return err
+	}
+	var t datastore.Txn
+	for _, role := range []string{datastore.ReportAgent, datastore.ReportSpeaker} {
+		key, err := datastore.Key(datastore.KindReport, datastore.ReportName(node, role))
+		if err != nil {
+			return err
+		}
+		t.Then = append(t.Then, datastore.Op{Key: key})
+	}
+	_, err = s.Commit(ctx, t)
+	return err
 }
 
 // changeNode changes the node that the command line names before the verb.

@@ -38,7 +38,7 @@ func newPoolShowCommand(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&v6, "ipv6", false, "IPv6 pools only")
 	cmd.MarkFlagsMutuallyExclusive("ipv4", "ipv6")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		view, err := a.view(cmd.Context())
+		view, err := a.view(cmd.Context(), datastore.KindPool)
 		if err != nil {
 			return err
 		}
@@ -224,7 +224,7 @@ func (a *app) warnUnused(list []manifest) {
 // warnSubnets tells which of the nodes' own subnets new pools contain: allowed,
 // and no block is taken from there, but rarely meant.
 func (a *app) warnSubnets(ctx context.Context, cidrs []netip.Prefix) error {
-	view, err := a.view(ctx)
+	view, err := a.view(ctx, datastore.KindNode)
 	if err != nil {
 		return err
 	}
@@ -307,7 +307,7 @@ func newPoolRemoveCommand(a *app) *cobra.Command {
 		Long:              "Remove pools and their empty blocks. A pool with addresses in use, or that a network names, is not removed;\nwith --force it is, and the addresses stay with their endpoints.",
 		Example:           "  netctl pool remove 10.0.0.0/26\n  netctl pool remove 192.168.0.0/16 --force",
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: a.complete(poolCIDRs),
+		ValidArgsFunction: a.complete(datastore.KindPool, poolCIDRs),
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "remove them whatever uses them")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -335,7 +335,7 @@ func (a *app) removePool(ctx context.Context, name string, force bool) error {
 	} else if err != nil {
 		return err
 	}
-	err := a.remove(ctx, datastore.KindPool, name, force, func(view *datastore.View, o datastore.Object) ([]datastore.Object, error) {
+	err := a.remove(ctx, datastore.KindPool, []string{name}, force, func(view *datastore.View, o datastore.Object) ([]datastore.Object, error) {
 		blocks := view.BlocksIn(o.(*datastore.Pool))
 		return asObjects(slices.DeleteFunc(blocks, func(b *datastore.Block) bool { return len(b.Spec.Allocations) > 0 })), nil
 	})

@@ -15,7 +15,7 @@ func newProfileCommand(a *app) *cobra.Command {
 		named("NAME", "Show and change the tags and rules of one profile",
 			"  netctl profile web rule show\n  netctl profile web tag add WEB",
 			newProfileTagCommand(a), newProfileRuleCommand(a)))
-	cmd.ValidArgsFunction = a.completeFirst(profileNames)
+	cmd.ValidArgsFunction = a.completeFirst(datastore.KindProfile, profileNames)
 	return cmd
 }
 
@@ -30,7 +30,11 @@ func newProfileShowCommand(a *app) *cobra.Command {
 	f := addFormat(cmd)
 	cmd.Flags().BoolVar(&detailed, "detailed", false, "one row for each endpoint")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		view, err := a.view(cmd.Context())
+		kinds := shownWith(datastore.KindProfile, *f)
+		if detailed {
+			kinds = append(shownWith(datastore.KindEndpoint, *f), datastore.KindProfile)
+		}
+		view, err := a.view(cmd.Context(), kinds...)
 		if err != nil {
 			return err
 		}
@@ -89,21 +93,18 @@ func newProfileRemoveCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "remove NAME…",
 		Short:             "Remove profiles that nothing uses",
-		Example:           "  netctl profile remove web\n  netctl profile remove web --no-check",
+		Example:           "  netctl profile remove web\n  netctl profile remove web --force",
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: a.complete(profileNames),
+		ValidArgsFunction: a.complete(datastore.KindProfile, profileNames),
 	}
-	cmd.Flags().BoolVar(&force, "no-check", false, "remove them although endpoints or networks use them")
+	cmd.Flags().BoolVar(&force, "force", false, "remove them although endpoints or networks use them")
+	cmd.Flags().BoolVar(&force, "no-check", false, "the same, as calicoctl has it")
+	_ = cmd.Flags().MarkHidden("no-check")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := checkNames(datastore.KindProfile, args...); err != nil {
 			return err
 		}
-		for i, name := range args {
-			if err := a.remove(cmd.Context(), datastore.KindProfile, name, force, nil); err != nil {
-				return farther(i, len(args), err)
-			}
-		}
-		return nil
+		return a.remove(cmd.Context(), datastore.KindProfile, args, force, nil)
 	}
 	return cmd
 }
@@ -152,7 +153,7 @@ func newProfileTagCommand(a *app) *cobra.Command {
 			Short:   "Remove a tag from the profile",
 			Example: "  netctl profile web tag remove WEB\n  netctl profile app-A tag remove app-A",
 			Args:    cobra.ExactArgs(1),
-			ValidArgsFunction: a.completeFirst(func(v *datastore.View) []string {
+			ValidArgsFunction: a.completeFirst(datastore.KindProfile, func(v *datastore.View) []string {
 				if p := v.Profile(nameOf(a.cmd)); p != nil {
 					return slices.Clone(p.Spec.Tags)
 				}

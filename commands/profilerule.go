@@ -262,7 +262,7 @@ func (a *app) completeRule(cmd *cobra.Command, args []string, word string) ([]st
 	case len(args) == 2:
 		words = []string{"tcp", "udp", "sctp", "icmp", "icmpv6", "not", "from", "to"}
 	case last == "tag":
-		return a.complete(tagNames)(cmd, nil, word)
+		return a.complete(datastore.KindProfile, tagNames)(cmd, nil, word)
 	case last == "from" || last == "to" || last == "and" || last == "not":
 		words = []string{"tag", "cidr", "selector", "ports", "not"}
 	}

@@ -49,7 +49,7 @@ func newRouteShowCommand(a *app) *cobra.Command {
 	}
 	f := addFormat(cmd)
 	cmd.Flags().StringVar(&node, "node", "", "`name` of the node (default: this one)")
-	_ = cmd.RegisterFlagCompletionFunc("node", a.complete(nodeNames))
+	_ = cmd.RegisterFlagCompletionFunc("node", a.complete(datastore.KindNode, nodeNames))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		s, err := a.settings()
 		if err != nil {
@@ -119,7 +119,7 @@ func shown(r routing.Route, protocol string) shownRoute {
 // routesOf is what another node's routes must be, from the datastore: its own
 // blocks and endpoints, and the others' by way of their nodes.
 func (a *app) routesOf(ctx context.Context, node string) ([]shownRoute, error) {
-	view, err := a.view(ctx)
+	view, err := a.view(ctx, datastore.KindNode, datastore.KindBlock, datastore.KindEndpoint)
 	if err != nil {
 		return nil, err
 	}

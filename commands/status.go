@@ -16,16 +16,11 @@ import (
 	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
-	"netctl/datastore/ipam"
 )
 
 // statusTime bounds how long status waits, first for the datastore, then for the
 // sockets: that the one is away must not look as if the other were.
 const statusTime = 5 * time.Second
-
-// silence is after how long a node that reports nothing is taken for dead; an
-// agent reports at least every ten minutes.
-const silence = 21 * time.Minute
 
 // nodeReport is the state of one node.
 type nodeReport struct {
@@ -39,16 +34,17 @@ type nodeReport struct {
 	Endpoints int       `json:"endpoints"`
 	Version   string    `json:"version,omitempty"`
 	// Datastore is one line on the datastore, as the asking machine sees it.
-	Datastore string                    `json:"datastore"`
-	Addresses []netip.Addr              `json:"addresses"`
-	AS        string                    `json:"as,omitempty"` // "64511 (inherited)"
-	Sessions  []datastore.SessionStatus `json:"sessions"`
+	Datastore string            `json:"datastore"`
+	Addresses []netip.Addr      `json:"addresses"`
+	AS        string            `json:"as,omitempty"` // "64511 (inherited)"
+	Sessions  []control.Session `json:"sessions"`
 	// RefusedCount is how many prefixes of peers were not believed; Refused names
 	// them with the reason, as far as this machine knows.
 	RefusedCount int      `json:"refusedCount"`
 	Refused      []string `json:"refused"`
 
-	hangs bool // the agent is there, but did not answer in time
+	hangs  bool // the agent is there, but did not answer in time
+	remote bool // known by its reports, which have no numbers of prefixes
 }
 
 func (r *nodeReport) problem(format string, args ...any) {
@@ -74,7 +70,7 @@ func newStatusCommand(a *app) *cobra.Command {
 	cmd.Flags().StringVar(&node, "node", "", "`name` of the node (default: this one)")
 	cmd.Flags().BoolVar(&all, "all", false, "every node of the cluster")
 	cmd.MarkFlagsMutuallyExclusive("node", "all")
-	_ = cmd.RegisterFlagCompletionFunc("node", a.complete(nodeNames))
+	_ = cmd.RegisterFlagCompletionFunc("node", a.complete(datastore.KindNode, nodeNames))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		reports, err := a.reports(cmd.Context(), node, all)
 		if err != nil {
@@ -94,18 +90,18 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 	if err != nil {
 		return nil, err
 	}
-	health, leaks := make(chan storeHealth, 1), make(chan []string, 1)
+	health := make(chan storeHealth, 1)
 	reading, cancel := context.WithTimeout(ctx, statusTime)
 	defer cancel()
 	go func() { health <- storeLine(reading, store) }()
-	go func() { leaks <- addressProblems(reading, store) }()
-	view, storeErr := a.view(reading)
-	how, wrong := <-health, <-leaks
+	local := !all && (node == "" || node == s.Node)
+	view, storeErr := a.list(reading, store, neededForStatus(cmp.Or(node, s.Node), local, all))
+	how := <-health
 	switch {
-	case !all && (node == "" || node == s.Node):
+	case local:
 		r := localReport(ctx, s, view, storeErr)
 		r.Datastore = how.line
-		for _, w := range append(how.full, wrong...) {
+		for _, w := range how.full {
 			r.problem("%s", w)
 		}
 		r.Healthy = len(r.Problems) == 0
@@ -137,22 +133,21 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 	return out, nil
 }
 
-// maxLeaks bounds how many findings of ipam check status repeats.
-const maxLeaks = 3
-
-// addressProblems is what ipam check finds; nothing if it cannot tell.
-func addressProblems(ctx context.Context, s *etcd.Store) (out []string) {
-	r, err := ipam.Check(ctx, s)
-	if err != nil {
-		return nil
+// neededForStatus is what status reads: of this node, the local one, its address and
+// AS number; of others what they report too.
+func neededForStatus(node string, local, all bool) []string {
+	n := needed{}
+	n.all(datastore.KindBGPConfig)
+	if all {
+		n.all(datastore.KindNode, datastore.KindReport)
+		return n.prefixes()
 	}
-	for i, f := range r.Findings {
-		if i == maxLeaks {
-			return append(out, fmt.Sprintf("%s more, see netctl ipam check", count(len(r.Findings)-i, "finding")))
-		}
-		out = append(out, f.Message)
+	n.one(datastore.KindNode, node)
+	if !local {
+		n.one(datastore.KindReport, datastore.ReportName(node, datastore.ReportAgent))
+		n.one(datastore.KindReport, datastore.ReportName(node, datastore.ReportSpeaker))
 	}
-	return out
+	return n.prefixes()
 }
 
 // storeHealth is how the datastore is: where and how many members answer, and
@@ -309,11 +304,20 @@ func (r *nodeReport) fromSpeaker(st control.SpeakerStatus) {
 	}
 }
 
-// remoteReport is what a node last said of itself.
+// remoteReport is what a node's roles last said of it. Numbers of prefixes are not
+// among that.
 func remoteReport(view *datastore.View, n *datastore.Node, now time.Time) *nodeReport {
-	st := n.Status
+	var st datastore.ReportStatus
+	if agent := view.Report(n.Metadata.Name, datastore.ReportAgent); agent != nil {
+		st = agent.Status
+	}
 	r := &nodeReport{Node: n.Metadata.Name, Running: true, InSync: len(st.Problems) == 0, Started: st.Started, Endpoints: st.Endpoints,
-		Version: st.Version, Sessions: st.Sessions}
+		Version: n.Status.Version, remote: true}
+	if speaker := view.Report(n.Metadata.Name, datastore.ReportSpeaker); speaker != nil {
+		for _, s := range speaker.Status.Sessions {
+			r.Sessions = append(r.Sessions, control.Session{SessionStatus: s})
+		}
+	}
 	r.identity(view, n)
 	for _, p := range st.Problems {
 		r.problem("%s", p)
@@ -322,7 +326,7 @@ func remoteReport(view *datastore.View, n *datastore.Node, now time.Time) *nodeR
 	case st.Seen.IsZero():
 		r.Running = false
 		r.problem("node %s has never reported", r.Node)
-	case now.Sub(st.Seen) > silence:
+	case now.Sub(st.Seen) > control.Silence:
 		r.Running = false
 		r.problem("node %s has not reported for %s", r.Node, since(now.Sub(st.Seen)))
 	}
@@ -341,15 +345,15 @@ func (r *nodeReport) finish() {
 	}
 	// An empty list is one in JSON too.
 	r.Problems, r.Refused = append([]string{}, r.Problems...), append([]string{}, r.Refused...)
-	r.Sessions = append([]datastore.SessionStatus{}, r.Sessions...)
-	slices.SortFunc(r.Sessions, func(x, y datastore.SessionStatus) int { return x.Peer.Compare(y.Peer) })
+	r.Sessions = append([]control.Session{}, r.Sessions...)
+	slices.SortFunc(r.Sessions, func(x, y control.Session) int { return x.Peer.Compare(y.Peer) })
 	r.Healthy = len(r.Problems) == 0
 }
 
 // established is the state of a session that is up (RFC 4271, section 8.2.2).
 const established = "Established"
 
-func sessionInfo(s datastore.SessionStatus) string {
+func sessionInfo(s control.Session) string {
 	info := s.State
 	if s.State != established && s.Reason != "" {
 		info += ": " + s.Reason
@@ -447,7 +451,7 @@ func (r *nodeReport) familyText(v6, wide bool, now time.Time) string {
 	}
 	text += fmt.Sprintf("IP: %s    AS Number: %s\n", r.Addresses[i], r.AS)
 	header := []string{"Peer address", "Peer type", "State", "Since", "Info"}
-	if wide {
+	if wide = wide && !r.remote; wide {
 		header = append(header, "Received", "Accepted", "Sent")
 	}
 	var rows [][]string

@@ -51,11 +51,11 @@ func TestStatusWithoutDatastore(t *testing.T) {
 func TestStatusText(t *testing.T) {
 	time.Local = time.UTC
 	now := time.Date(2026, 3, 4, 15, 40, 0, 0, time.UTC)
-	session := datastore.SessionStatus{Peer: netip.MustParseAddr("192.168.99.103"), Type: "node-to-node mesh", State: "Established",
-		Since: time.Date(2026, 3, 4, 15, 31, 10, 0, time.UTC), Reason: "an old one", Received: 3, Accepted: 3, Sent: 1}
+	session := control.Session{SessionStatus: datastore.SessionStatus{Peer: netip.MustParseAddr("192.168.99.103"), Type: "node-to-node mesh", State: "Established",
+		Since: time.Date(2026, 3, 4, 15, 31, 10, 0, time.UTC), Reason: "an old one"}, Received: 3, Accepted: 3, Sent: 1}
 	r := &nodeReport{Node: "slave", Running: true, InSync: true, Started: now.Add(-17*time.Minute - 8*time.Second), Endpoints: 12, Version: "v1.0.0",
 		Datastore: "datastore https://192.168.99.102:2379 healthy (3 members)",
-		Addresses: []netip.Addr{netip.MustParseAddr("192.168.99.102")}, AS: "64511 (inherited)", Sessions: []datastore.SessionStatus{session}}
+		Addresses: []netip.Addr{netip.MustParseAddr("192.168.99.102")}, AS: "64511 (inherited)", Sessions: []control.Session{session}}
 	r.finish()
 	a := &app{}
 	want := `netctl agent is running. Up 17 minutes, in sync, 12 endpoints
@@ -110,7 +110,7 @@ Refused routes
 func TestRefusedText(t *testing.T) {
 	r := &nodeReport{Running: true, InSync: true}
 	r.fromSpeaker(control.SpeakerStatus{
-		Sessions: []datastore.SessionStatus{{Peer: netip.MustParseAddr("10.0.0.2"), State: "Established", Received: 9, Accepted: 2, Stale: 12}},
+		Sessions: []control.Session{{SessionStatus: datastore.SessionStatus{Peer: netip.MustParseAddr("10.0.0.2"), State: "Established"}, Received: 9, Accepted: 2, Stale: 12}},
 		Refused:  []string{"1", "2", "3", "4", "5", "6", "7"},
 	})
 	r.finish()
@@ -133,7 +133,7 @@ func TestStatusDetached(t *testing.T) {
 	const empty = "detached from the datastore: it holds no cluster identity"
 	up := control.SpeakerStatus{
 		Detached: empty, AS: 64511, ASSource: "inherited", Addresses: []netip.Addr{netip.MustParseAddr("192.168.99.102")},
-		Sessions: []datastore.SessionStatus{{Peer: netip.MustParseAddr("192.168.99.103"), Type: "node-to-node mesh", State: "Established"}},
+		Sessions: []control.Session{{SessionStatus: datastore.SessionStatus{Peer: netip.MustParseAddr("192.168.99.103"), Type: "node-to-node mesh", State: "Established"}}},
 	}
 	for _, c := range []struct {
 		name     string
@@ -189,21 +189,40 @@ func answer[T any](t *testing.T, socket string, status T) {
 	})
 }
 
+// viewWith holds what both roles of a node reported.
+func viewWith(t *testing.T, node string, status datastore.ReportStatus) *datastore.View {
+	t.Helper()
+	v := datastore.NewView()
+	if status.Seen.IsZero() {
+		return v
+	}
+	for _, role := range []string{datastore.ReportAgent, datastore.ReportSpeaker} {
+		_, op, err := datastore.OpPut(&datastore.Report{Metadata: datastore.Metadata{Name: datastore.ReportName(node, role)}, Status: status})
+		if err == nil {
+			_, err = v.Apply(datastore.Entry{Key: op.Key, Value: op.Value, Revision: 1})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return v
+}
+
 func TestRemoteReport(t *testing.T) {
 	now := time.Date(2026, 3, 4, 15, 40, 0, 0, time.UTC)
 	for _, c := range []struct {
-		status datastore.NodeStatus
+		status datastore.ReportStatus
 		want   string // the problem; empty: healthy
 	}{
-		{datastore.NodeStatus{Seen: now.Add(-10 * time.Minute)}, ""},
-		{datastore.NodeStatus{}, "node n has never reported"},
-		{datastore.NodeStatus{Seen: now.Add(-3 * time.Hour)}, "node n has not reported for 3 hours"},
-		{datastore.NodeStatus{Seen: now, Problems: []string{"drift"}}, "drift"},
-		{datastore.NodeStatus{Seen: now, Sessions: []datastore.SessionStatus{{Peer: netip.MustParseAddr("10.0.0.1"), State: "OpenSent", Reason: "bad peer AS 64512"}}},
+		{datastore.ReportStatus{Seen: now.Add(-10 * time.Minute)}, ""},
+		{datastore.ReportStatus{}, "node n has never reported"},
+		{datastore.ReportStatus{Seen: now.Add(-3 * time.Hour)}, "node n has not reported for 3 hours"},
+		{datastore.ReportStatus{Seen: now, Problems: []string{"drift"}}, "drift"},
+		{datastore.ReportStatus{Seen: now, Sessions: []datastore.SessionStatus{{Peer: netip.MustParseAddr("10.0.0.1"), State: "OpenSent", Reason: "bad peer AS 64512"}}},
 			"BGP session to 10.0.0.1 is down: OpenSent: bad peer AS 64512"},
 	} {
-		n := &datastore.Node{Metadata: datastore.Metadata{Name: "n"}, Status: c.status}
-		r := remoteReport(datastore.NewView(), n, now)
+		n := &datastore.Node{Metadata: datastore.Metadata{Name: "n"}}
+		r := remoteReport(viewWith(t, "n", c.status), n, now)
 		if text := (&app{}).reportText(r, false, now); !strings.Contains(text, "netctl version unknown, ") {
 			t.Errorf("%+v:\n%s", c.status, text)
 		}

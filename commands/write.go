@@ -56,7 +56,7 @@ func (a *app) write(ctx context.Context, list []manifest, mode writeMode, done f
 	slices.SortStableFunc(list, func(x, y manifest) int { return kindRank(x.object) - kindRank(y.object) })
 	through := 0
 	for races := 0; ; races++ {
-		view, err := a.view(ctx)
+		view, err := a.list(ctx, store, neededToPut(objectsIn(list[through:])...))
 		if err != nil {
 			return farther(through, len(list), err)
 		}
@@ -98,7 +98,7 @@ func commitPlans(ctx context.Context, store datastore.Store, view *datastore.Vie
 
 // farther adds to an error how far a write of several transactions came.
 func farther(through, total int, err error) error {
-	if through == 0 {
+	if through == 0 || err == nil {
 		return err
 	}
 	return fmt.Errorf("after %d of %d objects: %w", through, total, err)
@@ -196,39 +196,50 @@ func (a *app) create(ctx context.Context, o datastore.Object) error {
 	return a.write(ctx, []manifest{{object: o}}, modeCreate, func(planned) {})
 }
 
-// remove deletes one object after check found nothing against it, and what
-// extra adds to the transaction.
-func (a *app) remove(ctx context.Context, kind datastore.Kind, name string, force bool, extra func(*datastore.View, datastore.Object) ([]datastore.Object, error)) error {
+// remove deletes objects of a kind, one after the other, each after check found
+// nothing against it, with what extra adds to its transaction. What it checks by
+// is read once for all of them.
+func (a *app) remove(ctx context.Context, kind datastore.Kind, names []string, force bool, extra func(*datastore.View, datastore.Object) ([]datastore.Object, error)) error {
 	store, err := a.store(ctx)
 	if err != nil {
 		return err
 	}
 	defer a.waiting("the datastore")()
+	through := 0
 	for races := 0; ; races++ {
-		view, err := a.view(ctx)
+		view, err := a.list(ctx, store, neededToDelete(kind, names[through:]...))
+		if err != nil {
+			return farther(through, len(names), err)
+		}
+		for err == nil && through < len(names) {
+			if err = removeOne(ctx, store, view, kind, names[through], force, extra); err == nil {
+				through++
+			}
+		}
+		if err == nil || !errors.Is(err, datastore.ErrConflict) || races == maxRaces {
+			return farther(through, len(names), err)
+		}
+	}
+}
+
+func removeOne(ctx context.Context, store datastore.Store, view *datastore.View, kind datastore.Kind, name string, force bool,
+	extra func(*datastore.View, datastore.Object) ([]datastore.Object, error)) error {
+	o := view.Object(kind, name)
+	if o == nil {
+		return fmt.Errorf("%s: %w", labelOf(kind, name), datastore.ErrNotFound)
+	}
+	if err := view.CheckDelete(o); err != nil && !force {
+		return fmt.Errorf("%s: %w", label(o), err)
+	}
+	gone := []datastore.Object{o}
+	if extra != nil {
+		more, err := extra(view, o)
 		if err != nil {
 			return err
 		}
-		o := view.Object(kind, name)
-		if o == nil {
-			return fmt.Errorf("%s: %w", labelOf(kind, name), datastore.ErrNotFound)
-		}
-		if err := view.CheckDelete(o); err != nil && !force {
-			return fmt.Errorf("%s: %w", label(o), err)
-		}
-		gone := []datastore.Object{o}
-		if extra != nil {
-			more, err := extra(view, o)
-			if err != nil {
-				return err
-			}
-			gone = append(more, o)
-		}
-		err = deleteAll(ctx, store, gone)
-		if !errors.Is(err, datastore.ErrConflict) || races == maxRaces {
-			return err
-		}
+		gone = append(more, o)
 	}
+	return deleteAll(ctx, store, gone)
 }
 
 // deleteAll deletes objects as they were read, in transactions of as many as fit.

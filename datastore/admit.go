@@ -15,6 +15,8 @@ const maxNamed = 3
 // o must be valid by itself.
 func (v *View) CheckPut(o Object) error {
 	switch o := o.(type) {
+	case *Report:
+		return &FieldError{Field: "kind", Value: string(KindReport), Reason: "is written by the nodes' roles alone"}
 	case *Pool:
 		return v.checkPool(o)
 	case *Network:
@@ -84,7 +86,7 @@ func (v *View) CheckDelete(o Object) error {
 		by = append(by, endpoints(v.EndpointsWithProfile(name)),
 			networks(func(n *Network) bool { return n.Spec.Profile == name }))
 	case *Network:
-		by = append(by, endpoints(slices.DeleteFunc(v.Endpoints(), func(e *Endpoint) bool { return e.Spec.Network != name })))
+		by = append(by, endpoints(v.EndpointsIn(name)))
 	case *Node:
 		held := slices.DeleteFunc(v.BlocksOf(name), func(b *Block) bool { return len(b.Spec.Allocations) == 0 })
 		by = append(by, endpoints(v.EndpointsOf(name)), users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }))

@@ -32,6 +32,8 @@ func New(k Kind) (Object, error) {
 		return &BGPConfig{}, nil
 	case KindConfig:
 		return &Config{}, nil
+	case KindReport:
+		return &Report{}, nil
 	}
 	return nil, &FieldError{Field: "kind", Value: string(k), Reason: "there is no such kind"}
 }

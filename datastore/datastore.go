@@ -57,8 +57,11 @@ type Snapshot struct {
 	Revision int64
 }
 
-// Batch is the changes of one or more consecutive revisions, in order; the
-// changes of one transaction are never split over two batches.
+// Batch is changes of one prefix, of one or more consecutive revisions, in order;
+// the changes of one transaction under one prefix are never split. Revision is
+// what is complete under every prefix that is watched: with several of them it
+// may be less than the revision of an event, which is then given again if the
+// watch is resumed after Revision.
 type Batch struct {
 	Events   []Entry
 	Revision int64
@@ -88,16 +91,19 @@ type Txn struct {
 type Store interface {
 	// Get returns the entry, or ErrNotFound.
 	Get(ctx context.Context, key string) (Entry, error)
-	// List returns every entry under prefix, consistent at one revision.
-	List(ctx context.Context, prefix string) (Snapshot, error)
+	// List returns every entry under the prefixes, none of which begins another,
+	// consistent at one revision.
+	List(ctx context.Context, prefixes ...string) (Snapshot, error)
 	// Commit applies t and returns the revision of the change. If a condition
 	// does not hold nothing is applied and the error wraps ErrExists (the
 	// condition was Revision 0) or ErrConflict, and names the key.
 	Commit(ctx context.Context, t Txn) (int64, error)
-	// Watch calls fn for every batch of changes under prefix after the given
-	// revision, in order, until ctx ends, fn fails, or the watch breaks
-	// (ErrCompacted, ErrUnavailable). It never returns nil.
-	Watch(ctx context.Context, prefix string, after int64, fn func(Batch) error) error
+	// Watch calls fn for every batch of changes under the prefixes after the given
+	// revision, until ctx ends, fn fails, or the watch breaks (ErrCompacted,
+	// ErrUnavailable). It never returns nil. The batches of one prefix come in
+	// order; those of two prefixes may overtake each other, and a transaction over
+	// both may come as two batches.
+	Watch(ctx context.Context, prefixes []string, after int64, fn func(Batch) error) error
 	// ID is the store's own identity (etcd's cluster ID), which changes when
 	// the store is made anew.
 	ID(ctx context.Context) (uint64, error)

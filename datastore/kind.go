@@ -22,6 +22,7 @@ const (
 	KindProfile     Kind = "Profile"
 	KindBGPConfig   Kind = "BGPConfig"
 	KindConfig      Kind = "Config"
+	KindReport      Kind = "Report"
 )
 
 // Object is one object of the model. The pointer types *Node, *Pool, … are the
@@ -63,38 +64,45 @@ type NodeSpec struct {
 	ClusterID netip.Addr `json:"clusterID,omitzero"`
 }
 
-// NodeStatus is what a node reports of itself.
+// NodeStatus is what a node's agent says of it and others act on. It is written
+// when it changes; what changes by itself is in the Report.
 type NodeStatus struct {
 	// Host is the random ID of the machine that registered the name.
 	Host string `json:"host,omitempty"`
-	// Seen is when the agent last wrote this status.
-	Seen time.Time `json:"seen,omitzero"`
 	// Version is the netctl version of the agent.
 	Version string `json:"version,omitempty"`
 	// Subnets are the connected subnets of every interface that is not ours.
 	Subnets []netip.Prefix `json:"subnets,omitempty"`
-	// Agent says in words what is wrong with the agent; empty: in sync.
-	Problems []string `json:"problems,omitempty"`
-	// Endpoints is the number of local endpoints.
-	Endpoints int `json:"endpoints,omitempty"`
-	// Started is when the agent started.
+}
+
+// Report is what a role of a node tells people of itself; no role acts on it. Its
+// name is ReportName(node, role), and that role alone writes it.
+type Report struct {
+	Metadata Metadata     `json:"metadata"`
+	Status   ReportStatus `json:"status"`
+}
+
+// ReportStatus is the content of a Report.
+type ReportStatus struct {
+	// Seen is when the role wrote this, Started when it started.
+	Seen    time.Time `json:"seen"`
 	Started time.Time `json:"started,omitzero"`
-	// Sessions is the speaker's report: one per BGP session.
+	// Problems are what is wrong, one line each. Of the agent only.
+	Problems []string `json:"problems,omitempty"`
+	// Endpoints is the number of endpoints of the node. Of the agent only.
+	Endpoints int `json:"endpoints,omitempty"`
+	// Sessions are the BGP sessions, without their counters, which change all the
+	// time. Of the speaker only.
 	Sessions []SessionStatus `json:"sessions,omitempty"`
 }
 
 // SessionStatus is one BGP session as its node sees it.
 type SessionStatus struct {
-	Peer     netip.Addr `json:"peer"`
-	Type     string     `json:"type"` // "node-to-node mesh", …
-	State    string     `json:"state"`
-	Since    time.Time  `json:"since"`
-	Reason   string     `json:"reason,omitempty"`
-	Received int        `json:"received"`
-	Accepted int        `json:"accepted"`
-	Sent     int        `json:"sent"`
-	// Stale counts the received prefixes that are kept for a restart (RFC 4724).
-	Stale int `json:"stale,omitempty"`
+	Peer   netip.Addr `json:"peer"`
+	Type   string     `json:"type"` // "node-to-node mesh", …
+	State  string     `json:"state"`
+	Since  time.Time  `json:"since"`
+	Reason string     `json:"reason,omitempty"`
 }
 
 // Encap is how packets to another node travel.

@@ -1,7 +1,9 @@
 package datastore
 
 import (
+	"fmt"
 	"net/netip"
+	"time"
 )
 
 // Kind returns KindNode.
@@ -44,6 +46,24 @@ func (n *Node) Address(v6 bool) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// RegisteredBy says that another machine than host has the node's name, and what
+// to do. seen is when that machine last reported; zero: not known. host may be
+// "", which is a machine without an ID yet.
+func (n *Node) RegisteredBy(host string, seen time.Time) string {
+	what := "without an address"
+	if len(n.Spec.Addresses) > 0 {
+		what = "at " + n.Spec.Addresses[0].Addr().String()
+	}
+	if !seen.IsZero() {
+		what += ", last seen " + seen.Format(time.RFC3339)
+	}
+	if host == "" {
+		host = "not registered yet"
+	}
+	return fmt.Sprintf("registered by host %s (%s), this host is %s: set another name (node: NAME), or if that machine is gone, `netctl node remove %s`",
+		n.Status.Host, what, host, n.Metadata.Name)
 }
 
 // checkAS refuses what is not to be used: 0 (RFC 7607), AS_TRANS (RFC 6793) and

@@ -21,6 +21,7 @@ type View struct {
 	blocksByNode       index
 	endpointsByNode    index
 	endpointsByProfile index
+	endpointsByNetwork index
 }
 
 // Change is what one event did to an object; nil is absent. The zero Change
@@ -56,6 +57,7 @@ func NewView() *View {
 		blocksByNode:       index{},
 		endpointsByNode:    index{},
 		endpointsByProfile: index{},
+		endpointsByNetwork: index{},
 	}
 	for _, k := range Kinds() {
 		v.objects[k] = map[string]Object{}
@@ -184,6 +186,9 @@ func (v *View) reindex(name string, o Object, change func(index, string, string)
 		change(v.blocksByNode, o.Spec.Affinity, name)
 	case *Endpoint:
 		change(v.endpointsByNode, o.Spec.Node, name)
+		if o.Spec.Network != "" {
+			change(v.endpointsByNetwork, o.Spec.Network, name)
+		}
 		for _, p := range o.Spec.Profiles {
 			change(v.endpointsByProfile, p, name)
 		}
@@ -293,6 +298,11 @@ func (v *View) EndpointsWithProfile(profile string) []*Endpoint {
 	return indexedBy[*Endpoint](v, v.endpointsByProfile, profile)
 }
 
+// EndpointsIn returns the endpoints of a network, by name.
+func (v *View) EndpointsIn(network string) []*Endpoint {
+	return indexedBy[*Endpoint](v, v.endpointsByNetwork, network)
+}
+
 // Profile returns the profile of that name or nil.
 func (v *View) Profile(name string) *Profile { return one[*Profile](v, name) }
 
@@ -304,6 +314,9 @@ func (v *View) Network(name string) *Network { return one[*Network](v, name) }
 
 // Networks returns the networks by name.
 func (v *View) Networks() []*Network { return all[*Network](v) }
+
+// Report returns the report of a node's role or nil.
+func (v *View) Report(node, role string) *Report { return one[*Report](v, ReportName(node, role)) }
 
 // Reservations returns the reservations by name.
 func (v *View) Reservations() []*Reservation { return all[*Reservation](v) }

@@ -72,7 +72,7 @@ type agent struct {
 	loop     *loop
 	service  *workload.Service
 	joiner   *joiner
-	reporter *reporter
+	reporter *control.Reporter
 	rehost   chan struct{} // holds one: the host's addresses changed
 	forward  chan struct{} // holds one: look after foreign FORWARD chains
 }
@@ -155,8 +155,8 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	})
 	a.joiner = &joiner{cfg: a.cfg, loop: l, store: o.store, service: a.service, host: a.host, resolve: o.resolve}
 	l.enter, l.release = a.joiner.enter, a.service.Release
-	a.reporter = &reporter{join: a.joiner, want: make(chan report, 1)}
-	l.report = a.reporter.put
+	a.reporter = control.NewReporter(a.cfg.Node, datastore.ReportAgent, o.store, l.reportStatus, a.log)
+	l.report = a.reporter.Wake
 }
 
 func poke(ch chan struct{}) {
@@ -200,7 +200,7 @@ func (a *agent) parts(ctx, serving context.Context) []func() error {
 		func() error { return a.nft.WatchOthers(ctx, func() { poke(a.forward) }) },
 		func() error { return watchPending(ctx, a.cfg.pendingDir(), func() { a.workOff(ctx) }) },
 		func() error { return a.follow(ctx, &follower{loop: l, ctx: ctx}) },
-		func() error { return a.reporter.run(ctx) },
+		func() error { return a.reporter.Run(ctx) },
 		func() error { return a.watchHost(ctx) },
 		func() error { return a.keepForward(ctx) },
 		func() error { return a.compare(ctx) },
@@ -213,7 +213,7 @@ func (a *agent) follow(ctx context.Context, f *follower) error {
 	if err := a.loop.do(ctx, a.loop.readHost); err != nil {
 		return err
 	}
-	return datastore.Follow(ctx, a.store, datastore.Prefix, a.guard, f)
+	return datastore.Follow(ctx, a.store, nil, a.guard, f)
 }
 
 // routeEvent is a change of the kernel's routes. Those that were taken are back

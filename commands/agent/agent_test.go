@@ -456,9 +456,9 @@ func TestBlockOverASubnet(t *testing.T) {
 		return ""
 	})
 	w.until(func() string {
-		n, err := datastore.Get[*datastore.Node](t.Context(), w.store, "n1")
-		if err != nil || len(n.Status.Problems) == 0 {
-			return fmt.Sprintf("node status: %+v, %v", n, err)
+		r, err := datastore.Get[*datastore.Report](t.Context(), w.store, datastore.ReportName("n1", datastore.ReportAgent))
+		if err != nil || len(r.Status.Problems) == 0 {
+			return fmt.Sprintf("report: %+v, %v", r, err)
 		}
 		return ""
 	})

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -12,24 +11,10 @@ import (
 	"netctl/datastore"
 )
 
-// The pace of status reports: a change of what others act on is written after
-// reportSoon, a mere count after reportLate, and the node is seen at least every
-// compareEvery.
-const (
-	reportSoon   = time.Second
-	reportLate   = time.Minute
-	compareEvery = 10 * time.Minute
-)
+// compareEvery is how often everything is compared with the kernel.
+const compareEvery = 10 * time.Minute
 
-// report is what the node's status says of the agent.
-type report struct {
-	subnets   []netip.Prefix
-	problems  []string
-	endpoints int
-	due       time.Time // zero: at once
-}
-
-// tell hands the status on if it changed, and notes the boot.
+// tell has the report looked at, and notes the boot.
 func (l *loop) tell() {
 	if l.stage != ready || l.frozen() {
 		return
@@ -37,18 +22,17 @@ func (l *loop) tell() {
 	if len(l.dirty) == 0 {
 		l.writeBoot()
 	}
-	r := report{subnets: subnets(l.addrs), problems: l.problemList(), endpoints: l.count}
-	now := time.Now()
-	switch {
-	case l.reported.due.IsZero(), !slices.Equal(r.subnets, l.reported.subnets), !slices.Equal(r.problems, l.reported.problems):
-		r.due = now.Add(reportSoon)
-	case r.endpoints != l.reported.endpoints:
-		r.due = now.Add(reportLate)
-	default:
-		return
-	}
-	l.reported = r
-	l.report(r)
+	l.report()
+}
+
+// reportStatus is what the datastore is told; false: not now.
+func (l *loop) reportStatus(ctx context.Context) (r datastore.ReportStatus, ok bool) {
+	_ = l.do(ctx, func() {
+		if ok = l.stage == ready && !l.frozen(); ok {
+			r = datastore.ReportStatus{Started: l.started.UTC().Truncate(time.Second), Problems: l.problemList(), Endpoints: l.count}
+		}
+	})
+	return r, ok
 }
 
 // problemList is one line for each thing that is wrong.
@@ -102,78 +86,4 @@ func (l *loop) status() control.AgentStatus {
 		}
 	}
 	return s
-}
-
-// reporter writes the node's status, the latest report wins.
-type reporter struct {
-	join *joiner
-	want chan report // holds one
-}
-
-// put hands a report over; one that was not written yet is replaced, its time
-// kept if that is earlier.
-func (r *reporter) put(p report) {
-	select {
-	case old := <-r.want:
-		if old.due.Before(p.due) {
-			p.due = old.due
-		}
-	default:
-	}
-	r.want <- p
-}
-
-// run writes reports until ctx ends. One that cannot be written is dropped:
-// whatever ended that has the status reported again.
-func (r *reporter) run(ctx context.Context) error {
-	for {
-		var p report
-		select {
-		case <-ctx.Done():
-			return nil
-		case p = <-r.want:
-		}
-		for wait := time.Until(p.due); wait > 0; wait = time.Until(p.due) {
-			t := time.NewTimer(wait)
-			select {
-			case <-ctx.Done():
-				t.Stop()
-				return nil
-			case <-t.C:
-			case newer := <-r.want:
-				t.Stop()
-				if newer.due.After(p.due) {
-					newer.due = p.due
-				}
-				p = newer
-			}
-		}
-		if err := r.write(ctx, p); err != nil && ctx.Err() == nil {
-			r.join.loop.log.Debug("status not written", "error", err)
-		}
-	}
-}
-
-func (r *reporter) write(ctx context.Context, p report) error {
-	if err := r.join.loop.gate(ctx); err != nil {
-		return err
-	}
-	var node *datastore.Node
-	if err := r.join.loop.do(ctx, func() { node = r.join.loop.view.Node(r.join.cfg.Node) }); err != nil || node == nil {
-		return err
-	}
-	_, err := r.join.write(ctx, node, func(n *datastore.Node) (bool, error) {
-		if n.Status.Host != r.join.host {
-			return false, r.join.taken(n)
-		}
-		now := time.Now().UTC().Truncate(time.Second)
-		s := &n.Status
-		same := slices.Equal(s.Subnets, p.subnets) && slices.Equal(s.Problems, p.problems) && s.Endpoints == p.endpoints
-		if same && now.Sub(s.Seen) < compareEvery/2 {
-			return false, nil
-		}
-		s.Subnets, s.Problems, s.Endpoints, s.Seen = p.subnets, p.problems, p.endpoints, now
-		return true, nil
-	})
-	return err
 }

@@ -83,10 +83,9 @@ func (j *joiner) register(ctx context.Context) (int64, error) {
 		node  *datastore.Node
 		nodes []*datastore.Node
 		have  []kernel.Address
-		since time.Time
 	)
 	if err := j.loop.do(ctx, func() {
-		node, nodes, have, since = j.loop.view.Node(j.cfg.Node), j.loop.view.Nodes(), j.loop.addrs, j.loop.started
+		node, nodes, have = j.loop.view.Node(j.cfg.Node), j.loop.view.Nodes(), j.loop.addrs
 	}); err != nil {
 		return 0, err
 	}
@@ -102,7 +101,7 @@ func (j *joiner) register(ctx context.Context) (int64, error) {
 	j.told(ctx, chosen, rule)
 	set := func(n *datastore.Node) (changed bool, err error) {
 		if n.Status.Host != "" && n.Status.Host != j.host {
-			return false, j.taken(n)
+			return false, j.taken(ctx, n)
 		}
 		before := fingerprint(n)
 		n.Spec.Addresses = chosen
@@ -114,12 +113,8 @@ func (j *joiner) register(ctx context.Context) (int64, error) {
 			maps.Copy(n.Metadata.Labels, j.cfg.Labels)
 		}
 		s := &n.Status
-		s.Host, s.Version, s.Started, s.Subnets = j.host, j.cfg.Version, since.UTC().Truncate(time.Second), subnets(have)
-		if fingerprint(n) == before {
-			return false, nil
-		}
-		s.Seen = time.Now().UTC().Truncate(time.Second)
-		return true, nil
+		s.Host, s.Version, s.Subnets = j.host, j.cfg.Version, subnets(have)
+		return fingerprint(n) != before, nil
 	}
 	return j.write(ctx, node, set)
 }
@@ -166,13 +161,13 @@ func (j *joiner) write(ctx context.Context, node *datastore.Node, set func(*data
 	}
 }
 
-func (j *joiner) taken(n *datastore.Node) error {
-	at := "without an address"
-	if len(n.Spec.Addresses) > 0 {
-		at = "at " + n.Spec.Addresses[0].Addr().String()
+// taken is why the node's name cannot be had.
+func (j *joiner) taken(ctx context.Context, n *datastore.Node) error {
+	var seen time.Time
+	if r, err := datastore.Get[*datastore.Report](ctx, j.store, datastore.ReportName(n.Metadata.Name, datastore.ReportAgent)); err == nil {
+		seen = r.Status.Seen
 	}
-	return fmt.Errorf("node %s: %w: registered by host %s (%s, last seen %s), this is host %s: set another name (node: NAME), or if that machine is gone, `netctl node remove %s`",
-		n.Metadata.Name, errTaken, n.Status.Host, at, n.Status.Seen.Format(time.RFC3339), j.host, n.Metadata.Name)
+	return fmt.Errorf("node %s: %w: %s", n.Metadata.Name, errTaken, n.RegisteredBy(j.host, seen))
 }
 
 // told hands the choice of the node's address to the status.

@@ -131,8 +131,7 @@ type loop struct {
 	problems map[string]string
 	overlaps map[string]string // by block
 	retry    time.Duration
-	report   func(report)
-	reported report
+	report   func() // something that is reported may have changed
 	rule     string // which rule chose the node's address
 }
 
@@ -147,7 +146,7 @@ func newLoop(cfg Config, log *slog.Logger) *loop {
 		locals: map[string]*local{}, owners: map[string]string{}, present: map[string]kernel.Link{}, kept: map[string]bool{},
 		dirty: map[string]bool{}, missing: map[netip.Prefix]bool{}, problems: map[string]string{}, overlaps: map[string]string{},
 		resyncLinks: true, resyncHost: true, resyncACL: true, resyncRoutes: true,
-		report: func(report) {}, changedHost: func() {},
+		report: func() {}, changedHost: func() {},
 	}
 }
 
@@ -308,5 +307,4 @@ func (l *loop) drop(lo *local) {
 func (l *loop) compare() {
 	l.resyncLinks, l.resyncHost, l.resyncACL, l.resyncRoutes = true, true, true, true
 	l.forward4, l.forward6 = false, false
-	l.reported.due = time.Time{}
 }

@@ -26,12 +26,8 @@ func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
 	for _, c := range changes {
 		l.changed(c)
 	}
-	restore := []*workload.Record(nil)
-	if l.cluster != was {
-		restore = l.live()
-		l.restoring = len(restore) > 0
-	}
-	l.join(ctx, restore)
+	l.restoring = l.restoring || l.cluster != was
+	l.join(ctx)
 }
 
 // identify takes note of whose store it is.
@@ -63,9 +59,14 @@ func (l *loop) live() (live []*workload.Record) {
 }
 
 // join starts what comes before the agent serves; what was started before ends.
-func (l *loop) join(ctx context.Context, restore []*workload.Record) {
+func (l *loop) join(ctx context.Context) {
 	if l.leave != nil {
 		l.leave()
+	}
+	var restore []*workload.Record
+	if l.restoring { // also if an earlier joining was cut off
+		restore = l.live()
+		l.restoring = len(restore) > 0
 	}
 	ctx, l.leave = context.WithCancel(ctx)
 	l.stage, l.reason, l.joinedAt = joining, nil, 0
@@ -131,6 +132,12 @@ func (l *loop) lost(err error) {
 		l.leave()
 	}
 	l.outage.Lost(err)
+}
+
+// back says that the store answers again and nothing was missed.
+func (l *loop) back(ctx context.Context) {
+	l.outage.Over()
+	l.join(ctx)
 }
 
 // suspicious says that a batch takes more than half of this node's endpoints, or
@@ -216,6 +223,11 @@ func (f *follower) Apply(b datastore.Batch) error {
 // Lost implements datastore.Follower.
 func (f *follower) Lost(err error) {
 	_ = f.loop.do(f.ctx, func() { f.loop.lost(err) })
+}
+
+// Back implements datastore.Follower.
+func (f *follower) Back() {
+	_ = f.loop.do(f.ctx, func() { f.loop.back(f.ctx) })
 }
 
 // Suspicious implements datastore.Doubter.

@@ -117,13 +117,13 @@ func (w *world) start() {
 		return w.links.Watch(ctx, func(e kernel.Event) { w.a.loop.post(func() { w.a.loop.event(e) }) })
 	})
 	group.Go(func() error { return table.Watch(ctx, w.a.routeEvent) })
-	group.Go(func() error { return w.a.reporter.run(ctx) })
+	group.Go(func() error { return w.a.reporter.Run(ctx) })
 	group.Go(func() error { return w.a.watchHost(ctx) })
 	group.Go(func() error {
 		if err := w.a.loop.do(ctx, w.a.loop.readHost); err != nil {
 			return err
 		}
-		return datastore.Follow(ctx, w.store, datastore.Prefix, guard, f)
+		return datastore.Follow(ctx, w.store, nil, guard, f)
 	})
 	w.stop = sync.OnceValue(func() error {
 		cancel()

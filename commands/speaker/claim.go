@@ -48,14 +48,7 @@ func (f *follower) judge(n *datastore.Node) string {
 	case own == n.Status.Host, own == "" && f.ours && f.before.Host == n.Status.Host:
 		f.ours = true
 		return ""
-	case own == "":
-		own = "not registered yet"
 	}
 	f.ours = false
-	at := "without an address"
-	if len(n.Spec.Addresses) > 0 {
-		at = "at " + n.Spec.Addresses[0].Addr().String()
-	}
-	return fmt.Sprintf("node %s is registered by host %s (%s, last seen %s), this host is %s: set another name (node: NAME), or if that machine is gone, `netctl node remove %s`",
-		f.node, n.Status.Host, at, n.Status.Seen.Format(time.RFC3339), own, f.node)
+	return fmt.Sprintf("node %s is %s", f.node, n.RegisteredBy(own, time.Time{}))
 }

@@ -31,7 +31,7 @@ func TestClaim(t *testing.T) {
 		node   *datastore.Node
 		why    string // begins so
 	}{
-		"another host's":                {ran, "", other, "node a is registered by host 00000000000000ff (at 192.168.99.1, last seen "},
+		"another host's":                {ran, "", other, "node a is registered by host 00000000000000ff (at 192.168.99.1), this host is "},
 		"another host's, first start":   {routing.Plan{}, none, other, "node a is registered by host 00000000000000ff"},
 		"another host's, no ID of ours": {ran, none, other, "node a is registered by host 00000000000000ff"},
 		"ours":                          {routing.Plan{}, "", own, ""},
@@ -140,8 +140,9 @@ func TestAnotherHostsNode(t *testing.T) {
 	// Its routes are announced on; what the datastore says meanwhile is not followed.
 	n2.block("10.65.2.0/26")
 	r.expect(n1.host, "88", to1, "10.65.2.0/26 via 192.168.99.103 dev eth1")
-	if node, err := datastore.Get[*datastore.Node](r.ctx, r.store, "node1"); err != nil || len(node.Status.Sessions) > 0 && node.Status.Sessions[0].Peer != n2.host.Addr.Addr() {
-		t.Errorf("node1 reports %+v, %v", node.Status.Sessions, err)
+	report, err := datastore.Get[*datastore.Report](r.ctx, r.store, datastore.ReportName("node1", datastore.ReportSpeaker))
+	if err == nil && len(report.Status.Sessions) > 0 && report.Status.Sessions[0].Peer != n2.host.Addr.Addr() {
+		t.Errorf("node1 reports %+v", report.Status.Sessions)
 	}
 
 	// A new host waits for its registration, and then goes on by itself.

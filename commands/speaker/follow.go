@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -58,27 +57,16 @@ func (f *follower) resume(p routing.Plan) {
 	f.ours = p.RouterID.IsValid() && (p.Node == "" || p.Node == f.node)
 }
 
-// concerns says whether the speaker works by the object under key.
-func concerns(key string) bool {
-	for _, k := range []datastore.Kind{datastore.KindNode, datastore.KindPool, datastore.KindBGPConfig} {
-		if strings.HasPrefix(key, datastore.KindPrefix(k)) {
-			return true
-		}
-	}
-	return false
+// kinds are those that the speaker works by.
+func kinds() []datastore.Kind {
+	return []datastore.Kind{datastore.KindNode, datastore.KindPool, datastore.KindBGPConfig}
 }
 
 // Replace implements datastore.Follower.
 func (f *follower) Replace(s datastore.Snapshot) error {
-	ours := datastore.Snapshot{Revision: s.Revision}
-	for _, e := range s.Entries {
-		if concerns(e.Key) {
-			ours.Entries = append(ours.Entries, e)
-		}
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if _, err := f.view.Replace(ours); err != nil {
+	if _, err := f.view.Replace(s); err != nil {
 		f.log.Warn("entries not used", "error", firstOf(err))
 	}
 	f.outage.Over()
@@ -99,18 +87,11 @@ func (f *follower) Apply(b datastore.Batch) error {
 	defer f.mu.Unlock()
 	changed := false
 	for _, e := range b.Events {
-		if !concerns(e.Key) {
-			continue
-		}
-		c, err := f.view.Apply(e)
-		if err != nil {
+		if _, err := f.view.Apply(e); err != nil {
 			f.log.Warn("entry not used", "error", err)
 		}
 		if e.Value == nil {
 			f.kept.deleted(e.Key)
-		}
-		if c.Kind == datastore.KindNode && c.Name == f.node && c.Old == nil {
-			f.wake() // now there is an object to report to
 		}
 		changed = true
 	}
@@ -172,6 +153,20 @@ func (f *follower) Lost(err error) {
 	f.outage.Lost(err)
 	f.doubt = f.doubt || errors.Is(err, datastore.ErrDetached) || f.expiry != nil
 	f.release()
+}
+
+// Back implements datastore.Follower.
+func (f *follower) Back() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.outage.Over()
+	f.state.reached()
+	f.wake()
+	if f.doubt {
+		f.keep()
+	}
+	f.doubt = false
+	f.plan()
 }
 
 // release ends the timer of what is kept.

@@ -107,7 +107,7 @@ func (j *joined) follow(ctx context.Context, plan routing.Plan) {
 	}
 	j.state.setPlan(plan)
 	j.originate()
-	j.reporter.wake()
+	j.reporter.Wake()
 }
 
 // run brings the engine, started if need be, to the plan.
@@ -165,7 +165,7 @@ func (j *joined) start(ctx context.Context, want fixed) error {
 		RestartTime: time.Duration(want.restartTime) * time.Second,
 		Restarting:  j.ranBefore, ForwardingPreserved: preserved, Stale: stale,
 		Import: j.imports, SinglePath: func(p netip.Prefix) bool { return j.belief.Load().InPool(p) },
-		Installer: j.installer, OnSessionChange: j.reporter.wake, Log: j.log,
+		Installer: j.installer, OnSessionChange: j.reporter.Wake, Log: j.log,
 	})
 	if err != nil {
 		return err
@@ -309,7 +309,7 @@ func (j *joined) originate() {
 		slices.SortFunc(withdraw, routing.ComparePrefixes)
 		j.engine.Originate(add, withdraw)
 		j.log.Info("announcement changed", "added", len(add), "withdrawn", len(withdraw))
-		j.reporter.wake()
+		j.reporter.Wake()
 	}
 }
 

@@ -1,6 +1,7 @@
 package speaker
 
 import (
+	"fmt"
 	"context"
 	"net/netip"
 	"os"
@@ -122,12 +123,19 @@ func checkStatus(t *testing.T, r *rig, n *netctlNode) {
 		t.Errorf("status %+v", s)
 	}
 	netlab.Until(t, 20*time.Second, "the datastore has the sessions", func() string {
-		got := get[*datastore.Node](t, r, "node1").Status.Sessions
-		if len(got) != 1 || got[0].Peer.String() != "192.168.99.103" || got[0].State != "Established" || got[0].Type != "node-to-node mesh" || got[0].Received != 3 || got[0].Accepted != 3 || got[0].Sent != 2 {
-			return strings.TrimSpace(datastoreText(t, got))
+		report, err := datastore.Get[*datastore.Report](r.ctx, r.store, datastore.ReportName("node1", datastore.ReportSpeaker))
+		if err != nil {
+			return err.Error()
+		}
+		got := report.Status.Sessions
+		if len(got) != 1 || got[0].Peer.String() != "192.168.99.103" || got[0].State != "Established" || got[0].Type != "node-to-node mesh" {
+			return fmt.Sprintf("%+v", got)
 		}
 		return ""
 	})
+	if e := s.Sessions; len(e) != 1 || e[0].Received != 3 || e[0].Accepted != 3 || e[0].Sent != 2 {
+		t.Errorf("sessions %+v", e)
+	}
 	st, err := os.Stat(filepath.Join(n.cfg.StateDir, "speaker.json"))
 	if err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("speaker.json: %v, %v", st, err)
@@ -141,16 +149,6 @@ func checkStatus(t *testing.T, r *rig, n *netctlNode) {
 	if want := []string{"192.168.99.102:179", "[fd00:99::102]:179"}; !slices.Equal(at, want) {
 		t.Errorf("listens at %v, want %v", at, want)
 	}
-}
-
-func datastoreText(t *testing.T, sessions []datastore.SessionStatus) string {
-	t.Helper()
-	n := &datastore.Node{Metadata: datastore.Metadata{Name: "n"}, Status: datastore.NodeStatus{Sessions: sessions}}
-	b, err := datastore.Encode(n)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
 }
 
 // restart restarts speakers under a flood of pings and expects no lost packet

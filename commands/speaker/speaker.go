@@ -5,7 +5,7 @@
 //
 // It owns the kernel's routes of the speaker's protocol number,
 // StateDir/speaker.json and the speaker's socket. It never writes another route
-// and, of the datastore, only its own node's status.sessions.
+// and, of the datastore, only its own report.
 //
 // Invariants: it starts without the datastore from what it last ran with; it
 // ends without deleting a route and without a BGP NOTIFICATION; while the
@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -141,16 +142,16 @@ type speaker struct {
 	follower   *follower
 	installer  *installer
 	state      *state
-	reporter   *reporter
+	reporter   *control.Reporter
 	last       memory // of the last run
 }
 
 func newSpeaker(cfg Config, agent, own table, store datastore.Store, guard datastore.Guard, log *slog.Logger) *speaker {
 	s := &speaker{cfg: cfg, log: log, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent)}
 	s.state = &state{}
-	s.reporter = newReporter(cfg.Node, store, s.state, log)
-	s.follower = newFollower(cfg.Node, s.hostFile(), s.state, s.reporter.wake, log)
-	s.installer = newInstaller(own, s.reporter.wake, log)
+	s.reporter = control.NewReporter(cfg.Node, datastore.ReportSpeaker, store, s.state.report(time.Now()), log)
+	s.follower = newFollower(cfg.Node, s.hostFile(), s.state, s.reporter.Wake, log)
+	s.installer = newInstaller(own, s.reporter.Wake, log)
 	return s
 }
 
@@ -176,10 +177,10 @@ func (s *speaker) run(ctx context.Context, listener *control.Listener) error {
 	g.Go(func() error { return s.agent.Watch(ctx, s.forward(ctx, true)) })
 	g.Go(func() error { return s.own.Watch(ctx, s.forward(ctx, false)) })
 	g.Go(func() error { return s.installer.run(ctx) })
-	g.Go(func() error { return s.reporter.run(ctx) })
+	g.Go(func() error { return s.reporter.Run(ctx) })
 	g.Go(func() error { return s.loop(ctx) })
 	g.Go(func() error {
-		err := datastore.Follow(ctx, s.store, datastore.Prefix, s.guard, s.follower)
+		err := datastore.Follow(ctx, s.store, kinds(), s.guard, s.follower)
 		if ctx.Err() != nil {
 			return nil
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
@@ -66,7 +65,7 @@ func (s *state) lost(err error) {
 
 // sessions returns the engine's sessions as they are reported; attached says
 // whether the datastore may be told.
-func (s *state) sessions() (sessions []datastore.SessionStatus, attached bool) {
+func (s *state) sessions() (sessions []control.Session, attached bool) {
 	s.mu.Lock()
 	engine, attached := s.engine, s.answered && s.alien == ""
 	s.mu.Unlock()
@@ -74,12 +73,26 @@ func (s *state) sessions() (sessions []datastore.SessionStatus, attached bool) {
 		return nil, attached
 	}
 	for _, e := range engine.Status() {
-		sessions = append(sessions, datastore.SessionStatus{
-			Peer: e.Peer, Type: "node-to-node mesh", State: e.State, Since: e.Since.UTC().Truncate(time.Second), Reason: e.Reason,
+		sessions = append(sessions, control.Session{
+			SessionStatus: datastore.SessionStatus{
+				Peer: e.Peer, Type: "node-to-node mesh", State: e.State, Since: e.Since.UTC().Truncate(time.Second), Reason: e.Reason,
+			},
 			Received: e.Received, Accepted: e.Accepted, Sent: e.Sent, Stale: e.Stale,
 		})
 	}
 	return sessions, attached
+}
+
+// report is what the datastore is told.
+func (s *state) report(started time.Time) func(context.Context) (datastore.ReportStatus, bool) {
+	return func(context.Context) (datastore.ReportStatus, bool) {
+		sessions, attached := s.sessions()
+		r := datastore.ReportStatus{Started: started.UTC().Truncate(time.Second)}
+		for _, e := range sessions {
+			r.Sessions = append(r.Sessions, e.SessionStatus)
+		}
+		return r, attached
+	}
 }
 
 // status is the answer on the control socket.
@@ -115,73 +128,4 @@ func (s *speaker) status() control.SpeakerStatus {
 		}
 	}
 	return st
-}
-
-// reportInterval is the least time between two writes of a node's sessions.
-const reportInterval = 3 * time.Second
-
-// reporter writes this node's sessions to the datastore, when they changed.
-type reporter struct {
-	node    string
-	store   datastore.Store
-	state   *state
-	log     *slog.Logger
-	changed chan struct{}
-}
-
-func newReporter(node string, store datastore.Store, st *state, log *slog.Logger) *reporter {
-	return &reporter{node: node, store: store, state: st, log: log, changed: make(chan struct{}, 1)}
-}
-
-// wake notes that something may have changed; it never blocks.
-func (r *reporter) wake() {
-	select {
-	case r.changed <- struct{}{}:
-	default:
-	}
-}
-
-func (r *reporter) run(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-r.changed:
-		}
-		if sessions, attached := r.state.sessions(); attached {
-			if err := r.write(ctx, sessions); err != nil && ctx.Err() == nil {
-				r.log.Debug("sessions not reported", "error", err)
-				if !errors.Is(err, datastore.ErrNotFound) {
-					r.wake()
-				}
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(reportInterval):
-		}
-	}
-}
-
-var errSame = errors.New("nothing changed")
-
-func (r *reporter) write(ctx context.Context, sessions []datastore.SessionStatus) error {
-	_, err := datastore.Modify(ctx, r.store, r.node, func(n *datastore.Node) error {
-		if slices.EqualFunc(n.Status.Sessions, sessions, same) {
-			return errSame
-		}
-		n.Status.Sessions = sessions
-		return nil
-	})
-	if errors.Is(err, errSame) {
-		return nil
-	}
-	return err
-}
-
-func same(a, b datastore.SessionStatus) bool {
-	at := a.Since.Equal(b.Since)
-	a.Since, b.Since = time.Time{}, time.Time{}
-	return at && a == b
 }

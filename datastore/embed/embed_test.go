@@ -111,7 +111,7 @@ func TestServesAndStops(t *testing.T) {
 	put(t, s, "a", 10)
 	watched := make(chan error, 1)
 	go func() {
-		watched <- s.Watch(context.Background(), datastore.Prefix, 1, func(datastore.Batch) error { return nil })
+		watched <- s.Watch(context.Background(), []string{datastore.Prefix}, 1, func(datastore.Batch) error { return nil })
 	}()
 	for path, mode := range map[string]os.FileMode{c.Dir: 0o700, filepath.Dir(c.Socket): 0o700, c.Socket: 0o600} {
 		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != mode {

@@ -240,7 +240,7 @@ func follow(ctx context.Context, store datastore.Store) (func(context.Context, f
 		return nil, err
 	}
 	go func() {
-		err := store.Watch(ctx, datastore.Prefix, snap.Revision, func(b datastore.Batch) error {
+		err := store.Watch(ctx, []string{datastore.Prefix}, snap.Revision, func(b datastore.Batch) error {
 			mu.Lock()
 			defer mu.Unlock()
 			for _, e := range b.Events {

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -165,17 +166,25 @@ const listAttempts = 3
 
 // List implements datastore.Store. Pages after the first are read at the first
 // one's revision.
-func (s *Store) List(ctx context.Context, prefix string) (datastore.Snapshot, error) {
+func (s *Store) List(ctx context.Context, prefixes ...string) (datastore.Snapshot, error) {
+	prefixes = slices.Sorted(slices.Values(prefixes))
 	for attempt := 1; ; attempt++ {
-		snap, err := s.list(ctx, prefix)
+		var snap datastore.Snapshot
+		var err error
+		for _, p := range prefixes {
+			if err = s.list(ctx, p, &snap); err != nil {
+				snap = datastore.Snapshot{}
+				break
+			}
+		}
 		if err == nil || attempt == listAttempts || !errors.Is(err, datastore.ErrCompacted) {
 			return snap, err
 		}
 	}
 }
 
-func (s *Store) list(ctx context.Context, prefix string) (datastore.Snapshot, error) {
-	var snap datastore.Snapshot
+// list appends what is under a prefix to snap, at its revision; 0 is the present.
+func (s *Store) list(ctx context.Context, prefix string, snap *datastore.Snapshot) error {
 	next, end := []byte(prefix), []byte(clientv3.GetPrefixRangeEnd(prefix))
 	for {
 		var r *etcdserverpb.RangeResponse
@@ -184,17 +193,17 @@ func (s *Store) list(ctx context.Context, prefix string) (datastore.Snapshot, er
 			return err
 		})
 		if err != nil {
-			return datastore.Snapshot{}, err
+			return err
 		}
 		if snap.Revision == 0 {
 			snap.Revision = r.Header.Revision
-			snap.Entries = make([]datastore.Entry, 0, r.Count)
 		}
+		snap.Entries = slices.Grow(snap.Entries, int(r.Count))
 		for _, kv := range r.Kvs {
 			snap.Entries = append(snap.Entries, entry(kv))
 		}
 		if !r.More || len(r.Kvs) == 0 {
-			return snap, nil
+			return nil
 		}
 		next = append(r.Kvs[len(r.Kvs)-1].Key, 0)
 	}

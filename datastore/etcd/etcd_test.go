@@ -187,14 +187,14 @@ func TestCompactionUnderAWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	ignore := func(datastore.Batch) error { return nil }
-	if err := s.Watch(t.Context(), datastore.Prefix, start, ignore); !errors.Is(err, datastore.ErrCompacted) {
+	if err := s.Watch(t.Context(), []string{datastore.Prefix}, start, ignore); !errors.Is(err, datastore.ErrCompacted) {
 		t.Errorf("watch from a compacted revision: %v", err)
 	}
 	// A watch that is up to date does not notice.
 	seen := make(chan datastore.Batch, 10)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go s.Watch(ctx, datastore.Prefix, last, func(b datastore.Batch) error { seen <- b; return nil })
+	go s.Watch(ctx, []string{datastore.Prefix}, last, func(b datastore.Batch) error { seen <- b; return nil })
 	next := put(t, s, "a", "4")
 	if b := <-seen; b.Revision != next {
 		t.Errorf("got %+v", b)
@@ -221,7 +221,7 @@ func TestDeadEndpointAmongSeveral(t *testing.T) {
 		}
 	}
 	seen := make(chan datastore.Batch, 1)
-	go s.Watch(t.Context(), datastore.Prefix, 1, func(b datastore.Batch) error { seen <- b; return nil })
+	go s.Watch(t.Context(), []string{datastore.Prefix}, 1, func(b datastore.Batch) error { seen <- b; return nil })
 	<-seen
 	healthy := 0
 	for i, h := range s.Health(t.Context()) {
@@ -249,7 +249,7 @@ func TestRestart(t *testing.T) {
 	rev := put(t, s, "a", "1")
 	watched := make(chan error, 1)
 	go func() {
-		watched <- s.Watch(context.Background(), datastore.Prefix, rev, func(datastore.Batch) error { return nil })
+		watched <- s.Watch(context.Background(), []string{datastore.Prefix}, rev, func(datastore.Batch) error { return nil })
 	}()
 	m.stop(t)
 	if err := <-watched; !errors.Is(err, datastore.ErrUnavailable) {

@@ -36,7 +36,7 @@ func TestExternal(t *testing.T) {
 	watched := make(chan error, 1)
 	rev := put(t, s, "a", "1")
 	go func() {
-		watched <- s.Watch(t.Context(), datastore.Prefix, rev-1, func(datastore.Batch) error { return nil })
+		watched <- s.Watch(t.Context(), []string{datastore.Prefix}, rev-1, func(datastore.Batch) error { return nil })
 	}()
 	if err := cmd.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -110,7 +110,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		seen := make(chan struct{}, 10)
 		rev := put(t, s, "a", "1")
 		go func() {
-			watched <- s.Watch(t.Context(), datastore.Prefix, rev-1, func(datastore.Batch) error { seen <- struct{}{}; return nil })
+			watched <- s.Watch(t.Context(), []string{datastore.Prefix}, rev-1, func(datastore.Batch) error { seen <- struct{}{}; return nil })
 		}()
 		<-seen
 		s.Health(t.Context())

@@ -88,7 +88,7 @@ func TestReasons(t *testing.T) {
 			if raw(err) {
 				t.Errorf("get: %v", err)
 			}
-			err = s.Watch(t.Context(), datastore.Prefix, 1, func(datastore.Batch) error { return nil })
+			err = s.Watch(t.Context(), []string{datastore.Prefix}, 1, func(datastore.Batch) error { return nil })
 			if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("watch: %v", err)
 			}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -16,29 +18,28 @@ import (
 // connection, and when the member loses its leader: whoever watches decides
 // whether what answers next is still the same store. A batch without events
 // says that nothing changed up to its revision.
-func (s *Store) Watch(ctx context.Context, prefix string, after int64, fn func(datastore.Batch) error) error {
-	what := "watch " + prefix
+//
+// Each prefix is a watch of its own within the stream, and the member promises
+// nothing of one by what it sends for another. So what is complete is the least
+// of what is known of each: its last event, or the member's word (every minute or
+// ten) that there was none.
+func (s *Store) Watch(ctx context.Context, prefixes []string, after int64, fn func(datastore.Batch) error) error {
+	what := "watch " + strings.Join(prefixes, " ")
 	streamCtx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
 	stream, err := s.watch.Watch(streamCtx, callOptions()...)
 	if err != nil {
 		return s.explain(ctx, what, err)
 	}
-	err = stream.Send(&etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CreateRequest{
-		CreateRequest: &etcdserverpb.WatchCreateRequest{
-			Key:            []byte(prefix),
-			RangeEnd:       []byte(clientv3.GetPrefixRangeEnd(prefix)),
-			StartRevision:  after + 1,
-			ProgressNotify: true,
-			Fragment:       true,
-		},
-	}})
-	if err != nil {
-		// The stream's own error is what Recv says.
-		_, err = stream.Recv()
-		return s.explain(ctx, what, err)
+	parts := make([]part, len(prefixes))
+	for i, p := range prefixes {
+		parts[i].complete = after
+		if err := stream.Send(watchRequest(p, after, int64(i+1))); err != nil {
+			// The stream's own error is what Recv says.
+			_, err = stream.Recv()
+			return s.explain(ctx, what, err)
+		}
 	}
-	var batch datastore.Batch
 	for {
 		r, err := stream.Recv()
 		if err != nil {
@@ -47,24 +48,53 @@ func (s *Store) Watch(ctx context.Context, prefix string, after int64, fn func(d
 		if r.Canceled {
 			return s.cancelled(ctx, what, r)
 		}
-		if r.Created {
+		if r.Created || r.WatchId < 1 || r.WatchId > int64(len(parts)) {
 			continue
 		}
-		for _, e := range r.Events {
-			batch.Events = append(batch.Events, event(e))
+		if batch, whole := parts[r.WatchId-1].take(r); whole {
+			batch.Revision = slices.MinFunc(parts, func(a, b part) int { return int(a.complete - b.complete) }).complete
+			if err := fn(batch); err != nil {
+				return err
+			}
 		}
-		if r.Fragment {
-			continue // the rest of the same revisions follows
-		}
-		batch.Revision = r.Header.Revision
-		if n := len(batch.Events); n > 0 {
-			batch.Revision = batch.Events[n-1].Revision
-		}
-		if err := fn(batch); err != nil {
-			return err
-		}
-		batch = datastore.Batch{}
 	}
+}
+
+// watchRequest asks for the changes of a prefix. The IDs of a stream begin at 1: 0
+// leaves the choice to the member.
+func watchRequest(prefix string, after, id int64) *etcdserverpb.WatchRequest {
+	return &etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CreateRequest{
+		CreateRequest: &etcdserverpb.WatchCreateRequest{
+			Key:            []byte(prefix),
+			RangeEnd:       []byte(clientv3.GetPrefixRangeEnd(prefix)),
+			StartRevision:  after + 1,
+			ProgressNotify: true,
+			Fragment:       true,
+			WatchId:        id,
+		},
+	}}
+}
+
+// part is the watch of one prefix.
+type part struct {
+	complete int64             // revision up to which everything was given
+	events   []datastore.Entry // fragments that the rest of follows
+}
+
+// take adds a response; whole: no fragment is missing.
+func (p *part) take(r *etcdserverpb.WatchResponse) (b datastore.Batch, whole bool) {
+	for _, e := range r.Events {
+		p.events = append(p.events, event(e))
+	}
+	if r.Fragment {
+		return b, false // the rest of the same revisions follows
+	}
+	b.Events, p.events = p.events, nil
+	p.complete = max(p.complete, r.Header.Revision)
+	if n := len(b.Events); n > 0 {
+		p.complete = b.Events[n-1].Revision
+	}
+	return b, true
 }
 
 // cancelled is why the server ended the watch.

@@ -120,6 +120,8 @@ func (n *node) Lost(err error) {
 	}
 }
 
+func (n *node) Back() { n.calls <- "back" }
+
 // until reads calls up to one that begins with text; everything before must be
 // a loss of the connection.
 func (n *node) until(t *testing.T, text string) string {
@@ -154,7 +156,7 @@ func TestEtcdComesBack(t *testing.T) {
 	fenced := file.Fence(store)
 	ctx, cancel := context.WithCancel(context.Background())
 	followed := make(chan error, 1)
-	go func() { followed <- datastore.Follow(ctx, store, datastore.Prefix, file, n) }()
+	go func() { followed <- datastore.Follow(ctx, store, nil, file, n) }()
 	defer func() { cancel(); <-followed }()
 	n.until(t, "replace")
 	n.until(t, "apply cluster") // created between list and watch

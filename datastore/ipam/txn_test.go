@@ -23,9 +23,9 @@ func (c *counting) Get(ctx context.Context, key string) (datastore.Entry, error)
 	return c.Store.Get(ctx, key)
 }
 
-func (c *counting) List(ctx context.Context, prefix string) (datastore.Snapshot, error) {
+func (c *counting) List(ctx context.Context, prefixes ...string) (datastore.Snapshot, error) {
 	c.reads++
-	return c.Store.List(ctx, prefix)
+	return c.Store.List(ctx, prefixes...)
 }
 
 func (c *counting) Commit(ctx context.Context, t datastore.Txn) (int64, error) {

@@ -52,7 +52,7 @@ func (s *Store) Get(ctx context.Context, key string) (datastore.Entry, error) {
 }
 
 // List implements datastore.Store.
-func (s *Store) List(ctx context.Context, prefix string) (datastore.Snapshot, error) {
+func (s *Store) List(ctx context.Context, prefixes ...string) (datastore.Snapshot, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.usable(ctx); err != nil {
@@ -60,7 +60,7 @@ func (s *Store) List(ctx context.Context, prefix string) (datastore.Snapshot, er
 	}
 	snap := datastore.Snapshot{Revision: s.revision}
 	for k, e := range s.entries {
-		if strings.HasPrefix(k, prefix) {
+		if under(k, prefixes) {
 			snap.Entries = append(snap.Entries, clone(e))
 		}
 	}
@@ -105,12 +105,12 @@ func (s *Store) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
 }
 
 // Watch implements datastore.Store.
-func (s *Store) Watch(ctx context.Context, prefix string, after int64, fn func(datastore.Batch) error) error {
+func (s *Store) Watch(ctx context.Context, prefixes []string, after int64, fn func(datastore.Batch) error) error {
 	s.mu.Lock()
 	line := s.line
 	s.mu.Unlock()
 	for {
-		b, wait, err := s.next(ctx, prefix, after, line)
+		b, wait, err := s.next(ctx, prefixes, after, line)
 		if err != nil {
 			return err
 		}
@@ -129,25 +129,25 @@ func (s *Store) Watch(ctx context.Context, prefix string, after int64, fn func(d
 	}
 }
 
-// next is the first batch under prefix after the revision, or a channel that is
+// next is the first batch under the prefixes after the revision, or a channel that is
 // closed when it is worth asking again.
-func (s *Store) next(ctx context.Context, prefix string, after int64, line int) (datastore.Batch, <-chan struct{}, error) {
+func (s *Store) next(ctx context.Context, prefixes []string, after int64, line int) (datastore.Batch, <-chan struct{}, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.usable(ctx); err != nil {
 		return datastore.Batch{}, nil, err
 	}
 	if s.line != line {
-		return datastore.Batch{}, nil, fmt.Errorf("watch %s: connection lost: %w", prefix, datastore.ErrUnavailable)
+		return datastore.Batch{}, nil, fmt.Errorf("watch %s: connection lost: %w", strings.Join(prefixes, " "), datastore.ErrUnavailable)
 	}
 	if after < s.compacted {
-		return datastore.Batch{}, nil, fmt.Errorf("watch %s after revision %d: %w", prefix, after, datastore.ErrCompacted)
+		return datastore.Batch{}, nil, fmt.Errorf("watch %s after revision %d: %w", strings.Join(prefixes, " "), after, datastore.ErrCompacted)
 	}
 	first, _ := slices.BinarySearchFunc(s.history, after+1, func(b datastore.Batch, r int64) int { return cmp.Compare(b.Revision, r) })
 	for _, b := range s.history[first:] {
 		out := datastore.Batch{Revision: b.Revision}
 		for _, e := range b.Events {
-			if strings.HasPrefix(e.Key, prefix) {
+			if under(e.Key, prefixes) {
 				out.Events = append(out.Events, clone(e))
 			}
 		}
@@ -239,6 +239,11 @@ func (s *Store) usable(ctx context.Context) error {
 func (s *Store) wake() {
 	close(s.changed)
 	s.changed = make(chan struct{})
+}
+
+// under says whether the key begins with one of the prefixes.
+func under(key string, prefixes []string) bool {
+	return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(key, p) })
 }
 
 func clone(e datastore.Entry) datastore.Entry {

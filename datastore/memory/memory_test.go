@@ -28,7 +28,7 @@ func TestFaults(t *testing.T) {
 	last := write()
 	s.Compact(middle)
 	ignore := func(datastore.Batch) error { return nil }
-	if err := s.Watch(ctx, key, start, ignore); !errors.Is(err, datastore.ErrCompacted) {
+	if err := s.Watch(ctx, []string{key}, start, ignore); !errors.Is(err, datastore.ErrCompacted) {
 		t.Errorf("watch of a compacted revision: %v", err)
 	}
 	for _, f := range []struct {
@@ -42,7 +42,7 @@ func TestFaults(t *testing.T) {
 		running := make(chan struct{})
 		from := last - 1
 		go func() {
-			ended <- s.Watch(context.Background(), key, from, func(datastore.Batch) error { close(running); return nil })
+			ended <- s.Watch(context.Background(), []string{key}, from, func(datastore.Batch) error { close(running); return nil })
 		}()
 		<-running
 		f.fault()

@@ -38,6 +38,8 @@ func Run(t *testing.T, open func() datastore.Store) {
 		{"list is of one revision", listConsistent},
 		{"watch", watch},
 		{"watch from the past", watchPast},
+		{"watch several prefixes", watchSeveral},
+		{"list several prefixes", listSeveral},
 		{"watch keeps a transaction together", watchTxn},
 		{"watch ends", watchEnds},
 		{"concurrent writers", concurrent},
@@ -297,7 +299,7 @@ func ended(t *testing.T, ctx context.Context, s datastore.Store) {
 	_, list := s.List(ctx, root)
 	_, write := s.Commit(ctx, datastore.Txn{Then: []datastore.Op{{Key: root + "a"}}})
 	_, id := s.ID(ctx)
-	watch := s.Watch(ctx, root, rev, func(datastore.Batch) error { return nil })
+	watch := s.Watch(ctx, []string{root}, rev, func(datastore.Batch) error { return nil })
 	for what, err := range map[string]error{"get": get, "list": list, "commit": write, "id": id, "watch": watch} {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: %v, want %v", what, err, context.Canceled)
@@ -313,7 +315,7 @@ func closed(t *testing.T, ctx context.Context, s datastore.Store) {
 	_, get := s.Get(ctx, root+"a")
 	_, list := s.List(ctx, root)
 	_, write := s.Commit(ctx, datastore.Txn{Then: []datastore.Op{{Key: root + "a"}}})
-	watch := s.Watch(ctx, root, rev, func(datastore.Batch) error { return nil })
+	watch := s.Watch(ctx, []string{root}, rev, func(datastore.Batch) error { return nil })
 	for what, err := range map[string]error{"get": get, "list": list, "commit": write, "watch": watch} {
 		if !errors.Is(err, datastore.ErrUnavailable) {
 			t.Errorf("%s: %v, want %v", what, err, datastore.ErrUnavailable)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -26,7 +27,7 @@ func record(ctx context.Context, s datastore.Store, prefix string, after int64) 
 	ctx, cancel := context.WithCancel(ctx)
 	r := &recorder{cancel: cancel, ended: make(chan error, 1), more: make(chan struct{}, 1)}
 	go func() {
-		r.ended <- s.Watch(ctx, prefix, after, func(b datastore.Batch) error {
+		r.ended <- s.Watch(ctx, strings.Fields(prefix), after, func(b datastore.Batch) error {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.batches = append(r.batches, b)
@@ -109,6 +110,54 @@ func watch(t *testing.T, ctx context.Context, s datastore.Store) {
 	}
 }
 
+// watchSeveral watches two prefixes and resumes: nothing is left out, and nothing
+// under another prefix is told.
+func watchSeveral(t *testing.T, ctx context.Context, s datastore.Store) {
+	start := put(t, ctx, s, root+"before", "0")
+	both := root + "v/ " + root + "w/"
+	r := record(ctx, s, both, start)
+	put(t, ctx, s, root+"v/a", "1")
+	put(t, ctx, s, root+"other", "x")
+	put(t, ctx, s, root+"w/a", "2")
+	last := commit(t, ctx, s, datastore.Txn{Then: []datastore.Op{{Key: root + "w/b", Value: []byte("3")}, {Key: root + "v/a"}}})
+	batches := r.wait(t, 4)
+	got := map[string]string{}
+	for _, b := range batches {
+		for _, e := range b.Events {
+			got[e.Key] += string(e.Value) + ";"
+		}
+		if b.Revision > last {
+			t.Errorf("complete up to %d, which nobody wrote", b.Revision)
+		}
+	}
+	if want := map[string]string{root + "v/a": "1;;", root + "w/a": "2;", root + "w/b": "3;"}; !reflect.DeepEqual(got, want) {
+		t.Fatalf("got %v, want %v", got, want)
+	}
+	_ = r.stop(t)
+	// Resumed where everything is complete, it may tell again but leaves nothing out.
+	put(t, ctx, s, root+"v/c", "4")
+	r = record(ctx, s, both, batches[len(batches)-1].Revision)
+	for n := 1; ; n++ {
+		if slices.ContainsFunc(events(r.wait(t, n)), func(e datastore.Entry) bool { return e.Key == root+"v/c" }) {
+			break
+		}
+	}
+	_ = r.stop(t)
+}
+
+func listSeveral(t *testing.T, ctx context.Context, s datastore.Store) {
+	for _, k := range []string{"b/1", "a/1", "c/1", "a/2"} {
+		put(t, ctx, s, root+k, k)
+	}
+	snap, err := s.List(ctx, root+"c/", root+"a/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := keys(snap.Entries); got != "a/1 a/2 c/1" {
+		t.Errorf("listed %q", got)
+	}
+}
+
 func watchPast(t *testing.T, ctx context.Context, s datastore.Store) {
 	start := put(t, ctx, s, root+"a", "0")
 	for i := range 50 {
@@ -170,7 +219,7 @@ func watchEnds(t *testing.T, ctx context.Context, s datastore.Store) {
 	start := put(t, ctx, s, root+"a", "0")
 	enough := errors.New("enough")
 	put(t, ctx, s, root+"a", "1")
-	if err := s.Watch(ctx, root, start, func(datastore.Batch) error { return enough }); !errors.Is(err, enough) {
+	if err := s.Watch(ctx, []string{root}, start, func(datastore.Batch) error { return enough }); !errors.Is(err, enough) {
 		t.Fatalf("ended with %v", err)
 	}
 	r := record(ctx, s, root, start)

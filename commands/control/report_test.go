@@ -1,0 +1,130 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"netctl/datastore"
+	"netctl/datastore/memory"
+)
+
+// TestReportPace: how many reports a role writes, in virtual time.
+func TestReportPace(t *testing.T) {
+	type step struct {
+		during time.Duration
+		every  time.Duration // something changes; 0: nothing
+		change func(*datastore.ReportStatus, int)
+	}
+	problem := func(s *datastore.ReportStatus, i int) { s.Problems = []string{fmt.Sprint(i)} }
+	endpoints := func(s *datastore.ReportStatus, i int) { s.Endpoints = i + 1 }
+	sessions := func(n int) func(*datastore.ReportStatus, int) {
+		return func(s *datastore.ReportStatus, i int) {
+			s.Sessions = nil
+			for j := range n {
+				s.Sessions = append(s.Sessions, datastore.SessionStatus{Peer: netip.AddrFrom4([4]byte{10, 0, byte(j >> 8), byte(j)}), State: "Established", Reason: fmt.Sprint(i)})
+			}
+		}
+	}
+	for _, c := range []struct {
+		name        string
+		step        step
+		least, most int
+	}{
+		{"nothing changes", step{during: time.Hour}, 8, 12},
+		{"a problem comes", step{during: 10 * time.Second, every: 8 * time.Second, change: problem}, 1, 2},
+		{"problems flap", step{during: time.Minute, every: 50 * time.Millisecond, change: problem}, 13, 20},
+		{"containers come and go", step{during: 10 * time.Minute, every: time.Second, change: endpoints}, 6, 11},
+		{"1,000 sessions flap", step{during: time.Hour, every: time.Second, change: sessions(1000)}, 20, 40},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := memory.New()
+				var now datastore.ReportStatus
+				r := NewReporter("n1", datastore.ReportAgent, store, func(context.Context) (datastore.ReportStatus, bool) { return now, true }, slog.New(slog.DiscardHandler))
+				ctx, cancel := context.WithCancel(t.Context())
+				ended := make(chan error)
+				go func() { ended <- r.Run(ctx) }()
+				before, err := store.List(ctx, datastore.ReportPrefix)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if c.step.every == 0 {
+					time.Sleep(c.step.during)
+				} else {
+					for i := range int(c.step.during / c.step.every) {
+						time.Sleep(c.step.every)
+						c.step.change(&now, i)
+						r.Wake()
+						synctest.Wait()
+					}
+					time.Sleep(c.step.during % c.step.every)
+				}
+				after, err := store.List(ctx, datastore.ReportPrefix)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n := int(after.Revision - before.Revision); n < c.least || n > c.most {
+					t.Errorf("%d reports, want %d to %d", n, c.least, c.most)
+				}
+				cancel()
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// refusing refuses writes while it is told to, and counts them.
+type refusing struct {
+	datastore.Store
+	refuse bool
+	tries  int
+}
+
+func (s *refusing) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
+	s.tries++
+	if s.refuse {
+		return 0, errors.New("no")
+	}
+	return s.Store.Commit(ctx, t)
+}
+
+// TestReportIsTriedAgain: what could not be written is, later, and calmly.
+func TestReportIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &refusing{Store: memory.New(), refuse: true}
+		ready := false
+		r := NewReporter("n1", datastore.ReportSpeaker, store, func(context.Context) (datastore.ReportStatus, bool) {
+			return datastore.ReportStatus{Problems: []string{"drift"}}, ready
+		}, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- r.Run(ctx) }()
+		r.Wake()
+		time.Sleep(time.Minute)
+		if store.tries > 0 {
+			t.Error("a role that is not ready reports")
+		}
+		ready = true
+		r.Wake()
+		time.Sleep(time.Minute)
+		if store.tries < 10 || store.tries > 20 {
+			t.Errorf("%d tries in a minute", store.tries)
+		}
+		store.refuse = false
+		time.Sleep(10 * time.Second)
+		got, err := datastore.Get[*datastore.Report](ctx, store, "n1/speaker")
+		if err != nil || len(got.Status.Problems) != 1 || got.Status.Seen.IsZero() {
+			t.Errorf("%+v, %v", got, err)
+		}
+		cancel()
+		<-ended
+	})
+}

@@ -1,0 +1,112 @@
+package commands
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"netctl/datastore"
+)
+
+// needed collects what a command reads: single objects, or all of a kind.
+type needed map[datastore.Kind]map[string]bool // nil: all of the kind
+
+func (n needed) all(kinds ...datastore.Kind) {
+	for _, k := range kinds {
+		n[k] = nil
+	}
+}
+
+func (n needed) one(k datastore.Kind, name string) {
+	if names, ok := n[k]; ok && names == nil {
+		return
+	} else if !ok {
+		n[k] = map[string]bool{}
+	}
+	n[k][name] = true
+}
+
+// mostSingle is how many objects of a kind are listed one by one. Where more are
+// needed all of the kind are: one large answer costs less than many small ones.
+const mostSingle = 4
+
+// prefixes are what to list.
+func (n needed) prefixes() []string {
+	var kinds []datastore.Kind
+	var out []string
+	for k, names := range n {
+		if names == nil || len(names) > mostSingle {
+			kinds = append(kinds, k)
+			continue
+		}
+		for name := range names {
+			if key, err := datastore.Key(k, name); err == nil {
+				out = append(out, key)
+			}
+		}
+	}
+	if len(kinds) > 0 {
+		out = append(out, datastore.Prefixes(kinds...)...)
+	}
+	slices.Sort(out)
+	// A key is the prefix of longer ones too.
+	return slices.CompactFunc(out, func(before, next string) bool { return strings.HasPrefix(next, before) })
+}
+
+// neededToPut is what View.CheckPut looks at, and the objects themselves.
+func neededToPut(list ...datastore.Object) []string {
+	n := needed{}
+	for _, o := range list {
+		n.one(o.Kind(), o.Meta().Name)
+		switch o := o.(type) {
+		case *datastore.Pool:
+			n.all(datastore.KindPool, datastore.KindBlock)
+		case *datastore.Network:
+			for _, p := range o.Spec.Pools {
+				n.one(datastore.KindPool, datastore.PoolName(p))
+			}
+		case *datastore.Endpoint:
+			for _, p := range o.Spec.Profiles {
+				n.one(datastore.KindProfile, p)
+			}
+		}
+	}
+	return n.prefixes()
+}
+
+// neededToDelete is what View.CheckDelete looks at, and the objects themselves.
+func neededToDelete(kind datastore.Kind, names ...string) []string {
+	n := needed{}
+	for _, name := range names {
+		n.one(kind, name)
+	}
+	switch kind {
+	case datastore.KindPool:
+		n.all(datastore.KindBlock, datastore.KindNetwork)
+	case datastore.KindProfile:
+		n.all(datastore.KindEndpoint, datastore.KindNetwork)
+	case datastore.KindNetwork:
+		n.all(datastore.KindEndpoint)
+	case datastore.KindNode:
+		n.all(datastore.KindEndpoint, datastore.KindBlock)
+	}
+	return n.prefixes()
+}
+
+// checkPut says why writing o would contradict the cluster.
+func (a *app) checkPut(ctx context.Context, s datastore.Store, o datastore.Object) error {
+	view, err := a.list(ctx, s, neededToPut(o))
+	if err != nil {
+		return err
+	}
+	return view.CheckPut(o)
+}
+
+// objectsIn are the objects of manifests.
+func objectsIn(list []manifest) []datastore.Object {
+	out := make([]datastore.Object, 0, len(list))
+	for _, m := range list {
+		out = append(out, m.object)
+	}
+	return out
+}
