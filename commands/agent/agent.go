@@ -195,7 +195,7 @@ func (a *agent) parts(ctx, serving context.Context) []func() error {
 		func() error { return l.run(ctx) },
 		func() error { return a.kernel.Run(ctx) },
 		func() error { return a.kernel.Watch(ctx, func(e kernel.Event) { l.post(func() { l.event(e) }) }) },
-		func() error { return a.fib.Watch(ctx, a.routeEvent) },
+		func() error { return a.fib.Watch(ctx, fib.Ignore{}, a.routeEvent) },
 		func() error { return a.nft.Watch(ctx, func() { l.post(func() { l.resyncACL = true }) }) },
 		func() error { return a.nft.WatchOthers(ctx, func() { poke(a.forward) }) },
 		func() error { return watchPending(ctx, a.cfg.pendingDir(), func() { a.workOff(ctx) }) },

@@ -116,7 +116,7 @@ func (w *world) start() {
 	group.Go(func() error {
 		return w.links.Watch(ctx, func(e kernel.Event) { w.a.loop.post(func() { w.a.loop.event(e) }) })
 	})
-	group.Go(func() error { return table.Watch(ctx, w.a.routeEvent) })
+	group.Go(func() error { return table.Watch(ctx, fib.Ignore{}, w.a.routeEvent) })
 	group.Go(func() error { return w.a.reporter.Run(ctx) })
 	group.Go(func() error { return w.a.watchHost(ctx) })
 	group.Go(func() error {

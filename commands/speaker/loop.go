@@ -316,7 +316,7 @@ func (j *joined) originate() {
 func (j *joined) heard(ctx context.Context, k kernelEvent) error {
 	e := k.event
 	if !k.agent {
-		if e.Lost || e.Others || len(e.Up)+len(e.Down) > 0 {
+		if e.Lost || len(e.Foreign)+len(e.Up)+len(e.Down) > 0 {
 			j.installer.recheck()
 			if j.hops.recheck() && j.engine != nil {
 				j.engine.Reimport()

@@ -85,7 +85,7 @@ type table interface {
 	Apply(ctx context.Context, c routing.Changes) error
 	Adopt(routes []routing.Route)
 	Resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error)
-	Watch(ctx context.Context, fn func(fib.Event)) error
+	Watch(ctx context.Context, ignore fib.Ignore, fn func(fib.Event)) error
 	Missing() []routing.Route
 }
 
@@ -174,8 +174,10 @@ func (s *speaker) run(ctx context.Context, listener *control.Listener) error {
 		}))
 		return control.Serve(ctx, listener, mux)
 	})
-	g.Go(func() error { return s.agent.Watch(ctx, s.forward(ctx, true)) })
-	g.Go(func() error { return s.own.Watch(ctx, s.forward(ctx, false)) })
+	g.Go(func() error { return s.agent.Watch(ctx, fib.Ignore{Foreign: true}, s.forward(ctx, true)) })
+	// What endpoints come and go with is no news for next hops.
+	endpoints := fib.Ignore{Protocols: []int{s.cfg.AgentProtocol}, Links: s.cfg.LinkPrefix}
+	g.Go(func() error { return s.own.Watch(ctx, endpoints, s.forward(ctx, false)) })
 	g.Go(func() error { return s.installer.run(ctx) })
 	g.Go(func() error { return s.reporter.Run(ctx) })
 	g.Go(func() error { return s.loop(ctx) })

@@ -37,6 +37,7 @@ type FakeTable struct {
 	protocol int
 	wanted   map[routing.Key]routing.Route
 	watch    chan Event
+	ignore   Ignore // of Watch
 }
 
 // Table returns the table of a protocol.
@@ -53,7 +54,7 @@ func (f *Fake) Put(protocol int, r routing.Route) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.routes[r.Key()] = fakeRoute{protocol, r}
-	f.tell(protocol, []Change{{Route: r}}, nil)
+	f.tell(protocol, []Change{{Route: r}})
 }
 
 // Remove deletes a route as another program would.
@@ -65,7 +66,7 @@ func (f *Fake) Remove(r routing.Route) {
 		return
 	}
 	delete(f.routes, r.Key())
-	f.tell(old.protocol, []Change{{old.route, true}}, nil)
+	f.tell(old.protocol, []Change{{old.route, true}})
 }
 
 // Link takes a link down, with its routes, or up.
@@ -83,19 +84,21 @@ func (f *Fake) Link(name string, up bool) {
 			}
 		}
 	}
-	f.tell(0, nil, func(e *Event) {
-		if up {
-			e.Up = []string{name}
-		} else {
-			e.Down = []string{name}
+	for _, t := range f.tables {
+		switch {
+		case t.ignore.link(name):
+		case up:
+			t.notify(Event{Up: []string{name}})
+		default:
+			t.notify(Event{Down: []string{name}})
 		}
-	})
+	}
 }
 
 // tell notifies every table.
-func (f *Fake) tell(protocol int, changes []Change, more func(*Event)) {
+func (f *Fake) tell(protocol int, changes []Change) {
 	for _, t := range f.tables {
-		t.notify(eventFor(t, protocol, changes), more)
+		t.notify(eventFor(t, protocol, changes))
 	}
 }
 
@@ -103,15 +106,21 @@ func eventFor(t *FakeTable, protocol int, changes []Change) Event {
 	if t.protocol == protocol {
 		return Event{Changes: changes}
 	}
-	return Event{Others: len(changes) > 0}
+	var e Event
+	for _, c := range changes {
+		if p := c.Route.Prefix; foreign(p) && !t.ignore.Foreign && !slices.Contains(t.ignore.Protocols, protocol) {
+			e.Foreign = append(e.Foreign, p)
+		}
+	}
+	return e
 }
 
-func (t *FakeTable) notify(e Event, more func(*Event)) {
-	if more != nil {
-		more(&e)
-	}
+func (t *FakeTable) notify(e Event) {
 	for _, r := range t.wanted {
 		_ = t.put(r)
+	}
+	if !e.any() {
+		return
 	}
 	select {
 	case t.watch <- e:
@@ -164,7 +173,7 @@ func (t *FakeTable) Apply(_ context.Context, c routing.Changes) error {
 	}
 	for _, o := range t.fake.tables {
 		if o != t {
-			o.notify(eventFor(o, t.protocol, changes), nil)
+			o.notify(eventFor(o, t.protocol, changes))
 		}
 	}
 	return joined(failed)
@@ -194,7 +203,10 @@ func (t *FakeTable) Adopt(routes []routing.Route) {
 }
 
 // Watch is Table.Watch.
-func (t *FakeTable) Watch(ctx context.Context, fn func(Event)) error {
+func (t *FakeTable) Watch(ctx context.Context, ignore Ignore, fn func(Event)) error {
+	t.fake.mu.Lock()
+	t.ignore = ignore
+	t.fake.mu.Unlock()
 	fn(Event{Lost: true})
 	for {
 		select {

@@ -219,12 +219,12 @@ func TestOthersStay(t *testing.T) {
 }
 
 // watched starts Watch and returns a channel of its events.
-func watched(t *testing.T, table *Table) <-chan Event {
+func watched(t *testing.T, table *Table, ignore Ignore) <-chan Event {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	events := make(chan Event, 4096)
 	done := make(chan error, 1)
-	go func() { done <- table.Watch(ctx, func(e Event) { events <- e }) }()
+	go func() { done <- table.Watch(ctx, ignore, func(e Event) { events <- e }) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -257,7 +257,7 @@ func TestPutBack(t *testing.T) {
 	if err := table.Apply(ctx, routing.Changes{Put: want}); err != nil {
 		t.Fatal(err)
 	}
-	watched(t, table)
+	watched(t, table, Ignore{})
 	whole := func() bool {
 		have, err := table.Routes(ctx)
 		return err == nil && routing.Diff(want, have).Empty() && len(table.Missing()) == 0
@@ -300,7 +300,7 @@ func TestWatchTells(t *testing.T) {
 	namespace(t)
 	ctx := context.Background()
 	agent, reader := open(t, 87), open(t, 87)
-	events := watched(t, reader)
+	events := watched(t, reader, Ignore{})
 	await := func(what string, ok func(Event) bool) {
 		t.Helper()
 		deadline := time.After(20 * time.Second)
@@ -327,7 +327,7 @@ func TestWatchTells(t *testing.T) {
 	}
 	await("its end", func(e Event) bool { return len(e.Changes) == 1 && e.Changes[0].Gone && e.Changes[0].Route.Equal(block) })
 	ip(t, "route add 10.50.0.0/24 via 10.9.0.2")
-	await("others", func(e Event) bool { return e.Others })
+	await("another program's route", func(e Event) bool { return slices.Contains(e.Foreign, netip.MustParsePrefix("10.50.0.0/24")) })
 	ip(t, "link set dev va down")
 	await("a link going down", func(e Event) bool { return slices.Contains(e.Down, "va") })
 	ip(t, "link set dev va up")
@@ -352,7 +352,7 @@ func TestOverrun(t *testing.T) {
 	done := make(chan error, 1)
 	first := true
 	go func() {
-		done <- table.Watch(wctx, func(e Event) {
+		done <- table.Watch(wctx, Ignore{}, func(e Event) {
 			if first {
 				first = false
 				<-release

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/jsimonetti/rtnetlink/v2"
@@ -29,9 +30,11 @@ type Event struct {
 	Changes []Change
 	// Up and Down are links that came up, or went down or away.
 	Up, Down []string
-	// Others says that routes of other protocols changed, addresses of this
-	// machine included.
-	Others bool
+	// Foreign are the prefixes of routes of other protocols that came, changed
+	// or went, in any table of the kernel: those of other programs, connected
+	// subnets, and addresses of this machine. Link-local and multicast prefixes
+	// are left out. A prefix may be there twice.
+	Foreign []netip.Prefix
 }
 
 // Change is a route that came or changed, or went.
@@ -44,7 +47,10 @@ type Change struct {
 // socket breaks. After each burst it first puts back wanted routes that were
 // lost (a link that was down, another program), then calls fn; the first call
 // has Lost set. A Table can be watched once.
-func (t *Table) Watch(ctx context.Context, fn func(Event)) error {
+func (t *Table) Watch(ctx context.Context, ignore Ignore, fn func(Event)) error {
+	if err := attach(t.events, filter(t.protocol, t.port, ignore)); err != nil {
+		return fmt.Errorf("watch routes: %w", err)
+	}
 	// A smaller buffer only makes overruns likelier, and those are handled.
 	_ = t.events.SetReadBuffer(eventBuffer)
 	for _, g := range []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
@@ -54,7 +60,7 @@ func (t *Table) Watch(ctx context.Context, fn func(Event)) error {
 	}
 	heard, end := t.listen()
 	defer end()
-	w := &watcher{table: t, links: map[uint32]linkState{}}
+	w := &watcher{table: t, ignore: ignore, links: map[uint32]linkState{}}
 	defer w.done()
 	if err := w.resync(ctx); err != nil {
 		return err
@@ -128,13 +134,14 @@ func (t *Table) listen() (heard <-chan notice, end func()) {
 }
 
 func (e Event) any() bool {
-	return e.Lost || e.Others || len(e.Changes)+len(e.Up)+len(e.Down) > 0
+	return e.Lost || len(e.Changes)+len(e.Foreign)+len(e.Up)+len(e.Down) > 0
 }
 
 // watcher is one Watch: the links' states as last heard.
 type watcher struct {
-	table *Table
-	links map[uint32]linkState
+	table  *Table
+	ignore Ignore
+	links  map[uint32]linkState
 }
 
 // done ends the watch: from now on Apply trusts the kernel only.
@@ -182,9 +189,6 @@ func (w *watcher) read(msgs []netlink.Message, e *Event) []routing.Key {
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 			w.link(m, e)
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-			if m.Header.PID == t.port {
-				continue
-			}
 			rm, ok := parse(m.Data)
 			if !ok {
 				continue
@@ -200,18 +204,22 @@ func (w *watcher) read(msgs []netlink.Message, e *Event) []routing.Key {
 // heard books one route notification; wanted says that the key is one of ours.
 func (w *watcher) heard(m *rtnetlink.RouteMessage, gone bool, e *Event) (key routing.Key, wanted bool) {
 	t := w.table
-	if m.Protocol != t.protocol {
-		e.Others = true
-	}
-	if !inMain(m) || (m.Protocol != t.protocol && len(t.wanted) == 0) {
+	own := m.Protocol == t.protocol
+	if own && !inMain(m) {
 		return key, false
 	}
 	r, ok := t.route(m)
 	if !ok {
 		return key, false
 	}
-	if m.Protocol == t.protocol {
+	switch {
+	case own:
 		e.Changes = append(e.Changes, Change{r, gone})
+	case foreign(r.Prefix):
+		e.Foreign = append(e.Foreign, r.Prefix)
+	}
+	if !inMain(m) {
+		return key, false
 	}
 	_, wanted = t.wanted[r.Key()]
 	return r.Key(), wanted
@@ -219,7 +227,7 @@ func (w *watcher) heard(m *rtnetlink.RouteMessage, gone bool, e *Event) (key rou
 
 func (w *watcher) link(m netlink.Message, e *Event) {
 	l, ok := parseLink(m.Data)
-	if !ok {
+	if !ok || w.ignore.link(l.name) {
 		return
 	}
 	old, known := w.links[l.index]
@@ -252,7 +260,7 @@ func (w *watcher) mend(ctx context.Context, e Event, keys []routing.Key) {
 			}
 		}
 	}
-	if e.Others || len(e.Up) > 0 {
+	if len(e.Foreign)+len(e.Up) > 0 {
 		keys = slices.AppendSeq(keys, maps.Keys(t.missing))
 	}
 	var back []routing.Route
