@@ -133,6 +133,9 @@ func planOne(view *datastore.View, m manifest, mode writeMode) (planned, error) 
 	p := planned{manifest: m, verb: "created"}
 	o := m.object
 	old := view.Object(o.Kind(), o.Meta().Name)
+	if err := view.Unreadable(o.Kind(), o.Meta().Name); err != nil {
+		return p, err
+	}
 	switch {
 	case old == nil && mode == modeReplace:
 		return p, datastore.ErrNotFound
@@ -144,6 +147,7 @@ func planOne(view *datastore.View, m manifest, mode writeMode) (planned, error) 
 		p.verb = "updated"
 		o.Meta().Revision = old.Meta().Revision
 		keepStatus(o, old)
+		datastore.KeepUnknown(o, old)
 	}
 	if err := view.CheckPut(o); err != nil {
 		return p, err

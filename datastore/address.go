@@ -81,10 +81,17 @@ func firstError(errs ...error) error {
 }
 
 func checkMeta(o Object) error {
-	if _, err := KeyOf(o); err != nil {
+	m := o.Meta()
+	if err := checkObjectName(o.Kind(), m.Name); err != nil {
 		return err
 	}
-	return checkLabels("metadata.labels", o.Meta().Labels)
+	switch {
+	case m.Needs > ModelVersion:
+		return needsError(m.Needs)
+	case m.Needs < 0:
+		return &FieldError{Field: "metadata.needs", Value: decimal(m.Needs), Reason: "must be a version of the model"}
+	}
+	return checkLabels("metadata.labels", m.Labels)
 }
 
 func comparePrefix(a, b netip.Prefix) int {

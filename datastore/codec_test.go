@@ -239,6 +239,7 @@ func FuzzManifest(f *testing.F) {
 			}
 			return
 		}
+		sameByAllReaders(t, raw, o)
 		b, err := Encode(o)
 		if err != nil {
 			t.Fatalf("%s is accepted and cannot be encoded: %v", raw, err)

@@ -3,7 +3,6 @@ package datastore
 import (
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -64,10 +63,7 @@ func decodeExactly(value []byte, into any) error {
 	if len(value) > maxClusterSize {
 		return fmt.Errorf("%d bytes", len(value))
 	}
-	if !json.Valid(value) {
-		return errors.New("no JSON")
-	}
-	return decodeStrict(value, into)
+	return new(decoder).read(value, into)
 }
 
 // Cluster finds the cluster in a snapshot, with the revision of its last

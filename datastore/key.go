@@ -53,6 +53,14 @@ func Prefixes(kinds ...Kind) []string {
 // Key returns the key of the object of that kind and name; it checks every part
 // of the name.
 func Key(k Kind, name string) (string, error) {
+	if err := checkObjectName(k, name); err != nil {
+		return "", err
+	}
+	return KindPrefix(k) + name, nil
+}
+
+// checkObjectName says why an object of that kind cannot have the name.
+func checkObjectName(k Kind, name string) error {
 	var err error
 	switch k {
 	case KindPool, KindBlock:
@@ -68,27 +76,53 @@ func Key(k Kind, name string) (string, error) {
 	case KindReport:
 		err = checkReportName(name)
 	default:
-		return "", &FieldError{Field: "kind", Value: string(k), Reason: "there is no such kind"}
+		return &FieldError{Field: "kind", Value: string(k), Reason: "there is no such kind"}
 	}
-	if err != nil {
-		return "", at("metadata.name", err)
-	}
-	return KindPrefix(k) + name, nil
+	return at("metadata.name", err)
 }
 
-// ParseKey is the inverse of Key; name is as in metadata.name.
-func ParseKey(key string) (Kind, string, error) {
-	for _, k := range Kinds() {
-		name, ok := strings.CutPrefix(key, KindPrefix(k))
-		if !ok {
-			continue
-		}
-		if _, err := Key(k, name); err != nil {
-			return "", "", at(key, err)
-		}
-		return k, name, nil
+// ParseKey is the inverse of Key; name is as in metadata.name and shares the
+// key's memory.
+func ParseKey(key string) (k Kind, name string, err error) {
+	if rest, ok := strings.CutPrefix(key, ReportPrefix); ok {
+		k, name = KindReport, rest
+	} else if rest, ok := strings.CutPrefix(key, Prefix); ok {
+		var word string
+		word, name, _ = strings.Cut(rest, "/")
+		k = kindOf(word)
 	}
-	return "", "", &FieldError{Value: key, Reason: "is no key of netctl"}
+	if k == "" {
+		return "", "", &FieldError{Value: key, Reason: "is no key of netctl"}
+	}
+	if err := checkObjectName(k, name); err != nil {
+		return "", "", at(key, err)
+	}
+	return k, name, nil
+}
+
+// kindOf is the kind whose keys begin with Prefix and word, "" if there is none.
+func kindOf(word string) Kind {
+	switch word {
+	case "nodes":
+		return KindNode
+	case "pools":
+		return KindPool
+	case "blocks":
+		return KindBlock
+	case "reservations":
+		return KindReservation
+	case "networks":
+		return KindNetwork
+	case "endpoints":
+		return KindEndpoint
+	case "profiles":
+		return KindProfile
+	case "bgpconfigs":
+		return KindBGPConfig
+	case "configs":
+		return KindConfig
+	}
+	return ""
 }
 
 // KeyOf returns the key of an object.

@@ -5,8 +5,14 @@ import (
 	"time"
 )
 
-// APIVersion is the only version of the model there is.
+// APIVersion is in every object. It changes only when nothing of the old model can
+// be read any more.
 const APIVersion = "netctl/v1"
+
+// ModelVersion is the version of the model that this netctl knows. Additions that an
+// older netctl may pass over do not change it; whoever uses one that it must not
+// pass over sets the object's Metadata.Needs to the version that brought it.
+const ModelVersion = 1
 
 // Kind names a kind of object, as in a manifest's kind field.
 type Kind string
@@ -38,12 +44,17 @@ type Object interface {
 	Validate() error
 }
 
-// Metadata is what every object has. Revision is the store's revision of the
-// object's last change (0: never stored); it is not part of the JSON.
+// Metadata is what every object has.
 type Metadata struct {
-	Name     string            `json:"name"`
-	Labels   map[string]string `json:"labels,omitempty"`
-	Revision int64             `json:"-"`
+	Name   string            `json:"name"`
+	Labels map[string]string `json:"labels,omitempty"`
+	// Needs is the ModelVersion that a netctl must know to act on the object; 0:
+	// every one may.
+	Needs int `json:"needs,omitempty"`
+	// Revision is the store's revision of the object's last change; 0: never stored.
+	Revision int64 `json:"-"`
+
+	unknown *unknown // what the object was read with beyond the model; mostly nil
 }
 
 // Node is a machine that routes for its endpoints.

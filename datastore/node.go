@@ -77,3 +77,13 @@ func checkAS(field string, as uint32, zero bool) error {
 	}
 	return nil
 }
+
+// formerly are the paths of keys that older versions wrote into objects of a
+// kind: they are read over, and gone at the next write. The agent's and the
+// speaker's reports once were a part of their node.
+func formerly(k Kind) []string {
+	if k != KindNode {
+		return nil
+	}
+	return []string{"status.seen", "status.started", "status.problems", "status.endpoints", "status.sessions"}
+}

@@ -21,7 +21,7 @@ func Get[T Object](ctx context.Context, s Store, name string) (T, error) {
 	if err != nil {
 		return zero, err
 	}
-	return decodeAs[T](e)
+	return decodeAs[T](new(decoder), e)
 }
 
 // List returns every object of the kind, sorted by key. Entries that do not
@@ -34,8 +34,9 @@ func List[T Object](ctx context.Context, s Store) ([]T, error) {
 	}
 	var bad []error
 	out := make([]T, 0, len(snap.Entries))
+	d := decoder{names: names{}}
 	for _, e := range snap.Entries {
-		o, err := decodeAs[T](e)
+		o, err := decodeAs[T](&d, e)
 		if err != nil {
 			bad = append(bad, err)
 			continue
@@ -45,9 +46,9 @@ func List[T Object](ctx context.Context, s Store) ([]T, error) {
 	return out, errors.Join(bad...)
 }
 
-func decodeAs[T Object](e Entry) (T, error) {
+func decodeAs[T Object](d *decoder, e Entry) (T, error) {
 	var zero T
-	o, err := Decode(e.Key, e.Value)
+	o, _, err := d.stored(e.Key, e.Value)
 	if err != nil {
 		return zero, err
 	}

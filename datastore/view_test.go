@@ -142,7 +142,7 @@ func TestViewReplaceIsTheDifference(t *testing.T) {
 			for k, objects := range v.objects {
 				for name, o := range objects {
 					held++
-					if !reflect.DeepEqual(model[KindPrefix(k)+name], o) {
+					if !reflect.DeepEqual(model[KindPrefix(k)+name], o.Object) {
 						t.Fatalf("seed %d: %s %s: changes and view differ", seed, k, name)
 					}
 				}
@@ -173,7 +173,7 @@ func TestViewKeepsTheOldObjectWhenAValueIsBroken(t *testing.T) {
 	if err == nil || c != (Change{}) || v.Profile("p") == nil || len(v.Problems()) != 1 {
 		t.Fatalf("got %+v, %v, %v", c, err, v.Problems())
 	}
-	if want := `/netctl/v1/profiles/p: apiVersion: must be netctl/v1`; v.Problems()[0] != want {
+	if want := `/netctl/v1/profiles/p: apiVersion: must be netctl/v1; what this node last understood of it stays in force`; v.Problems()[0] != want {
 		t.Errorf("got %s, want %s", v.Problems()[0], want)
 	}
 	if _, err := apply(op.Value); err != nil || len(v.Problems()) != 0 {

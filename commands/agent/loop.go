@@ -132,7 +132,6 @@ type loop struct {
 	overlaps map[string]string // by block
 	retry    time.Duration
 	report   func() // something that is reported may have changed
-	reads    int    // calls of this burst that changed nothing
 	rule     string // which rule chose the node's address
 }
 
@@ -162,23 +161,18 @@ func (l *loop) run(ctx context.Context) error {
 		case fn := <-l.calls:
 			fn()
 		}
-		calls := 1
-		for more := true; more; calls++ {
+		for more := true; more; {
 			select {
 			case fn := <-l.calls:
 				fn()
 			default:
 				more = false
-				calls--
 			}
 		}
 		l.settle()
 		l.flush(ctx)
 		l.wake()
-		if calls > l.reads {
-			l.tell()
-		}
-		l.reads = 0
+		l.tell()
 	}
 }
 

@@ -1,8 +1,8 @@
 package speaker
 
 import (
-	"context"
 	"fmt"
+	"context"
 	"net/netip"
 	"os"
 	"path/filepath"
