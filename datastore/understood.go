@@ -1,6 +1,7 @@
 package datastore
 
 import (
+	"encoding/json"
 	"errors"
 	"maps"
 	"slices"
@@ -16,15 +17,22 @@ import (
 type understood struct {
 	// last is, by key, the last value that could be read of a key whose present
 	// value cannot be, and after Recall also of keys that were not seen yet.
-	last    map[string]Entry
+	last    map[string]Last
 	changed bool // since Understood was called
 
 	met  map[string]bool // what was told
 	told []string        // to be told
 }
 
+// Last is the last value of a key that could be read, and its revision.
+type Last struct {
+	Key      string          `json:"key"`
+	Value    json.RawMessage `json:"value"`
+	Revision int64           `json:"revision"`
+}
+
 // Recall gives a new View what Understood returned when the role last ran.
-func (v *View) Recall(last []Entry) {
+func (v *View) Recall(last []Last) {
 	for _, e := range last {
 		v.last[e.Key] = e
 	}
@@ -33,7 +41,7 @@ func (v *View) Recall(last []Entry) {
 // Understood returns, sorted by key, the last values that could be read of those
 // keys whose present value cannot be, and whether that is something else than the
 // last time it was called.
-func (v *View) Understood() (last []Entry, changed bool) {
+func (v *View) Understood() (last []Last, changed bool) {
 	changed, v.changed = v.changed, false
 	for _, key := range slices.Sorted(maps.Keys(v.last)) {
 		last = append(last, v.last[key])
@@ -67,7 +75,7 @@ func (v *View) fallBack(kind Kind, name string, e Entry, err error) (c Change) {
 	switch {
 	case old != nil && !kept:
 		if value, err := Encode(old); err == nil {
-			v.last[e.Key] = Entry{Key: e.Key, Value: value, Revision: old.Meta().Revision}
+			v.last[e.Key] = Last{Key: e.Key, Value: value, Revision: old.Meta().Revision}
 			v.changed = true
 		}
 	case old == nil && kept:

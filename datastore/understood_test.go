@@ -26,7 +26,7 @@ func profileValue(t *testing.T, name, tag string) (key string, value []byte) {
 // again or is gone.
 func TestUnderstoodAcrossRestarts(t *testing.T) {
 	key, value := profileValue(t, "p", "x")
-	check := func(v *View, tag string, wantChanged bool, wantKept int) []Entry {
+	check := func(v *View, tag string, wantChanged bool, wantKept int) []Last {
 		t.Helper()
 		if p := v.Profile("p"); (p == nil) != (tag == "") || p != nil && p.Spec.Tags[0] != tag {
 			t.Fatalf("profile is %+v, want tag %q", p, tag)
@@ -47,7 +47,7 @@ func TestUnderstoodAcrossRestarts(t *testing.T) {
 		t.Fatalf("got %+v, %v", c, err)
 	}
 	last := check(v, "x", true, 1)
-	if !reflect.DeepEqual(last, []Entry{{Key: key, Value: value, Revision: 1}}) {
+	if !reflect.DeepEqual(last, []Last{{Key: key, Value: value, Revision: 1}}) {
 		t.Fatalf("kept %s", last[0].Value)
 	}
 	check(v, "x", false, 1)

@@ -66,7 +66,7 @@ func NewView() *View {
 		problems:           map[string]string{},
 		decoder:            decoder{names: names{}},
 		seed:               maphash.MakeSeed(),
-		understood:         understood{last: map[string]Entry{}, met: map[string]bool{}},
+		understood:         understood{last: map[string]Last{}, met: map[string]bool{}},
 		blocksByNode:       index{},
 		endpointsByNode:    index{},
 		endpointsByProfile: index{},

@@ -51,6 +51,9 @@ type Plan struct {
 	// Kept says that the datastore has lost some of this, which is kept for a
 	// while.
 	Kept bool `json:"kept,omitempty"`
+	// Understood is what was planned with in place of objects that only a newer
+	// netctl can read.
+	Understood []datastore.Last `json:"understood,omitempty"`
 	// Problems are one line each: what could not be planned.
 	Problems []string `json:"problems,omitempty"`
 }

@@ -106,8 +106,11 @@ func (c *Config) finish() error {
 func (c *Config) pendingDir() string {
 	return filepath.Join(c.RunDir, filepath.Base(control.PendingDir))
 }
-func (c *Config) recordsDir() string   { return filepath.Join(c.RunDir, "endpoints") }
-func (c *Config) hostIDFile() string   { return filepath.Join(c.StateDir, "host") }
+func (c *Config) recordsDir() string { return filepath.Join(c.RunDir, "endpoints") }
+func (c *Config) hostIDFile() string { return filepath.Join(c.StateDir, "host") }
+func (c *Config) understoodFile() string {
+	return filepath.Join(c.StateDir, "understood.json")
+}
 func (c *Config) lastBootFile() string { return filepath.Join(c.StateDir, "boot") }
 
 // ParseHostPort reads an entry of the setting agent.workloadToHost: tcp, udp or

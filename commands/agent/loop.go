@@ -136,7 +136,7 @@ type loop struct {
 }
 
 func newLoop(cfg Config, log *slog.Logger) *loop {
-	return &loop{
+	l := &loop{
 		cfg: cfg, log: log, started: time.Now(), outage: datastore.NewOutage(log),
 		calls: make(chan func(), 64), ended: make(chan struct{}),
 		view: datastore.NewView(),
@@ -148,6 +148,8 @@ func newLoop(cfg Config, log *slog.Logger) *loop {
 		resyncLinks: true, resyncHost: true, resyncACL: true, resyncRoutes: true,
 		report: func() {}, changedHost: func() {},
 	}
+	l.recallUnderstood()
+	return l
 }
 
 // run works off calls until ctx ends. After each burst of calls it brings the

@@ -26,6 +26,7 @@ func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
 	for _, c := range changes {
 		l.changed(c)
 	}
+	l.noteNewer()
 	l.restoring = l.restoring || l.cluster != was
 	l.join(ctx)
 }
@@ -120,6 +121,7 @@ func (l *loop) apply(b datastore.Batch) {
 		}
 		l.changed(c)
 	}
+	l.noteNewer()
 }
 
 // lost says that the store does not answer, or is not the one to follow.

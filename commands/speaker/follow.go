@@ -54,6 +54,7 @@ func newFollower(node, host string, st *state, wake func(), log *slog.Logger) *f
 // resume begins with what the last run worked by, before the datastore answers.
 func (f *follower) resume(p routing.Plan) {
 	f.before, f.doubt = p, p.Kept
+	f.view.Recall(p.Understood)
 	f.ours = p.RouterID.IsValid() && (p.Node == "" || p.Node == f.node)
 }
 
@@ -180,6 +181,9 @@ func (f *follower) release() {
 // plan hands the loop what follows from the view and from what is kept, if that
 // is anything new. Most changes of a node are its status.
 func (f *follower) plan() {
+	for _, what := range f.view.Unfamiliar() {
+		f.log.Warn("left as it is in the datastore", "what", what)
+	}
 	f.kept.settle(f.view)
 	if f.kept.empty() {
 		f.release()
@@ -189,6 +193,7 @@ func (f *follower) plan() {
 	}
 	p := routing.Mesh(f.node, f.kept.withNodes(f.view.Nodes()), f.kept.withPools(f.view.Pools()), f.kept.config(f.view))
 	p.Problems = append(p.Problems, f.view.Problems()...)
+	p.Understood, _ = f.view.Understood()
 	if p.Kept = !f.kept.empty(); p.Kept {
 		p.Problems = append(p.Problems, fmt.Sprintf("gone from the datastore, kept until %s: %s; put back what is to stay", f.kept.until.Format(time.TimeOnly), &f.kept))
 	}

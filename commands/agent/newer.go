@@ -1,0 +1,64 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+)
+
+// A newer netctl may write objects that this one must not act on. What was last
+// understood of them stays in force, also when the agent starts again: it is kept
+// in a file of the state folder, which exists only as long as there are such
+// objects.
+
+// recallUnderstood reads the file into the view, before the store is listed.
+func (l *loop) recallUnderstood() {
+	text, err := os.ReadFile(l.cfg.understoodFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var last []datastore.Last
+	if err == nil {
+		err = json.Unmarshal(text, &last)
+	}
+	if err != nil {
+		l.log.Warn("what was understood of newer objects not read", "file", l.cfg.understoodFile(), "error", err)
+		return
+	}
+	l.view.Recall(last)
+}
+
+// noteNewer tells what the view met that only a newer netctl knows, and brings
+// the file up to date.
+func (l *loop) noteNewer() {
+	for _, what := range l.view.Unfamiliar() {
+		l.log.Warn("left as it is in the datastore", "what", what)
+	}
+	last, changed := l.view.Understood()
+	if !changed {
+		return
+	}
+	if err := l.writeUnderstood(last); err != nil {
+		l.log.Warn("what was understood of newer objects not written", "error", err)
+	}
+}
+
+func (l *loop) writeUnderstood(last []datastore.Last) error {
+	if len(last) == 0 {
+		err := os.Remove(l.cfg.understoodFile())
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	text, err := json.MarshalIndent(last, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", l.cfg.understoodFile(), err)
+	}
+	return control.WriteFile(l.cfg.understoodFile(), append(text, '\n'))
+}
