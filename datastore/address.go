@@ -57,14 +57,13 @@ func checkRoutable(field string, p netip.Prefix) error {
 }
 
 // each checks every element of a list and that none is there twice.
-func each[T comparable](field string, list []T, check func(string, T) error) error {
+func each[T comparable](field string, list []T, check func(T) error) error {
 	for i, v := range list {
-		f := fmt.Sprintf("%s[%d]", field, i)
-		if err := check(f, v); err != nil {
-			return err
+		if err := check(v); err != nil {
+			return at(indexed(field, i), err)
 		}
 		if slices.Contains(list[:i], v) {
-			return &FieldError{Field: f, Value: fmt.Sprint(v), Reason: "is in the list twice"}
+			return &FieldError{Field: indexed(field, i), Value: fmt.Sprint(v), Reason: "is in the list twice"}
 		}
 	}
 	return nil

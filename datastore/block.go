@@ -54,17 +54,19 @@ func (b *Block) Validate() error {
 func checkAllocations(s BlockSpec, size int) error {
 	last := -1
 	for i, a := range s.Allocations {
-		field := indexed("spec.allocations", i)
-		if a.Ordinal <= last || a.Ordinal >= size {
-			return ordinalError(field+".ordinal", a.Ordinal, size)
+		err := CheckName(a.Node)
+		switch {
+		case a.Ordinal <= last || a.Ordinal >= size:
+			err = ordinalError(".ordinal", a.Ordinal, size)
+		case a.Handle == "" || len(a.Handle) > 1024:
+			err = &FieldError{Field: ".handle", Reason: "must have 1 to 1024 bytes"}
+		case err != nil:
+			err = at(".node", err)
+		}
+		if err != nil {
+			return at(indexed("spec.allocations", i), err)
 		}
 		last = a.Ordinal
-		if a.Handle == "" || len(a.Handle) > 1024 {
-			return &FieldError{Field: field + ".handle", Reason: "must have 1 to 1024 bytes"}
-		}
-		if err := CheckName(a.Node); err != nil {
-			return at(field+".node", err)
-		}
 	}
 	return nil
 }

@@ -165,6 +165,9 @@ func DecodeManifest(raw []byte) (Object, error) {
 // finish completes and checks an object that was read.
 func finish(o Object) error {
 	o.SetDefaults()
+	if p, ok := o.(*Profile); ok {
+		return p.validateParsed()
+	}
 	return o.Validate()
 }
 

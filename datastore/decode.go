@@ -36,6 +36,9 @@ type decoder struct {
 
 	name  string // of the object: its parts are shared, not copied
 	names names
+	// rules are the latest rules by their text; nil: they are not kept. A profile
+	// that changed has mostly the rules that it had.
+	rules map[string]Rule
 }
 
 // head is what an object says of itself outside its fields.
@@ -50,7 +53,7 @@ type step struct {
 // names makes one string of equal ones.
 type names map[string]string
 
-// maxNames bounds what names keeps alive; which strings repeat changes over time.
+// maxNames bounds what names, and what rules, keep alive; which strings repeat changes over time.
 const maxNames = 1 << 13
 
 func (n names) share(b []byte) string {
@@ -334,6 +337,28 @@ func (d *decoder) parsed(into encoding.TextUnmarshaler) error {
 	if err != nil {
 		return err
 	}
+	if r, ok := into.(*Rule); ok && d.rules != nil {
+		return d.rule(r, b)
+	}
+	return d.parse(into, b)
+}
+
+func (d *decoder) rule(into *Rule, text []byte) error {
+	if r, ok := d.rules[string(text)]; ok {
+		*into = r
+		return nil
+	}
+	if err := d.parse(into, text); err != nil {
+		return err
+	}
+	if len(d.rules) >= maxNames {
+		clear(d.rules)
+	}
+	d.rules[string(text)] = *into
+	return nil
+}
+
+func (d *decoder) parse(into encoding.TextUnmarshaler, b []byte) error {
 	if err := into.UnmarshalText(b); err != nil {
 		value := string(b[:min(len(b), 64)])
 		switch into.(type) {

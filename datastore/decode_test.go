@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"unsafe"
 )
 
 // FuzzScanner holds the scanner against encoding/json.
@@ -315,4 +316,28 @@ func FuzzStored(f *testing.F) {
 			t.Fatalf("%s becomes %s and then %s, %v", raw, b, again, err)
 		}
 	})
+}
+
+// TestDecodeAllocatesLittle: an endpoint is read without reflection, and what
+// repeats is shared. (Its own are the object, link, MAC, addresses and profiles.)
+func TestDecodeAllocatesLittle(t *testing.T) {
+	s := cluster(t, 1, 1)
+	e := s.Entries[len(s.Entries)-1]
+	d := decoder{names: names{}}
+	allocs := testing.AllocsPerRun(100, func() {
+		if _, _, err := d.stored(e.Key, e.Value); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if allocs > 10 {
+		t.Errorf("%s takes %v allocations", e.Key, allocs)
+	}
+	o, _, err := d.stored(e.Key, e.Value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := o.(*Endpoint).Spec
+	if unsafe.StringData(spec.Node) != unsafe.StringData(o.Meta().Name) {
+		t.Error("the parts of the name are not parts of it")
+	}
 }

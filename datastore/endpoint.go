@@ -25,8 +25,9 @@ func (e *Endpoint) Validate() error {
 	if err := checkMeta(e); err != nil {
 		return err
 	}
-	if want := EndpointName(s.Node, s.Orchestrator, s.Workload, s.Interface); e.Metadata.Name != want {
-		return &FieldError{Field: "metadata.name", Value: e.Metadata.Name, Reason: "must be " + want + " as the spec says"}
+	if !isEndpointName(e.Metadata.Name, s.Node, s.Orchestrator, s.Workload, s.Interface) {
+		return &FieldError{Field: "metadata.name", Value: e.Metadata.Name,
+			Reason: "must be " + EndpointName(s.Node, s.Orchestrator, s.Workload, s.Interface) + " as the spec says"}
 	}
 	if s.Network != "" {
 		if err := CheckName(s.Network); err != nil {
@@ -40,20 +41,20 @@ func (e *Endpoint) Validate() error {
 	}
 	return firstError(
 		at("spec.link", checkInterface(s.Link)),
-		each("spec.addresses", s.Addresses, func(f string, a netip.Addr) error { return checkAddr(f, a) }),
-		each("spec.profiles", s.Profiles, func(f string, p string) error { return at(f, CheckName(p)) }),
+		each("spec.addresses", s.Addresses, func(a netip.Addr) error { return checkAddr("", a) }),
+		each("spec.profiles", s.Profiles, CheckName),
 		each("spec.ports", s.Ports, checkPort))
 }
 
-func checkPort(field string, p Port) error {
+func checkPort(p Port) error {
 	if !slices.Contains([]string{"tcp", "udp", "sctp"}, p.Protocol) {
-		return &FieldError{Field: field + ".protocol", Value: p.Protocol, Reason: "must be tcp, udp or sctp"}
+		return &FieldError{Field: ".protocol", Value: p.Protocol, Reason: "must be tcp, udp or sctp"}
 	}
 	if p.Port == 0 {
-		return &FieldError{Field: field + ".port", Value: "0", Reason: "must be from 1 to 65535"}
+		return &FieldError{Field: ".port", Value: "0", Reason: "must be from 1 to 65535"}
 	}
 	if err := checkPortName(p.Name); err != nil {
-		return at(field+".name", err)
+		return at(".name", err)
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package datastore
 
 import (
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -77,12 +76,6 @@ func TestForeignName(t *testing.T) {
 		if got != want || CheckName(got) != nil {
 			t.Errorf("%s: got %s, want %s", in, got, want)
 		}
-	}
-}
-
-func TestVerbsAreSorted(t *testing.T) {
-	if !slices.IsSorted(verbs()) {
-		t.Error("not sorted")
 	}
 }
 

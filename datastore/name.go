@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -15,15 +14,18 @@ import (
 // MaxName is the largest length of a name in bytes.
 const MaxName = 128
 
-// verbs may not be names: the command line puts names where another command has
-// its verb (profile NAME rule show, profile show), and one list for all kinds is
-// easier to remember than one for each.
-func verbs() []string {
-	return []string{
-		"add", "append", "apply", "create", "delete", "drain", "edit", "get", "help",
+// isVerb says whether s is a verb of the command line. Verbs may not be names: the
+// command line puts names where another command has its verb (profile NAME rule
+// show, profile show), and one list for all kinds is easier to remember than one
+// for each.
+func isVerb(s string) bool {
+	switch s {
+	case "add", "append", "apply", "create", "delete", "drain", "edit", "get", "help",
 		"info", "json", "profile", "range", "remove", "replace", "rule", "set",
-		"setup", "show", "tag", "teardown", "undrain", "update",
+		"setup", "show", "tag", "teardown", "undrain", "update":
+		return true
 	}
+	return false
 }
 
 // FieldError says which field of an object is wrong, and why. It wraps
@@ -53,7 +55,7 @@ func CheckName(s string) error {
 	if err := checkWord(s); err != nil {
 		return err
 	}
-	if slices.Contains(verbs(), s) {
+	if isVerb(s) {
 		return &FieldError{Value: s, Reason: "is a verb of the command line and cannot be a name"}
 	}
 	return nil
@@ -127,21 +129,29 @@ func EndpointName(node, orchestrator, workload, iface string) string {
 	return node + "/" + orchestrator + "/" + workload + "/" + iface
 }
 
+// isEndpointName says whether name is EndpointName of the parts, without making it.
+func isEndpointName(name, node, orchestrator, workload, iface string) bool {
+	rest := name
+	for _, part := range []string{node, orchestrator, workload} {
+		var ok bool
+		if rest, ok = strings.CutPrefix(rest, part); ok {
+			rest, ok = strings.CutPrefix(rest, "/")
+		}
+		if !ok {
+			return false
+		}
+	}
+	return rest == iface
+}
+
 func checkEndpointName(s string) error {
-	parts := strings.Split(s, "/")
-	if len(parts) != 4 {
+	node, rest, _ := strings.Cut(s, "/")
+	orchestrator, rest, _ := strings.Cut(rest, "/")
+	workload, iface, ok := strings.Cut(rest, "/")
+	if !ok || strings.Contains(iface, "/") {
 		return &FieldError{Value: s, Reason: "is no endpoint name, like node/orchestrator/workload/interface"}
 	}
-	if err := CheckName(parts[0]); err != nil {
-		return err
-	}
-	if err := checkWord(parts[1]); err != nil {
-		return err
-	}
-	if err := checkWord(parts[2]); err != nil {
-		return err
-	}
-	return checkInterface(parts[3])
+	return firstError(CheckName(node), checkWord(orchestrator), checkWord(workload), checkInterface(iface))
 }
 
 const (
@@ -183,13 +193,14 @@ func isLabelKey(c byte) bool {
 	return isAlnum(c) || c == '_' || c == '.' || c == '-' || c == '/'
 }
 
-// at puts a field's path before an error that does not know where it is.
+// at puts a field's path before an error that does not know where it is, or whose
+// path begins with a dot.
 func at(field string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if e := (*FieldError)(nil); errors.As(err, &e) && e.Field == "" {
-		return &FieldError{Field: field, Value: e.Value, Reason: e.Reason}
+	if e := (*FieldError)(nil); errors.As(err, &e) && (e.Field == "" || e.Field[0] == '.') {
+		return &FieldError{Field: field + e.Field, Value: e.Value, Reason: e.Reason}
 	}
 	return &FieldError{Field: field, Reason: err.Error()}
 }

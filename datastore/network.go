@@ -24,6 +24,6 @@ func (n *Network) Validate() error {
 		return at("spec.profile", err)
 	}
 	return firstError(
-		each("spec.pools", n.Spec.Pools, func(f string, p netip.Prefix) error { return checkCIDR(f, p) }),
+		each("spec.pools", n.Spec.Pools, func(p netip.Prefix) error { return checkCIDR("", p) }),
 		checkLabels("spec.options", n.Spec.Options))
 }

@@ -26,12 +26,27 @@ func (p *Profile) SetDefaults() {
 
 // Validate implements Object.
 func (p *Profile) Validate() error {
+	return firstError(validateRules("spec.inbound", p.Spec.Inbound), validateRules("spec.outbound", p.Spec.Outbound), p.validateParsed())
+}
+
+// validateParsed is Validate for a profile whose rules come out of ParseRule.
+func (p *Profile) validateParsed() error {
 	return firstError(
 		checkMeta(p),
-		each("spec.tags", p.Spec.Tags, func(f string, t string) error { return at(f, checkWord(t)) }),
+		each("spec.tags", p.Spec.Tags, checkWord),
 		checkLabels("spec.labels", p.Spec.Labels),
 		checkRules("spec.inbound", p.Spec.Inbound),
 		checkRules("spec.outbound", p.Spec.Outbound))
+}
+
+// validateRules checks rules that were not parsed.
+func validateRules(field string, rules []Rule) error {
+	for i, r := range rules {
+		if err := r.Validate(); err != nil {
+			return at(indexed(field, i), err)
+		}
+	}
+	return nil
 }
 
 func checkRules(field string, rules []Rule) error {
@@ -39,16 +54,12 @@ func checkRules(field string, rules []Rule) error {
 		return &FieldError{Field: field, Reason: fmt.Sprintf("%d rules are more than %d", len(rules), MaxRules)}
 	}
 	for i, r := range rules {
-		f := indexed(field, i)
-		if err := r.Validate(); err != nil {
-			return at(f, err)
-		}
 		if r.Action == Pass {
-			return &FieldError{Field: f, Value: r.String(), Reason: "a profile belongs to no tier that pass could end"}
+			return &FieldError{Field: indexed(field, i), Value: r.String(), Reason: "a profile belongs to no tier that pass could end"}
 		}
 		for _, set := range []Term{r.From.Set, r.To.Set} {
 			if set.Value != "" {
-				return &FieldError{Field: f, Value: set.Value, Reason: "there is no such network set"}
+				return &FieldError{Field: indexed(field, i), Value: set.Value, Reason: "there is no such network set"}
 			}
 		}
 	}

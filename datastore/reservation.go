@@ -17,5 +17,5 @@ func (r *Reservation) Validate() error {
 		return &FieldError{Field: "spec.cidrs", Reason: "a reservation needs at least one CIDR"}
 	}
 	return firstError(checkMeta(r),
-		each("spec.cidrs", r.Spec.CIDRs, func(f string, p netip.Prefix) error { return checkCIDR(f, p) }))
+		each("spec.cidrs", r.Spec.CIDRs, func(p netip.Prefix) error { return checkCIDR("", p) }))
 }

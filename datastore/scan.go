@@ -63,6 +63,17 @@ func (s *scanner) text() ([]byte, error) {
 	}
 	start, plain := s.pos, true
 	for ; s.pos < len(s.raw); s.pos++ {
+		// Nearly every text is of such bytes only.
+		for s.pos < len(s.raw) {
+			c := s.raw[s.pos]
+			if c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
+				break
+			}
+			s.pos++
+		}
+		if s.pos == len(s.raw) {
+			break
+		}
 		switch c := s.raw[s.pos]; {
 		case c == '"':
 			s.pos++

@@ -64,7 +64,7 @@ func NewView() *View {
 	v := &View{
 		objects:            map[Kind]map[string]held{},
 		problems:           map[string]string{},
-		decoder:            decoder{names: names{}},
+		decoder:            decoder{names: names{}, rules: map[string]Rule{}},
 		seed:               maphash.MakeSeed(),
 		understood:         understood{last: map[string]Last{}, met: map[string]bool{}},
 		blocksByNode:       index{},
