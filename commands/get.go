@@ -96,6 +96,9 @@ func objectsNamed(view *datastore.View, kind datastore.Kind, names []string) ([]
 			return nil, err
 		}
 		i := slices.IndexFunc(all, func(o datastore.Object) bool { return o.Meta().Name == n })
+		if err := view.Unreadable(kind, n); err != nil {
+			return nil, fmt.Errorf("%s: %w", labelOf(kind, n), err)
+		}
 		if i < 0 {
 			return nil, fmt.Errorf("%s: %w", labelOf(kind, n), datastore.ErrNotFound)
 		}

@@ -229,6 +229,9 @@ func (a *app) remove(ctx context.Context, kind datastore.Kind, names []string, f
 func removeOne(ctx context.Context, store datastore.Store, view *datastore.View, kind datastore.Kind, name string, force bool,
 	extra func(*datastore.View, datastore.Object) ([]datastore.Object, error)) error {
 	o := view.Object(kind, name)
+	if err := view.Unreadable(kind, name); err != nil {
+		return fmt.Errorf("%s: %w", labelOf(kind, name), err)
+	}
 	if o == nil {
 		return fmt.Errorf("%s: %w", labelOf(kind, name), datastore.ErrNotFound)
 	}
