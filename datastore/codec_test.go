@@ -31,7 +31,7 @@ func samples() []Object {
 			Sessions: []SessionStatus{{addr("192.168.99.103"), "node-to-node mesh", "up", when, "Established"}}}},
 		&Pool{Metadata{Name: "10.0.0.0-26"}, PoolSpec{cidr("10.0.0.0/26"), 28, EncapIPIP, true, true, "has(rack)"}},
 		&Pool{Metadata{Name: "fd80:24e2:f998:72d6::-64"}, PoolSpec{cidr("fd80:24e2:f998:72d6::/64"), 122, EncapNone, false, false, "all()"}},
-		&Block{Metadata{Name: "10.0.0.0-28"}, BlockSpec{cidr("10.0.0.0/28"), "slave", 3,
+		&Block{Metadata{Name: "10.0.0.0-28"}, BlockSpec{cidr("10.0.0.0/28"), "slave", true, 3,
 			[]Allocation{{0, "h0", "slave", "w", when}, {2, "h2", "slave2", "", when}}, []Released{{1, "boot", 77}}}},
 		&Reservation{Metadata{Name: "dns"}, ReservationSpec{[]netip.Prefix{cidr("10.0.0.53/32")}, "w"}},
 		&Network{Metadata{Name: "dataman"}, NetworkSpec{[]netip.Prefix{cidr("10.0.0.0/26")}, "p", true, map[string]string{"a": "b"}}},

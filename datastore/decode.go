@@ -248,12 +248,10 @@ func (d *decoder) any(v reflect.Value) error {
 		v.SetString(d.names.share(s))
 		return err
 	case reflect.Bool:
-		yes := d.word("true")
-		if !yes && !d.word("false") {
-			return d.mismatch("true or false")
-		}
+		var yes bool
+		err := d.bool(&yes)
 		v.SetBool(yes)
-		return nil
+		return err
 	case reflect.Int, reflect.Int64:
 		i, err := d.whole(v.Type().Bits())
 		v.SetInt(i)

@@ -86,6 +86,8 @@ func (d *decoder) block(s *BlockSpec, key []byte) (bool, error) {
 		return true, d.parsed(&s.CIDR)
 	case "affinity":
 		return true, d.shared(&s.Affinity)
+	case "wished":
+		return true, d.bool(&s.Wished)
 	case "next":
 		return true, d.int(&s.Next)
 	case "allocations":
@@ -131,6 +133,17 @@ func (d *decoder) released(r *Released, key []byte) (bool, error) {
 		return true, err
 	}
 	return false, nil
+}
+
+func (d *decoder) bool(into *bool) error {
+	if d.null() {
+		return nil
+	}
+	*into = d.word("true")
+	if !*into && !d.word("false") {
+		return d.mismatch("true or false")
+	}
+	return nil
 }
 
 func (d *decoder) int(into *int) error {

@@ -159,6 +159,10 @@ type BlockSpec struct {
 	CIDR netip.Prefix `json:"cidr"`
 	// Affinity is the node that announces the block and draws from it.
 	Affinity string `json:"affinity"`
+	// Wished: it was claimed for an address that was asked for by name, and nobody
+	// drew from it since. Requests without a wish draw from the node's other blocks
+	// first.
+	Wished bool `json:"wished,omitempty"`
 	// Next is the ordinal at which the next search starts (next-fit).
 	Next int `json:"next,omitempty"`
 	// Allocations are sorted by ordinal, at most one for each.

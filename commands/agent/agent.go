@@ -72,6 +72,7 @@ type agent struct {
 	loop     *loop
 	service  *workload.Service
 	joiner   *joiner
+	returner *returner
 	reporter *control.Reporter
 	rehost   chan struct{} // holds one: the host's addresses changed
 	forward  chan struct{} // holds one: look after foreign FORWARD chains
@@ -145,13 +146,17 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	a.rehost, a.forward = make(chan struct{}, 1), make(chan struct{}, 1)
 	l.changedHost = func() { poke(a.rehost); poke(a.forward) }
 	a.loop = l
+	a.returner = &returner{loop: l, changed: make(chan struct{}, 1)}
+	l.addresses = ipam.NewIndex(func(node string) {
+		if node == a.cfg.Node {
+			poke(a.returner.changed)
+		}
+	})
+	a.returner.addresses = ipam.New(ipam.Config{Node: a.cfg.Node, Store: o.store, Boot: a.boot, Index: l.addresses, Quarantine: a.cfg.quarantine})
 	a.service = workload.New(workload.Config{
 		Node: a.cfg.Node, LinkPrefix: a.cfg.LinkPrefix, Gateway: a.cfg.Gateway, Boot: a.boot,
 		Links: o.links, Host: l, Forget: o.forget, Store: o.store, Records: l.records, Log: a.log,
-		Addresses: ipam.New(ipam.Config{
-			Node: a.cfg.Node, Store: o.store, Boot: a.boot,
-			View: func(ctx context.Context, fn func(ipam.Source)) error { return l.do(ctx, func() { fn(l.view) }) },
-		}),
+		Addresses: a.returner.addresses,
 	})
 	a.joiner = &joiner{cfg: a.cfg, loop: l, store: o.store, service: a.service, host: a.host, resolve: o.resolve}
 	l.enter, l.release = a.joiner.enter, a.service.Release
@@ -201,6 +206,7 @@ func (a *agent) parts(ctx, serving context.Context) []func() error {
 		func() error { return watchPending(ctx, a.cfg.pendingDir(), func() { a.workOff(ctx) }) },
 		func() error { return a.follow(ctx, &follower{loop: l, ctx: ctx}) },
 		func() error { return a.reporter.Run(ctx) },
+		func() error { return a.returner.Run(ctx) },
 		func() error { return a.watchHost(ctx) },
 		func() error { return a.keepForward(ctx) },
 		func() error { return a.compare(ctx) },

@@ -53,6 +53,8 @@ type Config struct {
 	RouteProtocol int
 	// BootIDFile is kernel.BootIDFile but in tests.
 	BootIDFile string
+
+	quarantine time.Duration // of released addresses; 0: ipam.Quarantine, but in tests
 }
 
 // finish fills in the defaults and checks the rest; errors name the setting.

@@ -225,7 +225,8 @@ func (l *loop) flushRoutes(ctx context.Context) {
 		l.forwarding(l.have)
 		return
 	}
-	want := desiredRoutes(l.cfg.Gateway, l.view.BlocksOf(l.cfg.Node), l.view.EndpointsOf(l.cfg.Node), l.usable)
+	blocks := slices.DeleteFunc(l.view.BlocksOf(l.cfg.Node), func(b *datastore.Block) bool { return l.returning[b.Spec.CIDR] })
+	want := desiredRoutes(l.cfg.Gateway, blocks, l.view.EndpointsOf(l.cfg.Node), l.usable)
 	l.forwarding(want)
 	if l.resyncRoutes {
 		have, err := l.routes.Routes(ctx)

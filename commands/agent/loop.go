@@ -11,6 +11,7 @@ import (
 	"netctl/acl"
 	"netctl/commands/workload"
 	"netctl/datastore"
+	"netctl/datastore/ipam"
 	"netctl/netdev"
 	"netctl/netdev/kernel"
 	"netctl/routing"
@@ -130,9 +131,12 @@ type loop struct {
 	waiters  []*waiter
 	problems map[string]string
 	overlaps map[string]string // by block
-	retry    time.Duration
-	report   func() // something that is reported may have changed
-	rule     string // which rule chose the node's address
+	// returning are blocks that are being given back: they have no route.
+	returning map[netip.Prefix]bool
+	addresses *ipam.Index // fed with what the store tells
+	retry     time.Duration
+	report    func() // something that is reported may have changed
+	rule      string // which rule chose the node's address
 }
 
 func newLoop(cfg Config, log *slog.Logger) *loop {
@@ -144,7 +148,7 @@ func newLoop(cfg Config, log *slog.Logger) *loop {
 			LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost,
 		}),
 		locals: map[string]*local{}, owners: map[string]string{}, present: map[string]kernel.Link{}, kept: map[string]bool{},
-		dirty: map[string]bool{}, missing: map[netip.Prefix]bool{}, problems: map[string]string{}, overlaps: map[string]string{},
+		dirty: map[string]bool{}, missing: map[netip.Prefix]bool{}, problems: map[string]string{}, overlaps: map[string]string{}, returning: map[netip.Prefix]bool{},
 		resyncLinks: true, resyncHost: true, resyncACL: true, resyncRoutes: true,
 		report: func() {}, changedHost: func() {},
 	}

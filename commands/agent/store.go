@@ -23,6 +23,10 @@ func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
 	if err != nil {
 		l.log.Warn("entries of the datastore not used", "error", err)
 	}
+	if l.cluster != was {
+		l.addresses.Forget()
+	}
+	l.addresses.Reset(l.view)
 	for _, c := range changes {
 		l.changed(c)
 	}
@@ -113,6 +117,7 @@ func (l *loop) tidy() {
 
 // apply takes changes of the store.
 func (l *loop) apply(b datastore.Batch) {
+	changes := make([]datastore.Change, 0, len(b.Events))
 	for _, e := range b.Events {
 		l.identify(e)
 		c, err := l.view.Apply(e)
@@ -120,8 +125,10 @@ func (l *loop) apply(b datastore.Batch) {
 			l.log.Warn("entry of the datastore not used", "key", e.Key, "error", err)
 		}
 		l.changed(c)
+		changes = append(changes, c)
 	}
 	l.noteNewer()
+	l.addresses.Apply(changes, b.Revision)
 }
 
 // lost says that the store does not answer, or is not the one to follow.
@@ -179,6 +186,9 @@ func (l *loop) changed(c datastore.Change) {
 		}
 		l.routesDirty = l.routesDirty || own(c.Old) != own(c.New)
 		b, _ := c.New.(*datastore.Block)
+		if old, _ := c.Old.(*datastore.Block); old != nil && b == nil {
+			l.restore(old.Spec.CIDR)
+		}
 		l.overlap(c.Name, b)
 	case datastore.KindNode:
 		n, _ := c.New.(*datastore.Node)

@@ -35,6 +35,7 @@ type world struct {
 	fib    *fib.Fake
 	nft    *nft.Fake
 	store  *memory.Store
+	wrap   func(datastore.Store) datastore.Store // what the agent writes to; nil: store
 	mu     sync.Mutex
 	forgot []netip.Addr
 
@@ -98,8 +99,12 @@ func (w *world) start() {
 	group, ctx := errgroup.WithContext(ctx)
 	w.a = &agent{cfg: w.cfg, log: log, host: host, boot: w.boot}
 	table := w.fib.Table(w.cfg.RouteProtocol)
+	var store datastore.Store = w.store
+	if w.wrap != nil {
+		store = w.wrap(store)
+	}
 	w.a.build(outside{
-		links: w.links, routes: table, filter: w.nft, store: guard.Fence(w.store),
+		links: w.links, routes: table, filter: w.nft, store: guard.Fence(store),
 		resolve: func(context.Context, netip.Addr) (routing.NextHop, error) {
 			return routing.NextHop{}, fib.ErrUnreachable
 		},
@@ -118,6 +123,7 @@ func (w *world) start() {
 	})
 	group.Go(func() error { return table.Watch(ctx, fib.Ignore{}, w.a.routeEvent) })
 	group.Go(func() error { return w.a.reporter.Run(ctx) })
+	group.Go(func() error { return w.a.returner.Run(ctx) })
 	group.Go(func() error { return w.a.watchHost(ctx) })
 	group.Go(func() error {
 		if err := w.a.loop.do(ctx, w.a.loop.readHost); err != nil {

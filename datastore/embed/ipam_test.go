@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -212,7 +211,7 @@ func work(ctx context.Context, job []string) error {
 	w := &worker{slot: slot, dir: job[2], store: store, has: map[string]netip.Addr{}}
 	cfg := ipam.Config{Node: nodeOf(slot), Store: store, Boot: nodeOf(slot)}
 	if slot%4 != 0 { // most work on a view, which lags behind
-		if cfg.View, err = follow(ctx, store); err != nil {
+		if cfg.Index, err = follow(ctx, store); err != nil {
 			return err
 		}
 	}
@@ -228,37 +227,34 @@ func work(ctx context.Context, job []string) error {
 	}
 }
 
-// follow keeps a view of the store.
-func follow(ctx context.Context, store datastore.Store) (func(context.Context, func(ipam.Source)) error, error) {
+// follow keeps an index of the store.
+func follow(ctx context.Context, store datastore.Store) (*ipam.Index, error) {
 	snap, err := store.List(ctx, datastore.Prefix)
 	if err != nil {
 		return nil, err
 	}
-	var mu sync.Mutex
-	v := datastore.NewView()
+	x, v := ipam.NewIndex(nil), datastore.NewView()
 	if _, err := v.Replace(snap); err != nil {
 		return nil, err
 	}
+	x.Reset(v)
 	go func() {
 		err := store.Watch(ctx, []string{datastore.Prefix}, snap.Revision, func(b datastore.Batch) error {
-			mu.Lock()
-			defer mu.Unlock()
+			var changes []datastore.Change
 			for _, e := range b.Events {
-				if _, err := v.Apply(e); err != nil {
+				c, err := v.Apply(e)
+				if err != nil {
 					return err
 				}
+				changes = append(changes, c)
 			}
+			x.Apply(changes, b.Revision)
 			return nil
 		})
 		fmt.Println("FAIL watch:", err)
 		os.Exit(1)
 	}()
-	return func(_ context.Context, fn func(ipam.Source)) error {
-		mu.Lock()
-		defer mu.Unlock()
-		fn(v)
-		return nil
-	}, nil
+	return x, nil
 }
 
 // recover finds what this slot held when it was killed.

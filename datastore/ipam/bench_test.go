@@ -58,10 +58,9 @@ func largeView(b *testing.B, store datastore.Store) *datastore.View {
 func BenchmarkAssign(b *testing.B) {
 	w := &world{store: memory.New()}
 	v := largeView(b, w.store)
-	a := New(Config{Node: "n1", Store: w.store, Boot: "b", View: func(_ context.Context, fn func(Source)) error {
-		fn(v)
-		return nil
-	}})
+	x := NewIndex(nil)
+	x.Reset(v)
+	a := New(Config{Node: "n1", Store: w.store, Boot: "b", Index: x})
 	for b.Loop() {
 		res, err := a.Assign(b.Context(), Request{Handle: "h"})
 		if err != nil {

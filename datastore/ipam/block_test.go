@@ -161,64 +161,6 @@ func history(t *testing.T, rng *rand.Rand, b *datastore.Block, m *model, now tim
 	return s.block
 }
 
-func TestNewBlock(t *testing.T) {
-	rng := rand.New(rand.NewPCG(5, 6))
-	p := netip.MustParsePrefix("10.0.0.0/20")
-	for range 300 {
-		spec := datastore.PoolSpec{CIDR: p, BlockSize: 24 + rng.IntN(3)}
-		var blocks []*datastore.Block
-		var all []taken
-		for range rng.IntN(70) {
-			// Old blocks of another size, subnets around and inside, reservations.
-			c := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(rng.IntN(16)), byte(rng.IntN(256))}), 23+rng.IntN(10)).Masked()
-			if rng.IntN(2) == 0 {
-				blocks = append(blocks, &datastore.Block{Spec: datastore.BlockSpec{CIDR: c}})
-			} else {
-				all = append(all, taken{cidr: c, part: rng.IntN(2) == 0})
-			}
-		}
-		free := map[netip.Prefix]bool{}
-		for a := p.Addr(); p.Contains(a); a = last(netip.PrefixFrom(a, spec.BlockSize)).Next() {
-			c := netip.PrefixFrom(a, spec.BlockSize)
-			ok := !slices.ContainsFunc(blocks, func(b *datastore.Block) bool { return b.Spec.CIDR.Overlaps(c) }) &&
-				!slices.ContainsFunc(all, func(t taken) bool { return !t.part && t.cidr.Overlaps(c) })
-			if size := 1 << (32 - spec.BlockSize); ok && within(c, all).count(size) < size {
-				free[c] = true
-			}
-		}
-		got, ok := newBlock(spec, "n"+strconv.Itoa(rng.IntN(9)), blocks, all)
-		if ok != (len(free) > 0) || ok && !free[got] {
-			t.Fatalf("got %v, %v of %v", got, ok, free)
-		}
-	}
-}
-
-// TestNewBlockOfHugePool: the cost is that of what exists.
-func TestNewBlockOfHugePool(t *testing.T) {
-	spec := datastore.PoolSpec{CIDR: netip.MustParsePrefix("fd80:24e2:f998:72d6::/64"), BlockSize: 122}
-	var blocks []*datastore.Block
-	seen := map[netip.Prefix]bool{}
-	for range 200 {
-		c, ok := newBlock(spec, "n1", blocks, nil)
-		if !ok || seen[c] || !spec.CIDR.Overlaps(c) {
-			t.Fatalf("got %v, %v", c, ok)
-		}
-		seen[c] = true
-		blocks = append(blocks, &datastore.Block{Spec: datastore.BlockSpec{CIDR: c}})
-	}
-	// A reservation of half the pool is one leap too.
-	for _, half := range []string{"fd80:24e2:f998:72d6::/65", "fd80:24e2:f998:72d6:8000::/65"} {
-		r := taken{cidr: netip.MustParsePrefix(half), part: true}
-		if c, ok := newBlock(spec, "n1", nil, []taken{r}); !ok || c.Overlaps(r.cidr) {
-			t.Errorf("got %v, %v beside %s", c, ok, half)
-		}
-	}
-	one := startOf(spec, "n1")
-	if two := startOf(spec, "n2"); one == two {
-		t.Errorf("two nodes start at %s", one)
-	}
-}
-
 // FuzzBlock reads a block as it could be stored and works on it: whatever it
 // holds, what is written back is valid and nobody loses an address.
 func FuzzBlock(f *testing.F) {

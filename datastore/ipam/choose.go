@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,16 +15,16 @@ import (
 // the others why not.
 func (p *planner) eligible(v6 bool, n *datastore.Node) (pools []*datastore.Pool, refused []string, err error) {
 	listed := len(p.req.Pools) > 0
-	candidates := p.src.Pools()
-	if listed {
-		candidates = nil
-		for _, cidr := range p.req.Pools {
-			pool := find(p.src.Pools(), func(pool *datastore.Pool) bool { return pool.Spec.CIDR == cidr.Masked() })
-			if pool == nil {
-				return nil, nil, fmt.Errorf("pool %s: %w", cidr, datastore.ErrNotFound)
-			}
-			candidates = append(candidates, pool)
+	var candidates []*datastore.Pool
+	if !listed {
+		candidates = p.index.sortedPools()
+	}
+	for _, cidr := range p.req.Pools {
+		pool := p.index.pools.get(cidr.Masked())
+		if pool == nil {
+			return nil, nil, fmt.Errorf("pool %s: %w", cidr, datastore.ErrNotFound)
 		}
+		candidates = append(candidates, pool.Pool)
 	}
 	for _, pool := range candidates {
 		switch {
@@ -54,15 +55,12 @@ func (p *planner) describe(v6 bool, pools []*datastore.Pool, refused []string) s
 	names := make([]string, 0, len(pools))
 	for _, pool := range pools {
 		names = append(names, pool.Spec.CIDR.String())
-		inside := func(b *datastore.Block) bool { return pool.Spec.CIDR.Overlaps(b.Spec.CIDR) }
-		if slices.ContainsFunc(p.src.Blocks(), inside) {
+		if p.index.blocks.inside(pool.Spec.CIDR) > 0 {
 			continue
 		}
-		for _, t := range p.excluded {
-			if t.cidr.Overlaps(pool.Spec.CIDR) {
-				refused = append(refused, fmt.Sprintf("%s overlaps %s", pool.Spec.CIDR, t.why()))
-				break
-			}
+		for t := range p.taken(pool.Spec.CIDR) {
+			refused = append(refused, fmt.Sprintf("%s overlaps %s", pool.Spec.CIDR, t.why()))
+			break
 		}
 	}
 	text := strings.Join(names, ", ")
@@ -96,17 +94,18 @@ func (p *planner) take(s *space, ordinal int) netip.Addr {
 
 // fit takes the next free address of a block, next-fit.
 func (p *planner) fit(s *space) (netip.Addr, bool) {
-	ordinal, ok := s.free(within(s.block.Spec.CIDR, p.excluded))
+	ordinal, ok := s.free(within(s.block.Spec.CIDR, p.taken(s.block.Spec.CIDR)))
 	if !ok {
 		return netip.Addr{}, false
 	}
 	s.block.Spec.Next = (ordinal + 1) % s.block.Size()
+	s.block.Spec.Wished = s.block.Spec.Wished && s.block.Spec.Affinity != p.node
 	return p.take(s, ordinal), true
 }
 
 // again is the address that the handle has in a block of this node.
 func (p *planner) again(v6 bool) (netip.Addr, bool) {
-	for _, b := range p.src.BlocksOf(p.node) {
+	for _, b := range p.index.blocksOf[p.node] {
 		if b.Spec.CIDR.Addr().Is6() == v6 {
 			if a, ok := open(b, p.node, p.clock).held(p.req.Handle); ok {
 				return a, true
@@ -118,10 +117,7 @@ func (p *planner) again(v6 bool) (netip.Addr, bool) {
 
 // kept is an address that a reservation keeps for this workload alone.
 func (p *planner) kept(v6 bool, pools []*datastore.Pool) (netip.Addr, bool) {
-	for _, r := range p.src.Reservations() {
-		if r.Spec.For == "" || r.Spec.For != p.req.Workload && r.Spec.For != p.req.Name {
-			continue
-		}
+	for _, r := range p.index.reservedFor(p.req.Workload, p.req.Name) {
 		for _, c := range r.Spec.CIDRs {
 			a := c.Addr()
 			if !c.IsSingleIP() || a.Is6() != v6 {
@@ -140,14 +136,25 @@ func (p *planner) kept(v6 bool, pools []*datastore.Pool) (netip.Addr, bool) {
 }
 
 // search takes whatever address is best: of an own block, of a new one, pool by
-// pool; then of another node's block; then the one longest in quarantine.
+// pool; then of another node's block; then the one longest in quarantine. Own blocks
+// that were claimed for one address come after the others. In a pool that is short
+// a released address, however fresh, comes before a new block.
 func (p *planner) search(pools []*datastore.Pool) (netip.Addr, bool) {
 	for _, pool := range pools {
-		for _, b := range p.src.BlocksOf(p.node) {
-			if pool.Spec.CIDR.Overlaps(b.Spec.CIDR) {
+		own := p.ownBlocks(pool)
+		for _, wished := range []bool{false, true} {
+			for _, b := range own {
+				if b.Spec.Wished != wished {
+					continue
+				}
 				if a, ok := p.fit(p.open(b)); ok {
 					return a, true
 				}
+			}
+		}
+		if p.index.short(pool) {
+			if a, ok := p.rested(slices.Values(own)); ok {
+				return a, true
 			}
 		}
 		if s := p.claim(pool); s != nil {
@@ -157,22 +164,63 @@ func (p *planner) search(pools []*datastore.Pool) (netip.Addr, bool) {
 	return p.borrow(pools)
 }
 
-// claim gives the node a block of the pool: one without a node, or a new one.
-func (p *planner) claim(pool *datastore.Pool) *space {
-	for _, b := range p.src.Blocks() {
-		if b.Spec.Affinity == "" && pool.Spec.CIDR.Overlaps(b.Spec.CIDR) {
-			s := p.open(b)
-			if _, ok := s.free(within(b.Spec.CIDR, p.excluded)); ok {
-				p.own(s)
-				return s
-			}
+// ownBlocks are this node's blocks of a pool.
+func (p *planner) ownBlocks(pool *datastore.Pool) (own []*datastore.Block) {
+	for _, b := range p.index.blocksOf[p.node] {
+		if p.index.visits++; pool.Spec.CIDR.Overlaps(b.Spec.CIDR) {
+			own = append(own, b)
 		}
 	}
-	cidr, ok := newBlock(pool.Spec, p.node, p.src.Blocks(), p.excluded)
+	return own
+}
+
+// claim gives the node a block of the pool: one without a node, or a new one.
+func (p *planner) claim(pool *datastore.Pool) *space {
+	for _, b := range p.index.blocksOf[""] {
+		if p.index.visits++; !pool.Spec.CIDR.Overlaps(b.Spec.CIDR) {
+			continue
+		}
+		s := p.open(b)
+		if _, ok := s.free(within(b.Spec.CIDR, p.taken(b.Spec.CIDR))); ok {
+			p.own(s)
+			return s
+		}
+	}
+	cidr, ok := p.index.freeBlock(pool, p.node, p.req.Workload, p.req.Name)
+	if !ok {
+		cidr, ok = p.keptBlock(pool)
+	}
 	if !ok {
 		return nil
 	}
 	return p.create(cidr, pool)
+}
+
+// keptBlock is a place for a block in what a reservation keeps for this workload.
+func (p *planner) keptBlock(pool *datastore.Pool) (netip.Prefix, bool) {
+	for _, r := range p.index.reservedFor(p.req.Workload, p.req.Name) {
+		for _, c := range r.Spec.CIDRs {
+			if c = c.Masked(); !pool.Spec.CIDR.Overlaps(c) || c.Bits() > pool.Spec.BlockSize {
+				continue
+			}
+			if c.Bits() < pool.Spec.CIDR.Bits() {
+				c = pool.Spec.CIDR
+			}
+			s := newSlots(c, pool.Spec.BlockSize)
+			for b := range p.index.blocks.overlapping(c) {
+				s.add(b)
+			}
+			for t := range p.taken(c) {
+				if obstructs(t.cidr, []taken{t}, s) {
+					s.add(t.cidr)
+				}
+			}
+			if place, ok := p.index.roomyPlace(s, c.Addr(), netip.Addr{}, []string{p.req.Workload, p.req.Name}); ok {
+				return place, true
+			}
+		}
+	}
+	return netip.Prefix{}, false
 }
 
 // create opens a block that does not exist yet. The pool must not change
@@ -197,58 +245,70 @@ func (p *planner) own(s *space) {
 // borrow takes an address of another node's block or, if there is none, the one
 // that is longest in quarantine, own blocks first.
 func (p *planner) borrow(pools []*datastore.Pool) (netip.Addr, bool) {
-	var own, others []*datastore.Block
 	for _, pool := range pools {
-		for _, b := range p.src.Blocks() {
-			switch {
-			case !pool.Spec.CIDR.Overlaps(b.Spec.CIDR):
-			case b.Spec.Affinity == p.node:
-				own = append(own, b)
-			default:
-				others = append(others, b)
+		for _, b := range p.index.roomy.overlapping(pool.Spec.CIDR) {
+			if p.index.visits++; b.Spec.Affinity == p.node {
+				continue // search has been there
+			}
+			if a, ok := p.fit(p.open(b)); ok {
+				return a, true
 			}
 		}
 	}
-	for _, b := range others {
-		if a, ok := p.fit(p.open(b)); ok {
+	for _, pool := range pools {
+		if a, ok := p.rested(slices.Values(p.ownBlocks(pool))); ok {
 			return a, true
 		}
 	}
-	for _, blocks := range [][]*datastore.Block{own, others} {
-		var (
-			from   *space
-			oldest datastore.Released
-		)
-		for _, b := range blocks {
-			s := p.open(b)
-			if r, ok := s.resting(within(b.Spec.CIDR, p.excluded)); ok && (from == nil || older(r, oldest)) {
-				from, oldest = s, r
+	return p.rested(func(yield func(*datastore.Block) bool) {
+		for _, pool := range pools {
+			for _, b := range p.index.released.overlapping(pool.Spec.CIDR) {
+				if b.Spec.Affinity != p.node && !yield(b) {
+					return
+				}
 			}
 		}
-		if from != nil {
-			return p.take(from, oldest.Ordinal), true
+	})
+}
+
+// rested takes the address of the blocks that is longest in quarantine.
+func (p *planner) rested(blocks iter.Seq[*datastore.Block]) (netip.Addr, bool) {
+	var (
+		from   *space
+		oldest datastore.Released
+	)
+	for b := range blocks {
+		p.index.visits++
+		if from != nil && !slices.ContainsFunc(b.Spec.Released, func(r datastore.Released) bool { return older(r, oldest) }) {
+			continue
+		}
+		s := p.open(b)
+		if r, ok := s.resting(within(b.Spec.CIDR, p.taken(b.Spec.CIDR))); ok && (from == nil || older(r, oldest)) {
+			from, oldest = s, r
 		}
 	}
-	return netip.Addr{}, false
+	if from == nil {
+		return netip.Addr{}, false
+	}
+	return p.take(from, oldest.Ordinal), true
 }
 
 // explicit takes the wanted address: of the block it is in, whoever's that is,
 // else of a new block around it.
 func (p *planner) explicit(wish netip.Addr, pool *datastore.Pool) (netip.Addr, error) {
-	for _, t := range p.excluded {
-		if t.cidr.Contains(wish) {
-			return wish, fmt.Errorf("address %s: %w: it is in %s", wish, datastore.ErrInUse, t.why())
-		}
+	for t := range p.taken(netip.PrefixFrom(wish, wish.BitLen())) {
+		return wish, fmt.Errorf("address %s: %w: it is in %s", wish, datastore.ErrInUse, t.why())
 	}
 	cidr := blockAround(wish, pool)
 	var s *space
-	if b := blockOf(p.src, wish, cidr); b != nil {
+	if b := p.index.blockAround(wish); b != nil {
 		s = p.open(b)
 	} else {
 		if err := p.clear(wish, cidr); err != nil {
 			return wish, err
 		}
 		s = p.create(cidr, pool)
+		s.block.Spec.Wished = !p.req.Restore
 	}
 	ordinal := ordinalOf(s.block.Spec.CIDR, wish)
 	switch h := s.holder(ordinal); {
@@ -266,15 +326,13 @@ func (p *planner) explicit(wish netip.Addr, pool *datastore.Pool) (netip.Addr, e
 
 // clear says what a new block around a wish would overlap.
 func (p *planner) clear(wish netip.Addr, cidr netip.Prefix) error {
-	for _, t := range p.excluded {
-		if !t.part && t.cidr.Overlaps(cidr) {
+	for t := range p.taken(cidr) {
+		if !t.part {
 			return fmt.Errorf("address %s: %w: its block %s overlaps %s", wish, datastore.ErrInUse, cidr, t.why())
 		}
 	}
-	for _, b := range p.src.Blocks() {
-		if b.Spec.CIDR.Overlaps(cidr) {
-			return fmt.Errorf("address %s: %w: its block %s overlaps block %s", wish, datastore.ErrInUse, cidr, b.Spec.CIDR)
-		}
+	for b := range p.index.blocks.overlapping(cidr) {
+		return fmt.Errorf("address %s: %w: its block %s overlaps block %s", wish, datastore.ErrInUse, cidr, b)
 	}
 	return nil
 }
@@ -295,20 +353,22 @@ func written(spaces []*space) (blocks []*datastore.Block) {
 }
 
 // releasePlan takes back what handle holds: in the blocks of addrs, or anywhere.
-func releasePlan(src Source, node, handle string, addrs []netip.Addr, c clock) change {
+func releasePlan(x *Index, node, handle string, addrs []netip.Addr, c clock) change {
 	var (
 		blocks []*datastore.Block
 		spaces []*space
 		freed  []netip.Addr
 	)
 	for _, a := range addrs {
-		b := blockOf(src, a, blockAround(a, poolAround(src, a)))
+		b := x.blockAround(a)
 		if b != nil && !slices.Contains(blocks, b) {
 			blocks = append(blocks, b)
 		}
 	}
 	if addrs == nil {
-		blocks = src.Blocks()
+		for _, b := range x.blocks.values {
+			blocks = append(blocks, b)
+		}
 	}
 	for _, b := range blocks {
 		if slices.ContainsFunc(b.Spec.Allocations, func(a datastore.Allocation) bool { return a.Handle == handle }) {

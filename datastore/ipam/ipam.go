@@ -22,7 +22,7 @@ import (
 )
 
 // Quarantine is how long a released address rests before it is given to a
-// request without a wish (DESIGN section 7).
+// request without a wish (docs/design.md, "The path of a packet").
 const Quarantine = 60 * time.Second
 
 // Config is what an Allocator works with.
@@ -30,10 +30,9 @@ type Config struct {
 	// Node is the node that addresses are assigned for.
 	Node  string
 	Store datastore.Store
-	// View calls fn once with a Source that does not change meanwhile; objects
-	// of it are not changed by either side. nil: the store is listed for every
-	// plan, which is for tools, not for an agent.
-	View func(ctx context.Context, fn func(Source)) error
+	// Index is what plans are made from. nil: the store is listed for every plan,
+	// which is for tools, not for an agent.
+	Index *Index
 	// Boot is this boot's ID; quarantines of another boot of this node are over.
 	// "": not run on the node itself, whose clock is left alone.
 	Boot string
@@ -47,10 +46,9 @@ type Config struct {
 // concurrent use and does one thing at a time: concurrent assignments of a node
 // would only race for the same block.
 type Allocator struct {
-	cfg  Config
-	turn chan struct{} // holds one token
-	over overlay       // owned by the holder of the token
-	seen int64         // the last source's revision; as over
+	cfg    Config
+	turn   chan struct{} // holds one token
+	listed *Index        // without a Config.Index: what the store held last
 }
 
 // New returns an allocator.
@@ -61,7 +59,7 @@ func New(cfg Config) *Allocator {
 	if cfg.Quarantine == 0 {
 		cfg.Quarantine = Quarantine
 	}
-	a := &Allocator{cfg: cfg, turn: make(chan struct{}, 1), over: overlay{}}
+	a := &Allocator{cfg: cfg, turn: make(chan struct{}, 1), listed: NewIndex(nil)}
 	a.turn <- struct{}{}
 	return a
 }
@@ -107,8 +105,8 @@ type Result struct {
 // ErrConflict are of a key of Commit's that somebody else changed.
 func (a *Allocator) Assign(ctx context.Context, req Request) (Result, error) {
 	var res Result
-	err := a.transact(ctx, req.Restore, req.Commit, func(src Source) (change, error) {
-		p := planner{src: src, node: a.cfg.Node, req: req, clock: a.clock()}
+	err := a.transact(ctx, req.Restore, req.Commit, func(x *Index) (change, error) {
+		p := planner{index: x, node: a.cfg.Node, req: req, clock: a.clock()}
 		err := p.run()
 		res.Addresses, res.NewBlocks = p.addrs, p.claimed
 		return p.change(), err
@@ -124,8 +122,8 @@ func (a *Allocator) Assign(ctx context.Context, req Request) (Result, error) {
 // error if the handle holds nothing; commit (may be nil) is carried out all the
 // same, with the addresses that are released.
 func (a *Allocator) Release(ctx context.Context, handle string, addrs []netip.Addr, commit Commit) error {
-	err := a.transact(ctx, false, commit, func(src Source) (change, error) {
-		return releasePlan(src, a.cfg.Node, handle, addrs, a.clock()), nil
+	err := a.transact(ctx, false, commit, func(x *Index) (change, error) {
+		return releasePlan(x, a.cfg.Node, handle, addrs, a.clock()), nil
 	}, nil)
 	if err != nil {
 		return fmt.Errorf("release %s: %w", handle, err)
@@ -137,6 +135,7 @@ func (a *Allocator) Release(ctx context.Context, handle string, addrs []netip.Ad
 type change struct {
 	addrs  []netip.Addr
 	blocks []*datastore.Block // with the revision they were read in
+	gone   []*datastore.Block // are deleted
 	pools  []*datastore.Pool  // must not have changed
 }
 
@@ -144,26 +143,32 @@ func (a *Allocator) clock() clock {
 	return clock{boot: a.cfg.Boot, now: a.cfg.Now(), rest: a.cfg.Quarantine}
 }
 
-// transact plans and commits until nobody interfered. anew: the store may be
-// another one than that of the commits before, which are then no knowledge.
-func (a *Allocator) transact(ctx context.Context, anew bool, commit Commit, plan func(Source) (change, error), revision *int64) error {
+// take waits for the turn; release ends it.
+func (a *Allocator) take(ctx context.Context) (release func(), err error) {
 	select {
 	case <-a.turn:
-		defer func() { a.turn <- struct{}{} }()
+		return func() { a.turn <- struct{}{} }, nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
-	if anew {
-		clear(a.over)
+}
+
+// transact plans and commits until nobody interfered. anew: the store may be
+// another one than that of the commits before, which are then no knowledge.
+func (a *Allocator) transact(ctx context.Context, anew bool, commit Commit, plan func(*Index) (change, error), revision *int64) error {
+	release, err := a.take(ctx)
+	if err != nil {
+		return err
 	}
+	defer release()
 	for try := 0; ; try++ {
-		var (
-			c   change
-			err error
-		)
-		if e := a.view(ctx, func(src Source) { c, err = plan(src) }); e != nil {
-			return e
+		x, err := a.source(ctx, anew && try == 0)
+		if err != nil {
+			return err
 		}
+		x.mu.Lock()
+		c, err := plan(x)
+		x.mu.Unlock()
 		if err != nil {
 			return err
 		}
@@ -173,7 +178,7 @@ func (a *Allocator) transact(ctx context.Context, anew bool, commit Commit, plan
 		}
 		rev, err := a.cfg.Store.Commit(ctx, txn)
 		if err == nil {
-			a.over.committed(c.blocks, rev)
+			x.committed(c.blocks, c.gone, rev)
 			if revision != nil {
 				*revision = rev
 			}
@@ -187,7 +192,7 @@ func (a *Allocator) transact(ctx context.Context, anew bool, commit Commit, plan
 		} else if broken {
 			return err
 		}
-		if err := a.over.reread(ctx, a.cfg.Store, txn.If[:len(txn.If)-len(foreign)]); err != nil {
+		if err := x.reread(ctx, a.cfg.Store, txn.If[:len(txn.If)-len(foreign)]); err != nil {
 			return err
 		}
 		if err := pause(ctx, try); err != nil {
@@ -200,6 +205,13 @@ func (a *Allocator) transact(ctx context.Context, anew bool, commit Commit, plan
 func (c change) txn(commit Commit) (t datastore.Txn, foreign []datastore.Condition, err error) {
 	for _, b := range c.blocks {
 		cond, op, err := datastore.OpPut(b)
+		if err != nil {
+			return t, nil, err
+		}
+		t.If, t.Then = append(t.If, cond), append(t.Then, op)
+	}
+	for _, b := range c.gone {
+		cond, op, err := datastore.OpDelete(b)
 		if err != nil {
 			return t, nil, err
 		}

@@ -2,33 +2,30 @@ package ipam
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 
 	"netctl/datastore"
 )
 
-// planner works out one request on a source. It changes nothing but itself.
+// planner works out one request on an index. It changes nothing but itself.
 type planner struct {
-	src   Source
+	index *Index
 	node  string
 	req   Request
 	clock clock
 
-	excluded []taken
-	spaces   []*space // opened so far, at most one for a block
-	pools    []*datastore.Pool
-	addrs    []netip.Addr
-	claimed  []*datastore.Block
+	spaces  []*space // opened so far, at most one for a block
+	pools   []*datastore.Pool
+	addrs   []netip.Addr
+	claimed []*datastore.Block
 }
 
 func (p *planner) run() error {
-	n := p.src.Node(p.node)
+	n := p.index.nodes[p.node]
 	if n == nil && !p.req.Restore {
 		return fmt.Errorf("node %s: %w", p.node, datastore.ErrNotFound)
-	}
-	if !p.req.Restore {
-		p.excluded = exclusions(p.src, p.req.Workload, p.req.Name)
 	}
 	for _, v6 := range []bool{false, true} {
 		wish, err := p.wish(v6)
@@ -48,6 +45,15 @@ func (p *planner) run() error {
 		p.addrs = append(p.addrs, a)
 	}
 	return nil
+}
+
+// taken yields what is excluded for this request and overlaps c. What a live
+// endpoint has is its own, whatever it lies in.
+func (p *planner) taken(c netip.Prefix) iter.Seq[taken] {
+	if p.req.Restore {
+		return func(func(taken) bool) {}
+	}
+	return p.index.taken(c, p.req.Workload, p.req.Name)
 }
 
 // wish is the wanted address of a family, if there is one.
@@ -80,7 +86,7 @@ func (p *planner) due(v6 bool) bool {
 
 func (p *planner) one(v6 bool, wish netip.Addr, n *datastore.Node) (netip.Addr, error) {
 	if wish.IsValid() && p.req.Restore {
-		return p.explicit(wish, poolAround(p.src, wish))
+		return p.explicit(wish, p.index.poolAround(wish))
 	}
 	pools, refused, err := p.eligible(v6, n)
 	if err != nil {

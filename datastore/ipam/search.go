@@ -1,10 +1,11 @@
 package ipam
 
 import (
+	"cmp"
 	"crypto/sha256"
+	"iter"
 	"net/netip"
 	"slices"
-	"sort"
 
 	"netctl/datastore"
 )
@@ -16,39 +17,64 @@ type taken struct {
 	name string
 	// part: a block may lie around it; only the ordinals in it are skipped.
 	part bool
+	// keptFor is who may have it all the same.
+	keptFor string
 }
 
 // why says what takes the range.
 func (t taken) why() string { return t.cidr.String() + ", " + t.what + " " + t.name }
 
-// exclusions are the ranges that nothing may be given out of: what any node has
-// on its links, and reservations that are not kept for one of the names.
-func exclusions(src Source, names ...string) []taken {
-	nodes := src.Nodes()
-	all := make([]taken, 0, 4*len(nodes))
-	for _, n := range nodes {
-		for _, p := range n.Spec.Addresses {
-			all = append(all, taken{cidr: p.Masked(), what: "the subnet of node", name: n.Metadata.Name})
+// compareTaken puts what is no part first, nodes by name before reservations.
+func compareTaken(a, b taken) int {
+	part := func(t taken) int {
+		if t.part {
+			return 1
 		}
-		for _, p := range n.Status.Subnets {
-			all = append(all, taken{cidr: p.Masked(), what: "a connected subnet of node", name: n.Metadata.Name})
-		}
+		return 0
 	}
-	for _, r := range src.Reservations() {
-		if r.Spec.For != "" && slices.Contains(names, r.Spec.For) {
-			continue
-		}
-		for _, p := range r.Spec.CIDRs {
-			all = append(all, taken{cidr: p.Masked(), what: "reservation", name: r.Metadata.Name, part: true})
-		}
+	return cmp.Or(part(a)-part(b), cmp.Compare(a.name, b.name), cmp.Compare(b.what, a.what), comparePrefix(a.cidr, b.cidr), cmp.Compare(a.keptFor, b.keptFor))
+}
+
+// takenByNode is what a node (nil: none) has on its links.
+func takenByNode(n *datastore.Node) (all []taken) {
+	if n == nil {
+		return nil
+	}
+	for _, p := range n.Spec.Addresses {
+		all = append(all, taken{cidr: p.Masked(), what: "the subnet of node", name: n.Metadata.Name})
+	}
+	for _, p := range n.Status.Subnets {
+		all = append(all, taken{cidr: p.Masked(), what: "a connected subnet of node", name: n.Metadata.Name})
 	}
 	return all
 }
 
-// within is the ordinals of block that are excluded.
-func within(block netip.Prefix, all []taken) *bitmap {
+// takenByReservation is what a reservation (nil: none) keeps.
+func takenByReservation(r *datastore.Reservation) (all []taken) {
+	if r == nil {
+		return nil
+	}
+	for _, p := range r.Spec.CIDRs {
+		all = append(all, taken{cidr: p.Masked(), what: "reservation", name: r.Metadata.Name, part: true, keptFor: r.Spec.For})
+	}
+	return all
+}
+
+// exclusions are all ranges that nothing may be given out of.
+func exclusions(v *datastore.View) (all []taken) {
+	for _, n := range v.Nodes() {
+		all = append(all, takenByNode(n)...)
+	}
+	for _, r := range v.Reservations() {
+		all = append(all, takenByReservation(r)...)
+	}
+	return all
+}
+
+// within is the ordinals of block that lie in one of the ranges.
+func within(block netip.Prefix, all iter.Seq[taken]) *bitmap {
 	m := new(bitmap)
-	for _, t := range all {
+	for t := range all {
 		switch {
 		case !t.cidr.Overlaps(block):
 		case t.cidr.Bits() <= block.Bits():
@@ -58,52 +84,6 @@ func within(block netip.Prefix, all []taken) *bitmap {
 		}
 	}
 	return m
-}
-
-// newBlock looks for a block of the pool that overlaps nothing: neither a block
-// nor what is excluded. It begins at a place drawn from node and pool, so that
-// nodes do not race for the same block, and leaps from one obstacle to the next:
-// the cost grows with what exists, not with the size of the pool.
-func newBlock(pool datastore.PoolSpec, node string, blocks []*datastore.Block, all []taken) (netip.Prefix, bool) {
-	var in []netip.Prefix
-	add := func(p netip.Prefix) {
-		if p.Overlaps(pool.CIDR) {
-			in = append(in, p)
-		}
-	}
-	for _, b := range blocks {
-		add(b.Spec.CIDR)
-	}
-	for _, t := range all {
-		if !t.part || t.cidr.Bits() <= pool.BlockSize {
-			add(t.cidr)
-		}
-	}
-	in = outermost(in)
-	start := startOf(pool, node)
-	at, wrapped := start, false
-	for {
-		if !at.IsValid() || !pool.CIDR.Contains(at) {
-			at, wrapped = pool.CIDR.Masked().Addr(), true
-			if start == at {
-				return netip.Prefix{}, false
-			}
-		}
-		candidate := netip.PrefixFrom(at, pool.BlockSize)
-		end := last(candidate)
-		if obstacle, ok := overlapping(in, candidate); ok {
-			if o := last(obstacle); end.Less(o) {
-				end = o
-			}
-		} else if size := ordinalOf(candidate, end) + 1; within(candidate, all).count(size) < size {
-			return candidate, true
-		}
-		next := end.Next()
-		if wrapped && (!next.IsValid() || !next.Less(start)) {
-			return netip.Prefix{}, false
-		}
-		at = next
-	}
 }
 
 // outermost sorts prefixes and drops those that lie in another: what is left is
@@ -119,17 +99,6 @@ func outermost(list []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// overlapping finds an element of a disjoint, sorted list that overlaps p; of
-// several the last.
-func overlapping(disjoint []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
-	end := last(p)
-	i := sort.Search(len(disjoint), func(i int) bool { return end.Less(disjoint[i].Addr()) })
-	if i > 0 && disjoint[i-1].Overlaps(p) {
-		return disjoint[i-1], true
-	}
-	return netip.Prefix{}, false
-}
-
 // startOf is the first address of one of the pool's blocks, evenly drawn from
 // node and pool.
 func startOf(pool datastore.PoolSpec, node string) netip.Addr {
@@ -143,12 +112,12 @@ func startOf(pool datastore.PoolSpec, node string) netip.Addr {
 }
 
 // poolAround is the pool that a is in, nil if there is none.
-func poolAround(src Source, a netip.Addr) *datastore.Pool {
-	return find(src.Pools(), func(pool *datastore.Pool) bool { return pool.Spec.CIDR.Contains(a) })
+func poolAround(v *datastore.View, a netip.Addr) *datastore.Pool {
+	return find(v.Pools(), func(pool *datastore.Pool) bool { return pool.Spec.CIDR.Contains(a) })
 }
 
 // blockAround is the CIDR of the block that a would be in; a pool of nil has
-// blocks of the default size (DESIGN section 6).
+// blocks of the default size (docs/design.md, "The model").
 func blockAround(a netip.Addr, pool *datastore.Pool) netip.Prefix {
 	size := 26
 	switch {
@@ -162,9 +131,9 @@ func blockAround(a netip.Addr, pool *datastore.Pool) netip.Prefix {
 
 // blockOf is the block that a is in, most likely the one with that CIDR; nil if
 // there is none.
-func blockOf(src Source, a netip.Addr, likely netip.Prefix) *datastore.Block {
-	if b := src.Block(datastore.PoolName(likely)); b != nil {
+func blockOf(v *datastore.View, a netip.Addr, likely netip.Prefix) *datastore.Block {
+	if b := v.Block(datastore.PoolName(likely)); b != nil {
 		return b
 	}
-	return find(src.Blocks(), func(b *datastore.Block) bool { return b.Spec.CIDR.Contains(a) })
+	return find(v.Blocks(), func(b *datastore.Block) bool { return b.Spec.CIDR.Contains(a) })
 }

@@ -75,7 +75,7 @@ func useOf(b *datastore.Block, excluded []taken) BlockUse {
 		}
 	}
 	m := (&space{block: b}).used()
-	m.merge(within(b.Spec.CIDR, excluded))
+	m.merge(within(b.Spec.CIDR, slices.Values(excluded)))
 	u.Free = u.Size - m.count(u.Size)
 	return u
 }

@@ -41,7 +41,7 @@ func (c *counting) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
 func viewed(t *testing.T, w *world) (*Allocator, *counting, func()) {
 	t.Helper()
 	store := &counting{Store: w.store}
-	view := datastore.NewView()
+	view, x := datastore.NewView(), NewIndex(nil)
 	refresh := func() {
 		snap, err := w.store.List(t.Context(), datastore.Prefix)
 		if err != nil {
@@ -50,12 +50,10 @@ func viewed(t *testing.T, w *world) (*Allocator, *counting, func()) {
 		if _, err := view.Replace(snap); err != nil {
 			t.Fatal(err)
 		}
+		x.Reset(view)
 	}
 	refresh()
-	a := New(Config{Node: "n1", Store: store, Boot: "b", View: func(_ context.Context, fn func(Source)) error {
-		fn(view)
-		return nil
-	}})
+	a := New(Config{Node: "n1", Store: store, Boot: "b", Index: x})
 	return a, store, refresh
 }
 
@@ -113,8 +111,8 @@ func TestOneTransactionWithoutReads(t *testing.T) {
 	if store.reads != 0 || store.commits != 4 {
 		t.Errorf("%d reads and %d commits after a release", store.reads, store.commits)
 	}
-	if len(a.over) != 1 {
-		t.Errorf("what the view knows already is kept: %v", a.over)
+	if len(a.cfg.Index.ahead) != 1 {
+		t.Errorf("what the view knows already is kept: %v", a.cfg.Index.ahead)
 	}
 }
 

@@ -210,7 +210,10 @@ func (t *FakeTable) Watch(ctx context.Context, ignore Ignore, fn func(Event)) er
 	fn(Event{Lost: true})
 	for {
 		select {
-		case <-ctx.Done():
+		case <-ctx.Done(): // as its process ended: nothing is put back any more
+			t.fake.mu.Lock()
+			defer t.fake.mu.Unlock()
+			clear(t.wanted)
 			return nil
 		case e := <-t.watch:
 			fn(e)
