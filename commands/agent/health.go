@@ -28,6 +28,7 @@ func (l *loop) tell() {
 // reportStatus is what the datastore is told; false: not now.
 func (l *loop) reportStatus(ctx context.Context) (r datastore.ReportStatus, ok bool) {
 	_ = l.do(ctx, func() {
+		l.reads++
 		if ok = l.stage == ready && !l.frozen(); ok {
 			r = datastore.ReportStatus{Started: l.started.UTC().Truncate(time.Second), Problems: l.problemList(), Endpoints: l.count}
 		}

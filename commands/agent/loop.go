@@ -136,6 +136,7 @@ type loop struct {
 	addresses *ipam.Index // fed with what the store tells
 	retry     time.Duration
 	report    func() // something that is reported may have changed
+	reads     int    // calls of this burst that changed nothing
 	rule      string // which rule chose the node's address
 }
 
@@ -167,18 +168,23 @@ func (l *loop) run(ctx context.Context) error {
 		case fn := <-l.calls:
 			fn()
 		}
-		for more := true; more; {
+		calls := 1
+		for more := true; more; calls++ {
 			select {
 			case fn := <-l.calls:
 				fn()
 			default:
 				more = false
+				calls--
 			}
 		}
 		l.settle()
 		l.flush(ctx)
 		l.wake()
-		l.tell()
+		if calls > l.reads {
+			l.tell()
+		}
+		l.reads = 0
 	}
 }
 

@@ -32,7 +32,7 @@ type Reporter struct {
 	Name  string
 	Store datastore.Store
 	// Status is what to report now. false: nothing, as the role is not in sync or
-	// the node not its own.
+	// the node not its own. It is asked at most every three seconds.
 	Status func(context.Context) (datastore.ReportStatus, bool)
 	Log    *slog.Logger
 
@@ -42,6 +42,7 @@ type Reporter struct {
 	written bool                   // the last try of it succeeded
 	size    int                    // of it, in bytes
 	tried   time.Time              // when that was; before the first, Run's start
+	asked   time.Time              // when Status was asked last
 	jitter  float64                // 1 to 1.5, drawn anew for each try
 }
 
@@ -79,9 +80,10 @@ func (r *Reporter) Run(ctx context.Context) error {
 
 // look writes a report if it is due and returns when to look again.
 func (r *Reporter) look(ctx context.Context) time.Duration {
-	if soon := r.after(reportSoon, changeRate); soon > 0 {
+	if soon := max(r.after(reportSoon, changeRate), time.Until(r.asked.Add(reportSoon))); soon > 0 {
 		return soon
 	}
+	r.asked = time.Now()
 	beat := r.after(heartbeat, heartbeatRate)
 	now, ok := r.Status(ctx)
 	switch {

@@ -37,6 +37,7 @@ func TestReportPace(t *testing.T) {
 		least, most int
 	}{
 		{"nothing changes", step{during: time.Hour}, 8, 12},
+		{"woken all the time", step{during: time.Hour, every: 10 * time.Millisecond, change: func(*datastore.ReportStatus, int) {}}, 8, 12},
 		{"a problem comes", step{during: 10 * time.Second, every: 8 * time.Second, change: problem}, 1, 2},
 		{"problems flap", step{during: time.Minute, every: 50 * time.Millisecond, change: problem}, 13, 20},
 		{"containers come and go", step{during: 10 * time.Minute, every: time.Second, change: endpoints}, 6, 11},
@@ -46,7 +47,11 @@ func TestReportPace(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				store := memory.New()
 				var now datastore.ReportStatus
-				r := NewReporter("n1", datastore.ReportAgent, store, func(context.Context) (datastore.ReportStatus, bool) { return now, true }, slog.New(slog.DiscardHandler))
+				asked := 0
+				r := NewReporter("n1", datastore.ReportAgent, store, func(context.Context) (datastore.ReportStatus, bool) {
+					asked++
+					return now, true
+				}, slog.New(slog.DiscardHandler))
 				ctx, cancel := context.WithCancel(t.Context())
 				ended := make(chan error)
 				go func() { ended <- r.Run(ctx) }()
@@ -71,6 +76,9 @@ func TestReportPace(t *testing.T) {
 				}
 				if n := int(after.Revision - before.Revision); n < c.least || n > c.most {
 					t.Errorf("%d reports, want %d to %d", n, c.least, c.most)
+				}
+				if most := int(c.step.during/reportSoon) + 1; asked > most {
+					t.Errorf("the status was asked %d times, want at most %d", asked, most)
 				}
 				cancel()
 				if err := <-ended; err != nil {

@@ -36,17 +36,22 @@ func (l *Lab) wire(o Options) error {
 		bridge(fmt.Sprintf("net%d", i), addrs...)
 	}
 	inner := make([]string, len(l.Hosts))
-	for i, h := range l.Hosts {
+	for i, h := range l.Hosts { // all have their addresses before the first is told of the others
 		at := i % o.Subnets
 		h.Main, h.Addr = hostIn(mgmt, firstHost+i), hostIn(subnet(at), firstHost+i)
 		if o.IPv6 {
 			h.Addr6 = hostIn(subnet6(at), firstHost+i)
 		}
 		for n, master := range []string{"mgmt", fmt.Sprintf("net%d", at)} {
-			fmt.Fprintf(&f, "link add n%d.%d type veth peer name eth%d netns %d\n", i+1, n, n, h.PID)
+			fmt.Fprintf(&f, "link add n%d.%d type veth peer name eth%d address %s netns %d\n", i+1, n, n, macOf(i, n), h.PID)
 			fmt.Fprintf(&f, "link set n%d.%d master %s up\n", i+1, n, master)
 		}
 		inner[i] = h.network(o, at)
+	}
+	if len(l.Hosts) > mostLearning {
+		for i := range l.Hosts {
+			inner[i] += l.neighbours(i, o.Subnets)
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -74,6 +79,31 @@ func (l *Lab) wire(o Options) error {
 		}
 	}
 	return nil
+}
+
+// mostLearning is the largest number of hosts that find each other by ARP. The
+// kernel has one table for all namespaces, and with 32 hosts in a mesh it is full
+// (net.ipv4.neigh.default.gc_thresh3, 1024); permanent entries do not count.
+const mostLearning = 20
+
+// macOf is the hardware address of interface eth<n> of host i.
+func macOf(i, n int) string { return fmt.Sprintf("02:6e:63:%02x:%02x:%02x", n, i>>8, i&0xff) }
+
+// neighbours are permanent entries of host i for every other host in its subnet, as
+// input of ip -batch.
+func (l *Lab) neighbours(i, subnets int) string {
+	var b strings.Builder
+	for j, other := range l.Hosts {
+		if j == i || j%subnets != i%subnets {
+			continue
+		}
+		for _, a := range []netip.Prefix{other.Addr, other.Addr6} {
+			if a.IsValid() {
+				fmt.Fprintf(&b, "neigh replace %s lladdr %s dev eth1 nud permanent\n", a.Addr(), macOf(j, 1))
+			}
+		}
+	}
+	return b.String()
 }
 
 // linksReady waits until every interface, or those of a kind, carries packets.
