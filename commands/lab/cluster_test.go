@@ -101,7 +101,7 @@ func waitHealthy(t *testing.T, l *netlab.Lab) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for _, h := range l.Hosts {
-		if err := healthy(ctx, h, nil); err != nil {
+		if err := healthy(ctx, h, len(l.Hosts)-1, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

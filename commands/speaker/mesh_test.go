@@ -1,8 +1,8 @@
 package speaker
 
 import (
-	"fmt"
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
