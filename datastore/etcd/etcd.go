@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -156,9 +157,23 @@ func (s *Store) Get(ctx context.Context, key string) (datastore.Entry, error) {
 	return entry(r.Kvs[0]), nil
 }
 
-// pageSize is the number of entries asked for at once: messages stay well below
-// a megabyte.
-const pageSize = 1000
+// A listing is read in pages, so that no message is large and no deadline is one
+// for all of it. For each page etcd counts what is left of the prefix, so pages are
+// not small either: of pageBytes, judged by the page before.
+const (
+	pageFirst = 1000 // entries
+	pageMost  = 10000
+	pageBytes = 1 << 20
+)
+
+// pageAfter is the number of entries of the page that follows one of these.
+func pageAfter(page []*mvccpb.KeyValue) int64 {
+	size := 1
+	for _, kv := range page {
+		size += len(kv.Key) + len(kv.Value)
+	}
+	return int64(min(max(len(page)*pageBytes/size, 1), pageMost))
+}
 
 // listAttempts is how often a list starts again because its revision was
 // compacted between two pages.
@@ -186,10 +201,10 @@ func (s *Store) List(ctx context.Context, prefixes ...string) (datastore.Snapsho
 // list appends what is under a prefix to snap, at its revision; 0 is the present.
 func (s *Store) list(ctx context.Context, prefix string, snap *datastore.Snapshot) error {
 	next, end := []byte(prefix), []byte(clientv3.GetPrefixRangeEnd(prefix))
-	for {
+	for limit := int64(pageFirst); ; {
 		var r *etcdserverpb.RangeResponse
 		err := s.read(ctx, "list "+prefix, func(ctx context.Context) (err error) {
-			r, err = s.kv.Range(ctx, &etcdserverpb.RangeRequest{Key: next, RangeEnd: end, Limit: pageSize, Revision: snap.Revision}, callOptions()...)
+			r, err = s.kv.Range(ctx, &etcdserverpb.RangeRequest{Key: next, RangeEnd: end, Limit: limit, Revision: snap.Revision}, callOptions()...)
 			return err
 		})
 		if err != nil {
@@ -205,7 +220,7 @@ func (s *Store) list(ctx context.Context, prefix string, snap *datastore.Snapsho
 		if !r.More || len(r.Kvs) == 0 {
 			return nil
 		}
-		next = append(r.Kvs[len(r.Kvs)-1].Key, 0)
+		next, limit = append(r.Kvs[len(r.Kvs)-1].Key, 0), pageAfter(r.Kvs)
 	}
 }
 
