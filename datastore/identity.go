@@ -33,10 +33,10 @@ func NewCluster(now time.Time) Cluster {
 // Encode returns the value to store under ClusterKey.
 func (c Cluster) Encode() ([]byte, error) { return json.Marshal(c) }
 
-// DecodeCluster parses the value of ClusterKey strictly.
+// DecodeCluster parses the value of ClusterKey; keys of a newer netctl are passed over.
 func DecodeCluster(value []byte) (Cluster, error) {
 	var c Cluster
-	err := decodeExactly(value, &c)
+	err := decodeSmall(value, &c)
 	if err == nil && (c.UUID == "" || c.Generation < 1) {
 		err = fmt.Errorf("uuid %q, generation %d", c.UUID, c.Generation)
 	}
@@ -46,10 +46,10 @@ func DecodeCluster(value []byte) (Cluster, error) {
 	return c, nil
 }
 
-// DecodeIdentity parses an Identity strictly.
+// DecodeIdentity parses an Identity; keys of a newer netctl are passed over.
 func DecodeIdentity(value []byte) (Identity, error) {
 	var i Identity
-	err := decodeExactly(value, &i)
+	err := decodeSmall(value, &i)
 	if err == nil && (i.UUID == "" || i.Generation < 1 || i.Revision < 0) {
 		err = fmt.Errorf("uuid %q, generation %d, revision %d", i.UUID, i.Generation, i.Revision)
 	}
@@ -59,11 +59,12 @@ func DecodeIdentity(value []byte) (Identity, error) {
 	return i, nil
 }
 
-func decodeExactly(value []byte, into any) error {
+func decodeSmall(value []byte, into any) error {
 	if len(value) > maxClusterSize {
 		return fmt.Errorf("%d bytes", len(value))
 	}
-	return new(decoder).read(value, into)
+	d := decoder{tolerant: true}
+	return d.read(value, into)
 }
 
 // Cluster finds the cluster in a snapshot, with the revision of its last

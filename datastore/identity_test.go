@@ -63,6 +63,23 @@ func TestClusterRoundTrip(t *testing.T) {
 	}
 }
 
+// TestIdentityOfANewerNetctl: a key more must not detach a whole cluster.
+func TestIdentityOfANewerNetctl(t *testing.T) {
+	c, err := datastore.DecodeCluster([]byte(`{"uuid":"a","created":"2026-01-02T03:04:05Z","generation":1,"colour":{"of":[]}}`))
+	if err != nil || c.UUID != "a" || c.Generation != 1 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	i, err := datastore.DecodeIdentity([]byte(`{"colour":1,"uuid":"a","generation":2,"store":7,"revision":9}`))
+	if err != nil || i.Store != 7 {
+		t.Errorf("%+v, %v", i, err)
+	}
+	for _, bad := range []string{`{"uuid":"a","uuid":"a","generation":1}`, `{"uuid":1,"generation":1}`, `{"uuid":"a","generation":1}x`, `{"uuid":"a","generation":1,"x":}`} {
+		if c, err := datastore.DecodeCluster([]byte(bad)); err == nil {
+			t.Errorf("%s is taken as %+v", bad, c)
+		}
+	}
+}
+
 func FuzzDecodeIdentity(f *testing.F) {
 	f.Add([]byte(`{"uuid":"a","generation":2,"store":7,"revision":9}`))
 	f.Add([]byte(`{"uuid":"a","created":"2026-01-02T03:04:05Z","generation":1}`))

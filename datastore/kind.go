@@ -180,8 +180,9 @@ type Allocation struct {
 	Time     time.Time `json:"time"`
 }
 
-// Released is an address that was given back and is not handed out again at
-// once (DESIGN: 60 s of the owning node's monotonic clock, same boot).
+// Released is an address that was given back. Unless nothing else is left it is not
+// handed out for 60 s of the owning node's clock; after a reboot of that node it is
+// free at once.
 type Released struct {
 	Ordinal int `json:"ordinal"`
 	// Boot is the boot ID of the node whose clock At is of.

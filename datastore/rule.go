@@ -20,7 +20,7 @@ const (
 )
 
 // Rule is one rule of a profile or policy. Its JSON form is its text, e.g.
-// "allow tcp from tag WEB to ports 80,443" (spec/cli.md has the grammar).
+// "allow tcp from tag WEB to ports 80,443" (docs/model.md has the grammar).
 type Rule struct {
 	Action   Action
 	Protocol ProtocolMatch

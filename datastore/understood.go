@@ -71,14 +71,14 @@ func (v *View) meet(what string) {
 // for err.
 func (v *View) fallBack(kind Kind, name string, e Entry, err error) (c Change) {
 	old := v.Object(kind, name)
-	last, kept := v.last[e.Key]
+	last, have := v.last[e.Key]
 	switch {
-	case old != nil && !kept:
+	case old != nil && !have:
 		if value, err := Encode(old); err == nil {
 			v.last[e.Key] = Last{Key: e.Key, Value: value, Revision: old.Meta().Revision}
 			v.changed = true
 		}
-	case old == nil && kept:
+	case old == nil && have:
 		if o, _, err := v.decoder.stored(last.Key, last.Value); err == nil {
 			o.Meta().Revision = last.Revision
 			c = v.put(kind, name, held{Object: o})
@@ -104,7 +104,7 @@ func (v *View) Unreadable(kind Kind, name string) error {
 
 // forget drops what was kept of a key that can be read again or is gone.
 func (v *View) forget(key string) {
-	if _, kept := v.last[key]; kept {
+	if _, have := v.last[key]; have {
 		delete(v.last, key)
 		v.changed = true
 	}

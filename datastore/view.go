@@ -155,11 +155,11 @@ func (v *View) Replace(s Snapshot) ([]Change, error) {
 
 // dropUnlisted forgets what is not in a complete listing.
 func (v *View) dropUnlisted(s Snapshot) []Change {
-	known := len(v.problems) + len(v.last)
+	had := len(v.problems) + len(v.last)
 	for _, byName := range v.objects {
-		known += len(byName)
+		had += len(byName)
 	}
-	if known == 0 {
+	if had == 0 {
 		return nil // as at the start of a role
 	}
 	listed := make(map[string]bool, len(s.Entries))

@@ -87,7 +87,7 @@ func (l *loop) settle() {
 		return
 	}
 	l.stage, l.admitted, l.restoring = ready, true, false
-	l.log.Info("in sync with the datastore", "revision", l.view.Revision(), "endpoints", len(l.view.EndpointsOf(l.cfg.Node)))
+	l.log.Info("in sync with the datastore", "revision", l.view.Revision(), "endpoints", l.view.CountEndpointsOf(l.cfg.Node))
 	for link := range l.kept {
 		if lo := l.locals[l.owners[link]]; lo != nil && lo.ep != nil {
 			delete(l.kept, link) // it was written back
@@ -167,7 +167,7 @@ func (l *loop) suspicious(b datastore.Batch) bool {
 			}
 		}
 	}
-	return nodes > 0 && nodes == len(l.view.Nodes()) || 2*endpoints > len(l.view.EndpointsOf(l.cfg.Node))
+	return nodes > 0 && nodes == l.view.Count(datastore.KindNode) || 2*endpoints > l.view.CountEndpointsOf(l.cfg.Node)
 }
 
 // changed books one change of the view.

@@ -258,7 +258,7 @@ func TestAdoptNeedsAFile(t *testing.T) {
 }
 
 func TestDamagedFile(t *testing.T) {
-	for _, text := range []string{"", "{", `{"uuid":"a"}`, "null", `{"uuid":"a","generation":1,"store":1,"revision":1,"x":2}`} {
+	for _, text := range []string{"", "{", `{"uuid":"a"}`, "null", `{"uuid":"a","generation":1,"store":1,"revision":1,"store":2}`} {
 		c := newCluster(t)
 		path := filepath.Join(c.dirs[0], identity.FileName)
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
