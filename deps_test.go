@@ -41,10 +41,9 @@ func owners() map[string][]string {
 	return map[string][]string{
 		"github.com/spf13/":                   {"commands"},
 		"go.yaml.in/":                         {"commands"},
-		"github.com/vishvananda/netlink":      {"netdev/kernel", "netdev/netlab", "routing/fib", "acl/iptables"},
+		"github.com/vishvananda/netlink":      {"netdev/kernel", "netdev/netlab", "acl/iptables"},
 		"github.com/vishvananda/netns":        {"netdev/kernel"},
-		"github.com/jsimonetti/rtnetlink":     {"routing/fib", "netdev/kernel"},
-		"github.com/mdlayher/netlink":         {"acl/nft", "acl/conntrack", "acl/nflog", "routing/fib", "netdev/kernel"},
+		"github.com/mdlayher/netlink":         {"acl/nft", "acl/conntrack", "acl/nflog", "netdev/kernel"},
 		"golang.org/x/sys":                    {"commands/…", "acl/…", "routing/…", "netdev/…", "datastore/…"},
 		"golang.org/x/sync":                   {"commands/…", "acl/…", "routing/…", "netdev/…", "datastore/…"},
 		"go.uber.org/zap":                     {"datastore/etcd", "datastore/embed"},

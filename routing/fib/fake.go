@@ -2,23 +2,29 @@ package fib
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"netctl/routing"
 )
 
 // Fake is a kernel for tests: it keeps the routes of every protocol and prints
-// them as `ip route` does. Its Table has the methods of the real one. Safe for
-// concurrent use.
+// them as `ip route` does. Its Tables are real ones. Safe for concurrent use.
 type Fake struct {
-	mu     sync.Mutex
-	routes map[routing.Key]fakeRoute
-	down   map[string]bool
-	tables []*FakeTable
+	mu      sync.Mutex
+	routes  map[routing.Key]fakeRoute
+	down    map[string]bool
+	tables  []*fakeKernel
+	refuse  func(op string, r routing.Route) error
+	unheard bool
 }
 
 type fakeRoute struct {
@@ -31,22 +37,34 @@ func NewFake() *Fake {
 	return &Fake{routes: map[routing.Key]fakeRoute{}, down: map[string]bool{}}
 }
 
-// FakeTable is the routes of one protocol in a Fake.
-type FakeTable struct {
-	fake     *Fake
-	protocol int
-	wanted   map[routing.Key]routing.Route
-	watch    chan Event
-	ignore   Ignore // of Watch
-}
-
-// Table returns the table of a protocol.
-func (f *Fake) Table(protocol int) *FakeTable {
+// Table returns the table of a protocol. Unlike the real kernel the Fake takes any
+// name for a link.
+func (f *Fake) Table(protocol int) *Table {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	t := &FakeTable{fake: f, protocol: protocol, wanted: map[routing.Key]routing.Route{}, watch: make(chan Event, 1024)}
-	f.tables = append(f.tables, t)
-	return t
+	k := &fakeKernel{fake: f, protocol: protocol, poke: make(chan struct{}, 1)}
+	f.tables = append(f.tables, k)
+	return newTable(protocol, k, slog.New(slog.DiscardHandler))
+}
+
+// Fail has every write of a Table asked about first: an error refuses it. The
+// operations are those of RouteError. nil ends it.
+func (f *Fake) Fail(refuse func(op string, r routing.Route) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refuse = refuse
+}
+
+// Unheard runs fn; no Watch hears of what that changes in the Fake.
+func (f *Fake) Unheard(fn func()) {
+	set := func(on bool) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.unheard = on
+	}
+	set(true)
+	defer set(false)
+	fn()
 }
 
 // Put adds a route as another program or the kernel would.
@@ -54,7 +72,7 @@ func (f *Fake) Put(protocol int, r routing.Route) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.routes[r.Key()] = fakeRoute{protocol, r}
-	f.tell(protocol, []Change{{Route: r}})
+	f.tell(nil, protocol, Change{Route: r})
 }
 
 // Remove deletes a route as another program would.
@@ -66,7 +84,7 @@ func (f *Fake) Remove(r routing.Route) {
 		return
 	}
 	delete(f.routes, r.Key())
-	f.tell(old.protocol, []Change{{old.route, true}})
+	f.tell(nil, old.protocol, Change{old.route, true})
 }
 
 // Link takes a link down, with its routes, or up.
@@ -84,150 +102,151 @@ func (f *Fake) Link(name string, up bool) {
 			}
 		}
 	}
-	for _, t := range f.tables {
-		switch {
-		case t.ignore.link(name):
-		case up:
-			t.notify(Event{Up: []string{name}})
-		default:
-			t.notify(Event{Down: []string{name}})
+	for _, k := range f.tables {
+		k.tell(func(h *heard) {
+			switch {
+			case k.ignore.link(name):
+			case up:
+				h.up = append(h.up, name)
+			default:
+				h.down = append(h.down, name)
+			}
+		})
+	}
+}
+
+// tell notifies every table but the one that made the change.
+func (f *Fake) tell(by *fakeKernel, protocol int, c Change) {
+	p := c.Route.Prefix
+	for _, k := range f.tables {
+		if k == by {
+			continue
 		}
+		k.tell(func(h *heard) {
+			switch {
+			case k.protocol == protocol:
+				h.changes = append(h.changes, c)
+			case k.ignore.Foreign || slices.Contains(k.ignore.Protocols, protocol):
+				return
+			case foreign(p):
+				h.foreign = append(h.foreign, p)
+			}
+			h.touched = append(h.touched, keyOf(c.Route.Key()))
+		})
 	}
 }
 
-// tell notifies every table.
-func (f *Fake) tell(protocol int, changes []Change) {
-	for _, t := range f.tables {
-		t.notify(eventFor(t, protocol, changes))
+// fakeKernel is the Fake as one Table sees it; the Fake's lock guards it.
+type fakeKernel struct {
+	fake      *Fake
+	protocol  int
+	ignore    Ignore
+	listening bool
+	heard     heard
+	poke      chan struct{}
+}
+
+func (k *fakeKernel) tell(add func(*heard)) {
+	if k.listening && !k.fake.unheard {
+		add(&k.heard)
+		k.interrupt()
 	}
 }
 
-func eventFor(t *FakeTable, protocol int, changes []Change) Event {
-	if t.protocol == protocol {
-		return Event{Changes: changes}
-	}
-	var e Event
-	for _, c := range changes {
-		if p := c.Route.Prefix; foreign(p) && !t.ignore.Foreign && !slices.Contains(t.ignore.Protocols, protocol) {
-			e.Foreign = append(e.Foreign, p)
-		}
-	}
-	return e
-}
-
-func (t *FakeTable) notify(e Event) {
-	for _, r := range t.wanted {
-		_ = t.put(r)
-	}
-	if !e.any() {
-		return
-	}
+func (k *fakeKernel) interrupt() {
 	select {
-	case t.watch <- e:
-	default: // nobody watches
+	case k.poke <- struct{}{}:
+	default:
 	}
 }
 
-// Routes is Table.Routes.
-func (t *FakeTable) Routes(context.Context) ([]routing.Route, error) {
-	t.fake.mu.Lock()
-	defer t.fake.mu.Unlock()
-	var out []routing.Route
-	for _, r := range t.fake.routes {
-		if r.protocol == t.protocol {
-			out = append(out, r.route)
-		}
-	}
-	slices.SortFunc(out, routing.Compare)
-	return out, nil
-}
-
-// Connected is Table.Connected: the routes put under protocol 2.
-func (t *FakeTable) Connected(ctx context.Context) ([]routing.Route, error) {
-	return (&FakeTable{fake: t.fake, protocol: 2}).Routes(ctx)
-}
-
-// Apply is Table.Apply.
-func (t *FakeTable) Apply(_ context.Context, c routing.Changes) error {
-	t.fake.mu.Lock()
-	defer t.fake.mu.Unlock()
-	var failed []*RouteError
-	for _, r := range c.Delete {
-		delete(t.wanted, r.Key())
-		if t.fake.routes[r.Key()].protocol == t.protocol {
-			delete(t.fake.routes, r.Key())
-		}
-	}
-	for _, r := range c.Put {
-		t.wanted[r.Key()] = r
-		if err := t.put(r); err != nil {
-			failed = append(failed, &RouteError{"add", r, err})
-		}
-	}
-	var changes []Change
-	for _, r := range c.Delete {
-		changes = append(changes, Change{r, true})
-	}
-	for _, r := range c.Put {
-		changes = append(changes, Change{Route: r})
-	}
-	for _, o := range t.fake.tables {
-		if o != t {
-			o.notify(eventFor(o, t.protocol, changes))
-		}
-	}
-	return joined(failed)
-}
-
-func (t *FakeTable) put(r routing.Route) error {
-	old, exists := t.fake.routes[r.Key()]
-	if exists && old.protocol != t.protocol {
-		return ErrForeign
-	}
-	for _, h := range r.NextHops {
-		if t.fake.down[h.Link] {
-			return fmt.Errorf("network is down")
-		}
-	}
-	t.fake.routes[r.Key()] = fakeRoute{t.protocol, r}
+func (k *fakeKernel) listen(_ context.Context, ignore Ignore) error {
+	k.fake.mu.Lock()
+	defer k.fake.mu.Unlock()
+	k.ignore, k.listening = ignore, true
 	return nil
 }
 
-// Adopt is Table.Adopt.
-func (t *FakeTable) Adopt(routes []routing.Route) {
-	t.fake.mu.Lock()
-	defer t.fake.mu.Unlock()
-	for _, r := range routes {
-		t.wanted[r.Key()] = r
+func (k *fakeKernel) hear(until time.Time) (heard, error) {
+	var due <-chan time.Time
+	if !until.IsZero() {
+		timer := time.NewTimer(time.Until(until))
+		defer timer.Stop()
+		due = timer.C
 	}
+	select {
+	case <-k.poke:
+	case <-due:
+	}
+	k.fake.mu.Lock()
+	defer k.fake.mu.Unlock()
+	h := k.heard
+	k.heard = heard{}
+	return h, nil
 }
 
-// Watch is Table.Watch.
-func (t *FakeTable) Watch(ctx context.Context, ignore Ignore, fn func(Event)) error {
-	t.fake.mu.Lock()
-	t.ignore = ignore
-	t.fake.mu.Unlock()
-	fn(Event{Lost: true})
-	for {
-		select {
-		case <-ctx.Done(): // as its process ended: nothing is put back any more
-			t.fake.mu.Lock()
-			defer t.fake.mu.Unlock()
-			clear(t.wanted)
-			return nil
-		case e := <-t.watch:
-			fn(e)
+func (k *fakeKernel) close() error { return nil }
+
+func (k *fakeKernel) dump(_ context.Context, protocol uint8) ([]routing.Route, error) {
+	k.fake.mu.Lock()
+	defer k.fake.mu.Unlock()
+	var out []routing.Route
+	for _, r := range k.fake.routes {
+		if r.protocol == int(protocol) {
+			out = append(out, r.route)
+		}
+	}
+	return out, nil
+}
+
+func (k *fakeKernel) write(changes []change, refused func(int, error)) {
+	k.fake.mu.Lock()
+	defer k.fake.mu.Unlock()
+	for i, c := range changes {
+		if err := k.apply(c.op, c.key.route(c.action)); err != nil {
+			refused(i, err)
 		}
 	}
 }
 
-// Resolve is Table.Resolve: the longest prefix of any protocol decides.
-func (t *FakeTable) Resolve(_ context.Context, addr netip.Addr) (routing.NextHop, error) {
-	t.fake.mu.Lock()
-	defer t.fake.mu.Unlock()
+func (k *fakeKernel) apply(op op, r routing.Route) error {
+	f := k.fake
+	if f.refuse != nil {
+		if err := f.refuse(op.String(), r); err != nil {
+			return err
+		}
+	}
+	old, exists := f.routes[r.Key()]
+	if op == opDelete {
+		if exists && old.protocol == k.protocol {
+			delete(f.routes, r.Key())
+			f.tell(k, k.protocol, Change{old.route, true})
+		}
+		return nil
+	}
+	if op == opAdd && exists {
+		return unix.EEXIST
+	}
+	if r.Type == routing.Unicast && len(r.NextHops) == 0 {
+		return errors.New("no next hop")
+	}
+	for _, h := range r.NextHops {
+		if f.down[h.Link] {
+			return unix.ENETDOWN
+		}
+	}
+	f.routes[r.Key()] = fakeRoute{k.protocol, r}
+	f.tell(k, k.protocol, Change{Route: r})
+	return nil
+}
+
+// resolve has the longest prefix of any protocol decide.
+func (k *fakeKernel) resolve(_ context.Context, addr netip.Addr) (routing.NextHop, error) {
+	k.fake.mu.Lock()
+	defer k.fake.mu.Unlock()
 	best := -1
 	var hop routing.NextHop
-	for _, r := range t.fake.routes {
+	for _, r := range k.fake.routes {
 		if r.route.Prefix.Contains(addr) && r.route.Prefix.Bits() > best && len(r.route.NextHops) > 0 {
 			best, hop = r.route.Prefix.Bits(), r.route.NextHops[0]
 		}
@@ -293,18 +312,4 @@ func Line(r routing.Route, protocol int) string {
 		}
 	}
 	return b.String()
-}
-
-// Missing is Table.Missing.
-func (t *FakeTable) Missing() []routing.Route {
-	t.fake.mu.Lock()
-	defer t.fake.mu.Unlock()
-	var out []routing.Route
-	for k, r := range t.wanted {
-		if have, ok := t.fake.routes[k]; !ok || have.protocol != t.protocol {
-			out = append(out, r)
-		}
-	}
-	slices.SortFunc(out, routing.Compare)
-	return out
 }

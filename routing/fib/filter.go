@@ -2,11 +2,9 @@ package fib
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net/netip"
 	"strings"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -83,24 +81,4 @@ func loaded16(v uint16) uint32 {
 
 func loaded32(v uint32) uint32 {
 	return binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, v))
-}
-
-// attach puts a filter on a socket, in place of the one it had.
-func attach(conn *netlink.Conn, program []unix.SockFilter) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	err = raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
-			&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
-	})
-	if err == nil {
-		err = failed
-	}
-	if err != nil {
-		return fmt.Errorf("filter notifications: %w", err)
-	}
-	return nil
 }

@@ -7,9 +7,9 @@ import (
 	"strconv"
 	"testing"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"netctl/netdev"
 	"netctl/routing"
 )
 
@@ -24,28 +24,40 @@ func many(n int) []routing.Route {
 	return out
 }
 
-// listener is a socket that hears of routes, as Watch's does.
-func listener(t *testing.T, program []unix.SockFilter) *netlink.Conn {
+// listener is a socket that hears of routes and links, as Watch's does.
+func listener(t *testing.T, program []unix.SockFilter) *socket {
 	t.Helper()
-	conn, _, err := dial()
+	s, err := dial(eventBuffer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close() })
+	t.Cleanup(func() { _ = s.close() })
 	if program != nil {
-		if err := attach(conn, program); err != nil {
+		if err := s.attach(program); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := conn.SetReadBuffer(eventBuffer); err != nil {
-		t.Fatal(err)
-	}
-	for _, g := range []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
-		if err := conn.JoinGroup(g); err != nil {
+	for _, g := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
+		if err := s.join(g); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return conn
+	return s
+}
+
+// next returns the messages of the next datagram, but for the links that the
+// namespace began with.
+func next(t *testing.T, s *socket) []message {
+	t.Helper()
+	for {
+		var all []message
+		if err := s.read(func(m message) error { all = append(all, m); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := netdev.ParseLink(all[0].body); all[0].kind != unix.RTM_NEWLINK || err != nil || l.Name == "last" {
+			return all
+		}
+	}
 }
 
 // TestOneRouteADatagram is what the filter relies on: however many routes one
@@ -66,19 +78,16 @@ func TestOneRouteADatagram(t *testing.T) {
 	ip(t, "link add last type veth")
 	told := 0
 	for last := false; !last; {
-		msgs, err := heard.Receive()
-		if err != nil {
-			t.Fatal(err)
-		}
+		msgs := next(t, heard)
 		if len(msgs) != 1 {
 			t.Fatalf("%d messages in one datagram", len(msgs))
 		}
-		switch msgs[0].Header.Type {
+		switch msgs[0].kind {
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			told++
 		case unix.RTM_NEWLINK:
-			l, ok := parseLink(msgs[0].Data)
-			last = ok && l.name == "last"
+			l, err := netdev.ParseLink(msgs[0].body)
+			last = err == nil && l.Name == "last"
 		}
 	}
 	if told < 2*len(routes) {
@@ -102,7 +111,7 @@ func TestFilter(t *testing.T) {
 			namespace(t)
 			ctx := context.Background()
 			table := open(t, 88)
-			heard := listener(t, filter(88, table.port, c.ignore))
+			heard := listener(t, filter(88, table.kernel.(*rtnetlink).requests.port, c.ignore))
 			write := func(table *Table, routes []routing.Route) {
 				t.Helper()
 				if err := table.Apply(ctx, routing.Changes{Put: routes}); err != nil {
@@ -123,20 +132,16 @@ func TestFilter(t *testing.T) {
 				for _, prefix := range []string{"10.77.0.0/26", "fd77::/122"} {
 					for _, verb := range []string{"add", "del"} {
 						ip(t, "route "+verb+" blackhole "+prefix+" proto "+strconv.Itoa(p))
-						msgs, err := heard.Receive()
-						if err != nil {
-							t.Fatal(err)
-						}
-						m, ok := parse(msgs[0].Data)
-						if !ok || int(m.Protocol) != p || int(m.DstLength) != netip.MustParsePrefix(prefix).Bits() {
-							t.Errorf("heard of %+v, want %s of protocol %d", m, prefix, p)
+						var m routeMessage
+						if err := m.parse(next(t, heard)[0].body); err != nil || int(m.protocol) != p || m.prefix.String() != prefix {
+							t.Errorf("heard of %+v, %v, want %s of protocol %d", m, err, prefix, p)
 						}
 					}
 				}
 			}
 			ip(t, "link add last type veth")
-			if msgs, err := heard.Receive(); err != nil || msgs[0].Header.Type != unix.RTM_NEWLINK {
-				t.Errorf("heard %v, %v, want a link", msgs, err)
+			if msgs := next(t, heard); msgs[0].kind != unix.RTM_NEWLINK {
+				t.Errorf("heard %v, want a link", msgs)
 			}
 		})
 	}

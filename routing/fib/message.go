@@ -1,15 +1,13 @@
 package fib
 
 import (
+	"encoding/binary"
 	"errors"
-	"fmt"
-	"net"
 	"net/netip"
 
-	"github.com/jsimonetti/rtnetlink/v2"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"netctl/netdev"
 	"netctl/routing"
 )
 
@@ -17,158 +15,202 @@ import (
 // the kernel makes of metric 0.
 const defaultMetric6 = 1024
 
-func (t *Table) encode(r request) (netlink.Message, error) {
-	m := rtnetlink.RouteMessage{
-		Family: family(r.route.Prefix.Addr()), DstLength: uint8(r.route.Prefix.Bits()),
-		Table: unix.RT_TABLE_MAIN, Protocol: t.protocol,
-		Attributes: rtnetlink.RouteAttributes{
-			Dst: r.route.Prefix.Addr().AsSlice(), Priority: uint32(r.route.Metric),
-		},
-	}
-	if m.Family == unix.AF_INET6 && r.route.Metric == 0 {
-		m.Attributes.Priority = defaultMetric6
-	}
-	head := netlink.Header{Type: unix.RTM_NEWROUTE, Flags: netlink.Request | netlink.Acknowledge | netlink.Create}
-	switch r.op {
-	case "delete":
-		head = netlink.Header{Type: unix.RTM_DELROUTE, Flags: netlink.Request | netlink.Acknowledge}
-		m.Scope = unix.RT_SCOPE_NOWHERE
-	case "add":
-		head.Flags |= netlink.Excl
-	case "replace":
-		head.Flags |= netlink.Replace
-	}
-	if r.op != "delete" {
-		if err := t.encodeAction(r.route, &m); err != nil {
-			return netlink.Message{}, err
-		}
-	}
-	data, err := m.MarshalBinary()
-	return netlink.Message{Header: head, Data: data}, err
+// routeMessage is what this package reads of a route (struct rtmsg and
+// attributes, include/uapi/linux/rtnetlink.h).
+type routeMessage struct {
+	prefix         netip.Prefix
+	protocol, kind uint8 // RTPROT_…, RTN_…
+	flags          uint32
+	table, metric  uint32
+	hops           []hopMessage
 }
 
-// encodeAction fills what the route does: its type, scope and next hops.
-func (t *Table) encodeAction(r routing.Route, m *rtnetlink.RouteMessage) error {
-	if r.Type == routing.Blackhole {
-		m.Type = unix.RTN_BLACKHOLE
-		return nil
+type hopMessage struct {
+	addr   netip.Addr // not valid: none
+	link   uint32     // its index; 0: none
+	onlink bool
+}
+
+// key is what the route is known by.
+func (m *routeMessage) key() routing.Key {
+	k := routing.Key{Prefix: m.prefix, Metric: int(m.metric)}
+	if m.prefix.Addr().Is6() && k.Metric == defaultMetric6 {
+		k.Metric = 0
 	}
-	if len(r.NextHops) == 0 {
-		return errors.New("no next hop")
+	return k
+}
+
+// route is m in routing's words, without the next hops.
+func (m *routeMessage) route() routing.Route {
+	k := m.key()
+	r := routing.Route{Prefix: k.Prefix, Metric: k.Metric}
+	if m.kind == unix.RTN_BLACKHOLE {
+		r.Type = routing.Blackhole
 	}
-	m.Type = unix.RTN_UNICAST
-	if m.Family == unix.AF_INET && !r.NextHops[0].Addr.IsValid() {
-		m.Scope = unix.RT_SCOPE_LINK
+	return r
+}
+
+// nextHops are m's in routing's words, without the names of their links.
+func (m *routeMessage) nextHops() []routing.NextHop {
+	out := make([]routing.NextHop, len(m.hops))
+	for i, h := range m.hops {
+		out[i] = routing.NextHop{Addr: h.addr, Onlink: h.onlink}
 	}
-	for _, h := range r.NextHops {
-		index, err := t.names.index(h.Link)
-		if err != nil {
-			return err
+	return out
+}
+
+// cached says that the kernel keeps the route for one destination only.
+func (m *routeMessage) cached() bool { return m.flags&unix.RTM_F_CLONED != 0 }
+
+var errRoute = errors.New("route message: malformed or of another family")
+
+// parse reads the body of an RTM_NEWROUTE or RTM_DELROUTE message into m, whose
+// list of next hops is used again.
+func (m *routeMessage) parse(b []byte) error {
+	*m = routeMessage{hops: m.hops[:0]}
+	if len(b) < unix.SizeofRtMsg {
+		return errRoute
+	}
+	family, length := b[0], int(b[1])
+	m.table, m.protocol, m.kind, m.flags = uint32(b[4]), b[5], b[7], binary.NativeEndian.Uint32(b[8:])
+	if family != unix.AF_INET && family != unix.AF_INET6 {
+		return errRoute
+	}
+	dst := netip.IPv4Unspecified()
+	if family == unix.AF_INET6 {
+		dst = netip.IPv6Unspecified()
+	}
+	bits := dst.BitLen()
+	single := hopMessage{onlink: m.flags&unix.RTNH_F_ONLINK != 0}
+	for b = b[unix.SizeofRtMsg:]; len(b) > 0; {
+		kind, value, rest, ok := netdev.Attribute(b)
+		if !ok {
+			return errRoute
 		}
-		var flags uint8
-		if h.Onlink {
-			flags = unix.RTNH_F_ONLINK
+		switch kind {
+		case unix.RTA_DST:
+			dst, ok = address(value, bits)
+		case unix.RTA_GATEWAY:
+			single.addr, ok = address(value, bits)
+		case unix.RTA_OIF:
+			single.link, ok = number(value)
+		case unix.RTA_PRIORITY:
+			m.metric, ok = number(value)
+		case unix.RTA_TABLE:
+			m.table, ok = number(value)
+		case unix.RTA_MULTIPATH:
+			ok = m.multipath(value, bits)
 		}
-		if len(r.NextHops) == 1 {
-			m.Flags, m.Attributes.Gateway, m.Attributes.OutIface = uint32(flags), slice(h.Addr), index
-			return nil
+		if !ok {
+			return errRoute
 		}
-		m.Attributes.Multipath = append(m.Attributes.Multipath, rtnetlink.NextHop{
-			Hop: rtnetlink.RTNextHop{Flags: flags, IfIndex: index}, Gateway: slice(h.Addr),
-		})
+		b = rest
+	}
+	if len(m.hops) == 0 {
+		m.hops = append(m.hops, single)
+	}
+	m.prefix = netip.PrefixFrom(dst, length)
+	if !m.prefix.IsValid() {
+		return errRoute
 	}
 	return nil
 }
 
-// parse reads a route message; false: not IPv4 or IPv6, or a cloned (cached) route.
-func parse(b []byte) (*rtnetlink.RouteMessage, bool) {
-	var m rtnetlink.RouteMessage
-	if err := m.UnmarshalBinary(b); err != nil || m.Flags&unix.RTM_F_CLONED != 0 {
-		return nil, false
-	}
-	return &m, m.Family == unix.AF_INET || m.Family == unix.AF_INET6
-}
-
-func inMain(m *rtnetlink.RouteMessage) bool {
-	if m.Attributes.Table != 0 {
-		return m.Attributes.Table == unix.RT_TABLE_MAIN
-	}
-	return m.Table == unix.RT_TABLE_MAIN
-}
-
-func (t *Table) route(m *rtnetlink.RouteMessage) (routing.Route, bool) {
-	addr := netip.IPv4Unspecified()
-	if m.Family == unix.AF_INET6 {
-		addr = netip.IPv6Unspecified()
-	}
-	if m.Attributes.Dst != nil {
-		var ok bool
-		if addr, ok = netip.AddrFromSlice(m.Attributes.Dst); !ok {
-			return routing.Route{}, false
+// multipath reads a list of struct rtnexthop, each with its attributes.
+func (m *routeMessage) multipath(b []byte, bits int) bool {
+	for len(b) > 0 {
+		if len(b) < unix.SizeofRtNexthop {
+			return false
 		}
-		if m.Family == unix.AF_INET {
-			addr = addr.Unmap()
+		n := int(binary.NativeEndian.Uint16(b))
+		if n < unix.SizeofRtNexthop || n > len(b) {
+			return false
 		}
+		h := hopMessage{link: binary.NativeEndian.Uint32(b[4:]), onlink: b[2]&unix.RTNH_F_ONLINK != 0}
+		for list := b[unix.SizeofRtNexthop:n]; len(list) > 0; {
+			kind, value, rest, ok := netdev.Attribute(list)
+			if ok && kind == unix.RTA_GATEWAY {
+				h.addr, ok = address(value, bits)
+			}
+			if !ok {
+				return false
+			}
+			list = rest
+		}
+		m.hops = append(m.hops, h)
+		b = b[min((n+3)&^3, len(b)):]
 	}
-	r := routing.Route{Prefix: netip.PrefixFrom(addr, int(m.DstLength)), Metric: int(m.Attributes.Priority)}
-	if m.Family == unix.AF_INET6 && r.Metric == defaultMetric6 {
-		r.Metric = 0
-	}
-	if m.Type == unix.RTN_BLACKHOLE {
-		r.Type = routing.Blackhole
-		return r, true
-	}
-	for _, h := range m.Attributes.Multipath {
-		r.NextHops = append(r.NextHops, t.hop(m.Family, h.Gateway, h.Hop.IfIndex, uint32(h.Hop.Flags)))
-	}
-	if len(m.Attributes.Multipath) == 0 {
-		r.NextHops = []routing.NextHop{t.hop(m.Family, m.Attributes.Gateway, m.Attributes.OutIface, m.Flags)}
-	}
-	return r, true
+	return true
 }
 
-func (t *Table) hop(family uint8, gateway net.IP, index uint32, flags uint32) routing.NextHop {
-	h := routing.NextHop{Link: t.names.name(index), Onlink: flags&unix.RTNH_F_ONLINK != 0}
-	if a, ok := netip.AddrFromSlice(gateway); ok {
-		if family == unix.AF_INET {
-			a = a.Unmap()
-		}
-		h.Addr = a
-	}
-	return h
+// address reads an address of the family with that many bits.
+func address(b []byte, bits int) (netip.Addr, bool) {
+	a, ok := netip.AddrFromSlice(b)
+	return a, ok && a.BitLen() == bits
 }
 
-func (t *Table) resolve(addr netip.Addr) (routing.NextHop, error) {
-	addr = addr.Unmap()
-	req := rtnetlink.RouteMessage{
-		Family: family(addr), DstLength: uint8(addr.BitLen()),
-		Attributes: rtnetlink.RouteAttributes{Dst: addr.AsSlice()},
+func number(b []byte) (uint32, bool) {
+	if len(b) != 4 {
+		return 0, false
 	}
-	data, err := req.MarshalBinary()
-	if err != nil {
-		return routing.NextHop{}, err
+	return binary.NativeEndian.Uint32(b), true
+}
+
+// appendRtMsg appends a struct rtmsg.
+func appendRtMsg(b []byte, p netip.Prefix, table, protocol, scope, kind uint8, flags uint32) []byte {
+	b = append(b, family(p.Addr()), uint8(p.Bits()), 0, 0, table, protocol, scope, kind)
+	return binary.NativeEndian.AppendUint32(b, flags)
+}
+
+func appendNumber(b []byte, kind uint16, value uint32) []byte {
+	b = binary.NativeEndian.AppendUint16(b, 8)
+	b = binary.NativeEndian.AppendUint16(b, kind)
+	return binary.NativeEndian.AppendUint32(b, value)
+}
+
+// appendAddress appends an attribute that holds an address; both families' are
+// a multiple of four bytes long, as attributes must be.
+func appendAddress(b []byte, kind uint16, a netip.Addr) []byte {
+	b = binary.NativeEndian.AppendUint16(b, uint16(4+a.BitLen()/8))
+	b = binary.NativeEndian.AppendUint16(b, kind)
+	if a.Is4() {
+		four := a.As4()
+		return append(b, four[:]...)
 	}
-	msgs, err := t.conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETROUTE, Flags: netlink.Request}, Data: data,
-	})
-	if err != nil {
-		return routing.NextHop{}, fmt.Errorf("resolve %s: %w (%w)", addr, ErrUnreachable, errno(err))
+	sixteen := a.As16()
+	return append(b, sixteen[:]...)
+}
+
+// appendHops appends where a unicast route goes: the gateway and interface of its
+// only next hop, or the list of all.
+func appendHops(b []byte, hops []hopMessage) []byte {
+	if len(hops) == 1 {
+		if hops[0].addr.IsValid() {
+			b = appendAddress(b, unix.RTA_GATEWAY, hops[0].addr)
+		}
+		return appendNumber(b, unix.RTA_OIF, hops[0].link)
 	}
-	if len(msgs) == 0 {
-		return routing.NextHop{}, fmt.Errorf("resolve %s: %w", addr, ErrUnreachable)
+	start := len(b)
+	b = append(b, 0, 0)
+	b = binary.NativeEndian.AppendUint16(b, unix.RTA_MULTIPATH)
+	for _, h := range hops {
+		at := len(b)
+		b = append(b, 0, 0, onlink(h), 0)
+		b = binary.NativeEndian.AppendUint32(b, h.link)
+		if h.addr.IsValid() {
+			b = appendAddress(b, unix.RTA_GATEWAY, h.addr)
+		}
+		binary.NativeEndian.PutUint16(b[at:], uint16(len(b)-at))
 	}
-	var m rtnetlink.RouteMessage
-	if err := m.UnmarshalBinary(msgs[0].Data); err != nil {
-		return routing.NextHop{}, fmt.Errorf("resolve %s: %w", addr, err)
+	binary.NativeEndian.PutUint16(b[start:], uint16(len(b)-start))
+	return b
+}
+
+func onlink(h hopMessage) uint8 {
+	if h.onlink {
+		return unix.RTNH_F_ONLINK
 	}
-	if m.Type != unix.RTN_UNICAST {
-		return routing.NextHop{}, fmt.Errorf("resolve %s: %w (an address of this machine)", addr, ErrUnreachable)
-	}
-	h := t.hop(m.Family, m.Attributes.Gateway, m.Attributes.OutIface, 0)
-	if !h.Addr.IsValid() {
-		h.Addr = addr
-	}
-	return h, nil
+	return 0
 }
 
 func family(a netip.Addr) uint8 {
@@ -176,11 +218,4 @@ func family(a netip.Addr) uint8 {
 		return unix.AF_INET
 	}
 	return unix.AF_INET6
-}
-
-func slice(a netip.Addr) net.IP {
-	if !a.IsValid() {
-		return nil
-	}
-	return a.AsSlice()
 }

@@ -15,7 +15,7 @@ func TestRefusals(t *testing.T) {
 	table := open(t, 88)
 	var c routing.Changes
 	for i := range batch {
-		r := routing.Route{Prefix: netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x80, 0, byte(i)}), 64)}
+		r := routing.Route{Prefix: netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x80, byte(i >> 8), byte(i)}), 64)}
 		for h := range 16 {
 			r.NextHops = append(r.NextHops, routing.NextHop{Addr: netip.AddrFrom16([16]byte{0xfd, 0x55, 15: byte(h + 1)}), Link: "va"})
 		}

@@ -4,20 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
-
-	"github.com/jsimonetti/rtnetlink/v2"
-	"github.com/mdlayher/netlink"
-	"golang.org/x/sys/unix"
+	"time"
 
 	"netctl/routing"
 )
-
-// eventBuffer is the receive buffer asked for notifications, in bytes; a burst
-// beyond it is an overrun, which costs a full comparison but no correctness.
-const eventBuffer = 4 << 20
 
 // Event is what a burst of notifications amounts to. What this Table wrote
 // itself is not in it.
@@ -37,267 +29,215 @@ type Event struct {
 	Foreign []netip.Prefix
 }
 
+func (e Event) any() bool {
+	return e.Lost || len(e.Changes)+len(e.Foreign)+len(e.Up)+len(e.Down) > 0
+}
+
 // Change is a route that came or changed, or went.
 type Change struct {
 	Route routing.Route
 	Gone  bool
 }
 
+// heard is a burst of notifications.
+type heard struct {
+	lost     bool
+	changes  []Change
+	foreign  []netip.Prefix
+	up, down []string
+	// touched are the keys of all routes of the main table that are in it.
+	touched []key
+}
+
 // Watch follows routes and links until ctx ends (then it returns nil) or the
 // socket breaks. After each burst it first puts back wanted routes that were
 // lost (a link that was down, another program), then calls fn; the first call
-// has Lost set. A Table can be watched once.
+// has Lost set. It also tries again what the kernel refused: when a link or a
+// route that it depends on has changed, and after a time that doubles from 1 s to
+// 30 s for each route. A Table can be watched once.
 func (t *Table) Watch(ctx context.Context, ignore Ignore, fn func(Event)) error {
-	if err := attach(t.events, filter(t.protocol, t.port, ignore)); err != nil {
-		return fmt.Errorf("watch routes: %w", err)
-	}
-	// A smaller buffer only makes overruns likelier, and those are handled.
-	_ = t.events.SetReadBuffer(eventBuffer)
-	for _, g := range []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
-		if err := t.events.JoinGroup(g); err != nil {
-			return fmt.Errorf("watch routes: %w", errno(err))
-		}
-	}
-	heard, end := t.listen()
-	defer end()
-	w := &watcher{table: t, ignore: ignore, links: map[uint32]linkState{}}
-	defer w.done()
-	if err := w.resync(ctx); err != nil {
-		return err
-	}
-	fn(Event{Lost: true})
+	defer context.AfterFunc(ctx, t.kernel.interrupt)()
+	defer func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.watching = false // Apply trusts the kernel only
+	}()
+	h := heard{lost: true}
 	for {
-		var e Event
-		var keys []routing.Key
-		select {
-		case <-ctx.Done():
-			return nil
-		case n := <-heard:
-			for more := true; more; {
-				if errors.Is(n.err, unix.ENOBUFS) {
-					e.Lost = true
-				} else if n.err != nil {
-					return fmt.Errorf("watch routes: %w", errno(n.err))
-				}
-				keys = append(keys, w.read(n.msgs, &e)...)
-				select {
-				case n, more = <-heard:
-				default:
-					more = false
-				}
+		due, err := t.mend(ctx, h, ignore)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
 			}
+			return fmt.Errorf("watch routes: %w", err)
 		}
-		if e.Lost {
-			if err := w.resync(ctx); err != nil {
-				return err
-			}
-		} else {
-			w.mend(ctx, e, keys)
-		}
-		if e.any() {
+		if e := (Event{h.lost, h.changes, h.up, h.down, h.foreign}); e.any() {
 			fn(e)
 		}
-	}
-}
-
-// notice is what one read of the socket gave.
-type notice struct {
-	msgs []netlink.Message
-	err  error
-}
-
-// listen reads notifications in a goroutine, so that Watch can take all there
-// are at once. end closes the socket and waits for the goroutine.
-func (t *Table) listen() (heard <-chan notice, end func()) {
-	ch := make(chan notice, 256)
-	done := make(chan struct{})
-	go func() {
-		defer close(ch)
-		for {
-			msgs, err := t.events.Receive()
-			select {
-			case ch <- notice{msgs, err}:
-			case <-done:
-				return
-			}
-			if err != nil && !errors.Is(err, unix.ENOBUFS) {
-				return
-			}
+		if ctx.Err() != nil {
+			return nil
 		}
-	}()
-	return ch, func() {
-		close(done)
-		_ = t.events.Close() // ends Receive
-		for range ch {       // until the reader is gone
+		if h, err = t.kernel.hear(due); err != nil {
+			return fmt.Errorf("watch routes: %w", err)
 		}
 	}
 }
 
-func (e Event) any() bool {
-	return e.Lost || len(e.Changes)+len(e.Foreign)+len(e.Up)+len(e.Down) > 0
-}
-
-// watcher is one Watch: the links' states as last heard.
-type watcher struct {
-	table  *Table
-	ignore Ignore
-	links  map[uint32]linkState
-}
-
-// done ends the watch: from now on Apply trusts the kernel only.
-func (w *watcher) done() {
-	w.table.mu.Lock()
-	defer w.table.mu.Unlock()
-	w.table.watching = false
-}
-
-// resync reads links and routes anew and puts back what is wanted and not there.
-func (w *watcher) resync(ctx context.Context) error {
-	t := w.table
+// mend puts back what a burst may have cost, tries again what is due or may go
+// well now, and returns when the next failed change is due.
+func (t *Table) mend(ctx context.Context, h heard, ignore Ignore) (due time.Time, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	links, err := queryLinks(t.conn, netlink.Request|netlink.Dump, 0, netlink.NewAttributeEncoder())
-	if err != nil {
-		return fmt.Errorf("read links: %w", err)
-	}
-	t.watching = true
-	clear(w.links)
-	for _, l := range links {
-		w.links[l.index] = l
-	}
-	if len(t.wanted) == 0 {
-		return nil
-	}
-	have, err := t.dump(ctx, t.protocol)
-	if err != nil {
-		return err
-	}
-	t.putBack(ctx, routing.Diff(slices.Collect(maps.Values(t.wanted)), have).Put)
-	return nil
-}
-
-// read adds what the messages say to e and returns the keys of routes that may
-// have been taken from this Table.
-func (w *watcher) read(msgs []netlink.Message, e *Event) []routing.Key {
-	t := w.table
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.names.reset()
-	var keys []routing.Key
-	for _, m := range msgs {
-		switch m.Header.Type {
-		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-			w.link(m, e)
-		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-			rm, ok := parse(m.Data)
-			if !ok {
-				continue
+	if h.lost {
+		if err := t.kernel.listen(ctx, ignore); err != nil {
+			return due, err
+		}
+		t.watching = true
+		if len(t.wanted.routes)+len(t.failed) > 0 {
+			var refused *RouteError
+			if _, err := t.compare(ctx, false); err != nil && !errors.As(err, &refused) {
+				return due, err
 			}
-			if r, wanted := w.heard(rm, m.Header.Type == unix.RTM_DELROUTE, e); wanted {
-				keys = append(keys, r)
+		}
+	} else {
+		t.lostWith(h.down)
+		t.again(ctx, t.touched(h), false)
+	}
+	now := time.Now()
+	t.again(ctx, t.overdue(now), true)
+	for _, r := range t.failed {
+		if !r.due.IsZero() && (due.IsZero() || r.due.Before(due)) {
+			due = r.due
+		}
+	}
+	return due, nil
+}
+
+// lostWith books the routes that links take with them. The kernel does not tell
+// of each.
+func (t *Table) lostWith(down []string) {
+	down = slices.DeleteFunc(slices.Clone(down), func(link string) bool { return t.wanted.links[link] == 0 })
+	if len(down) == 0 {
+		return
+	}
+	for k, a := range t.wanted.routes {
+		if _, failed := t.failed[k]; !failed && a.over(down) {
+			t.failed[k] = retry{}
+		}
+	}
+}
+
+// touched are the wanted routes that a burst may have taken away, and the failed
+// ones whose links or gateways it is about.
+func (t *Table) touched(h heard) []key {
+	var keys []key
+	for _, k := range h.touched {
+		if t.wanted.routes[k] != nil {
+			keys = append(keys, k)
+		}
+	}
+	if len(h.up)+len(h.foreign) > 0 {
+		for k := range t.failed {
+			if a := t.wanted.routes[k]; a != nil && a.concerns(h) {
+				keys = append(keys, k)
 			}
 		}
 	}
 	return keys
 }
 
-// heard books one route notification; wanted says that the key is one of ours.
-func (w *watcher) heard(m *rtnetlink.RouteMessage, gone bool, e *Event) (key routing.Key, wanted bool) {
-	t := w.table
-	own := m.Protocol == t.protocol
-	if own && !inMain(m) {
-		return key, false
-	}
-	r, ok := t.route(m)
-	if !ok {
-		return key, false
-	}
-	switch {
-	case own:
-		e.Changes = append(e.Changes, Change{r, gone})
-	case foreign(r.Prefix):
-		e.Foreign = append(e.Foreign, r.Prefix)
-	}
-	if !inMain(m) {
-		return key, false
-	}
-	_, wanted = t.wanted[r.Key()]
-	return r.Key(), wanted
+// concerns says whether a burst is about the links or gateways of an action.
+func (a *action) concerns(h heard) bool {
+	return a.over(h.up) || slices.ContainsFunc(a.hops, func(hop routing.NextHop) bool {
+		return slices.ContainsFunc(h.foreign, func(p netip.Prefix) bool { return p.Contains(hop.Addr) })
+	})
 }
 
-func (w *watcher) link(m netlink.Message, e *Event) {
-	l, ok := parseLink(m.Data)
-	if !ok || w.ignore.link(l.name) {
-		return
-	}
-	old, known := w.links[l.index]
-	if m.Header.Type == unix.RTM_DELLINK {
-		delete(w.links, l.index)
-		l.up = false
-	} else {
-		w.links[l.index] = l
-	}
-	switch {
-	case known && old.up && old.name != l.name:
-		e.Down, e.Up = append(e.Down, old.name), append(e.Up, l.name)
-	case l.up && !(known && old.up):
-		e.Up = append(e.Up, l.name)
-	case !l.up && known && old.up:
-		e.Down = append(e.Down, l.name)
-	}
-}
-
-// mend puts back the wanted routes that the event may have cost, and tries
-// those again that the kernel refused when what it routes by has changed.
-func (w *watcher) mend(ctx context.Context, e Event, keys []routing.Key) {
-	t := w.table
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(e.Down) > 0 {
-		for k, r := range t.wanted {
-			if slices.ContainsFunc(r.NextHops, func(h routing.NextHop) bool { return slices.Contains(e.Down, h.Link) }) {
-				t.missing[k] = true
-			}
+// overdue are the failed changes whose time has come.
+func (t *Table) overdue(now time.Time) []key {
+	var keys []key
+	for k, r := range t.failed {
+		if !r.due.IsZero() && !r.due.After(now) {
+			keys = append(keys, k)
 		}
 	}
-	if len(e.Foreign)+len(e.Up) > 0 {
-		keys = slices.AppendSeq(keys, maps.Keys(t.missing))
-	}
-	var back []routing.Route
-	seen := map[routing.Key]bool{}
-	for _, k := range keys {
-		if r, ok := t.wanted[k]; ok && !seen[k] {
-			seen[k] = true
-			back = append(back, r)
-		}
-	}
-	t.putBack(ctx, back)
+	return keys
 }
 
-// putBack writes wanted routes again; those that fail stay missing.
-func (t *Table) putBack(ctx context.Context, routes []routing.Route) {
-	if len(routes) == 0 {
+// again tries once more to make the keys what they should be.
+func (t *Table) again(ctx context.Context, keys []key, timed bool) {
+	if len(keys) == 0 {
 		return
 	}
-	slices.SortFunc(routes, routing.Compare)
-	failed := t.put(ctx, routes)
-	if done := len(routes) - len(failed); done > 0 {
-		t.log.Info("routes put back", "routes", done)
+	slices.SortFunc(keys, compareKeys)
+	w := t.writer(ctx)
+	w.timed = timed
+	for _, k := range slices.Compact(keys) {
+		if a := t.wanted.routes[k]; a != nil {
+			w.add(change{opAdd, k, a})
+		} else {
+			w.add(change{op: opDelete, key: k})
+		}
 	}
-	for _, e := range failed {
-		t.log.Debug("route not put back yet", "route", e.Route.String(), "error", e.Err)
+	err := w.end()
+	if w.done > 0 {
+		t.log.Info("routes put back", "routes", w.done)
+	}
+	if err != nil {
+		t.log.Debug("routes not put back yet", "routes", len(w.errors), "error", w.errors[0])
 	}
 }
 
-// Missing returns the wanted routes that are not in the kernel: refused by it,
-// or lost with a link that is down. Sorted.
-func (t *Table) Missing() []routing.Route {
+// Compare reads all routes of this protocol and puts right what Watch missed: what
+// is wanted and not there is written, what is there and not wanted is deleted. It
+// returns what it changed, sorted, and is to be called once everything that may
+// stay was applied or adopted. It costs as much as there are routes.
+func (t *Table) Compare(ctx context.Context) (routing.Changes, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var out []routing.Route
-	for k := range t.missing {
-		out = append(out, t.wanted[k])
+	return t.compare(ctx, true)
+}
+
+// compare is Compare; what is not wanted is deleted only if strict or if it was to
+// be deleted before.
+func (t *Table) compare(ctx context.Context, strict bool) (routing.Changes, error) {
+	var made routing.Changes
+	have, err := t.kernel.dump(ctx, t.protocol)
+	if err != nil {
+		return made, err
 	}
-	slices.SortFunc(out, routing.Compare)
-	return out
+	w := t.writer(ctx)
+	present := make(map[key]bool, len(have))
+	for _, r := range have {
+		k := keyOf(r.Key())
+		a := t.wanted.routes[k]
+		_, failed := t.failed[k]
+		switch want := k.route(a); {
+		case a == nil && (strict || failed):
+			made.Delete = append(made.Delete, r)
+			w.add(change{op: opDelete, key: k})
+		case a != nil && want.Equal(r):
+			present[k] = true
+			delete(t.failed, k)
+		case a != nil:
+			present[k] = true
+			made.Put = append(made.Put, want)
+			w.add(change{opReplace, k, a})
+		}
+	}
+	for k, a := range t.wanted.routes {
+		if !present[k] {
+			made.Put = append(made.Put, k.route(a))
+			w.add(change{opAdd, k, a})
+		}
+	}
+	err = w.end()
+	failed := func(r routing.Route) bool { _, failed := t.failed[keyOf(r.Key())]; return failed }
+	made.Put, made.Delete = slices.DeleteFunc(made.Put, failed), slices.DeleteFunc(made.Delete, failed)
+	slices.SortFunc(made.Put, routing.Compare)
+	slices.SortFunc(made.Delete, routing.Compare)
+	if !made.Empty() {
+		t.log.Info("routes put right", "put", len(made.Put), "deleted", len(made.Delete))
+	}
+	return made, err
 }

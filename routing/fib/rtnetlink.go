@@ -1,0 +1,446 @@
+package fib
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"netctl/netdev"
+	"netctl/routing"
+)
+
+const (
+	// answerBuffer is the receive buffer in bytes of the socket for requests: it
+	// holds a refusal of every route of a batch. What finds it full is lost.
+	answerBuffer = 2 << 20
+	// eventBuffer is that of the socket for notifications; a burst beyond it costs
+	// a full comparison but no correctness.
+	eventBuffer = 4 << 20
+	// burst is how many notifications are taken in before they are acted on.
+	burst = 4096
+)
+
+// rtnetlink is the kernel of a network namespace. One socket takes requests, the
+// other one notifications.
+type rtnetlink struct {
+	protocol         uint8
+	requests, events *socket
+	names            linkNames
+	out              []byte // requests being written
+	sent             []sent // which change each of them is
+
+	// Owned by whoever calls hear.
+	ignore Ignore
+	links  map[uint32]netdev.LinkMessage // as last heard
+	poked  atomic.Bool
+}
+
+func openKernel(protocol uint8) (*rtnetlink, error) {
+	requests, err := dial(answerBuffer)
+	if err != nil {
+		return nil, err
+	}
+	events, err := dial(eventBuffer)
+	if err != nil {
+		return nil, errors.Join(err, requests.close())
+	}
+	return &rtnetlink{protocol: protocol, requests: requests, events: events, names: linkNames{socket: requests}}, nil
+}
+
+func (n *rtnetlink) close() error { return errors.Join(n.requests.close(), n.events.close()) }
+
+// write sends the changes in one message; the kernel works them off in order. It
+// answers those that it refuses, and the last one in any case.
+func (n *rtnetlink) write(changes []change, failed func(int, error)) {
+	n.names.reset()
+	n.out, n.sent = n.out[:0], n.sent[:0]
+	last := 0
+	var way encoded
+	for i, c := range changes {
+		if c.op != opDelete && c.action != way.action {
+			var err error
+			if way, err = n.encode(c.action); err != nil {
+				failed(i, err)
+				way = encoded{}
+				continue
+			}
+		}
+		last = len(n.out)
+		n.out = n.request(n.out, c, way)
+		n.sent = append(n.sent, sent{n.requests.seq, i})
+	}
+	if len(n.sent) == 0 {
+		return
+	}
+	flags := binary.NativeEndian.Uint16(n.out[last+6:])
+	binary.NativeEndian.PutUint16(n.out[last+6:], flags|unix.NLM_F_ACK)
+	err := n.requests.send(n.out)
+	for done := false; err == nil && !done; {
+		err = n.requests.read(func(m message) error {
+			at := slices.IndexFunc(n.sent, func(s sent) bool { return s.seq == m.seq })
+			if m.kind != unix.NLMSG_ERROR || at < 0 {
+				return nil // of a batch that was given up
+			}
+			done = at == len(n.sent)-1
+			i := n.sent[at].change
+			if e := refusal(m); e != nil && !(changes[i].op == opDelete && errors.Is(e, unix.ESRCH)) {
+				failed(i, e)
+			}
+			return nil
+		})
+	}
+	if err != nil { // nobody knows what became of them
+		for _, s := range n.sent {
+			failed(s.change, err)
+		}
+	}
+}
+
+// sent is a request that was written: its sequence number, and which change it is.
+type sent struct {
+	seq    uint32
+	change int
+}
+
+// encoded is an action as the kernel takes it.
+type encoded struct {
+	action      *action
+	scope, kind uint8
+	flags       uint32
+	hops        []byte
+}
+
+func (n *rtnetlink) encode(a *action) (encoded, error) {
+	if a.kind == routing.Blackhole {
+		return encoded{action: a, kind: unix.RTN_BLACKHOLE}, nil
+	}
+	if len(a.hops) == 0 {
+		return encoded{}, errors.New("no next hop")
+	}
+	e := encoded{action: a, kind: unix.RTN_UNICAST}
+	hops := make([]hopMessage, 0, len(a.hops))
+	for _, h := range a.hops {
+		index, err := n.names.index(h.Link)
+		if err != nil {
+			return encoded{}, err
+		}
+		hops = append(hops, hopMessage{h.Addr, index, h.Onlink})
+	}
+	if len(hops) == 1 {
+		e.flags = uint32(onlink(hops[0]))
+	}
+	if !hops[0].addr.IsValid() {
+		e.scope = unix.RT_SCOPE_LINK // IPv6 does not look at it
+	}
+	e.hops = appendHops(nil, hops)
+	return e, nil
+}
+
+// request appends the message for one change.
+func (n *rtnetlink) request(b []byte, c change, way encoded) []byte {
+	start, p := len(b), c.key.prefix()
+	switch c.op {
+	case opDelete:
+		b = n.requests.begin(b, unix.RTM_DELROUTE, 0)
+		b = appendRtMsg(b, p, unix.RT_TABLE_MAIN, n.protocol, unix.RT_SCOPE_NOWHERE, 0, 0)
+	case opAdd:
+		b = n.requests.begin(b, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+		b = appendRtMsg(b, p, unix.RT_TABLE_MAIN, n.protocol, way.scope, way.kind, way.flags)
+	case opReplace:
+		b = n.requests.begin(b, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
+		b = appendRtMsg(b, p, unix.RT_TABLE_MAIN, n.protocol, way.scope, way.kind, way.flags)
+	}
+	b = appendAddress(b, unix.RTA_DST, p.Addr())
+	metric := c.key.metric
+	if metric == 0 && !c.key.four {
+		metric = defaultMetric6
+	}
+	b = appendNumber(b, unix.RTA_PRIORITY, metric)
+	if c.op != opDelete {
+		b = append(b, way.hops...)
+	}
+	finish(b, start)
+	return b
+}
+
+// dump reads the routes of a protocol in the main table, of both families. Routes
+// with an equal next hop share its slice.
+func (n *rtnetlink) dump(ctx context.Context, protocol uint8) ([]routing.Route, error) {
+	n.names.reset()
+	var out []routing.Route
+	for _, all := range []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)} {
+		list := routeList{shared: map[hopMessage][]routing.NextHop{}}
+		request := appendNumber(appendRtMsg(nil, all, unix.RT_TABLE_MAIN, protocol, 0, 0, 0), unix.RTA_TABLE, unix.RT_TABLE_MAIN)
+		var m routeMessage
+		err := n.requests.ask(ctx, unix.RTM_GETROUTE, unix.NLM_F_DUMP, request, list.reset, func(b []byte) {
+			if m.parse(b) == nil && m.protocol == protocol && m.table == unix.RT_TABLE_MAIN && !m.cached() {
+				list.add(&m)
+			}
+		})
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT) {
+			continue // the family has no table yet, or is not in this kernel
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read routes of protocol %d: %w", protocol, err)
+		}
+		for _, h := range list.unnamed {
+			h.hop.Link = n.names.name(h.link)
+		}
+		out = append(out, list.routes...)
+	}
+	return out, nil
+}
+
+// routeList collects routes while they are read. The links of next hops are named
+// afterwards, since that takes questions of their own.
+type routeList struct {
+	routes  []routing.Route
+	shared  map[hopMessage][]routing.NextHop
+	unnamed []unnamedHop
+}
+
+type unnamedHop struct {
+	hop  *routing.NextHop
+	link uint32
+}
+
+func (l *routeList) reset() {
+	l.routes, l.unnamed = nil, nil
+	clear(l.shared)
+}
+
+func (l *routeList) add(m *routeMessage) {
+	r := m.route()
+	if r.Type == routing.Unicast {
+		if r.NextHops = l.shared[m.hops[0]]; r.NextHops == nil || len(m.hops) > 1 {
+			r.NextHops = m.nextHops()
+			for i, h := range m.hops {
+				l.unnamed = append(l.unnamed, unnamedHop{&r.NextHops[i], h.link})
+			}
+		}
+		if len(m.hops) == 1 {
+			l.shared[m.hops[0]] = r.NextHops
+		}
+	}
+	l.routes = append(l.routes, r)
+}
+
+func (n *rtnetlink) resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error) {
+	n.names.reset()
+	host := netip.PrefixFrom(addr, addr.BitLen())
+	request := appendAddress(appendRtMsg(nil, host, 0, 0, 0, 0, 0), unix.RTA_DST, addr)
+	var m routeMessage
+	parsed := errRoute
+	if err := n.requests.ask(ctx, unix.RTM_GETROUTE, 0, request, func() {}, func(b []byte) { parsed = m.parse(b) }); err != nil {
+		return routing.NextHop{}, fmt.Errorf("resolve %s: %w (%w)", addr, ErrUnreachable, err)
+	}
+	if parsed != nil {
+		return routing.NextHop{}, fmt.Errorf("resolve %s: %w", addr, parsed)
+	}
+	if m.kind != unix.RTN_UNICAST {
+		return routing.NextHop{}, fmt.Errorf("resolve %s: %w (an address of this machine)", addr, ErrUnreachable)
+	}
+	hop := routing.NextHop{Addr: m.hops[0].addr, Link: n.names.name(m.hops[0].link)}
+	if !hop.Addr.IsValid() {
+		hop.Addr = addr
+	}
+	return hop, nil
+}
+
+func (n *rtnetlink) listen(ctx context.Context, ignore Ignore) error {
+	n.ignore = ignore
+	if err := n.events.attach(filter(n.protocol, n.requests.port, ignore)); err != nil {
+		return fmt.Errorf("filter notifications: %w", err)
+	}
+	for _, g := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
+		if err := n.events.join(g); err != nil {
+			return fmt.Errorf("join group %d: %w", g, err)
+		}
+	}
+	n.links = map[uint32]netdev.LinkMessage{}
+	err := n.requests.ask(ctx, unix.RTM_GETLINK, unix.NLM_F_DUMP, linkRequest(0, ""), func() { clear(n.links) }, func(b []byte) {
+		if l, err := netdev.ParseLink(b); err == nil && l.Family == unix.AF_UNSPEC {
+			n.links[uint32(l.Index)] = l
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("read links: %w", err)
+	}
+	return nil
+}
+
+func (n *rtnetlink) interrupt() {
+	n.poked.Store(true)
+	n.events.until(time.Unix(1, 0))
+}
+
+func (n *rtnetlink) hear(until time.Time) (heard, error) {
+	n.events.until(until)
+	if n.poked.Swap(false) {
+		return heard{}, nil
+	}
+	var h heard
+	err := n.events.readAll(burst, func(m message) error {
+		switch m.kind {
+		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+			n.heardLink(m, &h)
+		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+			n.heardRoute(m, &h)
+		}
+		return nil
+	})
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		n.poked.Store(false)
+	case errors.Is(err, unix.ENOBUFS), errors.Is(err, errShort):
+		h.lost = true
+	case err != nil:
+		return heard{}, err
+	}
+	return h, nil
+}
+
+func (n *rtnetlink) heardRoute(msg message, h *heard) {
+	var m routeMessage
+	if m.parse(msg.body) != nil || m.cached() {
+		return
+	}
+	main := m.table == unix.RT_TABLE_MAIN
+	switch {
+	case m.protocol != n.protocol:
+		if foreign(m.prefix) {
+			h.foreign = append(h.foreign, m.prefix)
+		}
+	case main:
+		r := m.route()
+		if r.Type == routing.Unicast {
+			r.NextHops = m.nextHops()
+			for i := range r.NextHops {
+				r.NextHops[i].Link = n.linkName(m.hops[i].link)
+			}
+		}
+		h.changes = append(h.changes, Change{r, msg.kind == unix.RTM_DELROUTE})
+	}
+	if main {
+		h.touched = append(h.touched, keyOf(m.key()))
+	}
+}
+
+// linkName is what a link was called when it was last heard of.
+func (n *rtnetlink) linkName(index uint32) string {
+	if index == 0 {
+		return ""
+	}
+	if l, ok := n.links[index]; ok {
+		return l.Name
+	}
+	return unknownLink(index)
+}
+
+func (n *rtnetlink) heardLink(m message, h *heard) {
+	l, err := netdev.ParseLink(m.body)
+	if err != nil || l.Family != unix.AF_UNSPEC || l.Name == "" {
+		return
+	}
+	index := uint32(l.Index)
+	old := n.links[index] // of one that is new: down, without a name
+	up := l.Up()
+	if m.kind == unix.RTM_DELLINK {
+		delete(n.links, index)
+		up = false
+	} else {
+		n.links[index] = l
+	}
+	if old.Up() && (!up || old.Name != l.Name) && !n.ignore.link(old.Name) {
+		h.down = append(h.down, old.Name)
+	}
+	if up && (!old.Up() || old.Name != l.Name) && !n.ignore.link(l.Name) {
+		h.up = append(h.up, l.Name)
+	}
+}
+
+// linkNames turns names into indexes and back, asking the kernel once for each
+// between two resets: links are renamed and made anew at any time.
+type linkNames struct {
+	socket  *socket
+	byName  map[string]uint32
+	byIndex map[uint32]string
+}
+
+func (l *linkNames) reset() { l.byName, l.byIndex = nil, nil }
+
+func (l *linkNames) index(name string) (uint32, error) {
+	if i, ok := l.byName[name]; ok {
+		return i, nil
+	}
+	if name == "" {
+		return 0, errors.New("no interface")
+	}
+	link, err := l.ask(0, name)
+	if err != nil {
+		return 0, fmt.Errorf("interface %s: %w", name, err)
+	}
+	if l.byName == nil {
+		l.byName = map[string]uint32{}
+	}
+	l.byName[name] = uint32(link.Index)
+	return uint32(link.Index), nil
+}
+
+// name asks for the name of a link; it must not be called while a list is read.
+func (l *linkNames) name(index uint32) string {
+	if index == 0 {
+		return ""
+	}
+	if n, ok := l.byIndex[index]; ok {
+		return n
+	}
+	link, err := l.ask(index, "")
+	if err != nil {
+		return unknownLink(index)
+	}
+	if l.byIndex == nil {
+		l.byIndex = map[uint32]string{}
+	}
+	l.byIndex[index] = link.Name
+	return link.Name
+}
+
+// unknownLink is what `ip` prints for an interface that just went.
+func unknownLink(index uint32) string { return fmt.Sprintf("if%d", index) }
+
+func (l *linkNames) ask(index uint32, name string) (link netdev.LinkMessage, err error) {
+	parsed := errors.New("no answer")
+	err = l.socket.ask(context.Background(), unix.RTM_GETLINK, 0, linkRequest(index, name), func() {}, func(b []byte) {
+		link, parsed = netdev.ParseLink(b)
+	})
+	if err == nil {
+		err = parsed
+	}
+	return link, err
+}
+
+// linkRequest asks for one link, by index or by name, or for all of them.
+func linkRequest(index uint32, name string) []byte {
+	const skipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS
+	b := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(b[4:], index)
+	if name != "" {
+		at := len(b)
+		b = binary.NativeEndian.AppendUint16(b, uint16(4+len(name)+1))
+		b = binary.NativeEndian.AppendUint16(b, unix.IFLA_IFNAME)
+		b = append(append(b, name...), 0)
+		for (len(b)-at)%4 != 0 {
+			b = append(b, 0)
+		}
+	}
+	return appendNumber(b, unix.IFLA_EXT_MASK, skipStats)
+}
