@@ -95,7 +95,11 @@ func BenchmarkDecode(b *testing.B) {
 		kind, _, _ := ParseKey(e.Key)
 		b.Run(string(kind), func(b *testing.B) {
 			b.ReportAllocs()
-			d := NewView().decoder
+			v := NewView()
+			if _, err := v.Replace(s); err != nil {
+				b.Fatal(err)
+			}
+			d := v.decoder
 			for b.Loop() {
 				if _, _, err := d.stored(e.Key, e.Value); err != nil {
 					b.Fatal(err)

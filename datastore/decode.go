@@ -26,8 +26,10 @@ type decoder struct {
 	head     head
 	formerly []string // paths of keys that older versions wrote; they are read over
 
-	path  []step
-	keys  [][]byte // of the objects around, to find repeated ones
+	// at is the path to the present value: for each part the index in keys of the
+	// key, or minus one minus the position in a list.
+	at    []int
+	keys  [][]byte // of the objects around the value, to find repeated ones
 	found int      // unknown keys so far
 	// unknown is what was found, nil: nothing.
 	unknown *unknown
@@ -36,6 +38,10 @@ type decoder struct {
 
 	name  string // of the object: its parts are shared, not copied
 	names names
+	// endpoint finds the name of an endpoint that is held, "" if there is none: who
+	// has an address is called so; nil: there are none.
+	endpoint func(name []byte) string
+	room     []Allocation // for the elements of a list
 	// rules are the latest rules by their text; nil: they are not kept. A profile
 	// that changed has mostly the rules that it had.
 	rules map[string]Rule
@@ -73,7 +79,7 @@ func (n names) share(b []byte) string {
 // read fills what into points at from raw.
 func (d *decoder) read(raw []byte, into any) error {
 	d.scanner = scanner{raw: raw}
-	d.head, d.path, d.keys, d.news = head{}, d.path[:0], d.keys[:0], nil
+	d.head, d.at, d.keys, d.news = head{}, d.at[:0], d.keys[:0], nil
 	d.found, d.unknown = 0, nil
 	if err := d.object(into); err != nil {
 		return err
@@ -119,14 +125,15 @@ func (d *decoder) fields(field func(key []byte) (known bool, err error)) error {
 		if err != nil {
 			return err
 		}
-		d.path = append(d.path, step{key: key})
-		if slices.ContainsFunc(d.keys[first:], func(k []byte) bool { return bytes.Equal(k, key) }) {
+		d.at = append(d.at, len(d.keys))
+		d.keys = append(d.keys, key)
+		before := d.keys[first : len(d.keys)-1]
+		if slices.ContainsFunc(before, func(k []byte) bool { return bytes.Equal(k, key) }) {
 			return d.wrong("", "given twice")
 		}
-		if len(d.keys)-first >= maxKeys {
+		if len(before) >= maxKeys {
 			return d.wrong("", "is one of too many keys")
 		}
-		d.keys = append(d.keys, key)
 		if !d.take(':') {
 			return errSyntax
 		}
@@ -135,11 +142,13 @@ func (d *decoder) fields(field func(key []byte) (known bool, err error)) error {
 			err = d.other(key)
 		}
 		if err == nil {
-			d.path = d.path[:len(d.path)-1]
+			d.at = d.at[:len(d.at)-1]
 		}
 		return err
 	}, '}')
-	d.keys = d.keys[:first]
+	if err == nil {
+		d.keys = d.keys[:first]
+	}
 	return err
 }
 
@@ -149,7 +158,7 @@ const maxKeys = 4 * maxLabels
 
 // other reads a value whose key is none of the struct's.
 func (d *decoder) other(key []byte) error {
-	if d.headed && len(d.path) == 1 {
+	if d.headed && len(d.at) == 1 {
 		switch string(key) {
 		case "apiVersion":
 			return d.string(&d.head.apiVersion)
@@ -164,45 +173,51 @@ func (d *decoder) other(key []byte) error {
 	if err != nil {
 		return err
 	}
-	path := pathOf(d.path, false)
+	path := pathOf(d.path(), false)
 	if slices.Contains(d.formerly, path) {
 		return nil
 	}
 	d.found++
-	d.unknown = d.unknown.add(d.path, raw)
+	d.unknown = d.unknown.add(d.path(), raw)
 	d.news = append(d.news, path)
 	return nil
 }
 
 // list reads a list, each element by one.
 func list[T any](d *decoder, into *[]T, one func(*T) error) error {
+	return listBy(d, into, nil, one)
+}
+
+// listBy is list with room for the elements, which are copied from there: a list
+// of unknown length would otherwise be moved again and again.
+func listBy[T any](d *decoder, into *[]T, room []T, one func(*T) error) error {
 	if d.null() {
 		return nil
 	}
 	if d.next() != '[' {
 		return d.mismatch("a list")
 	}
-	out, found := []T{}, d.found
+	out, found := room[:0], d.found
 	err := d.members(func() error {
-		d.path = append(d.path, step{at: len(out)})
+		d.at = append(d.at, -1-len(out))
 		out = append(out, *new(T))
 		before, e := d.found, &out[len(out)-1]
 		if err := one(e); err != nil {
 			return err
 		}
 		if d.found > before {
-			if err := d.unknown.identify(d.path, *e); err != nil {
+			if err := d.unknown.identify(d.path(), *e); err != nil {
 				return err
 			}
 		}
-		d.path = d.path[:len(d.path)-1]
+		d.at = d.at[:len(d.at)-1]
 		return nil
 	}, ']')
-	if cap(out) > len(out) {
+	if room != nil || out == nil || cap(out) > len(out) {
 		out = append(make([]T, 0, len(out)), out...)
 	}
 	if d.found > found {
-		d.unknown.find(d.path).length = len(out)
+		d.unknown.find(d.path()).length = len(out)
 	}
 	*into = out
 	return err
@@ -305,18 +320,18 @@ func (d *decoder) shared(into *string) error {
 	return err
 }
 
-// part reads a text that probably is a part of the object's name.
-func (d *decoder) part(into *string) error {
+// part reads a text that probably is name, or a part of it between slashes.
+func (d *decoder) part(into *string, name string) error {
 	if d.null() {
 		return nil
 	}
 	b, err := d.plain()
-	for at := 0; at+len(b) <= len(d.name); {
-		if d.name[at:at+len(b)] == string(b) {
-			*into = d.name[at : at+len(b)]
+	for at := 0; at+len(b) <= len(name); {
+		if name[at:at+len(b)] == string(b) {
+			*into = name[at : at+len(b)]
 			return err
 		}
-		slash := strings.IndexByte(d.name[at:], '/')
+		slash := strings.IndexByte(name[at:], '/')
 		if slash < 0 {
 			break
 		}
@@ -406,7 +421,7 @@ func fieldOf(v reflect.Value, key string) (reflect.Value, bool) {
 
 // wrong is an error about the value at the present path.
 func (d *decoder) wrong(value, reason string) error {
-	return &FieldError{Field: pathOf(d.path, true), Value: value, Reason: reason}
+	return &FieldError{Field: pathOf(d.path(), true), Value: value, Reason: reason}
 }
 
 // mismatch says that what comes next is of the wrong type.
@@ -427,6 +442,19 @@ func (d *decoder) mismatch(want string) error {
 		raw = raw[:min(len(raw), 64)]
 	}
 	return d.wrong(string(raw), reason)
+}
+
+// path is the path to the present value.
+func (d *decoder) path() []step {
+	path := make([]step, 0, len(d.at))
+	for _, i := range d.at {
+		if i < 0 {
+			path = append(path, step{at: -1 - i})
+		} else {
+			path = append(path, step{key: d.keys[i]})
+		}
+	}
+	return path
 }
 
 // pathOf is the path as people write it, e.g. spec.ports[1].name; without

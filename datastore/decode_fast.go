@@ -3,7 +3,6 @@ package datastore
 import (
 	"net/netip"
 	"strconv"
-	"strings"
 )
 
 // fast reads into without reflection, if it is one of the structs of which a
@@ -16,11 +15,11 @@ func (d *decoder) fast(into any) (done bool, err error) {
 	case *Endpoint:
 		err = d.fields(func(key []byte) (bool, error) { return d.outer(key, &o.Metadata, &o.Spec) })
 	case *EndpointSpec:
-		err = d.fields(func(key []byte) (bool, error) { return d.endpoint(o, key) })
+		err = d.fields(func(key []byte) (bool, error) { return d.endpointSpec(o, key) })
 	case *Block:
 		err = d.fields(func(key []byte) (bool, error) { return d.outer(key, &o.Metadata, &o.Spec) })
 	case *BlockSpec:
-		err = d.fields(func(key []byte) (bool, error) { return d.block(o, key) })
+		err = d.fields(func(key []byte) (bool, error) { return d.blockSpec(o, key) })
 	case *Allocation:
 		err = d.fields(func(key []byte) (bool, error) { return d.allocation(o, key) })
 	case *Released:
@@ -45,7 +44,7 @@ func (d *decoder) outer(key []byte, m *Metadata, spec any) (bool, error) {
 func (d *decoder) metadata(m *Metadata, key []byte) (bool, error) {
 	switch string(key) {
 	case "name":
-		return true, d.part(&m.Name)
+		return true, d.part(&m.Name, d.name)
 	case "labels":
 		return true, d.entries(&m.Labels)
 	case "needs":
@@ -54,16 +53,16 @@ func (d *decoder) metadata(m *Metadata, key []byte) (bool, error) {
 	return false, nil
 }
 
-func (d *decoder) endpoint(s *EndpointSpec, key []byte) (bool, error) {
+func (d *decoder) endpointSpec(s *EndpointSpec, key []byte) (bool, error) {
 	switch string(key) {
 	case "node":
-		return true, d.part(&s.Node)
+		return true, d.part(&s.Node, d.name)
 	case "orchestrator":
-		return true, d.part(&s.Orchestrator)
+		return true, d.part(&s.Orchestrator, d.name)
 	case "workload":
-		return true, d.part(&s.Workload)
+		return true, d.part(&s.Workload, d.name)
 	case "interface":
-		return true, d.part(&s.Interface)
+		return true, d.part(&s.Interface, d.name)
 	case "network":
 		return true, d.shared(&s.Network)
 	case "link":
@@ -80,7 +79,7 @@ func (d *decoder) endpoint(s *EndpointSpec, key []byte) (bool, error) {
 	return false, nil
 }
 
-func (d *decoder) block(s *BlockSpec, key []byte) (bool, error) {
+func (d *decoder) blockSpec(s *BlockSpec, key []byte) (bool, error) {
 	switch string(key) {
 	case "cidr":
 		return true, d.parsed(&s.CIDR)
@@ -91,7 +90,10 @@ func (d *decoder) block(s *BlockSpec, key []byte) (bool, error) {
 	case "next":
 		return true, d.int(&s.Next)
 	case "allocations":
-		return true, list(d, &s.Allocations, func(a *Allocation) error { return d.object(a) })
+		if d.room == nil && d.names != nil {
+			d.room = make([]Allocation, 1<<maxBlockBits)
+		}
+		return true, listBy(d, &s.Allocations, d.room, func(a *Allocation) error { return d.object(a) })
 	case "released":
 		return true, list(d, &s.Released, func(r *Released) error { return d.object(r) })
 	}
@@ -103,19 +105,31 @@ func (d *decoder) allocation(a *Allocation, key []byte) (bool, error) {
 	case "ordinal":
 		return true, d.int(&a.Ordinal)
 	case "handle":
-		return true, d.string(&a.Handle)
+		return true, d.handle(&a.Handle)
 	case "node":
 		return true, d.shared(&a.Node)
 	case "workload":
-		err := d.string(&a.Workload)
-		if i := strings.Index(a.Handle, a.Workload); i >= 0 {
-			a.Workload = a.Handle[i : i+len(a.Workload)] // the handle is the endpoint's name
-		}
-		return true, err
+		return true, d.part(&a.Workload, a.Handle)
 	case "time":
 		return true, d.parsed(&a.Time)
 	}
 	return false, nil
+}
+
+// handle reads who holds an address: mostly an endpoint, whose name is shared.
+func (d *decoder) handle(into *string) error {
+	if d.null() {
+		return nil
+	}
+	b, err := d.plain()
+	*into = ""
+	if d.endpoint != nil {
+		*into = d.endpoint(b)
+	}
+	if *into == "" {
+		*into = string(b)
+	}
+	return err
 }
 
 func (d *decoder) released(r *Released, key []byte) (bool, error) {

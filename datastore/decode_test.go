@@ -341,3 +341,27 @@ func TestDecodeAllocatesLittle(t *testing.T) {
 		t.Error("the parts of the name are not parts of it")
 	}
 }
+
+// TestBlocksShareTheNamesOfEndpoints: decoding a block again takes no allocation for
+// each address that an endpoint holds.
+func TestBlocksShareTheNamesOfEndpoints(t *testing.T) {
+	s := cluster(t, 1, 100)
+	v := NewView()
+	if _, err := v.Replace(s); err != nil {
+		t.Fatal(err)
+	}
+	b := v.Blocks()[0]
+	for _, a := range b.Spec.Allocations {
+		if e := v.Endpoint(a.Handle); unsafe.StringData(a.Handle) != unsafe.StringData(e.Metadata.Name) || a.Workload != e.Spec.Workload {
+			t.Fatalf("%+v has a name of its own", a)
+		}
+	}
+	key, _ := KeyOf(b)
+	value, err := Encode(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if allocs := testing.AllocsPerRun(100, func() { _, _, _ = v.decoder.stored(key, value) }); allocs > 20 {
+		t.Errorf("%v allocations", allocs)
+	}
+}

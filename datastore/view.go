@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // View is a typed, indexed copy of what the store holds. It is not safe for
@@ -75,6 +76,13 @@ func NewView() *View {
 	for _, k := range Kinds() {
 		v.objects[k] = map[string]held{}
 	}
+	endpoints := v.objects[KindEndpoint]
+	v.decoder.endpoint = func(name []byte) string {
+		if h, ok := endpoints[string(name)]; ok {
+			return h.Meta().Name
+		}
+		return ""
+	}
 	return v
 }
 
@@ -126,6 +134,9 @@ func (v *View) Apply(e Entry) (Change, error) {
 
 func (v *View) sum(value []byte) uint64 { return maphash.Bytes(v.seed, value) }
 
+// blockPrefix is KindPrefix(KindBlock).
+const blockPrefix = Prefix + "blocks/"
+
 // Replace takes a complete listing and returns what differs from what the View
 // held, deletions first, then by kind as in Kinds and in the order of the listing.
 // The error joins those of the entries that do not decode.
@@ -134,16 +145,19 @@ func (v *View) Replace(s Snapshot) ([]Change, error) {
 	var bad []error
 	changes := v.dropUnlisted(s)
 	byKind := map[Kind][]Change{}
-	for _, e := range s.Entries {
-		if v.holds(e) {
-			continue
-		}
-		c, err := v.Apply(e)
-		if err != nil {
-			bad = append(bad, err)
-		}
-		if c.Kind != "" {
-			byKind[c.Kind] = append(byKind[c.Kind], c)
+	// Blocks come last: they share the names of the endpoints.
+	for _, blocks := range []bool{false, true} {
+		for _, e := range s.Entries {
+			if strings.HasPrefix(e.Key, blockPrefix) != blocks || v.holds(e) {
+				continue
+			}
+			c, err := v.Apply(e)
+			if err != nil {
+				bad = append(bad, err)
+			}
+			if c.Kind != "" {
+				byKind[c.Kind] = append(byKind[c.Kind], c)
+			}
 		}
 	}
 	for _, k := range Kinds() {
