@@ -93,6 +93,23 @@ func neededToDelete(kind datastore.Kind, names ...string) []string {
 	return n.prefixes()
 }
 
+// neededForStatus is what status reads: of this node, the local one, its address and
+// AS number; of others what they report too.
+func neededForStatus(node string, local, all bool) []string {
+	n := needed{}
+	n.all(datastore.KindBGPConfig)
+	if all {
+		n.all(datastore.KindNode, datastore.KindReport)
+		return n.prefixes()
+	}
+	n.one(datastore.KindNode, node)
+	if !local {
+		n.one(datastore.KindReport, datastore.ReportName(node, datastore.ReportAgent))
+		n.one(datastore.KindReport, datastore.ReportName(node, datastore.ReportSpeaker))
+	}
+	return n.prefixes()
+}
+
 // checkPut says why writing o would contradict the cluster.
 func (a *app) checkPut(ctx context.Context, s datastore.Store, o datastore.Object) error {
 	view, err := a.list(ctx, s, neededToPut(o))

@@ -133,23 +133,6 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 	return out, nil
 }
 
-// neededForStatus is what status reads: of this node, the local one, its address and
-// AS number; of others what they report too.
-func neededForStatus(node string, local, all bool) []string {
-	n := needed{}
-	n.all(datastore.KindBGPConfig)
-	if all {
-		n.all(datastore.KindNode, datastore.KindReport)
-		return n.prefixes()
-	}
-	n.one(datastore.KindNode, node)
-	if !local {
-		n.one(datastore.KindReport, datastore.ReportName(node, datastore.ReportAgent))
-		n.one(datastore.KindReport, datastore.ReportName(node, datastore.ReportSpeaker))
-	}
-	return n.prefixes()
-}
-
 // storeHealth is how the datastore is: where and how many members answer, and
 // what members that are full say.
 type storeHealth struct {

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"slices"
 	"time"
@@ -74,6 +75,7 @@ type agent struct {
 	joiner   *joiner
 	returner *returner
 	reporter *control.Reporter
+	api      *api
 	rehost   chan struct{} // holds one: the host's addresses changed
 	forward  chan struct{} // holds one: look after foreign FORWARD chains
 }
@@ -126,20 +128,54 @@ func (a *agent) close() error {
 // outside is what the role works on; tests put fakes in.
 type outside struct {
 	links interface {
-		links
+		hostLinks
 		workload.Links
+		Run(ctx context.Context) error
+		Watch(ctx context.Context, fn func(kernel.Event)) error
+		OpenNetns(pid, fd int) (*kernel.Netns, error)
 	}
-	routes  routes
-	resolve func(context.Context, netip.Addr) (routing.NextHop, error)
-	filter  filter
-	store   datastore.Store
-	forget  func(addrs ...netip.Addr) error
+	routes interface {
+		routes
+		Resolve(ctx context.Context, a netip.Addr) (routing.NextHop, error)
+		Watch(ctx context.Context, ignore fib.Ignore, fn func(fib.Event)) error
+	}
+	filter interface {
+		filter
+		Watch(ctx context.Context, fn func()) error
+		WatchOthers(ctx context.Context, fn func()) error
+	}
+	// followed is the datastore; store is the same, and fails while it is not the
+	// right one, as guard says.
+	followed, store datastore.Store
+	guard           datastore.Guard
+	// forget deletes the connection tracking entries of addresses.
+	forget func(addrs ...netip.Addr) error
+	// forward is iptables.Run.
+	forward func(ctx context.Context, prefix string, changed <-chan struct{}, report func(added int, err error)) error
+	// serve answers on the control socket until ctx ends.
+	serve func(ctx context.Context, h http.Handler) error
+}
+
+// task is one of the parts that make up the role: it runs until ctx ends.
+type task struct {
+	name string
+	run  func(ctx context.Context) error
+}
+
+// String names the task.
+func (t task) String() string { return t.name }
+
+// Run runs the task.
+func (t task) Run(ctx context.Context) error {
+	if err := t.run(ctx); err != nil {
+		return fmt.Errorf("%s: %w", t.name, err)
+	}
+	return nil
 }
 
 // build joins the parts; it starts nothing.
 func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
-	l := newLoop(a.cfg, a.log)
-	l.links, l.routes, l.filter = o.links, o.routes, o.filter
+	l := newLoop(a.cfg, a.log, o.links, o.routes, o.filter)
 	l.records = workload.NewRecords(a.cfg.recordsDir())
 	l.boot, l.lastBoot = a.boot, readBoot(a.cfg.lastBootFile())
 	l.spawn = spawn
@@ -158,7 +194,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 		Links: o.links, Host: l, Forget: o.forget, Store: o.store, Records: l.records, Log: a.log,
 		Addresses: a.returner.addresses,
 	})
-	a.joiner = &joiner{cfg: a.cfg, loop: l, store: o.store, service: a.service, host: a.host, resolve: o.resolve}
+	a.joiner = &joiner{cfg: a.cfg, loop: l, store: o.store, service: a.service, host: a.host, resolve: o.routes.Resolve}
 	l.enter, l.release = a.joiner.enter, a.service.Release
 	a.reporter = control.NewReporter(a.cfg.Node, datastore.ReportAgent, o.store, l.reportStatus, a.log)
 	l.report = a.reporter.Wake
@@ -171,16 +207,21 @@ func poke(ch chan struct{}) {
 	}
 }
 
-// run starts the parts and waits for them. When ctx ends, calls in progress are
-// finished first, which needs all the other parts.
+// run starts the tasks and waits for them. When ctx ends, calls in progress are
+// finished first, which needs all the other tasks.
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
-	a.build(outside{links: a.kernel, routes: a.fib, resolve: a.fib.Resolve, filter: a.nft, store: a.guard.Fence(a.store), forget: conntrack.Delete},
-		func(fn func(context.Context) error) { group.Go(func() error { return fn(inner) }) })
+	o := outside{
+		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.store, store: a.guard.Fence(a.store), guard: a.guard, forget: conntrack.Delete, forward: iptables.Run,
+		serve: func(ctx context.Context, h http.Handler) error {
+			return cmp.Or(control.Serve(ctx, a.listener, h), errEnded)
+		},
+	}
+	a.build(o, func(fn func(context.Context) error) { group.Go(func() error { return fn(inner) }) })
 	serving, stop := context.WithCancel(inner)
 	defer context.AfterFunc(ctx, stop)()
-	for _, part := range a.parts(inner, serving) {
-		group.Go(part)
+	for _, t := range a.tasks(o, serving) {
+		group.Go(func() error { return t.Run(inner) })
 	}
 	a.log.Info("agent started", "node", a.cfg.Node, "host", a.host, "socket", a.cfg.Socket)
 	err := group.Wait()
@@ -192,41 +233,48 @@ func (a *agent) run(ctx context.Context) error {
 	return nil
 }
 
-// parts are what runs until ctx ends; serving the control socket ends all.
-func (a *agent) parts(ctx, serving context.Context) []func() error {
+// tasks are what runs until the role ends; serving the control socket, which ends
+// with serving, ends all.
+func (a *agent) tasks(o outside, serving context.Context) []task {
 	l := a.loop
-	api := &api{loop: l, service: a.service, namespace: a.kernel.OpenNetns}
-	return []func() error{
-		func() error { return l.run(ctx) },
-		func() error { return a.kernel.Run(ctx) },
-		func() error { return a.kernel.Watch(ctx, func(e kernel.Event) { l.post(func() { l.event(e) }) }) },
-		func() error { return a.fib.Watch(ctx, fib.Ignore{}, a.routeEvent) },
-		func() error { return a.nft.Watch(ctx, func() { l.post(func() { l.resyncACL = true }) }) },
-		func() error { return a.nft.WatchOthers(ctx, func() { poke(a.forward) }) },
-		func() error { return watchPending(ctx, a.cfg.pendingDir(), func() { a.workOff(ctx) }) },
-		func() error { return a.follow(ctx, &follower{loop: l, ctx: ctx}) },
-		func() error { return a.reporter.Run(ctx) },
-		func() error { return a.returner.Run(ctx) },
-		func() error { return a.watchHost(ctx) },
-		func() error { return a.keepForward(ctx) },
-		func() error { return a.compare(ctx) },
-		func() error { return cmp.Or(control.Serve(serving, a.listener, api.routes()), errEnded) },
+	a.api = &api{loop: l, service: a.service, namespace: o.links.OpenNetns}
+	return []task{
+		{"reconcile", l.run},
+		{"remove links", o.links.Run},
+		{"watch links", func(ctx context.Context) error {
+			return o.links.Watch(ctx, func(e kernel.Event) { l.post(func() { l.event(e) }) })
+		}},
+		{"watch routes", func(ctx context.Context) error { return o.routes.Watch(ctx, fib.Ignore{}, a.routeEvent) }},
+		{"watch the packet filter", func(ctx context.Context) error {
+			return o.filter.Watch(ctx, func() { l.post(func() { l.filtering.resync = true }) })
+		}},
+		{"watch other packet filters", func(ctx context.Context) error { return o.filter.WatchOthers(ctx, func() { poke(a.forward) }) }},
+		{"watch pending detaches", func(ctx context.Context) error {
+			return watchPending(ctx, a.cfg.pendingDir(), func() { a.workOff(ctx) })
+		}},
+		{"follow the datastore", func(ctx context.Context) error { return a.follow(ctx, o) }},
+		{a.reporter.String(), a.reporter.Run},
+		{a.returner.String(), a.returner.Run},
+		{"keep the registration", a.watchHost},
+		{"let forwarding through", func(ctx context.Context) error { return a.keepForward(ctx, o.forward) }},
+		{"compare", a.compare},
+		{"serve", func(context.Context) error { return o.serve(serving, a.api.routes()) }},
 	}
 }
 
 // follow follows the store; first the host is read, so that a listing finds it.
-func (a *agent) follow(ctx context.Context, f *follower) error {
+func (a *agent) follow(ctx context.Context, o outside) error {
 	if err := a.loop.do(ctx, a.loop.readHost); err != nil {
 		return err
 	}
-	return datastore.Follow(ctx, a.store, nil, a.guard, f)
+	return datastore.Follow(ctx, o.followed, nil, o.guard, &follower{loop: a.loop, ctx: ctx})
 }
 
 // routeEvent is a change of the kernel's routes. Those that were taken are back
 // already; those of our protocol that nobody wants are removed.
 func (a *agent) routeEvent(e fib.Event) {
 	if e.Lost || slices.ContainsFunc(e.Changes, func(c fib.Change) bool { return !c.Gone }) {
-		a.loop.post(func() { a.loop.resyncRoutes = true })
+		a.loop.post(func() { a.loop.table.resync = true })
 	}
 }
 
@@ -269,19 +317,19 @@ func (a *agent) watchHost(ctx context.Context) error {
 
 // keepForward lets forwarded packets of endpoints through where another
 // program's FORWARD chain would drop them.
-func (a *agent) keepForward(ctx context.Context) error {
+func (a *agent) keepForward(ctx context.Context, forward func(context.Context, string, <-chan struct{}, func(int, error)) error) error {
 	if err := a.loop.await(ctx, func() (bool, error) { return a.loop.admitted, nil }); err != nil {
 		return err
 	}
 	last := ""
-	return iptables.Run(ctx, a.cfg.LinkPrefix, a.forward, func(added int, err error) {
+	return forward(ctx, a.cfg.LinkPrefix, a.forward, func(added int, err error) {
 		text := ""
 		if err != nil {
 			text = oneLine(err.Error())
 		}
 		if text != last {
 			last = text
-			a.loop.post(func() { a.loop.note("iptables", text) })
+			a.loop.post(func() { a.loop.problems.note("iptables", text) })
 		}
 		if added > 0 {
 			a.log.Info("forwarding let through the host's iptables", "rules", added)

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"netctl/datastore"
 	"netctl/datastore/ipam"
 )
 
@@ -66,14 +67,14 @@ func (r *returner) giveBack(ctx context.Context, cidr netip.Prefix) error {
 
 // withdraw takes a block's route out of the kernel and keeps it out.
 func (l *loop) withdraw(ctx context.Context, block netip.Prefix) error {
-	if err := l.do(ctx, func() { l.returning[block], l.routesDirty = true, true }); err != nil {
+	if err := l.do(ctx, func() { l.returning[block] = true; l.rerouteBlock(block) }); err != nil {
 		return err
 	}
 	return l.await(ctx, func() (bool, error) {
 		if err := l.why(); err != nil {
 			return false, err
 		}
-		return !l.routed(block), l.routeErr
+		return !l.table.routed(block), l.table.err
 	})
 }
 
@@ -81,6 +82,11 @@ func (l *loop) withdraw(ctx context.Context, block netip.Prefix) error {
 func (l *loop) restore(block netip.Prefix) {
 	if l.returning[block] {
 		delete(l.returning, block)
-		l.routesDirty = true
+		l.rerouteBlock(block)
 	}
+}
+
+func (l *loop) rerouteBlock(block netip.Prefix) {
+	name := datastore.PoolName(block)
+	l.routeBlock(name, l.view.Block(name))
 }

@@ -31,7 +31,4 @@ blackhole fd80::/122
 fd80::5 dev nc1` {
 		t.Errorf("routes:\n%s", text)
 	}
-	if !usesIPv6(want) || usesIPv6(want[:2]) {
-		t.Error("usesIPv6 is wrong")
-	}
 }

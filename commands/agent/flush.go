@@ -4,15 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
-	"slices"
 	"time"
 
 	"netctl/acl"
 	"netctl/datastore"
 	"netctl/netdev/kernel"
-	"netctl/routing"
 )
 
 // frozen says that the kernel is to stay as it is: the view is not (yet) what
@@ -20,12 +17,15 @@ import (
 func (l *loop) frozen() bool { return l.stage == detached || !l.admitted || l.restoring }
 
 // flush brings the kernel to what the view says: the packet filter first, then
-// links up, then routes. A failure is tried again later and keeps new endpoints
-// from going up, nothing else.
+// links up, then routes. A failure is tried again when it is due and keeps new
+// endpoints from going up, nothing else.
 func (l *loop) flush(ctx context.Context) {
 	l.readHost()
 	if l.frozen() || ctx.Err() != nil {
 		return
+	}
+	for name := range l.dirty {
+		l.moved[name] = true
 	}
 	if l.flushFilter(ctx) {
 		l.flushLinks()
@@ -35,33 +35,25 @@ func (l *loop) flush(ctx context.Context) {
 
 // readHost reads links and addresses anew where events were missed.
 func (l *loop) readHost() {
-	if l.resyncLinks {
-		list, err := l.links.Links()
-		if err != nil {
-			l.failed("links", err)
+	if l.links.resync && l.problems.due("links") {
+		if err := l.links.read(); err != nil {
+			l.problems.failed("links", err)
 			return
 		}
-		l.solved("links")
-		l.resyncLinks = false
-		l.present = make(map[string]kernel.Link, len(list))
-		for _, k := range list {
-			l.present[k.Name] = k
-		}
+		l.problems.solved("links")
 		for name := range l.locals {
-			l.dirty[name] = true
+			l.mark(name)
 		}
-		l.routesDirty = true
 	}
-	if l.resyncHost {
-		list, err := l.links.Addresses()
+	if l.links.resyncHost && l.problems.due("addresses") {
+		changed, err := l.links.readHost()
 		if err != nil {
-			l.failed("addresses", err)
+			l.problems.failed("addresses", err)
 			return
 		}
-		l.solved("addresses")
-		l.resyncHost, l.forward6, l.mtus = false, false, map[int]int{}
-		if !slices.Equal(list, l.addrs) {
-			l.addrs = list
+		l.problems.solved("addresses")
+		l.forward6 = false
+		if changed {
 			for _, b := range l.view.Blocks() {
 				l.overlap(b.Metadata.Name, b)
 			}
@@ -71,58 +63,43 @@ func (l *loop) readHost() {
 }
 
 // flushFilter brings the packet filter up to date. What the kernel refuses keeps
-// those endpoints from going up that need it, no others, and is tried again later;
-// an endpoint that is up keeps what the kernel took of it before.
+// those endpoints from going up that need it, no others; an endpoint that is up
+// keeps what the kernel took of it before.
 func (l *loop) flushFilter(ctx context.Context) bool {
-	delta := l.index.Flush()
-	var err error
-	switch {
-	case l.resyncACL:
-		l.refused = nil
-		err = l.filter.Sync(ctx, l.index.Ruleset())
+	f := l.filtering
+	if l.problems.again.Again("acl") {
+		f.resync = true
+	} else if f.resync && !l.problems.due("acl") {
+		return false // it failed, and nobody knows what is in the kernel
+	}
+	whole, err := f.flush(ctx)
+	if whole {
 		for name, lo := range l.locals {
 			if !lo.filtered {
-				l.dirty[name] = true
+				l.mark(name)
 			}
 		}
-	case !delta.Empty():
-		l.refused = l.refused.Without(delta)
-		err = l.filter.Apply(ctx, delta)
 	}
 	var refused *acl.RefusedError
 	switch {
 	case errors.As(err, &refused):
-		l.refuse(refused)
+		l.problems.failed("acl", fmt.Errorf("%w: what needs it is not attached until the kernel takes it", err))
 	case err != nil:
-		l.aclErr, l.resyncACL = err, true
-		l.failed("acl", err)
+		l.problems.failed("acl", err)
 		return false
-	case l.refused == nil:
-		l.aclErr = nil
-		l.solved("acl")
+	case f.refused == nil:
+		l.problems.solved("acl")
 	}
-	l.resyncACL = false
 	for name := range l.dirty {
 		if lo := l.locals[name]; lo != nil {
-			lo.filtered = lo.ep != nil && (l.present[lo.link].Up || l.index.Concerning(lo.link, l.refused) == nil)
+			lo.filtered = lo.ep != nil && (l.links.present[lo.link].Up || f.covers(lo.link))
 		}
 	}
 	return true
 }
 
-// refuse books what the kernel refused, beside what it refused before.
-func (l *loop) refuse(e *acl.RefusedError) {
-	all := &acl.RefusedError{}
-	if l.refused != nil {
-		all.Refusals = slices.Clone(l.refused.Refusals)
-	}
-	for _, r := range e.Refusals {
-		all.Refusals = append(all.Refusals, l.index.Name(r))
-	}
-	l.refused, l.aclErr = all, all
-	l.failed("acl", fmt.Errorf("%w: what needs it is not attached until the kernel takes it", all))
-	time.AfterFunc(l.retry, func() { l.post(func() { l.resyncACL = true }) })
-}
+// mark has an endpoint's link and routes looked at.
+func (l *loop) mark(name string) { l.dirty[name], l.moved[name] = true, true }
 
 // flushLinks works off the endpoints that changed.
 func (l *loop) flushLinks() {
@@ -133,15 +110,14 @@ func (l *loop) flushLinks() {
 		if lo == nil || lo.busy > 0 && (!lo.created || lo.ep == nil) {
 			continue // End makes it dirty again
 		}
-		link, linked := l.present[lo.link]
+		link, linked := l.links.present[lo.link]
 		switch {
 		case lo.ep == nil:
-			if linked && !l.kept[lo.link] {
-				l.retire(lo)
-			}
 			if !linked {
-				delete(l.kept, lo.link)
-				delete(l.problems, "restore "+name)
+				delete(l.links.leftAlone, lo.link)
+				l.problems.drop("restore " + name)
+			} else if !l.links.leftAlone[lo.link] && !l.retire(lo) {
+				continue
 			}
 			l.drop(lo)
 		case !linked:
@@ -154,57 +130,77 @@ func (l *loop) flushLinks() {
 		}
 	}
 	if l.stage == ready {
-		l.retireOrphans()
+		l.retireOwnerless()
 	}
 }
 
 // raise sets a link up whose ACLs are in the kernel.
 func (l *loop) raise(lo *local, link kernel.Link) {
-	switch err := l.links.Up(lo.link); {
+	what := "link " + lo.link
+	if !l.problems.due(what) {
+		l.dirty[lo.name] = true
+		return
+	}
+	switch err := l.links.kernel.Up(lo.link); {
 	case errors.Is(err, os.ErrNotExist):
-		delete(l.present, lo.link)
+		delete(l.links.present, lo.link)
 		l.missed(lo)
 	case err != nil:
 		l.dirty[lo.name] = true
-		l.failed("link "+lo.link, err)
+		l.problems.failed(what, err)
 		return
 	default:
 		link.Up, lo.raise = true, false
-		l.present[lo.link] = link
+		l.links.present[lo.link] = link
 	}
-	l.solved("link " + lo.link)
-	l.routesDirty = true
+	l.problems.solved(what)
+	l.moved[lo.name] = true
 }
 
 // retire takes the link of an endpoint that the store does not have any more out
-// of service.
-func (l *loop) retire(lo *local) {
+// of service; false: that is still to be done.
+func (l *loop) retire(lo *local) bool {
+	if !l.problems.due("link " + lo.link) {
+		l.dirty[lo.name] = true
+		return false
+	}
 	l.log.Info("endpoint removed", "endpoint", lo.name, "link", lo.link)
-	if err := l.links.Detach(lo.link); err != nil {
-		l.failed("link "+lo.link, err)
-		return
+	if !l.remove(lo.link) {
+		l.dirty[lo.name] = true
+		return false
 	}
-	l.solved("link " + lo.link)
-	delete(l.present, lo.link)
-	if err := l.records.Remove(lo.link); err != nil {
-		l.log.Warn("attach record not removed", "endpoint", lo.name, "error", err)
-	}
-	l.routesDirty = true
+	l.moved[lo.name] = true
+	return true
 }
 
-// retireOrphans takes links out of service that no endpoint has.
-func (l *loop) retireOrphans() {
-	for name := range l.present {
-		if l.owners[name] != "" || l.kept[name] || l.strangers(name) {
-			continue
+// remove takes a link out of service, with its record.
+func (l *loop) remove(link string) bool {
+	if err := l.links.kernel.Detach(link); err != nil {
+		l.problems.failed("link "+link, err)
+		return false
+	}
+	l.problems.solved("link " + link)
+	delete(l.links.present, link)
+	if err := l.records.Remove(link); err != nil {
+		l.log.Warn("attach record not removed", "link", link, "error", err)
+	}
+	return true
+}
+
+// retireOwnerless takes links out of service that no endpoint has.
+func (l *loop) retireOwnerless() {
+	for link := range l.links.ownerless {
+		_, present := l.links.present[link]
+		switch {
+		case !present || l.links.owners[link] != "" || l.links.leftAlone[link] || l.strangers(link):
+			delete(l.links.ownerless, link)
+		case !l.problems.due("link " + link):
+		default:
+			l.log.Info("link without an endpoint removed", "link", link)
+			if l.remove(link) {
+				delete(l.links.ownerless, link)
+			}
 		}
-		l.log.Info("link without an endpoint removed", "link", name)
-		if err := l.links.Detach(name); err != nil {
-			l.failed("link "+name, err)
-			continue
-		}
-		delete(l.present, name)
-		_ = l.records.Remove(name)
 	}
 }
 
@@ -215,88 +211,69 @@ func (l *loop) strangers(link string) bool {
 	if err != nil || rec.Endpoint.Spec.Node == l.cfg.Node {
 		return false
 	}
-	l.kept[link] = true
-	l.note("link "+link, fmt.Sprintf("was attached by node %s, and this host is %s now: detach its workload, or set that name again", rec.Endpoint.Spec.Node, l.cfg.Node))
+	l.links.leftAlone[link] = true
+	l.problems.note("link "+link, fmt.Sprintf("was attached by node %s, and this host is %s now: detach its workload, or set that name again", rec.Endpoint.Spec.Node, l.cfg.Node))
 	return true
 }
 
+// flushRoutes brings the routes up to date: those of the endpoints that changed,
+// or, where the kernel's are not known, all.
 func (l *loop) flushRoutes(ctx context.Context) {
-	if !l.routesDirty && !l.resyncRoutes {
-		l.forwarding(l.have)
+	for name := range l.moved {
+		l.route(name)
+	}
+	clear(l.moved)
+	l.forwarding()
+	if l.problems.again.Again("routes") {
+		l.table.resync = true
+	} else if l.table.resync && !l.problems.due("routes") {
 		return
 	}
-	blocks := slices.DeleteFunc(l.view.BlocksOf(l.cfg.Node), func(b *datastore.Block) bool { return l.returning[b.Spec.CIDR] })
-	want := desiredRoutes(l.cfg.Gateway, blocks, l.view.EndpointsOf(l.cfg.Node), l.usable)
-	l.forwarding(want)
-	if l.resyncRoutes {
-		have, err := l.routes.Routes(ctx)
-		if err != nil {
-			l.routeErr = err
-			l.failed("routes", err)
-			return
-		}
-		l.have = have
-	}
-	changes := routing.Diff(want, l.have)
-	// An endpoint's route goes before its block's: alone it would be announced.
-	slices.Reverse(changes.Delete)
-	if l.resyncRoutes {
-		l.adopt(want, &changes)
-	}
-	l.routeErr = nil
-	if !changes.Empty() {
-		l.routeErr = l.routes.Apply(ctx, changes)
-	}
-	l.have, l.routesDirty, l.resyncRoutes = want, false, false
-	clear(l.missing)
-	for _, r := range l.routes.Missing() {
-		l.missing[r.Prefix] = true
-	}
-	if l.routeErr != nil {
-		l.failed("routes", l.routeErr)
-		time.AfterFunc(l.retry, func() { l.post(func() { l.resyncRoutes = true }) })
+	if err := l.table.flush(ctx); err != nil {
+		l.problems.failed("routes", err)
 		return
 	}
-	l.solved("routes")
+	l.problems.solved("routes")
 }
 
-// adopt tells the table what is in the kernel already, after it was read. What is
-// not, and should be, the table may believe to be there: it is to forget it.
-func (l *loop) adopt(want []routing.Route, changes *routing.Changes) {
-	have := make(map[routing.Key]routing.Route, len(l.have))
-	for _, r := range l.have {
-		have[r.Key()] = r
+// route has the table want an endpoint's routes, if they can be in the kernel.
+func (l *loop) route(name string) {
+	if lo := l.locals[name]; lo != nil && lo.ep != nil && l.usable(lo.ep) {
+		l.table.want("endpoint "+name, endpointRoutes(lo.ep)...)
+		return
 	}
-	var there []routing.Route
-	for _, r := range want {
-		if h, ok := have[r.Key()]; !ok {
-			changes.Delete = append(changes.Delete, r)
-		} else if h.Equal(r) {
-			there = append(there, r)
-		}
+	l.table.want("endpoint " + name)
+}
+
+// routeBlock has the table want a block's route, if it is this node's (nil: it is
+// not) and not being given back.
+func (l *loop) routeBlock(name string, b *datastore.Block) {
+	if b != nil && b.Spec.Affinity == l.cfg.Node && !l.returning[b.Spec.CIDR] {
+		l.table.want("block "+name, blockRoute(b))
+		return
 	}
-	l.routes.Adopt(there)
+	l.table.want("block " + name)
 }
 
 // forwarding switches on what the routes need, and looks again after interfaces
 // of the host changed.
-func (l *loop) forwarding(routes []routing.Route) {
-	l.forward(&l.forward4, "ipv4 forwarding", l.links.Forwarding4)
-	if !l.forward6 && usesIPv6(routes) {
-		l.forward(&l.forward6, "ipv6 forwarding", l.links.Forwarding6)
+func (l *loop) forwarding() {
+	l.forward(&l.forward4, "ipv4 forwarding", l.links.kernel.Forwarding4)
+	if l.table.v6 > 0 {
+		l.forward(&l.forward6, "ipv6 forwarding", l.links.kernel.Forwarding6)
 	}
 }
 
 // forward switches forwarding on, once.
 func (l *loop) forward(done *bool, what string, on func() error) {
-	if *done {
+	if *done || !l.problems.due(what) {
 		return
 	}
 	if err := on(); err != nil {
-		l.failed(what, err)
+		l.problems.failed(what, err)
 		return
 	}
-	l.solved(what)
+	l.problems.solved(what)
 	*done = true
 }
 
@@ -304,7 +281,7 @@ func (l *loop) forward(done *bool, what string, on func() error) {
 // link that is up and protected.
 func (l *loop) usable(e *datastore.Endpoint) bool {
 	lo := l.locals[e.Metadata.Name]
-	return lo != nil && lo.filtered && !lo.leaving && l.present[lo.link].Up
+	return lo != nil && lo.filtered && !lo.leaving && l.links.present[lo.link].Up
 }
 
 // programmed says what of an endpoint is not in the kernel.
@@ -313,27 +290,15 @@ func (l *loop) programmed(lo *local) error {
 	case lo.ep == nil:
 		return errors.New("the endpoint is not in the datastore")
 	case !lo.filtered:
-		return errors.Join(errors.New("its ACLs are not in the kernel"), l.unprotected(lo))
-	case !l.present[lo.link].Up:
+		return errors.Join(errors.New("its ACLs are not in the kernel"), l.filtering.why(lo.link))
+	case !l.links.present[lo.link].Up:
 		return errors.New("link " + lo.link + " is not up")
 	}
 	for _, a := range lo.ep.Spec.Addresses {
 		p := single(a)
-		if l.missing[p] || !l.routed(p) {
-			return errors.Join(errors.New("route "+a.String()+" is not in the kernel"), l.routeErr)
+		if !l.table.holds(p) {
+			return errors.Join(errors.New("route "+a.String()+" is not in the kernel"), l.table.err)
 		}
 	}
 	return nil
-}
-
-// unprotected says why an endpoint's ACLs are not in the kernel.
-func (l *loop) unprotected(lo *local) error {
-	if err := l.index.Concerning(lo.link, l.refused); err != nil {
-		return err
-	}
-	return l.aclErr
-}
-
-func (l *loop) routed(p netip.Prefix) bool {
-	return slices.ContainsFunc(l.have, func(r routing.Route) bool { return r.Prefix == p })
 }

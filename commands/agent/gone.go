@@ -17,37 +17,37 @@ import (
 func (l *loop) event(e kernel.Event) {
 	switch e.Change {
 	case kernel.Resync:
-		l.resyncLinks, l.resyncHost = true, true
+		l.links.resync, l.links.resyncHost = true, true
 	case kernel.HostChanged:
-		l.resyncHost = true
+		l.links.resyncHost = true
 	case kernel.LinkChanged:
-		if l.owners[e.Link] != "" && l.locals[l.owners[e.Link]].leaving {
+		if l.links.owners[e.Link] != "" && l.locals[l.links.owners[e.Link]].leaving {
 			return // said before it was detached
 		}
-		l.present[e.Link] = kernel.Link{Name: e.Link, Index: e.Index, Up: e.Up}
+		l.links.present[e.Link] = kernel.Link{Name: e.Link, Index: e.Index, Up: e.Up}
 		l.touch(e.Link)
 	case kernel.LinkGone:
-		switch k, ok := l.present[e.Link]; {
+		switch k, ok := l.links.present[e.Link]; {
 		case !ok || k.Index != 0 && k.Index != e.Index:
 		case k.Index == 0:
-			l.resyncLinks = true // an older link of that name, or this one
+			l.links.resync = true // an older link of that name, or this one
 		default:
-			delete(l.present, e.Link)
+			delete(l.links.present, e.Link)
 			l.touch(e.Link)
 		}
 	}
 }
 
+// touch has a link looked at.
 func (l *loop) touch(link string) {
-	if name := l.owners[link]; name != "" {
-		l.dirty[name] = true
+	if name := l.links.owners[link]; name != "" {
+		l.mark(name)
 	} else {
-		l.dirty[link] = true // flushLinks then looks for orphans
+		l.links.ownerless[link] = true
 	}
-	l.routesDirty = true
 }
 
-// missed books that an endpoint's link is not there (DESIGN section 7): of
+// missed books that an endpoint's link is not there (docs/design.md, "The path of a packet"): of
 // another boot it is gone, else lost, and gone after a while.
 func (l *loop) missed(lo *local) {
 	if lo.busy > 0 || lo.leaving || lo.releasing || l.stage == detached {
@@ -55,7 +55,7 @@ func (l *loop) missed(lo *local) {
 	}
 	if lo.lost.IsZero() {
 		lo.lost = time.Now()
-		l.routesDirty = true
+		l.moved[lo.name] = true
 		if l.elsewhen(lo) {
 			l.log.Info("endpoint of an earlier boot released", "endpoint", lo.name)
 			lo.lost = lo.lost.Add(-l.cfg.LostAfter)

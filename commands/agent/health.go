@@ -42,7 +42,7 @@ func (l *loop) problemList() []string {
 	for _, text := range l.overlaps {
 		list = append(list, text)
 	}
-	for what, text := range l.problems {
+	for what, text := range l.problems.text {
 		list = append(list, oneLine(what+": "+text))
 	}
 	for _, name := range l.lostEndpoints() {
@@ -59,7 +59,7 @@ func (l *loop) overlap(name string, b *datastore.Block) {
 	if b == nil {
 		return
 	}
-	for _, a := range l.addrs {
+	for _, a := range l.links.addrs {
 		if a.Subnet.Overlaps(b.Spec.CIDR) && !a.Prefix.Addr().IsLinkLocalUnicast() {
 			l.overlaps[name] = fmt.Sprintf("block %s of node %s overlaps %s, which this host is connected to by %s: reserve that subnet and empty the block, or renumber it",
 				b.Spec.CIDR, b.Spec.Affinity, a.Subnet, a.Link)
@@ -72,7 +72,7 @@ func (l *loop) overlap(name string, b *datastore.Block) {
 func (l *loop) status() control.AgentStatus {
 	s := control.AgentStatus{
 		Version: l.cfg.Version, Node: l.cfg.Node, PID: os.Getpid(), Started: l.started,
-		InSync:    l.stage == ready && l.aclErr == nil && l.routeErr == nil,
+		InSync:    l.stage == ready && l.filtering.err == nil && l.table.err == nil,
 		Endpoints: l.count, Lost: l.lostEndpoints(), Problems: l.problemList(), AddressRule: l.rule,
 	}
 	switch l.stage {

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"net"
 	"strings"
 
 	"netctl/commands/workload"
@@ -33,7 +32,7 @@ func (l *loop) Begin(ctx context.Context, endpoint, network string, profiles []s
 
 func (l *loop) known(lo *local, network string, profiles []string) workload.Known {
 	k := workload.Known{Endpoint: lo.ep, Cluster: l.cluster, MTU: l.mtu()}
-	_, k.Linked = l.present[lo.link]
+	_, k.Linked = l.links.present[lo.link]
 	if network != "" {
 		k.Network = l.view.Network(network)
 		if len(profiles) == 0 {
@@ -64,21 +63,7 @@ func (l *loop) mtu() int {
 	if node == nil {
 		return 0
 	}
-	for _, own := range node.Spec.Addresses {
-		for _, a := range l.addrs {
-			if a.Prefix.Addr() != own.Addr() {
-				continue
-			}
-			if _, ok := l.mtus[a.Index]; !ok { // asked once, until an interface changes
-				l.mtus[a.Index] = 0
-				if i, err := net.InterfaceByIndex(a.Index); err == nil {
-					l.mtus[a.Index] = i.MTU
-				}
-			}
-			return l.mtus[a.Index]
-		}
-	}
-	return 0
+	return l.links.mtuOf(node.Spec.Addresses)
 }
 
 // End implements workload.Host.
@@ -92,7 +77,7 @@ func (l *loop) End(endpoint string) {
 		if lo.busy == 0 {
 			lo.created = false
 		}
-		l.dirty[endpoint] = true
+		l.mark(endpoint)
 	})
 }
 
@@ -102,10 +87,10 @@ func (l *loop) Program(ctx context.Context, endpoint string, revision int64) err
 	if err := l.do(ctx, func() {
 		lo := l.local(endpoint)
 		lo.created, lo.raise, lo.leaving = true, true, false
-		if _, ok := l.present[lo.link]; !ok {
-			l.present[lo.link] = kernel.Link{Name: lo.link}
+		if _, ok := l.links.present[lo.link]; !ok {
+			l.links.present[lo.link] = kernel.Link{Name: lo.link}
 		}
-		l.dirty[endpoint] = true
+		l.mark(endpoint)
 	}); err != nil {
 		return err
 	}
@@ -127,8 +112,8 @@ func (l *loop) Retire(endpoint string) {
 	_ = l.do(context.Background(), func() {
 		lo := l.local(endpoint)
 		lo.leaving = true
-		delete(l.present, lo.link)
-		l.routesDirty = true
+		delete(l.links.present, lo.link)
+		l.moved[endpoint] = true
 	})
 }
 
@@ -137,8 +122,8 @@ func (l *loop) Keep(endpoint string) {
 	l.post(func() {
 		if lo := l.locals[endpoint]; lo != nil {
 			lo.leaving = false
-			l.resyncLinks = true
-			l.dirty[endpoint] = true
+			l.links.resync = true
+			l.mark(endpoint)
 		}
 	})
 }

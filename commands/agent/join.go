@@ -85,7 +85,7 @@ func (j *joiner) register(ctx context.Context) (int64, error) {
 		have  []kernel.Address
 	)
 	if err := j.loop.do(ctx, func() {
-		node, nodes, have = j.loop.view.Node(j.cfg.Node), j.loop.view.Nodes(), j.loop.addrs
+		node, nodes, have = j.loop.view.Node(j.cfg.Node), j.loop.view.Nodes(), j.loop.links.addrs
 	}); err != nil {
 		return 0, err
 	}
@@ -177,10 +177,11 @@ func (j *joiner) told(ctx context.Context, chosen []netip.Prefix, rule string) {
 			j.loop.log.Info("node address chosen", "addresses", chosen, "rule", rule)
 		}
 		j.loop.rule = rule
-		delete(j.loop.problems, "address")
+		text := ""
 		if len(chosen) == 0 {
-			j.loop.problems["address"] = "this host has no address that other nodes could reach: give it one, or set agent.addresses"
+			text = "this host has no address that other nodes could reach: give it one, or set agent.addresses"
 		}
+		j.loop.problems.note("address", text)
 	})
 }
 
@@ -202,7 +203,7 @@ func (j *joiner) restore(ctx context.Context, rec *workload.Record) (int64, erro
 	j.loop.log.Error("live endpoint not written back", "endpoint", rec.Endpoint.Metadata.Name, "error", err)
 	name := rec.Endpoint.Metadata.Name
 	_ = j.loop.do(ctx, func() {
-		j.loop.problems["restore "+name] = fmt.Sprintf("endpoint %s runs on and is not in the datastore: %v", name, err)
+		j.loop.problems.note("restore "+name, fmt.Sprintf("endpoint %s runs on and is not in the datastore: %v", name, err))
 	})
 	return 0, nil
 }
@@ -230,7 +231,7 @@ func (j *joiner) workOff(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		text = err.Error()
 	}
-	return j.loop.do(ctx, func() { j.loop.note("pending", text) })
+	return j.loop.do(ctx, func() { j.loop.problems.note("pending", text) })
 }
 
 // subnets are what the host's own interfaces are connected to, each once.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -17,8 +18,8 @@ import (
 	"netctl/routing"
 )
 
-// links is what the loop asks of netdev/kernel.
-type links interface {
+// hostLinks is what the loop asks of netdev/kernel.
+type hostLinks interface {
 	Up(link string) error
 	Detach(link string) error
 	Links() ([]kernel.Link, error)
@@ -81,9 +82,6 @@ type local struct {
 type loop struct {
 	cfg     Config
 	log     *slog.Logger
-	links   links
-	routes  routes
-	filter  filter
 	records *workload.Records
 	boot    string
 	spawn   func(func(ctx context.Context) error)
@@ -103,7 +101,6 @@ type loop struct {
 	reason    error // why away or detached
 	outage    *datastore.Outage
 	view      *datastore.View
-	index     *acl.Index
 	cluster   datastore.Cluster
 	seen      int64 // revision of the last complete listing
 	admitted  bool  // joined at least once
@@ -112,47 +109,43 @@ type loop struct {
 	leave     context.CancelFunc
 	lastBoot  string
 
-	locals  map[string]*local
-	count   int               // of locals that are in the view
-	owners  map[string]string // link to endpoint
-	present map[string]kernel.Link
-	kept    map[string]bool // links without an endpoint that are left alone
-	addrs   []kernel.Address
-	mtus    map[int]int // by interface index, as far as asked
-	dirty   map[string]bool
+	links     *links
+	filtering *filtering
+	table     *table
+	problems  *problems
 
-	resyncLinks, resyncHost, resyncACL, resyncRoutes bool
-	routesDirty, forward4, forward6                  bool
-	have                                             []routing.Route
-	missing                                          map[netip.Prefix]bool
-	aclErr, routeErr                                 error
-	refused                                          *acl.RefusedError // nil: the packet filter has everything
+	locals map[string]*local
+	count  int             // of locals that are in the view
+	dirty  map[string]bool // locals whose link is to be looked at
+	moved  map[string]bool // locals whose routes are to be looked at
+
+	forward4, forward6 bool // are switched on
 
 	waiters  []*waiter
-	problems map[string]string
 	overlaps map[string]string // by block
 	// returning are blocks that are being given back: they have no route.
 	returning map[netip.Prefix]bool
 	addresses *ipam.Index // fed with what the store tells
-	retry     time.Duration
-	report    func() // something that is reported may have changed
-	reads     int    // calls of this burst that changed nothing
-	rule      string // which rule chose the node's address
+	report    func()      // something that is reported may have changed
+	reads     int         // calls of this burst that changed nothing
+	rule      string      // which rule chose the node's address
 }
 
-func newLoop(cfg Config, log *slog.Logger) *loop {
+func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loop {
 	l := &loop{
 		cfg: cfg, log: log, started: time.Now(), outage: datastore.NewOutage(log),
 		calls: make(chan func(), 64), ended: make(chan struct{}),
-		view: datastore.NewView(),
-		index: acl.NewIndex(cfg.Node, acl.Options{
-			LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost,
-		}),
-		locals: map[string]*local{}, owners: map[string]string{}, present: map[string]kernel.Link{}, kept: map[string]bool{},
-		dirty: map[string]bool{}, missing: map[netip.Prefix]bool{}, problems: map[string]string{}, overlaps: map[string]string{}, returning: map[netip.Prefix]bool{},
-		resyncLinks: true, resyncHost: true, resyncACL: true, resyncRoutes: true,
+		view:   datastore.NewView(),
+		locals: map[string]*local{}, dirty: map[string]bool{}, moved: map[string]bool{},
+		overlaps: map[string]string{}, returning: map[netip.Prefix]bool{},
 		report: func() {}, changedHost: func() {},
 	}
+	l.links, l.table = newLinks(k), newTable(r)
+	l.filtering = newFiltering(acl.NewIndex(cfg.Node, acl.Options{
+		LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost,
+	}), f)
+	l.problems = newProblems(log, func() { l.post(func() {}) })
+	l.table.want("gateway", gatewayRoute(cfg.Gateway))
 	l.recallUnderstood()
 	return l
 }
@@ -161,6 +154,7 @@ func newLoop(cfg Config, log *slog.Logger) *loop {
 // kernel up to date and tells who waits.
 func (l *loop) run(ctx context.Context) error {
 	defer close(l.ended)
+	defer l.problems.again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -262,44 +256,13 @@ func (l *loop) wake() {
 	l.waiters = left
 }
 
-// failed books a problem of the kernel's and has the next try come later and
-// later.
-func (l *loop) failed(what string, err error) {
-	if l.problems[what] != err.Error() {
-		l.log.Error("kernel not up to date", "what", what, "error", err)
-	}
-	l.problems[what] = err.Error()
-	l.retry = min(max(2*l.retry, retryMin), retryMax)
-	time.AfterFunc(l.retry, func() { l.post(func() {}) })
-}
-
-// note books or, with an empty text, removes a problem.
-func (l *loop) note(what, text string) {
-	if text == "" {
-		delete(l.problems, what)
-		return
-	}
-	if l.problems[what] != text {
-		l.log.Warn("problem", "what", what, "cause", text)
-	}
-	l.problems[what] = text
-}
-
-func (l *loop) solved(what string) {
-	if _, ok := l.problems[what]; ok {
-		l.log.Info("kernel up to date again", "what", what)
-		delete(l.problems, what)
-		l.retry = 0
-	}
-}
-
 // local is the endpoint of that name, made if it is new.
 func (l *loop) local(name string) *local {
 	lo := l.locals[name]
 	if lo == nil {
 		lo = &local{name: name, link: netdev.LinkName(l.cfg.LinkPrefix, name)}
 		l.locals[name] = lo
-		l.owners[lo.link] = name
+		l.links.owners[lo.link] = name
 	}
 	return lo
 }
@@ -308,15 +271,36 @@ func (l *loop) local(name string) *local {
 func (l *loop) drop(lo *local) {
 	if lo.ep == nil && lo.busy == 0 {
 		delete(l.locals, lo.name)
-		if l.owners[lo.link] == lo.name {
-			delete(l.owners, lo.link)
-		}
+		l.links.disown(lo.link, lo.name)
 	}
 }
 
 // compare has everything compared with the kernel: the proof that watching was
 // right.
 func (l *loop) compare() {
-	l.resyncLinks, l.resyncHost, l.resyncACL, l.resyncRoutes = true, true, true, true
+	l.links.resync, l.links.resyncHost, l.filtering.resync, l.table.resync = true, true, true, true
 	l.forward4, l.forward6 = false, false
+	l.compareRoutes()
+}
+
+// compareRoutes works out anew which routes are wanted.
+func (l *loop) compareRoutes() {
+	blocks := slices.DeleteFunc(l.view.BlocksOf(l.cfg.Node), func(b *datastore.Block) bool { return l.returning[b.Spec.CIDR] })
+	want := desiredRoutes(l.cfg.Gateway, blocks, l.view.EndpointsOf(l.cfg.Node), l.usable)
+	slices.SortFunc(want, routing.Compare)
+	want = slices.CompactFunc(want, func(a, b routing.Route) bool { return a.Key() == b.Key() })
+	if slices.EqualFunc(want, l.table.all(), routing.Route.Equal) || len(l.moved) > 0 {
+		return
+	}
+	l.log.Error("wanted routes were not kept up, worked out anew", "routes", len(want))
+	for owner := range maps.Clone(l.table.wants) {
+		l.table.want(owner)
+	}
+	l.table.want("gateway", gatewayRoute(l.cfg.Gateway))
+	for _, b := range l.view.BlocksOf(l.cfg.Node) {
+		l.routeBlock(b.Metadata.Name, b)
+	}
+	for name := range l.locals {
+		l.mark(name)
+	}
 }

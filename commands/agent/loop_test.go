@@ -5,14 +5,16 @@ import (
 	"log/slog"
 	"testing"
 
+	"netctl/acl/nft"
+	"netctl/netdev"
 	"netctl/netdev/kernel"
+	"netctl/routing/fib"
 )
 
 // TestAwaitTellsWhatHappened: a caller that gives up at the very moment is told
 // that its check was done, or it was not: Begin counts on it.
 func TestAwaitTellsWhatHappened(t *testing.T) {
-	l := newLoop(Config{Node: "n1", LinkPrefix: "nc"}, slog.New(slog.DiscardHandler))
-	l.links = &kernel.Fake{}
+	l := newLoop(Config{Node: "n1", LinkPrefix: "nc", Gateway: netdev.Gateway4()}, slog.New(slog.DiscardHandler), &kernel.Fake{}, fib.NewFake().Table(87), &nft.Fake{})
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { _ = l.run(ctx) }()
 	done, told := 0, 0

@@ -53,11 +53,11 @@ func (l *loop) live() (live []*workload.Record) {
 		l.log.Warn("attach records not used", "error", err)
 	}
 	for _, rec := range all {
-		_, linked := l.present[rec.Endpoint.Spec.Link]
+		_, linked := l.links.present[rec.Endpoint.Spec.Link]
 		same := rec.Cluster.UUID == l.cluster.UUID && rec.Cluster.Generation == l.cluster.Generation
 		if linked && !same && rec.Endpoint.Spec.Node == l.cfg.Node {
 			live = append(live, rec)
-			l.kept[rec.Endpoint.Spec.Link] = true
+			l.links.leftAlone[rec.Endpoint.Spec.Link] = true
 		}
 	}
 	return live
@@ -88,15 +88,15 @@ func (l *loop) settle() {
 	}
 	l.stage, l.admitted, l.restoring = ready, true, false
 	l.log.Info("in sync with the datastore", "revision", l.view.Revision(), "endpoints", l.view.CountEndpointsOf(l.cfg.Node))
-	for link := range l.kept {
-		if lo := l.locals[l.owners[link]]; lo != nil && lo.ep != nil {
-			delete(l.kept, link) // it was written back
+	for link := range l.links.leftAlone {
+		if lo := l.locals[l.links.owners[link]]; lo != nil && lo.ep != nil {
+			delete(l.links.leftAlone, link) // it was written back
 		}
 	}
 	for name := range l.locals {
-		l.dirty[name] = true
+		l.mark(name)
 	}
-	l.routesDirty = true
+	l.links.lookForOwners()
 	l.tidy()
 }
 
@@ -106,7 +106,7 @@ func (l *loop) tidy() {
 	all, _ := l.records.All() // what cannot be read was reported by live
 	for _, rec := range all {
 		link := rec.Endpoint.Spec.Link
-		if _, linked := l.present[link]; linked || l.owners[link] != "" {
+		if _, linked := l.links.present[link]; linked || l.links.owners[link] != "" {
 			continue
 		}
 		if err := l.records.Remove(link); err != nil {
@@ -172,7 +172,7 @@ func (l *loop) suspicious(b datastore.Batch) bool {
 
 // changed books one change of the view.
 func (l *loop) changed(c datastore.Change) {
-	l.index.Apply(c)
+	l.filtering.apply(c)
 	switch c.Kind {
 	case datastore.KindEndpoint:
 		if strings.HasPrefix(c.Name, l.cfg.Node+"/") {
@@ -180,15 +180,11 @@ func (l *loop) changed(c datastore.Change) {
 			l.changedEndpoint(c.Name, ep)
 		}
 	case datastore.KindBlock:
-		own := func(o datastore.Object) bool {
-			b, ok := o.(*datastore.Block)
-			return ok && b.Spec.Affinity == l.cfg.Node
-		}
-		l.routesDirty = l.routesDirty || own(c.Old) != own(c.New)
 		b, _ := c.New.(*datastore.Block)
 		if old, _ := c.Old.(*datastore.Block); old != nil && b == nil {
-			l.restore(old.Spec.CIDR)
+			delete(l.returning, old.Spec.CIDR)
 		}
+		l.routeBlock(c.Name, b)
 		l.overlap(c.Name, b)
 	case datastore.KindNode:
 		n, _ := c.New.(*datastore.Node)
@@ -208,12 +204,11 @@ func (l *loop) changedEndpoint(name string, ep *datastore.Endpoint) {
 	if ep == nil {
 		lo.leaving, lo.lost = false, time.Time{}
 	} else if lo.link != ep.Spec.Link {
-		delete(l.owners, lo.link)
+		l.links.disown(lo.link, name)
 		lo.link = ep.Spec.Link
-		l.owners[lo.link] = name
+		l.links.owners[lo.link] = name
 	}
-	l.dirty[name] = true
-	l.routesDirty = true
+	l.mark(name)
 }
 
 // follower hands what datastore.Follow says to the loop.

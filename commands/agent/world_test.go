@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -28,16 +29,17 @@ import (
 // world is an agent on fakes: a kernel, a packet filter, a routing table and a
 // store that outlive it.
 type world struct {
-	t      *testing.T
-	cfg    Config
-	boot   string
-	links  *kernel.Fake
-	fib    *fib.Fake
-	nft    *nft.Fake
-	store  *memory.Store
-	wrap   func(datastore.Store) datastore.Store // what the agent writes to; nil: store
-	mu     sync.Mutex
-	forgot []netip.Addr
+	t        *testing.T
+	cfg      Config
+	boot     string
+	links    *kernel.Fake
+	fib      *fib.Fake
+	nft      *nft.Fake
+	store    *memory.Store
+	wrap     func(datastore.Store) datastore.Store // what the agent writes to; nil: store
+	counters *counters                             // nil: nothing is counted
+	mu       sync.Mutex
+	forgot   []netip.Addr
 
 	a    *agent
 	api  *api
@@ -59,6 +61,13 @@ func stateDir(t *testing.T) string {
 		}
 	})
 	return dir
+}
+
+// unresolved is a table of a host without routes to others.
+type unresolved struct{ *fib.Table }
+
+func (unresolved) Resolve(context.Context, netip.Addr) (routing.NextHop, error) {
+	return routing.NextHop{}, fib.ErrUnreachable
 }
 
 func newWorld(t *testing.T) *world {
@@ -103,34 +112,32 @@ func (w *world) start() {
 	if w.wrap != nil {
 		store = w.wrap(store)
 	}
-	w.a.build(outside{
-		links: w.links, routes: table, filter: w.nft, store: guard.Fence(store),
-		resolve: func(context.Context, netip.Addr) (routing.NextHop, error) {
-			return routing.NextHop{}, fib.ErrUnreachable
-		},
+	o := outside{
+		links: w.links, routes: unresolved{table}, filter: w.nft, followed: w.store, store: guard.Fence(store), guard: guard,
 		forget: func(addrs ...netip.Addr) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.forgot = append(w.forgot, addrs...)
 			return nil
 		},
-	}, func(fn func(context.Context) error) { group.Go(func() error { return fn(ctx) }) })
-	w.api = &api{loop: w.a.loop, service: w.a.service, namespace: w.links.OpenNetns}
-	f := &follower{loop: w.a.loop, ctx: ctx}
-	group.Go(func() error { return w.a.loop.run(ctx) })
-	group.Go(func() error {
-		return w.links.Watch(ctx, func(e kernel.Event) { w.a.loop.post(func() { w.a.loop.event(e) }) })
-	})
-	group.Go(func() error { return table.Watch(ctx, fib.Ignore{}, w.a.routeEvent) })
-	group.Go(func() error { return w.a.reporter.Run(ctx) })
-	group.Go(func() error { return w.a.returner.Run(ctx) })
-	group.Go(func() error { return w.a.watchHost(ctx) })
-	group.Go(func() error {
-		if err := w.a.loop.do(ctx, w.a.loop.readHost); err != nil {
-			return err
-		}
-		return datastore.Follow(ctx, w.store, nil, guard, f)
-	})
+		forward: func(ctx context.Context, _ string, _ <-chan struct{}, report func(int, error)) error {
+			report(0, nil)
+			<-ctx.Done()
+			return nil
+		},
+		serve: func(ctx context.Context, _ http.Handler) error { // the tests call the api itself
+			<-ctx.Done()
+			return nil
+		},
+	}
+	if w.counters != nil {
+		w.counters.count(&o, w)
+	}
+	w.a.build(o, func(fn func(context.Context) error) { group.Go(func() error { return fn(ctx) }) })
+	for _, t := range w.a.tasks(o, ctx) {
+		group.Go(func() error { return t.Run(ctx) })
+	}
+	w.api = w.a.api
 	w.stop = sync.OnceValue(func() error {
 		cancel()
 		if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errEnded) {

@@ -1,0 +1,100 @@
+package agent
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+
+	"netctl/netdev/kernel"
+)
+
+// links is which links and addresses this host has, and whose they are. Its owner
+// is the loop.
+type links struct {
+	kernel hostLinks
+
+	present map[string]kernel.Link // those of netctl, by name
+	owners  map[string]string      // link to endpoint, whether or not it is present
+	// leftAlone are links without an endpoint that are not removed: what is attached
+	// there lives, and is not (yet) in the store.
+	leftAlone map[string]bool
+	// ownerless are links that may have no owner; they are looked at once.
+	ownerless map[string]bool
+	addrs     []kernel.Address // of the host
+	mtus      map[int]int      // in bytes by interface index, as far as asked
+
+	resync, resyncHost bool // present, or addrs, is not known
+}
+
+func newLinks(k hostLinks) *links {
+	return &links{
+		kernel: k, present: map[string]kernel.Link{}, owners: map[string]string{}, leftAlone: map[string]bool{}, ownerless: map[string]bool{},
+		mtus: map[int]int{}, resync: true, resyncHost: true,
+	}
+}
+
+// read reads the links anew.
+func (k *links) read() error {
+	list, err := k.kernel.Links()
+	if err != nil {
+		return err
+	}
+	k.resync = false
+	k.present = make(map[string]kernel.Link, len(list))
+	for _, l := range list {
+		k.present[l.Name] = l
+	}
+	k.lookForOwners()
+	return nil
+}
+
+// readHost reads the host's addresses anew and says whether they are others.
+func (k *links) readHost() (changed bool, err error) {
+	list, err := k.kernel.Addresses()
+	if err != nil {
+		return false, err
+	}
+	k.resyncHost, k.mtus = false, map[int]int{}
+	changed = !slices.Equal(list, k.addrs)
+	k.addrs = list
+	return changed, nil
+}
+
+// lookForOwners has every link without an owner looked at.
+func (k *links) lookForOwners() {
+	for name := range k.present {
+		if k.owners[name] == "" {
+			k.ownerless[name] = true
+		}
+	}
+}
+
+// disown takes a link from an endpoint, if it has it.
+func (k *links) disown(link, endpoint string) {
+	if k.owners[link] != endpoint {
+		return
+	}
+	delete(k.owners, link)
+	if _, ok := k.present[link]; ok {
+		k.ownerless[link] = true
+	}
+}
+
+// mtuOf is the MTU in bytes of the interface that has one of the addresses; 0: none has.
+func (k *links) mtuOf(own []netip.Prefix) int {
+	for _, o := range own {
+		for _, a := range k.addrs {
+			if a.Prefix.Addr() != o.Addr() {
+				continue
+			}
+			if _, ok := k.mtus[a.Index]; !ok { // asked once, until an interface changes
+				k.mtus[a.Index] = 0
+				if i, err := net.InterfaceByIndex(a.Index); err == nil {
+					k.mtus[a.Index] = i.MTU
+				}
+			}
+			return k.mtus[a.Index]
+		}
+	}
+	return 0
+}
