@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -210,5 +211,29 @@ func TestViewSeesAnotherStoreWithTheSameRevision(t *testing.T) {
 		if err != nil || len(changes) != 1 || v.Profile("p").Spec.Tags[0] != tag {
 			t.Errorf("tag %s: %+v, %v", tag, changes, err)
 		}
+	}
+}
+
+// TestApplyCostsWhatChanges: an endpoint that comes, changes its block and goes takes
+// as many allocations in a large cluster as in a small one.
+func TestApplyCostsWhatChanges(t *testing.T) {
+	cost := func(nodes int) float64 {
+		s := cluster(t, nodes, 10)
+		v := NewView()
+		if _, err := v.Replace(s); err != nil {
+			t.Fatal(err)
+		}
+		last := s.Entries[len(s.Entries)-1]
+		i := slices.IndexFunc(s.Entries, func(e Entry) bool { return strings.HasPrefix(e.Key, blockPrefix) })
+		return testing.AllocsPerRun(200, func() {
+			for _, e := range []Entry{{Key: last.Key, Revision: last.Revision}, s.Entries[i], last} {
+				if c, err := v.Apply(e); err != nil || c.Kind == "" {
+					t.Fatal(c, err)
+				}
+			}
+		})
+	}
+	if few, many := cost(10), cost(1000); few != many {
+		t.Errorf("%v allocations at 10 nodes, %v at 1,000", few, many)
 	}
 }

@@ -166,7 +166,8 @@ func (s *Service) behind(ctx context.Context, err error) bool {
 	return s.Host.Reach(ctx, newest) == nil
 }
 
-// reread is what is known after a lost race: the store's word.
+// reread is what is known after a lost race: the store's word, but for a network
+// or profile that only a newer netctl can read. What was understood of that stays.
 func (s *Service) reread(ctx context.Context, name string, req Request, known Known) (Known, error) {
 	_, err := datastore.Get[*datastore.Endpoint](ctx, s.Store, name)
 	if err == nil {
@@ -175,15 +176,18 @@ func (s *Service) reread(ctx context.Context, name string, req Request, known Kn
 	if !errors.Is(err, datastore.ErrNotFound) {
 		return known, err
 	}
+	before := known
 	known.Network, known.Profiles = nil, nil
 	profiles := req.Profiles
 	if req.Network != "" {
 		n, err := datastore.Get[*datastore.Network](ctx, s.Store, datastore.ForeignName(req.Network))
-		if err != nil && !errors.Is(err, datastore.ErrNotFound) {
-			return known, err
-		}
-		if err == nil {
+		switch {
+		case err == nil:
 			known.Network = n
+		case errors.Is(err, datastore.ErrInvalid) && before.Network != nil:
+			known.Network = before.Network
+		case !errors.Is(err, datastore.ErrNotFound):
+			return known, err
 		}
 		if len(profiles) == 0 {
 			profiles = []string{profileOf(known.Network, datastore.ForeignName(req.Network))}
@@ -191,11 +195,14 @@ func (s *Service) reread(ctx context.Context, name string, req Request, known Kn
 	}
 	for _, p := range profiles {
 		o, err := datastore.Get[*datastore.Profile](ctx, s.Store, p)
-		if err != nil && !errors.Is(err, datastore.ErrNotFound) {
-			return known, err
-		}
-		if err == nil {
+		had := slices.IndexFunc(before.Profiles, func(o *datastore.Profile) bool { return o.Metadata.Name == p })
+		switch {
+		case err == nil:
 			known.Profiles = append(known.Profiles, o)
+		case errors.Is(err, datastore.ErrInvalid) && had >= 0:
+			known.Profiles = append(known.Profiles, before.Profiles[had])
+		case !errors.Is(err, datastore.ErrNotFound):
+			return known, err
 		}
 	}
 	return known, nil
