@@ -69,10 +69,12 @@ type program struct {
 	families families
 	rules    []Rule
 	refs     []setRef
+	used     map[string]bool // by the name of a set
 }
 
 func (p *program) use(r setRef) string {
-	if !slices.ContainsFunc(p.refs, func(o setRef) bool { return o.name == r.name }) {
+	if !p.used[r.name] {
+		p.used[r.name] = true
 		p.refs = append(p.refs, r)
 	}
 	return r.name
@@ -91,9 +93,9 @@ func (f families) has(nf uint32) bool {
 // compileProfile compiles a profile's rules of one direction for the families
 // that the local endpoints of the profile have.
 func compileProfile(name string, d direction, rules []datastore.Rule, f families) program {
-	p := program{families: f}
-	for i, r := range rules {
-		p.add(r, d, name, fmt.Sprintf("profile %s %s %d: %s", name, d, i+1, r))
+	p := program{families: f, used: map[string]bool{}}
+	for _, r := range rules { // without its number: a new first rule would change all
+		p.add(r, d, name, fmt.Sprintf("profile %s %s: %s", name, d, r))
 	}
 	return p
 }

@@ -95,7 +95,7 @@ func TestNamesAreStable(t *testing.T) {
 }
 
 func FuzzClip(f *testing.F) {
-	f.Add("profile web inbound 1: allow from tag web")
+	f.Add("profile web inbound: allow from tag web")
 	f.Add(strings.Repeat("é", 100))
 	f.Add("a\"b\\c\n\x00\xff")
 	f.Fuzz(func(t *testing.T, s string) {

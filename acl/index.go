@@ -1,6 +1,11 @@
 package acl
 
-import "netctl/datastore"
+import (
+	"maps"
+	"slices"
+
+	"netctl/datastore"
+)
 
 // Index follows the datastore and knows what one node's packet filter should
 // be. It holds every endpoint and profile of the cluster, but only what local
@@ -85,12 +90,16 @@ func (x *Index) setEndpoint(name string, e *datastore.Endpoint) {
 }
 
 func (x *Index) setProfile(name string, p *datastore.Profile) {
+	given := sameGifts(x.profiles[name], p)
 	if p != nil {
 		x.profiles[name] = p
 	} else {
 		delete(x.profiles, name)
 	}
 	for endpoint := range x.byProfile[name] {
+		if given {
+			break // what its endpoints have of it stays the same
+		}
 		m := x.members[endpoint]
 		now := gather(m.endpoint, x.profiles)
 		if !now.equal(m.facts) {
@@ -104,6 +113,20 @@ func (x *Index) setProfile(name string, p *datastore.Profile) {
 			x.recompile(c, compileProfile(name, d, rulesOf(p, d), c.families()))
 		}
 	}
+}
+
+// sameGifts says whether both profiles (nil: absent) give their endpoints the same
+// tags and labels.
+func sameGifts(a, b *datastore.Profile) bool {
+	tags := func(p *datastore.Profile) ([]string, map[string]string) {
+		if p == nil {
+			return nil, nil
+		}
+		return p.Spec.Tags, p.Spec.Labels
+	}
+	tagsA, labelsA := tags(a)
+	tagsB, labelsB := tags(b)
+	return slices.Equal(tagsA, tagsB) && maps.Equal(labelsA, labelsB)
 }
 
 func rulesOf(p *datastore.Profile, d direction) []datastore.Rule {
@@ -350,7 +373,7 @@ func (x *Index) Flush() Delta {
 		case !before.existed:
 			d.Chains = append(d.Chains, ChainChange{Name: name, New: true, Rules: now.program.rules})
 		case !sameRules(before.rules, now.program.rules):
-			d.Chains = append(d.Chains, ChainChange{Name: name, Rules: now.program.rules})
+			d.Chains = append(d.Chains, ChainChange{Name: name, Before: before.rules, Rules: now.program.rules})
 		}
 	}
 	for _, name := range sortedKeys(p.sets) {

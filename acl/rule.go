@@ -1,6 +1,9 @@
 package acl
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Field is what a Term looks at in a packet.
 type Field uint8
@@ -81,6 +84,12 @@ type Rule struct {
 	Counter bool
 	Verdict Verdict
 	Comment string // readable origin, at most 127 bytes
+}
+
+// Equal says whether two rules are the same, comment and all.
+func (r Rule) Equal(o Rule) bool {
+	return r.Limit == o.Limit && r.Log == o.Log && r.Counter == o.Counter && r.Verdict == o.Verdict && r.Comment == o.Comment &&
+		slices.Equal(r.Match, o.Match)
 }
 
 // The rate of logged and of limited packets, per second, and the burst.

@@ -3,7 +3,6 @@ package acl
 import (
 	"cmp"
 	"maps"
-	"reflect"
 	"slices"
 )
 
@@ -36,16 +35,38 @@ type SetChange struct {
 	Add, Del  []Element
 }
 
-// ChainChange is what changes in one chain: its complete new rules.
+// ChainChange is what changes in one chain: its complete new rules, and of a chain
+// that is neither New nor Gone those it had before.
 type ChainChange struct {
-	Name      string
-	New, Gone bool
-	Rules     []Rule
+	Name          string
+	New, Gone     bool
+	Before, Rules []Rule
+}
+
+// Edit is what makes a chain's rules before into those it has now: from At on,
+// Delete rules go, and Insert come in their place.
+type Edit struct {
+	At, Delete int
+	Insert     []Rule
+}
+
+// Edit is the smallest such edit.
+func (c ChainChange) Edit() Edit {
+	at := 0
+	for at < len(c.Before) && at < len(c.Rules) && c.Before[at].Equal(c.Rules[at]) {
+		at++
+	}
+	before, now := len(c.Before), len(c.Rules)
+	for before > at && now > at && c.Before[before-1].Equal(c.Rules[now-1]) {
+		before--
+		now--
+	}
+	return Edit{At: at, Delete: before - at, Insert: c.Rules[at:now]}
 }
 
 // Delta is the objects that changed, sorted by name. A back end applies it as
 // one transaction: new sets and elements, new chains, changed chains, map
-// elements, then what is deleted (spec/policy.md 6.4).
+// elements, then what is deleted (docs/policy.md, "The table").
 type Delta struct {
 	Sets   []SetChange
 	Chains []ChainChange
@@ -98,7 +119,7 @@ func (r *Ruleset) Apply(d Delta) {
 }
 
 func sameRules(a, b []Rule) bool {
-	return len(a) == len(b) && (len(a) == 0 || reflect.DeepEqual(a, b))
+	return slices.EqualFunc(a, b, Rule.Equal)
 }
 
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

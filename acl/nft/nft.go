@@ -45,7 +45,8 @@ type Table struct {
 	// port is the netlink port of write, by which Watch knows our own changes.
 	port atomic.Uint32
 	// netns is the namespace the sockets are of.
-	netns int
+	netns   int
+	handles handles
 }
 
 // Open connects to the kernel in the current network namespace; the caller is
@@ -56,7 +57,7 @@ func Open(log *slog.Logger) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	t := &Table{log: log, netns: netns}
+	t := &Table{log: log, netns: netns, handles: handles{}}
 	if t.read, err = t.dial(); err == nil {
 		err = enlarge(t.read)
 	}
@@ -139,6 +140,7 @@ func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) error {
 	if err != nil {
 		return err
 	}
+	t.learn(want, have)
 	tx := newTransaction()
 	compare(tx, want, have)
 	if tx.empty() {
@@ -156,7 +158,12 @@ func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 	defer t.mu.Unlock()
 	tx := newTransaction()
 	for _, c := range d.Chains {
-		tx.chain(c)
+		if o, ok := t.edit(c); ok {
+			tx.add(phaseChains, o)
+		} else {
+			tx.chain(c)
+		}
+		delete(t.handles, c.Name) // until the edit is through
 	}
 	for _, c := range d.Sets {
 		tx.set(c)

@@ -443,7 +443,7 @@ func FuzzReadElement(f *testing.F) {
 }
 
 func FuzzHashOf(f *testing.F) {
-	r := &acl.Rule{Comment: "profile web inbound 1: allow", Verdict: acl.Verdict{Kind: acl.Accept}}
+	r := &acl.Rule{Comment: "profile web inbound: allow", Verdict: acl.Verdict{Kind: acl.Accept}}
 	f.Add(ruleUserData(r))
 	f.Add([]byte{0, 200, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -26,6 +26,7 @@ type kernelChain struct {
 	policy         uint32
 	kind           string
 	hashes         [][8]byte // of the rules in order; zero: not one of ours
+	handles        []uint64  // of the rules in order
 }
 
 type kernelSet struct {
@@ -209,8 +210,8 @@ func (k *kernel) readChains(c *netlink.Conn) error {
 	return nil
 }
 
-func (k *kernel) readRules(c *netlink.Conn) error {
-	answer, err := request(c, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
+func (k *kernel) readRules(c *netlink.Conn, attrs ...netlink.Attribute) error {
+	answer, err := request(c, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, attrs...)
 	if err != nil {
 		return err
 	}
@@ -221,6 +222,7 @@ func (k *kernel) readRules(c *netlink.Conn) error {
 		}
 		var table, chain string
 		var hash [8]byte
+		var handle uint64
 		for ad.Next() {
 			switch ad.Type() {
 			case unix.NFTA_RULE_TABLE:
@@ -229,10 +231,12 @@ func (k *kernel) readRules(c *netlink.Conn) error {
 				chain = ad.String()
 			case unix.NFTA_RULE_USERDATA:
 				hash = hashOf(ad.Bytes())
+			case unix.NFTA_RULE_HANDLE:
+				handle = ad.Uint64()
 			}
 		}
 		if ch := k.chains[chain]; ch != nil && table == acl.TableName {
-			ch.hashes = append(ch.hashes, hash)
+			ch.hashes, ch.handles = append(ch.hashes, hash), append(ch.handles, handle)
 		}
 	}
 	return nil

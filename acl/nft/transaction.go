@@ -14,7 +14,7 @@ import (
 	"netctl/acl"
 )
 
-// The phases of a transaction in their order (spec/policy.md 6.4): what is
+// The phases of a transaction in their order (docs/policy.md, "The table"): what is
 // referred to comes before what refers to it and goes after it, and a base
 // chain comes last, so that it never runs with half of what it needs.
 const (
@@ -46,7 +46,8 @@ type op struct {
 	weight int
 	gone   bool // deletes: that the object is absent is as good
 	emit   func(*nftables.Conn) error
-	parts  []op // the same in smaller steps; nil: there are none
+	parts  []op   // the same in smaller steps or another way; nil: there are none
+	after  func() // is called once it is committed; may be nil
 }
 
 func chainObject(name string) acl.Refusal { return acl.Refusal{Kind: "chain", Name: name} }
@@ -257,6 +258,11 @@ func (t *Table) commit(ctx context.Context, tx *transaction) error {
 func (t *Table) batch(ops []op) (refused []acl.Refusal, err error) {
 	err = t.send(ops)
 	if err == nil {
+		for _, o := range ops {
+			if o.after != nil {
+				o.after()
+			}
+		}
 		return nil, nil
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {

@@ -1,0 +1,86 @@
+package nft
+
+import (
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"netctl/acl"
+)
+
+// handles are those of the rules of chains, in order, as far as they are known; 0
+// is one that is not. A chain that is not there is not known at all. They are
+// learned from what Sync reads, and a chain's where an edit needs one. What somebody
+// else changed meanwhile makes the kernel refuse an edit, and then the chain is
+// filled anew.
+type handles map[string][]uint64
+
+// edit changes single rules of a chain by their handles; false: the chain is to be
+// filled anew.
+func (t *Table) edit(c acl.ChainChange) (op, bool) {
+	if c.New || c.Gone || len(c.Before) == 0 {
+		return op{}, false
+	}
+	e := c.Edit()
+	if e.Delete+len(e.Insert) > len(c.Rules)/2 {
+		return op{}, false
+	}
+	known := t.handles[c.Name]
+	if len(known) != len(c.Before) || slices.Contains(known[e.At:min(e.At+e.Delete+1, len(known))], 0) {
+		if known = t.readHandles(c); known == nil {
+			return op{}, false
+		}
+	}
+	chain := &nftables.Chain{Name: c.Name, Table: table()}
+	gone := known[e.At : e.At+e.Delete]
+	var next uint64 // of the rule behind; 0: there is none
+	if e.At+e.Delete < len(known) {
+		next = known[e.At+e.Delete]
+	}
+	return op{
+		object: chainObject(c.Name), weight: e.Delete + len(e.Insert),
+		emit: func(n *nftables.Conn) error {
+			for i := range e.Insert {
+				r := encodeRule(chain, &e.Insert[i])
+				if r.Position = next; next == 0 {
+					n.AddRule(r)
+				} else {
+					n.InsertRule(r) // before it
+				}
+			}
+			for _, h := range gone {
+				if err := n.DelRule(&nftables.Rule{Table: chain.Table, Chain: chain, Handle: h}); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		parts: []op{refill(chain, c.Rules)},
+		after: func() {
+			t.handles[c.Name] = slices.Concat(known[:e.At], make([]uint64, len(e.Insert)), known[e.At+e.Delete:])
+		},
+	}, true
+}
+
+// readHandles reads a chain's rules; nil: they are not those it should have.
+func (t *Table) readHandles(c acl.ChainChange) []uint64 {
+	k := &kernel{chains: map[string]*kernelChain{c.Name: {}}}
+	err := k.readRules(t.read, netlink.Attribute{Type: unix.NFTA_RULE_CHAIN, Data: []byte(c.Name + "\x00")})
+	have := k.chains[c.Name]
+	if err != nil || !sameHashes(c.Before, have.hashes) {
+		return nil
+	}
+	return have.handles
+}
+
+// learn takes the handles of the chains that a comparison left as they are.
+func (t *Table) learn(want *acl.Ruleset, have *kernel) {
+	t.handles = handles{}
+	for name, c := range want.Chains {
+		if h := have.chains[name]; h != nil && sameHashes(c.Rules, h.hashes) {
+			t.handles[name] = h.handles
+		}
+	}
+}

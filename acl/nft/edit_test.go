@@ -1,0 +1,191 @@
+package nft
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"netctl/acl"
+)
+
+// chainOf finds the only chain of a profile that has so many rules.
+func chainOf(t *testing.T, x *acl.Index, rules int) string {
+	t.Helper()
+	for name, c := range x.Ruleset().Chains {
+		if len(c.Rules) == rules {
+			return name
+		}
+	}
+	t.Fatalf("no chain of %d rules", rules)
+	return ""
+}
+
+// kernelChainOf reads one chain.
+func kernelChainOf(t *testing.T, table *Table, name string) *kernelChain {
+	t.Helper()
+	k, err := table.snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k.chains[name] == nil {
+		t.Fatalf("no chain %s", name)
+	}
+	return k.chains[name]
+}
+
+func numbered(n int) (rules []string) {
+	for i := range n {
+		rules = append(rules, fmt.Sprintf("allow tcp to ports %d", 1000+i))
+	}
+	return rules
+}
+
+// TestAnEditCostsThatRule: in a chain of ten rules as in one of a thousand, a rule
+// that comes, changes or goes leaves every other rule as it is, handle and all.
+func TestAnEditCostsThatRule(t *testing.T) {
+	for _, size := range []int{10, 1000} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			n := newNetns(t)
+			table := open(t, n)
+			x := acl.NewIndex("n1", testOptions())
+			x.Apply(endpoint("n1", "e1", "nc1", []string{"web"}, "10.0.0.1"))
+			rules := numbered(size)
+			x.Apply(profile(t, "web", []string{"web"}, rules, nil))
+			x.Flush()
+			if err := table.Sync(t.Context(), x.Ruleset()); err != nil {
+				t.Fatal(err)
+			}
+			chain := chainOf(t, x, size)
+			before := kernelChainOf(t, table, chain)
+			for _, c := range []struct {
+				what         string
+				change       func([]string) []string
+				gone, coming int
+			}{
+				{"a rule put first", func(r []string) []string { return slices.Insert(r, 0, "deny icmp") }, 0, 1},
+				{"a rule put in the middle", func(r []string) []string { return slices.Insert(r, size/2, "deny tcp to ports 22") }, 0, 1},
+				{"a rule put last", func(r []string) []string { return append(r, "deny udp") }, 0, 1},
+				{"a rule changed", func(r []string) []string { r[3] = "allow udp to ports 53"; return r }, 1, 1},
+				{"the new first rule removed", func(r []string) []string { return r[1:] }, 1, 0},
+				{"the last rule removed", func(r []string) []string { return r[:len(r)-1] }, 1, 0},
+			} {
+				rules = c.change(slices.Clone(rules))
+				x.Apply(profile(t, "web", []string{"web"}, rules, nil))
+				d := x.Flush()
+				if len(d.Chains) != 1 {
+					t.Fatalf("%s: %d chains change", c.what, len(d.Chains))
+				}
+				if err := table.Apply(t.Context(), d); err != nil {
+					t.Fatalf("%s: %v", c.what, err)
+				}
+				after := kernelChainOf(t, table, chain)
+				if !sameHashes(x.Ruleset().Chains[chain].Rules, after.hashes) {
+					t.Fatalf("%s: the chain is not as it should be", c.what)
+				}
+				gone, coming := 0, 0
+				for _, h := range before.handles {
+					if !slices.Contains(after.handles, h) {
+						gone++
+					}
+				}
+				for _, h := range after.handles {
+					if !slices.Contains(before.handles, h) {
+						coming++
+					}
+				}
+				if gone != c.gone || coming != c.coming {
+					t.Errorf("%s: %d rules went and %d came, want %d and %d", c.what, gone, coming, c.gone, c.coming)
+				}
+				before = after
+			}
+		})
+	}
+}
+
+// TestEditsInAnyOrder: after hundreds of random edits, with others' hands in the
+// chain now and then, the kernel's rules are those of a full compile, in order.
+func TestEditsInAnyOrder(t *testing.T) {
+	n := newNetns(t)
+	table := open(t, n)
+	rng := rand.New(rand.NewPCG(7, 8))
+	x := acl.NewIndex("n1", testOptions())
+	x.Apply(endpoint("n1", "e1", "nc1", []string{"web"}, "10.0.0.1", "fd00::1"))
+	rules := numbered(12)
+	x.Apply(profile(t, "web", []string{"web"}, rules, nil))
+	x.Flush()
+	if err := table.Sync(t.Context(), x.Ruleset()); err != nil {
+		t.Fatal(err)
+	}
+	chain := chainOf(t, x, 12)
+	for i := range 300 {
+		for range 1 + rng.IntN(2) {
+			at := rng.IntN(len(rules) + 1)
+			switch {
+			case rng.IntN(3) > 0 && len(rules) < 40:
+				rules = slices.Insert(slices.Clone(rules), at, fmt.Sprintf("allow tcp from tag t%d to ports %d", rng.IntN(4), rng.IntN(65535)))
+			case len(rules) > 1 && at < len(rules):
+				rules = slices.Delete(slices.Clone(rules), at, at+1)
+			}
+		}
+		if rng.IntN(20) == 0 { // somebody else's
+			n.Run("nft", "flush", "chain", "inet", "netctl", chain)
+			x.Apply(profile(t, "web", []string{"web"}, rules, nil))
+			if err := table.Apply(t.Context(), x.Flush()); err != nil {
+				t.Fatal(err)
+			}
+			if err := table.Sync(t.Context(), x.Ruleset()); err != nil { // as the agent's watch has it
+				t.Fatal(err)
+			}
+			continue
+		}
+		x.Apply(profile(t, "web", []string{"web"}, rules, nil))
+		if d := x.Flush(); !d.Empty() {
+			if err := table.Apply(t.Context(), d); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i%10 == 0 {
+			if have := kernelChainOf(t, table, chain); !sameHashes(x.Ruleset().Chains[chain].Rules, have.hashes) {
+				t.Fatalf("after %d edits the chain is not as it should be", i)
+			}
+		}
+	}
+}
+
+// BenchmarkEdit is one rule more in a chain of so many.
+func BenchmarkEdit(b *testing.B) {
+	for _, size := range []int{10, 1000} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			n := newNetns(b)
+			table := open(b, n)
+			t := &testing.T{}
+			x := acl.NewIndex("n1", testOptions())
+			x.Apply(endpoint("n1", "e1", "nc1", []string{"web"}, "10.0.0.1"))
+			one, two := profile(t, "web", []string{"web"}, numbered(size), nil), profile(t, "web", []string{"web"}, slices.Insert(numbered(size), 0, "deny icmp"), nil)
+			x.Apply(one)
+			x.Flush()
+			if err := table.Sync(b.Context(), x.Ruleset()); err != nil {
+				b.Fatal(err)
+			}
+			for i := 0; b.Loop(); i++ {
+				if i%2 == 0 {
+					x.Apply(two)
+				} else {
+					x.Apply(one)
+				}
+				if err := table.Apply(b.Context(), x.Flush()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			var usage unix.Rusage
+			if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(time.Duration(usage.Utime.Nano()+usage.Stime.Nano()).Milliseconds()), "ms-cpu-total")
+		})
+	}
+}
