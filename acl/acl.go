@@ -62,7 +62,7 @@ type Options struct {
 	// Group is the device group of every link of an endpoint.
 	Group uint32
 	// Gateways are the gateway addresses of workloads. Packets sent to an IPv4
-	// one are dropped (DESIGN section 7); IPv6 ones are link-local and need no
+	// one are dropped (docs/design.md, "The path of a packet"); IPv6 ones are link-local and need no
 	// guard.
 	Gateways []netip.Addr
 	// WorkloadToHost lists what a workload may open on its own host.

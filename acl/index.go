@@ -25,6 +25,12 @@ type Index struct {
 	links       map[string]map[string]struct{} // link to names of local endpoints
 	wired       map[string]wiring              // link to what it has now
 	pending     pending
+	gifts       map[string]*gifts       // by list of profiles
+	filling     []string                // selectors whose members are being looked for, in turn
+	waiting     map[string][]*liveChain // selector to the chains that wait for it
+	outdated    []string                // members whose facts are to be worked out anew
+	everybody   []*facts                // of all members; nil: not worked out
+	slice       int                     // atOnce, but in tests
 }
 
 // NewIndex is an empty index for the named node. Its first delta starts from
@@ -42,6 +48,9 @@ func NewIndex(node string, o Options) *Index {
 		links:       map[string]map[string]struct{}{},
 		wired:       map[string]wiring{},
 		pending:     newPending(),
+		gifts:       map[string]*gifts{},
+		waiting:     map[string][]*liveChain{},
+		slice:       atOnce,
 	}
 }
 
@@ -61,6 +70,7 @@ func (x *Index) Apply(c datastore.Change) {
 func (x *Index) setEndpoint(name string, e *datastore.Endpoint) {
 	old := x.members[name]
 	if old != nil {
+		x.memberChanges(name, old.facts)
 		x.count(old.facts, -1)
 		for _, p := range old.endpoint.Spec.Profiles {
 			delete(x.byProfile[p], name)
@@ -71,7 +81,10 @@ func (x *Index) setEndpoint(name string, e *datastore.Endpoint) {
 		delete(x.members, name)
 	}
 	if e != nil {
-		m := &member{endpoint: e, facts: gather(e, x.profiles)}
+		if old == nil {
+			x.memberChanges(name, nil)
+		}
+		m := &member{endpoint: e, facts: x.gather(e)}
 		x.members[name] = m
 		for _, p := range e.Spec.Profiles {
 			if x.byProfile[p] == nil {
@@ -96,22 +109,35 @@ func (x *Index) setProfile(name string, p *datastore.Profile) {
 	} else {
 		delete(x.profiles, name)
 	}
-	for endpoint := range x.byProfile[name] {
-		if given {
-			break // what its endpoints have of it stays the same
-		}
-		m := x.members[endpoint]
-		now := gather(m.endpoint, x.profiles)
-		if !now.equal(m.facts) {
-			x.count(m.facts, -1)
-			m.facts = now
-			x.count(m.facts, +1)
+	if !given { // else what its endpoints have of it stays the same
+		clear(x.gifts)
+		many := len(x.byProfile[name]) > x.slice
+		for endpoint := range x.byProfile[name] {
+			if many {
+				x.outdated = append(x.outdated, endpoint)
+			} else {
+				x.gatherAgain(endpoint)
+			}
 		}
 	}
 	for _, d := range []direction{inbound, outbound} {
 		if c := x.chains[profileChain(d, name)]; c != nil {
 			x.recompile(c, compileProfile(name, d, rulesOf(p, d), c.families()))
 		}
+	}
+}
+
+// gatherAgain works out a member's facts anew.
+func (x *Index) gatherAgain(endpoint string) {
+	m := x.members[endpoint]
+	if m == nil {
+		return
+	}
+	if now := x.gather(m.endpoint); !now.equal(m.facts) {
+		x.memberChanges(endpoint, m.facts)
+		x.count(m.facts, -1)
+		m.facts = now
+		x.count(m.facts, +1)
 	}
 }
 
@@ -221,7 +247,12 @@ func (x *Index) countFamilies(w wiring, n int) {
 				}
 			}
 			if c.families() != before {
-				x.recompile(c, compileProfile(c.profile, d, rulesOf(x.profiles[c.profile], d), c.families()))
+				p := compileProfile(c.profile, d, rulesOf(x.profiles[c.profile], d), c.families())
+				x.recompile(c, p)
+				if c.next != nil && !x.pending.comes(c.name) {
+					// The rules it has do not cover the family that came.
+					x.fillNow(p)
+				}
 			}
 		}
 	}
@@ -255,8 +286,12 @@ type liveChain struct {
 	jumps []string
 	// Of a profile chain: the profile, and how many local endpoints with it have
 	// IPv4 and IPv6 addresses.
-	profile string
-	count   [2]int
+	profile   string
+	direction direction
+	count     [2]int
+	// next is what the rules will be once the sets they need are whole; nil: program
+	// is up to date.
+	next *program
 }
 
 func (c *liveChain) families() families { return families{c.count[0] > 0, c.count[1] > 0} }
@@ -294,7 +329,7 @@ func (x *Index) acquireProfile(d direction, profile string) string {
 	c := x.chains[name]
 	if c == nil {
 		c = x.newChain(name)
-		c.profile = profile
+		c.profile, c.direction = profile, d
 		x.recompile(c, compileProfile(profile, d, rulesOf(x.profiles[profile], d), families{}))
 	}
 	c.refs++
@@ -308,19 +343,45 @@ func (x *Index) newChain(name string) *liveChain {
 	return c
 }
 
-// recompile replaces a profile chain's rules and the sets it needs.
+// recompile replaces a profile chain's rules and the sets it needs, once these are
+// whole.
 func (x *Index) recompile(c *liveChain, p program) {
+	x.abandon(c)
 	if sameRules(c.program.rules, p.rules) {
 		return
 	}
-	x.pending.chain(c.name, c)
 	for _, r := range p.refs {
 		x.acquireSet(r)
 	}
+	if !x.whole(p) {
+		x.pending.chain(c.name, c)
+		x.await(c, p)
+		return
+	}
+	x.swap(c, p)
+}
+
+// swap makes p a chain's program; its sets are acquired.
+func (x *Index) swap(c *liveChain, p program) {
+	x.pending.chain(c.name, c)
 	for _, r := range c.program.refs {
 		x.releaseSet(r.name)
 	}
-	c.program = p
+	c.program, c.next = p, nil
+}
+
+// abandon lets go what a chain was to become.
+func (x *Index) abandon(c *liveChain) {
+	if c.next == nil {
+		return
+	}
+	for _, r := range c.next.refs {
+		x.releaseSet(r.name)
+	}
+	for text, list := range x.waiting {
+		x.waiting[text] = slices.DeleteFunc(list, func(o *liveChain) bool { return o == c })
+	}
+	c.next = nil
 }
 
 // release gives back a reference to a class; what nobody refers to any more goes
@@ -345,6 +406,7 @@ func (x *Index) collect() {
 			for _, j := range c.jumps {
 				x.release(j)
 			}
+			x.abandon(c)
 			for _, r := range c.program.refs {
 				x.releaseSet(r.name)
 			}

@@ -2,6 +2,7 @@ package acl
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -226,16 +227,42 @@ func sameRuleset(t *testing.T, what string, got, want *Ruleset) {
 	}
 }
 
+// gather works out an endpoint's facts anew, sharing nothing.
+func gather(e *datastore.Endpoint, profiles map[string]*datastore.Profile) *facts {
+	f := &facts{addrs: cleaned(e.Spec.Addresses), ports: ports(e), gifts: &gifts{}, labels: map[string]string{}}
+	for _, name := range slices.Backward(e.Spec.Profiles) {
+		if p := profiles[name]; p != nil {
+			f.gifts.tags = append(f.gifts.tags, p.Spec.Tags...)
+			maps.Copy(f.labels, p.Spec.Labels)
+		}
+	}
+	maps.Copy(f.labels, e.Metadata.Labels)
+	return f
+}
+
 // TestIndexFollowsFull replays random histories and holds the sum of the deltas,
 // and the index's own ruleset, against the compilation from scratch.
 func TestIndexFollowsFull(t *testing.T) {
-	for seed := range uint64(30) {
+	for seed := range uint64(60) {
 		w, x, o := newWorld(t, seed), NewIndex("node0", testOptions()), testOptions()
+		if seed%2 == 1 { // selectors are worked off one member at a time
+			x.slice = 1
+		}
 		applied := Static(o)
 		for range 120 {
 			x.Apply(w.step())
+			if w.rng.IntN(2) == 0 {
+				x.Work()
+				d := x.Flush()
+				checkDelta(t, d, applied)
+				applied.Apply(d)
+				needsNothing(t, applied)
+				sameRuleset(t, fmt.Sprintf("seed %d: in the middle", seed), applied, x.Ruleset())
+			}
 			if w.rng.IntN(3) > 0 {
 				continue
+			}
+			for x.Work() { // to the end
 			}
 			d := x.Flush()
 			checkDelta(t, d, applied)
@@ -245,6 +272,9 @@ func TestIndexFollowsFull(t *testing.T) {
 				t.Fatalf("seed %d: second flush %+v", seed, again)
 			}
 		}
+		for x.Work() { // to the end
+		}
+		applied.Apply(x.Flush())
 		sameRuleset(t, fmt.Sprintf("seed %d: ruleset", seed), x.Ruleset(), full("node0", o, w.current))
 		for _, v := range w.current {
 			x.Apply(datastore.Change{Kind: v.Kind(), Name: v.Meta().Name, Old: v})
@@ -255,6 +285,94 @@ func TestIndexFollowsFull(t *testing.T) {
 			t.Fatalf("seed %d: %d entries left in an empty index: %+v", seed, n, x)
 		}
 	}
+}
+
+// needsNothing wants every set and chain that a rule refers to.
+func needsNothing(t *testing.T, r *Ruleset) {
+	t.Helper()
+	for name, c := range r.Chains {
+		for _, rule := range c.Rules {
+			for _, m := range rule.Match {
+				if m.Set != "" && r.Sets[m.Set] == nil {
+					t.Fatalf("chain %s refers to set %s, which is not there", name, m.Set)
+				}
+			}
+			if k := rule.Verdict.Kind; (k == Jump || k == Goto) && r.Chains[rule.Verdict.Chain] == nil {
+				t.Fatalf("chain %s goes to chain %s, which is not there", name, rule.Verdict.Chain)
+			}
+		}
+	}
+}
+
+// TestASelectorIsWorkedOffInSlices: a new selector over many members holds up
+// neither the events that come meanwhile nor their flushes, and until its set is
+// whole its rule is not there: what was there before stays, and a new chain denies.
+func TestASelectorIsWorkedOffInSlices(t *testing.T) {
+	const members = 10_000
+	x, applied := NewIndex("node0", testOptions()), Static(testOptions())
+	put := func(o datastore.Object) {
+		x.Apply(datastore.Change{Kind: o.Kind(), Name: o.Meta().Name, New: o})
+	}
+	endpoint := func(node, workload string, i int, profile string) *datastore.Endpoint {
+		e := &datastore.Endpoint{Metadata: datastore.Metadata{Name: node + "/cni/" + workload + "/eth0", Labels: map[string]string{"role": fmt.Sprint("r", i%10)}}}
+		e.Spec = datastore.EndpointSpec{Node: node, Link: "nc" + workload, Profiles: []string{profile}, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}}
+		return e
+	}
+	profile := func(name string, rules ...string) *datastore.Profile {
+		p := &datastore.Profile{Metadata: datastore.Metadata{Name: name}, Spec: datastore.ProfileSpec{Outbound: []datastore.Rule{}}}
+		for _, text := range rules {
+			r, err := datastore.ParseRule(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Spec.Inbound = append(p.Spec.Inbound, r)
+		}
+		return p
+	}
+	flush := func() Delta {
+		d := x.Flush()
+		applied.Apply(d)
+		needsNothing(t, applied)
+		return d
+	}
+	for i := range members {
+		put(endpoint("node1", fmt.Sprint("w", i), i, "other"))
+	}
+	put(profile("web", "allow tcp to ports 80"))
+	put(endpoint("node0", "a", members, "web"))
+	flush()
+	web, db := profileChain(inbound, "web"), profileChain(inbound, "db")
+	before := applied.Chains[web].Rules
+
+	put(profile("web", "allow tcp to ports 80", "deny from selector \"role == 'r1'\"", "allow"))
+	put(profile("db", "deny from selector \"role == 'r2'\"", "allow"))
+	put(endpoint("node0", "b", members+1, "db"))
+	slices := 0
+	for more := true; more; slices++ {
+		flush()
+		filling := func(text string) bool { return x.unfilled(setRef{source: fromSelector, arg: text}) }
+		if filling("role == 'r1'") && !sameRules(applied.Chains[web].Rules, before) {
+			t.Fatalf("after %d slices the rule is there, its set is not whole", slices)
+		}
+		if r := applied.Chains[db].Rules; filling("role == 'r2'") && (len(r) != 1 || r[0].Verdict != goTo(inbound.denyChain())) {
+			t.Fatalf("after %d slices the new chain is %v", slices, r)
+		}
+		// Events go on, of members that were looked at and that were not.
+		put(endpoint("node1", fmt.Sprint("w", slices*7), slices*7+1, "other"))
+		put(endpoint("node1", fmt.Sprint("w", members-1-slices), 3, "other"))
+		more = x.Work()
+	}
+	if slices < 2*members/atOnce {
+		t.Errorf("worked off in %d slices", slices)
+	}
+	flush()
+	if n := len(applied.Chains[web].Rules); n != 3 {
+		t.Errorf("%d rules at the end", n)
+	}
+	if !x.Flush().Empty() || x.Work() {
+		t.Error("there is more")
+	}
+	sameRuleset(t, "at the end", applied, x.Ruleset())
 }
 
 // checkDelta wants nothing said twice and nothing that is so already.

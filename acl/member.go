@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"netctl/datastore"
 )
@@ -11,49 +12,97 @@ import (
 // member is one endpoint of the cluster and what it is counted under.
 type member struct {
 	endpoint *datastore.Endpoint
-	facts    facts
+	facts    *facts
 }
 
-// facts are what makes an endpoint a member of sets.
+// facts are what makes an endpoint a member of sets. They are never changed, and
+// share what they can with the endpoint and with each other: there are as many as
+// endpoints in the cluster.
 type facts struct {
-	addrs  []netip.Addr
+	addrs []netip.Addr
+	ports []datastore.Port
+	*gifts
+	labels map[string]string // its own and those of its profiles; nil: none
+}
+
+// gifts are what a list of profiles gives to an endpoint.
+type gifts struct {
 	tags   []string // sorted
-	ports  []datastore.Port
 	labels map[string]string
 }
 
-func (f facts) equal(o facts) bool {
+func (f *facts) equal(o *facts) bool {
 	return slices.Equal(f.addrs, o.addrs) && slices.Equal(f.tags, o.tags) &&
 		slices.Equal(f.ports, o.ports) && maps.Equal(f.labels, o.labels)
 }
 
 // gather works out an endpoint's facts: the tags of its profiles; its own
 // labels before those of its profiles, the first profile's first.
-func gather(e *datastore.Endpoint, profiles map[string]*datastore.Profile) facts {
-	f := facts{addrs: addresses(e), labels: map[string]string{}}
-	for _, p := range e.Spec.Ports {
-		if !slices.Contains(f.ports, p) {
-			f.ports = append(f.ports, p)
-		}
+func (x *Index) gather(e *datastore.Endpoint) *facts {
+	f := &facts{addrs: addresses(e), ports: ports(e), gifts: x.giftsOf(e.Spec.Profiles)}
+	switch {
+	case len(f.gifts.labels) == 0:
+		f.labels = e.Metadata.Labels
+	case len(e.Metadata.Labels) == 0:
+		f.labels = f.gifts.labels
+	default:
+		f.labels = maps.Clone(f.gifts.labels)
+		maps.Copy(f.labels, e.Metadata.Labels)
 	}
-	for _, name := range slices.Backward(e.Spec.Profiles) {
-		if p := profiles[name]; p != nil {
-			f.tags = append(f.tags, p.Spec.Tags...)
-			maps.Copy(f.labels, p.Spec.Labels)
-		}
-	}
-	maps.Copy(f.labels, e.Metadata.Labels)
-	slices.Sort(f.tags)
-	f.tags = slices.Compact(f.tags)
 	return f
+}
+
+// giftsOf are those of a list of profiles, worked out once for each list.
+func (x *Index) giftsOf(profiles []string) *gifts {
+	key := strings.Join(profiles, " ") // no name holds a blank
+	if g := x.gifts[key]; g != nil {
+		return g
+	}
+	g := &gifts{}
+	for _, name := range slices.Backward(profiles) {
+		p := x.profiles[name]
+		if p == nil {
+			continue
+		}
+		g.tags = append(g.tags, p.Spec.Tags...)
+		if len(p.Spec.Labels) > 0 {
+			if g.labels == nil {
+				g.labels = map[string]string{}
+			}
+			maps.Copy(g.labels, p.Spec.Labels)
+		}
+	}
+	slices.Sort(g.tags)
+	g.tags = slices.Compact(g.tags)
+	x.gifts[key] = g
+	return g
 }
 
 // addresses are the endpoint's addresses, each once.
 func addresses(e *datastore.Endpoint) []netip.Addr {
-	var out []netip.Addr
-	for _, a := range e.Spec.Addresses {
+	list := e.Spec.Addresses
+	for i, a := range list {
+		if a != a.Unmap().WithZone("") || !a.IsValid() || slices.Contains(list[:i], a) {
+			return cleaned(list)
+		}
+	}
+	return list
+}
+
+func cleaned(list []netip.Addr) (out []netip.Addr) {
+	for _, a := range list {
 		if a = a.Unmap().WithZone(""); a.IsValid() && !slices.Contains(out, a) {
 			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// ports are the endpoint's named ports, each once.
+func ports(e *datastore.Endpoint) (out []datastore.Port) {
+	for _, p := range e.Spec.Ports {
+		if !slices.Contains(out, p) {
+			out = append(out, p)
 		}
 	}
 	return out
@@ -70,6 +119,7 @@ type populationKey struct {
 type population struct {
 	selector *datastore.Selector
 	count    map[Element]int
+	fill     *fill // nil: everybody was looked at
 	// sets are the live sets of the population, IPv4 and IPv6; "": not needed.
 	sets [2]string
 }
@@ -88,12 +138,12 @@ type liveSet struct {
 }
 
 // count adds n to every population the facts belong to.
-func (x *Index) count(f facts, n int) {
+func (x *Index) count(f *facts, n int) {
 	for _, t := range f.tags {
 		x.countAddrs(populationKey{fromTag, t}, f.addrs, n)
 	}
 	for text, p := range x.selectors {
-		if p.selector.Matches(f.labels) {
+		if p.fill == nil && p.selector.Matches(f.labels) {
 			x.countAddrs(populationKey{fromSelector, text}, f.addrs, n)
 		}
 	}
@@ -176,11 +226,11 @@ func (x *Index) populate(r setRef) {
 	key := populationKey{r.source, r.arg}
 	if r.source == fromSelector && x.selectors[r.arg] == nil {
 		if sel, err := datastore.ParseSelector(r.arg); err == nil {
-			x.selectors[r.arg] = &population{selector: sel, count: map[Element]int{}}
-			for _, m := range x.members {
-				if sel.Matches(m.facts.labels) {
-					x.countAddrs(key, m.facts.addrs, +1)
-				}
+			x.selectors[r.arg] = &population{selector: sel, count: map[Element]int{}, fill: x.newFill()}
+			if len(x.members) <= x.slice {
+				x.fill(r.arg, len(x.members))
+			} else {
+				x.filling = append(x.filling, r.arg)
 			}
 		}
 	}
@@ -214,6 +264,7 @@ func (x *Index) dropSet(s *liveSet) {
 	p.sets[s.ref.typ.index()] = ""
 	if s.ref.source == fromSelector && p.sets == [2]string{} {
 		delete(x.selectors, s.ref.arg)
+		x.filling = slices.DeleteFunc(x.filling, func(text string) bool { return text == s.ref.arg })
 	}
 	x.forget(key)
 }

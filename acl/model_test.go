@@ -82,13 +82,13 @@ func (m model) matches(r datastore.Rule, p Packet) bool {
 
 func (m model) side(s datastore.Side, a netip.Addr, port uint16, proto uint8) bool {
 	of := m.facts(a)
-	some := func(f func(facts) bool) bool { return slices.ContainsFunc(of, f) }
+	some := func(f func(*facts) bool) bool { return slices.ContainsFunc(of, f) }
 	term := func(t datastore.Term, is bool) bool { return t.Value == "" || is != t.Not }
 	sel, _ := datastore.ParseSelector(s.Selector.Value)
-	if !term(s.Tag, some(func(f facts) bool { return slices.Contains(f.tags, s.Tag.Value) })) {
+	if !term(s.Tag, some(func(f *facts) bool { return slices.Contains(f.tags, s.Tag.Value) })) {
 		return false
 	}
-	if s.Selector.Value != "" && !term(s.Selector, some(func(f facts) bool { return sel.Matches(f.labels) })) {
+	if s.Selector.Value != "" && !term(s.Selector, some(func(f *facts) bool { return sel.Matches(f.labels) })) {
 		return false
 	}
 	if s.CIDR.IsValid() && s.CIDR.Contains(a) == s.NotCIDR {
@@ -101,7 +101,7 @@ func (m model) side(s datastore.Side, a netip.Addr, port uint16, proto uint8) bo
 		if r.Name == "" {
 			return r.First <= port && port <= max(r.First, r.Last)
 		}
-		return some(func(f facts) bool {
+		return some(func(f *facts) bool {
 			return slices.ContainsFunc(f.ports, func(q datastore.Port) bool {
 				return q.Name == r.Name && q.Port == port && portElement(a, q).Proto == proto
 			})
@@ -111,8 +111,8 @@ func (m model) side(s datastore.Side, a netip.Addr, port uint16, proto uint8) bo
 }
 
 // facts are those of every endpoint that has the address.
-func (m model) facts(a netip.Addr) []facts {
-	var out []facts
+func (m model) facts(a netip.Addr) []*facts {
+	var out []*facts
 	for _, e := range m.endpoints {
 		if f := gather(e, m.profiles); slices.Contains(f.addrs, a) {
 			out = append(out, f)

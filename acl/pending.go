@@ -34,6 +34,12 @@ func (p pending) chain(name string, c *liveChain) {
 	p.chains[name] = pendingChain{existed: true, rules: c.program.rules}
 }
 
+// comes says whether a chain was absent at the last Flush.
+func (p pending) comes(name string) bool {
+	c, touched := p.chains[name]
+	return touched && !c.existed
+}
+
 func (p pending) set(name string, fresh bool) {
 	if _, ok := p.sets[name]; !ok {
 		p.sets[name] = pendingSet{fresh: fresh, changes: map[Element]bool{}}

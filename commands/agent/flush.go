@@ -72,6 +72,9 @@ func (l *loop) flushFilter(ctx context.Context) bool {
 	} else if f.resync && !l.problems.due("acl") {
 		return false // it failed, and nobody knows what is in the kernel
 	}
+	if f.index.Work() {
+		l.again() // what came meanwhile goes first
+	}
 	whole, err := f.flush(ctx)
 	if whole {
 		for name, lo := range l.locals {

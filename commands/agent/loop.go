@@ -210,6 +210,9 @@ func (l *loop) send(ctx context.Context, fn func()) error {
 // post runs fn in the loop's goroutine some time later.
 func (l *loop) post(fn func()) { _ = l.send(context.Background(), fn) }
 
+// again has the loop go round once more, behind the calls that wait.
+func (l *loop) again() { go l.post(func() { l.reads++ }) }
+
 // waiter is a caller of await.
 type waiter struct {
 	check func() (bool, error)

@@ -115,7 +115,9 @@ func TestEachProblemIsTriedAtItsOwnTime(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		go func() { _ = l.run(ctx) }()
 		for range 300 { // in 29.9 seconds
-			if err := l.do(ctx, func() { l.table.want("other", routing.Route{Prefix: netip.MustParsePrefix("10.0.0.1/32"), Type: routing.Blackhole}) }); err != nil {
+			if err := l.do(ctx, func() {
+				l.table.want("other", routing.Route{Prefix: netip.MustParsePrefix("10.0.0.1/32"), Type: routing.Blackhole})
+			}); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(100 * time.Millisecond)
