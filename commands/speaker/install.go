@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -22,27 +23,43 @@ type installer struct {
 	work  chan struct{}
 
 	mu      sync.Mutex
-	pending map[netip.Prefix]*bgp.Route // nil: gone
-	stale   bool                        // next hops may resolve otherwise now
-	fresh   bool                        // pending is all there is
-	lost    map[netip.Prefix]bool       // best paths without a usable next hop
+	pending map[netip.Prefix][]netip.Addr // next hops of best paths; nil: gone
+	stale   bool                          // next hops may resolve otherwise now
+	fresh   bool                          // pending is all there is
+	// lost are best paths without a usable next hop; run alone changes it.
+	lost map[netip.Prefix]bool
 
 	// Owned by run.
-	best map[netip.Prefix]bgp.Route
+	best map[netip.Prefix]*way
+	ways map[string]*way
+	last *way // the one asked for before, which is mostly the next one too
 	hops map[netip.Addr]*nextHop
+	made int // changes since memory was given back
+}
+
+// way is a list of BGP next hops and what the kernel makes of them. Best paths
+// with equal next hops share one.
+type way struct {
+	name  string
+	hops  []netip.Addr
+	via   []routing.NextHop // those that resolve, each once
+	users int               // best paths
 }
 
 // nextHop is how the kernel reaches a BGP next hop.
 type nextHop struct {
 	via   routing.NextHop // Link "" if unreachable
-	users int             // best paths that use it
+	users int             // ways
 }
+
+// mostChanges is how many changes are collected before they are written.
+const mostChanges = 4096
 
 func newInstaller(t table, wake func(), log *slog.Logger) *installer {
 	return &installer{
 		table: t, wake: wake, log: log, work: make(chan struct{}, 1),
-		pending: map[netip.Prefix]*bgp.Route{}, lost: map[netip.Prefix]bool{},
-		best: map[netip.Prefix]bgp.Route{}, hops: map[netip.Addr]*nextHop{},
+		pending: map[netip.Prefix][]netip.Addr{}, lost: map[netip.Prefix]bool{},
+		best: map[netip.Prefix]*way{}, ways: map[string]*way{}, hops: map[netip.Addr]*nextHop{},
 	}
 }
 
@@ -50,7 +67,7 @@ func newInstaller(t table, wake func(), log *slog.Logger) *installer {
 func (i *installer) Install(changed []bgp.Route, gone []netip.Prefix) {
 	i.mu.Lock()
 	for _, r := range changed {
-		i.pending[r.Prefix] = &r
+		i.pending[r.Prefix] = r.NextHops
 	}
 	for _, p := range gone {
 		i.pending[p] = nil
@@ -64,9 +81,9 @@ func (i *installer) Install(changed []bgp.Route, gone []netip.Prefix) {
 // forgotten.
 func (i *installer) begin(held []bgp.Route) {
 	i.mu.Lock()
-	i.pending, i.fresh = make(map[netip.Prefix]*bgp.Route, len(held)), true
+	i.pending, i.fresh = make(map[netip.Prefix][]netip.Addr, len(held)), true
 	for _, r := range held {
-		i.pending[r.Prefix] = &r
+		i.pending[r.Prefix] = r.NextHops
 	}
 	i.mu.Unlock()
 	i.signal()
@@ -103,7 +120,7 @@ func (i *installer) run(ctx context.Context) error {
 		}
 		i.mu.Lock()
 		pending, stale, fresh := i.pending, i.stale, i.fresh
-		i.pending, i.stale, i.fresh = map[netip.Prefix]*bgp.Route{}, false, false
+		i.pending, i.stale, i.fresh = map[netip.Prefix][]netip.Addr{}, false, false
 		i.mu.Unlock()
 		if fresh {
 			for prefix := range i.best {
@@ -116,75 +133,149 @@ func (i *installer) run(ctx context.Context) error {
 	}
 }
 
-func (i *installer) apply(ctx context.Context, pending map[netip.Prefix]*bgp.Route, stale bool) {
-	var c routing.Changes
-	moved := map[netip.Addr]bool{}
+func (i *installer) apply(ctx context.Context, pending map[netip.Prefix][]netip.Addr, stale bool) {
+	w := writes{installer: i, ctx: ctx}
+	moved := map[*way]bool{}
 	if stale {
-		for addr, hop := range i.hops {
-			if via := i.resolve(ctx, addr); via != hop.via {
-				hop.via, moved[addr] = via, true
-			}
-		}
+		moved = i.moved(ctx)
 	}
-	for prefix, r := range pending {
-		i.choose(ctx, prefix, r, &c)
+	for prefix, hops := range pending {
+		i.choose(ctx, prefix, hops)
+		w.add(prefix)
 	}
 	if len(moved) > 0 {
-		for prefix, r := range i.best {
-			if _, done := pending[prefix]; !done && slices.ContainsFunc(r.NextHops, func(a netip.Addr) bool { return moved[a] }) {
-				i.build(r, &c)
+		for prefix, way := range i.best {
+			if _, done := pending[prefix]; !done && moved[way] {
+				w.add(prefix)
 			}
 		}
 	}
-	if c.Empty() {
-		return
+	w.flush()
+	if w.made > 0 {
+		i.wake()
 	}
-	if err := i.table.Apply(ctx, c); err != nil && ctx.Err() == nil {
-		i.log.Warn("routes not installed", "error", firstOf(err))
+	if i.made += w.made; i.made > bulk && len(i.work) == 0 {
+		i.made = 0
+		debug.FreeOSMemory()
 	}
-	i.wake()
 }
 
-// choose makes r the best path of prefix; nil: there is none any more.
-func (i *installer) choose(ctx context.Context, prefix netip.Prefix, r *bgp.Route, c *routing.Changes) {
-	old := i.best[prefix]
-	if r == nil {
-		delete(i.best, prefix)
-		i.note(prefix, false)
-		c.Delete = append(c.Delete, routing.Route{Prefix: prefix, Metric: routing.SpeakerMetric(prefix)})
-	} else {
-		i.best[prefix] = *r
-		for _, addr := range r.NextHops {
-			if i.hops[addr] == nil {
-				i.hops[addr] = &nextHop{via: i.resolve(ctx, addr)}
-			}
-			i.hops[addr].users++
-		}
-		i.build(*r, c)
+// bulk is how many changes leave so much garbage behind that it is given back to
+// the system once they are written.
+const bulk = 20_000
+
+// moved resolves every next hop again and returns the ways that changed by that.
+func (i *installer) moved(ctx context.Context) map[*way]bool {
+	for addr, hop := range i.hops {
+		hop.via = i.resolve(ctx, addr)
 	}
-	for _, addr := range old.NextHops {
+	moved := map[*way]bool{}
+	for _, w := range i.ways {
+		if via := i.via(w.hops); !slices.Equal(via, w.via) {
+			w.via, moved[w] = via, true
+		}
+	}
+	return moved
+}
+
+// choose makes hops the next hops of prefix's best path; nil: there is none any more.
+func (i *installer) choose(ctx context.Context, prefix netip.Prefix, hops []netip.Addr) {
+	old := i.best[prefix]
+	if hops == nil {
+		delete(i.best, prefix)
+	} else {
+		w := i.way(ctx, hops)
+		w.users++
+		i.best[prefix] = w
+	}
+	if old == nil {
+		return
+	}
+	if old.users--; old.users > 0 {
+		return
+	}
+	delete(i.ways, old.name)
+	if i.last == old {
+		i.last = nil
+	}
+	for _, addr := range old.hops {
 		if i.hops[addr].users--; i.hops[addr].users == 0 {
 			delete(i.hops, addr)
 		}
 	}
 }
 
-// build adds what the best path becomes in the kernel: next hops resolved, those
-// that cannot be left out; without any, no route.
-func (i *installer) build(r bgp.Route, c *routing.Changes) {
-	out := routing.Route{Prefix: r.Prefix, Metric: routing.SpeakerMetric(r.Prefix)}
-	for _, addr := range r.NextHops {
-		via := i.hops[addr].via
-		if via.Link != "" && !slices.Contains(out.NextHops, via) {
-			out.NextHops = append(out.NextHops, via)
+// way finds the way over next hops, or resolves them.
+func (i *installer) way(ctx context.Context, hops []netip.Addr) *way {
+	if i.last != nil && slices.Equal(i.last.hops, hops) {
+		return i.last
+	}
+	var name []byte
+	for _, addr := range hops {
+		name = append(addr.AppendTo(name), ' ')
+	}
+	w := i.ways[string(name)]
+	if w == nil {
+		w = &way{name: string(name), hops: hops}
+		for _, addr := range hops {
+			if i.hops[addr] == nil {
+				i.hops[addr] = &nextHop{via: i.resolve(ctx, addr)}
+			}
+			i.hops[addr].users++
+		}
+		w.via = i.via(hops)
+		i.ways[w.name] = w
+	}
+	i.last = w
+	return w
+}
+
+// via is what next hops resolve to, those that do not left out.
+func (i *installer) via(hops []netip.Addr) []routing.NextHop {
+	var out []routing.NextHop
+	for _, addr := range hops {
+		if via := i.hops[addr].via; via.Link != "" && !slices.Contains(out, via) {
+			out = append(out, via)
 		}
 	}
-	i.note(r.Prefix, len(out.NextHops) == 0)
-	if len(out.NextHops) == 0 {
-		c.Delete = append(c.Delete, out)
+	return out
+}
+
+// writes collects changes and brings them to the kernel.
+type writes struct {
+	*installer
+	ctx     context.Context
+	changes routing.Changes
+	made    int
+}
+
+// add makes the kernel's route to prefix what its best path says; none without a
+// next hop that resolves.
+func (w *writes) add(prefix netip.Prefix) {
+	r := routing.Route{Prefix: prefix, Metric: routing.SpeakerMetric(prefix)}
+	way := w.best[prefix]
+	if way != nil {
+		r.NextHops = way.via
+	}
+	w.note(prefix, way != nil && len(way.via) == 0)
+	if len(r.NextHops) > 0 {
+		w.changes.Put = append(w.changes.Put, r)
+	} else {
+		w.changes.Delete = append(w.changes.Delete, r)
+	}
+	if w.made++; w.made%mostChanges == 0 {
+		w.flush()
+	}
+}
+
+func (w *writes) flush() {
+	if w.changes.Empty() {
 		return
 	}
-	c.Put = append(c.Put, out)
+	if err := w.table.Apply(w.ctx, w.changes); err != nil && w.ctx.Err() == nil {
+		w.log.Warn("routes not installed", "error", firstOf(err))
+	}
+	w.changes.Put, w.changes.Delete = w.changes.Put[:0], w.changes.Delete[:0]
 }
 
 func (i *installer) resolve(ctx context.Context, addr netip.Addr) routing.NextHop {
@@ -196,7 +287,11 @@ func (i *installer) resolve(ctx context.Context, addr netip.Addr) routing.NextHo
 	return via
 }
 
+// note books whether a best path has no usable next hop.
 func (i *installer) note(prefix netip.Prefix, lost bool) {
+	if i.lost[prefix] == lost {
+		return
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if lost {

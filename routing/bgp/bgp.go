@@ -55,7 +55,8 @@ func (f Family) String() string {
 }
 
 // Route is a best path as the kernel needs it. Several next hops are one
-// multipath route. Next hops are sorted and not resolved.
+// multipath route. Next hops are sorted and not resolved; routes share the list,
+// which must not be changed.
 type Route struct {
 	Prefix   netip.Prefix
 	NextHops []netip.Addr

@@ -3,6 +3,7 @@ package bgp
 import (
 	"net/netip"
 	"slices"
+	"unique"
 )
 
 // path is a way to a prefix as one peer, or this node, announced it.
@@ -11,9 +12,13 @@ type path struct {
 	attrs *attrs
 	// stale: kept for a restart, not announced again yet.
 	stale bool
-	// refused is why Import turned it down, "" if it did not.
-	refused string
+	// refused is why Import turned it down; the zero value: it did not. Few
+	// reasons hold for many paths.
+	refused unique.Handle[string]
 }
+
+// usable reports whether Import took the path.
+func (p *path) usable() bool { return p.refused == unique.Handle[string]{} }
 
 // external reports whether the path came from another AS.
 func (p *path) external() bool { return p.attrs.external }
@@ -91,8 +96,12 @@ func order(a, b bool) int {
 	return 1
 }
 
-// nextHops lists the next hops of paths, sorted, each once.
+// nextHops lists the next hops of paths, sorted, each once. The list of a single
+// path is shared.
 func nextHops(paths []*path) []netip.Addr {
+	if len(paths) == 1 {
+		return paths[0].attrs.hops()
+	}
 	var hops []netip.Addr
 	for _, p := range paths {
 		hops = append(hops, p.attrs.nextHop)

@@ -35,13 +35,17 @@ func (s *session) keeps(e ending, f Family) bool {
 // adopt takes over the kernel's routes, once the peers are known. A route
 // without owner goes with the next flush.
 func (r *rib) adopt() {
+	ways := map[netip.Addr]*attrs{}
 	for _, route := range r.found {
 		hops := slices.Clone(route.NextHops)
 		slices.SortFunc(hops, netip.Addr.Compare)
 		r.touch(route.Prefix).installed = hops
 		for _, hop := range hops {
 			if p := r.owner(hop); p != nil {
-				r.set(p, route.Prefix, &attrs{nextHop: hop, adopted: true}, true)
+				if ways[hop] == nil {
+					ways[hop] = &attrs{nextHop: hop, adopted: true, onlyHop: [1]netip.Addr{hop}}
+				}
+				r.set(p, route.Prefix, ways[hop], true)
 			}
 		}
 	}
@@ -73,11 +77,11 @@ func (r *rib) abandon() {
 // clock when none is left.
 func (r *rib) drop(p *peer, which func(Family, *path) bool) {
 	rest := 0
-	for prefix, path := range p.in {
+	for d, path := range p.in {
 		switch {
 		case !path.stale:
-		case which(FamilyOf(prefix.Addr()), path):
-			r.remove(p, prefix)
+		case which(d.family(), path):
+			r.remove(p, d)
 		case !path.attrs.adopted:
 			rest++
 		}
@@ -144,16 +148,16 @@ func (r *rib) down(s *session, e ending) {
 	p.session = nil
 	r.leave(s)
 	kept := false
-	for prefix, path := range p.in {
-		if s.keeps(e, FamilyOf(prefix.Addr())) || path.stale && e == endLost {
+	for d, path := range p.in {
+		if s.keeps(e, d.family()) || path.stale && e == endLost {
 			if !path.stale {
 				path.stale = true
-				r.touch(prefix)
+				r.mark(d)
 			}
 			kept = kept || !path.attrs.adopted
 			continue
 		}
-		r.remove(p, prefix)
+		r.remove(p, d)
 	}
 	switch {
 	case !kept && p.clock != nil:

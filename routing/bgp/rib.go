@@ -1,10 +1,12 @@
 package bgp
 
 import (
+	"cmp"
 	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
+	"unique"
 )
 
 // rib is the state of the speaker's own goroutine: what peers announced, what
@@ -30,16 +32,18 @@ type dest struct {
 	paths  []*path
 	best   *path
 	// installed are the next hops that the Installer was told, or that the
-	// kernel had at start.
+	// kernel had at start. The list is shared.
 	installed []netip.Addr
 	dirty     bool
 }
+
+func (d *dest) family() Family { return FamilyOf(d.prefix.Addr()) }
 
 // peer is a neighbour as the RIB sees it.
 type peer struct {
 	config PeerConfig
 	fsm    *fsm
-	in     map[netip.Prefix]*path // Adj-RIB-In
+	in     map[*dest]*path // Adj-RIB-In
 	// session is set while Established.
 	session  *session
 	routerID netip.Addr
@@ -76,18 +80,23 @@ func newRIB(c *Config, after func(time.Duration, func()) *time.Timer) *rib {
 	}
 }
 
-// dest returns the entry of a prefix, marked as changed.
+// touch returns the entry of a prefix, marked as changed.
 func (r *rib) touch(prefix netip.Prefix) *dest {
 	d := r.dests[prefix]
 	if d == nil {
 		d = &dest{prefix: prefix}
 		r.dests[prefix] = d
 	}
+	r.mark(d)
+	return d
+}
+
+// mark has the next flush decide about d.
+func (r *rib) mark(d *dest) {
 	if !d.dirty {
 		d.dirty = true
 		r.dirty = append(r.dirty, d)
 	}
-	return d
 }
 
 // originate adds and removes own paths.
@@ -112,7 +121,7 @@ func (r *rib) apply(s *session, changes []change) {
 	if p.session != s {
 		return
 	}
-	if limit := p.config.PrefixLimit; limit > 0 && p.after(changes) > limit {
+	if limit := p.config.PrefixLimit; limit > 0 && r.holds(p, changes, limit) > limit {
 		p.fsm.end(cease(ceaseLimit, ""))
 		return
 	}
@@ -125,7 +134,9 @@ func (r *rib) apply(s *session, changes []change) {
 		}
 		for _, prefix := range c.prefixes {
 			if c.attrs == nil {
-				r.remove(p, prefix)
+				if d := r.dests[prefix]; d != nil {
+					r.remove(p, d)
+				}
 			} else {
 				r.set(p, prefix, c.attrs, false)
 			}
@@ -133,15 +144,25 @@ func (r *rib) apply(s *session, changes []change) {
 	}
 }
 
-// after is the number of prefixes that changes would leave.
-func (p *peer) after(changes []change) int {
+// holds is the number of prefixes of a peer that changes would leave, or what
+// bounds it if that is within the limit.
+func (r *rib) holds(p *peer, changes []change, limit int) int {
+	most := len(p.in)
+	for _, c := range changes {
+		if c.attrs != nil {
+			most += len(c.prefixes)
+		}
+	}
+	if most <= limit {
+		return most
+	}
 	held := map[netip.Prefix]bool{}
 	count := len(p.in)
 	for _, c := range changes {
 		for _, prefix := range c.prefixes {
 			has, seen := held[prefix]
 			if !seen {
-				has = p.in[prefix] != nil
+				has = p.in[r.dests[prefix]] != nil
 			}
 			held[prefix] = c.attrs != nil
 			switch {
@@ -157,60 +178,59 @@ func (p *peer) after(changes []change) int {
 
 // set makes attrs the peer's path to a prefix.
 func (r *rib) set(p *peer, prefix netip.Prefix, a *attrs, stale bool) {
-	old := p.in[prefix]
+	d := r.dests[prefix]
+	old := p.in[d]
 	if old != nil && !old.stale && old.attrs.same(a) {
 		return
 	}
-	d := r.touch(prefix)
 	if old == nil {
+		d = r.touch(prefix)
 		old = &path{peer: p}
-		p.in[prefix] = old
+		p.in[d] = old
 		d.paths = append(d.paths, old)
 	}
+	r.mark(d)
 	old.attrs, old.stale = a, stale
 	old.refused = r.refuse(p, prefix, a)
 }
 
 // refuse asks Import.
-func (r *rib) refuse(p *peer, prefix netip.Prefix, a *attrs) string {
+func (r *rib) refuse(p *peer, prefix netip.Prefix, a *attrs) (why unique.Handle[string]) {
 	if r.config.Import == nil {
-		return ""
+		return why
 	}
 	ok, reason := r.config.Import(p.config.Address, prefix, a.nextHop)
-	if !ok && reason == "" {
-		reason = "refused"
-	}
 	if ok {
-		reason = ""
+		return why
 	}
-	return reason
+	return unique.Make(cmp.Or(reason, "refused"))
 }
 
 // remove takes the peer's path away.
-func (r *rib) remove(p *peer, prefix netip.Prefix) {
-	old := p.in[prefix]
+func (r *rib) remove(p *peer, d *dest) {
+	old := p.in[d]
 	if old == nil {
 		return
 	}
-	delete(p.in, prefix)
-	d := r.touch(prefix)
+	delete(p.in, d)
+	r.mark(d)
 	d.paths = slices.DeleteFunc(d.paths, func(q *path) bool { return q == old })
 }
 
 // reimport asks Import again about every path.
 func (r *rib) reimport() {
 	for _, p := range r.peers {
-		for prefix, path := range p.in {
-			if reason := r.refuse(p, prefix, path.attrs); reason != path.refused {
+		for d, path := range p.in {
+			if reason := r.refuse(p, d.prefix, path.attrs); reason != path.refused {
 				path.refused = reason
-				r.touch(prefix)
+				r.mark(d)
 			}
 		}
 	}
 	// SinglePath may answer differently, too.
-	for prefix, d := range r.dests {
+	for _, d := range r.dests {
 		if len(d.paths) > 1 {
-			r.touch(prefix)
+			r.mark(d)
 		}
 	}
 }
@@ -250,15 +270,15 @@ func (r *rib) flush() {
 // decide sets d's best path and returns the next hops to be installed.
 func (r *rib) decide(d *dest) []netip.Addr {
 	usable := d.paths
-	if slices.ContainsFunc(usable, func(p *path) bool { return p.refused != "" }) {
-		usable = slices.DeleteFunc(slices.Clone(usable), func(p *path) bool { return p.refused != "" })
+	if refused := func(p *path) bool { return !p.usable() }; slices.ContainsFunc(usable, refused) {
+		usable = slices.DeleteFunc(slices.Clone(usable), refused)
 	}
 	if len(usable) == 1 {
 		d.best = usable[0]
 		if d.best.peer == nil {
 			return nil
 		}
-		return []netip.Addr{d.best.attrs.nextHop}
+		return d.best.attrs.hops()
 	}
 	best, equal := decide(usable)
 	d.best = best
@@ -274,7 +294,7 @@ func (r *rib) decide(d *dest) []netip.Addr {
 // route is d as the Installer takes it.
 func (d *dest) route() Route {
 	return Route{
-		Prefix: d.prefix, NextHops: slices.Clone(d.installed),
+		Prefix: d.prefix, NextHops: d.installed,
 		Peer: d.best.peer.config.Address, Stale: d.best.stale,
 	}
 }
@@ -300,7 +320,7 @@ func (r *rib) conflicts() []Conflict {
 	for _, d := range r.dests {
 		var peers []netip.Addr
 		for _, p := range d.paths {
-			if p.peer != nil && p.refused == "" {
+			if p.peer != nil && p.usable() {
 				peers = append(peers, p.peer.config.Address)
 			}
 		}

@@ -248,7 +248,7 @@ func (s *Speaker) configure(peers []PeerConfig, wanted map[netip.Addr]bool) {
 	for _, c := range peers {
 		p := r.peers[c.Address]
 		if p == nil {
-			p = &peer{config: c, fsm: newFSM(s, c), in: map[netip.Prefix]*path{}}
+			p = &peer{config: c, fsm: newFSM(s, c), in: map[*dest]*path{}}
 			p.fsm.peer = p
 			r.peers[c.Address] = p
 			continue
@@ -272,8 +272,8 @@ func (r *rib) forget(p *peer) {
 		p.clock.Stop()
 		p.clock, p.renewed = nil, false
 	}
-	for prefix := range p.in {
-		r.remove(p, prefix)
+	for d := range p.in {
+		r.remove(p, d)
 	}
 }
 

@@ -60,14 +60,14 @@ func (p *peer) status() Session {
 		}
 		s.Sent = len(up.group.sent) - up.group.sources[p]
 	}
-	for prefix, path := range p.in {
+	for d, path := range p.in {
 		if path.stale {
 			s.Stale++
 		}
-		if path.refused == "" {
+		if path.usable() {
 			s.Accepted++
 		} else {
-			s.Refused = append(s.Refused, Refused{prefix, path.attrs.nextHop, path.refused})
+			s.Refused = append(s.Refused, Refused{d.prefix, path.attrs.nextHop, path.refused.Value()})
 		}
 	}
 	slices.SortFunc(s.Refused, func(a, b Refused) int { return a.Prefix.Compare(b.Prefix) })
