@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"iter"
 	"net/netip"
 )
 
@@ -86,6 +87,17 @@ func (a *Announced) SetPools(pools []netip.Prefix) {
 	a.pools = pools
 	for k := range a.routes {
 		a.judge(k.Prefix)
+	}
+}
+
+// Prefixes yields those of all routes, announced or not.
+func (a *Announced) Prefixes() iter.Seq[netip.Prefix] {
+	return func(yield func(netip.Prefix) bool) {
+		for k := range a.routes {
+			if !yield(k.Prefix) {
+				return
+			}
+		}
 	}
 }
 

@@ -89,6 +89,7 @@ func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *da
 	if p.NoMesh {
 		return p
 	}
+	byAddress := make(map[netip.Addr]string, len(nodes))
 	for _, n := range nodes {
 		if n == self {
 			continue
@@ -105,10 +106,11 @@ func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *da
 			p.Problems = append(p.Problems, fmt.Sprintf("node %s has this node's address %s: change one of them", n.Metadata.Name, peer.Address))
 			continue
 		}
-		if i := slices.IndexFunc(p.Peers, func(o Peer) bool { return o.Address == peer.Address }); i >= 0 {
-			p.Problems = append(p.Problems, fmt.Sprintf("nodes %s and %s have the same address %s: change one of them", p.Peers[i].Name, peer.Name, peer.Address))
+		if other, taken := byAddress[peer.Address]; taken {
+			p.Problems = append(p.Problems, fmt.Sprintf("nodes %s and %s have the same address %s: change one of them", other, peer.Name, peer.Address))
 			continue
 		}
+		byAddress[peer.Address] = peer.Name
 		p.Peers = append(p.Peers, peer)
 	}
 	return p

@@ -12,16 +12,16 @@ import (
 	"netctl/routing"
 )
 
-// memory is speaker.json: what the speaker last ran with.
-type memory struct {
+// lastRun is speaker.json: what the speaker last ran with.
+type lastRun struct {
 	// Boot is the boot ID of that run: routes of another boot are gone.
 	Boot string       `json:"boot"`
 	Plan routing.Plan `json:"plan"`
 }
 
-// recall reads the file; the zero memory if there is none.
-func recall(path string) (memory, error) {
-	var m memory
+// recall reads the file; the zero value if there is none.
+func recall(path string) (lastRun, error) {
+	var m lastRun
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return m, nil
@@ -30,14 +30,14 @@ func recall(path string) (memory, error) {
 		err = json.Unmarshal(b, &m)
 	}
 	if err != nil {
-		return memory{}, fmt.Errorf("read %s: %w", path, err)
+		return lastRun{}, fmt.Errorf("read %s: %w", path, err)
 	}
 	return m, nil
 }
 
 // remember replaces the file (0600) as a whole, so that a reader and a crash
 // find the old or the new one.
-func remember(path string, m memory) error {
+func remember(path string, m lastRun) error {
 	b, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)

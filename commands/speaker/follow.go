@@ -86,21 +86,39 @@ func (f *follower) Replace(s datastore.Snapshot) error {
 func (f *follower) Apply(b datastore.Batch) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	changed := false
+	changed, own := false, false
+	wrong := len(f.view.Problems())
 	for _, e := range b.Events {
-		if _, err := f.view.Apply(e); err != nil {
+		c, err := f.view.Apply(e)
+		if err != nil {
 			f.log.Warn("entry not used", "error", err)
 		}
 		if e.Value == nil {
 			f.kept.deleted(e.Key)
 		}
-		changed = true
+		changed = changed || err != nil || matters(c)
+		own = own || c.Kind == datastore.KindNode && c.Name == f.node
 	}
-	if changed {
+	if own || f.alien != "" {
 		f.claim()
+	}
+	if changed || len(f.view.Problems()) != wrong {
 		f.plan()
 	}
 	return nil
+}
+
+// matters says whether a plan may be another after a change.
+func matters(c datastore.Change) bool {
+	switch was := c.Old.(type) {
+	case *datastore.Node:
+		now, _ := c.New.(*datastore.Node)
+		return now == nil || was.Spec.AS != now.Spec.AS || was.Status.Host != now.Status.Host || !slices.Equal(was.Spec.Addresses, now.Spec.Addresses)
+	case *datastore.Pool:
+		now, _ := c.New.(*datastore.Pool)
+		return now == nil || was.Spec.CIDR != now.Spec.CIDR || was.Spec.BlockSize != now.Spec.BlockSize
+	}
+	return true
 }
 
 // keep puts off that goes what was planned with and the view lacks.

@@ -17,14 +17,15 @@ import (
 // installer puts best paths into the kernel. Install and recheck only take
 // notes; run, in a goroutine of its own, resolves next hops and writes.
 type installer struct {
-	table table
-	wake  func() // something that is reported changed
-	log   *slog.Logger
-	work  chan struct{}
+	table    table
+	nextHops *tracker
+	wake     func() // something that is reported changed
+	log      *slog.Logger
+	work     chan struct{}
 
 	mu      sync.Mutex
 	pending map[netip.Prefix][]netip.Addr // next hops of best paths; nil: gone
-	stale   bool                          // next hops may resolve otherwise now
+	stale   bool                          // a next hop is reached otherwise now
 	fresh   bool                          // pending is all there is
 	// lost are best paths without a usable next hop; run alone changes it.
 	lost map[netip.Prefix]bool
@@ -33,8 +34,7 @@ type installer struct {
 	best map[netip.Prefix]*way
 	ways map[string]*way
 	last *way // the one asked for before, which is mostly the next one too
-	hops map[netip.Addr]*nextHop
-	made int // changes since memory was given back
+	made int  // changes since memory was given back
 }
 
 // way is a list of BGP next hops and what the kernel makes of them. Best paths
@@ -46,20 +46,14 @@ type way struct {
 	users int               // best paths
 }
 
-// nextHop is how the kernel reaches a BGP next hop.
-type nextHop struct {
-	via   routing.NextHop // Link "" if unreachable
-	users int             // ways
-}
-
 // mostChanges is how many changes are collected before they are written.
 const mostChanges = 4096
 
-func newInstaller(t table, wake func(), log *slog.Logger) *installer {
+func newInstaller(t table, n *tracker, wake func(), log *slog.Logger) *installer {
 	return &installer{
-		table: t, wake: wake, log: log, work: make(chan struct{}, 1),
+		table: t, nextHops: n, wake: wake, log: log, work: make(chan struct{}, 1),
 		pending: map[netip.Prefix][]netip.Addr{}, lost: map[netip.Prefix]bool{},
-		best: map[netip.Prefix]*way{}, ways: map[string]*way{}, hops: map[netip.Addr]*nextHop{},
+		best: map[netip.Prefix]*way{}, ways: map[string]*way{},
 	}
 }
 
@@ -89,8 +83,8 @@ func (i *installer) begin(held []bgp.Route) {
 	i.signal()
 }
 
-// recheck has every next hop resolved again: the kernel's routes changed.
-func (i *installer) recheck() {
+// moved has the routes made anew whose next hops are reached otherwise now.
+func (i *installer) moved() {
 	i.mu.Lock()
 	i.stale = true
 	i.mu.Unlock()
@@ -137,10 +131,10 @@ func (i *installer) apply(ctx context.Context, pending map[netip.Prefix][]netip.
 	w := writes{installer: i, ctx: ctx}
 	moved := map[*way]bool{}
 	if stale {
-		moved = i.moved(ctx)
+		moved = i.movedWays()
 	}
 	for prefix, hops := range pending {
-		i.choose(ctx, prefix, hops)
+		i.choose(prefix, hops)
 		w.add(prefix)
 	}
 	if len(moved) > 0 {
@@ -164,11 +158,8 @@ func (i *installer) apply(ctx context.Context, pending map[netip.Prefix][]netip.
 // the system once they are written.
 const bulk = 20_000
 
-// moved resolves every next hop again and returns the ways that changed by that.
-func (i *installer) moved(ctx context.Context) map[*way]bool {
-	for addr, hop := range i.hops {
-		hop.via = i.resolve(ctx, addr)
-	}
+// movedWays are the ways that the tracker's answers make others.
+func (i *installer) movedWays() map[*way]bool {
 	moved := map[*way]bool{}
 	for _, w := range i.ways {
 		if via := i.via(w.hops); !slices.Equal(via, w.via) {
@@ -179,12 +170,12 @@ func (i *installer) moved(ctx context.Context) map[*way]bool {
 }
 
 // choose makes hops the next hops of prefix's best path; nil: there is none any more.
-func (i *installer) choose(ctx context.Context, prefix netip.Prefix, hops []netip.Addr) {
+func (i *installer) choose(prefix netip.Prefix, hops []netip.Addr) {
 	old := i.best[prefix]
 	if hops == nil {
 		delete(i.best, prefix)
 	} else {
-		w := i.way(ctx, hops)
+		w := i.way(hops)
 		w.users++
 		i.best[prefix] = w
 	}
@@ -198,15 +189,10 @@ func (i *installer) choose(ctx context.Context, prefix netip.Prefix, hops []neti
 	if i.last == old {
 		i.last = nil
 	}
-	for _, addr := range old.hops {
-		if i.hops[addr].users--; i.hops[addr].users == 0 {
-			delete(i.hops, addr)
-		}
-	}
 }
 
 // way finds the way over next hops, or resolves them.
-func (i *installer) way(ctx context.Context, hops []netip.Addr) *way {
+func (i *installer) way(hops []netip.Addr) *way {
 	if i.last != nil && slices.Equal(i.last.hops, hops) {
 		return i.last
 	}
@@ -217,12 +203,6 @@ func (i *installer) way(ctx context.Context, hops []netip.Addr) *way {
 	w := i.ways[string(name)]
 	if w == nil {
 		w = &way{name: string(name), hops: hops}
-		for _, addr := range hops {
-			if i.hops[addr] == nil {
-				i.hops[addr] = &nextHop{via: i.resolve(ctx, addr)}
-			}
-			i.hops[addr].users++
-		}
 		w.via = i.via(hops)
 		i.ways[w.name] = w
 	}
@@ -234,7 +214,7 @@ func (i *installer) way(ctx context.Context, hops []netip.Addr) *way {
 func (i *installer) via(hops []netip.Addr) []routing.NextHop {
 	var out []routing.NextHop
 	for _, addr := range hops {
-		if via := i.hops[addr].via; via.Link != "" && !slices.Contains(out, via) {
+		if via, _ := i.nextHops.resolve(addr); via.Link != "" && !slices.Contains(out, via) {
 			out = append(out, via)
 		}
 	}
@@ -276,15 +256,6 @@ func (w *writes) flush() {
 		w.log.Warn("routes not installed", "error", firstOf(err))
 	}
 	w.changes.Put, w.changes.Delete = w.changes.Put[:0], w.changes.Delete[:0]
-}
-
-func (i *installer) resolve(ctx context.Context, addr netip.Addr) routing.NextHop {
-	via, err := i.table.Resolve(ctx, addr)
-	if err != nil {
-		i.log.Debug("next hop unreachable", "nexthop", addr, "error", err)
-		return routing.NextHop{}
-	}
-	return via
 }
 
 // note books whether a best path has no usable next hop.

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"netctl/commands/retry"
 	"netctl/routing"
 	"netctl/routing/bgp"
 )
@@ -23,14 +24,20 @@ func (s *speaker) loop(ctx context.Context) error {
 		return err
 	}
 	last := s.last
-	j := &joined{speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot, hops: newHops(ctx, s.own, s.cfg.LinkPrefix)}
+	j := &joined{speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot}
+	j.announced = routing.NewAnnounced(s.cfg.LinkPrefix)
+	due := make(chan struct{}, 1)
+	j.again = retry.New(retryMin, retryMax, func() {
+		select {
+		case due <- struct{}{}:
+		default:
+		}
+	})
+	defer j.again.Stop()
+	compare := time.NewTicker(compareEvery)
+	defer compare.Stop()
 	defer func() { j.stop() }()
-	if err := j.readAgent(ctx); err != nil {
-		return err
-	}
-	if err := j.readSubnets(ctx); err != nil {
-		return err
-	}
+	j.read(ctx)
 	if last.Boot != "" {
 		j.follow(ctx, last.Plan)
 	}
@@ -47,11 +54,76 @@ func (s *speaker) loop(ctx context.Context) error {
 		case plan := <-s.follower.plans:
 			j.follow(ctx, plan)
 		case e := <-s.kernel:
-			err = j.heard(ctx, e)
+			j.heard(ctx, e)
+		case <-due:
+			j.tryAgain(ctx)
+		case <-compare.C:
+			j.compare(ctx)
 		}
-		if err != nil && ctx.Err() == nil {
-			return err
-		}
+	}
+}
+
+// The delays between two tries of what failed, and how often everything is compared
+// with the kernel.
+const (
+	retryMin     = time.Second
+	retryMax     = 30 * time.Second
+	compareEvery = 10 * time.Minute
+)
+
+// What is tried again.
+const (
+	tryKernel = "kernel" // to read it
+	tryEngine = "engine" // to start it
+)
+
+// tryAgain tries what is due.
+func (j *joined) tryAgain(ctx context.Context) {
+	if j.again.Again(tryKernel) {
+		j.read(ctx)
+		j.originate()
+	}
+	if j.again.Again(tryEngine) {
+		j.follow(ctx, j.plan)
+	}
+}
+
+// read reads the agent's routes and the connected subnets anew.
+func (j *joined) read(ctx context.Context) {
+	routes, err := j.agent.Routes(ctx)
+	if err == nil {
+		j.announced.Replace(routes)
+		err = j.readSubnets(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		j.log.Warn("routes not read", "error", err)
+		j.again.Failed(tryKernel)
+		return
+	}
+	j.again.Solved(tryKernel)
+}
+
+// compare has everything compared with the kernel: the proof that watching was
+// right.
+func (j *joined) compare(ctx context.Context) {
+	if changes, err := j.own.Compare(ctx); err != nil && ctx.Err() == nil {
+		j.log.Warn("routes not compared", "error", firstOf(err))
+	} else if !changes.Empty() {
+		j.log.Warn("routes were not as heard, put right", "routes", len(changes.Put)+len(changes.Delete))
+	}
+	j.read(ctx)
+	j.originate()
+	j.recheck(nil, true)
+}
+
+// recheck has next hops resolved again, and what depends on them.
+func (j *joined) recheck(prefixes []netip.Prefix, all bool) {
+	moved, behind := j.nextHops.recheck(prefixes, all)
+	if moved {
+		j.installer.moved()
+	}
+	if behind && j.engine != nil {
+		j.engine.Reimport()
 	}
 }
 
@@ -61,14 +133,13 @@ type joined struct {
 	boot                string
 	ranBefore, sameBoot bool
 
-	plan    routing.Plan
-	saved   memory
-	subnets []netip.Prefix
-	routes  map[routing.Key]routing.Route // of the agent, as the kernel has them
-	exports map[netip.Prefix]bool
-	belief  atomic.Pointer[routing.Guard] // read by the engine's goroutine
-	hops    *hops
-	engine  *engine
+	plan      routing.Plan
+	saved     lastRun
+	subnets   []netip.Prefix
+	announced *routing.Announced            // what the kernel has of the agent's routes
+	belief    atomic.Pointer[routing.Guard] // read by the engine's goroutine
+	engine    *engine
+	again     *retry.Schedule
 }
 
 // engine is one life of the BGP engine: what is fixed for it, and how it ends.
@@ -95,6 +166,9 @@ func (j *joined) follow(ctx context.Context, plan routing.Plan) {
 		// This node is not in the datastore, or has no address: it has no peers.
 		plan.RouterID, plan.AS, plan.Addresses = j.plan.RouterID, j.plan.AS, j.plan.Addresses
 	}
+	if cidrs := plan.CIDRs(); !slices.Equal(cidrs, j.plan.CIDRs()) {
+		j.announced.SetPools(cidrs)
+	}
 	j.plan = plan
 	j.save()
 	j.believe()
@@ -102,7 +176,9 @@ func (j *joined) follow(ctx context.Context, plan routing.Plan) {
 	if err != nil && ctx.Err() == nil {
 		j.log.Error("configuration not followed", "error", err)
 		plan.Problems = append(slices.Clone(plan.Problems), err.Error())
+		j.again.Failed(tryEngine)
 	} else {
+		j.again.Solved(tryEngine)
 		j.log.Info("configuration followed", "peers", len(plan.Peers))
 	}
 	j.state.setPlan(plan)
@@ -127,9 +203,11 @@ func (j *joined) run(ctx context.Context) error {
 	return nil
 }
 
-// save writes the plan to speaker.json if it is not what that holds.
+// save writes the plan to speaker.json if it is not what that holds. At once: a
+// speaker that is killed in the next moment keeps the routes of the peers it finds
+// there, and no others.
 func (j *joined) save() {
-	m := memory{Boot: j.boot, Plan: j.plan}
+	m := lastRun{Boot: j.boot, Plan: j.plan}
 	if reflect.DeepEqual(m, j.saved) {
 		return
 	}
@@ -152,8 +230,8 @@ func (j *joined) start(ctx context.Context, want fixed) error {
 		for _, r := range held {
 			preserved[bgp.FamilyOf(r.Prefix.Addr())] = true
 		}
-		for _, r := range j.routes {
-			preserved[bgp.FamilyOf(r.Prefix.Addr())] = true
+		for p := range j.announced.Prefixes() {
+			preserved[bgp.FamilyOf(p.Addr())] = true
 		}
 	}
 	var listen []netip.AddrPort
@@ -175,8 +253,8 @@ func (j *joined) start(ctx context.Context, want fixed) error {
 	}
 	ctx, end := context.WithCancel(ctx)
 	e := &engine{Speaker: b, fixed: want, end: end, failed: make(chan error, 1)}
-	j.engine, j.exports = e, nil
-	j.originate()
+	j.engine = e
+	b.Originate(j.announced.All(), nil)
 	j.installer.begin(stale)
 	j.state.setEngine(b)
 	if len(foreign) > 0 {
@@ -269,7 +347,7 @@ func (j *joined) imports(_ netip.Addr, prefix netip.Prefix, nextHop netip.Addr) 
 	if ok, reason := g.CheckNextHop(nextHop); !ok {
 		return false, reason
 	}
-	return j.hops.check(nextHop)
+	return j.nextHops.check(nextHop)
 }
 
 // believe renews the guard and has everything that peers said judged again if
@@ -287,87 +365,42 @@ func (j *joined) originate() {
 	if j.engine == nil {
 		return
 	}
-	kernel := make([]routing.Route, 0, len(j.routes))
-	for _, r := range j.routes {
-		kernel = append(kernel, r)
-	}
-	next := map[netip.Prefix]bool{}
-	var add, withdraw []netip.Prefix
-	for _, p := range routing.Exports(kernel, j.plan.CIDRs(), j.cfg.LinkPrefix) {
-		next[p] = true
-		if !j.exports[p] {
-			add = append(add, p)
-		}
-	}
-	for p := range j.exports {
-		if !next[p] {
-			withdraw = append(withdraw, p)
-		}
-	}
-	j.exports = next
-	if len(add)+len(withdraw) > 0 {
-		slices.SortFunc(withdraw, routing.ComparePrefixes)
+	if add, withdraw := j.announced.Take(); len(add)+len(withdraw) > 0 {
 		j.engine.Originate(add, withdraw)
 		j.log.Info("announcement changed", "added", len(add), "withdrawn", len(withdraw))
 		j.reporter.Wake()
 	}
 }
 
-func (j *joined) heard(ctx context.Context, k kernelEvent) error {
+// heard takes what the kernel says. What endpoints come and go with costs a look-up
+// each and is no news for next hops and subnets.
+func (j *joined) heard(ctx context.Context, k kernelEvent) {
 	e := k.event
-	if !k.agent {
-		if e.Lost || len(e.Foreign)+len(e.Up)+len(e.Down) > 0 {
-			j.installer.recheck()
-			if j.hops.recheck() && j.engine != nil {
-				j.engine.Reimport()
-			}
-			return j.readSubnets(ctx)
-		}
-		return nil
-	}
 	switch {
-	case e.Lost || j.took(e.Down):
-		if err := j.readAgent(ctx); err != nil {
-			return err
+	case k.agent && e.Lost:
+		j.read(ctx)
+	case k.agent:
+		for _, link := range e.Down { // the kernel drops its routes without a word
+			j.announced.Down(link)
 		}
-	case len(e.Changes) == 0:
-		return nil
-	default:
 		for _, c := range e.Changes {
 			if c.Gone {
-				delete(j.routes, c.Route.Key())
+				j.announced.Remove(c.Route.Key())
 			} else {
-				j.routes[c.Route.Key()] = c.Route
+				j.announced.Put(c.Route)
 			}
 		}
+	default:
+		if all := e.Lost || len(e.Up)+len(e.Down) > 0; all || len(e.Foreign) > 0 {
+			j.recheck(e.Foreign, all)
+			if err := j.readSubnets(ctx); err != nil && ctx.Err() == nil {
+				j.log.Warn("connected subnets not read", "error", err)
+				j.again.Failed(tryKernel)
+			}
+		}
+		return
 	}
 	j.originate()
-	return nil
-}
-
-// took says whether links that went down may have taken agent's routes along.
-func (j *joined) took(down []string) bool {
-	if len(down) == 0 {
-		return false
-	}
-	for _, r := range j.routes {
-		if slices.ContainsFunc(r.NextHops, func(h routing.NextHop) bool { return slices.Contains(down, h.Link) }) {
-			return true
-		}
-	}
-	return false
-}
-
-func (j *joined) readAgent(ctx context.Context) error {
-	routes, err := j.agent.Routes(ctx)
-	if err != nil {
-		return err
-	}
-	j.routes = make(map[routing.Key]routing.Route, len(routes))
-	for _, r := range routes {
-		j.routes[r.Key()] = r
-	}
-	return nil
 }
 
 // readSubnets asks the kernel for the connected subnets of interfaces that are

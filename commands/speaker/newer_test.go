@@ -47,7 +47,7 @@ func TestNodeForANewerSpeaker(t *testing.T) {
 	if !reflect.DeepEqual(peers(p), want) || len(p.Problems) != 1 || !strings.Contains(p.Problems[0], "stays in force") {
 		t.Fatalf("got %+v", p)
 	}
-	if err := remember(path, memory{Plan: p}); err != nil {
+	if err := remember(path, lastRun{Plan: p}); err != nil {
 		t.Fatal(err)
 	}
 	m, err := recall(path)

@@ -87,6 +87,7 @@ type table interface {
 	Resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error)
 	Watch(ctx context.Context, ignore fib.Ignore, fn func(fib.Event)) error
 	Missing() []routing.Route
+	Compare(ctx context.Context) (routing.Changes, error)
 }
 
 // Run is the role; it blocks until ctx ends. A second one on the same state
@@ -127,7 +128,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	log.Info("speaker starts", "node", cfg.Node, "version", cfg.Version)
-	return newSpeaker(cfg, agentTable, ownTable, store, guard, log).run(ctx, listener)
+	return newSpeaker(ctx, cfg, agentTable, ownTable, store, guard, log).run(ctx, listener)
 }
 
 // speaker is the role's parts. What loop.go owns is documented there.
@@ -140,18 +141,20 @@ type speaker struct {
 	agent, own table
 	kernel     chan kernelEvent
 	follower   *follower
+	nextHops   *tracker
 	installer  *installer
 	state      *state
 	reporter   *control.Reporter
-	last       memory // of the last run
+	last       lastRun // of the last run
 }
 
-func newSpeaker(cfg Config, agent, own table, store datastore.Store, guard datastore.Guard, log *slog.Logger) *speaker {
+func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datastore.Store, guard datastore.Guard, log *slog.Logger) *speaker {
 	s := &speaker{cfg: cfg, log: log, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent)}
 	s.state = &state{}
 	s.reporter = control.NewReporter(cfg.Node, datastore.ReportSpeaker, store, s.state.report(time.Now()), log)
 	s.follower = newFollower(cfg.Node, s.hostFile(), s.state, s.reporter.Wake, log)
-	s.installer = newInstaller(own, s.reporter.Wake, log)
+	s.nextHops = newTracker(ctx, own, cfg.LinkPrefix, log)
+	s.installer = newInstaller(own, s.nextHops, s.reporter.Wake, log)
 	return s
 }
 
@@ -162,7 +165,7 @@ func (s *speaker) run(ctx context.Context, listener *control.Listener) error {
 	}
 	if host, err := readHost(s.hostFile()); err == nil && host != "" && last.Plan.Host != "" && host != last.Plan.Host {
 		s.log.Warn("last state is another host's, starting without it", "host", last.Plan.Host)
-		last = memory{}
+		last = lastRun{}
 	}
 	s.last = last
 	s.follower.resume(last.Plan)

@@ -45,7 +45,7 @@ func TestInstaller(t *testing.T) {
 	gateway.NextHops[0].Addr = netip.MustParseAddr("192.168.1.1")
 	kernel.Put(3, gateway)
 	base := kernel.String()
-	i := newInstaller(kernel.Table(88), func() {}, quiet())
+	i := newInstaller(kernel.Table(88), newTracker(t.Context(), kernel.Table(88), "nc", quiet()), func() {}, quiet())
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- i.run(ctx) }()
@@ -87,14 +87,16 @@ func TestInstaller(t *testing.T) {
 	kernel.Remove(gateway)
 	other := connected("192.168.99.105/32", "eth2")
 	kernel.Put(3, other)
-	i.recheck()
+	i.nextHops.recheck(nil, true)
+	i.moved()
 	expect(via, multi[0], multi[1], "\tnexthop via 192.168.99.105 dev eth2 weight 1", six)
 	if got := fmt.Sprint(i.unresolved()); got != "[10.65.3.0/26 fd80::40/122]" {
 		t.Errorf("unresolved %s", got)
 	}
 	kernel.Put(3, gateway)
 	kernel.Remove(other)
-	i.recheck()
+	i.nextHops.recheck(nil, true)
+	i.moved()
 	expect(append(append([]string{via}, multi...), behind, six)...)
 
 	// A path changes, the others go; what comes last counts.
@@ -125,7 +127,7 @@ func TestInstallerBegins(t *testing.T) {
 	if err := table.Apply(t.Context(), routing.Changes{Put: []routing.Route{held}}); err != nil {
 		t.Fatal(err)
 	}
-	i := newInstaller(table, func() {}, quiet())
+	i := newInstaller(table, newTracker(context.Background(), table, "nc", quiet()), func() {}, quiet())
 	step := func() {
 		t.Helper()
 		i.work = make(chan struct{}, 1)
@@ -141,14 +143,15 @@ func TestInstallerBegins(t *testing.T) {
 	i.begin([]bgp.Route{path("10.65.1.0/26", "192.168.99.103")})
 	step()
 	kernel.Put(3, connected("192.168.99.103/32", "eth2"))
-	i.recheck()
+	i.nextHops.recheck(nil, true)
+	i.moved()
 	step()
 	routes, err := table.Routes(t.Context())
 	if got := fmt.Sprint(routes); err != nil || got != "[10.65.1.0/26 via 192.168.99.103 dev eth2 metric 32]" {
 		t.Errorf("routes %s, %v", got, err)
 	}
-	if len(i.unresolved()) > 0 || len(i.best) != 1 || len(i.hops) != 1 {
-		t.Errorf("remembered: %v, %v, %v", i.unresolved(), i.best, i.hops)
+	if len(i.unresolved()) > 0 || len(i.best) != 1 || len(i.ways) != 1 {
+		t.Errorf("remembered: %v, %v, %v", i.unresolved(), i.best, i.ways)
 	}
 }
 
@@ -260,7 +263,7 @@ func TestMemory(t *testing.T) {
 	nodes := []*datastore.Node{machine("a", "192.168.99.1/24"), machine("b", "192.168.99.2/24")}
 	c := &datastore.BGPConfig{}
 	c.SetDefaults()
-	m := memory{Boot: "x", Plan: routing.Mesh("a", nodes, nil, c)}
+	m := lastRun{Boot: "x", Plan: routing.Mesh("a", nodes, nil, c)}
 	for range 2 {
 		if err := remember(file, m); err != nil {
 			t.Fatal(err)
@@ -293,7 +296,7 @@ func FuzzMemory(f *testing.F) {
 	nodes := []*datastore.Node{machine("a", "192.168.99.1/24"), machine("b", "fd00:99::2/64"), machine("c", "192.168.99.3/24")}
 	c := &datastore.BGPConfig{}
 	c.SetDefaults()
-	seed, err := json.Marshal(memory{Boot: "x", Plan: routing.Mesh("a", nodes, nil, c)})
+	seed, err := json.Marshal(lastRun{Boot: "x", Plan: routing.Mesh("a", nodes, nil, c)})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -301,7 +304,7 @@ func FuzzMemory(f *testing.F) {
 	f.Add([]byte(`{"boot":"x","plan":{"as":1,"routerID":"1.2.3.4","peers":[{"nextHops":[""]}],"pools":[{"cidr":""}]}}`))
 	f.Add([]byte(`{`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		var m memory
+		var m lastRun
 		if json.Unmarshal(text, &m) != nil {
 			return
 		}
@@ -309,14 +312,15 @@ func FuzzMemory(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var back memory
+		var back lastRun
 		if err := json.Unmarshal(again, &back); err != nil {
 			t.Fatalf("%v: %s", err, again)
 		}
 		kernel := fib.NewFake()
 		s := &speaker{cfg: Config{Node: "a"}, log: quiet(), agent: kernel.Table(87), own: kernel.Table(88), state: &state{}}
-		s.installer = newInstaller(s.own, func() {}, s.log)
+		s.installer = newInstaller(s.own, newTracker(context.Background(), s.own, "nc", quiet()), func() {}, s.log)
 		s.reporter = control.NewReporter("a", datastore.ReportSpeaker, nil, nil, s.log)
+		s.nextHops = newTracker(t.Context(), s.own, "nc", s.log)
 		j := &joined{speaker: s, plan: m.Plan}
 		j.believe()
 		if ok, _ := j.imports(netip.Addr{}, netip.MustParsePrefix("0.0.0.0/0"), netip.Addr{}); ok {

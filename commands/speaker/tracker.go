@@ -1,0 +1,97 @@
+package speaker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"netctl/routing"
+)
+
+// tracker knows how the kernel reaches the BGP next hops that peers announced. The
+// kernel is asked once for each, and again when a route changed that may lead there.
+// Safe for concurrent use.
+type tracker struct {
+	ctx       context.Context // of the role: the engine's hook has none
+	table     table
+	endpoints string // begins the names of endpoints' links
+	log       *slog.Logger
+
+	mu  sync.Mutex
+	via map[netip.Addr]routing.NextHop // Link "": nothing leads there
+}
+
+func newTracker(ctx context.Context, t table, endpoints string, log *slog.Logger) *tracker {
+	return &tracker{ctx: ctx, table: t, endpoints: endpoints, log: log, via: map[netip.Addr]routing.NextHop{}}
+}
+
+// mostTracked is far more than the next hops of a mesh; it bounds what is
+// remembered.
+const mostTracked = 10_000
+
+// check says whether a is used as a next hop, and if not, why: none is behind an
+// endpoint of this host.
+func (t *tracker) check(a netip.Addr) (ok bool, reason string) {
+	via, ok := t.resolve(a)
+	switch {
+	case !ok:
+		return false, fmt.Sprintf("there are more than %d next hops", mostTracked)
+	case strings.HasPrefix(via.Link, t.endpoints):
+		return false, fmt.Sprintf("its next hop %s is behind the endpoint interface %s", a, via.Link)
+	}
+	return true, ""
+}
+
+// resolve is how the kernel reaches a; Link is "" if it does not. false: too many
+// next hops are known already.
+func (t *tracker) resolve(a netip.Addr) (via routing.NextHop, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	via, ok = t.via[a]
+	if ok {
+		return via, true
+	}
+	if len(t.via) >= mostTracked {
+		return via, false
+	}
+	via = t.ask(a)
+	t.via[a] = via
+	return via, true
+}
+
+func (t *tracker) ask(a netip.Addr) routing.NextHop {
+	via, err := t.table.Resolve(t.ctx, a)
+	if err != nil {
+		t.log.Debug("next hop unreachable", "nexthop", a, "error", err)
+		return routing.NextHop{}
+	}
+	return via
+}
+
+// recheck asks again for the next hops that lie in one of the prefixes, with all for
+// every one, and says whether any is reached otherwise now, and whether one came to
+// be, or is no longer, behind an endpoint.
+func (t *tracker) recheck(prefixes []netip.Prefix, all bool) (moved, behind bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if all && len(t.via) >= mostTracked {
+		clear(t.via) // who is used is asked for again
+		return true, true
+	}
+	for a, was := range t.via {
+		if !all && !slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			continue
+		}
+		now := t.ask(a)
+		if now == was {
+			continue
+		}
+		t.via[a], moved = now, true
+		behind = behind || strings.HasPrefix(now.Link, t.endpoints) != strings.HasPrefix(was.Link, t.endpoints)
+	}
+	return moved, behind
+}
