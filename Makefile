@@ -42,8 +42,8 @@ test-all: race lint ## test with ten times the fuzzing, the race detector and th
 fuzz: ## every fuzz target with FUZZTIME inputs
 	@bash .ci/fuzz $(FUZZTIME)
 
-race: packages build ## the packages without root's work under the race detector
-	CGO_ENABLED=1 GOFLAGS=-buildvcs=false go test -race -count=1 -timeout $(TIMEOUT) ./acl ./datastore/... ./netdev ./routing ./routing/bgp ./commands/control ./commands/cni ./commands/node
+race: packages build ## the packages with concurrent work under the race detector
+	CGO_ENABLED=1 GOFLAGS=-buildvcs=false go test -race -count=1 -timeout $(TIMEOUT) ./acl ./acl/nft ./datastore/... ./netdev ./netdev/kernel ./routing/... ./commands/agent ./commands/control ./commands/cni ./commands/node ./commands/retry ./commands/speaker ./commands/workload
 
 lint: ## golangci-lint of .ci/tools
 	go -C .ci/tools build -o $(CURDIR)/.ci/tools/bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
@@ -56,7 +56,8 @@ docs: build ## docs/cli and docs/man from the command tree
 completions: docs ## completions of the three shells (written together with docs)
 
 bench: packages build ## ratios against references measured in the same run
-	go test -count=1 -tags bench -run TestBench -v -timeout 30m ./commands
+	go test -count=1 -tags bench -run 'TestBench$$|TestBenchScale' -v -timeout 30m ./commands
+	go test -count=1 -tags bench -run TestBenchRoutes -v -timeout 30m ./commands/speaker
 
 budget: packages build ## size, start-up and memory against their limits
 	go test -count=1 -tags bench -run TestBudget -v -timeout 10m ./commands

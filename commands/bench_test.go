@@ -186,7 +186,7 @@ func processesIn(t *testing.T, h *netlab.Host) []int {
 		}
 		pids = append(pids, pid)
 	}
-	if len(pids) < 4 {
+	if len(pids) < 3 {
 		t.Fatalf("%s runs only %d processes of netctl", h.Name, len(pids))
 	}
 	return pids

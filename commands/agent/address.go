@@ -18,7 +18,7 @@ import (
 // resolveTimeout bounds the look-up of a datastore endpoint's name.
 const resolveTimeout = 2 * time.Second
 
-// chooser decides which addresses are the node's (spec/routing.md, section 4).
+// chooser decides which addresses are the node's (docs/routing.md, "The mesh").
 type chooser struct {
 	configured []netip.Addr
 	pattern    string           // of the interface
