@@ -1,7 +1,6 @@
 package acl
 
 import (
-	"maps"
 	"slices"
 
 	"netctl/datastore"
@@ -125,34 +124,6 @@ func (x *Index) setProfile(name string, p *datastore.Profile) {
 			x.recompile(c, compileProfile(name, d, rulesOf(p, d), c.families()))
 		}
 	}
-}
-
-// gatherAgain works out a member's facts anew.
-func (x *Index) gatherAgain(endpoint string) {
-	m := x.members[endpoint]
-	if m == nil {
-		return
-	}
-	if now := x.gather(m.endpoint); !now.equal(m.facts) {
-		x.memberChanges(endpoint, m.facts)
-		x.count(m.facts, -1)
-		m.facts = now
-		x.count(m.facts, +1)
-	}
-}
-
-// sameGifts says whether both profiles (nil: absent) give their endpoints the same
-// tags and labels.
-func sameGifts(a, b *datastore.Profile) bool {
-	tags := func(p *datastore.Profile) ([]string, map[string]string) {
-		if p == nil {
-			return nil, nil
-		}
-		return p.Spec.Tags, p.Spec.Labels
-	}
-	tagsA, labelsA := tags(a)
-	tagsB, labelsB := tags(b)
-	return slices.Equal(tagsA, tagsB) && maps.Equal(labelsA, labelsB)
 }
 
 func rulesOf(p *datastore.Profile, d direction) []datastore.Rule {

@@ -78,6 +78,34 @@ func (x *Index) giftsOf(profiles []string) *gifts {
 	return g
 }
 
+// gatherAgain works out a member's facts anew.
+func (x *Index) gatherAgain(endpoint string) {
+	m := x.members[endpoint]
+	if m == nil {
+		return
+	}
+	if now := x.gather(m.endpoint); !now.equal(m.facts) {
+		x.memberChanges(endpoint, m.facts)
+		x.count(m.facts, -1)
+		m.facts = now
+		x.count(m.facts, +1)
+	}
+}
+
+// sameGifts says whether both profiles (nil: absent) give their endpoints the same
+// tags and labels.
+func sameGifts(a, b *datastore.Profile) bool {
+	tags := func(p *datastore.Profile) ([]string, map[string]string) {
+		if p == nil {
+			return nil, nil
+		}
+		return p.Spec.Tags, p.Spec.Labels
+	}
+	tagsA, labelsA := tags(a)
+	tagsB, labelsB := tags(b)
+	return slices.Equal(tagsA, tagsB) && maps.Equal(labelsA, labelsB)
+}
+
 // addresses are the endpoint's addresses, each once.
 func addresses(e *datastore.Endpoint) []netip.Addr {
 	list := e.Spec.Addresses

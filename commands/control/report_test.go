@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,9 +49,12 @@ func TestReportPace(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				store := memory.New()
 				var now datastore.ReportStatus
-				asked := 0
+				var asked atomic.Int64
+				var mu sync.Mutex // of now
 				r := NewReporter("n1", datastore.ReportAgent, store, func(context.Context) (datastore.ReportStatus, bool) {
-					asked++
+					asked.Add(1)
+					mu.Lock()
+					defer mu.Unlock()
 					return now, true
 				}, slog.New(slog.DiscardHandler))
 				ctx, cancel := context.WithCancel(t.Context())
@@ -64,7 +69,9 @@ func TestReportPace(t *testing.T) {
 				} else {
 					for i := range int(c.step.during / c.step.every) {
 						time.Sleep(c.step.every)
+						mu.Lock()
 						c.step.change(&now, i)
+						mu.Unlock()
 						r.Wake()
 						synctest.Wait()
 					}
@@ -77,8 +84,8 @@ func TestReportPace(t *testing.T) {
 				if n := int(after.Revision - before.Revision); n < c.least || n > c.most {
 					t.Errorf("%d reports, want %d to %d", n, c.least, c.most)
 				}
-				if most := int(c.step.during/reportSoon) + 1; asked > most {
-					t.Errorf("the status was asked %d times, want at most %d", asked, most)
+				if most := int(c.step.during/reportSoon) + 1; int(asked.Load()) > most {
+					t.Errorf("the status was asked %d times, want at most %d", asked.Load(), most)
 				}
 				cancel()
 				if err := <-ended; err != nil {
@@ -92,13 +99,13 @@ func TestReportPace(t *testing.T) {
 // refusing refuses writes while it is told to, and counts them.
 type refusing struct {
 	datastore.Store
-	refuse bool
-	tries  int
+	refuse atomic.Bool
+	tries  atomic.Int64
 }
 
 func (s *refusing) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
-	s.tries++
-	if s.refuse {
+	s.tries.Add(1)
+	if s.refuse.Load() {
 		return 0, errors.New("no")
 	}
 	return s.Store.Commit(ctx, t)
@@ -107,26 +114,27 @@ func (s *refusing) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
 // TestReportIsTriedAgain: what could not be written is, later, and calmly.
 func TestReportIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := &refusing{Store: memory.New(), refuse: true}
-		ready := false
+		store := &refusing{Store: memory.New()}
+		store.refuse.Store(true)
+		var ready atomic.Bool
 		r := NewReporter("n1", datastore.ReportSpeaker, store, func(context.Context) (datastore.ReportStatus, bool) {
-			return datastore.ReportStatus{Problems: []string{"drift"}}, ready
+			return datastore.ReportStatus{Problems: []string{"drift"}}, ready.Load()
 		}, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() { ended <- r.Run(ctx) }()
 		r.Wake()
 		time.Sleep(time.Minute)
-		if store.tries > 0 {
+		if store.tries.Load() > 0 {
 			t.Error("a role that is not ready reports")
 		}
-		ready = true
+		ready.Store(true)
 		r.Wake()
 		time.Sleep(time.Minute)
-		if store.tries < 10 || store.tries > 20 {
-			t.Errorf("%d tries in a minute", store.tries)
+		if n := store.tries.Load(); n < 10 || n > 20 {
+			t.Errorf("%d tries in a minute", n)
 		}
-		store.refuse = false
+		store.refuse.Store(false)
 		time.Sleep(10 * time.Second)
 		got, err := datastore.Get[*datastore.Report](ctx, store, "n1/speaker")
 		if err != nil || len(got.Status.Problems) != 1 || got.Status.Seen.IsZero() {
