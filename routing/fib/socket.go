@@ -103,10 +103,10 @@ func (s *socket) readAll(most int, fn func(message) error) error {
 		for heard < most {
 			var n int
 			n, failed = unix.Read(int(fd), s.buf)
-			if failed == unix.EINTR {
+			if errors.Is(failed, unix.EINTR) {
 				continue
 			}
-			if failed == unix.EAGAIN {
+			if errors.Is(failed, unix.EAGAIN) {
 				failed = nil
 				return heard > 0
 			}
