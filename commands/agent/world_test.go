@@ -38,6 +38,7 @@ type world struct {
 	store    *memory.Store
 	wrap     func(datastore.Store) datastore.Store // what the agent writes to; nil: store
 	counters *counters                             // nil: nothing is counted
+	log      *slog.Logger                          // nil: the test's
 	mu       sync.Mutex
 	forgot   []netip.Addr
 
@@ -103,7 +104,10 @@ func (w *world) start() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	log := slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	log := w.log
+	if log == nil {
+		log = slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	group, ctx := errgroup.WithContext(ctx)
 	w.a = &agent{cfg: w.cfg, log: log, host: host, boot: w.boot}
