@@ -275,28 +275,18 @@ func cidrsOf(first, last netip.Addr) []netip.Prefix {
 		p := netip.PrefixFrom(first, first.BitLen())
 		for p.Bits() > 0 {
 			wider := netip.PrefixFrom(first, p.Bits()-1)
-			if wider.Masked().Addr() != first || last.Less(lastOf(wider)) {
+			if wider.Masked().Addr() != first || last.Less(datastore.LastAddr(wider)) {
 				break
 			}
 			p = wider
 		}
 		out = append(out, p)
-		end := lastOf(p)
+		end := datastore.LastAddr(p)
 		if end == last {
 			return out
 		}
 		first = end.Next()
 	}
-}
-
-// lastOf is the last address of a CIDR.
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
 }
 
 func newPoolRemoveCommand(a *app) *cobra.Command {

@@ -95,7 +95,11 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 	defer cancel()
 	go func() { health <- storeLine(reading, store) }()
 	local := !all && (node == "" || node == s.Node)
-	view, storeErr := a.list(reading, store, neededForStatus(cmp.Or(node, s.Node), local, all))
+	listing := ctx // of a large cluster: each page has its own deadline
+	if local {
+		listing = reading
+	}
+	view, storeErr := a.list(listing, store, neededForStatus(cmp.Or(node, s.Node), local, all))
 	how := <-health
 	switch {
 	case local:

@@ -93,9 +93,20 @@ func checkMeta(o Object) error {
 	return checkLabels("metadata.labels", m.Labels)
 }
 
-func comparePrefix(a, b netip.Prefix) int {
+// ComparePrefix orders prefixes by family, address and length.
+func ComparePrefix(a, b netip.Prefix) int {
 	if c := a.Addr().Compare(b.Addr()); c != 0 {
 		return c
 	}
 	return a.Bits() - b.Bits()
+}
+
+// LastAddr is the highest address of p.
+func LastAddr(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
 }

@@ -293,7 +293,7 @@ func (v *View) Objects(k Kind) []Object {
 	for _, name := range slices.Sorted(maps.Keys(v.objects[k])) {
 		out = append(out, v.objects[k][name].Object)
 	}
-	slices.SortStableFunc(out, func(a, b Object) int { return comparePrefix(cidrOf(a), cidrOf(b)) })
+	slices.SortStableFunc(out, func(a, b Object) int { return ComparePrefix(cidrOf(a), cidrOf(b)) })
 	return out
 }
 
@@ -319,7 +319,7 @@ func (v *View) Pool(name string) *Pool { return one[*Pool](v, name) }
 // Pools returns the pools by address, IPv4 first.
 func (v *View) Pools() []*Pool {
 	pools := all[*Pool](v)
-	slices.SortFunc(pools, func(a, b *Pool) int { return comparePrefix(a.Spec.CIDR, b.Spec.CIDR) })
+	slices.SortFunc(pools, func(a, b *Pool) int { return ComparePrefix(a.Spec.CIDR, b.Spec.CIDR) })
 	return pools
 }
 
@@ -335,7 +335,7 @@ func (v *View) BlocksOf(node string) []*Block {
 }
 
 func byAddress(blocks []*Block) []*Block {
-	slices.SortFunc(blocks, func(a, b *Block) int { return comparePrefix(a.Spec.CIDR, b.Spec.CIDR) })
+	slices.SortFunc(blocks, func(a, b *Block) int { return ComparePrefix(a.Spec.CIDR, b.Spec.CIDR) })
 	return blocks
 }
 

@@ -17,6 +17,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"netctl/datastore"
 )
 
 // The protocol numbers that mark netctl's routes in the kernel, unless the
@@ -136,12 +138,7 @@ func Compare(a, b Route) int {
 }
 
 // ComparePrefixes orders prefixes by family, address and length.
-func ComparePrefixes(a, b netip.Prefix) int {
-	if c := a.Addr().Compare(b.Addr()); c != 0 {
-		return c
-	}
-	return cmp.Compare(a.Bits(), b.Bits())
-}
+func ComparePrefixes(a, b netip.Prefix) int { return datastore.ComparePrefix(a, b) }
 
 // String prints the route as `ip route` does, without protocol and scope.
 func (r Route) String() string {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"netctl/acl"
+	"netctl/datastore"
 )
 
 // encoding is part of each rule's hash; a change of encode.go that alters what
@@ -241,7 +242,7 @@ func encodeElement(typ acl.SetType, e acl.Element) []nftables.SetElement {
 		key = e.Prefix.Addr().AsSlice()
 	case acl.Net4, acl.Net6:
 		first := e.Prefix.Masked().Addr()
-		return interval(first.AsSlice(), lastAddr(e.Prefix).Next().AsSlice())
+		return interval(first.AsSlice(), datastore.LastAddr(e.Prefix).Next().AsSlice())
 	case acl.PortRanges:
 		end := binary.BigEndian.AppendUint16(nil, e.Last+1)
 		if e.Last == 0xffff {
@@ -271,13 +272,4 @@ func interval(first, end []byte) []nftables.SetElement {
 		out = append(out, nftables.SetElement{Key: end, IntervalEnd: true})
 	}
 	return out
-}
-
-func lastAddr(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i, m := range mask(p) {
-		b[i] |= ^m
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
 }

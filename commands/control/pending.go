@@ -80,7 +80,8 @@ func readPending(path string) (r DetachRequest, err error) {
 }
 
 // WriteFile replaces the file at path by text in one step (rename), 0600, making
-// its folder (0700) if need be. A crash leaves the old file or the new one.
+// its folder (0700) if need be. The text is on the disk (fsync) before it takes the
+// name, so a crash, of the machine too, leaves the old file or the new one.
 func WriteFile(path string, text []byte) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -90,7 +91,9 @@ func WriteFile(path string, text []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(text)
+	if _, err = f.Write(text); err == nil {
+		err = f.Sync()
+	}
 	if e := f.Close(); err == nil {
 		err = e
 	}

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
+	"netctl/commands/control"
 	"netctl/routing"
 )
 
@@ -39,20 +39,11 @@ func recall(path string) (lastRun, error) {
 // find the old or the new one.
 func remember(path string, m lastRun) error {
 	b, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		err = control.WriteFile(path, append(b, '\n'))
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
+		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }
@@ -62,15 +53,6 @@ func readHost(path string) (string, error) {
 	b, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("read host ID: %w", err)
-	}
-	return strings.TrimSpace(string(b)), nil
-}
-
-// bootID identifies the running kernel's boot.
-func bootID(path string) (string, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("read boot ID: %w", err)
 	}
 	return strings.TrimSpace(string(b)), nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"netctl/commands/retry"
+	"netctl/netdev/kernel"
 	"netctl/routing"
 	"netctl/routing/bgp"
 )
@@ -19,7 +20,7 @@ import (
 // loop joins what the datastore, the kernel and the last run say. It owns the
 // engine's life and every field of joined.
 func (s *speaker) loop(ctx context.Context) error {
-	boot, err := bootID(s.cfg.BootFile)
+	boot, err := kernel.BootID(s.cfg.BootFile)
 	if err != nil {
 		return err
 	}

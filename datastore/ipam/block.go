@@ -206,13 +206,3 @@ func addressOf(block netip.Prefix, ordinal int) netip.Addr {
 	a, _ := netip.AddrFromSlice(b)
 	return a
 }
-
-// last is the highest address of p.
-func last(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
-}

@@ -52,8 +52,8 @@ func TestOrdinals(t *testing.T) {
 			if got := addressOf(p, i); got != a || ordinalOf(p, a) != i {
 				t.Fatalf("%s: ordinal %d is %s (%d), want %s", s, i, got, ordinalOf(p, a), a)
 			}
-			if next := a.Next(); !p.Contains(next) && last(p) != a {
-				t.Fatalf("%s: last is %s, want %s", s, last(p), a)
+			if next := a.Next(); !p.Contains(next) && datastore.LastAddr(p) != a {
+				t.Fatalf("%s: last is %s, want %s", s, datastore.LastAddr(p), a)
 			}
 			a = a.Next()
 		}

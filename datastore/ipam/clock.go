@@ -2,32 +2,13 @@ package ipam
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
-	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"netctl/datastore"
 )
-
-// BootIDFile tells one boot of this machine from another (random(4)).
-const BootIDFile = "/proc/sys/kernel/random/boot_id"
-
-// BootID reads this boot's ID from path (BootIDFile).
-func BootID(path string) (string, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("boot ID: %w", err)
-	}
-	id := strings.TrimSpace(string(text))
-	if id == "" {
-		return "", fmt.Errorf("boot ID: %s is empty", path)
-	}
-	return id, nil
-}
 
 // Boottime is the time since the machine started, suspension included
 // (CLOCK_BOOTTIME, clock_gettime(2)); nobody can set this clock.

@@ -274,7 +274,9 @@ func (x *Index) told(b *datastore.Block) {
 	}
 }
 
-func byCIDR(b *datastore.Block, cidr netip.Prefix) int { return comparePrefix(b.Spec.CIDR, cidr) }
+func byCIDR(b *datastore.Block, cidr netip.Prefix) int {
+	return datastore.ComparePrefix(b.Spec.CIDR, cidr)
+}
 
 func member(m *prefixMap[*datastore.Block], cidr netip.Prefix, b *datastore.Block, is bool) {
 	if is {
@@ -417,7 +419,7 @@ func (x *Index) roomyPlace(s *slots, from, before netip.Addr, names []string) (n
 		if size := 1 << (p.Addr().BitLen() - p.Bits()); x.within(p, names...).count(size) < size {
 			return p, true
 		}
-		from = last(p).Next()
+		from = datastore.LastAddr(p).Next()
 	}
 }
 

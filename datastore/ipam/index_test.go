@@ -71,7 +71,7 @@ func (h *changes) places(pool netip.Prefix, size int, name string) map[netip.Pre
 		}
 	}
 	free := map[netip.Prefix]bool{}
-	for a := pool.Addr(); pool.Contains(a); a = last(netip.PrefixFrom(a, size)).Next() {
+	for a := pool.Addr(); pool.Contains(a); a = datastore.LastAddr(netip.PrefixFrom(a, size)).Next() {
 		c := netip.PrefixFrom(a, size)
 		m, bad := new(bitmap), slices.ContainsFunc(blocks, c.Overlaps)
 		for _, t := range all {
@@ -175,7 +175,7 @@ func cluster(t testing.TB, nodes int, poolCIDR string) (*Allocator, *Index) {
 				}
 			}
 			put(b)
-			at = last(b.Spec.CIDR).Next()
+			at = datastore.LastAddr(b.Spec.CIDR).Next()
 		}
 	}
 	snap, err := store.List(context.Background(), datastore.Prefix)

@@ -4,6 +4,8 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+
+	"netctl/datastore"
 )
 
 // prefixMap is a map by masked prefix, of both families, that also tells which of
@@ -33,7 +35,7 @@ func (m *prefixMap[T]) set(p netip.Prefix, v T) {
 		if m.bulk {
 			m.sorted = append(m.sorted, p)
 		} else {
-			i, _ := slices.BinarySearchFunc(m.sorted, p, comparePrefix)
+			i, _ := slices.BinarySearchFunc(m.sorted, p, datastore.ComparePrefix)
 			m.sorted = slices.Insert(m.sorted, i, p)
 		}
 	}
@@ -47,7 +49,7 @@ func (m *prefixMap[T]) remove(p netip.Prefix) {
 	m.sort()
 	delete(m.values, p)
 	m.lengths[family(p.Addr())][p.Bits()]--
-	if i, ok := slices.BinarySearchFunc(m.sorted, p, comparePrefix); ok {
+	if i, ok := slices.BinarySearchFunc(m.sorted, p, datastore.ComparePrefix); ok {
 		m.sorted = slices.Delete(m.sorted, i, i+1)
 	}
 }
@@ -55,7 +57,7 @@ func (m *prefixMap[T]) remove(p netip.Prefix) {
 // sort ends the filling in bulk.
 func (m *prefixMap[T]) sort() {
 	if m.bulk {
-		slices.SortFunc(m.sorted, comparePrefix)
+		slices.SortFunc(m.sorted, datastore.ComparePrefix)
 		m.bulk = false
 	}
 }
@@ -84,7 +86,7 @@ func (m *prefixMap[T]) overlapping(p netip.Prefix) iter.Seq2[netip.Prefix, T] {
 			}
 		}
 		m.sort()
-		i, _ := slices.BinarySearchFunc(m.sorted, p, comparePrefix)
+		i, _ := slices.BinarySearchFunc(m.sorted, p, datastore.ComparePrefix)
 		for _, inner := range m.sorted[i:] {
 			if !p.Contains(inner.Addr()) {
 				return
@@ -99,8 +101,8 @@ func (m *prefixMap[T]) overlapping(p netip.Prefix) iter.Seq2[netip.Prefix, T] {
 // inside is how many prefixes lie in p, itself included.
 func (m *prefixMap[T]) inside(p netip.Prefix) int {
 	m.sort()
-	i, _ := slices.BinarySearchFunc(m.sorted, p, comparePrefix)
-	end := last(p)
+	i, _ := slices.BinarySearchFunc(m.sorted, p, datastore.ComparePrefix)
+	end := datastore.LastAddr(p)
 	j, _ := slices.BinarySearchFunc(m.sorted[i:], end, func(q netip.Prefix, a netip.Addr) int {
 		if c := q.Addr().Compare(a); c != 0 {
 			return c

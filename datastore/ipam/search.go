@@ -32,7 +32,7 @@ func compareTaken(a, b taken) int {
 		}
 		return 0
 	}
-	return cmp.Or(part(a)-part(b), cmp.Compare(a.name, b.name), cmp.Compare(b.what, a.what), comparePrefix(a.cidr, b.cidr), cmp.Compare(a.keptFor, b.keptFor))
+	return cmp.Or(part(a)-part(b), cmp.Compare(a.name, b.name), cmp.Compare(b.what, a.what), datastore.ComparePrefix(a.cidr, b.cidr), cmp.Compare(a.keptFor, b.keptFor))
 }
 
 // takenByNode is what a node (nil: none) has on its links.
@@ -78,9 +78,9 @@ func within(block netip.Prefix, all iter.Seq[taken]) *bitmap {
 		switch {
 		case !t.cidr.Overlaps(block):
 		case t.cidr.Bits() <= block.Bits():
-			m.setRange(0, ordinalOf(block, last(block)))
+			m.setRange(0, ordinalOf(block, datastore.LastAddr(block)))
 		default:
-			m.setRange(ordinalOf(block, t.cidr.Addr()), ordinalOf(block, last(t.cidr)))
+			m.setRange(ordinalOf(block, t.cidr.Addr()), ordinalOf(block, datastore.LastAddr(t.cidr)))
 		}
 	}
 	return m
@@ -89,7 +89,7 @@ func within(block netip.Prefix, all iter.Seq[taken]) *bitmap {
 // outermost sorts prefixes and drops those that lie in another: what is left is
 // disjoint.
 func outermost(list []netip.Prefix) []netip.Prefix {
-	slices.SortFunc(list, comparePrefix)
+	slices.SortFunc(list, datastore.ComparePrefix)
 	out := list[:0]
 	for _, p := range list {
 		if len(out) == 0 || !out[len(out)-1].Overlaps(p) {

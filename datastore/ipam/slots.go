@@ -1,6 +1,10 @@
 package ipam
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"netctl/datastore"
+)
 
 // slots knows which places for a block a pool has left. It is a binary tree over
 // the pool: a node is full if something lies over all of it or both its halves are
@@ -79,7 +83,7 @@ search:
 	for from.IsValid() && s.pool.Contains(from) {
 		for bits := s.pool.Bits(); bits <= s.size; bits++ {
 			if p := netip.PrefixFrom(from, bits).Masked(); s.full[p] {
-				from = last(p).Next()
+				from = datastore.LastAddr(p).Next()
 				continue search
 			}
 		}

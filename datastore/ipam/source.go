@@ -1,10 +1,8 @@
 package ipam
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"net/netip"
 	"slices"
 
 	"netctl/datastore"
@@ -86,10 +84,6 @@ func decode(e datastore.Entry) (o datastore.Object, unreadable bool) {
 		b.Spec.Allocations = append(b.Spec.Allocations, datastore.Allocation{Ordinal: i, Handle: "an entry of the datastore that cannot be read"})
 	}
 	return b, true
-}
-
-func comparePrefix(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
 // load is what the store holds of the kinds that plans are made from. An entry
