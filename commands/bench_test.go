@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -19,7 +18,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"netctl/commands/lab"
 	"netctl/netdev/netlab"
 )
 
@@ -79,19 +77,10 @@ func versionRow(t *testing.T) row {
 	return row{"CNI VERSION, median of 100", median(ours), median(theirs), "ms", "ptp", 4}
 }
 
+// upLab is a lab with a pool.
 func upLab(t *testing.T, nodes int) *netlab.Lab {
 	t.Helper()
-	l, err := lab.Up(t.Context(), lab.Config{
-		Dir: filepath.Join(t.TempDir(), "lab"), Nodes: nodes, Subnets: 1, Binary: netlab.Binary(t), OneProcess: true,
-	}, io.Discard)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Remove(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := labOf(t, nodes)
 	netlab.Must(t, l.Hosts[0], "netctl", "pool", "add", "10.65.0.0/16")
 	return l
 }

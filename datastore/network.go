@@ -27,3 +27,16 @@ func (n *Network) Validate() error {
 		each("spec.pools", n.Spec.Pools, func(p netip.Prefix) error { return checkCIDR("", p) }),
 		checkLabels("spec.options", n.Spec.Options))
 }
+
+// ProfilesOf are the profiles of an endpoint of a network: those that are asked for,
+// or else the network's. n is nil where the network does not exist yet, whose profile
+// will have its name. Without a network (network is "") only what is asked for counts.
+func ProfilesOf(network string, n *Network, asked []string) []string {
+	switch {
+	case len(asked) > 0 || network == "":
+		return asked
+	case n != nil:
+		return []string{n.Spec.Profile}
+	}
+	return []string{network}
+}

@@ -103,7 +103,7 @@ func TestBenchCluster(t *testing.T) {
 		w.settled()
 		runtime.GC()
 		alone := write(memory.New()) // what writing costs, which others do
-		return float64((write(w.store)-alone).Microseconds()) / events / 1000
+		return float64((write(w.store) - alone).Microseconds()) / events / 1000
 	}
 	free := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 200, byte(i >> 2), byte(i << 6)}) }
 	block := measure(func(i int) datastore.Object {

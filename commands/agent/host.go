@@ -35,14 +35,8 @@ func (l *loop) known(lo *local, network string, profiles []string) workload.Know
 	_, k.Linked = l.links.present[lo.link]
 	if network != "" {
 		k.Network = l.view.Network(network)
-		if len(profiles) == 0 {
-			profiles = []string{network}
-			if k.Network != nil {
-				profiles[0] = k.Network.Spec.Profile
-			}
-		}
 	}
-	for _, name := range profiles {
+	for _, name := range datastore.ProfilesOf(network, k.Network, profiles) {
 		if p := l.view.Profile(name); p != nil {
 			k.Profiles = append(k.Profiles, p)
 		}

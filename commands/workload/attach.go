@@ -74,11 +74,7 @@ func (s *Service) Attach(ctx context.Context, req Request, ns *kernel.Netns) (At
 }
 
 func (s *Service) begin(ctx context.Context, name string, req Request) (Known, error) {
-	network := ""
-	if req.Network != "" {
-		network = datastore.ForeignName(req.Network)
-	}
-	return s.Host.Begin(ctx, name, network, req.Profiles)
+	return s.Host.Begin(ctx, name, req.network(), req.Profiles)
 }
 
 // repeat answers an Attach of what is attached: done with the same result if the
@@ -178,9 +174,8 @@ func (s *Service) reread(ctx context.Context, name string, req Request, known Kn
 	}
 	before := known
 	known.Network, known.Profiles = nil, nil
-	profiles := req.Profiles
 	if req.Network != "" {
-		n, err := datastore.Get[*datastore.Network](ctx, s.Store, datastore.ForeignName(req.Network))
+		n, err := datastore.Get[*datastore.Network](ctx, s.Store, req.network())
 		switch {
 		case err == nil:
 			known.Network = n
@@ -189,10 +184,8 @@ func (s *Service) reread(ctx context.Context, name string, req Request, known Kn
 		case !errors.Is(err, datastore.ErrNotFound):
 			return known, err
 		}
-		if len(profiles) == 0 {
-			profiles = []string{profileOf(known.Network, datastore.ForeignName(req.Network))}
-		}
 	}
+	profiles := datastore.ProfilesOf(req.network(), known.Network, req.Profiles)
 	for _, p := range profiles {
 		o, err := datastore.Get[*datastore.Profile](ctx, s.Store, p)
 		had := slices.IndexFunc(before.Profiles, func(o *datastore.Profile) bool { return o.Metadata.Name == p })
@@ -208,15 +201,6 @@ func (s *Service) reread(ctx context.Context, name string, req Request, known Kn
 	return known, nil
 }
 
-// profileOf is the profile that endpoints of a network have; the network may not
-// exist yet.
-func profileOf(n *datastore.Network, name string) string {
-	if n != nil {
-		return n.Spec.Profile
-	}
-	return name
-}
-
 // plan is one try of an assignment.
 type plan struct {
 	endpoint *datastore.Endpoint
@@ -228,10 +212,9 @@ type plan struct {
 func (s *Service) plan(name, mac string, req Request, known Known) (*plan, error) {
 	p := &plan{pools: req.Pools, ipv6: req.IPv6}
 	labels := maps.Clone(req.Labels)
-	profiles := req.Profiles
-	network := ""
-	if req.Network != "" {
-		network = datastore.ForeignName(req.Network)
+	network := req.network()
+	profiles := datastore.ProfilesOf(network, known.Network, req.Profiles)
+	if network != "" {
 		if network != req.Network {
 			if labels == nil {
 				labels = map[string]string{}
@@ -239,9 +222,6 @@ func (s *Service) plan(name, mac string, req Request, known Known) (*plan, error
 			labels[labelNetwork] = req.Network
 		}
 		p.network(network, req.Network, known.Network)
-		if len(profiles) == 0 {
-			profiles = []string{profileOf(known.Network, network)}
-		}
 	}
 	for _, want := range profiles {
 		if slices.ContainsFunc(known.Profiles, func(have *datastore.Profile) bool { return have.Metadata.Name == want }) {

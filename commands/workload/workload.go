@@ -55,6 +55,14 @@ type Request struct {
 	Ports     []datastore.Port
 }
 
+// network is the name of the network's object; "": there is none.
+func (r Request) network() string {
+	if r.Network == "" {
+		return ""
+	}
+	return datastore.ForeignName(r.Network)
+}
+
 // Attachment is what was wired.
 type Attachment struct {
 	Endpoint  string       `json:"endpoint"`
