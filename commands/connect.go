@@ -16,7 +16,7 @@ import (
 const patience = time.Second
 
 // store opens the cluster's datastore once; run closes it. It need not answer.
-func (a *app) store(ctx context.Context) (*etcd.Store, error) {
+func (a *app) store(ctx context.Context) (clusterStore, error) {
 	if a.opened != nil {
 		return a.opened, nil
 	}
@@ -24,8 +24,12 @@ func (a *app) store(ctx context.Context) (*etcd.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.opened, err = etcd.Open(ctx, s.storeOptions())
-	return a.opened, err
+	opened, err := etcd.Open(ctx, s.storeOptions())
+	if err != nil {
+		return nil, err
+	}
+	a.opened = opened
+	return a.opened, nil
 }
 
 // view reads the objects of kinds. Keys that do not decode are told on stderr.
@@ -34,13 +38,15 @@ func (a *app) view(ctx context.Context, kinds ...datastore.Kind) (*datastore.Vie
 	if err != nil {
 		return nil, err
 	}
-	return a.list(ctx, s, datastore.Prefixes(kinds...))
+	n := needed{}
+	n.all(kinds...)
+	return a.list(ctx, s, n)
 }
 
-// list is view for the keys under prefixes.
-func (a *app) list(ctx context.Context, s datastore.Store, prefixes []string) (*datastore.View, error) {
+// list is view for just so much.
+func (a *app) list(ctx context.Context, s datastore.Store, n needed) (*datastore.View, error) {
 	defer a.waiting("the datastore")()
-	snap, err := s.List(ctx, prefixes...)
+	snap, err := n.read(ctx, s)
 	if err != nil {
 		return nil, err
 	}

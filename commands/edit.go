@@ -32,7 +32,7 @@ func newEditCommand(a *app) *cobra.Command {
 			}
 			need := needed{}
 			need.one(kind, nameOfKind(kind, args[1]))
-			view, err := a.list(cmd.Context(), s, need.prefixes())
+			view, err := a.list(cmd.Context(), s, need)
 			if err != nil {
 				return err
 			}

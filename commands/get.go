@@ -41,7 +41,7 @@ func newGetCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		view, err := a.list(cmd.Context(), s, need.prefixes())
+		view, err := a.list(cmd.Context(), s, need)
 		if err != nil {
 			return err
 		}

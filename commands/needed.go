@@ -2,8 +2,7 @@ package commands
 
 import (
 	"context"
-	"slices"
-	"strings"
+	"errors"
 
 	"netctl/datastore"
 )
@@ -30,10 +29,10 @@ func (n needed) one(k datastore.Kind, name string) {
 // needed all of the kind are: one large answer costs less than many small ones.
 const mostSingle = 4
 
-// prefixes are what to list.
-func (n needed) prefixes() []string {
+// read reads the objects: those of a kind with one listing, single ones by their keys.
+func (n needed) read(ctx context.Context, s datastore.Store) (snap datastore.Snapshot, err error) {
 	var kinds []datastore.Kind
-	var out []string
+	var keys []string
 	for k, names := range n {
 		if names == nil || len(names) > mostSingle {
 			kinds = append(kinds, k)
@@ -41,20 +40,31 @@ func (n needed) prefixes() []string {
 		}
 		for name := range names {
 			if key, err := datastore.Key(k, name); err == nil {
-				out = append(out, key)
+				keys = append(keys, key)
 			}
 		}
 	}
 	if len(kinds) > 0 {
-		out = append(out, datastore.Prefixes(kinds...)...)
+		if snap, err = s.List(ctx, datastore.Prefixes(kinds...)...); err != nil {
+			return snap, err
+		}
 	}
-	slices.Sort(out)
-	// A key is the prefix of longer ones too.
-	return slices.CompactFunc(out, func(before, next string) bool { return strings.HasPrefix(next, before) })
+	for _, key := range keys {
+		e, err := s.Get(ctx, key)
+		if errors.Is(err, datastore.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return snap, err
+		}
+		snap.Entries = append(snap.Entries, e)
+		snap.Revision = max(snap.Revision, e.Revision)
+	}
+	return snap, nil
 }
 
 // neededToPut is what View.CheckPut looks at, and the objects themselves.
-func neededToPut(list ...datastore.Object) []string {
+func neededToPut(list ...datastore.Object) needed {
 	n := needed{}
 	for _, o := range list {
 		n.one(o.Kind(), o.Meta().Name)
@@ -71,11 +81,11 @@ func neededToPut(list ...datastore.Object) []string {
 			}
 		}
 	}
-	return n.prefixes()
+	return n
 }
 
 // neededToDelete is what View.CheckDelete looks at, and the objects themselves.
-func neededToDelete(kind datastore.Kind, names ...string) []string {
+func neededToDelete(kind datastore.Kind, names ...string) needed {
 	n := needed{}
 	for _, name := range names {
 		n.one(kind, name)
@@ -90,24 +100,24 @@ func neededToDelete(kind datastore.Kind, names ...string) []string {
 	case datastore.KindNode:
 		n.all(datastore.KindEndpoint, datastore.KindBlock)
 	}
-	return n.prefixes()
+	return n
 }
 
 // neededForStatus is what status reads: of this node, the local one, its address and
 // AS number; of others what they report too.
-func neededForStatus(node string, local, all bool) []string {
+func neededForStatus(node string, local, all bool) needed {
 	n := needed{}
 	n.all(datastore.KindBGPConfig)
 	if all {
 		n.all(datastore.KindNode, datastore.KindReport)
-		return n.prefixes()
+		return n
 	}
 	n.one(datastore.KindNode, node)
 	if !local {
 		n.one(datastore.KindReport, datastore.ReportName(node, datastore.ReportAgent))
 		n.one(datastore.KindReport, datastore.ReportName(node, datastore.ReportSpeaker))
 	}
-	return n.prefixes()
+	return n
 }
 
 // checkPut says why writing o would contradict the cluster.

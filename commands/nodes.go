@@ -104,7 +104,7 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	if force {
 		need.all(datastore.KindEndpoint)
 	}
-	view, err := a.list(ctx, s, need.prefixes())
+	view, err := a.list(ctx, s, need)
 	if err != nil {
 		return err
 	}

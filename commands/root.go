@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"netctl/datastore"
 	"netctl/datastore/etcd"
 )
 
@@ -21,7 +22,13 @@ type app struct {
 	cmd     *cobra.Command
 	started bool
 	loaded  *settings
-	opened  *etcd.Store
+	opened  clusterStore
+}
+
+// clusterStore is the datastore, and how it is; *etcd.Store is one.
+type clusterStore interface {
+	datastore.Store
+	Health(ctx context.Context) []etcd.EndpointHealth
 }
 
 func (a *app) run(ctx context.Context, args []string) error {

@@ -15,7 +15,6 @@ import (
 
 	"netctl/commands/control"
 	"netctl/datastore"
-	"netctl/datastore/etcd"
 )
 
 // statusTime bounds how long status waits, first for the datastore, then for the
@@ -144,7 +143,7 @@ type storeHealth struct {
 	full []string
 }
 
-func storeLine(ctx context.Context, s *etcd.Store) (how storeHealth) {
+func storeLine(ctx context.Context, s clusterStore) (how storeHealth) {
 	members := map[uint64]bool{}
 	var where, sick []string
 	for _, h := range s.Health(ctx) {
