@@ -156,23 +156,6 @@ type outside struct {
 	serve func(ctx context.Context, h http.Handler) error
 }
 
-// task is one of the parts that make up the role: it runs until ctx ends.
-type task struct {
-	name string
-	run  func(ctx context.Context) error
-}
-
-// String names the task.
-func (t task) String() string { return t.name }
-
-// Run runs the task.
-func (t task) Run(ctx context.Context) error {
-	if err := t.run(ctx); err != nil {
-		return fmt.Errorf("%s: %w", t.name, err)
-	}
-	return nil
-}
-
 // build joins the parts; it starts nothing.
 func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l := newLoop(a.cfg, a.log, o.links, o.routes, o.filter)
@@ -235,30 +218,30 @@ func (a *agent) run(ctx context.Context) error {
 
 // tasks are what runs until the role ends; serving the control socket, which ends
 // with serving, ends all.
-func (a *agent) tasks(o outside, serving context.Context) []task {
+func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 	l := a.loop
 	a.api = &api{loop: l, service: a.service, namespace: o.links.OpenNetns}
-	return []task{
-		{"reconcile", l.run},
-		{"remove links", o.links.Run},
-		{"watch links", func(ctx context.Context) error {
+	return []control.Task{
+		{Name: "reconcile", Do: l.run},
+		{Name: "remove links", Do: o.links.Run},
+		{Name: "watch links", Do: func(ctx context.Context) error {
 			return o.links.Watch(ctx, func(e kernel.Event) { l.post(func() { l.event(e) }) })
 		}},
-		{"watch routes", func(ctx context.Context) error { return o.routes.Watch(ctx, fib.Ignore{}, a.routeEvent) }},
-		{"watch the packet filter", func(ctx context.Context) error {
+		{Name: "watch routes", Do: func(ctx context.Context) error { return o.routes.Watch(ctx, fib.Ignore{}, a.routeEvent) }},
+		{Name: "watch the packet filter", Do: func(ctx context.Context) error {
 			return o.filter.Watch(ctx, func() { l.post(func() { l.filtering.resync = true }) })
 		}},
-		{"watch other packet filters", func(ctx context.Context) error { return o.filter.WatchOthers(ctx, func() { poke(a.forward) }) }},
-		{"watch pending detaches", func(ctx context.Context) error {
+		{Name: "watch other packet filters", Do: func(ctx context.Context) error { return o.filter.WatchOthers(ctx, func() { poke(a.forward) }) }},
+		{Name: "watch pending detaches", Do: func(ctx context.Context) error {
 			return watchPending(ctx, a.cfg.pendingDir(), func() { a.workOff(ctx) })
 		}},
-		{"follow the datastore", func(ctx context.Context) error { return a.follow(ctx, o) }},
-		{a.reporter.String(), a.reporter.Run},
-		{a.returner.String(), a.returner.Run},
-		{"keep the registration", a.watchHost},
-		{"let forwarding through", func(ctx context.Context) error { return a.keepForward(ctx, o.forward) }},
-		{"compare", a.compare},
-		{"serve", func(context.Context) error { return o.serve(serving, a.api.routes()) }},
+		{Name: "follow the datastore", Do: func(ctx context.Context) error { return a.follow(ctx, o) }},
+		{Name: a.reporter.String(), Do: a.reporter.Run},
+		{Name: a.returner.String(), Do: a.returner.Run},
+		{Name: "keep the registration", Do: a.watchHost},
+		{Name: "let forwarding through", Do: func(ctx context.Context) error { return a.keepForward(ctx, o.forward) }},
+		{Name: "compare", Do: a.compare},
+		{Name: "serve", Do: func(context.Context) error { return o.serve(serving, a.api.routes()) }},
 	}
 }
 

@@ -16,7 +16,6 @@ package speaker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -170,31 +169,40 @@ func (s *speaker) run(ctx context.Context, listener *control.Listener) error {
 	s.last = last
 	s.follower.resume(last.Plan)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		mux := http.NewServeMux()
-		mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.SpeakerStatus, error) {
-			return s.status(), nil
-		}))
-		return control.Serve(ctx, listener, mux)
-	})
-	g.Go(func() error { return s.agent.Watch(ctx, fib.Ignore{Foreign: true}, s.forward(ctx, true)) })
-	// What endpoints come and go with is no news for next hops.
-	endpoints := fib.Ignore{Protocols: []int{s.cfg.AgentProtocol}, Links: s.cfg.LinkPrefix}
-	g.Go(func() error { return s.own.Watch(ctx, endpoints, s.forward(ctx, false)) })
-	g.Go(func() error { return s.installer.run(ctx) })
-	g.Go(func() error { return s.reporter.Run(ctx) })
-	g.Go(func() error { return s.loop(ctx) })
-	g.Go(func() error {
-		err := datastore.Follow(ctx, s.store, kinds(), s.guard, s.follower)
-		if ctx.Err() != nil {
-			return nil
-		}
-		return fmt.Errorf("follow datastore: %w", err)
-	})
+	for _, t := range s.tasks(listener) {
+		g.Go(func() error { return t.Run(ctx) })
+	}
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
+}
+
+// tasks are what runs until the role ends.
+func (s *speaker) tasks(listener *control.Listener) []control.Task {
+	mux := http.NewServeMux()
+	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.SpeakerStatus, error) {
+		return s.status(), nil
+	}))
+	// What endpoints come and go with is no news for next hops.
+	endpoints := fib.Ignore{Protocols: []int{s.cfg.AgentProtocol}, Links: s.cfg.LinkPrefix}
+	return []control.Task{
+		{Name: "serve", Do: func(ctx context.Context) error { return control.Serve(ctx, listener, mux) }},
+		{Name: "watch the agent's routes", Do: func(ctx context.Context) error {
+			return s.agent.Watch(ctx, fib.Ignore{Foreign: true}, s.forward(ctx, true))
+		}},
+		{Name: "watch routes", Do: func(ctx context.Context) error { return s.own.Watch(ctx, endpoints, s.forward(ctx, false)) }},
+		{Name: "install routes", Do: s.installer.run},
+		{Name: s.reporter.String(), Do: s.reporter.Run},
+		{Name: "speak", Do: s.loop},
+		{Name: "follow the datastore", Do: func(ctx context.Context) error {
+			err := datastore.Follow(ctx, s.store, kinds(), s.guard, s.follower)
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}},
+	}
 }
 
 // file is where the speaker keeps what it last ran with.
