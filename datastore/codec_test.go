@@ -166,6 +166,9 @@ func TestManifestErrorsOfOtherKinds(t *testing.T) {
 		return `{"apiVersion":"netctl/v1","kind":"Endpoint","spec":{"node":"a","orchestrator":"cni","workload":"w","interface":"eth0","link":"nc1",` + more + `}}`
 	}
 	checkRefusals(t, []refusal{
+		{profile(`"inbound":[null]`), `spec.inbound[0]: is null: leave it out`},
+		{profile(`"tags":["a",null]`), `spec.tags[1]: is null: leave it out`},
+		{endpoint(`"addresses":[null]`), `spec.addresses[0]: is null: leave it out`},
 		{profile(`"inbound":["allow form tag x"]`), `spec.inbound[0]: rule: "form": expected`},
 		{profile(`"inbound":["pass"]`), `spec.inbound[0] "pass": a profile belongs to no tier`},
 		{profile(`"outbound":["allow to set x"]`), `spec.outbound[0] "x": there is no such network set`},

@@ -202,6 +202,9 @@ func listBy[T any](d *decoder, into *[]T, room []T, one func(*T) error) error {
 		d.at = append(d.at, -1-len(out))
 		out = append(out, *new(T))
 		before, e := d.found, &out[len(out)-1]
+		if d.null() {
+			return d.wrong("", "is null: leave it out")
+		}
 		if err := one(e); err != nil {
 			return err
 		}
