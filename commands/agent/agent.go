@@ -104,6 +104,9 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if a.guard, err = identity.Open(a.cfg.StateDir, true, a.log); err != nil {
 		return err
 	}
+	if err := workload.NewRecords(a.cfg.recordsDir()).Sweep(); err != nil {
+		return err
+	}
 	opt := a.cfg.Store
 	opt.Log = a.log
 	if a.store, err = etcd.Open(ctx, opt); err != nil {

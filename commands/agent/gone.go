@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/netdev/kernel"
 )
@@ -129,7 +128,7 @@ func (l *loop) writeBoot() {
 	if l.lastBoot == l.boot {
 		return
 	}
-	if err := control.WriteFile(l.cfg.lastBootFile(), []byte(l.boot+"\n")); err != nil {
+	if err := datastore.WriteFile(l.cfg.lastBootFile(), []byte(l.boot+"\n"), datastore.FileOptions{}); err != nil {
 		l.log.Warn("boot not noted", "error", err)
 		return
 	}

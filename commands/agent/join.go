@@ -253,7 +253,7 @@ func hostID(file string) (string, error) {
 		raw := make([]byte, 8)
 		_, _ = rand.Read(raw) // never fails (crypto/rand)
 		id := hex.EncodeToString(raw)
-		return id, control.WriteFile(file, []byte(id+"\n"))
+		return id, datastore.WriteFile(file, []byte(id+"\n"), datastore.FileOptions{})
 	}
 	if err != nil {
 		return "", fmt.Errorf("host id: %w", err)

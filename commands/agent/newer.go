@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 
-	"netctl/commands/control"
 	"netctl/datastore"
 )
 
@@ -60,5 +59,5 @@ func (l *loop) writeUnderstood(last []datastore.Last) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", l.cfg.understoodFile(), err)
 	}
-	return control.WriteFile(l.cfg.understoodFile(), append(text, '\n'))
+	return datastore.WriteFile(l.cfg.understoodFile(), append(text, '\n'), datastore.FileOptions{})
 }

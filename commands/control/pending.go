@@ -30,7 +30,7 @@ func StorePending(dir string, r DetachRequest) error {
 	}
 	sum := sha256.Sum256(text)
 	path := filepath.Join(dir, hex.EncodeToString(sum[:10])+".json")
-	if err := WriteFile(path, append(text, '\n')); err != nil {
+	if err := datastore.WriteFile(path, append(text, '\n'), datastore.FileOptions{}); err != nil {
 		return fmt.Errorf("pending detach: %w", err)
 	}
 	return nil
@@ -77,31 +77,4 @@ func readPending(path string) (r DetachRequest, err error) {
 		return r, fmt.Errorf("%w: orchestrator and workload must be set", datastore.ErrInvalid)
 	}
 	return r, nil
-}
-
-// WriteFile replaces the file at path by text in one step (rename), 0600, making
-// its folder (0700) if need be. The text is on the disk (fsync) before it takes the
-// name, so a crash, of the machine too, leaves the old file or the new one.
-func WriteFile(path string, text []byte) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, ".new-*") // CreateTemp makes it 0600
-	if err != nil {
-		return err
-	}
-	if _, err = f.Write(text); err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
 }

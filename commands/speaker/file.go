@@ -8,7 +8,7 @@ import (
 	"os"
 	"strings"
 
-	"netctl/commands/control"
+	"netctl/datastore"
 	"netctl/routing"
 )
 
@@ -40,7 +40,7 @@ func recall(path string) (lastRun, error) {
 func remember(path string, m lastRun) error {
 	b, err := json.MarshalIndent(m, "", "  ")
 	if err == nil {
-		err = control.WriteFile(path, append(b, '\n'))
+		err = datastore.WriteFile(path, append(b, '\n'), datastore.FileOptions{})
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)

@@ -40,16 +40,9 @@ func (r *Records) path(link string) string { return filepath.Join(r.dir, link+".
 
 // Put writes the record of an endpoint.
 func (r *Records) Put(rec *Record) error {
-	path := r.path(rec.Endpoint.Spec.Link)
 	text, err := json.Marshal(rec)
 	if err == nil {
-		err = os.MkdirAll(r.dir, 0o700)
-	}
-	if err == nil { // an endpoint has one writer at a time
-		err = os.WriteFile(path+".new", append(text, '\n'), 0o600)
-	}
-	if err == nil {
-		err = os.Rename(path+".new", path)
+		err = datastore.WriteFile(r.path(rec.Endpoint.Spec.Link), append(text, '\n'), datastore.FileOptions{Volatile: true})
 	}
 	if err != nil {
 		return fmt.Errorf("attach record of %s: %w", rec.Endpoint.Metadata.Name, err)
@@ -119,12 +112,20 @@ func (r *Records) All() ([]*Record, error) {
 	return all, errors.Join(errs...)
 }
 
-// Remove deletes the record of a link, also one that was cut off while it was
-// written; that there is none is no error.
+// Remove deletes the record of a link; that there is none is no error.
 func (r *Records) Remove(link string) error {
-	_ = os.Remove(r.path(link) + ".new")
 	if err := os.Remove(r.path(link)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("attach record of %s: %w", link, err)
 	}
 	return nil
+}
+
+// Sweep removes what writes that were cut off left. Nobody may be writing.
+func (r *Records) Sweep() error {
+	left, err := filepath.Glob(filepath.Join(r.dir, ".*.json-*"))
+	errs := []error{err}
+	for _, f := range left {
+		errs = append(errs, os.Remove(f))
+	}
+	return errors.Join(errs...)
 }

@@ -56,7 +56,7 @@ func TestRecords(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, text := range map[string]string{"nc2.json": string(text), "nc3.json": "{", "nc4.json": `{"boot":"b"}`, "nc5.json.new": "{"} {
+	for name, text := range map[string]string{"nc2.json": string(text), "nc3.json": "{", "nc4.json": `{"boot":"b"}`, ".nc5.json-7": "{"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -71,9 +71,12 @@ func TestRecords(t *testing.T) {
 		}
 	}
 	for range 2 {
-		if err := r.Remove("nc1"); err != nil {
+		if err := errors.Join(r.Sweep(), r.Remove("nc1")); err != nil {
 			t.Error(err)
 		}
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 3 {
+		t.Errorf("left: %v", left)
 	}
 }
 

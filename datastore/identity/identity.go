@@ -252,20 +252,11 @@ func read(path string) (*datastore.Identity, error) {
 	return &i, nil
 }
 
-// write replaces the file whole, synced: it must survive a power cut.
+// write replaces the file.
 func write(path string, i datastore.Identity) error {
 	text, err := json.Marshal(i)
-	if err != nil {
-		return fmt.Errorf("cluster identity: %w", err)
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+FileName+"-*")
-	if err != nil {
-		return fmt.Errorf("cluster identity: %w", err)
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(append(text, '\n'))
-	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), path)
+	if err == nil {
+		err = datastore.WriteFile(path, append(text, '\n'), datastore.FileOptions{})
 	}
 	if err != nil {
 		return fmt.Errorf("cluster identity: %w", err)

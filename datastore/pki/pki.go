@@ -157,7 +157,7 @@ func (a *Authority) placeCA(path string) error {
 	have, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return place(path, text, 0o644, false)
+		return datastore.WriteFile(path, text, datastore.FileOptions{Mode: 0o644, New: true})
 	case err != nil:
 		return err
 	case !bytes.Equal(have, text):
@@ -202,32 +202,10 @@ func write(f Files, der []byte, key *ecdsa.PrivateKey, replace bool) error {
 	if _, err := os.Lstat(f.Cert); err == nil && !replace {
 		return fmt.Errorf("%s: %w", f.Cert, datastore.ErrExists)
 	}
-	if err := place(f.Key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o600, replace); err != nil {
+	private := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+	if err := datastore.WriteFile(f.Key, private, datastore.FileOptions{New: !replace}); err != nil {
 		return err
 	}
-	return place(f.Cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644, replace)
-}
-
-// place makes the file whole or not at all: written beside, synced, then linked
-// (which fails if the name is taken) or renamed.
-func place(path string, text []byte, mode fs.FileMode, replace bool) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(text)
-	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
-	if err != nil {
-		return err
-	}
-	if replace {
-		return os.Rename(tmp.Name(), path)
-	}
-	if err := os.Link(tmp.Name(), path); errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s: %w", path, datastore.ErrExists)
-	} else if err != nil {
-		return err
-	}
-	return nil
+	public := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	return datastore.WriteFile(f.Cert, public, datastore.FileOptions{Mode: 0o644, New: !replace})
 }
