@@ -32,7 +32,7 @@ func layer() map[string]int {
 
 // sideways are the only imports between packages of one layer.
 func sideways() map[string]string {
-	return map[string]string{"netdev/netlab": "netdev/kernel", "commands/reflector": "commands/speaker"}
+	return map[string]string{"netdev/netlab": "netdev/kernel", "commands/reflector": "commands/speaker", "commands/workload": "commands/control"}
 }
 
 // owners says which packages may import a dependency; a trailing /… means the

@@ -26,7 +26,7 @@ type endpointAddOptions struct {
 }
 
 func newEndpointAddCommand(a *app) *cobra.Command {
-	o := endpointAddOptions{request: control.AttachRequest{Orchestrator: orchestratorManual}}
+	o := endpointAddOptions{request: control.AttachRequest{Target: control.Target{Orchestrator: orchestratorManual}}}
 	cmd := &cobra.Command{
 		Use:   "add --workload NAME (--netns PATH | --pid PID)",
 		Short: "Attach what no runtime attaches: a network namespace of this node",
@@ -67,6 +67,11 @@ func (a *app) addEndpoint(cmd *cobra.Command, o *endpointAddOptions) error {
 	r := o.request
 	if err := checkNames(datastore.KindEndpoint, datastore.EndpointName(s.Node, r.Orchestrator, r.Workload, r.Interface)); err != nil {
 		return err
+	}
+	if r.Network != "" {
+		if err := checkNames(datastore.KindNetwork, r.Network); err != nil {
+			return err
+		}
 	}
 	for _, text := range o.addresses {
 		addr, err := netip.ParseAddr(text)
@@ -145,7 +150,7 @@ func newEndpointRemoveCommand(a *app) *cobra.Command {
 			}
 			defer a.waiting("the agent")()
 			return control.NewAgentClient(s.Agent.Socket).Detach(cmd.Context(),
-				control.DetachRequest{Orchestrator: part[1], Workload: part[2], Interface: part[3]})
+				control.DetachRequest{Target: control.Target{Orchestrator: part[1], Workload: part[2], Interface: part[3]}})
 		},
 	}
 }

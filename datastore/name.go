@@ -99,6 +99,12 @@ func checkInterface(s string) error {
 	return nil
 }
 
+// The labels that carry originals of foreign names.
+const (
+	LabelContainer = "netctl/container"
+	LabelNetwork   = "netctl/network"
+)
+
 // ForeignName returns s if it is a valid name, else "x-" and 20 hex digits of
 // its SHA-256. Who carries a foreign name keeps the original in a label.
 func ForeignName(s string) string {

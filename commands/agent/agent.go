@@ -177,7 +177,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	a.returner.addresses = ipam.New(ipam.Config{Node: a.cfg.Node, Store: o.store, Boot: a.boot, Index: l.addresses, Quarantine: a.cfg.quarantine})
 	a.service = workload.New(workload.Config{
 		Node: a.cfg.Node, LinkPrefix: a.cfg.LinkPrefix, Gateway: a.cfg.Gateway, Boot: a.boot,
-		Links: o.links, Host: l, Forget: o.forget, Store: o.store, Records: l.records, Log: a.log,
+		Links: o.links, Reconciler: l, Forget: o.forget, Store: o.store, Records: l.records, Log: a.log,
 		Addresses: a.returner.addresses,
 	})
 	a.joiner = &joiner{cfg: a.cfg, loop: l, store: o.store, service: a.service, host: a.host, resolve: o.routes.Resolve}

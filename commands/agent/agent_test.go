@@ -111,7 +111,7 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 			if at == "up" { // is tried again, so it is the caller who gives up
 				ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 				defer cancel()
-				_, err := w.api.attach(ctx, control.AttachRequest{Orchestrator: "cni", Workload: "c1", Interface: "eth0", NetnsFD: 7})
+				_, err := w.api.attach(ctx, control.AttachRequest{Target: control.Target{Orchestrator: "cni", Workload: "c1", Interface: "eth0"}, NetnsFD: 7})
 				if err == nil {
 					t.Fatal("attached")
 				}
@@ -299,7 +299,7 @@ func TestPendingDetachComesFirst(t *testing.T) {
 	if err := w.stop(); err != nil {
 		t.Fatal(err)
 	}
-	if err := control.StorePending(w.cfg.pendingDir(), control.DetachRequest{Orchestrator: "cni", Workload: "c1", Interface: "eth0"}); err != nil {
+	if err := control.StorePending(w.cfg.pendingDir(), control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: "c1", Interface: "eth0"}}); err != nil {
 		t.Fatal(err)
 	}
 	w.start()

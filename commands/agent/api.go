@@ -39,12 +39,7 @@ func (a *api) attach(ctx context.Context, r control.AttachRequest) (control.Atta
 	if err := a.loop.gate(ctx); err != nil {
 		return control.Attachment{}, fmt.Errorf("attach %s: %w", r.Workload, err)
 	}
-	done, err := a.service.Attach(ctx, workload.Request{
-		Target:  workload.Target{Orchestrator: r.Orchestrator, Workload: r.Workload, Interface: r.Interface},
-		Network: r.Network, Addresses: r.Addresses, Pools: r.Pools, IPv6: r.IPv6, MAC: r.MAC, MTU: r.MTU,
-		Profiles: r.Profiles, Labels: r.Labels, Ports: r.Ports,
-	}, ns)
-	return control.Attachment(done), err
+	return a.service.Attach(ctx, r, ns)
 }
 
 // detach of a store that is away takes the interfaces out of service; the caller
@@ -53,9 +48,9 @@ func (a *api) detach(ctx context.Context, r control.DetachRequest) (struct{}, er
 	err := a.loop.gate(ctx)
 	switch {
 	case err == nil:
-		return struct{}{}, a.service.Detach(ctx, targetOf(r))
+		return struct{}{}, a.service.Detach(ctx, r.Target)
 	case errors.Is(err, datastore.ErrUnavailable) && r.Workload != "":
-		err = errors.Join(err, a.service.Sever(ctx, targetOf(r)))
+		err = errors.Join(err, a.service.Sever(ctx, r.Target))
 	}
 	return struct{}{}, fmt.Errorf("detach %s: %w", r.Workload, err)
 }
@@ -66,11 +61,7 @@ func (a *api) check(ctx context.Context, r control.CheckRequest) (struct{}, erro
 		return struct{}{}, err
 	}
 	defer ns.Close()
-	return struct{}{}, a.service.Check(ctx, workload.Target{Orchestrator: r.Orchestrator, Workload: r.Workload, Interface: r.Interface}, r.Addresses, ns)
-}
-
-func targetOf(r control.DetachRequest) workload.Target {
-	return workload.Target{Orchestrator: r.Orchestrator, Workload: r.Workload, Interface: r.Interface}
+	return struct{}{}, a.service.Check(ctx, r, ns)
 }
 
 func (a *api) status(ctx context.Context, _ struct{}) (s control.AgentStatus, err error) {

@@ -9,10 +9,10 @@ import (
 	"netctl/netdev/kernel"
 )
 
-// The loop is the host of commands/workload.
-var _ workload.Host = (*loop)(nil)
+// The loop is the reconciler of commands/workload.
+var _ workload.Reconciler = (*loop)(nil)
 
-// Begin implements workload.Host.
+// Begin implements workload.Reconciler.
 func (l *loop) Begin(ctx context.Context, endpoint, network string, profiles []string) (k workload.Known, err error) {
 	err = l.await(ctx, func() (bool, error) {
 		if l.seen == 0 {
@@ -60,7 +60,7 @@ func (l *loop) mtu() int {
 	return l.links.mtuOf(node.Spec.Addresses)
 }
 
-// End implements workload.Host.
+// End implements workload.Reconciler.
 func (l *loop) End(endpoint string) {
 	l.post(func() {
 		lo := l.locals[endpoint]
@@ -75,7 +75,7 @@ func (l *loop) End(endpoint string) {
 	})
 }
 
-// Program implements workload.Host.
+// Program implements workload.Reconciler.
 func (l *loop) Program(ctx context.Context, endpoint string, revision int64) error {
 	// The link is there, whether or not its event has arrived.
 	if err := l.do(ctx, func() {
@@ -101,7 +101,7 @@ func (l *loop) Program(ctx context.Context, endpoint string, revision int64) err
 	})
 }
 
-// Retire implements workload.Host.
+// Retire implements workload.Reconciler.
 func (l *loop) Retire(endpoint string) {
 	_ = l.do(context.Background(), func() {
 		lo := l.local(endpoint)
@@ -111,7 +111,7 @@ func (l *loop) Retire(endpoint string) {
 	})
 }
 
-// Keep implements workload.Host.
+// Keep implements workload.Reconciler.
 func (l *loop) Keep(endpoint string) {
 	l.post(func() {
 		if lo := l.locals[endpoint]; lo != nil {
@@ -122,12 +122,12 @@ func (l *loop) Keep(endpoint string) {
 	})
 }
 
-// Reach implements workload.Host.
+// Reach implements workload.Reconciler.
 func (l *loop) Reach(ctx context.Context, revision int64) error {
 	return l.await(ctx, func() (bool, error) { return l.view.Revision() >= revision, l.why() })
 }
 
-// Programmed implements workload.Host.
+// Programmed implements workload.Reconciler.
 func (l *loop) Programmed(ctx context.Context, endpoint string) (err error) {
 	if e := l.do(ctx, func() {
 		if lo := l.locals[endpoint]; lo != nil {
@@ -139,7 +139,7 @@ func (l *loop) Programmed(ctx context.Context, endpoint string) (err error) {
 	return err
 }
 
-// Find implements workload.Host.
+// Find implements workload.Reconciler.
 func (l *loop) Find(ctx context.Context, orchestrator, work string) (names []string, err error) {
 	prefix := datastore.EndpointName(l.cfg.Node, orchestrator, work, "")
 	err = l.do(ctx, func() {

@@ -214,7 +214,7 @@ func (j *joiner) workOff(ctx context.Context) error {
 	all, err := control.ReadPending(j.cfg.pendingDir())
 	errs := []error{err}
 	for _, p := range all {
-		err := j.service.Detach(ctx, targetOf(p.Request))
+		err := j.service.Detach(ctx, p.Request.Target)
 		if errors.Is(err, datastore.ErrUnavailable) || errors.Is(err, datastore.ErrDetached) || ctx.Err() != nil {
 			return err
 		}

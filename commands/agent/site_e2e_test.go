@@ -187,7 +187,7 @@ func TestOneHost(t *testing.T) {
 				return ""
 			})
 		})
-		if err := control.StorePending(s.node.Path("/run/netctl-node/pending"), control.DetachRequest{Orchestrator: "cni", Workload: "nobody"}); err != nil {
+		if err := control.StorePending(s.node.Path("/run/netctl-node/pending"), control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: "nobody"}}); err != nil {
 			t.Fatal(err)
 		}
 		s.across("store back", c1, c2, to, func() { s.startStore(); s.synced() })
@@ -292,7 +292,7 @@ func badRequests(t *testing.T, s *site, c1 *netlab.Container, a1 control.Attachm
 		}
 		s.until("nothing left", func() string { return differ(kernel, s.kernel()) })
 	}
-	if err := s.client().Detach(t.Context(), control.DetachRequest{Orchestrator: "cni", Workload: "never-seen", Interface: "eth0"}); err != nil {
+	if err := s.client().Detach(t.Context(), control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: "never-seen", Interface: "eth0"}}); err != nil {
 		t.Errorf("detach of what was never attached: %v", err)
 	}
 	again, err := s.tryAttach(c1, "dataman", nil)
@@ -304,7 +304,7 @@ func badRequests(t *testing.T, s *site, c1 *netlab.Container, a1 control.Attachm
 		t.Fatal(err)
 	}
 	defer ns.Close()
-	check := control.CheckRequest{Orchestrator: "cni", Workload: c1.ID, Interface: "eth0", NetnsFD: int(ns.Fd()), Addresses: a1.Addresses}
+	check := control.CheckRequest{Target: control.Target{Orchestrator: "cni", Workload: c1.ID, Interface: "eth0"}, NetnsFD: int(ns.Fd()), Addresses: a1.Addresses}
 	if err := s.client().Check(t.Context(), check); err != nil {
 		t.Errorf("check: %v", err)
 	}
@@ -341,7 +341,7 @@ func second(t *testing.T, s *site) {
 	reach(app, "eth0", other.Addresses[0])
 	without := func(name string) {
 		t.Helper()
-		if err := s.client().Detach(t.Context(), control.DetachRequest{Orchestrator: "cni", Workload: c.ID, Interface: name}); err != nil {
+		if err := s.client().Detach(t.Context(), control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: c.ID, Interface: name}}); err != nil {
 			t.Fatal(err)
 		}
 	}

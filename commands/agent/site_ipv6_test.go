@@ -91,7 +91,7 @@ func ipv6(t *testing.T, s *site) {
 		t.Error("the host does not answer an echo request")
 	}
 	for _, name := range []string{"six-a", "six-b", "six-c"} {
-		if err := s.client().Detach(t.Context(), control.DetachRequest{Orchestrator: "cni", Workload: s.lab.ID + "-node1-" + name}); err != nil {
+		if err := s.client().Detach(t.Context(), control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: s.lab.ID + "-node1-" + name}}); err != nil {
 			t.Error(err)
 		}
 	}

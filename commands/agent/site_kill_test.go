@@ -45,7 +45,7 @@ func killed(t *testing.T, s *site) {
 			if err := s.detach(c); err != nil {
 				t.Error(err)
 			}
-		} else if err := control.StorePending(s.node.Path("/run/netctl-node/pending"), control.DetachRequest{Orchestrator: "cni", Workload: c.ID, Interface: "eth0"}); err != nil {
+		} else if err := control.StorePending(s.node.Path("/run/netctl-node/pending"), control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: c.ID, Interface: "eth0"}}); err != nil {
 			t.Fatal(err)
 		}
 		nothingLeft(t, s, base, kernel)
@@ -102,7 +102,7 @@ func retried(t *testing.T, s *site, kills int) {
 					continue // once more, without a detach
 				}
 				if s.detach(c) != nil {
-					if err := control.StorePending(s.node.Path("/run/netctl-node/pending"), control.DetachRequest{Orchestrator: "cni", Workload: c.ID, Interface: "eth0"}); err != nil {
+					if err := control.StorePending(s.node.Path("/run/netctl-node/pending"), control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: c.ID, Interface: "eth0"}}); err != nil {
 						t.Error(err)
 					}
 				}

@@ -181,7 +181,7 @@ func (s *site) tryAttach(c *netlab.Container, network string, change func(*contr
 		s.t.Fatal(err)
 	}
 	defer ns.Close()
-	r := control.AttachRequest{Orchestrator: "cni", Workload: c.ID, Interface: "eth0", Network: network, NetnsFD: int(ns.Fd()), NetnsPath: c.Path()}
+	r := control.AttachRequest{Target: control.Target{Orchestrator: "cni", Workload: c.ID, Interface: "eth0"}, Network: network, NetnsFD: int(ns.Fd()), NetnsPath: c.Path()}
 	if change != nil {
 		change(&r)
 	}
@@ -204,7 +204,7 @@ func (s *site) attach(name, network string, change func(*control.AttachRequest))
 func (s *site) detach(c *netlab.Container) error {
 	ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
 	defer cancel()
-	return s.client().Detach(ctx, control.DetachRequest{Orchestrator: "cni", Workload: c.ID})
+	return s.client().Detach(ctx, control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: c.ID}})
 }
 
 // ping says whether one echo request of three is answered.

@@ -155,7 +155,7 @@ func (w *world) start() {
 func (w *world) attach(workload, network string, ns int, addrs ...string) (control.Attachment, error) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
 	defer cancel()
-	r := control.AttachRequest{Orchestrator: "cni", Workload: workload, Interface: "eth0", Network: network, NetnsFD: ns}
+	r := control.AttachRequest{Target: control.Target{Orchestrator: "cni", Workload: workload, Interface: "eth0"}, Network: network, NetnsFD: ns}
 	for _, a := range addrs {
 		r.Addresses = append(r.Addresses, netip.MustParseAddr(a))
 	}
@@ -176,7 +176,7 @@ func (w *world) detach(workload string) error { return w.detach1(workload, "") }
 func (w *world) detach1(workload, iface string) error {
 	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
 	defer cancel()
-	_, err := w.api.detach(ctx, control.DetachRequest{Orchestrator: "cni", Workload: workload, Interface: iface})
+	_, err := w.api.detach(ctx, control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: workload, Interface: iface}})
 	return err
 }
 

@@ -72,15 +72,14 @@ func parseArgs(s string) (cniArgs, error) {
 	return a, nil
 }
 
-// labelContainer carries a container ID that is no name of the model.
-const labelContainer = "netctl/container"
-
 // labels joins the labels of an endpoint: the network's, CNI_ARGS', then those
 // of args.cni.
 func labels(containerID string, conf *netConf, args cniArgs) map[string]string {
 	all := map[string]string{}
-	if datastore.ForeignName(containerID) != containerID {
-		all[labelContainer] = containerID
+	for label, name := range map[string]string{datastore.LabelContainer: containerID, datastore.LabelNetwork: conf.Name} {
+		if datastore.ForeignName(name) != name {
+			all[label] = name
+		}
 	}
 	maps.Copy(all, conf.Labels)
 	maps.Copy(all, args.labels)

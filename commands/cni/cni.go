@@ -166,8 +166,7 @@ func (c *call) del() ([]byte, error) {
 	if err := c.require("CNI_CONTAINERID", "CNI_IFNAME"); err != nil {
 		return nil, err
 	}
-	req := control.DetachRequest{Orchestrator: orchestrator, Workload: datastore.ForeignName(c.env["CNI_CONTAINERID"]),
-		Interface: c.env["CNI_IFNAME"], Network: c.conf.Name}
+	req := control.DetachRequest{Target: c.target(), Network: datastore.ForeignName(c.conf.Name)}
 	ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
 	defer cancel()
 	err := c.agent().Detach(ctx, req)
@@ -206,9 +205,7 @@ func (c *call) check() ([]byte, error) {
 	defer ns.Close()
 	ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
 	defer cancel()
-	return nil, c.agent().Check(ctx, control.CheckRequest{Orchestrator: orchestrator,
-		Workload: datastore.ForeignName(c.env["CNI_CONTAINERID"]), Interface: c.env["CNI_IFNAME"],
-		NetnsFD: int(ns.Fd()), Addresses: addrs})
+	return nil, c.agent().Check(ctx, control.CheckRequest{Target: c.target(), NetnsFD: int(ns.Fd()), Addresses: addrs})
 }
 
 // status answers whether ADD would be worth trying.
@@ -225,6 +222,11 @@ func (c *call) status() ([]byte, error) {
 		return nil, errorf(codeNotAvailable, "agent of node %s: %s", s.Node, s.Store)
 	}
 	return nil, nil
+}
+
+// target names the endpoint; a container ID may be foreign to the model.
+func (c *call) target() control.Target {
+	return control.Target{Orchestrator: orchestrator, Workload: datastore.ForeignName(c.env["CNI_CONTAINERID"]), Interface: c.env["CNI_IFNAME"]}
 }
 
 // socket is where the agent listens: the network's word, the environment's, or

@@ -328,7 +328,7 @@ func TestAway(t *testing.T) {
 			}
 		}
 		kept, err := control.ReadPending(f.pending())
-		want := control.DetachRequest{Orchestrator: "cni", Workload: "c1", Interface: "eth0", Network: "net1"}
+		want := control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: "c1", Interface: "eth0"}, Network: "net1"}
 		if err != nil || len(kept) != 1 || kept[0].Request != want {
 			t.Errorf("%s: kept %+v, %v", name, kept, err)
 		}

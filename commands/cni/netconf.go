@@ -102,15 +102,13 @@ func (c *call) request() (control.AttachRequest, error) {
 		return control.AttachRequest{}, err
 	}
 	req := control.AttachRequest{
-		Orchestrator: orchestrator,
-		Workload:     datastore.ForeignName(c.env["CNI_CONTAINERID"]),
-		Interface:    c.env["CNI_IFNAME"],
-		Network:      conf.Name,
-		NetnsPath:    c.env["CNI_NETNS"],
-		IPv6:         conf.IPv6,
-		MTU:          conf.MTU,
-		Profiles:     conf.Profiles,
-		Labels:       labels(c.env["CNI_CONTAINERID"], conf, args),
+		Target:    c.target(),
+		Network:   datastore.ForeignName(conf.Name),
+		NetnsPath: c.env["CNI_NETNS"],
+		IPv6:      conf.IPv6,
+		MTU:       conf.MTU,
+		Profiles:  conf.Profiles,
+		Labels:    labels(c.env["CNI_CONTAINERID"], conf, args),
 	}
 	for _, text := range conf.Pools {
 		p, err := netip.ParsePrefix(text)

@@ -20,15 +20,28 @@ const AgentSocket = "/run/netctl-node/agent.sock"
 // PendingDir holds one file for each detach that the agent was not there for.
 const PendingDir = "/run/netctl-node/pending"
 
+// Target names one interface of one workload.
+type Target struct {
+	Orchestrator string `json:"orchestrator"`
+	Workload     string `json:"workload"`
+	// Interface is the name inside the namespace; "" is every one, for a detach.
+	Interface string `json:"interface,omitempty"`
+}
+
+// Endpoint is the name of the target's endpoint on a node.
+func (t Target) Endpoint(node string) string {
+	return datastore.EndpointName(node, t.Orchestrator, t.Workload, t.Interface)
+}
+
 // AttachRequest asks the agent to wire one interface of one workload
 // (POST /v1/attach). The call returns when address, link, routes and ACLs are
 // in the kernel. Attaching the same key with the same namespace again returns
 // the existing endpoint.
 type AttachRequest struct {
-	Orchestrator string `json:"orchestrator"`
-	Workload     string `json:"workload"`
-	Interface    string `json:"interface"` // name inside the namespace
-	// Network names the network; it and its profile are created if absent.
+	Target
+	// Network names the network; it and its profile are created if absent. A name that
+	// is foreign to the model comes as datastore.ForeignName makes it, with the original
+	// in the label datastore.LabelNetwork.
 	Network string `json:"network,omitempty"`
 	// NetnsFD is the number of a descriptor of the target namespace in the
 	// calling process; the agent opens /proc/<peer pid>/fd/<n>.
@@ -54,29 +67,25 @@ type Attachment struct {
 	LinkMAC   string       `json:"linkMAC"`
 	Interface string       `json:"interface"`
 	MAC       string       `json:"mac"`
-	MTU       int          `json:"mtu"`
+	MTU       int          `json:"mtu"` // bytes
 	Addresses []netip.Addr `json:"addresses"`
 	// Gateways are the next hops of the default routes, one per family.
 	Gateways []netip.Addr `json:"gateways"`
 }
 
 // DetachRequest releases an endpoint (POST /v1/detach). An endpoint that is not
-// there is no error. Interface "" means every interface of the workload.
+// there is no error.
 type DetachRequest struct {
-	Orchestrator string `json:"orchestrator"`
-	Workload     string `json:"workload"`
-	Interface    string `json:"interface,omitempty"`
-	Network      string `json:"network,omitempty"`
+	Target
+	Network string `json:"network,omitempty"`
 }
 
 // CheckRequest asks whether the endpoint is wired as attached (POST /v1/check):
 // link, addresses, routes, ACL, and that NetnsFD is the recorded namespace.
 type CheckRequest struct {
-	Orchestrator string       `json:"orchestrator"`
-	Workload     string       `json:"workload"`
-	Interface    string       `json:"interface"`
-	NetnsFD      int          `json:"netnsFD"`
-	Addresses    []netip.Addr `json:"addresses,omitempty"` // must all be there
+	Target
+	NetnsFD   int          `json:"netnsFD"`
+	Addresses []netip.Addr `json:"addresses,omitempty"` // must all be there
 }
 
 // AgentStatus is the agent's own view (GET /v1/status).

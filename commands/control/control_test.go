@@ -51,7 +51,7 @@ func TestAttachGoesThereAndBack(t *testing.T) {
 	}))
 	c := NewAgentClient(serve(t, mux))
 	ip := netip.MustParseAddr("10.0.0.48")
-	a, err := c.Attach(t.Context(), AttachRequest{Orchestrator: "cni", Workload: "w", Interface: "eth0", Addresses: []netip.Addr{ip}})
+	a, err := c.Attach(t.Context(), AttachRequest{Target: Target{Orchestrator: "cni", Workload: "w", Interface: "eth0"}, Addresses: []netip.Addr{ip}})
 	if err != nil || a.Endpoint != "n1/cni/w/eth0" || len(a.Addresses) != 1 || a.Addresses[0] != ip {
 		t.Fatalf("Attach = %+v, %v", a, err)
 	}
@@ -249,7 +249,7 @@ func TestPending(t *testing.T) {
 	if all, err := ReadPending(dir); err != nil || len(all) != 0 {
 		t.Fatalf("ReadPending of no folder = %v, %v", all, err)
 	}
-	r := DetachRequest{Orchestrator: "cni", Workload: "w", Interface: "eth0", Network: "net"}
+	r := DetachRequest{Target: Target{Orchestrator: "cni", Workload: "w", Interface: "eth0"}, Network: "net"}
 	for range 2 {
 		if err := StorePending(dir, r); err != nil {
 			t.Fatal(err)

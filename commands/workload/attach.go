@@ -5,19 +5,16 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
 
+	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/datastore/ipam"
 	"netctl/netdev"
 	"netctl/netdev/kernel"
 )
-
-// labelNetwork carries a network's name that is outside the grammar of names.
-const labelNetwork = "netctl/network"
 
 // maxTries bounds how often an assignment starts over because somebody else
 // created the same network or profile.
@@ -25,21 +22,21 @@ const maxTries = 5
 
 // Attach wires one interface of a workload into ns. It returns when address,
 // link, routes and ACLs are in the kernel, or having undone what it did.
-func (s *Service) Attach(ctx context.Context, req Request, ns *kernel.Netns) (Attachment, error) {
-	name := req.endpoint(s.Node)
+func (s *Service) Attach(ctx context.Context, req control.AttachRequest, ns *kernel.Netns) (control.Attachment, error) {
+	name := req.Endpoint(s.Node)
 	if _, err := datastore.Key(datastore.KindEndpoint, name); err != nil {
-		return Attachment{}, fmt.Errorf("attach: %w", err)
+		return control.Attachment{}, fmt.Errorf("attach: %w", err)
 	}
 	release, err := s.turns.take(ctx, name)
 	if err != nil {
-		return Attachment{}, err
+		return control.Attachment{}, err
 	}
 	defer release()
 	known, err := s.begin(ctx, name, req)
 	if err != nil {
-		return Attachment{}, fmt.Errorf("attach %s: %w", name, err)
+		return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
 	}
-	defer s.Host.End(name)
+	defer s.Reconciler.End(name)
 	if known.Endpoint != nil {
 		a, done, err := s.repeat(ctx, req, known, ns)
 		if done || err != nil {
@@ -47,40 +44,40 @@ func (s *Service) Attach(ctx context.Context, req Request, ns *kernel.Netns) (At
 		}
 		// What the endpoint was attached to is gone: it is made anew.
 		if err := s.remove(ctx, known.Endpoint); err != nil {
-			return Attachment{}, err
+			return control.Attachment{}, err
 		}
-		s.Host.End(name)
+		s.Reconciler.End(name)
 		if known, err = s.begin(ctx, name, req); err != nil {
-			return Attachment{}, fmt.Errorf("attach %s: %w", name, err)
+			return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
 		}
 	}
 	ep, revision, err := s.assign(ctx, name, req, known)
 	if err != nil && s.behind(ctx, err) {
-		s.Host.End(name)
+		s.Reconciler.End(name)
 		if known, err = s.begin(ctx, name, req); err == nil {
 			ep, revision, err = s.assign(ctx, name, req, known)
 		}
 	}
 	if err != nil {
-		return Attachment{}, fmt.Errorf("attach %s: %w", name, err)
+		return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
 	}
 	a, err := s.wire(ctx, req, ep, known, ns, revision)
 	if err != nil {
 		s.undo(ctx, ep)
-		return Attachment{}, fmt.Errorf("attach %s: %w", name, err)
+		return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
 	}
 	s.Log.Info("endpoint attached", "endpoint", name, "link", a.Link, "addresses", a.Addresses, "network", ep.Spec.Network)
 	return a, nil
 }
 
-func (s *Service) begin(ctx context.Context, name string, req Request) (Known, error) {
-	return s.Host.Begin(ctx, name, req.network(), req.Profiles)
+func (s *Service) begin(ctx context.Context, name string, req control.AttachRequest) (Known, error) {
+	return s.Reconciler.Begin(ctx, name, req.Network, req.Profiles)
 }
 
 // repeat answers an Attach of what is attached: done with the same result if the
 // namespace is the same, an error if another one holds the endpoint, not done if
 // the link is gone.
-func (s *Service) repeat(ctx context.Context, req Request, known Known, ns *kernel.Netns) (a Attachment, done bool, err error) {
+func (s *Service) repeat(ctx context.Context, req control.AttachRequest, known Known, ns *kernel.Netns) (a control.Attachment, done bool, err error) {
 	ep := known.Endpoint
 	rec, err := s.Records.Read(ep.Spec.Link)
 	if err != nil || !known.Linked {
@@ -98,7 +95,7 @@ func (s *Service) repeat(ctx context.Context, req Request, known Known, ns *kern
 			return a, false, fmt.Errorf("attach %s: attached already, without address %s: detach it first: %w", ep.Metadata.Name, want, datastore.ErrExists)
 		}
 	}
-	if err := s.Host.Program(ctx, ep.Metadata.Name, 0); err != nil {
+	if err := s.Reconciler.Program(ctx, ep.Metadata.Name, 0); err != nil {
 		return a, false, fmt.Errorf("attach %s: %w", ep.Metadata.Name, err)
 	}
 	return rec.Attachment, true, nil
@@ -116,7 +113,7 @@ func (s *Service) recorded(rec *Record, ns *kernel.Netns) kernel.Wire {
 
 // assign writes the endpoint, its addresses, and its network and profiles if
 // they do not exist, in one transaction.
-func (s *Service) assign(ctx context.Context, name string, req Request, known Known) (*datastore.Endpoint, int64, error) {
+func (s *Service) assign(ctx context.Context, name string, req control.AttachRequest, known Known) (*datastore.Endpoint, int64, error) {
 	mac := req.MAC
 	if mac == "" {
 		mac = randomMAC()
@@ -159,12 +156,12 @@ func (s *Service) behind(ctx context.Context, err error) bool {
 			newest = max(newest, e.Revision)
 		}
 	}
-	return s.Host.Reach(ctx, newest) == nil
+	return s.Reconciler.Reach(ctx, newest) == nil
 }
 
 // reread is what is known after a lost race: the store's word, but for a network
 // or profile that only a newer netctl can read. What was understood of that stays.
-func (s *Service) reread(ctx context.Context, name string, req Request, known Known) (Known, error) {
+func (s *Service) reread(ctx context.Context, name string, req control.AttachRequest, known Known) (Known, error) {
 	_, err := datastore.Get[*datastore.Endpoint](ctx, s.Store, name)
 	if err == nil {
 		return known, fmt.Errorf("somebody else wrote the endpoint: %w", datastore.ErrConflict)
@@ -175,7 +172,7 @@ func (s *Service) reread(ctx context.Context, name string, req Request, known Kn
 	before := known
 	known.Network, known.Profiles = nil, nil
 	if req.Network != "" {
-		n, err := datastore.Get[*datastore.Network](ctx, s.Store, req.network())
+		n, err := datastore.Get[*datastore.Network](ctx, s.Store, req.Network)
 		switch {
 		case err == nil:
 			known.Network = n
@@ -185,7 +182,7 @@ func (s *Service) reread(ctx context.Context, name string, req Request, known Kn
 			return known, err
 		}
 	}
-	profiles := datastore.ProfilesOf(req.network(), known.Network, req.Profiles)
+	profiles := datastore.ProfilesOf(req.Network, known.Network, req.Profiles)
 	for _, p := range profiles {
 		o, err := datastore.Get[*datastore.Profile](ctx, s.Store, p)
 		had := slices.IndexFunc(before.Profiles, func(o *datastore.Profile) bool { return o.Metadata.Name == p })
@@ -209,20 +206,12 @@ type plan struct {
 	ipv6     bool
 }
 
-func (s *Service) plan(name, mac string, req Request, known Known) (*plan, error) {
+func (s *Service) plan(name, mac string, req control.AttachRequest, known Known) (*plan, error) {
 	p := &plan{pools: req.Pools, ipv6: req.IPv6}
-	labels := maps.Clone(req.Labels)
-	network := req.network()
-	profiles := datastore.ProfilesOf(network, known.Network, req.Profiles)
-	if network != "" {
-		if network != req.Network {
-			if labels == nil {
-				labels = map[string]string{}
-			}
-			labels[labelNetwork] = req.Network
-		}
-		p.network(network, req.Network, known.Network)
+	if req.Network != "" {
+		p.network(req, known.Network)
 	}
+	profiles := datastore.ProfilesOf(req.Network, known.Network, req.Profiles)
 	for _, want := range profiles {
 		if slices.ContainsFunc(known.Profiles, func(have *datastore.Profile) bool { return have.Metadata.Name == want }) {
 			continue
@@ -233,21 +222,21 @@ func (s *Service) plan(name, mac string, req Request, known Known) (*plan, error
 		p.create = append(p.create, &datastore.Profile{Metadata: datastore.Metadata{Name: want}})
 	}
 	p.endpoint = &datastore.Endpoint{
-		Metadata: datastore.Metadata{Name: name, Labels: labels},
+		Metadata: datastore.Metadata{Name: name, Labels: req.Labels},
 		Spec: datastore.EndpointSpec{
 			Node: s.Node, Orchestrator: req.Orchestrator, Workload: req.Workload, Interface: req.Interface,
-			Network: network, Link: netdev.LinkName(s.LinkPrefix, name), MAC: mac, Profiles: profiles, Ports: req.Ports,
+			Network: req.Network, Link: netdev.LinkName(s.LinkPrefix, name), MAC: mac, Profiles: profiles, Ports: req.Ports,
 		},
 	}
 	return p, nil
 }
 
-// network takes over what the network says, or creates it.
-func (p *plan) network(name, original string, n *datastore.Network) {
+// network takes over what the network says, or creates it (n is nil).
+func (p *plan) network(req control.AttachRequest, n *datastore.Network) {
 	if n == nil {
-		n = &datastore.Network{Metadata: datastore.Metadata{Name: name}}
-		if name != original {
-			n.Metadata.Labels = map[string]string{labelNetwork: original}
+		n = &datastore.Network{Metadata: datastore.Metadata{Name: req.Network}}
+		if original := req.Labels[datastore.LabelNetwork]; original != "" && datastore.ForeignName(original) == req.Network {
+			n.Metadata.Labels = map[string]string{datastore.LabelNetwork: original}
 		}
 		p.create = append(p.create, n)
 	}
@@ -271,8 +260,8 @@ func (p *plan) commit(addrs []netip.Addr) (conds []datastore.Condition, ops []da
 }
 
 // wire makes the link and has it protected, routed and set up.
-func (s *Service) wire(ctx context.Context, req Request, ep *datastore.Endpoint, known Known, ns *kernel.Netns, revision int64) (Attachment, error) {
-	a := Attachment{
+func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datastore.Endpoint, known Known, ns *kernel.Netns, revision int64) (control.Attachment, error) {
+	a := control.Attachment{
 		Endpoint: ep.Metadata.Name, Link: ep.Spec.Link, LinkMAC: netdev.HostMAC, Interface: ep.Spec.Interface,
 		MTU: req.MTU, Addresses: ep.Spec.Addresses,
 	}
@@ -298,7 +287,7 @@ func (s *Service) wire(ctx context.Context, req Request, ep *datastore.Endpoint,
 	if err := s.Records.Put(rec); err != nil {
 		return a, err
 	}
-	return a, s.Host.Program(ctx, ep.Metadata.Name, revision)
+	return a, s.Reconciler.Program(ctx, ep.Metadata.Name, revision)
 }
 
 // randomMAC is a locally administered unicast address (IEEE 802, section 8.4).

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
+	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/datastore/ipam"
 	"netctl/netdev"
@@ -15,7 +15,7 @@ import (
 
 // Detach releases one endpoint of a workload, or all of them. What is not there
 // is no error.
-func (s *Service) Detach(ctx context.Context, t Target) error {
+func (s *Service) Detach(ctx context.Context, t control.Target) error {
 	if t.Orchestrator == "" || t.Workload == "" {
 		return fmt.Errorf("detach: %w: orchestrator and workload must be set", datastore.ErrInvalid)
 	}
@@ -32,25 +32,25 @@ func (s *Service) Detach(ctx context.Context, t Target) error {
 
 // Sever takes what Detach would release out of service, without the store: for
 // when the store is away. The endpoints stay what they are.
-func (s *Service) Sever(ctx context.Context, t Target) error {
+func (s *Service) Sever(ctx context.Context, t control.Target) error {
 	names, err := s.names(ctx, t)
 	errs := []error{err}
 	for _, name := range names {
-		s.Host.Retire(name)
+		s.Reconciler.Retire(name)
 		errs = append(errs, s.Links.Detach(netdev.LinkName(s.LinkPrefix, name)))
-		s.Host.Keep(name)
+		s.Reconciler.Keep(name)
 	}
 	return errors.Join(errs...)
 }
 
 // names lists the endpoints a request is about, those that are just being
 // attached included.
-func (s *Service) names(ctx context.Context, t Target) ([]string, error) {
-	name := t.endpoint(s.Node)
+func (s *Service) names(ctx context.Context, t control.Target) ([]string, error) {
+	name := t.Endpoint(s.Node)
 	if t.Interface != "" {
 		return []string{name}, nil
 	}
-	names, err := s.Host.Find(ctx, t.Orchestrator, t.Workload)
+	names, err := s.Reconciler.Find(ctx, t.Orchestrator, t.Workload)
 	names = append(names, s.turns.under(name)...)
 	slices.Sort(names)
 	return slices.Compact(names), err
@@ -66,37 +66,36 @@ func (s *Service) Release(ctx context.Context, name string) error {
 		return err
 	}
 	defer release()
-	known, err := s.Host.Begin(ctx, name, "", nil)
+	known, err := s.Reconciler.Begin(ctx, name, "", nil)
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", name, err)
 	}
-	defer s.Host.End(name)
+	defer s.Reconciler.End(name)
 	switch {
 	case known.Endpoint != nil:
 		return s.remove(ctx, known.Endpoint)
 	case known.Linked: // it is alive, and nobody could write it back
 		link := netdev.LinkName(s.LinkPrefix, name)
-		s.Host.Retire(name)
+		s.Reconciler.Retire(name)
 		return errors.Join(s.Links.Detach(link), s.Records.Remove(link))
 	}
 	return nil
 }
 
 // Check returns what of an endpoint is not as it was attached, and which of the
-// addresses it does not have. An endpoint that
-// is not there is ErrNotFound.
-func (s *Service) Check(ctx context.Context, t Target, addresses []netip.Addr, ns *kernel.Netns) error {
-	name := t.endpoint(s.Node)
+// addresses it does not have. An endpoint that is not there is ErrNotFound.
+func (s *Service) Check(ctx context.Context, req control.CheckRequest, ns *kernel.Netns) error {
+	name := req.Endpoint(s.Node)
 	release, err := s.turns.take(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer release()
-	known, err := s.Host.Begin(ctx, name, "", nil)
+	known, err := s.Reconciler.Begin(ctx, name, "", nil)
 	if err != nil {
 		return fmt.Errorf("check %s: %w", name, err)
 	}
-	defer s.Host.End(name)
+	defer s.Reconciler.End(name)
 	if known.Endpoint == nil {
 		return fmt.Errorf("check %s: endpoint: %w", name, datastore.ErrNotFound)
 	}
@@ -108,12 +107,12 @@ func (s *Service) Check(ctx context.Context, t Target, addresses []netip.Addr, n
 	if rec.Dev != ns.Dev || rec.Ino != ns.Ino {
 		return fmt.Errorf("check %s: is attached to another network namespace", name)
 	}
-	for _, a := range addresses {
+	for _, a := range req.Addresses {
 		if !slices.Contains(known.Endpoint.Spec.Addresses, a) {
 			errs = append(errs, fmt.Errorf("address %s is not the endpoint's", a))
 		}
 	}
-	errs = append(errs, s.Links.Check(s.recorded(rec, ns)), s.Host.Programmed(ctx, name))
+	errs = append(errs, s.Links.Check(s.recorded(rec, ns)), s.Reconciler.Programmed(ctx, name))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("check %s: %w", name, err)
 	}

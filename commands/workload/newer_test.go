@@ -4,6 +4,7 @@ import (
 	"errors"
 	"testing"
 
+	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/datastore/memory"
 )
@@ -22,7 +23,7 @@ func TestRereadLeavesWhatWasUnderstood(t *testing.T) {
 	write("/netctl/v1/networks/net", `{"apiVersion":"netctl/v1","kind":"Network","metadata":{"name":"net","needs":99},"spec":{}}`)
 	web := &datastore.Profile{Metadata: datastore.Metadata{Name: "web"}}
 	net := &datastore.Network{Metadata: datastore.Metadata{Name: "net"}, Spec: datastore.NetworkSpec{Profile: "web"}}
-	req := Request{Network: "net"}
+	req := control.AttachRequest{Network: "net"}
 
 	known, err := s.reread(t.Context(), "n1/cni/w/eth0", req, Known{Network: net, Profiles: []*datastore.Profile{web}})
 	if err != nil || known.Network != net || len(known.Profiles) != 1 || known.Profiles[0] != web {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"netctl/commands/control"
 	"netctl/datastore"
 )
 
@@ -20,7 +21,7 @@ type Record struct {
 	// Endpoint is the object as it was written.
 	Endpoint *datastore.Endpoint `json:"endpoint"`
 	// Attachment is what the caller was told.
-	Attachment Attachment `json:"attachment"`
+	Attachment control.Attachment `json:"attachment"`
 	// Boot is the boot the attach happened in, Dev and Ino the namespace.
 	Boot string `json:"boot"`
 	Dev  uint64 `json:"dev"`

@@ -4,7 +4,7 @@
 // and the command line all come here.
 //
 // It never decides what the node's routes or ACLs are (the agent's loop does,
-// behind Host) and reads the store only after it lost a race.
+// behind Reconciler) and reads the store only after it lost a race.
 //
 // Invariants: one endpoint has one step at a time; the endpoint and its
 // addresses are written in one transaction before anything is in the kernel, and
@@ -29,52 +29,6 @@ import (
 // undoTimeout bounds the undoing of an Attach, whose own time may be over.
 const undoTimeout = 10 * time.Second
 
-// Target names one interface of one workload.
-type Target struct {
-	Orchestrator, Workload string
-	// Interface is the name inside the namespace; "" is every one, for Detach.
-	Interface string
-}
-
-// endpoint is the name of the target's endpoint on a node.
-func (t Target) endpoint(node string) string {
-	return datastore.EndpointName(node, t.Orchestrator, t.Workload, t.Interface)
-}
-
-// Request is what is to be attached; commands/control describes the fields.
-type Request struct {
-	Target
-	Network   string
-	Addresses []netip.Addr
-	Pools     []netip.Prefix
-	IPv6      bool
-	MAC       string
-	MTU       int // bytes
-	Profiles  []string
-	Labels    map[string]string
-	Ports     []datastore.Port
-}
-
-// network is the name of the network's object; "": there is none.
-func (r Request) network() string {
-	if r.Network == "" {
-		return ""
-	}
-	return datastore.ForeignName(r.Network)
-}
-
-// Attachment is what was wired.
-type Attachment struct {
-	Endpoint  string       `json:"endpoint"`
-	Link      string       `json:"link"`
-	LinkMAC   string       `json:"linkMAC"`
-	Interface string       `json:"interface"`
-	MAC       string       `json:"mac"`
-	MTU       int          `json:"mtu"` // bytes
-	Addresses []netip.Addr `json:"addresses"`
-	Gateways  []netip.Addr `json:"gateways"`
-}
-
 // Links is what makes and removes an endpoint's link; *kernel.Kernel is one.
 type Links interface {
 	Create(kernel.Wire) (mac string, err error)
@@ -88,8 +42,8 @@ type Addresses interface {
 	Release(ctx context.Context, handle string, addrs []netip.Addr, commit ipam.Commit) error
 }
 
-// Host is the agent's loop as seen from one endpoint.
-type Host interface {
+// Reconciler is the agent's loop as seen from one endpoint.
+type Reconciler interface {
 	// Begin tells what is known of an endpoint and of what it refers to, waiting
 	// for an earlier detach to be seen. Until End the loop leaves the endpoint's
 	// link alone.
@@ -98,7 +52,7 @@ type Host interface {
 	// Program returns when the endpoint, as of revision, has its ACLs, link and
 	// routes in the kernel.
 	Program(ctx context.Context, endpoint string, revision int64) error
-	// Retire takes the endpoint's routes out and keeps them out; keep undoes that.
+	// Retire takes the endpoint's routes out and keeps them out; Keep undoes that.
 	Retire(endpoint string)
 	Keep(endpoint string)
 	// Reach waits until the view is at least at revision.
@@ -132,7 +86,7 @@ type Config struct {
 	Boot       string     // this boot's ID
 	Links      Links
 	Addresses  Addresses
-	Host       Host
+	Reconciler Reconciler
 	// Forget deletes the connection tracking entries of addresses.
 	Forget func(addrs ...netip.Addr) error
 	// Store refuses writes while it is not the right one.
@@ -167,7 +121,7 @@ func (s *Service) undo(ctx context.Context, ep *datastore.Endpoint) {
 // anybody else can have the address.
 func (s *Service) remove(ctx context.Context, ep *datastore.Endpoint) error {
 	name := ep.Metadata.Name
-	s.Host.Retire(name)
+	s.Reconciler.Retire(name)
 	err := s.Links.Detach(ep.Spec.Link)
 	if err == nil {
 		if e := s.Forget(ep.Spec.Addresses...); e != nil {
@@ -179,7 +133,7 @@ func (s *Service) remove(ctx context.Context, ep *datastore.Endpoint) error {
 		})
 	}
 	if err != nil {
-		s.Host.Keep(name)
+		s.Reconciler.Keep(name)
 		return fmt.Errorf("detach %s: %w", name, err)
 	}
 	if err := s.Records.Remove(ep.Spec.Link); err != nil {

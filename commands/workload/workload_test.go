@@ -3,14 +3,17 @@ package workload
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/netdev"
 )
@@ -25,7 +28,7 @@ func record(link string) *Record {
 				Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Profiles: []string{"web"},
 			},
 		},
-		Attachment: Attachment{Endpoint: name, Link: link, MTU: 1500},
+		Attachment: control.Attachment{Endpoint: name, Link: link, MTU: 1500},
 		Boot:       "b", Dev: 4, Ino: 1 << 40, Cluster: datastore.Cluster{UUID: "u", Generation: 3},
 	}
 }
@@ -126,12 +129,13 @@ func TestTurns(t *testing.T) {
 
 func TestPlan(t *testing.T) {
 	s := New(Config{Node: "n1", LinkPrefix: "nc"})
-	target := Target{Orchestrator: "docker", Workload: "w", Interface: "eth0"}
+	target := control.Target{Orchestrator: "docker", Workload: "w", Interface: "eth0"}
+	foreign := datastore.ForeignName("my net")
 	pools := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}
 	web := &datastore.Profile{Metadata: datastore.Metadata{Name: "web"}}
 	network := &datastore.Network{Metadata: datastore.Metadata{Name: "net"}, Spec: datastore.NetworkSpec{Pools: pools, Profile: "web", IPv6: true}}
 	for name, c := range map[string]struct {
-		req      Request
+		req      control.AttachRequest
 		known    Known
 		create   string
 		profiles string
@@ -139,20 +143,20 @@ func TestPlan(t *testing.T) {
 		pools    int
 		network  string
 	}{
-		"nothing known": {req: Request{Target: target, Network: "net"}, create: "Network net, Profile net", profiles: "net", network: "net"},
+		"nothing known": {req: control.AttachRequest{Target: target, Network: "net"}, create: "Network net, Profile net", profiles: "net", network: "net"},
 		"network known": {
-			req: Request{Target: target, Network: "net"}, known: Known{Network: network, Profiles: []*datastore.Profile{web}},
+			req: control.AttachRequest{Target: target, Network: "net"}, known: Known{Network: network, Profiles: []*datastore.Profile{web}},
 			profiles: "web", ipv6: true, pools: 1, network: "net",
 		},
-		"network's profile lost": {req: Request{Target: target, Network: "net"}, known: Known{Network: network}, create: "Profile web", profiles: "web", ipv6: true, pools: 1, network: "net"},
+		"network's profile lost": {req: control.AttachRequest{Target: target, Network: "net"}, known: Known{Network: network}, create: "Profile web", profiles: "web", ipv6: true, pools: 1, network: "net"},
 		"profiles asked for": {
-			req: Request{Target: target, Profiles: []string{"web"}}, known: Known{Profiles: []*datastore.Profile{web}}, profiles: "web",
+			req: control.AttachRequest{Target: target, Profiles: []string{"web"}}, known: Known{Profiles: []*datastore.Profile{web}}, profiles: "web",
 		},
 		"foreign name": {
-			req:    Request{Target: target, Network: "my net"},
-			create: "Network " + datastore.ForeignName("my net") + ", Profile " + datastore.ForeignName("my net"), profiles: datastore.ForeignName("my net"), network: datastore.ForeignName("my net"),
+			req:    control.AttachRequest{Target: target, Network: foreign, Labels: map[string]string{datastore.LabelNetwork: "my net"}},
+			create: "Network " + foreign + " my net, Profile " + foreign, profiles: foreign, network: foreign,
 		},
-		"no network": {req: Request{Target: target, Pools: pools}, pools: 1},
+		"no network": {req: control.AttachRequest{Target: target, Pools: pools}, pools: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := s.plan("n1/docker/w/eth0", "02:00:00:00:00:01", c.req, c.known)
@@ -161,14 +165,14 @@ func TestPlan(t *testing.T) {
 			}
 			var create []string
 			for _, o := range p.create {
-				create = append(create, string(o.Kind())+" "+o.Meta().Name)
+				create = append(create, strings.Join(append([]string{string(o.Kind()), o.Meta().Name}, slices.Sorted(maps.Values(o.Meta().Labels))...), " "))
 			}
 			spec := p.endpoint.Spec
 			if got := strings.Join(create, ", "); got != c.create || strings.Join(spec.Profiles, " ") != c.profiles ||
 				p.ipv6 != c.ipv6 || len(p.pools) != c.pools || spec.Network != c.network || spec.Link != netdev.LinkName("nc", "n1/docker/w/eth0") {
 				t.Errorf("creates %s; %+v", got, spec)
 			}
-			if c.req.Network != c.network && p.endpoint.Metadata.Labels[labelNetwork] != c.req.Network {
+			if !maps.Equal(p.endpoint.Metadata.Labels, c.req.Labels) {
 				t.Errorf("labels = %v", p.endpoint.Metadata.Labels)
 			}
 			conds, ops, err := p.commit([]netip.Addr{netip.MustParseAddr("10.0.0.1")})
@@ -177,7 +181,7 @@ func TestPlan(t *testing.T) {
 			}
 		})
 	}
-	if _, err := s.plan("n1/docker/w/eth0", "", Request{Target: target, Profiles: []string{"nobody"}}, Known{}); !errors.Is(err, datastore.ErrNotFound) ||
+	if _, err := s.plan("n1/docker/w/eth0", "", control.AttachRequest{Target: target, Profiles: []string{"nobody"}}, Known{}); !errors.Is(err, datastore.ErrNotFound) ||
 		!strings.Contains(err.Error(), "netctl profile add nobody") {
 		t.Errorf("unknown profile: %v", err)
 	}
