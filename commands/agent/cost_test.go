@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -71,9 +72,45 @@ func (s countedStore) Commit(ctx context.Context, t datastore.Txn) (int64, error
 type countedLinks struct {
 	*kernel.Fake
 	*counters
+	heard *sync.Map // by link ("" for all of them): a channel, closed once an event was handed on
 }
 
-func (l countedLinks) Create(w kernel.Wire) (string, error) { l.links.Add(1); return l.Fake.Create(w) }
+func (l countedLinks) event(link string) chan struct{} {
+	ch, _ := l.heard.LoadOrStore(link, make(chan struct{}))
+	return ch.(chan struct{})
+}
+
+// Watch is Fake.Watch.
+func (l countedLinks) Watch(ctx context.Context, fn func(kernel.Event)) error {
+	return l.Fake.Watch(ctx, func(e kernel.Event) {
+		fn(e)
+		if ch := l.event(e.Link); !closed(ch) {
+			close(ch)
+		}
+	})
+}
+
+func closed(ch chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
+	}
+}
+
+// Create is Fake.Create. It returns once the link's event was handed on: heard after
+// the link was set up, it would have that done again.
+func (l countedLinks) Create(w kernel.Wire) (string, error) {
+	l.links.Add(1)
+	<-l.event("")
+	mac, err := l.Fake.Create(w)
+	if err == nil {
+		<-l.event(w.Link)
+	}
+	return mac, err
+}
+
 func (l countedLinks) Up(link string) error                 { l.links.Add(1); return l.Fake.Up(link) }
 func (l countedLinks) Detach(link string) error             { l.links.Add(1); return l.Fake.Detach(link) }
 func (l countedLinks) Links() ([]kernel.Link, error)        { l.dumps.Add(1); return l.Fake.Links() }
@@ -137,7 +174,7 @@ func (f countedFilter) Apply(ctx context.Context, d acl.Delta) error {
 // count puts counters between the agent and what it works on.
 func (c *counters) count(o *outside, w *world) {
 	o.store = countedStore{o.store, c}
-	o.links = countedLinks{w.links, c}
+	o.links = countedLinks{w.links, c, new(sync.Map)}
 	o.routes = countedRoutes{o.routes.(unresolved), c}
 	o.filter = countedFilter{w.nft, c}
 }
