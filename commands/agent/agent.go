@@ -163,7 +163,7 @@ type outside struct {
 func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l := newLoop(a.cfg, a.log, o.links, o.routes, o.filter)
 	l.records = workload.NewRecords(a.cfg.recordsDir())
-	l.boot, l.lastBoot = a.boot, readBoot(a.cfg.lastBootFile())
+	l.boots = readBoots(a.cfg.lastBootFile(), a.boot)
 	l.spawn = spawn
 	a.rehost, a.forward = make(chan struct{}, 1), make(chan struct{}, 1)
 	l.changedHost = func() { poke(a.rehost); poke(a.forward) }
@@ -304,7 +304,7 @@ func (a *agent) watchHost(ctx context.Context) error {
 // keepForward lets forwarded packets of endpoints through where another
 // program's FORWARD chain would drop them.
 func (a *agent) keepForward(ctx context.Context, forward func(context.Context, string, <-chan struct{}, func(int, error)) error) error {
-	if err := a.loop.await(ctx, func() (bool, error) { return a.loop.admitted, nil }); err != nil {
+	if err := a.loop.await(ctx, func() (bool, error) { return a.loop.standing.admitted, nil }); err != nil {
 		return err
 	}
 	last := ""

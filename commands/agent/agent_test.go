@@ -257,7 +257,7 @@ func TestRebootReleases(t *testing.T) {
 		w.start()
 		w.mustAttach("c1", "web", 101)
 		w.until(func() string {
-			if readBoot(w.cfg.lastBootFile()) == "" {
+			if readBoots(w.cfg.lastBootFile(), "").last == "" {
 				return "boot not noted"
 			}
 			return ""
@@ -450,7 +450,7 @@ func TestBlockOverASubnet(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.until(func() string {
-		if got := strings.Join(w.status().Problems, "\n"); !strings.Contains(got, "block 192.168.99.64/26 of node n2 overlaps 192.168.99.0/24") {
+		if got := strings.Join(w.status().Problems, "\n"); !strings.Contains(got, "block 192.168.99.64/26 of node n2: overlaps 192.168.99.0/24") {
 			return "problems: " + got
 		}
 		return ""

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"netctl/datastore"
@@ -58,7 +59,7 @@ func (r *returner) Run(ctx context.Context) error {
 func (r *returner) giveBack(ctx context.Context, cidr netip.Prefix) error {
 	gone, err := r.addresses.GiveBack(ctx, cidr, func(ctx context.Context) error { return r.loop.withdraw(ctx, cidr) })
 	if !gone {
-		r.loop.post(func() { r.loop.restore(cidr) })
+		r.loop.post(func() { r.loop.blocks.keepOut(cidr, false) })
 		return err
 	}
 	r.loop.log.Info("block given back", "block", cidr)
@@ -67,26 +68,59 @@ func (r *returner) giveBack(ctx context.Context, cidr netip.Prefix) error {
 
 // withdraw takes a block's route out of the kernel and keeps it out.
 func (l *loop) withdraw(ctx context.Context, block netip.Prefix) error {
-	if err := l.do(ctx, func() { l.returning[block] = true; l.rerouteBlock(block) }); err != nil {
+	if err := l.do(ctx, func() { l.blocks.keepOut(block, true) }); err != nil {
 		return err
 	}
 	return l.await(ctx, func() (bool, error) {
-		if err := l.why(); err != nil {
+		if err := l.standing.why(); err != nil {
 			return false, err
 		}
 		return !l.table.routed(block), l.table.err
 	})
 }
 
-// restore undoes withdraw; the block stays, or is a new one.
-func (l *loop) restore(block netip.Prefix) {
-	if l.returning[block] {
-		delete(l.returning, block)
-		l.rerouteBlock(block)
-	}
+// blocks has the table want the routes of this node's blocks. Its owner is the loop.
+type blocks struct {
+	node  string
+	view  *datastore.View
+	table *table
+	// returning are blocks that are being given back: they have no route.
+	returning map[netip.Prefix]bool
 }
 
-func (l *loop) rerouteBlock(block netip.Prefix) {
+// own are this node's blocks but those that are being given back.
+func (s *blocks) own() []*datastore.Block {
+	return slices.DeleteFunc(s.view.BlocksOf(s.node), func(b *datastore.Block) bool { return s.returning[b.Spec.CIDR] })
+}
+
+// changed takes a change of a block; nil: it was not, or is not there.
+func (s *blocks) changed(name string, was, is *datastore.Block) {
+	if was != nil && is == nil {
+		delete(s.returning, was.Spec.CIDR)
+	}
+	s.route(name, is)
+}
+
+// keepOut keeps a block's route out of the kernel, or no longer: then the block
+// stays, or is a new one.
+func (s *blocks) keepOut(block netip.Prefix, out bool) {
+	if s.returning[block] == out {
+		return
+	}
+	delete(s.returning, block)
+	if out {
+		s.returning[block] = true
+	}
 	name := datastore.PoolName(block)
-	l.routeBlock(name, l.view.Block(name))
+	s.route(name, s.view.Block(name))
+}
+
+// route has the table want a block's route, if it is this node's (nil: it is not)
+// and not being given back.
+func (s *blocks) route(name string, b *datastore.Block) {
+	if b != nil && b.Spec.Affinity == s.node && !s.returning[b.Spec.CIDR] {
+		s.table.want("block "+name, blockRoute(b))
+		return
+	}
+	s.table.want("block " + name)
 }

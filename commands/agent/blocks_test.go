@@ -105,7 +105,7 @@ func TestABlockThatIsNeededStays(t *testing.T) {
 	if err := w.a.loop.withdraw(t.Context(), cidr); err != nil || strings.Contains(w.fib.String(), line) {
 		t.Errorf("%v\n%s", err, w.fib)
 	}
-	w.a.loop.post(func() { w.a.loop.restore(cidr) })
+	w.a.loop.post(func() { w.a.loop.blocks.keepOut(cidr, false) })
 	w.until(func() string {
 		if !strings.Contains(w.fib.String(), line) {
 			return w.fib.String()

@@ -111,9 +111,9 @@ func (l countedLinks) Create(w kernel.Wire) (string, error) {
 	return mac, err
 }
 
-func (l countedLinks) Up(link string) error                 { l.links.Add(1); return l.Fake.Up(link) }
-func (l countedLinks) Detach(link string) error             { l.links.Add(1); return l.Fake.Detach(link) }
-func (l countedLinks) Links() ([]kernel.Link, error)        { l.dumps.Add(1); return l.Fake.Links() }
+func (l countedLinks) Up(link string) error          { l.links.Add(1); return l.Fake.Up(link) }
+func (l countedLinks) Detach(link string) error      { l.links.Add(1); return l.Fake.Detach(link) }
+func (l countedLinks) Links() ([]kernel.Link, error) { l.dumps.Add(1); return l.Fake.Links() }
 func (l countedLinks) Addresses() ([]kernel.Address, error) {
 	l.dumps.Add(1)
 	return l.Fake.Addresses()

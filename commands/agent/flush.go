@@ -12,20 +12,16 @@ import (
 	"netctl/netdev/kernel"
 )
 
-// frozen says that the kernel is to stay as it is: the view is not (yet) what
-// this node should be.
-func (l *loop) frozen() bool { return l.stage == detached || !l.admitted || l.restoring }
-
 // flush brings the kernel to what the view says: the packet filter first, then
 // links up, then routes. A failure is tried again when it is due and keeps new
 // endpoints from going up, nothing else.
 func (l *loop) flush(ctx context.Context) {
 	l.readHost()
-	if l.frozen() || ctx.Err() != nil {
+	if l.standing.frozen() || ctx.Err() != nil {
 		return
 	}
-	for name := range l.dirty {
-		l.moved[name] = true
+	for name := range l.locals.dirty {
+		l.locals.moved[name] = true
 	}
 	if l.flushFilter(ctx) {
 		l.flushLinks()
@@ -41,9 +37,7 @@ func (l *loop) readHost() {
 			return
 		}
 		l.problems.solved("links")
-		for name := range l.locals {
-			l.mark(name)
-		}
+		l.locals.markAll()
 	}
 	if l.links.resyncHost && l.problems.due("addresses") {
 		changed, err := l.links.readHost()
@@ -52,10 +46,10 @@ func (l *loop) readHost() {
 			return
 		}
 		l.problems.solved("addresses")
-		l.forward6 = false
+		l.forwarding.v6 = false
 		if changed {
 			for _, b := range l.view.Blocks() {
-				l.overlap(b.Metadata.Name, b)
+				l.overlap(nil, b)
 			}
 			l.changedHost()
 		}
@@ -77,9 +71,9 @@ func (l *loop) flushFilter(ctx context.Context) bool {
 	}
 	whole, err := f.flush(ctx)
 	if whole {
-		for name, lo := range l.locals {
+		for name, lo := range l.locals.named {
 			if !lo.filtered {
-				l.mark(name)
+				l.locals.mark(name)
 			}
 		}
 	}
@@ -93,23 +87,20 @@ func (l *loop) flushFilter(ctx context.Context) bool {
 	case f.refused == nil:
 		l.problems.solved("acl")
 	}
-	for name := range l.dirty {
-		if lo := l.locals[name]; lo != nil {
+	for name := range l.locals.dirty {
+		if lo := l.locals.named[name]; lo != nil {
 			lo.filtered = lo.ep != nil && (l.links.present[lo.link].Up || f.covers(lo.link))
 		}
 	}
 	return true
 }
 
-// mark has an endpoint's link and routes looked at.
-func (l *loop) mark(name string) { l.dirty[name], l.moved[name] = true, true }
-
 // flushLinks works off the endpoints that changed.
 func (l *loop) flushLinks() {
-	dirty := l.dirty
-	l.dirty = map[string]bool{} // what fails goes in again, for the next time
+	dirty := l.locals.dirty
+	l.locals.dirty = map[string]bool{} // what fails goes in again, for the next time
 	for name := range dirty {
-		lo := l.locals[name]
+		lo := l.locals.named[name]
 		if lo == nil || lo.busy > 0 && (!lo.created || lo.ep == nil) {
 			continue // End makes it dirty again
 		}
@@ -122,7 +113,7 @@ func (l *loop) flushLinks() {
 			} else if !l.links.leftAlone[lo.link] && !l.retire(lo) {
 				continue
 			}
-			l.drop(lo)
+			l.locals.drop(lo)
 		case !linked:
 			l.missed(lo)
 		default:
@@ -132,7 +123,7 @@ func (l *loop) flushLinks() {
 			}
 		}
 	}
-	if l.stage == ready {
+	if l.standing.stage == ready {
 		l.retireOwnerless()
 	}
 }
@@ -141,7 +132,7 @@ func (l *loop) flushLinks() {
 func (l *loop) raise(lo *local, link kernel.Link) {
 	what := "link " + lo.link
 	if !l.problems.due(what) {
-		l.dirty[lo.name] = true
+		l.locals.dirty[lo.name] = true
 		return
 	}
 	switch err := l.links.kernel.Up(lo.link); {
@@ -149,7 +140,7 @@ func (l *loop) raise(lo *local, link kernel.Link) {
 		delete(l.links.present, lo.link)
 		l.missed(lo)
 	case err != nil:
-		l.dirty[lo.name] = true
+		l.locals.dirty[lo.name] = true
 		l.problems.failed(what, err)
 		return
 	default:
@@ -157,22 +148,22 @@ func (l *loop) raise(lo *local, link kernel.Link) {
 		l.links.present[lo.link] = link
 	}
 	l.problems.solved(what)
-	l.moved[lo.name] = true
+	l.locals.moved[lo.name] = true
 }
 
 // retire takes the link of an endpoint that the store does not have any more out
 // of service; false: that is still to be done.
 func (l *loop) retire(lo *local) bool {
 	if !l.problems.due("link " + lo.link) {
-		l.dirty[lo.name] = true
+		l.locals.dirty[lo.name] = true
 		return false
 	}
 	l.log.Info("endpoint removed", "endpoint", lo.name, "link", lo.link)
 	if !l.remove(lo.link) {
-		l.dirty[lo.name] = true
+		l.locals.dirty[lo.name] = true
 		return false
 	}
-	l.moved[lo.name] = true
+	l.locals.moved[lo.name] = true
 	return true
 }
 
@@ -222,11 +213,11 @@ func (l *loop) strangers(link string) bool {
 // flushRoutes brings the routes up to date: those of the endpoints that changed,
 // or, where the kernel's are not known, all.
 func (l *loop) flushRoutes(ctx context.Context) {
-	for name := range l.moved {
+	for name := range l.locals.moved {
 		l.route(name)
 	}
-	clear(l.moved)
-	l.forwarding()
+	clear(l.locals.moved)
+	l.forwarding.want(l.table.v6 > 0)
 	if l.problems.again.Again("routes") {
 		l.table.resync = true
 	} else if l.table.resync && !l.problems.due("routes") {
@@ -241,49 +232,17 @@ func (l *loop) flushRoutes(ctx context.Context) {
 
 // route has the table want an endpoint's routes, if they can be in the kernel.
 func (l *loop) route(name string) {
-	if lo := l.locals[name]; lo != nil && lo.ep != nil && l.usable(lo.ep) {
+	if lo := l.locals.named[name]; lo != nil && lo.ep != nil && l.usable(lo.ep) {
 		l.table.want("endpoint "+name, endpointRoutes(lo.ep)...)
 		return
 	}
 	l.table.want("endpoint " + name)
 }
 
-// routeBlock has the table want a block's route, if it is this node's (nil: it is
-// not) and not being given back.
-func (l *loop) routeBlock(name string, b *datastore.Block) {
-	if b != nil && b.Spec.Affinity == l.cfg.Node && !l.returning[b.Spec.CIDR] {
-		l.table.want("block "+name, blockRoute(b))
-		return
-	}
-	l.table.want("block " + name)
-}
-
-// forwarding switches on what the routes need, and looks again after interfaces
-// of the host changed.
-func (l *loop) forwarding() {
-	l.forward(&l.forward4, "ipv4 forwarding", l.links.kernel.Forwarding4)
-	if l.table.v6 > 0 {
-		l.forward(&l.forward6, "ipv6 forwarding", l.links.kernel.Forwarding6)
-	}
-}
-
-// forward switches forwarding on, once.
-func (l *loop) forward(done *bool, what string, on func() error) {
-	if *done || !l.problems.due(what) {
-		return
-	}
-	if err := on(); err != nil {
-		l.problems.failed(what, err)
-		return
-	}
-	l.problems.solved(what)
-	*done = true
-}
-
 // usable says whether the endpoint's route can be in the kernel: only through a
 // link that is up and protected.
 func (l *loop) usable(e *datastore.Endpoint) bool {
-	lo := l.locals[e.Metadata.Name]
+	lo := l.locals.named[e.Metadata.Name]
 	return lo != nil && lo.filtered && !lo.leaving && l.links.present[lo.link].Up
 }
 

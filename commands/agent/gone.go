@@ -3,9 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"netctl/datastore"
@@ -20,7 +17,7 @@ func (l *loop) event(e kernel.Event) {
 	case kernel.HostChanged:
 		l.links.resyncHost = true
 	case kernel.LinkChanged:
-		if l.links.owners[e.Link] != "" && l.locals[l.links.owners[e.Link]].leaving {
+		if l.links.owners[e.Link] != "" && l.locals.named[l.links.owners[e.Link]].leaving {
 			return // said before it was detached
 		}
 		l.links.present[e.Link] = kernel.Link{Name: e.Link, Index: e.Index, Up: e.Up}
@@ -40,7 +37,7 @@ func (l *loop) event(e kernel.Event) {
 // touch has a link looked at.
 func (l *loop) touch(link string) {
 	if name := l.links.owners[link]; name != "" {
-		l.mark(name)
+		l.locals.mark(name)
 	} else {
 		l.links.ownerless[link] = true
 	}
@@ -49,12 +46,12 @@ func (l *loop) touch(link string) {
 // missed books that an endpoint's link is not there (docs/design.md, "The path of a packet"): of
 // another boot it is gone, else lost, and gone after a while.
 func (l *loop) missed(lo *local) {
-	if lo.busy > 0 || lo.leaving || lo.releasing || l.stage == detached {
+	if lo.busy > 0 || lo.leaving || lo.releasing || l.standing.stage == detached {
 		return
 	}
 	if lo.lost.IsZero() {
 		lo.lost = time.Now()
-		l.moved[lo.name] = true
+		l.locals.moved[lo.name] = true
 		if l.elsewhen(lo) {
 			l.log.Info("endpoint of an earlier boot released", "endpoint", lo.name)
 			lo.lost = lo.lost.Add(-l.cfg.LostAfter)
@@ -72,7 +69,7 @@ func (l *loop) missed(lo *local) {
 }
 
 func (l *loop) expire(name string, after time.Duration) {
-	time.AfterFunc(after, func() { l.post(func() { l.dirty[name] = true }) })
+	time.AfterFunc(after, func() { l.post(func() { l.locals.dirty[name] = true }) })
 }
 
 // elsewhen says that an endpoint was attached in another boot.
@@ -80,14 +77,14 @@ func (l *loop) elsewhen(lo *local) bool {
 	rec, err := l.records.Read(lo.link)
 	if errors.Is(err, datastore.ErrNotFound) {
 		// The records went with the boot; the state folder knows the last one.
-		return l.lastBoot != "" && l.lastBoot != l.boot
+		return l.boots.last != "" && l.boots.last != l.boots.this
 	}
-	return err == nil && rec.Boot != l.boot
+	return err == nil && rec.Boot != l.boots.this
 }
 
 // gone releases an endpoint. If that fails it is tried again.
 func (l *loop) gone(lo *local) {
-	if l.stage != ready {
+	if l.standing.stage != ready {
 		l.expire(lo.name, retryMax)
 		return
 	}
@@ -101,36 +98,4 @@ func (l *loop) gone(lo *local) {
 		l.post(func() { lo.releasing = false })
 		return nil
 	})
-}
-
-// lostEndpoints are those whose link is missing, by name.
-func (l *loop) lostEndpoints() (names []string) {
-	for name, lo := range l.locals {
-		if lo.ep != nil && !lo.lost.IsZero() {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
-// readBoot reads the boot that the agent ran in last; "" if it never did.
-func readBoot(file string) string {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(b))
-}
-
-// writeBoot notes that this boot's agent has looked for what the last one left.
-func (l *loop) writeBoot() {
-	if l.lastBoot == l.boot {
-		return
-	}
-	if err := datastore.WriteFile(l.cfg.lastBootFile(), []byte(l.boot+"\n"), datastore.FileOptions{}); err != nil {
-		l.log.Warn("boot not noted", "error", err)
-		return
-	}
-	l.lastBoot = l.boot
 }

@@ -16,11 +16,13 @@ const compareEvery = 10 * time.Minute
 
 // tell has the report looked at, and notes the boot.
 func (l *loop) tell() {
-	if l.stage != ready || l.frozen() {
+	if l.standing.stage != ready || l.standing.frozen() {
 		return
 	}
-	if len(l.dirty) == 0 {
-		l.writeBoot()
+	if len(l.locals.dirty) == 0 {
+		if err := l.boots.note(); err != nil {
+			l.log.Warn("boot not noted", "error", err)
+		}
 	}
 	l.report()
 }
@@ -28,9 +30,9 @@ func (l *loop) tell() {
 // reportStatus is what the datastore is told; false: not now.
 func (l *loop) reportStatus(ctx context.Context) (r datastore.ReportStatus, ok bool) {
 	_ = l.do(ctx, func() {
-		l.reads++
-		if ok = l.stage == ready && !l.frozen(); ok {
-			r = datastore.ReportStatus{Started: l.started.UTC().Truncate(time.Second), Problems: l.problemList(), Endpoints: l.count}
+		l.idle++
+		if ok = l.standing.stage == ready && !l.standing.frozen(); ok {
+			r = datastore.ReportStatus{Started: l.started.UTC().Truncate(time.Second), Problems: l.problemList(), Endpoints: l.locals.count}
 		}
 	})
 	return r, ok
@@ -39,47 +41,48 @@ func (l *loop) reportStatus(ctx context.Context) (r datastore.ReportStatus, ok b
 // problemList is one line for each thing that is wrong.
 func (l *loop) problemList() []string {
 	list := l.view.Problems()
-	for _, text := range l.overlaps {
-		list = append(list, text)
-	}
 	for what, text := range l.problems.text {
 		list = append(list, oneLine(what+": "+text))
 	}
-	for _, name := range l.lostEndpoints() {
+	for _, name := range l.locals.lost() {
 		list = append(list, fmt.Sprintf("endpoint %s lost its link; it is released after %s", name, l.cfg.LostAfter))
 	}
 	slices.Sort(list)
 	return list
 }
 
-// overlap notes whether a block (nil: it is gone) lies over a subnet that this
-// host is connected to: what is in both is unreachable from here or from there.
-func (l *loop) overlap(name string, b *datastore.Block) {
-	delete(l.overlaps, name)
-	if b == nil {
+// overlap notes whether a block (nil: it is gone) lies over a subnet that this host
+// is connected to: what is in both is unreachable from here or from there. was is
+// what it was before.
+func (l *loop) overlap(was, is *datastore.Block) {
+	what := func(b *datastore.Block) string {
+		return fmt.Sprintf("block %s of node %s", b.Spec.CIDR, b.Spec.Affinity)
+	}
+	if was != nil && (is == nil || what(was) != what(is)) {
+		l.problems.drop(what(was))
+	}
+	if is == nil {
 		return
 	}
-	for _, a := range l.links.addrs {
-		if a.Subnet.Overlaps(b.Spec.CIDR) && !a.Prefix.Addr().IsLinkLocalUnicast() {
-			l.overlaps[name] = fmt.Sprintf("block %s of node %s overlaps %s, which this host is connected to by %s: reserve that subnet and empty the block, or renumber it",
-				b.Spec.CIDR, b.Spec.Affinity, a.Subnet, a.Link)
-			return
-		}
+	text := ""
+	if a := l.links.overlapping(is.Spec.CIDR); a != nil {
+		text = fmt.Sprintf("overlaps %s, which this host is connected to by %s: reserve that subnet and empty the block, or renumber it", a.Subnet, a.Link)
 	}
+	l.problems.note(what(is), text)
 }
 
 // status is the answer of the control socket.
 func (l *loop) status() control.AgentStatus {
 	s := control.AgentStatus{
 		Version: l.cfg.Version, Node: l.cfg.Node, PID: os.Getpid(), Started: l.started,
-		InSync:    l.stage == ready && l.filtering.err == nil && l.table.err == nil,
-		Endpoints: l.count, Lost: l.lostEndpoints(), Problems: l.problemList(), AddressRule: l.rule,
+		InSync:    l.standing.stage == ready && l.filtering.err == nil && l.table.err == nil,
+		Endpoints: l.locals.count, Lost: l.locals.lost(), Problems: l.problemList(), AddressRule: l.rule,
 	}
-	switch l.stage {
+	switch l.standing.stage {
 	case detached:
-		s.Detached = oneLine(l.reason.Error())
+		s.Detached = oneLine(l.standing.reason.Error())
 	case away:
-		s.Store = oneLine(l.reason.Error())
+		s.Store = oneLine(l.standing.reason.Error())
 	}
 	if n := l.view.Node(l.cfg.Node); n != nil {
 		for _, p := range n.Spec.Addresses {

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"strings"
 
 	"netctl/commands/workload"
 	"netctl/datastore"
@@ -15,11 +14,11 @@ var _ workload.Reconciler = (*loop)(nil)
 // Begin implements workload.Reconciler.
 func (l *loop) Begin(ctx context.Context, endpoint, network string, profiles []string) (k workload.Known, err error) {
 	err = l.await(ctx, func() (bool, error) {
-		if l.seen == 0 {
-			return l.stage == away || l.stage == detached, l.why()
+		if l.standing.listed == 0 {
+			return l.standing.stage == away || l.standing.stage == detached, l.standing.why()
 		}
-		lo := l.local(endpoint)
-		if lo.leaving && lo.ep != nil && l.stage != away {
+		lo := l.locals.of(endpoint)
+		if lo.leaving && lo.ep != nil && l.standing.stage != away {
 			return false, nil // its detach is still under way to the view
 		}
 		lo.leaving = false
@@ -31,7 +30,7 @@ func (l *loop) Begin(ctx context.Context, endpoint, network string, profiles []s
 }
 
 func (l *loop) known(lo *local, network string, profiles []string) workload.Known {
-	k := workload.Known{Endpoint: lo.ep, Cluster: l.cluster, MTU: l.mtu()}
+	k := workload.Known{Endpoint: lo.ep, Cluster: l.standing.cluster, MTU: l.mtu()}
 	_, k.Linked = l.links.present[lo.link]
 	if network != "" {
 		k.Network = l.view.Network(network)
@@ -63,7 +62,7 @@ func (l *loop) mtu() int {
 // End implements workload.Reconciler.
 func (l *loop) End(endpoint string) {
 	l.post(func() {
-		lo := l.locals[endpoint]
+		lo := l.locals.named[endpoint]
 		if lo == nil || lo.busy == 0 {
 			return
 		}
@@ -71,7 +70,7 @@ func (l *loop) End(endpoint string) {
 		if lo.busy == 0 {
 			lo.created = false
 		}
-		l.mark(endpoint)
+		l.locals.mark(endpoint)
 	})
 }
 
@@ -79,21 +78,21 @@ func (l *loop) End(endpoint string) {
 func (l *loop) Program(ctx context.Context, endpoint string, revision int64) error {
 	// The link is there, whether or not its event has arrived.
 	if err := l.do(ctx, func() {
-		lo := l.local(endpoint)
+		lo := l.locals.of(endpoint)
 		lo.created, lo.raise, lo.leaving = true, true, false
 		if _, ok := l.links.present[lo.link]; !ok {
 			l.links.present[lo.link] = kernel.Link{Name: lo.link}
 		}
-		l.mark(endpoint)
+		l.locals.mark(endpoint)
 	}); err != nil {
 		return err
 	}
 	return l.await(ctx, func() (bool, error) {
-		lo := l.locals[endpoint]
+		lo := l.locals.named[endpoint]
 		switch {
-		case l.stage == detached:
-			return false, l.why()
-		case lo == nil || lo.ep == nil || l.view.Revision() < revision || l.frozen():
+		case l.standing.stage == detached:
+			return false, l.standing.why()
+		case lo == nil || lo.ep == nil || l.view.Revision() < revision || l.standing.frozen():
 			return false, nil
 		}
 		err := l.programmed(lo)
@@ -104,33 +103,33 @@ func (l *loop) Program(ctx context.Context, endpoint string, revision int64) err
 // Retire implements workload.Reconciler.
 func (l *loop) Retire(endpoint string) {
 	_ = l.do(context.Background(), func() {
-		lo := l.local(endpoint)
+		lo := l.locals.of(endpoint)
 		lo.leaving = true
 		delete(l.links.present, lo.link)
-		l.moved[endpoint] = true
+		l.locals.moved[endpoint] = true
 	})
 }
 
 // Keep implements workload.Reconciler.
 func (l *loop) Keep(endpoint string) {
 	l.post(func() {
-		if lo := l.locals[endpoint]; lo != nil {
+		if lo := l.locals.named[endpoint]; lo != nil {
 			lo.leaving = false
 			l.links.resync = true
-			l.mark(endpoint)
+			l.locals.mark(endpoint)
 		}
 	})
 }
 
 // Reach implements workload.Reconciler.
 func (l *loop) Reach(ctx context.Context, revision int64) error {
-	return l.await(ctx, func() (bool, error) { return l.view.Revision() >= revision, l.why() })
+	return l.await(ctx, func() (bool, error) { return l.view.Revision() >= revision, l.standing.why() })
 }
 
 // Programmed implements workload.Reconciler.
 func (l *loop) Programmed(ctx context.Context, endpoint string) (err error) {
 	if e := l.do(ctx, func() {
-		if lo := l.locals[endpoint]; lo != nil {
+		if lo := l.locals.named[endpoint]; lo != nil {
 			err = l.programmed(lo)
 		}
 	}); e != nil {
@@ -142,26 +141,12 @@ func (l *loop) Programmed(ctx context.Context, endpoint string) (err error) {
 // Find implements workload.Reconciler.
 func (l *loop) Find(ctx context.Context, orchestrator, work string) (names []string, err error) {
 	prefix := datastore.EndpointName(l.cfg.Node, orchestrator, work, "")
-	err = l.do(ctx, func() {
-		for name := range l.locals {
-			if strings.HasPrefix(name, prefix) {
-				names = append(names, name)
-			}
-		}
-	})
+	err = l.do(ctx, func() { names = l.locals.under(prefix) })
 	return names, err
 }
 
 // gate waits until endpoints can be attached and released; it fails with the
 // reason where that will take longer.
 func (l *loop) gate(ctx context.Context) error {
-	return l.await(ctx, func() (bool, error) { return l.stage == ready, l.why() })
-}
-
-// why says why the store cannot be used; nil: it can, or nobody knows yet.
-func (l *loop) why() error {
-	if l.stage == away || l.stage == detached {
-		return l.reason
-	}
-	return nil
+	return l.await(ctx, func() (bool, error) { return l.standing.stage == ready, l.standing.why() })
 }

@@ -44,7 +44,7 @@ func (j *joiner) enter(ctx context.Context, restore []*workload.Record) error {
 		case err == nil:
 			_ = j.loop.do(ctx, func() {
 				if ctx.Err() == nil { // else a newer listing is being joined
-					j.loop.joined(revision)
+					j.loop.standing.joined(revision)
 				}
 			})
 			return nil
@@ -189,7 +189,7 @@ func (j *joiner) told(ctx context.Context, chosen []netip.Prefix, rule string) {
 // else now is a problem to show, not one that another try would solve.
 func (j *joiner) restore(ctx context.Context, rec *workload.Record) (int64, error) {
 	var cluster datastore.Cluster
-	if err := j.loop.do(ctx, func() { cluster = j.loop.cluster }); err != nil {
+	if err := j.loop.do(ctx, func() { cluster = j.loop.standing.cluster }); err != nil {
 		return 0, err
 	}
 	revision, err := j.service.Restore(ctx, rec, cluster)

@@ -98,3 +98,14 @@ func (k *links) mtuOf(own []netip.Prefix) int {
 	}
 	return 0
 }
+
+// overlapping is an address of the host whose subnet has addresses of a block; nil:
+// there is none.
+func (k *links) overlapping(block netip.Prefix) *kernel.Address {
+	for i, a := range k.addrs {
+		if a.Subnet.Overlaps(block) && !a.Prefix.Addr().IsLinkLocalUnicast() {
+			return &k.addrs[i]
+		}
+	}
+	return nil
+}

@@ -2,9 +2,7 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"strings"
-	"time"
 
 	"netctl/commands/workload"
 	"netctl/datastore"
@@ -13,17 +11,12 @@ import (
 // replace takes a complete listing: at the start, and whenever the store is back
 // or was lost sight of.
 func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
-	l.seen = s.Revision
-	l.outage.Over()
-	was := l.cluster
-	for _, e := range s.Entries {
-		l.identify(e)
-	}
+	other := l.standing.list(s)
 	changes, err := l.view.Replace(s)
 	if err != nil {
 		l.log.Warn("entries of the datastore not used", "error", err)
 	}
-	if l.cluster != was {
+	if other {
 		l.addresses.Forget()
 	}
 	l.addresses.Reset(l.view)
@@ -31,18 +24,7 @@ func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
 		l.changed(c)
 	}
 	l.noteNewer()
-	l.restoring = l.restoring || l.cluster != was
 	l.join(ctx)
-}
-
-// identify takes note of whose store it is.
-func (l *loop) identify(e datastore.Entry) {
-	if e.Key != datastore.ClusterKey || e.Value == nil {
-		return
-	}
-	if c, err := datastore.DecodeCluster(e.Value); err == nil {
-		l.cluster = c
-	}
 }
 
 // live lists the endpoints that are attached on this node, have their link, and
@@ -54,7 +36,7 @@ func (l *loop) live() (live []*workload.Record) {
 	}
 	for _, rec := range all {
 		_, linked := l.links.present[rec.Endpoint.Spec.Link]
-		same := rec.Cluster.UUID == l.cluster.UUID && rec.Cluster.Generation == l.cluster.Generation
+		same := rec.Cluster.UUID == l.standing.cluster.UUID && rec.Cluster.Generation == l.standing.cluster.Generation
 		if linked && !same && rec.Endpoint.Spec.Node == l.cfg.Node {
 			live = append(live, rec)
 			l.links.leftAlone[rec.Endpoint.Spec.Link] = true
@@ -65,37 +47,27 @@ func (l *loop) live() (live []*workload.Record) {
 
 // join starts what comes before the agent serves; what was started before ends.
 func (l *loop) join(ctx context.Context) {
-	if l.leave != nil {
-		l.leave()
-	}
 	var restore []*workload.Record
-	if l.restoring { // also if an earlier joining was cut off
+	if l.standing.restoring { // also if an earlier joining was cut off
 		restore = l.live()
-		l.restoring = len(restore) > 0
+		l.standing.restoring = len(restore) > 0
 	}
-	ctx, l.leave = context.WithCancel(ctx)
-	l.stage, l.reason, l.joinedAt = joining, nil, 0
+	ctx = l.standing.join(ctx)
 	l.spawn(func(context.Context) error { return l.enter(ctx, restore) })
 }
 
-// joined says that everything was written, up to revision.
-func (l *loop) joined(revision int64) { l.joinedAt = max(revision, 1) }
-
 // settle makes the agent ready once the view has what it wrote.
 func (l *loop) settle() {
-	if l.stage != joining || l.joinedAt == 0 || l.view.Revision() < l.joinedAt {
+	if !l.standing.arrive(l.view.Revision()) {
 		return
 	}
-	l.stage, l.admitted, l.restoring = ready, true, false
 	l.log.Info("in sync with the datastore", "revision", l.view.Revision(), "endpoints", l.view.CountEndpointsOf(l.cfg.Node))
 	for link := range l.links.leftAlone {
-		if lo := l.locals[l.links.owners[link]]; lo != nil && lo.ep != nil {
+		if lo := l.locals.named[l.links.owners[link]]; lo != nil && lo.ep != nil {
 			delete(l.links.leftAlone, link) // it was written back
 		}
 	}
-	for name := range l.locals {
-		l.mark(name)
-	}
+	l.locals.markAll()
 	l.links.lookForOwners()
 	l.tidy()
 }
@@ -119,7 +91,7 @@ func (l *loop) tidy() {
 func (l *loop) apply(b datastore.Batch) {
 	changes := make([]datastore.Change, 0, len(b.Events))
 	for _, e := range b.Events {
-		l.identify(e)
+		l.standing.identify(e)
 		c, err := l.view.Apply(e)
 		if err != nil {
 			l.log.Warn("entry of the datastore not used", "key", e.Key, "error", err)
@@ -131,21 +103,9 @@ func (l *loop) apply(b datastore.Batch) {
 	l.addresses.Apply(changes, b.Revision)
 }
 
-// lost says that the store does not answer, or is not the one to follow.
-func (l *loop) lost(err error) {
-	l.stage, l.reason = away, err
-	if errors.Is(err, datastore.ErrDetached) {
-		l.stage = detached
-	}
-	if l.leave != nil {
-		l.leave()
-	}
-	l.outage.Lost(err)
-}
-
 // back says that the store answers again and nothing was missed.
 func (l *loop) back(ctx context.Context) {
-	l.outage.Over()
+	l.standing.outage.Over()
 	l.join(ctx)
 }
 
@@ -162,7 +122,7 @@ func (l *loop) suspicious(b datastore.Batch) bool {
 		case kind == datastore.KindNode && l.view.Node(name) != nil:
 			nodes++
 		case kind == datastore.KindEndpoint:
-			if lo := l.locals[name]; lo != nil && lo.ep != nil && !lo.leaving && lo.busy == 0 {
+			if lo := l.locals.named[name]; lo != nil && lo.ep != nil && !lo.leaving && lo.busy == 0 {
 				endpoints++
 			}
 		}
@@ -177,38 +137,20 @@ func (l *loop) changed(c datastore.Change) {
 	case datastore.KindEndpoint:
 		if strings.HasPrefix(c.Name, l.cfg.Node+"/") {
 			ep, _ := c.New.(*datastore.Endpoint)
-			l.changedEndpoint(c.Name, ep)
+			l.locals.set(c.Name, ep)
 		}
 	case datastore.KindBlock:
 		b, _ := c.New.(*datastore.Block)
-		if old, _ := c.Old.(*datastore.Block); old != nil && b == nil {
-			delete(l.returning, old.Spec.CIDR)
-		}
-		l.routeBlock(c.Name, b)
-		l.overlap(c.Name, b)
+		old, _ := c.Old.(*datastore.Block)
+		l.blocks.changed(c.Name, old, b)
+		l.overlap(old, b)
 	case datastore.KindNode:
 		n, _ := c.New.(*datastore.Node)
 		old, _ := c.Old.(*datastore.Node)
-		if c.Name == l.cfg.Node && l.stage == ready && old != nil && (n == nil || n.Status.Host != old.Status.Host) {
+		if c.Name == l.cfg.Node && l.standing.stage == ready && old != nil && (n == nil || n.Status.Host != old.Status.Host) {
 			l.changedHost() // somebody else removed or took the node
 		}
 	}
-}
-
-func (l *loop) changedEndpoint(name string, ep *datastore.Endpoint) {
-	lo := l.local(name)
-	if (lo.ep == nil) != (ep == nil) {
-		l.count += map[bool]int{true: -1, false: 1}[ep == nil]
-	}
-	lo.ep = ep
-	if ep == nil {
-		lo.leaving, lo.lost = false, time.Time{}
-	} else if lo.link != ep.Spec.Link {
-		l.links.disown(lo.link, name)
-		lo.link = ep.Spec.Link
-		l.links.owners[lo.link] = name
-	}
-	l.mark(name)
 }
 
 // follower hands what datastore.Follow says to the loop.
@@ -229,7 +171,7 @@ func (f *follower) Apply(b datastore.Batch) error {
 
 // Lost implements datastore.Follower.
 func (f *follower) Lost(err error) {
-	_ = f.loop.do(f.ctx, func() { f.loop.lost(err) })
+	_ = f.loop.do(f.ctx, func() { f.loop.standing.part(err) })
 }
 
 // Back implements datastore.Follower.

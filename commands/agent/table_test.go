@@ -111,7 +111,7 @@ func TestEachProblemIsTriedAtItsOwnTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &failing{Fake: &kernel.Fake{}, Table: fib.NewFake().Table(87), fail: true}
 		l := newLoop(Config{Node: "n1", LinkPrefix: "nc", Gateway: netdev.Gateway4()}, slog.New(slog.DiscardHandler), f, failingTable{f}, failingFilter{f})
-		l.stage, l.admitted = ready, true
+		l.standing.stage, l.standing.admitted = ready, true
 		ctx, stop := context.WithCancel(t.Context())
 		go func() { _ = l.run(ctx) }()
 		for range 300 { // in 29.9 seconds
