@@ -96,9 +96,6 @@ func (t *table) flush(ctx context.Context) error {
 			c.Delete = append(c.Delete, have)
 		case is && !(has && have.Equal(want)):
 			c.Put = append(c.Put, want)
-			if !has && t.resync { // the kernel's owner may believe it to be there: it is to forget it
-				c.Delete = append(c.Delete, want)
-			}
 		case is:
 			there = append(there, want)
 		}

@@ -14,8 +14,9 @@ import (
 	"netctl/routing/bgp"
 )
 
-// installer puts best paths into the kernel. Install and recheck only take
-// notes; run, in a goroutine of its own, resolves next hops and writes.
+// installer puts best paths into the kernel. Install and moved only take notes; run,
+// in a goroutine of its own, resolves next hops and writes. It does not keep the best
+// paths: the engine does, and tells them again where next hops have moved.
 type installer struct {
 	table    table
 	nextHops *tracker
@@ -24,17 +25,16 @@ type installer struct {
 	work     chan struct{}
 
 	mu      sync.Mutex
-	pending map[netip.Prefix][]netip.Addr // next hops of best paths; nil: gone
-	stale   bool                          // a next hop is reached otherwise now
-	fresh   bool                          // pending is all there is
-	// lost are best paths without a usable next hop; run alone changes it.
+	pending map[netip.Prefix]*bgp.Change // from what is written to what is to be
+	stale   bool                         // a next hop is reached otherwise now
+	again   func(nextHops map[netip.Addr]bool)
+	// lost are best paths without a usable next hop; who writes changes it.
 	lost map[netip.Prefix]bool
 
-	// Owned by run.
-	best map[netip.Prefix]*way
-	ways map[string]*way
-	last *way // the one asked for before, which is mostly the next one too
-	made int  // changes since memory was given back
+	writing sync.Mutex // is held while routes are written; it guards what follows
+	ways    map[string]*way
+	last    *way // the one asked for before, which is mostly the next one too
+	made    int  // changes since memory was given back
 }
 
 // way is a list of BGP next hops and what the kernel makes of them. Best paths
@@ -52,35 +52,50 @@ const mostChanges = 4096
 func newInstaller(t table, n *tracker, wake func(), log *slog.Logger) *installer {
 	return &installer{
 		table: t, nextHops: n, wake: wake, log: log, work: make(chan struct{}, 1),
-		pending: map[netip.Prefix][]netip.Addr{}, lost: map[netip.Prefix]bool{},
-		best: map[netip.Prefix]*way{}, ways: map[string]*way{},
+		pending: map[netip.Prefix]*bgp.Change{}, lost: map[netip.Prefix]bool{}, ways: map[string]*way{},
 	}
 }
 
 // Install implements bgp.Installer.
-func (i *installer) Install(changed []bgp.Route, gone []netip.Prefix) {
+func (i *installer) Install(changes []bgp.Change) {
 	i.mu.Lock()
-	for _, r := range changed {
-		i.pending[r.Prefix] = r.NextHops
-	}
-	for _, p := range gone {
-		i.pending[p] = nil
+	for n, c := range changes {
+		if p := i.pending[c.Prefix]; p != nil {
+			p.Now = c.Now
+		} else {
+			i.pending[c.Prefix] = &changes[n]
+		}
 	}
 	i.mu.Unlock()
 	i.signal()
 }
 
-// begin makes held, the kernel's routes at the engine's start, the best paths:
-// they are followed as those that Install brings, and what was known before is
-// forgotten.
-func (i *installer) begin(held []bgp.Route) {
+// end forgets what an engine that has ended told, once what is being written is.
+func (i *installer) end() {
 	i.mu.Lock()
-	i.pending, i.fresh = make(map[netip.Prefix][]netip.Addr, len(held)), true
-	for _, r := range held {
-		i.pending[r.Prefix] = r.NextHops
-	}
+	i.again, i.stale = nil, false
+	i.pending = map[netip.Prefix]*bgp.Change{}
 	i.mu.Unlock()
-	i.signal()
+	i.writing.Lock()
+	defer i.writing.Unlock()
+	i.ways, i.last = map[string]*way{}, nil
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	clear(i.lost)
+}
+
+// begin makes held, the kernel's routes at the start of an engine, the best paths:
+// they are followed as those that Install brings. again has the engine tell best paths
+// over next hops once more.
+func (i *installer) begin(held []bgp.Route, again func(nextHops map[netip.Addr]bool)) {
+	changes := make([]bgp.Change, len(held))
+	for n, r := range held {
+		changes[n] = bgp.Change{Prefix: r.Prefix, Now: slices.SortedFunc(slices.Values(r.NextHops), netip.Addr.Compare)}
+	}
+	i.mu.Lock()
+	i.again = again
+	i.mu.Unlock()
+	i.Install(changes)
 }
 
 // moved has the routes made anew whose next hops are reached otherwise now.
@@ -112,37 +127,26 @@ func (i *installer) run(ctx context.Context) error {
 			return nil
 		case <-i.work:
 		}
-		i.mu.Lock()
-		pending, stale, fresh := i.pending, i.stale, i.fresh
-		i.pending, i.stale, i.fresh = map[netip.Prefix][]netip.Addr{}, false, false
-		i.mu.Unlock()
-		if fresh {
-			for prefix := range i.best {
-				if _, known := pending[prefix]; !known {
-					pending[prefix] = nil
-				}
-			}
-		}
-		i.apply(ctx, pending, stale)
+		i.write(ctx)
 	}
 }
 
-func (i *installer) apply(ctx context.Context, pending map[netip.Prefix][]netip.Addr, stale bool) {
-	w := writes{installer: i, ctx: ctx}
-	moved := map[*way]bool{}
+// write brings the kernel to what Install and moved noted.
+func (i *installer) write(ctx context.Context) {
+	i.writing.Lock()
+	defer i.writing.Unlock()
+	i.mu.Lock()
+	pending, stale, again := i.pending, i.stale, i.again
+	i.pending, i.stale = map[netip.Prefix]*bgp.Change{}, false
+	i.mu.Unlock()
 	if stale {
-		moved = i.movedWays()
-	}
-	for prefix, hops := range pending {
-		i.choose(prefix, hops)
-		w.add(prefix)
-	}
-	if len(moved) > 0 {
-		for prefix, way := range i.best {
-			if _, done := pending[prefix]; !done && moved[way] {
-				w.add(prefix)
-			}
+		if moved := i.moving(); len(moved) > 0 && again != nil {
+			again(moved)
 		}
+	}
+	w := writes{installer: i, ctx: ctx}
+	for _, c := range pending {
+		w.add(c)
 	}
 	w.flush()
 	if w.made > 0 {
@@ -158,37 +162,42 @@ func (i *installer) apply(ctx context.Context, pending map[netip.Prefix][]netip.
 // the system once they are written.
 const bulk = 20_000
 
-// movedWays are the ways that the tracker's answers make others.
-func (i *installer) movedWays() map[*way]bool {
-	moved := map[*way]bool{}
+// moving are the next hops of the ways that the tracker's answers make others.
+func (i *installer) moving() map[netip.Addr]bool {
+	moved := map[netip.Addr]bool{}
 	for _, w := range i.ways {
 		if via := i.via(w.hops); !slices.Equal(via, w.via) {
-			w.via, moved[w] = via, true
+			w.via = via
+			for _, a := range w.hops {
+				moved[a] = true
+			}
 		}
 	}
 	return moved
 }
 
-// choose makes hops the next hops of prefix's best path; nil: there is none any more.
-func (i *installer) choose(prefix netip.Prefix, hops []netip.Addr) {
-	old := i.best[prefix]
-	if hops == nil {
-		delete(i.best, prefix)
-	} else {
-		w := i.way(hops)
-		w.users++
-		i.best[prefix] = w
+// take makes the way over a best path's next hops, which a route uses from now on.
+// nil: it has none any more.
+func (i *installer) take(hops []netip.Addr) *way {
+	if len(hops) == 0 {
+		return nil
 	}
-	if old == nil {
+	w := i.way(hops)
+	w.users++
+	return w
+}
+
+// leave ends a route's use of a way, which is forgotten with the last.
+func (i *installer) leave(hops []netip.Addr) {
+	if len(hops) == 0 {
 		return
 	}
-	if old.users--; old.users > 0 {
+	w := i.way(hops)
+	if w.users--; w.users > 0 {
 		return
 	}
-	delete(i.ways, old.name)
-	if i.last == old {
-		i.last = nil
-	}
+	delete(i.ways, w.name)
+	i.last = nil
 }
 
 // way finds the way over next hops, or resolves them.
@@ -229,15 +238,16 @@ type writes struct {
 	made    int
 }
 
-// add makes the kernel's route to prefix what its best path says; none without a
+// add makes the kernel's route to a prefix what its best path says; none without a
 // next hop that resolves.
-func (w *writes) add(prefix netip.Prefix) {
-	r := routing.Route{Prefix: prefix, Metric: routing.SpeakerMetric(prefix)}
-	way := w.best[prefix]
+func (w *writes) add(c *bgp.Change) {
+	r := routing.Route{Prefix: c.Prefix, Metric: routing.SpeakerMetric(c.Prefix)}
+	way := w.take(c.Now)
+	w.leave(c.Was)
 	if way != nil {
 		r.NextHops = way.via
 	}
-	w.note(prefix, way != nil && len(way.via) == 0)
+	w.note(c.Prefix, way != nil && len(way.via) == 0)
 	if len(r.NextHops) > 0 {
 		w.changes.Put = append(w.changes.Put, r)
 	} else {

@@ -256,7 +256,7 @@ func (j *joined) start(ctx context.Context, want fixed) error {
 	e := &engine{Speaker: b, fixed: want, end: end, failed: make(chan error, 1)}
 	j.engine = e
 	b.Originate(j.announced.All(), nil)
-	j.installer.begin(stale)
+	j.installer.begin(stale, b.Reinstall)
 	j.state.setEngine(b)
 	if len(foreign) > 0 {
 		if err := j.own.Apply(ctx, routing.Changes{Delete: foreign}); err != nil {
@@ -281,6 +281,7 @@ func (j *joined) stop() {
 	j.engine.end()
 	j.engine.ended.Wait()
 	j.engine = nil
+	j.installer.end()
 	j.state.setEngine(nil)
 }
 

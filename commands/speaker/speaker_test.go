@@ -10,7 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,6 +36,34 @@ func path(prefix string, hops ...string) bgp.Route {
 
 func connected(prefix, link string) routing.Route {
 	return routing.Route{Prefix: netip.MustParsePrefix(prefix), NextHops: []routing.NextHop{{Link: link}}}
+}
+
+// teller tells an installer of best paths as an engine does.
+type teller struct {
+	to   *installer
+	mu   sync.Mutex
+	best map[netip.Prefix][]netip.Addr
+}
+
+func (e *teller) tell(paths ...bgp.Route) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var changes []bgp.Change
+	for _, p := range paths {
+		changes = append(changes, bgp.Change{Prefix: p.Prefix, Was: e.best[p.Prefix], Now: p.NextHops})
+		e.best[p.Prefix] = p.NextHops
+	}
+	e.to.Install(changes)
+}
+
+func (e *teller) again(nextHops map[netip.Addr]bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for prefix, hops := range e.best {
+		if slices.ContainsFunc(hops, func(a netip.Addr) bool { return nextHops[a] }) {
+			e.to.Install([]bgp.Change{{Prefix: prefix, Was: hops, Now: hops}})
+		}
+	}
 }
 
 // TestInstaller gives best paths to a kernel that changes its mind.
@@ -70,10 +100,12 @@ func TestInstaller(t *testing.T) {
 			return ""
 		})
 	}
-	i.Install([]bgp.Route{
+	e := &teller{to: i, best: map[netip.Prefix][]netip.Addr{}}
+	i.begin(nil, e.again)
+	e.tell(
 		path("10.65.1.0/26", "192.168.99.103"), path("10.65.2.0/26", "192.168.99.104", "192.168.99.105"),
 		path("10.65.3.0/26", "172.16.0.1", "172.16.0.2"), path("fd80::/122", "fd00:99::103"), path("fd80::40/122", "fd00:77::1"),
-	}, nil)
+	)
 	via := "10.65.1.0/26 via 192.168.99.103 dev eth1 proto netctl-bgp metric 32"
 	multi := []string{"10.65.2.0/26 proto netctl-bgp metric 32", "\tnexthop via 192.168.99.104 dev eth1 weight 1", "\tnexthop via 192.168.99.105 dev eth1 weight 1"}
 	behind := "10.65.3.0/26 via 192.168.1.1 dev eth0 proto netctl-bgp metric 32" // both next hops behind one gateway
@@ -100,10 +132,10 @@ func TestInstaller(t *testing.T) {
 	expect(append(append([]string{via}, multi...), behind, six)...)
 
 	// A path changes, the others go; what comes last counts.
-	i.Install([]bgp.Route{path("10.65.1.0/26", "192.168.99.109")}, []netip.Prefix{netip.MustParsePrefix("10.65.2.0/26")})
-	i.Install(nil, []netip.Prefix{netip.MustParsePrefix("10.65.3.0/26"), netip.MustParsePrefix("fd80::/122"), netip.MustParsePrefix("fd80::40/122")})
+	e.tell(path("10.65.1.0/26", "192.168.99.109"), path("10.65.2.0/26"))
+	e.tell(path("10.65.3.0/26"), path("fd80::/122"), path("fd80::40/122"))
 	expect("10.65.1.0/26 via 192.168.99.109 dev eth1 proto netctl-bgp metric 32")
-	i.Install(nil, []netip.Prefix{netip.MustParsePrefix("10.65.1.0/26")})
+	e.tell(path("10.65.1.0/26"))
 	expect()
 	netlab.Until(t, 10*time.Second, "nothing is left", func() string {
 		if got := kernel.String(); got != base {
@@ -111,8 +143,10 @@ func TestInstaller(t *testing.T) {
 		}
 		return ""
 	})
-	if len(i.unresolved()) > 0 {
-		t.Errorf("unresolved %v", i.unresolved())
+	i.writing.Lock()
+	defer i.writing.Unlock()
+	if len(i.unresolved()) > 0 || len(i.ways) > 0 {
+		t.Errorf("remembered: %v, %v", i.unresolved(), i.ways)
 	}
 }
 
@@ -130,28 +164,38 @@ func TestInstallerBegins(t *testing.T) {
 	i := newInstaller(table, newTracker(context.Background(), table, "nc", quiet()), func() {}, quiet())
 	step := func() {
 		t.Helper()
-		i.work = make(chan struct{}, 1)
-		i.signal()
-		ctx, cancel := context.WithCancel(t.Context())
-		i.wake = cancel
-		if err := i.run(ctx); err != nil {
-			t.Fatal(err)
-		}
+		i.write(t.Context())
 	}
-	i.Install([]bgp.Route{path("10.65.9.0/26", "172.16.0.1"), path("10.65.8.0/26", "192.168.99.108")}, nil)
+	before := &teller{to: i, best: map[netip.Prefix][]netip.Addr{}}
+	before.tell(path("10.65.9.0/26", "172.16.0.1"), path("10.65.8.0/26", "192.168.99.107"))
+	before.tell(path("10.65.8.0/26", "192.168.99.108")) // what comes last counts
 	step()
-	i.begin([]bgp.Route{path("10.65.1.0/26", "192.168.99.103")})
+	before.tell(path("10.65.7.0/26", "192.168.99.108"))
+	i.end()
+	step()
+	have, err := table.Routes(t.Context())
+	if err != nil || len(have) != 2 || have[1].NextHops[0].Addr.String() != "192.168.99.108" {
+		t.Fatalf("routes %v, %v", have, err)
+	}
+	if err := table.Apply(t.Context(), routing.Changes{Delete: have[1:]}); err != nil { // as foreign
+		t.Fatal(err)
+	}
+	table.Adopt(have[:1])
+	e := &teller{to: i, best: map[netip.Prefix][]netip.Addr{}}
+	e.best[held.Prefix] = []netip.Addr{held.NextHops[0].Addr}
+	i.begin([]bgp.Route{path("10.65.1.0/26", "192.168.99.103")}, e.again)
 	step()
 	kernel.Put(3, connected("192.168.99.103/32", "eth2"))
 	i.nextHops.recheck(nil, true)
 	i.moved()
 	step()
+	step()
 	routes, err := table.Routes(t.Context())
 	if got := fmt.Sprint(routes); err != nil || got != "[10.65.1.0/26 via 192.168.99.103 dev eth2 metric 32]" {
 		t.Errorf("routes %s, %v", got, err)
 	}
-	if len(i.unresolved()) > 0 || len(i.best) != 1 || len(i.ways) != 1 {
-		t.Errorf("remembered: %v, %v, %v", i.unresolved(), i.best, i.ways)
+	if len(i.unresolved()) > 0 || len(i.ways) != 1 {
+		t.Errorf("remembered: %v, %v", i.unresolved(), i.ways)
 	}
 }
 

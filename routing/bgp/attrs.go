@@ -74,12 +74,12 @@ type attrs struct {
 	// adopted marks a route that was found in the kernel, of which only the
 	// next hop is known.
 	adopted bool
-	// onlyHop is nextHop as a list, which all routes of these attributes share.
-	onlyHop [1]netip.Addr
+	// only is nextHop as a list, which all routes of these attributes share.
+	only hops
 }
 
 // hops is the next hop as a list that must not be changed.
-func (a *attrs) hops() []netip.Addr { return a.onlyHop[:] }
+func (a *attrs) hops() *hops { return &a.only }
 
 // same reports whether two sets need not be told apart to a peer.
 func (a *attrs) same(b *attrs) bool {

@@ -67,13 +67,20 @@ type Route struct {
 	Stale bool
 }
 
-// Installer takes changed best paths. Both methods of the kernel's side,
-// replacing and deleting, come in one batch, in the RIB's goroutine: Install
-// must hand the batch on and return, since no message of any peer is handled
-// meanwhile; calling the Speaker from it would wait for itself. Own prefixes are never handed to it. A prefix is in at most one
-// of the two lists. The slices belong to the Installer.
+// Change is a best path that became another one, as the kernel needs it. The lists of
+// next hops are sorted, not resolved, and shared: they must not be changed. None is no
+// route.
+type Change struct {
+	Prefix   netip.Prefix
+	Was, Now []netip.Addr
+}
+
+// Installer takes changed best paths, many of them in several calls; own prefixes are
+// never among them. Install is called in the RIB's goroutine and must hand the list,
+// which belongs to it, on and return: no message of any peer is handled meanwhile,
+// and a call of the Speaker would wait for itself.
 type Installer interface {
-	Install(changed []Route, gone []netip.Prefix)
+	Install(changes []Change)
 }
 
 // Config is a speaker. RouterID and AS are fixed for its life.

@@ -3,22 +3,20 @@ package bgp
 import (
 	"net/netip"
 	"slices"
-	"unique"
 )
 
-// path is a way to a prefix as one peer, or this node, announced it.
+// path is a way to a prefix as one peer, or this node, announced it. A table has
+// hundreds of thousands.
 type path struct {
+	next  *path // to the same prefix
 	peer  *peer // nil: own
 	attrs *attrs
+	at    uint32 // place of the prefix in peer.in
 	// stale: kept for a restart, not announced again yet.
 	stale bool
-	// refused is why Import turned it down; the zero value: it did not. Few
-	// reasons hold for many paths.
-	refused unique.Handle[string]
+	// refused: Import turned it down; peer.refused says why.
+	refused bool
 }
-
-// usable reports whether Import took the path.
-func (p *path) usable() bool { return p.refused == unique.Handle[string]{} }
 
 // external reports whether the path came from another AS.
 func (p *path) external() bool { return p.attrs.external }
@@ -98,14 +96,25 @@ func order(a, b bool) int {
 
 // nextHops lists the next hops of paths, sorted, each once. The list of a single
 // path is shared.
-func nextHops(paths []*path) []netip.Addr {
+func nextHops(paths []*path) *hops {
 	if len(paths) == 1 {
 		return paths[0].attrs.hops()
 	}
-	var hops []netip.Addr
+	var list []netip.Addr
 	for _, p := range paths {
-		hops = append(hops, p.attrs.nextHop)
+		list = append(list, p.attrs.nextHop)
 	}
-	slices.SortFunc(hops, netip.Addr.Compare)
-	return slices.Compact(hops)
+	slices.SortFunc(list, netip.Addr.Compare)
+	return &hops{slices.Compact(list)}
+}
+
+// hops are the next hops of a best path, sorted; nil: there is none. Routes share
+// them.
+type hops struct{ list []netip.Addr }
+
+func (h *hops) addrs() []netip.Addr {
+	if h == nil {
+		return nil
+	}
+	return h.list
 }

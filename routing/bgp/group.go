@@ -97,13 +97,13 @@ func (g *group) export(best *path, family Family) *path {
 
 // tell brings g.sent up to date for d and notes in ps what that means.
 func (g *group) tell(d *dest, ps *parcels) {
-	family := FamilyOf(d.prefix.Addr())
-	have, had := g.sent[d.prefix]
+	prefix, family := d.key.Prefix(), d.family()
+	have, had := g.sent[prefix]
 	want := g.export(d.best, family)
 	if want == nil {
 		if had {
-			g.forget(d.prefix, have)
-			ps.add(parcelKey{except: have.source}, d.prefix)
+			g.forget(prefix, have)
+			ps.add(parcelKey{except: have.source}, prefix)
 		}
 		return
 	}
@@ -111,16 +111,16 @@ func (g *group) tell(d *dest, ps *parcels) {
 		return
 	}
 	if had {
-		g.forget(d.prefix, have)
+		g.forget(prefix, have)
 	}
-	g.sent[d.prefix] = told{want.attrs, want.peer}
+	g.sent[prefix] = told{want.attrs, want.peer}
 	g.sources[want.peer]++
 	if ps == nil {
 		return
 	}
-	ps.add(parcelKey{attrs: want.attrs, except: want.peer}, d.prefix)
+	ps.add(parcelKey{attrs: want.attrs, except: want.peer}, prefix)
 	if had && have.source != want.peer && want.peer != nil {
-		ps.add(parcelKey{only: want.peer}, d.prefix)
+		ps.add(parcelKey{only: want.peer}, prefix)
 	}
 }
 

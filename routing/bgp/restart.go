@@ -37,13 +37,16 @@ func (s *session) keeps(e ending, f Family) bool {
 func (r *rib) adopt() {
 	ways := map[netip.Addr]*attrs{}
 	for _, route := range r.found {
-		hops := slices.Clone(route.NextHops)
-		slices.SortFunc(hops, netip.Addr.Compare)
-		r.touch(route.Prefix).installed = hops
-		for _, hop := range hops {
+		list := slices.Clone(route.NextHops)
+		slices.SortFunc(list, netip.Addr.Compare)
+		d := r.touch(route.Prefix)
+		if d.installed = &(hops{list}); len(list) == 1 && ways[list[0]] != nil {
+			d.installed = ways[list[0]].hops()
+		}
+		for _, hop := range list {
 			if p := r.owner(hop); p != nil {
 				if ways[hop] == nil {
-					ways[hop] = &attrs{nextHop: hop, adopted: true, onlyHop: [1]netip.Addr{hop}}
+					ways[hop] = &attrs{nextHop: hop, adopted: true, only: hops{[]netip.Addr{hop}}}
 				}
 				r.set(p, route.Prefix, ways[hop], true)
 			}
@@ -77,7 +80,7 @@ func (r *rib) abandon() {
 // clock when none is left.
 func (r *rib) drop(p *peer, which func(Family, *path) bool) {
 	rest := 0
-	for d, path := range p.in {
+	for d, path := range p.all() {
 		switch {
 		case !path.stale:
 		case which(d.family(), path):
@@ -148,7 +151,7 @@ func (r *rib) down(s *session, e ending) {
 	p.session = nil
 	r.leave(s)
 	kept := false
-	for d, path := range p.in {
+	for d, path := range p.all() {
 		if s.keeps(e, d.family()) || path.stale && e == endLost {
 			if !path.stale {
 				path.stale = true

@@ -2,11 +2,14 @@ package bgp
 
 import (
 	"cmp"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
 	"unique"
+
+	"netctl/routing"
 )
 
 // rib is the state of the speaker's own goroutine: what peers announced, what
@@ -17,7 +20,8 @@ type rib struct {
 	// after runs a function in the RIB's goroutine once d has passed.
 	after func(d time.Duration, run func()) *time.Timer
 	peers map[netip.Addr]*peer
-	dests map[netip.Prefix]*dest
+	dests map[routing.Packed]*dest
+	most  int // dests that there were
 	// dirty are the destinations that changed since the last flush.
 	dirty  []*dest
 	groups map[outlook]*group
@@ -26,24 +30,59 @@ type rib struct {
 	found []Route
 }
 
-// dest is a prefix with everything known about it.
+// dest is a prefix with everything known about it. A table has hundreds of
+// thousands: 48 bytes each.
 type dest struct {
-	prefix netip.Prefix
-	paths  []*path
-	best   *path
+	key   routing.Packed
+	dirty bool
+	paths *path // the first; the order means nothing
+	best  *path
 	// installed are the next hops that the Installer was told, or that the
-	// kernel had at start. The list is shared.
-	installed []netip.Addr
-	dirty     bool
+	// kernel had at start.
+	installed *hops
 }
 
-func (d *dest) family() Family { return FamilyOf(d.prefix.Addr()) }
+func (d *dest) family() Family {
+	if d.key.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// all are the paths.
+func (d *dest) all() iter.Seq[*path] {
+	return func(yield func(*path) bool) {
+		for p := d.paths; p != nil && yield(p); p = p.next {
+		}
+	}
+}
+
+// from is the path of a peer, or the own one (nil); nil: there is none.
+func (d *dest) from(p *peer) *path {
+	for q := range d.all() {
+		if q.peer == p {
+			return q
+		}
+	}
+	return nil
+}
+
+// take removes a path.
+func (d *dest) take(p *path) {
+	at := &d.paths
+	for *at != p {
+		at = &(*at).next
+	}
+	*at = p.next
+}
 
 // peer is a neighbour as the RIB sees it.
 type peer struct {
 	config PeerConfig
 	fsm    *fsm
-	in     map[*dest]*path // Adj-RIB-In
+	in     []*dest // Adj-RIB-In: the prefixes it has a path to
+	// refused is why Import turned paths down. Few reasons hold for many.
+	refused map[*dest]string
 	// session is set while Established.
 	session  *session
 	routerID netip.Addr
@@ -52,6 +91,18 @@ type peer struct {
 	// by a new session, which happens once.
 	clock   *time.Timer
 	renewed bool
+}
+
+// all are the prefixes the peer has a path to, and that path. The one at hand may be
+// removed meanwhile.
+func (p *peer) all() iter.Seq2[*dest, *path] {
+	return func(yield func(*dest, *path) bool) {
+		for i := len(p.in) - 1; i >= 0; i-- {
+			if d := p.in[i]; !yield(d, d.from(p)) {
+				return
+			}
+		}
+	}
 }
 
 // session is an Established session as the RIB sees it.
@@ -75,17 +126,20 @@ type session struct {
 func newRIB(c *Config, after func(time.Duration, func()) *time.Timer) *rib {
 	return &rib{
 		config: c, log: c.Log, after: after,
-		peers: map[netip.Addr]*peer{}, dests: map[netip.Prefix]*dest{}, groups: map[outlook]*group{},
+		peers: map[netip.Addr]*peer{}, dests: map[routing.Packed]*dest{}, groups: map[outlook]*group{},
 		own: &attrs{localPref: defaultLocalPref}, found: c.Stale,
 	}
 }
 
+// dest is the entry of a prefix; nil: there is none.
+func (r *rib) dest(prefix netip.Prefix) *dest { return r.dests[routing.Pack(prefix)] }
+
 // touch returns the entry of a prefix, marked as changed.
 func (r *rib) touch(prefix netip.Prefix) *dest {
-	d := r.dests[prefix]
+	d := r.dest(prefix)
 	if d == nil {
-		d = &dest{prefix: prefix}
-		r.dests[prefix] = d
+		d = &dest{key: routing.Pack(prefix)}
+		r.dests[d.key] = d
 	}
 	r.mark(d)
 	return d
@@ -101,16 +155,17 @@ func (r *rib) mark(d *dest) {
 
 // originate adds and removes own paths.
 func (r *rib) originate(add, withdraw []netip.Prefix) {
-	own := func(p *path) bool { return p.peer == nil }
 	for _, prefix := range withdraw {
-		if r.dests[prefix] != nil {
-			d := r.touch(prefix)
-			d.paths = slices.DeleteFunc(d.paths, own)
+		if d := r.dest(prefix); d != nil {
+			if own := d.from(nil); own != nil {
+				d.take(own)
+			}
+			r.mark(d)
 		}
 	}
 	for _, prefix := range add {
-		if d := r.touch(prefix); !slices.ContainsFunc(d.paths, own) {
-			d.paths = append(d.paths, &path{attrs: r.own})
+		if d := r.touch(prefix); d.from(nil) == nil {
+			d.paths = &path{next: d.paths, attrs: r.own}
 		}
 	}
 }
@@ -134,7 +189,7 @@ func (r *rib) apply(s *session, changes []change) {
 		}
 		for _, prefix := range c.prefixes {
 			if c.attrs == nil {
-				if d := r.dests[prefix]; d != nil {
+				if d := r.dest(prefix); d != nil {
 					r.remove(p, d)
 				}
 			} else {
@@ -162,7 +217,8 @@ func (r *rib) holds(p *peer, changes []change, limit int) int {
 		for _, prefix := range c.prefixes {
 			has, seen := held[prefix]
 			if !seen {
-				has = p.in[r.dests[prefix]] != nil
+				d := r.dest(prefix)
+				has = d != nil && d.from(p) != nil
 			}
 			held[prefix] = c.attrs != nil
 			switch {
@@ -178,123 +234,162 @@ func (r *rib) holds(p *peer, changes []change, limit int) int {
 
 // set makes attrs the peer's path to a prefix.
 func (r *rib) set(p *peer, prefix netip.Prefix, a *attrs, stale bool) {
-	d := r.dests[prefix]
-	old := p.in[d]
+	d := r.dest(prefix)
+	if d == nil {
+		d = r.touch(prefix)
+	}
+	old := d.from(p)
 	if old != nil && !old.stale && old.attrs.same(a) {
 		return
 	}
-	if old == nil {
-		d = r.touch(prefix)
-		old = &path{peer: p}
-		p.in[d] = old
-		d.paths = append(d.paths, old)
-	}
 	r.mark(d)
+	if old == nil {
+		old = &path{next: d.paths, peer: p, at: uint32(len(p.in))}
+		d.paths, p.in = old, append(p.in, d)
+	}
 	old.attrs, old.stale = a, stale
-	old.refused = r.refuse(p, prefix, a)
+	r.judge(p, d, old)
 }
 
-// refuse asks Import.
-func (r *rib) refuse(p *peer, prefix netip.Prefix, a *attrs) (why unique.Handle[string]) {
-	if r.config.Import == nil {
-		return why
+// judge asks Import about a path of a peer, and says whether the answer is another
+// one than before.
+func (r *rib) judge(p *peer, d *dest, path *path) (changed bool) {
+	ok, reason := true, ""
+	if r.config.Import != nil {
+		if ok, reason = r.config.Import(p.config.Address, d.key.Prefix(), path.attrs.nextHop); !ok {
+			reason = unique.Make(cmp.Or(reason, "refused")).Value()
+		}
 	}
-	ok, reason := r.config.Import(p.config.Address, prefix, a.nextHop)
+	changed = path.refused == ok || path.refused && p.refused[d] != reason
+	path.refused = !ok
 	if ok {
-		return why
+		delete(p.refused, d)
+		return changed
 	}
-	return unique.Make(cmp.Or(reason, "refused"))
+	if p.refused == nil {
+		p.refused = map[*dest]string{}
+	}
+	p.refused[d] = reason
+	return changed
 }
 
 // remove takes the peer's path away.
 func (r *rib) remove(p *peer, d *dest) {
-	old := p.in[d]
+	old := d.from(p)
 	if old == nil {
 		return
 	}
-	delete(p.in, d)
+	last := len(p.in) - 1
+	moved := p.in[last]
+	moved.from(p).at, p.in[old.at], p.in[last] = old.at, moved, nil
+	if p.in = p.in[:last]; last == 0 {
+		p.in = nil
+	}
+	delete(p.refused, d)
+	d.take(old)
 	r.mark(d)
-	d.paths = slices.DeleteFunc(d.paths, func(q *path) bool { return q == old })
 }
 
 // reimport asks Import again about every path.
 func (r *rib) reimport() {
 	for _, p := range r.peers {
-		for d, path := range p.in {
-			if reason := r.refuse(p, d.prefix, path.attrs); reason != path.refused {
-				path.refused = reason
+		for d, path := range p.all() {
+			if r.judge(p, d, path) {
 				r.mark(d)
 			}
 		}
 	}
 	// SinglePath may answer differently, too.
 	for _, d := range r.dests {
-		if len(d.paths) > 1 {
+		if d.paths != nil && d.paths.next != nil {
 			r.mark(d)
 		}
 	}
 }
 
+// reinstall tells the Installer again of best paths over one of the next hops.
+func (r *rib) reinstall(nextHops map[netip.Addr]bool) {
+	var b batch
+	for _, d := range r.dests {
+		if slices.ContainsFunc(d.installed.addrs(), func(a netip.Addr) bool { return nextHops[a] }) {
+			r.install(&b, d, d.installed)
+		}
+	}
+	r.hand(&b)
+}
+
+// installBatch is how many changes the Installer is handed at a time: while it writes
+// the first, others are decided about.
+const installBatch = 4096
+
+// batch collects changes for the Installer.
+type batch []Change
+
+// install makes now the next hops that the Installer knows of d.
+func (r *rib) install(b *batch, d *dest, now *hops) {
+	*b = append(*b, Change{Prefix: d.key.Prefix(), Was: d.installed.addrs(), Now: now.addrs()})
+	d.installed = now
+	if len(*b) == installBatch {
+		r.hand(b)
+	}
+}
+
+// hand gives the Installer what was collected.
+func (r *rib) hand(b *batch) {
+	if len(*b) > 0 && r.config.Installer != nil {
+		r.config.Installer.Install(*b)
+	}
+	*b = nil
+}
+
 // flush decides about everything that changed, tells the Installer and then
-// the peers. Changes that arrived together are one batch; nothing waits.
+// the peers. Nothing waits for more.
 func (r *rib) flush() {
-	var changed []Route
-	var gone []netip.Prefix
+	var b batch
 	for _, d := range r.dirty {
-		hops := r.decide(d)
-		if slices.Equal(hops, d.installed) {
-			continue
-		}
-		d.installed = hops
-		if len(hops) == 0 {
-			gone = append(gone, d.prefix)
-		} else {
-			changed = append(changed, d.route())
+		if now := r.decide(d); !slices.Equal(now.addrs(), d.installed.addrs()) {
+			r.install(&b, d, now)
 		}
 	}
-	if len(changed)+len(gone) > 0 && r.config.Installer != nil {
-		r.config.Installer.Install(changed, gone)
-	}
+	r.hand(&b)
 	for _, g := range r.groups {
 		g.flush(r.dirty)
 	}
 	for _, d := range r.dirty {
 		d.dirty = false
-		if len(d.paths) == 0 {
-			delete(r.dests, d.prefix)
+		if d.paths == nil {
+			delete(r.dests, d.key)
 		}
 	}
-	r.dirty = r.dirty[:0]
+	r.dests = routing.Fit(r.dests, &r.most)
+	clear(r.dirty)
+	if r.dirty = r.dirty[:0]; cap(r.dirty) > installBatch {
+		r.dirty = nil
+	}
 }
 
 // decide sets d's best path and returns the next hops to be installed.
-func (r *rib) decide(d *dest) []netip.Addr {
-	usable := d.paths
-	if refused := func(p *path) bool { return !p.usable() }; slices.ContainsFunc(usable, refused) {
-		usable = slices.DeleteFunc(slices.Clone(usable), refused)
-	}
-	if len(usable) == 1 {
-		d.best = usable[0]
-		if d.best.peer == nil {
+func (r *rib) decide(d *dest) *hops {
+	if only := d.paths; only != nil && only.next == nil && !only.refused {
+		if d.best = only; only.peer == nil {
 			return nil
 		}
-		return d.best.attrs.hops()
+		return only.attrs.hops()
 	}
-	best, equal := decide(usable)
-	d.best = best
-	if best == nil || best.peer == nil {
+	best, equal := decide(slices.DeleteFunc(slices.Collect(d.all()), func(p *path) bool { return p.refused }))
+	if d.best = best; best == nil || best.peer == nil {
 		return nil
 	}
-	if r.config.SinglePath != nil && r.config.SinglePath(d.prefix) {
+	if len(equal) > 1 && r.config.SinglePath != nil && r.config.SinglePath(d.key.Prefix()) {
 		equal = []*path{best}
 	}
 	return nextHops(equal)
 }
 
-// route is d as the Installer takes it.
+// route is d as the kernel has it.
 func (d *dest) route() Route {
 	return Route{
-		Prefix: d.prefix, NextHops: d.installed,
+		Prefix: d.key.Prefix(), NextHops: d.installed.addrs(),
 		Peer: d.best.peer.config.Address, Stale: d.best.stale,
 	}
 }
@@ -303,7 +398,7 @@ func (d *dest) route() Route {
 func (r *rib) routes() []Route {
 	var all []Route
 	for _, d := range r.dests {
-		if len(d.installed) > 0 && d.best != nil {
+		if len(d.installed.addrs()) > 0 && d.best != nil {
 			all = append(all, d.route())
 		}
 	}
@@ -319,14 +414,14 @@ func (r *rib) conflicts() []Conflict {
 	}
 	for _, d := range r.dests {
 		var peers []netip.Addr
-		for _, p := range d.paths {
-			if p.peer != nil && p.usable() {
+		for p := range d.all() {
+			if p.peer != nil && !p.refused {
 				peers = append(peers, p.peer.config.Address)
 			}
 		}
-		if len(peers) > 1 && r.config.SinglePath(d.prefix) {
+		if len(peers) > 1 && r.config.SinglePath(d.key.Prefix()) {
 			slices.SortFunc(peers, netip.Addr.Compare)
-			all = append(all, Conflict{d.prefix, peers})
+			all = append(all, Conflict{d.key.Prefix(), peers})
 		}
 	}
 	slices.SortFunc(all, func(a, b Conflict) int { return a.Prefix.Compare(b.Prefix) })

@@ -248,7 +248,7 @@ func (s *Speaker) configure(peers []PeerConfig, wanted map[netip.Addr]bool) {
 	for _, c := range peers {
 		p := r.peers[c.Address]
 		if p == nil {
-			p = &peer{config: c, fsm: newFSM(s, c), in: map[*dest]*path{}}
+			p = &peer{config: c, fsm: newFSM(s, c)}
 			p.fsm.peer = p
 			r.peers[c.Address] = p
 			continue
@@ -272,7 +272,7 @@ func (r *rib) forget(p *peer) {
 		p.clock.Stop()
 		p.clock, p.renewed = nil, false
 	}
-	for d := range p.in {
+	for d := range p.all() {
 		r.remove(p, d)
 	}
 }
@@ -320,6 +320,12 @@ func masked(list []netip.Prefix) []netip.Prefix {
 
 // Reimport asks Import and SinglePath again about everything that is held.
 func (s *Speaker) Reimport() { s.order(s.rib.reimport) }
+
+// Reinstall has the Installer told again of every best path over one of the next hops:
+// Was and Now are equal then.
+func (s *Speaker) Reinstall(nextHops map[netip.Addr]bool) {
+	s.order(func() { s.rib.reinstall(nextHops) })
+}
 
 // openFor is our OPEN to a peer.
 func (s *Speaker) openFor(p PeerConfig, wasUp bool) *open {

@@ -19,19 +19,20 @@ type kernel struct {
 	batches int
 }
 
-func (k *kernel) Install(changed []Route, gone []netip.Prefix) {
+func (k *kernel) Install(changes []Change) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.routes == nil {
 		k.routes = map[netip.Prefix][]netip.Addr{}
 	}
 	k.batches++
-	for _, r := range changed {
-		k.routes[r.Prefix] = r.NextHops
-	}
-	for _, p := range gone {
-		delete(k.routes, p)
-		k.deleted = append(k.deleted, p)
+	for _, c := range changes {
+		if len(c.Now) > 0 {
+			k.routes[c.Prefix] = c.Now
+			continue
+		}
+		delete(k.routes, c.Prefix)
+		k.deleted = append(k.deleted, c.Prefix)
 	}
 }
 

@@ -60,14 +60,14 @@ func (p *peer) status() Session {
 		}
 		s.Sent = len(up.group.sent) - up.group.sources[p]
 	}
-	for d, path := range p.in {
+	for d, path := range p.all() {
 		if path.stale {
 			s.Stale++
 		}
-		if path.usable() {
+		if !path.refused {
 			s.Accepted++
 		} else {
-			s.Refused = append(s.Refused, Refused{d.prefix, path.attrs.nextHop, path.refused.Value()})
+			s.Refused = append(s.Refused, Refused{d.key.Prefix(), path.attrs.nextHop, p.refused[d]})
 		}
 	}
 	slices.SortFunc(s.Refused, func(a, b Refused) int { return a.Prefix.Compare(b.Prefix) })

@@ -196,7 +196,7 @@ func (d *decoder) intern(id string, list []carried, hop netip.Addr) interned {
 	if a.passes(d.localAS) || a.originator == d.routerID {
 		return interned{}
 	}
-	a.onlyHop[0] = a.nextHop
+	a.only.list = []netip.Addr{a.nextHop}
 	return interned{attrs: a}
 }
 

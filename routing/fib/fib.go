@@ -166,6 +166,7 @@ func (t *Table) Apply(ctx context.Context, c routing.Changes) error {
 		w.add(change{op: opDelete, key: k})
 	}
 	w.flush()
+	t.wanted.routes = routing.Fit(t.wanted.routes, &t.wanted.most)
 	for _, r := range c.Put {
 		k := keyOf(r.Key())
 		old := t.wanted.routes[k]
@@ -182,13 +183,15 @@ func (t *Table) Apply(ctx context.Context, c routing.Changes) error {
 	return w.end()
 }
 
-// Adopt takes routes the kernel already has as wanted without writing them.
+// Adopt makes routes, which the kernel has already, all that is wanted, without
+// writing them.
 func (t *Table) Adopt(routes []routing.Route) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.wanted = newWanted()
+	clear(t.failed)
 	for _, r := range routes {
-		k, _ := t.wanted.put(r)
-		delete(t.failed, k)
+		t.wanted.put(r)
 	}
 }
 

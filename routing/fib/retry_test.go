@@ -280,3 +280,30 @@ func FuzzRouteMessage(f *testing.F) {
 		}
 	})
 }
+
+// TestAdoptIsAllThatIsWanted: after Adopt a table wants what it was given and nothing
+// from before, so that a route which is wanted again is written again.
+func TestAdoptIsAllThatIsWanted(t *testing.T) {
+	fake := NewFake()
+	table := fake.Table(88)
+	route := func(prefix string) routing.Route {
+		return routing.Route{Prefix: netip.MustParsePrefix(prefix), Type: routing.Blackhole}
+	}
+	kept, lost := route("10.1.0.0/26"), route("10.2.0.0/26")
+	if err := table.Apply(t.Context(), routing.Changes{Put: []routing.Route{kept, lost}}); err != nil {
+		t.Fatal(err)
+	}
+	table.failed[keyOf(lost.Key())] = retry{}
+	table.Adopt([]routing.Route{kept})
+	if len(table.failed) > 0 || len(table.Missing()) > 0 {
+		t.Errorf("to be tried again: %v", table.failed)
+	}
+	table.watching = true // what is wanted is in the kernel
+	fake.Remove(lost)
+	if err := table.Apply(t.Context(), routing.Changes{Put: []routing.Route{kept, lost}}); err != nil {
+		t.Fatal(err)
+	}
+	if have, err := table.Routes(t.Context()); err != nil || len(have) != 2 {
+		t.Errorf("%v %v", have, err)
+	}
+}

@@ -146,7 +146,7 @@ func (n *rtnetlink) encode(a *action) (encoded, error) {
 
 // request appends the message for one change.
 func (n *rtnetlink) request(b []byte, c change, way encoded) []byte {
-	start, p := len(b), c.key.prefix()
+	start, p := len(b), c.key.prefix.Prefix()
 	switch c.op {
 	case opDelete:
 		b = n.requests.begin(b, unix.RTM_DELROUTE, 0)
@@ -160,7 +160,7 @@ func (n *rtnetlink) request(b []byte, c change, way encoded) []byte {
 	}
 	b = appendAddress(b, unix.RTA_DST, p.Addr())
 	metric := c.key.metric
-	if metric == 0 && !c.key.four {
+	if metric == 0 && !c.key.prefix.Is4() {
 		metric = defaultMetric6
 	}
 	b = appendNumber(b, unix.RTA_PRIORITY, metric)

@@ -1,9 +1,7 @@
 package fib
 
 import (
-	"bytes"
 	"cmp"
-	"net/netip"
 	"slices"
 
 	"netctl/routing"
@@ -12,27 +10,15 @@ import (
 // key is routing.Key in 24 bytes without a pointer: a Table may hold hundreds of
 // thousands.
 type key struct {
-	addr   [16]byte
+	prefix routing.Packed
 	metric uint32
-	bits   uint8
-	four   bool
 }
 
-func keyOf(k routing.Key) key {
-	return key{addr: k.Prefix.Addr().As16(), metric: uint32(k.Metric), bits: uint8(k.Prefix.Bits()), four: k.Prefix.Addr().Is4()}
-}
+func keyOf(k routing.Key) key { return key{routing.Pack(k.Prefix), uint32(k.Metric)} }
 
-func (k key) prefix() netip.Prefix {
-	a := netip.AddrFrom16(k.addr)
-	if k.four {
-		a = a.Unmap()
-	}
-	return netip.PrefixFrom(a, int(k.bits))
-}
-
-// compareKeys orders keys by address, length and metric.
+// compareKeys orders keys by prefix and metric.
 func compareKeys(a, b key) int {
-	return cmp.Or(bytes.Compare(a.addr[:], b.addr[:]), cmp.Compare(a.bits, b.bits), cmp.Compare(a.metric, b.metric))
+	return cmp.Or(routing.ComparePacked(a.prefix, b.prefix), cmp.Compare(a.metric, b.metric))
 }
 
 // action is what a route does with packets. Routes that do the same share one.
@@ -50,7 +36,7 @@ func (a *action) over(links []string) bool {
 
 // route is the route that does this; the next hops are shared.
 func (k key) route(a *action) routing.Route {
-	r := routing.Route{Prefix: k.prefix(), Metric: int(k.metric)}
+	r := routing.Route{Prefix: k.prefix.Prefix(), Metric: int(k.metric)}
 	if a != nil {
 		r.Type, r.NextHops = a.kind, a.hops
 	}
@@ -60,6 +46,7 @@ func (k key) route(a *action) routing.Route {
 // wanted are routes by key. The zero value is not usable; see newWanted.
 type wanted struct {
 	routes  map[key]*action
+	most    int // routes that there were
 	actions map[string]*action
 	links   map[string]int // how many actions use a link
 	last    *action        // the one asked for before, which is mostly the next one too
