@@ -1,95 +1,152 @@
 package acl
 
-import "slices"
+import (
+	"math"
+	"slices"
+)
 
-// A selector that comes anew is held against every endpoint of the cluster, and a
-// changed tag or label of a profile concerns all its endpoints. Where there are many
-// that goes in slices (Work), so that nothing else waits for it. A set that is not
-// whole is in no rule of the kernel: a chain that needs it keeps the rules that it
-// had, and one that is new denies. Tags change endpoint by endpoint.
+// A selector that comes anew is held against the endpoints of the cluster that may
+// have the labels it needs, and a changed tag or label of a profile concerns all its
+// endpoints. One event looks at no more than a slice of them, and the rest goes in
+// slices of Work, so that nothing else waits for it. A set that is not whole is in
+// no rule of the kernel: a chain that needs it keeps the rules that it had, and one
+// that is new denies. Tags change endpoint by endpoint.
+//
+// Every member has a place, a number that it keeps as long as it is one. What goes
+// over all members goes by place, and how far it has come (upto) is all there is to
+// remember: a member that comes, changes or goes at a place below is counted at
+// once, any other when it is its turn.
 
 // atOnce is how many members are looked at at once: some two milliseconds' work.
 const atOnce = 2000
 
-// fill is how far a selector's population has come.
-type fill struct {
-	todo []*facts // of the members as they were when it began
-	// changed are members that came, changed or went since, with what they were.
-	changed map[string]*facts // nil: it was not there
-}
-
-// newFill begins with all members. Fills that begin together share the list.
-func (x *Index) newFill() *fill {
-	if x.everybody == nil {
-		x.everybody = make([]*facts, 0, len(x.members))
-		for _, m := range x.members {
-			x.everybody = append(x.everybody, m.facts)
-		}
-	}
-	return &fill{todo: x.everybody, changed: map[string]*facts{}}
-}
-
-// memberChanges notes a change of a member for the fills that go on; was is what it
-// was, nil if it was not there.
-func (x *Index) memberChanges(name string, was *facts) {
-	x.everybody = nil
-	for _, text := range x.filling {
-		f := x.selectors[text].fill
-		if _, noted := f.changed[name]; !noted {
-			f.changed[name] = was
-		}
-	}
-}
-
-// fill looks at up to n members of a selector's and returns how many it did. With
-// the last, the chains that waited for the set get their rules.
-func (x *Index) fill(text string, n int) (done int) {
-	p := x.selectors[text]
-	f := p.fill
-	key := populationKey{fromSelector, text}
-	count := func(of *facts, by int) {
-		if of != nil && p.selector.Matches(of.labels) {
-			x.countAddrs(key, of.addrs, by)
-		}
-	}
-	for ; done < n && len(f.todo) > 0; done++ {
-		count(f.todo[0], +1)
-		f.todo = f.todo[1:]
-	}
-	if len(f.todo) > 0 {
-		return done
-	}
-	for name, was := range f.changed {
-		count(was, -1)
-		if m := x.members[name]; m != nil {
-			count(m.facts, +1)
-		}
-		done++
-	}
-	p.fill = nil
-	x.filling = slices.DeleteFunc(x.filling, func(t string) bool { return t == text })
-	for _, c := range x.waiting[text] {
-		if c.next != nil && x.whole(*c.next) {
-			x.swap(c, *c.next)
-		}
-	}
-	delete(x.waiting, text)
-	return done
-}
+// whole is how far something has come that has looked at every place, also at those
+// that are still to come.
+const whole = math.MaxInt
 
 // Work does a slice of what is left to do, and says whether there is more. What it
 // has done is in the next Flush.
 func (x *Index) Work() (more bool) {
-	left := x.slice
-	for ; left > 0 && len(x.outdated) > 0; left-- {
-		last := len(x.outdated) - 1
-		x.gatherAgain(x.outdated[last])
-		x.outdated = x.outdated[:last]
-	}
-	for left > 0 && len(x.filling) > 0 {
-		left -= max(1, x.fill(x.filling[0], left))
+	x.left = x.slice
+	x.update()
+	for x.left > 0 && len(x.filling) > 0 {
+		x.fill(x.filling[0])
 	}
 	return len(x.filling)+len(x.outdated) > 0
+}
+
+// update works out the facts of outdated members anew.
+func (x *Index) update() {
+	for x.left > 0 && len(x.outdated) > 0 {
+		last := len(x.outdated) - 1
+		m := x.outdated[last]
+		x.outdated = slices.Delete(x.outdated, last, last+1)
+		if m.outdated = false; m.endpoint != nil {
+			x.gatherAgain(m)
+		}
+	}
+}
+
+// fill goes on looking for a selector's members. With the last, the chains that
+// waited for the set get their rules.
+func (x *Index) fill(text string) {
+	p := x.selectors[text]
+	if p.need != nil && !x.labelsWhole() {
+		return
+	}
+	price := lookups(p.need) / 16 // of a look at the index, in looks at a member
+	for {
+		candidates := x.candidates(p)
+		if candidates.bits == 0 {
+			break
+		}
+		for candidates.bits != 0 {
+			place, rest := candidates.take()
+			if x.left <= 0 {
+				p.upto = place
+				return
+			}
+			if m := x.places[place]; m != nil {
+				x.look()
+				if p.selector.Matches(m.facts.labels) {
+					x.countAddrs(populationKey{fromSelector, text}, m.facts.addrs, +1)
+				}
+			}
+			p.upto, candidates = place+1, rest
+		}
+		x.left -= price
+	}
+	p.upto = whole
+	x.filling = slices.DeleteFunc(x.filling, func(t string) bool { return t == text })
+	waiting := x.waiting[text]
+	delete(x.waiting, text)
+	for _, c := range waiting {
+		if c.next != nil && x.whole(*c.next) {
+			x.swap(c, *c.next)
+		}
+	}
+}
+
+func (x *Index) look() {
+	x.left--
+	x.looked++
+}
+
+// candidates are the next places that a selector has to look at, in one word;
+// without bits if there are none.
+func (x *Index) candidates(p *population) word {
+	if p.need == nil {
+		return x.nextPlaces(p.upto)
+	}
+	w := x.labels.next(p.need, p.upto/64).from(p.upto)
+	if w.bits == 0 { // none, or only places that were looked at
+		w = x.labels.next(p.need, p.upto/64+1)
+	}
+	return w
+}
+
+// nextPlaces are the places in use or free from one on, in one word.
+func (x *Index) nextPlaces(from int) word {
+	if from >= len(x.places) {
+		return word{}
+	}
+	w := word{number: from / 64, bits: ^uint64(0)}
+	if rest := len(x.places) - 64*w.number; rest < 64 {
+		w.bits = 1<<rest - 1
+	}
+	return w.from(from)
+}
+
+// labelsWhole goes on building the label index, and says whether it is whole.
+func (x *Index) labelsWhole() bool {
+	if x.labels == nil {
+		x.labels = &labelIndex{keys: map[string]*labelKey{}}
+	}
+	l := x.labels
+	for ; l.upto < len(x.places); l.upto++ {
+		if x.left <= 0 {
+			return false
+		}
+		if m := x.places[l.upto]; m != nil {
+			x.look()
+			x.left -= len(m.facts.labels)
+			l.add(l.upto, m.facts.labels)
+		}
+	}
+	l.upto = whole
+	return true
+}
+
+// dropSelector forgets a selector, and with the last that needs it the label index.
+func (x *Index) dropSelector(text string) {
+	delete(x.selectors, text)
+	x.filling = slices.DeleteFunc(x.filling, func(t string) bool { return t == text })
+	for _, p := range x.selectors {
+		if p.need != nil {
+			return
+		}
+	}
+	x.labels = nil
 }
 
 // whole says whether every set that a program needs is.
@@ -99,7 +156,7 @@ func (x *Index) whole(p program) bool {
 
 func (x *Index) unfilled(r setRef) bool {
 	p := x.selectors[r.arg]
-	return r.source == fromSelector && p != nil && p.fill != nil
+	return r.source == fromSelector && p != nil && p.upto != whole
 }
 
 // await keeps what a chain is to become until its sets are whole.
@@ -111,18 +168,6 @@ func (x *Index) await(c *liveChain, p program) {
 		}
 	}
 	if x.pending.comes(c.name) {
-		for _, r := range c.program.refs {
-			x.releaseSet(r.name)
-		}
-		c.program = program{rules: []Rule{{Verdict: goTo(c.direction.denyChain()), Comment: clip("profile " + c.profile + ": its selectors are being worked out")}}}
-	}
-}
-
-// fillNow looks at all members for the sets of a program.
-func (x *Index) fillNow(p program) {
-	for _, r := range p.refs {
-		for x.unfilled(r) {
-			x.fill(r.arg, len(x.members)+1)
-		}
+		c.close(families{true, true})
 	}
 }

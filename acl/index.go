@@ -1,10 +1,6 @@
 package acl
 
-import (
-	"slices"
-
-	"netctl/datastore"
-)
+import "netctl/datastore"
 
 // Index follows the datastore and knows what one node's packet filter should
 // be. It holds every endpoint and profile of the cluster, but only what local
@@ -14,11 +10,15 @@ type Index struct {
 	options Options
 
 	members   map[string]*member // every endpoint, by name
+	places    []*member          // the same by place; nil: free
+	free      []int              // places that are
+	absent    *facts             // of who is no member
 	profiles  map[string]*datastore.Profile
 	byProfile map[string]map[string]struct{} // profile to endpoint names
 
 	populations map[populationKey]*population
 	selectors   map[string]*population // the live ones, by text
+	labels      *labelIndex            // nil: no live selector needs it
 	sets        map[string]*liveSet
 	chains      map[string]*liveChain
 	links       map[string]map[string]struct{} // link to names of local endpoints
@@ -27,9 +27,10 @@ type Index struct {
 	gifts       map[string]*gifts       // by list of profiles
 	filling     []string                // selectors whose members are being looked for, in turn
 	waiting     map[string][]*liveChain // selector to the chains that wait for it
-	outdated    []string                // members whose facts are to be worked out anew
-	everybody   []*facts                // of all members; nil: not worked out
+	outdated    []*member               // those whose facts are to be worked out anew
 	slice       int                     // atOnce, but in tests
+	left        int                     // of the slice that is being worked off
+	looked      int                     // members looked at for selectors, ever; for tests
 }
 
 // NewIndex is an empty index for the named node. Its first delta starts from
@@ -38,6 +39,7 @@ func NewIndex(node string, o Options) *Index {
 	return &Index{
 		node: node, options: o,
 		members:     map[string]*member{},
+		absent:      &facts{gifts: &gifts{}},
 		profiles:    map[string]*datastore.Profile{},
 		byProfile:   map[string]map[string]struct{}{},
 		populations: map[populationKey]*population{},
@@ -56,6 +58,7 @@ func NewIndex(node string, o Options) *Index {
 // Apply takes one change of the store. Kinds other than Endpoint and Profile
 // change nothing.
 func (x *Index) Apply(c datastore.Change) {
+	x.left = x.slice
 	switch c.Kind {
 	case datastore.KindEndpoint:
 		e, _ := c.New.(*datastore.Endpoint)
@@ -67,37 +70,63 @@ func (x *Index) Apply(c datastore.Change) {
 }
 
 func (x *Index) setEndpoint(name string, e *datastore.Endpoint) {
-	old := x.members[name]
-	if old != nil {
-		x.memberChanges(name, old.facts)
-		x.count(old.facts, -1)
-		for _, p := range old.endpoint.Spec.Profiles {
+	m := x.members[name]
+	var old *datastore.Endpoint
+	if m != nil {
+		old = m.endpoint
+		for _, p := range old.Spec.Profiles {
 			delete(x.byProfile[p], name)
 			if len(x.byProfile[p]) == 0 {
 				delete(x.byProfile, p)
 			}
 		}
-		delete(x.members, name)
 	}
-	if e != nil {
-		if old == nil {
-			x.memberChanges(name, nil)
+	switch {
+	case e != nil:
+		if m == nil {
+			m = x.join(name)
 		}
-		m := &member{endpoint: e, facts: x.gather(e)}
-		x.members[name] = m
+		m.endpoint = e
 		for _, p := range e.Spec.Profiles {
 			if x.byProfile[p] == nil {
 				x.byProfile[p] = map[string]struct{}{}
 			}
 			x.byProfile[p][name] = struct{}{}
 		}
-		x.count(m.facts, +1)
+		x.setFacts(m, x.gather(e))
+	case m != nil:
+		x.setFacts(m, x.absent)
+		x.leave(name, m)
 	}
 	if old != nil {
-		x.unlink(name, old.endpoint)
+		x.unlink(name, old)
 	}
 	if e != nil {
 		x.link(name, e)
+	}
+}
+
+// join gives a new member a place: a free one, or one at the end.
+func (x *Index) join(name string) *member {
+	m := &member{facts: x.absent, place: len(x.places)}
+	if last := len(x.free) - 1; last >= 0 {
+		m.place = x.free[last]
+		x.free = x.free[:last]
+		x.places[m.place] = m
+	} else {
+		x.places = append(x.places, m)
+	}
+	x.members[name] = m
+	return m
+}
+
+func (x *Index) leave(name string, m *member) {
+	delete(x.members, name)
+	m.endpoint = nil
+	x.places[m.place] = nil
+	x.free = append(x.free, m.place)
+	if len(x.members) == 0 {
+		x.places, x.free = nil, nil
 	}
 }
 
@@ -110,14 +139,13 @@ func (x *Index) setProfile(name string, p *datastore.Profile) {
 	}
 	if !given { // else what its endpoints have of it stays the same
 		clear(x.gifts)
-		many := len(x.byProfile[name]) > x.slice
 		for endpoint := range x.byProfile[name] {
-			if many {
-				x.outdated = append(x.outdated, endpoint)
-			} else {
-				x.gatherAgain(endpoint)
+			if m := x.members[endpoint]; !m.outdated {
+				m.outdated = true
+				x.outdated = append(x.outdated, m)
 			}
 		}
+		x.update()
 	}
 	for _, d := range []direction{inbound, outbound} {
 		if c := x.chains[profileChain(d, name)]; c != nil {
@@ -217,12 +245,11 @@ func (x *Index) countFamilies(w wiring, n int) {
 					c.count[i] += n
 				}
 			}
-			if c.families() != before {
-				p := compileProfile(c.profile, d, rulesOf(x.profiles[c.profile], d), c.families())
-				x.recompile(c, p)
-				if c.next != nil && !x.pending.comes(c.name) {
-					// The rules it has do not cover the family that came.
-					x.fillNow(p)
+			if now := c.families(); now != before {
+				x.recompile(c, compileProfile(c.profile, d, rulesOf(x.profiles[c.profile], d), now))
+				if c.next != nil {
+					// The rules it has do not cover a family that came.
+					c.close(families{now[0] && !before[0], now[1] && !before[1]})
 				}
 			}
 		}
@@ -247,150 +274,6 @@ func sourceSet(e Element) string {
 	return setSrc6
 }
 
-// liveChain is a chain that somebody refers to, or did at the last Flush.
-type liveChain struct {
-	name    string
-	refs    int
-	program program
-	// Of a class: the profile chains it refers to.
-	class bool
-	jumps []string
-	// Of a profile chain: the profile, and how many local endpoints with it have
-	// IPv4 and IPv6 addresses.
-	profile   string
-	direction direction
-	count     [2]int
-	// next is what the rules will be once the sets they need are whole; nil: program
-	// is up to date.
-	next *program
-}
-
-func (c *liveChain) families() families { return families{c.count[0] > 0, c.count[1] > 0} }
-
-func className(d direction, profiles []string) string {
-	return hashName("class_"+d.short(), profiles...)
-}
-
-// classRules are those of the class of an ordered list of profiles.
-func classRules(d direction, profiles []string) []Rule {
-	var out []Rule
-	for _, p := range profiles {
-		out = append(out, Rule{Verdict: Verdict{Kind: Jump, Chain: profileChain(d, p)}, Comment: clip("profile " + p)})
-	}
-	return append(out, Rule{Verdict: goTo(d.denyChain()), Comment: "no " + d.String() + " rule allows it"})
-}
-
-func (x *Index) acquireClass(d direction, profiles []string) string {
-	name := className(d, profiles)
-	c := x.chains[name]
-	if c == nil {
-		c = x.newChain(name)
-		c.class = true
-		c.program.rules = classRules(d, profiles)
-		for _, p := range profiles {
-			c.jumps = append(c.jumps, x.acquireProfile(d, p))
-		}
-	}
-	c.refs++
-	return name
-}
-
-func (x *Index) acquireProfile(d direction, profile string) string {
-	name := profileChain(d, profile)
-	c := x.chains[name]
-	if c == nil {
-		c = x.newChain(name)
-		c.profile, c.direction = profile, d
-		x.recompile(c, compileProfile(profile, d, rulesOf(x.profiles[profile], d), families{}))
-	}
-	c.refs++
-	return name
-}
-
-func (x *Index) newChain(name string) *liveChain {
-	c := &liveChain{name: name}
-	x.pending.chain(name, nil)
-	x.chains[name] = c
-	return c
-}
-
-// recompile replaces a profile chain's rules and the sets it needs, once these are
-// whole.
-func (x *Index) recompile(c *liveChain, p program) {
-	x.abandon(c)
-	if sameRules(c.program.rules, p.rules) {
-		return
-	}
-	for _, r := range p.refs {
-		x.acquireSet(r)
-	}
-	if !x.whole(p) {
-		x.pending.chain(c.name, c)
-		x.await(c, p)
-		return
-	}
-	x.swap(c, p)
-}
-
-// swap makes p a chain's program; its sets are acquired.
-func (x *Index) swap(c *liveChain, p program) {
-	x.pending.chain(c.name, c)
-	for _, r := range c.program.refs {
-		x.releaseSet(r.name)
-	}
-	c.program, c.next = p, nil
-}
-
-// abandon lets go what a chain was to become.
-func (x *Index) abandon(c *liveChain) {
-	if c.next == nil {
-		return
-	}
-	for _, r := range c.next.refs {
-		x.releaseSet(r.name)
-	}
-	for text, list := range x.waiting {
-		x.waiting[text] = slices.DeleteFunc(list, func(o *liveChain) bool { return o == c })
-	}
-	c.next = nil
-}
-
-// release gives back a reference to a class; what nobody refers to any more goes
-// at the next Flush.
-func (x *Index) release(chain string) {
-	c := x.chains[chain]
-	c.refs--
-	if c.refs == 0 {
-		x.pending.chain(chain, c)
-	}
-}
-
-// collect drops the chains and sets that nobody refers to: classes first, then
-// the profile chains and then the sets that only they held.
-func (x *Index) collect() {
-	for _, class := range []bool{true, false} {
-		for _, name := range sortedKeys(x.pending.chains) {
-			c := x.chains[name]
-			if c == nil || c.refs > 0 || c.class != class {
-				continue
-			}
-			for _, j := range c.jumps {
-				x.release(j)
-			}
-			x.abandon(c)
-			for _, r := range c.program.refs {
-				x.releaseSet(r.name)
-			}
-			delete(x.chains, name)
-		}
-	}
-	for name := range x.pending.sets {
-		if s := x.sets[name]; s != nil && s.refs == 0 {
-			x.dropSet(s)
-		}
-	}
-}
-
 // Flush returns what changed since the last Flush and starts anew.
 func (x *Index) Flush() Delta {
 	x.collect()
@@ -404,9 +287,9 @@ func (x *Index) Flush() Delta {
 			d.Chains = append(d.Chains, ChainChange{Name: name, Gone: true})
 		case now == nil:
 		case !before.existed:
-			d.Chains = append(d.Chains, ChainChange{Name: name, New: true, Rules: now.program.rules})
-		case !sameRules(before.rules, now.program.rules):
-			d.Chains = append(d.Chains, ChainChange{Name: name, Before: before.rules, Rules: now.program.rules})
+			d.Chains = append(d.Chains, ChainChange{Name: name, New: true, Rules: now.rules()})
+		case !sameRules(before.rules, now.rules()):
+			d.Chains = append(d.Chains, ChainChange{Name: name, Before: before.rules, Rules: now.rules()})
 		}
 	}
 	for _, name := range sortedKeys(p.sets) {
@@ -452,7 +335,7 @@ func (x *Index) Ruleset() *Ruleset {
 		}
 	}
 	for name, c := range x.chains {
-		r.Chains[name] = &Chain{Name: name, Rules: c.program.rules}
+		r.Chains[name] = &Chain{Name: name, Rules: c.rules()}
 	}
 	for name, s := range x.sets {
 		r.Sets[name] = newSet(name, s.ref.typ, s.ref.comment(), x.elements(s.ref)...)

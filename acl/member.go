@@ -11,8 +11,10 @@ import (
 
 // member is one endpoint of the cluster and what it is counted under.
 type member struct {
-	endpoint *datastore.Endpoint
+	endpoint *datastore.Endpoint // nil: it is a member no more
 	facts    *facts
+	place    int  // in Index.places, the same as long as it is a member
+	outdated bool // is in Index.outdated
 }
 
 // facts are what makes an endpoint a member of sets. They are never changed, and
@@ -27,13 +29,10 @@ type facts struct {
 
 // gifts are what a list of profiles gives to an endpoint.
 type gifts struct {
-	tags   []string // sorted
-	labels map[string]string
-}
-
-func (f *facts) equal(o *facts) bool {
-	return slices.Equal(f.addrs, o.addrs) && slices.Equal(f.tags, o.tags) &&
-		slices.Equal(f.ports, o.ports) && maps.Equal(f.labels, o.labels)
+	profiles string   // the list
+	users    int      // members that have them
+	tags     []string // sorted
+	labels   map[string]string
 }
 
 // gather works out an endpoint's facts: the tags of its profiles; its own
@@ -58,7 +57,7 @@ func (x *Index) giftsOf(profiles []string) *gifts {
 	if g := x.gifts[key]; g != nil {
 		return g
 	}
-	g := &gifts{}
+	g := &gifts{profiles: key}
 	for _, name := range slices.Backward(profiles) {
 		p := x.profiles[name]
 		if p == nil {
@@ -79,16 +78,37 @@ func (x *Index) giftsOf(profiles []string) *gifts {
 }
 
 // gatherAgain works out a member's facts anew.
-func (x *Index) gatherAgain(endpoint string) {
-	m := x.members[endpoint]
-	if m == nil {
-		return
+func (x *Index) gatherAgain(m *member) {
+	x.left--
+	x.setFacts(m, x.gather(m.endpoint))
+}
+
+// setFacts counts a member under what it is now and no more under what it was, as
+// far as the two differ.
+func (x *Index) setFacts(m *member, now *facts) {
+	was := m.facts
+	m.facts = now
+	moved := !slices.Equal(was.addrs, now.addrs)
+	if moved || !slices.Equal(was.tags, now.tags) {
+		x.countTags(was, -1)
+		x.countTags(now, +1)
 	}
-	if now := x.gather(m.endpoint); !now.equal(m.facts) {
-		x.memberChanges(endpoint, m.facts)
-		x.count(m.facts, -1)
-		m.facts = now
-		x.count(m.facts, +1)
+	if moved || !slices.Equal(was.ports, now.ports) {
+		x.countPorts(was, -1)
+		x.countPorts(now, +1)
+	}
+	relabelled := !maps.Equal(was.labels, now.labels)
+	if moved || relabelled {
+		x.countSelected(m.place, was, -1)
+		x.countSelected(m.place, now, +1)
+	}
+	if relabelled && x.labels != nil && m.place < x.labels.upto {
+		x.labels.remove(m.place, was.labels)
+		x.labels.add(m.place, now.labels)
+	}
+	now.users++
+	if was.users--; was.users == 0 && x.gifts[was.profiles] == was.gifts {
+		delete(x.gifts, was.profiles)
 	}
 }
 
@@ -146,8 +166,9 @@ type populationKey struct {
 // kept, those of selectors only while a rule needs them.
 type population struct {
 	selector *datastore.Selector
+	need     *datastore.Need // of the selector; nil: the label index does not help
 	count    map[Element]int
-	fill     *fill // nil: everybody was looked at
+	upto     int // of a selector: members at places below it have been counted; whole: all
 	// sets are the live sets of the population, IPv4 and IPv6; "": not needed.
 	sets [2]string
 }
@@ -165,19 +186,29 @@ type liveSet struct {
 	refs int
 }
 
-// count adds n to every population the facts belong to.
-func (x *Index) count(f *facts, n int) {
+func (x *Index) countTags(f *facts, n int) {
 	for _, t := range f.tags {
 		x.countAddrs(populationKey{fromTag, t}, f.addrs, n)
 	}
-	for text, p := range x.selectors {
-		if p.fill == nil && p.selector.Matches(f.labels) {
-			x.countAddrs(populationKey{fromSelector, text}, f.addrs, n)
-		}
-	}
+}
+
+func (x *Index) countPorts(f *facts, n int) {
 	for _, p := range f.ports {
 		for _, a := range f.addrs {
 			x.countElement(populationKey{fromPort, p.Name}, portElement(a, p), n)
+		}
+	}
+}
+
+// countSelected leaves out the selectors that have not come to the place yet.
+func (x *Index) countSelected(place int, f *facts, n int) {
+	if len(f.addrs) == 0 {
+		return
+	}
+	x.left -= len(x.selectors)
+	for text, p := range x.selectors {
+		if place < p.upto && p.selector.Matches(f.labels) {
+			x.countAddrs(populationKey{fromSelector, text}, f.addrs, n)
 		}
 	}
 }
@@ -254,12 +285,9 @@ func (x *Index) populate(r setRef) {
 	key := populationKey{r.source, r.arg}
 	if r.source == fromSelector && x.selectors[r.arg] == nil {
 		if sel, err := datastore.ParseSelector(r.arg); err == nil {
-			x.selectors[r.arg] = &population{selector: sel, count: map[Element]int{}, fill: x.newFill()}
-			if len(x.members) <= x.slice {
-				x.fill(r.arg, len(x.members))
-			} else {
-				x.filling = append(x.filling, r.arg)
-			}
+			x.selectors[r.arg] = &population{selector: sel, need: sel.Need(), count: map[Element]int{}}
+			x.filling = append(x.filling, r.arg)
+			x.fill(r.arg)
 		}
 	}
 	x.population(key).sets[r.typ.index()] = r.name
@@ -291,8 +319,7 @@ func (x *Index) dropSet(s *liveSet) {
 	p := x.population(key)
 	p.sets[s.ref.typ.index()] = ""
 	if s.ref.source == fromSelector && p.sets == [2]string{} {
-		delete(x.selectors, s.ref.arg)
-		x.filling = slices.DeleteFunc(x.filling, func(text string) bool { return text == s.ref.arg })
+		x.dropSelector(s.ref.arg)
 	}
 	x.forget(key)
 }

@@ -31,7 +31,7 @@ func (p pending) chain(name string, c *liveChain) {
 		p.chains[name] = pendingChain{}
 		return
 	}
-	p.chains[name] = pendingChain{existed: true, rules: c.program.rules}
+	p.chains[name] = pendingChain{existed: true, rules: c.rules()}
 }
 
 // comes says whether a chain was absent at the last Flush.

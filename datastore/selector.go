@@ -23,6 +23,7 @@ func (s *Selector) Matches(labels map[string]string) bool { return s.root.matche
 
 type expr interface {
 	matches(labels map[string]string) bool
+	need() *Need
 	text() string
 }
 

@@ -2,6 +2,8 @@ package datastore
 
 import (
 	"errors"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -96,6 +98,49 @@ func TestSelectorErrors(t *testing.T) {
 	}
 }
 
+func meets(n *Need, labels map[string]string) bool {
+	does := func(o *Need) bool { return meets(o, labels) }
+	switch v, ok := labels[n.Key]; {
+	case n.All != nil:
+		return !slices.ContainsFunc(n.All, func(o *Need) bool { return !does(o) })
+	case n.Any != nil:
+		return slices.ContainsFunc(n.Any, does)
+	default:
+		return ok && (n.Values == nil || slices.Contains(n.Values, v))
+	}
+}
+
+// TestSelectorNeeds: what it needs is known of each selector that an endpoint without
+// labels does not match by what it lacks; all others need nothing.
+func TestSelectorNeeds(t *testing.T) {
+	with := func(key string, values ...string) *Need { return &Need{Key: key, Values: values} }
+	for in, want := range map[string]*Need{
+		"all()":                              nil,
+		"a != 'x'":                           nil,
+		"a not in {'x'}":                     nil,
+		"!has(a)":                            nil,
+		"a == 'x' || all()":                  nil,
+		"a != 'x' && !has(b)":                nil,
+		"has(a)":                             with("a"),
+		"a == 'x'":                           with("a", "x"),
+		"a in {'y', 'x'}":                    with("a", "x", "y"),
+		"a contains 'x'":                     with("a"),
+		"a starts with 'x'":                  with("a"),
+		"a ends with 'x'":                    with("a"),
+		"a == 'x' && b != 'y'":               with("a", "x"),
+		"a == 'x' && has(b) && !has(c)":      {All: []*Need{with("a", "x"), with("b")}},
+		"a == 'x' || (b == 'y' && c != 'z')": {Any: []*Need{with("a", "x"), with("b", "y")}},
+	} {
+		s, err := ParseSelector(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Need(); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s needs %+v, want %+v", in, got, want)
+		}
+	}
+}
+
 func FuzzSelector(f *testing.F) {
 	for _, s := range []string{
 		"all()", "!has(a) && (b == 'c' || d != \"e'\")", "a in {'x', 'y'}", "a not in {'x'}",
@@ -115,6 +160,9 @@ func FuzzSelector(f *testing.F) {
 		for _, labels := range []map[string]string{nil, {key: value}} {
 			if sel.Matches(labels) != again.Matches(labels) {
 				t.Fatalf("%q and its canonical form %q differ for %v", s, sel, labels)
+			}
+			if n := sel.Need(); n != nil && sel.Matches(labels) && !meets(n, labels) {
+				t.Fatalf("%q holds for %v, which lack what it needs", sel, labels)
 			}
 		}
 	})
