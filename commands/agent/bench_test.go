@@ -3,29 +3,109 @@
 package agent
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"netctl/commands/control"
 	"netctl/datastore"
-	"netctl/datastore/memory"
+	"netctl/datastore/etcd"
+	"netctl/netdev/netlab"
 )
 
-// TestBenchCluster runs one agent on fakes in a cluster of 1,000 nodes with 100,000
-// endpoints and 1,000 profiles, and measures what it costs this node.
+// child starts this test's binary as a role, in a network namespace if there is one.
+func child(t *testing.T, ns *netlab.Netns, role string, conf map[string]any) (pid int) {
+	t.Helper()
+	text, err := json.Marshal(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(own(t))
+	if ns != nil {
+		cmd = ns.Command(own(t))
+	}
+	cmd.Env = append(os.Environ(), roleEnv+"="+role, confEnv+"="+string(text))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	log, err := os.Create(filepath.Join(t.TempDir(), role+".log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+		log.Close()
+		if text, _ := os.ReadFile(log.Name()); t.Failed() {
+			t.Logf("%s:\n%s", role, text[:min(len(text), 4000)])
+		}
+	})
+	return cmd.Process.Pid
+}
+
+// cpuOf is what all threads of a process have run.
+func cpuOf(t *testing.T, pid int) (sum time.Duration) {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no threads of %d: %v", pid, err)
+	}
+	for _, f := range files {
+		var ran int64
+		if text, err := os.ReadFile(f); err == nil { // else the thread has ended
+			if _, err := fmt.Sscan(string(text), &ran); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sum += time.Duration(ran)
+	}
+	return sum
+}
+
+// TestBenchCluster runs one node in a cluster of 1,000 nodes with 100,000 endpoints and
+// 1,000 profiles, and measures what it costs this node: the agent in this process, on
+// fakes of the kernel, its speaker in another one, in a network namespace, and the
+// datastore, a real etcd, in a third.
 func TestBenchCluster(t *testing.T) {
 	const nodes, each, profiles, events = 1000, 100, 1000, 200
 	w := newWorld(t)
 	w.log = slog.New(slog.DiscardHandler)
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "closed", "etcd.sock")
+	child(t, nil, "datastore", map[string]any{"Node": "store", "StateDir": filepath.Join(dir, "etcd"), "Socket": socket, "PeerURL": "https://" + freePort(t)})
+	endpoints := []string{"unix://" + socket}
+	netlab.Until(t, time.Minute, "the datastore answers", func() string {
+		if w.etcd == nil {
+			s, err := etcd.Open(t.Context(), etcd.Options{Endpoints: endpoints})
+			if err != nil {
+				return err.Error()
+			}
+			t.Cleanup(func() { s.Close() })
+			w.etcd = s
+		}
+		if _, err := w.etcd.List(t.Context(), datastore.ClusterKey); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
 	var t0 datastore.Txn
 	flush := func() {
 		if len(t0.Then) > 0 {
-			if _, err := w.store.Commit(t.Context(), t0); err != nil {
+			if _, err := w.db().Commit(t.Context(), t0); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -87,7 +167,28 @@ func TestBenchCluster(t *testing.T) {
 	w.ready()
 	start, live := time.Since(began), heap()-before
 
-	measure := func(make func(i int) datastore.Object) float64 {
+	ns := netlab.NetnsForTest(t)
+	ns.Run("ip", "link", "set", "lo", "up")
+	run := filepath.Join(dir, "run")
+	began = time.Now()
+	speaker := child(t, ns, "speaker", map[string]any{"Node": "n1", "StateDir": w.cfg.StateDir, "RunDir": run, "Store": map[string]any{"Endpoints": endpoints}})
+	client := control.NewSpeakerClient(filepath.Join(run, "speaker.sock"))
+	netlab.Until(t, time.Minute, "the speaker has its peers", func() string {
+		s, err := client.Status(t.Context())
+		if err != nil {
+			return err.Error()
+		}
+		if len(s.Sessions) != nodes {
+			return fmt.Sprintf("%d sessions", len(s.Sessions))
+		}
+		return ""
+	})
+	meshed := time.Since(began)
+
+	// measure has others make events, and returns milliseconds of the agent's and of the
+	// speaker's CPU for each. What this process pays for the writing is left out, and
+	// what the speaker pays for dialling peers that are not there in as long a time.
+	measure := func(make func(i int) datastore.Object) (agent, peers float64) {
 		write := func(s datastore.Store) time.Duration {
 			from := cpu()
 			for i := range events {
@@ -95,23 +196,32 @@ func TestBenchCluster(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if s == datastore.Store(w.store) {
+			if s == w.db() {
 				w.settled()
 			}
 			return cpu() - from
 		}
 		w.settled()
 		runtime.GC()
-		alone := write(memory.New()) // what writing costs, which others do
-		return float64((write(w.store) - alone).Microseconds()) / events / 1000
+		alone := write(scratch{w.db()}) // what writing costs, which others do
+		idle, from := cpuOf(t, speaker), time.Now()
+		<-time.After(2 * time.Second)
+		idle = cpuOf(t, speaker) - idle
+		rate := float64(idle) / float64(time.Since(from))
+		w.settled()
+		before, from := cpuOf(t, speaker), time.Now()
+		used := write(w.db())
+		ran := float64(cpuOf(t, speaker)-before) - rate*float64(time.Since(from))
+		each := func(ns float64) float64 { return ns / events / 1e6 }
+		return each(float64(used - alone)), each(ran)
 	}
 	free := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 200, byte(i >> 2), byte(i << 6)}) }
-	block := measure(func(i int) datastore.Object {
+	block, blockPeers := measure(func(i int) datastore.Object {
 		b := &datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.PrefixFrom(free(i), 26), Affinity: "other1"}}
 		b.SetDefaults()
 		return b
 	})
-	elsewhere := measure(func(i int) datastore.Object {
+	elsewhere, elsewherePeers := measure(func(i int) datastore.Object {
 		e := remote("other2", fmt.Sprint("new", i), free(i), "p7")
 		e.SetDefaults()
 		return e
@@ -123,8 +233,11 @@ func TestBenchCluster(t *testing.T) {
 	}{
 		{"start of one agent until ready", start.Seconds(), 3, "s"},
 		{"  its live memory", live, 120, "MiB"},
-		{"one new block elsewhere, CPU", block, 1, "ms"},
-		{"one attach elsewhere, CPU", elsewhere, 0.1, "ms"},
+		{"start of its speaker until all peers are configured", meshed.Seconds(), 3, "s"},
+		{"one new block elsewhere, CPU of both", max(0, block) + max(0, blockPeers), 1, "ms"},
+		{"  of that the speaker", blockPeers, 1, "ms"},
+		{"one attach elsewhere, CPU of both", max(0, elsewhere) + max(0, elsewherePeers), 0.1, "ms"},
+		{"  of that the speaker", elsewherePeers, 0.1, "ms"},
 	} {
 		over := ""
 		if r.got > r.may {
@@ -133,4 +246,31 @@ func TestBenchCluster(t *testing.T) {
 		}
 		fmt.Printf("%-52s %9.3f %-3s %9.2f %-3s  limit%s\n", r.what, r.got, r.unit, r.may, r.unit, over)
 	}
+}
+
+// scratch writes beside what is followed.
+type scratch struct{ datastore.Store }
+
+// Commit implements datastore.Store.
+func (s scratch) Commit(ctx context.Context, txn datastore.Txn) (int64, error) {
+	moved := datastore.Txn{}
+	for _, c := range txn.If {
+		c.Key = "/scratch" + c.Key
+		moved.If = append(moved.If, c)
+	}
+	for _, o := range txn.Then {
+		o.Key = "/scratch" + o.Key
+		moved.Then = append(moved.Then, o)
+	}
+	return s.Store.Commit(ctx, moved)
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }

@@ -213,7 +213,7 @@ func remote(node, workload string, at netip.Addr, profile string) *datastore.End
 // settled waits until the loop has worked off what the store holds now.
 func (w *world) settled() {
 	w.t.Helper()
-	snap, err := w.store.List(w.t.Context(), datastore.ClusterKey)
+	snap, err := w.db().List(w.t.Context(), datastore.ClusterKey)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -225,7 +225,7 @@ func (w *world) settled() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	rev, err := w.store.Commit(w.t.Context(), datastore.Txn{Then: []datastore.Op{op}})
+	rev, err := w.db().Commit(w.t.Context(), datastore.Txn{Then: []datastore.Op{op}})
 	if err == nil {
 		err = w.a.loop.Reach(w.t.Context(), rev)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"netctl/commands/control"
 	datastorerole "netctl/commands/datastore"
+	"netctl/commands/speaker"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
 	"netctl/netdev/netlab"
@@ -45,8 +46,19 @@ func TestMain(m *testing.M) {
 		if err = json.Unmarshal([]byte(os.Getenv(confEnv)), &cfg); err == nil {
 			err = Run(ctx, cfg, log)
 		}
+	case "speaker":
+		var cfg speaker.Config
+		if err = json.Unmarshal([]byte(os.Getenv(confEnv)), &cfg); err == nil {
+			err = speaker.Run(ctx, cfg, log)
+		}
 	case "datastore":
-		err = datastorerole.Run(ctx, datastorerole.Config{Node: "node1", StateDir: "/var/lib/netctl-node", Socket: "/run/netctl-node/etcd.sock"}, log)
+		cfg := datastorerole.Config{Node: "node1", StateDir: "/var/lib/netctl-node", Socket: "/run/netctl-node/etcd.sock"}
+		if text := os.Getenv(confEnv); text != "" {
+			err = json.Unmarshal([]byte(text), &cfg)
+		}
+		if err == nil {
+			err = datastorerole.Run(ctx, cfg, log)
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "netctl:", err)

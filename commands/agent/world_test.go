@@ -36,6 +36,7 @@ type world struct {
 	fib      *fib.Fake
 	nft      *nft.Fake
 	store    *memory.Store
+	etcd     datastore.Store                       // in the place of store; nil: store
 	wrap     func(datastore.Store) datastore.Store // what the agent writes to; nil: store
 	counters *counters                             // nil: nothing is counted
 	log      *slog.Logger                          // nil: the test's
@@ -80,9 +81,17 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+// db is the store the agent works on.
+func (w *world) db() datastore.Store {
+	if w.etcd != nil {
+		return w.etcd
+	}
+	return w.store
+}
+
 func (w *world) pool(cidr string) {
 	w.t.Helper()
-	if err := datastore.Create(w.t.Context(), w.store, &datastore.Pool{
+	if err := datastore.Create(w.t.Context(), w.db(), &datastore.Pool{
 		Metadata: datastore.Metadata{Name: datastore.PoolName(netip.MustParsePrefix(cidr))},
 		Spec:     datastore.PoolSpec{CIDR: netip.MustParsePrefix(cidr)},
 	}); err != nil {
@@ -112,12 +121,12 @@ func (w *world) start() {
 	group, ctx := errgroup.WithContext(ctx)
 	w.a = &agent{cfg: w.cfg, log: log, host: host, boot: w.boot}
 	table := w.fib.Table(w.cfg.RouteProtocol)
-	var store datastore.Store = w.store
+	store := w.db()
 	if w.wrap != nil {
 		store = w.wrap(store)
 	}
 	o := outside{
-		links: w.links, routes: unresolved{table}, filter: w.nft, followed: w.store, store: guard.Fence(store), guard: guard,
+		links: w.links, routes: unresolved{table}, filter: w.nft, followed: w.db(), store: guard.Fence(store), guard: guard,
 		forget: func(addrs ...netip.Addr) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
