@@ -297,7 +297,7 @@ func remoteReport(view *datastore.View, n *datastore.Node, now time.Time) *nodeR
 	if agent := view.Report(n.Metadata.Name, datastore.ReportAgent); agent != nil {
 		st = agent.Status
 	}
-	r := &nodeReport{Node: n.Metadata.Name, Running: true, InSync: len(st.Problems) == 0, Started: st.Started, Endpoints: st.Endpoints,
+	r := &nodeReport{Node: n.Metadata.Name, Running: true, InSync: !st.Behind, Started: st.Started, Endpoints: st.Endpoints,
 		Version: n.Status.Version, remote: true}
 	if speaker := view.Report(n.Metadata.Name, datastore.ReportSpeaker); speaker != nil {
 		for _, s := range speaker.Status.Sessions {

@@ -218,6 +218,7 @@ func TestRemoteReport(t *testing.T) {
 		{datastore.ReportStatus{}, "node n has never reported"},
 		{datastore.ReportStatus{Seen: now.Add(-3 * time.Hour)}, "node n has not reported for 3 hours"},
 		{datastore.ReportStatus{Seen: now, Problems: []string{"drift"}}, "drift"},
+		{datastore.ReportStatus{Seen: now, Behind: true, Problems: []string{"routes: no"}}, "routes: no"},
 		{datastore.ReportStatus{Seen: now, Sessions: []datastore.SessionStatus{{Peer: netip.MustParseAddr("10.0.0.1"), State: "OpenSent", Reason: "bad peer AS 64512"}}},
 			"BGP session to 10.0.0.1 is down: OpenSent: bad peer AS 64512"},
 	} {
@@ -225,6 +226,9 @@ func TestRemoteReport(t *testing.T) {
 		r := remoteReport(viewWith(t, "n", c.status), n, now)
 		if text := (&app{}).reportText(r, false, now); !strings.Contains(text, "netctl version unknown, ") {
 			t.Errorf("%+v:\n%s", c.status, text)
+		}
+		if r.InSync == c.status.Behind {
+			t.Errorf("%+v: in sync %v", c.status, r.InSync)
 		}
 		if got := strings.Join(r.Problems, "; "); got != c.want || r.Healthy != (c.want == "") {
 			t.Errorf("got %q, healthy %v; want %q", got, r.Healthy, c.want)

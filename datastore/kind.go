@@ -100,6 +100,8 @@ type ReportStatus struct {
 	Started time.Time `json:"started,omitzero"`
 	// Problems are what is wrong, one line each. Of the agent only.
 	Problems []string `json:"problems,omitempty"`
+	// Behind says that the kernel is not what the datastore says. Of the agent only.
+	Behind bool `json:"behind,omitempty"`
 	// Endpoints is the number of endpoints of the node. Of the agent only.
 	Endpoints int `json:"endpoints,omitempty"`
 	// Sessions are the BGP sessions, without their counters, which change all the

@@ -32,7 +32,7 @@ func (l *loop) reportStatus(ctx context.Context) (r datastore.ReportStatus, ok b
 	_ = l.do(ctx, func() {
 		l.idle++
 		if ok = l.standing.stage == ready && !l.standing.frozen(); ok {
-			r = datastore.ReportStatus{Started: l.started.UTC().Truncate(time.Second), Problems: l.problemList(), Endpoints: l.locals.count}
+			r = datastore.ReportStatus{Started: l.started.UTC().Truncate(time.Second), Problems: l.problemList(), Behind: !l.inSync(), Endpoints: l.locals.count}
 		}
 	})
 	return r, ok
@@ -71,11 +71,16 @@ func (l *loop) overlap(was, is *datastore.Block) {
 	l.problems.note(what(is), text)
 }
 
+// inSync says whether the kernel is what the datastore says.
+func (l *loop) inSync() bool {
+	return l.standing.stage == ready && l.filtering.err == nil && l.table.err == nil
+}
+
 // status is the answer of the control socket.
 func (l *loop) status() control.AgentStatus {
 	s := control.AgentStatus{
 		Version: l.cfg.Version, Node: l.cfg.Node, PID: os.Getpid(), Started: l.started,
-		InSync:    l.standing.stage == ready && l.filtering.err == nil && l.table.err == nil,
+		InSync:    l.inSync(),
 		Endpoints: l.locals.count, Lost: l.locals.lost(), Problems: l.problemList(), AddressRule: l.rule,
 	}
 	switch l.standing.stage {

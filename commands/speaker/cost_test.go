@@ -58,7 +58,7 @@ func TestAnEventCostsTheSpeakerWhatItChanges(t *testing.T) {
 		if err := s.follower.Replace(datastore.Snapshot{Entries: entries, Revision: int64(nodes)}); err != nil {
 			t.Fatal(err)
 		}
-		j := &joined{speaker: s, announced: routing.NewAnnounced("nc")}
+		j := &loop{speaker: s, announced: routing.NewAnnounced("nc")}
 		j.plan = <-s.follower.plans
 		for _, p := range j.plan.Peers {
 			j.nextHops.resolve(p.Address)

@@ -17,15 +17,15 @@ import (
 	"netctl/routing/bgp"
 )
 
-// loop joins what the datastore, the kernel and the last run say. It owns the
-// engine's life and every field of joined.
-func (s *speaker) loop(ctx context.Context) error {
+// reconcile joins what the datastore, the kernel and the last run say. It owns the
+// engine's life and every field of loop.
+func (s *speaker) reconcile(ctx context.Context) error {
 	boot, err := kernel.BootID(s.cfg.BootFile)
 	if err != nil {
 		return err
 	}
 	last := s.last
-	j := &joined{speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot}
+	j := &loop{speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot}
 	j.announced = routing.NewAnnounced(s.cfg.LinkPrefix)
 	due := make(chan struct{}, 1)
 	j.again = retry.New(retryMin, retryMax, func() {
@@ -79,7 +79,7 @@ const (
 )
 
 // tryAgain tries what is due.
-func (j *joined) tryAgain(ctx context.Context) {
+func (j *loop) tryAgain(ctx context.Context) {
 	if j.again.Again(tryKernel) {
 		j.read(ctx)
 		j.originate()
@@ -90,7 +90,7 @@ func (j *joined) tryAgain(ctx context.Context) {
 }
 
 // read reads the agent's routes and the connected subnets anew.
-func (j *joined) read(ctx context.Context) {
+func (j *loop) read(ctx context.Context) {
 	routes, err := j.agent.Routes(ctx)
 	if err == nil {
 		j.announced.Replace(routes)
@@ -106,7 +106,7 @@ func (j *joined) read(ctx context.Context) {
 
 // compare has everything compared with the kernel: the proof that watching was
 // right.
-func (j *joined) compare(ctx context.Context) {
+func (j *loop) compare(ctx context.Context) {
 	if changes, err := j.own.Compare(ctx); err != nil && ctx.Err() == nil {
 		j.log.Warn("routes not compared", "error", firstOf(err))
 	} else if !changes.Empty() {
@@ -118,7 +118,7 @@ func (j *joined) compare(ctx context.Context) {
 }
 
 // recheck has next hops resolved again, and what depends on them.
-func (j *joined) recheck(prefixes []netip.Prefix, all bool) {
+func (j *loop) recheck(prefixes []netip.Prefix, all bool) {
 	moved, behind := j.nextHops.recheck(prefixes, all)
 	if moved {
 		j.installer.moved()
@@ -128,8 +128,8 @@ func (j *joined) recheck(prefixes []netip.Prefix, all bool) {
 	}
 }
 
-// joined is the state of loop.
-type joined struct {
+// loop is what reconcile works on.
+type loop struct {
 	*speaker
 	boot                string
 	ranBefore, sameBoot bool
@@ -162,7 +162,7 @@ type fixed struct {
 
 // follow makes the engine run by plan, in place where that is possible. What the
 // engine refuses is reported and changes nothing.
-func (j *joined) follow(ctx context.Context, plan routing.Plan) {
+func (j *loop) follow(ctx context.Context, plan routing.Plan) {
 	if plan.AS == 0 || !plan.RouterID.IsValid() {
 		// This node is not in the datastore, or has no address: it has no peers.
 		plan.RouterID, plan.AS, plan.Addresses = j.plan.RouterID, j.plan.AS, j.plan.Addresses
@@ -188,7 +188,7 @@ func (j *joined) follow(ctx context.Context, plan routing.Plan) {
 }
 
 // run brings the engine, started if need be, to the plan.
-func (j *joined) run(ctx context.Context) error {
+func (j *loop) run(ctx context.Context) error {
 	p := j.plan
 	want := fixed{p.RouterID, p.AS, fmt.Sprint(p.Addresses), p.RestartTime}
 	if j.engine != nil && j.engine.fixed != want {
@@ -207,7 +207,7 @@ func (j *joined) run(ctx context.Context) error {
 // save writes the plan to speaker.json if it is not what that holds. At once: a
 // speaker that is killed in the next moment keeps the routes of the peers it finds
 // there, and no others.
-func (j *joined) save() {
+func (j *loop) save() {
 	m := lastRun{Boot: j.boot, Plan: j.plan}
 	if reflect.DeepEqual(m, j.saved) {
 		return
@@ -220,7 +220,7 @@ func (j *joined) save() {
 }
 
 // start begins a life of the engine with the routes the kernel holds.
-func (j *joined) start(ctx context.Context, want fixed) error {
+func (j *loop) start(ctx context.Context, want fixed) error {
 	held, err := j.own.Routes(ctx)
 	if err != nil {
 		return err
@@ -274,7 +274,7 @@ func (j *joined) start(ctx context.Context, want fixed) error {
 }
 
 // stop ends the engine without a word to its peers; the routes stay.
-func (j *joined) stop() {
+func (j *loop) stop() {
 	if j.engine == nil {
 		return
 	}
@@ -288,7 +288,7 @@ func (j *joined) stop() {
 // adopt turns the kernel's routes of our protocol into paths of peers. Several
 // peers may be behind one gateway; then each of them may be the owner. Routes
 // that no peer can have announced are returned as foreign.
-func (j *joined) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Route, foreign []routing.Route) {
+func (j *loop) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Route, foreign []routing.Route) {
 	peers := map[netip.Addr]bool{}
 	behind := map[routing.NextHop][]netip.Addr{}
 	for _, p := range j.plan.Peers {
@@ -324,7 +324,7 @@ func (j *joined) adopt(ctx context.Context, held []routing.Route) (stale []bgp.R
 // bounds what a peer that has gone wrong can cost.
 const prefixLimit = 100_000
 
-func (j *joined) peers() []bgp.PeerConfig {
+func (j *loop) peers() []bgp.PeerConfig {
 	out := make([]bgp.PeerConfig, 0, len(j.plan.Peers))
 	for _, p := range j.plan.Peers {
 		c := bgp.PeerConfig{
@@ -341,7 +341,7 @@ func (j *joined) peers() []bgp.PeerConfig {
 }
 
 // imports is the engine's import policy; every peer is a node.
-func (j *joined) imports(_ netip.Addr, prefix netip.Prefix, nextHop netip.Addr) (bool, string) {
+func (j *loop) imports(_ netip.Addr, prefix netip.Prefix, nextHop netip.Addr) (bool, string) {
 	g := j.belief.Load()
 	if ok, reason := g.Check(prefix); !ok {
 		return false, reason
@@ -354,7 +354,7 @@ func (j *joined) imports(_ netip.Addr, prefix netip.Prefix, nextHop netip.Addr) 
 
 // believe renews the guard and has everything that peers said judged again if
 // it changed.
-func (j *joined) believe() {
+func (j *loop) believe() {
 	g := &routing.Guard{Pools: j.plan.Pools, Subnets: j.subnets, Addresses: j.plan.Nodes}
 	old := j.belief.Swap(g)
 	if j.engine != nil && !reflect.DeepEqual(old, g) {
@@ -363,7 +363,7 @@ func (j *joined) believe() {
 }
 
 // originate tells the engine what changed in what this node announces.
-func (j *joined) originate() {
+func (j *loop) originate() {
 	if j.engine == nil {
 		return
 	}
@@ -376,7 +376,7 @@ func (j *joined) originate() {
 
 // heard takes what the kernel says. What endpoints come and go with costs a look-up
 // each and is no news for next hops and subnets.
-func (j *joined) heard(ctx context.Context, k kernelEvent) {
+func (j *loop) heard(ctx context.Context, k kernelEvent) {
 	e := k.event
 	switch {
 	case k.agent && e.Lost:
@@ -407,7 +407,7 @@ func (j *joined) heard(ctx context.Context, k kernelEvent) {
 
 // readSubnets asks the kernel for the connected subnets of interfaces that are
 // not ours.
-func (j *joined) readSubnets(ctx context.Context) error {
+func (j *loop) readSubnets(ctx context.Context) error {
 	routes, err := j.own.Connected(ctx)
 	if err != nil {
 		return err

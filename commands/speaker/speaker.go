@@ -194,7 +194,7 @@ func (s *speaker) tasks(listener *control.Listener) []control.Task {
 		{Name: "watch routes", Do: func(ctx context.Context) error { return s.own.Watch(ctx, endpoints, s.forward(ctx, false)) }},
 		{Name: "install routes", Do: s.installer.run},
 		{Name: s.reporter.String(), Do: s.reporter.Run},
-		{Name: "speak", Do: s.loop},
+		{Name: "speak", Do: s.reconcile},
 		{Name: "follow the datastore", Do: func(ctx context.Context) error {
 			err := datastore.Follow(ctx, s.store, kinds(), s.guard, s.follower)
 			if ctx.Err() != nil {

@@ -365,7 +365,7 @@ func FuzzMemory(f *testing.F) {
 		s.installer = newInstaller(s.own, newTracker(context.Background(), s.own, "nc", quiet()), func() {}, s.log)
 		s.reporter = control.NewReporter("a", datastore.ReportSpeaker, nil, nil, s.log)
 		s.nextHops = newTracker(t.Context(), s.own, "nc", s.log)
-		j := &joined{speaker: s, plan: m.Plan}
+		j := &loop{speaker: s, plan: m.Plan}
 		j.believe()
 		if ok, _ := j.imports(netip.Addr{}, netip.MustParsePrefix("0.0.0.0/0"), netip.Addr{}); ok {
 			t.Error("a default route is believed")

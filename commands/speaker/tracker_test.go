@@ -17,7 +17,7 @@ func TestNextHopBehindEndpoint(t *testing.T) {
 	endpoint := connected("172.30.0.5/32", "nc0123456789a")
 	kernel.Put(87, endpoint)
 	tracker := newTracker(t.Context(), kernel.Table(88), "nc", quiet())
-	j := &joined{speaker: &speaker{own: kernel.Table(88), nextHops: tracker}}
+	j := &loop{speaker: &speaker{own: kernel.Table(88), nextHops: tracker}}
 	j.plan.Pools = []routing.Pool{{CIDR: netip.MustParsePrefix("10.65.0.0/16"), BlockSize: 26}}
 	j.believe()
 	expect := func(hop, want string) {
