@@ -4,7 +4,6 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"netctl/acl"
@@ -67,7 +66,7 @@ func (t *Table) edit(c acl.ChainChange) (op, bool) {
 // readHandles reads a chain's rules; nil: they are not those it should have.
 func (t *Table) readHandles(c acl.ChainChange) []uint64 {
 	k := &kernel{chains: map[string]*kernelChain{c.Name: {}}}
-	err := k.readRules(t.read, netlink.Attribute{Type: unix.NFTA_RULE_CHAIN, Data: []byte(c.Name + "\x00")})
+	err := k.readRules(t.read, textAttribute(unix.NFTA_RULE_CHAIN, c.Name))
 	have := k.chains[c.Name]
 	if err != nil || !sameHashes(c.Before, have.hashes) {
 		return nil

@@ -1,10 +1,9 @@
 package nft
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
@@ -77,169 +76,154 @@ func readTable(c *netlink.Conn) (*kernel, error) {
 	return k, k.readSets(c)
 }
 
-// request asks for objects of our table; attrs follow the table's name, which
-// has attribute number 1 in every message.
-func request(c *netlink.Conn, msg, flags uint16, attrs ...netlink.Attribute) ([]netlink.Message, error) {
-	attrs = append([]netlink.Attribute{{Type: 1, Data: []byte(acl.TableName + "\x00")}}, attrs...)
-	body, err := netlink.MarshalAttributes(attrs)
+// objects asks for objects of our table and returns the attributes of each; attrs
+// follow the table's name in the question.
+func objects(c *netlink.Conn, msg, flags uint16, attrs ...netlink.Attribute) ([][]byte, error) {
+	attrs = append([]netlink.Attribute{textAttribute(1, acl.TableName)}, attrs...)
+	question, err := netlink.MarshalAttributes(attrs)
 	if err != nil {
 		return nil, err
 	}
-	m, err := c.Execute(message(msg, flags, body))
+	answer, err := c.Execute(message(msg, flags, question))
 	if err != nil {
 		return nil, fmt.Errorf("read table %s: %w", acl.TableName, err)
 	}
-	return m, nil
+	var out [][]byte
+	for _, m := range answer {
+		if list := body(m.Data); ofOurTable(list) { // a dump of chains has those of all tables
+			out = append(out, list)
+		}
+	}
+	return out, nil
+}
+
+func textAttribute(kind uint16, text string) netlink.Attribute {
+	return netlink.Attribute{Type: kind, Data: []byte(text + "\x00")}
 }
 
 // message has a nfgenmsg (linux/netfilter/nfnetlink.h) of family inet before
 // the attributes.
-func message(msg, flags uint16, body []byte) netlink.Message {
+func message(msg, flags uint16, list []byte) netlink.Message {
 	return netlink.Message{
 		Header: netlink.Header{
 			Type:  netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | msg),
 			Flags: netlink.Request | netlink.HeaderFlags(flags),
 		},
-		Data: append([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, body...),
+		Data: append([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, list...),
 	}
-}
-
-func decoder(m netlink.Message) (*netlink.AttributeDecoder, error) {
-	if len(m.Data) < 4 {
-		return nil, fmt.Errorf("netfilter message of %d bytes", len(m.Data))
-	}
-	return nested(m.Data[4:])
-}
-
-func nested(b []byte) (*netlink.AttributeDecoder, error) {
-	ad, err := netlink.NewAttributeDecoder(b)
-	if err != nil {
-		return nil, err
-	}
-	ad.ByteOrder = binary.BigEndian
-	return ad, nil
 }
 
 func generation(c *netlink.Conn) (uint32, error) {
-	m, err := c.Execute(message(unix.NFT_MSG_GETGEN, 0, nil))
+	answer, err := c.Execute(message(unix.NFT_MSG_GETGEN, 0, nil))
 	if err != nil {
 		return 0, fmt.Errorf("read nftables generation: %w", err)
 	}
-	for _, m := range m {
-		ad, err := decoder(m)
+	var id uint32
+	found := false
+	for _, m := range answer {
+		err := walk(body(m.Data), func(a attribute) {
+			if a.kind == unix.NFTA_GEN_ID {
+				id, found = a.number(), true
+			}
+		})
 		if err != nil {
 			return 0, err
 		}
-		for ad.Next() {
-			if ad.Type() == unix.NFTA_GEN_ID {
-				return ad.Uint32(), nil
-			}
-		}
 	}
-	return 0, errors.New("read nftables generation: no answer")
+	if !found {
+		return 0, errors.New("read nftables generation: no answer")
+	}
+	return id, nil
 }
 
 // tableDormant is NFT_TABLE_F_DORMANT: the base chains are switched off.
 const tableDormant = 1
 
 func (k *kernel) readFlags(c *netlink.Conn) error {
-	answer, err := request(c, unix.NFT_MSG_GETTABLE, 0)
+	answer, err := objects(c, unix.NFT_MSG_GETTABLE, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
-	for _, m := range answer {
-		ad, err := decoder(m)
-		if err != nil {
-			return err
-		}
+	for _, list := range answer {
 		k.exists = true
-		for ad.Next() {
-			if ad.Type() == unix.NFTA_TABLE_FLAGS {
-				k.dormant = ad.Uint32()&tableDormant != 0
+		err = errors.Join(err, walk(list, func(a attribute) {
+			if a.kind == unix.NFTA_TABLE_FLAGS {
+				k.dormant = a.number()&tableDormant != 0
 			}
-		}
+		}))
 	}
 	return err
 }
 
 func (k *kernel) readChains(c *netlink.Conn) error {
-	answer, err := request(c, unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP)
+	answer, err := objects(c, unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP)
 	if err != nil {
 		return err
 	}
-	for _, m := range answer {
-		ad, err := decoder(m)
+	for _, list := range answer {
+		name, chain, err := readChain(list)
 		if err != nil {
 			return err
 		}
-		var table, name string
-		chain := &kernelChain{}
-		for ad.Next() {
-			switch ad.Type() {
-			case unix.NFTA_CHAIN_TABLE:
-				table = ad.String()
-			case unix.NFTA_CHAIN_NAME:
-				name = ad.String()
-			case unix.NFTA_CHAIN_TYPE:
-				chain.kind = ad.String()
-			case unix.NFTA_CHAIN_POLICY:
-				chain.policy = ad.Uint32()
-			case unix.NFTA_CHAIN_HOOK:
-				chain.base = true
-				ad.Nested(func(ad *netlink.AttributeDecoder) error {
-					ad.ByteOrder = binary.BigEndian
-					for ad.Next() {
-						switch ad.Type() {
-						case unix.NFTA_HOOK_HOOKNUM:
-							chain.hook = ad.Uint32()
-						case unix.NFTA_HOOK_PRIORITY:
-							chain.priority = ad.Uint32()
-						}
-					}
-					return nil
-				})
-			}
+		k.chains[name] = chain
+	}
+	return nil
+}
+
+func readChain(list []byte) (name string, chain *kernelChain, err error) {
+	chain = &kernelChain{}
+	err = walk(list, func(a attribute) {
+		switch a.kind {
+		case unix.NFTA_CHAIN_NAME:
+			name = a.text()
+		case unix.NFTA_CHAIN_TYPE:
+			chain.kind = a.text()
+		case unix.NFTA_CHAIN_POLICY:
+			chain.policy = a.number()
+		case unix.NFTA_CHAIN_HOOK:
+			chain.base = true
+			a.walk(func(a attribute) {
+				switch a.kind {
+				case unix.NFTA_HOOK_HOOKNUM:
+					chain.hook = a.number()
+				case unix.NFTA_HOOK_PRIORITY:
+					chain.priority = a.number()
+				}
+			})
 		}
-		if err := ad.Err(); err != nil {
+	})
+	return name, chain, err
+}
+
+func (k *kernel) readRules(c *netlink.Conn, attrs ...netlink.Attribute) error {
+	answer, err := objects(c, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, attrs...)
+	if err != nil {
+		return err
+	}
+	for _, list := range answer {
+		chain, hash, handle, err := readRule(list)
+		if err != nil {
 			return err
 		}
-		if table == acl.TableName {
-			k.chains[name] = chain
+		if ch := k.chains[chain]; ch != nil {
+			ch.hashes, ch.handles = append(ch.hashes, hash), append(ch.handles, handle)
 		}
 	}
 	return nil
 }
 
-func (k *kernel) readRules(c *netlink.Conn, attrs ...netlink.Attribute) error {
-	answer, err := request(c, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, attrs...)
-	if err != nil {
-		return err
-	}
-	for _, m := range answer {
-		ad, err := decoder(m)
-		if err != nil {
-			return err
+func readRule(list []byte) (chain string, hash [8]byte, handle uint64, err error) {
+	err = walk(list, func(a attribute) {
+		switch a.kind {
+		case unix.NFTA_RULE_CHAIN:
+			chain = a.text()
+		case unix.NFTA_RULE_USERDATA:
+			hash = hashOf(a.data)
+		case unix.NFTA_RULE_HANDLE:
+			handle = a.handle()
 		}
-		var table, chain string
-		var hash [8]byte
-		var handle uint64
-		for ad.Next() {
-			switch ad.Type() {
-			case unix.NFTA_RULE_TABLE:
-				table = ad.String()
-			case unix.NFTA_RULE_CHAIN:
-				chain = ad.String()
-			case unix.NFTA_RULE_USERDATA:
-				hash = hashOf(ad.Bytes())
-			case unix.NFTA_RULE_HANDLE:
-				handle = ad.Uint64()
-			}
-		}
-		if ch := k.chains[chain]; ch != nil && table == acl.TableName {
-			ch.hashes, ch.handles = append(ch.hashes, hash), append(ch.handles, handle)
-		}
-	}
-	return nil
+	})
+	return chain, hash, handle, err
 }
 
 // hashOf finds our entry in a rule's user data, which anybody may have written.
@@ -255,32 +239,16 @@ func hashOf(udata []byte) [8]byte {
 }
 
 func (k *kernel) readSets(c *netlink.Conn) error {
-	answer, err := request(c, unix.NFT_MSG_GETSET, unix.NLM_F_DUMP)
+	answer, err := objects(c, unix.NFT_MSG_GETSET, unix.NLM_F_DUMP)
 	if err != nil {
 		return err
 	}
-	for _, m := range answer {
-		ad, err := decoder(m)
+	for _, list := range answer {
+		name, set, err := readSet(list)
 		if err != nil {
 			return err
 		}
-		var table, name string
-		set := &kernelSet{}
-		for ad.Next() {
-			switch ad.Type() {
-			case unix.NFTA_SET_TABLE:
-				table = ad.String()
-			case unix.NFTA_SET_NAME:
-				name = ad.String()
-			case unix.NFTA_SET_FLAGS:
-				set.flags = ad.Uint32()
-			case unix.NFTA_SET_KEY_TYPE:
-				set.keyType = ad.Uint32()
-			case unix.NFTA_SET_KEY_LEN:
-				set.keyLen = ad.Uint32()
-			}
-		}
-		if table == acl.TableName && set.flags&unix.NFT_SET_ANONYMOUS == 0 {
+		if set.flags&unix.NFT_SET_ANONYMOUS == 0 {
 			k.sets[name] = set
 		}
 	}
@@ -292,86 +260,75 @@ func (k *kernel) readSets(c *netlink.Conn) error {
 	return nil
 }
 
+func readSet(list []byte) (name string, set *kernelSet, err error) {
+	set = &kernelSet{}
+	err = walk(list, func(a attribute) {
+		switch a.kind {
+		case unix.NFTA_SET_NAME:
+			name = a.text()
+		case unix.NFTA_SET_FLAGS:
+			set.flags = a.number()
+		case unix.NFTA_SET_KEY_TYPE:
+			set.keyType = a.number()
+		case unix.NFTA_SET_KEY_LEN:
+			set.keyLen = a.number()
+		}
+	})
+	return name, set, err
+}
+
 func (s *kernelSet) readElements(c *netlink.Conn, name string) error {
-	answer, err := request(c, unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP,
-		netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: []byte(name + "\x00")})
+	answer, err := objects(c, unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, textAttribute(unix.NFTA_SET_ELEM_LIST_SET, name))
 	if err != nil {
 		return err
 	}
-	for _, m := range answer {
-		ad, err := decoder(m)
+	for _, list := range answer {
+		err := walk(list, func(a attribute) {
+			if a.kind == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+				a.walk(func(a attribute) { s.elements = append(s.elements, readElement(a)) })
+			}
+		})
 		if err != nil {
 			return err
 		}
-		for ad.Next() {
-			if ad.Type() != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-				continue
-			}
-			ad.Nested(func(list *netlink.AttributeDecoder) error {
-				for list.Next() {
-					e, err := readElement(list.Bytes())
-					if err != nil {
-						return err
-					}
-					s.elements = append(s.elements, e)
-				}
-				return nil
-			})
-		}
-		if err := ad.Err(); err != nil {
-			return err
-		}
 	}
 	return nil
 }
 
-func readElement(b []byte) (kernelElement, error) {
-	var e kernelElement
-	ad, err := nested(b)
-	if err != nil {
-		return e, err
-	}
-	for ad.Next() {
-		switch ad.Type() {
+func readElement(a attribute) (e kernelElement) {
+	a.walk(func(a attribute) {
+		switch a.kind {
 		case unix.NFTA_SET_ELEM_FLAGS:
-			e.end = ad.Uint32()&unix.NFT_SET_ELEM_INTERVAL_END != 0
+			e.end = a.number()&unix.NFT_SET_ELEM_INTERVAL_END != 0
 		case unix.NFTA_SET_ELEM_KEY:
-			ad.Nested(func(ad *netlink.AttributeDecoder) error {
-				for ad.Next() {
-					if ad.Type() == unix.NFTA_DATA_VALUE {
-						e.key = string(ad.Bytes())
-					}
+			a.walk(func(a attribute) {
+				if a.kind == unix.NFTA_DATA_VALUE {
+					e.key = string(a.data)
 				}
-				return nil
 			})
 		case unix.NFTA_SET_ELEM_DATA:
-			ad.Nested(func(ad *netlink.AttributeDecoder) error {
-				for ad.Next() {
-					if ad.Type() == unix.NFTA_DATA_VERDICT {
-						ad.Nested(e.readVerdict)
-					}
+			a.walk(func(a attribute) {
+				if a.kind == unix.NFTA_DATA_VERDICT {
+					e.verdict = readVerdict(a)
 				}
-				return nil
 			})
 		}
-	}
-	return e, ad.Err()
+	})
+	return e
 }
 
-func (e *kernelElement) readVerdict(ad *netlink.AttributeDecoder) error {
-	ad.ByteOrder = binary.BigEndian
+func readVerdict(a attribute) string {
 	var code int32
-	var chain []byte
-	for ad.Next() {
-		switch ad.Type() {
+	var chain string
+	a.walk(func(a attribute) {
+		switch a.kind {
 		case unix.NFTA_VERDICT_CODE:
-			code = int32(ad.Uint32())
+			code = int32(a.number())
 		case unix.NFTA_VERDICT_CHAIN:
-			chain = bytes.TrimRight(ad.Bytes(), "\x00")
+			chain = a.text()
 		}
-	}
-	e.verdict = verdictText(code, string(chain))
-	return nil
+	})
+	return verdictText(code, chain)
 }
 
-func verdictText(code int32, chain string) string { return fmt.Sprintf("%d %s", code, chain) }
+func verdictText(code int32, chain string) string { return strconv.Itoa(int(code)) + " " + chain }

@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
-
-	"netctl/acl"
 )
 
 // Watch calls fn once when no change can be missed any more, and then after each
@@ -65,20 +62,7 @@ func (t *Table) watch(ctx context.Context, ours bool, fn func()) error {
 	}
 }
 
-// inOurTable tells whether the message is about our table or something in it:
-// the table's name is attribute 1 in every message about either.
+// inOurTable tells whether the message is about our table or something in it.
 func inOurTable(m netlink.Message) bool {
-	if len(m.Data) < 4 || m.Data[0] != unix.NFPROTO_INET {
-		return false
-	}
-	ad, err := decoder(m)
-	if err != nil {
-		return false
-	}
-	for ad.Next() {
-		if ad.Type() == 1 {
-			return strings.TrimRight(string(ad.Bytes()), "\x00") == acl.TableName
-		}
-	}
-	return false
+	return len(m.Data) > 0 && m.Data[0] == unix.NFPROTO_INET && ofOurTable(body(m.Data))
 }
