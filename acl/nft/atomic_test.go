@@ -145,16 +145,6 @@ func BenchmarkAddEndpoint(b *testing.B) {
 	}
 }
 
-// BenchmarkColdSync fills an empty kernel.
-func BenchmarkColdSync(b *testing.B) {
-	rules := thousandProfiles(b).Ruleset()
-	for b.Loop() {
-		if err := open(b, newNetns(b)).Sync(b.Context(), rules); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
 // BenchmarkSyncNothing reads back and finds everything right.
 func BenchmarkSyncNothing(b *testing.B) {
 	rules, table := thousandProfiles(b).Ruleset(), open(b, newNetns(b))

@@ -9,8 +9,9 @@ import (
 	"netctl/acl"
 )
 
-// compare puts into tx what makes have into want.
-func compare(tx *transaction, want *acl.Ruleset, have *kernel) {
+// compare puts into tx what makes have into want. right are the chains whose rules
+// are as wanted; those that are filled anew all the same are taken out.
+func compare(tx *transaction, want *acl.Ruleset, have *kernel, right handles) {
 	if !have.exists || have.dormant {
 		tx.table()
 	}
@@ -19,7 +20,16 @@ func compare(tx *transaction, want *acl.Ruleset, have *kernel) {
 		tx.clear(have, wrong)
 	}
 	for name, c := range want.Chains {
-		compareChain(tx, c, have.chains[name], len(wrong) > 0, wrong["chain "+name])
+		h := have.chains[name]
+		if _, same := right[name]; same && len(wrong) == 0 && h.policy == wantPolicy(c) {
+			continue
+		}
+		delete(right, name)
+		if c.Hook != nil {
+			tx.baseChain(c)
+		} else {
+			tx.chain(acl.ChainChange{Name: name, New: h == nil || wrong["chain "+name], Rules: c.Rules})
+		}
 	}
 	for name, s := range want.Sets {
 		h := have.sets[name]
@@ -106,17 +116,6 @@ func (tx *transaction) clear(have *kernel, wrong map[string]bool) {
 		}
 		return nil
 	}})
-}
-
-func compareChain(tx *transaction, want *acl.Chain, have *kernelChain, refilled, wrong bool) {
-	if have != nil && !wrong && !refilled && sameHashes(want.Rules, have.hashes) && have.policy == wantPolicy(want) {
-		return
-	}
-	if want.Hook != nil {
-		tx.baseChain(want)
-		return
-	}
-	tx.chain(acl.ChainChange{Name: want.Name, New: have == nil || wrong, Rules: want.Rules})
 }
 
 func wantPolicy(c *acl.Chain) uint32 {

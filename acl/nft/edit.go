@@ -74,12 +74,13 @@ func (t *Table) readHandles(c acl.ChainChange) []uint64 {
 	return have.handles
 }
 
-// learn takes the handles of the chains that a comparison left as they are.
-func (t *Table) learn(want *acl.Ruleset, have *kernel) {
-	t.handles = handles{}
+// learn returns the handles of the chains whose rules are as wanted.
+func learn(want *acl.Ruleset, have *kernel) handles {
+	out := handles{}
 	for name, c := range want.Chains {
 		if h := have.chains[name]; h != nil && sameHashes(c.Rules, h.hashes) {
-			t.handles[name] = h.handles
+			out[name] = h.handles
 		}
 	}
+	return out
 }

@@ -157,6 +157,49 @@ func TestEditsInAnyOrder(t *testing.T) {
 	}
 }
 
+// TestHandlesOfARepairedTable: a Sync that fills chains anew does not leave their old
+// handles behind, which the kernel would refuse an edit by.
+func TestHandlesOfARepairedTable(t *testing.T) {
+	n := newNetns(t)
+	table := open(t, n)
+	x := acl.NewIndex("n1", testOptions())
+	x.Apply(endpoint("n1", "e1", "nc1", []string{"web"}, "10.0.0.1"))
+	rules := numbered(20)
+	sync := func() {
+		t.Helper()
+		x.Apply(profile(t, "web", []string{"web"}, rules, nil))
+		x.Flush()
+		if err := table.Sync(t.Context(), x.Ruleset()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sync()
+	for i, damage := range []string{
+		"flush chain inet netctl raw_pre; delete set inet netctl gateway4; add set inet netctl gateway4 { type ipv6_addr; }", // everything is made anew
+		"flush chain inet netctl " + chainOf(t, x),
+		"delete table inet netctl",
+	} {
+		if out, err := n.input(damage+"\n", "nft", "-f", "-"); err != nil {
+			t.Fatalf("%s: %v\n%s", damage, err, out)
+		}
+		sync()
+		chain := chainOf(t, x)
+		before := kernelChainOf(t, table, chain).handles
+		rules = slices.Insert(rules, i, "deny icmp")
+		x.Apply(profile(t, "web", []string{"web"}, rules, nil))
+		if err := table.Apply(t.Context(), x.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		after := kernelChainOf(t, table, chain)
+		if !sameHashes(x.Ruleset().Chains[chain].Rules, after.hashes) {
+			t.Errorf("%s: the chain is not as it should be", damage)
+		}
+		if kept := slices.Delete(slices.Clone(after.handles), i, i+1); !slices.Equal(kept, before) {
+			t.Errorf("%s: the rules were %d, and without the new one they are %d", damage, before, kept)
+		}
+	}
+}
+
 // BenchmarkEdit is one rule more in a chain of so many.
 func BenchmarkEdit(b *testing.B) {
 	for _, size := range []int{10, 1000} {

@@ -19,16 +19,14 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"netctl/acl"
 )
 
-// socketBuffer in bytes, forced (SO_SNDBUFFORCE, SO_RCVBUFFORCE): with the
-// defaults a transaction of some hundred rules is committed and yet reported as
-// failed, because its acknowledgements do not fit.
+// socketBuffer in bytes, forced (SO_SNDBUFFORCE, SO_RCVBUFFORCE): a batch has to fit
+// as a whole, and with the defaults one of some hundred rules does not.
 const socketBuffer = 16 << 20
 
 // answerTime is how long the kernel may take for one transaction.
@@ -39,8 +37,7 @@ type Table struct {
 	log *slog.Logger
 
 	mu    sync.Mutex // one transaction or read at a time
-	conn  *nftables.Conn
-	write *netlink.Conn // the socket of conn
+	write *netlink.Conn
 	read  *netlink.Conn
 	// port is the netlink port of write, by which Watch knows our own changes.
 	port atomic.Uint32
@@ -77,7 +74,11 @@ func (t *Table) dial() (*netlink.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netfilter socket: %w", err)
 	}
-	return c, errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
+	if err := errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer)); err != nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("enlarge netfilter socket's buffers: %w", err)
+	}
+	return c, nil
 }
 
 // dumpSize in bytes is the largest message the kernel makes of a dump.
@@ -102,18 +103,15 @@ func enlarge(c *netlink.Conn) error {
 	return errors.Join(err, recvErr)
 }
 
-// connect opens the lasting connection for writes.
+// connect opens the connection for writes; without success there is the one from
+// before.
 func (t *Table) connect() error {
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(t.netns), nftables.WithSockOptions(func(c *netlink.Conn) error {
+	c, err := t.dial()
+	if err == nil {
 		t.write = c
 		t.port.Store(c.PID())
-		return errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
-	}))
-	if err != nil {
-		return fmt.Errorf("open netfilter socket: %w", err)
 	}
-	t.conn = c
-	return nil
+	return err
 }
 
 // Close ends the connection; the table stays. Watches end by their context.
@@ -121,11 +119,10 @@ func (t *Table) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var errs []error
-	if t.conn != nil {
-		errs = append(errs, t.conn.CloseLasting())
-	}
-	if t.read != nil {
-		errs = append(errs, t.read.Close())
+	for _, c := range []*netlink.Conn{t.write, t.read} {
+		if c != nil {
+			errs = append(errs, c.Close())
+		}
 	}
 	return errors.Join(append(errs, unix.Close(t.netns))...)
 }
@@ -140,9 +137,9 @@ func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) error {
 	if err != nil {
 		return err
 	}
-	t.learn(want, have)
+	t.handles = learn(want, have)
 	tx := newTransaction()
-	compare(tx, want, have)
+	compare(tx, want, have, t.handles)
 	if tx.empty() {
 		return nil
 	}

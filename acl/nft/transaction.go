@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"netctl/acl"
@@ -295,16 +297,65 @@ func (t *Table) batch(ops []op) (refused []acl.Refusal, err error) {
 // send commits ops as one batch. After an error the connection is made anew:
 // answers may be left in it.
 func (t *Table) send(ops []op) error {
-	err := t.write.SetDeadline(time.Now().Add(answerTime))
-	for i := 0; i < len(ops) && err == nil; i++ {
-		err = ops[i].emit(t.conn)
+	messages, err := encode(ops)
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		err = t.conn.Flush()
+	if err = t.write.SetDeadline(time.Now().Add(answerTime)); err == nil {
+		err = transmit(t.write, messages)
 	}
 	if err != nil {
-		_ = t.conn.CloseLasting()
+		_ = t.write.Close()
 		err = errors.Join(err, t.connect())
 	}
 	return err
+}
+
+// encode makes the messages of one batch. The library is used for that only: its own
+// way of sending has the kernel echo and acknowledge each message, which costs as
+// much as all the rest. What it calls a test connection hands them over instead.
+func encode(ops []op) (batch []netlink.Message, err error) {
+	c, err := nftables.New(nftables.WithTestDial(func(sent []netlink.Message) ([]netlink.Message, error) {
+		if len(sent) > 0 {
+			batch = sent
+		}
+		return nil, io.EOF // nothing to be received
+	}))
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range ops {
+		if err := o.emit(c); err != nil {
+			return nil, err
+		}
+	}
+	return batch, c.Flush()
+}
+
+// transmit sends a batch and waits for the answer to its last change. The kernel
+// answers in the order of the messages, and what it refuses without being asked, so
+// that the first answer says whether all was committed.
+func transmit(c *netlink.Conn, batch []netlink.Message) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	for i := range batch {
+		h := &batch[i].Header
+		h.Flags &^= netlink.Acknowledge | netlink.Echo
+		h.Sequence, h.PID = 0, 0 // those that c gives
+	}
+	last := &batch[len(batch)-2].Header // before the end of the batch
+	last.Flags |= netlink.Acknowledge
+	if _, err := c.SendMessages(batch); err != nil {
+		return err
+	}
+	for {
+		answers, err := c.Receive()
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(answers, func(a netlink.Message) bool { return a.Header.Sequence == last.Sequence }) {
+			return nil
+		}
+	}
 }
