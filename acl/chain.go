@@ -15,9 +15,9 @@ type liveChain struct {
 	profile   string
 	direction direction
 	count     [2]int
-	// next is what the rules will be once the sets they need are whole; nil: program
-	// is up to date. Until then everything of the families in closed is denied, which
-	// program has no rules for.
+	// next replaces program as soon as every set that it needs is whole; nil: program
+	// is up to date. Until then the chain denies the families in closed, for which
+	// program has no rules.
 	next   *program
 	closed families
 }
@@ -121,7 +121,7 @@ func (x *Index) swap(c *liveChain, p program) {
 	c.program, c.next, c.closed = p, nil, families{}
 }
 
-// abandon lets go what a chain was to become.
+// abandon drops the next program of a chain, if there is one.
 func (x *Index) abandon(c *liveChain) {
 	if c.next == nil {
 		return

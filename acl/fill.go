@@ -5,23 +5,24 @@ import (
 	"slices"
 )
 
-// A selector that comes anew is held against the endpoints of the cluster that may
-// have the labels it needs, and a changed tag or label of a profile concerns all its
-// endpoints. One event looks at no more than a slice of them, and the rest goes in
-// slices of Work, so that nothing else waits for it. A set that is not whole is in
-// no rule of the kernel: a chain that needs it keeps the rules that it had, and one
-// that is new denies. Tags change endpoint by endpoint.
+// Two kinds of events concern many members: a new selector, which is held against
+// everyone that may have the labels it needs, and a changed tag or label of a
+// profile, which all its endpoints get. Such an event looks at one slice of them
+// itself; the rest is left to Work, slice by slice, so that nothing else waits.
 //
-// Every member has a place, a number that it keeps as long as it is one. What goes
-// over all members goes by place, and how far it has come (upto) is all there is to
-// remember: a member that comes, changes or goes at a place below is counted at
-// once, any other when it is its turn.
+// A set that is not whole is in no rule of the kernel: a chain that needs it keeps
+// the rules it had, and a new chain denies. Tags change endpoint by endpoint.
+//
+// Each member has a place, a number that stays the same as long as it is a member. A
+// selector goes through its candidates in the order of their places, and remembers
+// only how far it has come (upto). What changes at a place below upto is counted at
+// once; what changes at any other is seen when its turn comes.
 
 // atOnce is how many members are looked at at once: some two milliseconds' work.
 const atOnce = 2000
 
-// whole is how far something has come that has looked at every place, also at those
-// that are still to come.
+// whole is the upto of what has looked at every place: it is above any place that a
+// new member may get.
 const whole = math.MaxInt
 
 // Work does a slice of what is left to do, and says whether there is more. What it

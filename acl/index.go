@@ -10,9 +10,9 @@ type Index struct {
 	options Options
 
 	members   map[string]*member // every endpoint, by name
-	places    []*member          // the same by place; nil: free
-	free      []int              // places that are
-	absent    *facts             // of who is no member
+	places    []*member          // every endpoint, by place; nil: the place is free
+	free      []int              // the free places
+	absent    *facts             // those of an endpoint that is not there
 	profiles  map[string]*datastore.Profile
 	byProfile map[string]map[string]struct{} // profile to endpoint names
 
@@ -30,7 +30,7 @@ type Index struct {
 	outdated    []*member               // those whose facts are to be worked out anew
 	slice       int                     // atOnce, but in tests
 	left        int                     // of the slice that is being worked off
-	looked      int                     // members looked at for selectors, ever; for tests
+	looked      int                     // members that selectors and the label index looked at; tests count them
 }
 
 // NewIndex is an empty index for the named node. Its first delta starts from
@@ -131,13 +131,13 @@ func (x *Index) leave(name string, m *member) {
 }
 
 func (x *Index) setProfile(name string, p *datastore.Profile) {
-	given := sameGifts(x.profiles[name], p)
+	same := sameGifts(x.profiles[name], p)
 	if p != nil {
 		x.profiles[name] = p
 	} else {
 		delete(x.profiles, name)
 	}
-	if !given { // else what its endpoints have of it stays the same
+	if !same { // its endpoints get other tags or labels from it
 		clear(x.gifts)
 		for endpoint := range x.byProfile[name] {
 			if m := x.members[endpoint]; !m.outdated {

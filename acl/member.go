@@ -17,9 +17,9 @@ type member struct {
 	outdated bool // is in Index.outdated
 }
 
-// facts are what makes an endpoint a member of sets. They are never changed, and
-// share what they can with the endpoint and with each other: there are as many as
-// endpoints in the cluster.
+// facts are what makes an endpoint a member of sets. There is one for each endpoint of
+// the cluster, so it shares slices and maps with the endpoint and with other facts;
+// nobody changes them.
 type facts struct {
 	addrs []netip.Addr
 	ports []datastore.Port
@@ -83,8 +83,8 @@ func (x *Index) gatherAgain(m *member) {
 	x.setFacts(m, x.gather(m.endpoint))
 }
 
-// setFacts counts a member under what it is now and no more under what it was, as
-// far as the two differ.
+// setFacts replaces a member's facts, and moves it from the populations it was in to
+// those it is in now. Where the two agree nothing is touched.
 func (x *Index) setFacts(m *member, now *facts) {
 	was := m.facts
 	m.facts = now
@@ -200,7 +200,8 @@ func (x *Index) countPorts(f *facts, n int) {
 	}
 }
 
-// countSelected leaves out the selectors that have not come to the place yet.
+// countSelected counts the facts of the member at place for the selectors that they
+// match. A selector that has not come to the place yet will see them by itself.
 func (x *Index) countSelected(place int, f *facts, n int) {
 	if len(f.addrs) == 0 {
 		return

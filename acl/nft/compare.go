@@ -51,8 +51,8 @@ func compare(tx *transaction, want *acl.Ruleset, have *kernel, right handles) {
 	}
 }
 
-// wrongObjects are the sets and chains that are not of the wanted kind and so
-// have to be made anew. Only somebody else's hand brings that about.
+// wrongObjects are the sets and chains that are of another kind than wanted and so
+// have to be deleted and made anew. They are there only if somebody else made them.
 func wrongObjects(want *acl.Ruleset, have *kernel) map[string]bool {
 	wrong := map[string]bool{}
 	for name, s := range want.Sets {

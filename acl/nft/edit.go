@@ -9,15 +9,18 @@ import (
 	"netctl/acl"
 )
 
-// handles are those of the rules of chains, in order, as far as they are known; 0
-// is one that is not. A chain that is not there is not known at all. They are
-// learned from what Sync reads, and a chain's where an edit needs one. What somebody
-// else changed meanwhile makes the kernel refuse an edit, and then the chain is
-// filled anew.
+// handles holds, by the name of a chain, the kernel's handles of its rules in order.
+// Of a rule that was written since they were read the handle is not known: 0. Of a
+// chain that is not in the map none is.
+//
+// Sync reads those of every chain; an edit that needs one which is not known reads
+// those of its chain. If somebody else has changed the chain meanwhile, the kernel
+// refuses the edit, and the chain is filled anew.
 type handles map[string][]uint64
 
-// edit changes single rules of a chain by their handles; false: the chain is to be
-// filled anew.
+// edit inserts and deletes single rules of a chain by their handles. It returns false
+// where that does not pay (half of the rules change) or the handles are not to be
+// had: then the chain is to be filled anew.
 func (t *Table) edit(c acl.ChainChange) (op, bool) {
 	if c.New || c.Gone || len(c.Before) == 0 {
 		return op{}, false
@@ -63,7 +66,8 @@ func (t *Table) edit(c acl.ChainChange) (op, bool) {
 	}, true
 }
 
-// readHandles reads a chain's rules; nil: they are not those it should have.
+// readHandles reads the handles of a chain's rules. It returns nil if the rules are
+// not those that the chain had before c.
 func (t *Table) readHandles(c acl.ChainChange) []uint64 {
 	k := &kernel{chains: map[string]*kernelChain{c.Name: {}}}
 	err := k.readRules(t.read, textAttribute(unix.NFTA_RULE_CHAIN, c.Name))

@@ -46,10 +46,10 @@ const maxElements = 400
 type op struct {
 	object acl.Refusal // without its error
 	weight int
-	gone   bool // deletes: that the object is absent is as good
+	gone   bool // it deletes the object; one that is absent already is no error
 	emit   func(*nftables.Conn) error
-	parts  []op   // the same in smaller steps or another way; nil: there are none
-	after  func() // is called once it is committed; may be nil
+	parts  []op   // what to try if the kernel refuses it; nil: nothing
+	after  func() // called when it is committed; may be nil
 }
 
 func chainObject(name string) acl.Refusal { return acl.Refusal{Kind: "chain", Name: name} }
