@@ -26,7 +26,7 @@ func samples() []Object {
 		&Node{Metadata{Name: "slave", Labels: map[string]string{"rack": "A 1"}},
 			NodeSpec{[]netip.Prefix{cidr("192.168.99.102/24"), cidr("fd00:99::2/64")}, 64512, addr("1.2.3.4")},
 			NodeStatus{"ab12", "1.0.0", []netip.Prefix{cidr("192.168.99.0/24")}}},
-		&Report{Metadata{Name: "slave/agent"}, ReportStatus{Seen: when, Started: when, Problems: []string{"drift"}, Endpoints: 3}},
+		&Report{Metadata{Name: "slave/agent"}, ReportStatus{Seen: when, Started: when, Problems: []string{"drift"}, Behind: true, Endpoints: 3}},
 		&Report{Metadata{Name: "slave/speaker"}, ReportStatus{Seen: when,
 			Sessions: []SessionStatus{{addr("192.168.99.103"), "node-to-node mesh", "up", when, "Established"}}}},
 		&Pool{Metadata{Name: "10.0.0.0-26"}, PoolSpec{cidr("10.0.0.0/26"), 28, EncapIPIP, true, true, "has(rack)"}},

@@ -172,7 +172,7 @@ func (t *Table) Apply(ctx context.Context, c routing.Changes) error {
 		old := t.wanted.routes[k]
 		_, failed := t.failed[k]
 		there := t.watching && old != nil && !failed
-		_, a := t.wanted.put(r)
+		a := t.wanted.put(r)
 		switch {
 		case !there:
 			w.add(change{opAdd, k, a})

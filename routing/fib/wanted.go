@@ -57,15 +57,15 @@ func newWanted() wanted {
 	return wanted{routes: map[key]*action{}, actions: map[string]*action{}, links: map[string]int{}}
 }
 
-// put makes r wanted and returns its key and what it does.
-func (w *wanted) put(r routing.Route) (key, *action) {
+// put makes r wanted and returns what it does.
+func (w *wanted) put(r routing.Route) *action {
 	k, a := keyOf(r.Key()), w.action(r)
 	if old := w.routes[k]; old != a {
 		a.users++
 		w.routes[k] = a
 		w.release(old)
 	}
-	return k, a
+	return a
 }
 
 func (w *wanted) remove(k key) {
