@@ -300,7 +300,7 @@ func TestFull(t *testing.T) {
 	}
 	eventually(t, func() error { // etcd refuses first and raises the alarm then
 		if h := s.Health(t.Context()); !errors.Is(h[0].Err, datastore.ErrFull) {
-			return fmt.Errorf("health: %v", h[0].Err)
+			return errors.New(fmt.Sprint("health: ", h[0].Err))
 		}
 		return nil
 	})
