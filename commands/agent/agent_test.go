@@ -291,27 +291,6 @@ func TestLinksAreRepaired(t *testing.T) {
 	})
 }
 
-func TestPendingDetachComesFirst(t *testing.T) {
-	w := newWorld(t)
-	w.pool("10.0.0.0/24")
-	w.start()
-	w.mustAttach("c1", "web", 101)
-	if err := w.stop(); err != nil {
-		t.Fatal(err)
-	}
-	if err := control.StorePending(w.cfg.pendingDir(), control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: "c1", Interface: "eth0"}}); err != nil {
-		t.Fatal(err)
-	}
-	w.start()
-	w.ready()
-	if got := w.endpoints(); len(got) != 0 {
-		t.Errorf("serving with %v", got)
-	}
-	if left, err := control.ReadPending(w.cfg.pendingDir()); len(left) != 0 || err != nil {
-		t.Errorf("pending: %v, %v", left, err)
-	}
-}
-
 func TestNameTaken(t *testing.T) {
 	w := newWorld(t)
 	w.start()

@@ -71,15 +71,15 @@ func (s *Service) Release(ctx context.Context, name string) error {
 		return fmt.Errorf("detach %s: %w", name, err)
 	}
 	defer s.Reconciler.End(name)
-	switch {
-	case known.Endpoint != nil:
+	if known.Endpoint != nil {
 		return s.remove(ctx, known.Endpoint)
-	case known.Linked: // it is alive, and nobody could write it back
-		link := netdev.LinkName(s.LinkPrefix, name)
-		s.Reconciler.Retire(name)
-		return errors.Join(s.Links.Detach(link), s.Records.Remove(link))
 	}
-	return nil
+	link := netdev.LinkName(s.LinkPrefix, name)
+	if known.Linked { // it is alive, and nobody could write it back
+		s.Reconciler.Retire(name)
+		err = s.Links.Detach(link)
+	}
+	return errors.Join(err, s.Records.Remove(link)) // also of a detach that was cut off just before that
 }
 
 // Check returns what of an endpoint is not as it was attached, and which of the
