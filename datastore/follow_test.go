@@ -200,6 +200,11 @@ func TestFollowResumes(t *testing.T) {
 	m.want(t, "back")
 	write(t, s, "b=1")
 	m.want(t, "apply a=2 b=1")
+	// And once more, although the reason is the one that was told last.
+	s.Away("power cut")
+	m.want(t, "lost: power cut")
+	s.Back()
+	m.want(t, "back")
 	m.silent(t)
 }
 

@@ -139,3 +139,46 @@ func TestEachProblemIsTriedAtItsOwnTime(t *testing.T) {
 		<-l.ended
 	})
 }
+
+// ordered notes the order of changes.
+type ordered struct {
+	*fib.Table
+	puts, deletes []string
+}
+
+func (o *ordered) Apply(ctx context.Context, c routing.Changes) error {
+	for _, r := range c.Put {
+		o.puts = append(o.puts, r.String())
+	}
+	for _, r := range c.Delete {
+		o.deletes = append(o.deletes, r.String())
+	}
+	return o.Table.Apply(ctx, c)
+}
+
+// TestABlockOutlivesItsEndpoints: a block's route comes before those of its endpoints
+// and goes after them, since alone an endpoint's would be announced.
+func TestABlockOutlivesItsEndpoints(t *testing.T) {
+	o := &ordered{Table: fib.NewFake().Table(87)}
+	tab := newTable(o)
+	block := routing.Route{Prefix: netip.MustParsePrefix("10.0.0.0/26"), Type: routing.Blackhole}
+	for round := range 20 { // a map's order is not always the wrong one
+		tab.want("block", block)
+		for i := range 5 {
+			tab.want(fmt.Sprint("endpoint ", i), routing.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 32), NextHops: []routing.NextHop{{Link: "nc"}}})
+		}
+		o.puts, o.deletes = nil, nil
+		if err := tab.flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for owner := range maps.Clone(tab.wants) {
+			tab.want(owner)
+		}
+		if err := tab.flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if len(o.puts) != 6 || len(o.deletes) != 6 || o.puts[0] != block.String() || o.deletes[5] != block.String() {
+			t.Fatalf("round %d: put %q, deleted %q", round, o.puts, o.deletes)
+		}
+	}
+}

@@ -144,3 +144,31 @@ func TestReportIsTriedAgain(t *testing.T) {
 		<-ended
 	})
 }
+
+// TestAReportThatFailedIsTriedSoon: a heartbeat that the datastore did not take is not
+// put off until the next one is due.
+func TestAReportThatFailedIsTriedSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := memory.New()
+		r := NewReporter("n1", datastore.ReportAgent, store, func(context.Context) (datastore.ReportStatus, bool) {
+			return datastore.ReportStatus{Endpoints: 1}, true
+		}, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		time.Sleep(2 * heartbeat)
+		store.Away("cable cut")
+		time.Sleep(2 * heartbeat)
+		store.Back()
+		back := time.Now()
+		time.Sleep(5 * reportSoon)
+		got, err := datastore.Get[*datastore.Report](t.Context(), store, r.Name)
+		if err != nil || got.Status.Seen.Before(back.Add(-time.Second)) {
+			t.Errorf("seen %v, back at %v, %v", got.Status.Seen, back, err)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
