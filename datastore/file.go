@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // FileOptions say how WriteFile places a file.
@@ -32,7 +33,12 @@ func WriteFile(path string, text []byte, o FileOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
+	placed := false
+	defer func() {
+		if !placed {
+			os.Remove(f.Name())
+		}
+	}()
 	_, err = f.Write(text)
 	if err == nil && o.Mode != 0 {
 		err = f.Chmod(o.Mode)
@@ -47,6 +53,7 @@ func WriteFile(path string, text []byte, o FileOptions) (err error) {
 		err = os.Link(f.Name(), path)
 	} else {
 		err = os.Rename(f.Name(), path)
+		placed = err == nil
 	}
 	switch {
 	case errors.Is(err, fs.ErrExist):
@@ -64,5 +71,9 @@ func syncFolder(dir string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	err = d.Sync()
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
+		err = nil // there are file systems that know no such thing
+	}
+	return errors.Join(err, d.Close())
 }
