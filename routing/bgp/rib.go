@@ -82,7 +82,7 @@ type peer struct {
 	fsm    *fsm
 	in     []*dest // Adj-RIB-In: the prefixes it has a path to
 	// refused is why Import turned paths down. Few reasons hold for many.
-	refused map[*dest]string
+	refused map[*dest]unique.Handle[string]
 	// session is set while Established.
 	session  *session
 	routerID netip.Addr
@@ -256,21 +256,20 @@ func (r *rib) set(p *peer, prefix netip.Prefix, a *attrs, stale bool) {
 func (r *rib) judge(p *peer, d *dest, path *path) (changed bool) {
 	ok, reason := true, ""
 	if r.config.Import != nil {
-		if ok, reason = r.config.Import(p.config.Address, d.key.Prefix(), path.attrs.nextHop); !ok {
-			reason = unique.Make(cmp.Or(reason, "refused")).Value()
-		}
+		ok, reason = r.config.Import(p.config.Address, d.key.Prefix(), path.attrs.nextHop)
 	}
-	changed = path.refused == ok || path.refused && p.refused[d] != reason
+	was, had := p.refused[d]
 	path.refused = !ok
 	if ok {
 		delete(p.refused, d)
-		return changed
+		return had
 	}
+	why := unique.Make(cmp.Or(reason, "refused"))
 	if p.refused == nil {
-		p.refused = map[*dest]string{}
+		p.refused = map[*dest]unique.Handle[string]{}
 	}
-	p.refused[d] = reason
-	return changed
+	p.refused[d] = why
+	return !had || why != was
 }
 
 // remove takes the peer's path away.
