@@ -107,6 +107,7 @@ func (t *table) flush(ctx context.Context) error {
 	}
 	if t.resync {
 		t.kernel.Adopt(there)
+		t.readMissing() // what is there is not
 	}
 	t.resync = false
 	clear(t.changed)
@@ -118,11 +119,16 @@ func (t *table) flush(ctx context.Context) error {
 	slices.SortFunc(c.Put, routing.Compare)
 	slices.SortFunc(c.Delete, func(a, b routing.Route) int { return routing.Compare(b, a) })
 	t.err = t.kernel.Apply(ctx, c)
+	t.readMissing()
+	return t.err
+}
+
+// readMissing asks which wanted routes are not in the kernel.
+func (t *table) readMissing() {
 	clear(t.missing)
 	for _, r := range t.kernel.Missing() {
 		t.missing[r.Prefix] = true
 	}
-	return t.err
 }
 
 // read takes what the kernel holds; everything is compared then.
@@ -138,10 +144,6 @@ func (t *table) read(ctx context.Context) error {
 	}
 	for k := range t.owners {
 		t.changed[k] = true
-	}
-	clear(t.missing)
-	for _, r := range t.kernel.Missing() {
-		t.missing[r.Prefix] = true
 	}
 	t.err = nil
 	return nil

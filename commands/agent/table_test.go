@@ -182,3 +182,33 @@ func TestABlockOutlivesItsEndpoints(t *testing.T) {
 		}
 	}
 }
+
+// recovering is a table that cannot write, and knows of a missing route until it is told
+// that it is there.
+type recovering struct {
+	*fib.Table
+	missing []routing.Route
+}
+
+func (r *recovering) Apply(_ context.Context, c routing.Changes) error { r.missing = c.Put; return nil }
+func (r *recovering) Missing() []routing.Route                         { return r.missing }
+func (r *recovering) Adopt(routes []routing.Route)                     { r.missing = nil; r.Table.Adopt(routes) }
+
+// TestAReadFindsWhatWasMissing: a route that was missing and is found in the kernel, so
+// that nothing is to be written, is held.
+func TestAReadFindsWhatWasMissing(t *testing.T) {
+	kernel := &recovering{Table: fib.NewFake().Table(87)}
+	r := routing.Route{Prefix: netip.MustParsePrefix("10.0.0.1/32"), NextHops: []routing.NextHop{{Link: "nc1"}}}
+	tab := newTable(kernel)
+	tab.want("endpoint 1", r)
+	if err := tab.flush(t.Context()); err != nil || tab.holds(r.Prefix) {
+		t.Fatalf("%v, missing %v", err, tab.missing)
+	}
+	if err := kernel.Table.Apply(t.Context(), routing.Changes{Put: []routing.Route{r}}); err != nil {
+		t.Fatal(err)
+	}
+	tab.resync = true
+	if err := tab.flush(t.Context()); err != nil || !tab.holds(r.Prefix) {
+		t.Errorf("%v, missing %v", err, tab.missing)
+	}
+}
