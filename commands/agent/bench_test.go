@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -86,7 +85,7 @@ func TestBenchCluster(t *testing.T) {
 	w.log = slog.New(slog.DiscardHandler)
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "closed", "etcd.sock")
-	child(t, nil, "datastore", map[string]any{"Node": "store", "StateDir": filepath.Join(dir, "etcd"), "Socket": socket, "PeerURL": "https://" + freePort(t)})
+	child(t, nil, "datastore", map[string]any{"Node": "store", "StateDir": filepath.Join(dir, "etcd"), "Socket": socket, "PeerURL": "https://" + netlab.FreeAddress(t)})
 	endpoints := []string{"unix://" + socket}
 	netlab.Until(t, time.Minute, "the datastore answers", func() string {
 		if w.etcd == nil {
@@ -263,14 +262,4 @@ func (s scratch) Commit(ctx context.Context, txn datastore.Txn) (int64, error) {
 		moved.Then = append(moved.Then, o)
 	}
 	return s.Store.Commit(ctx, moved)
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

@@ -58,10 +58,10 @@ func TestAnEventCostsTheSpeakerWhatItChanges(t *testing.T) {
 		if err := s.follower.Replace(datastore.Snapshot{Entries: entries, Revision: int64(nodes)}); err != nil {
 			t.Fatal(err)
 		}
-		j := &loop{speaker: s, announced: routing.NewAnnounced("nc")}
-		j.plan = <-s.follower.plans
-		for _, p := range j.plan.Peers {
-			j.nextHops.resolve(p.Address)
+		l := &loop{speaker: s, announced: routing.NewAnnounced("nc")}
+		l.plan = <-s.follower.plans
+		for _, p := range l.plan.Peers {
+			l.nextHops.resolve(p.Address)
 		}
 		step := func(what string, fn func()) {
 			clear(calls)
@@ -89,14 +89,14 @@ func TestAnEventCostsTheSpeakerWhatItChanges(t *testing.T) {
 		})
 		one := routing.Route{Prefix: netip.MustParsePrefix("10.65.0.7/32"), NextHops: []routing.NextHop{{Link: "nc1"}}}
 		step("attach", func() {
-			j.heard(t.Context(), kernelEvent{true, fib.Event{Changes: []fib.Change{{Route: one}}, Up: []string{"nc1"}}})
+			l.heard(t.Context(), kernelEvent{true, fib.Event{Changes: []fib.Change{{Route: one}}, Up: []string{"nc1"}}})
 		})
-		step("detach", func() { j.heard(t.Context(), kernelEvent{true, fib.Event{Down: []string{"nc1"}}}) })
+		step("detach", func() { l.heard(t.Context(), kernelEvent{true, fib.Event{Down: []string{"nc1"}}}) })
 		step("foreign route to nowhere of ours", func() {
-			j.heard(t.Context(), kernelEvent{false, fib.Event{Foreign: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}})
+			l.heard(t.Context(), kernelEvent{false, fib.Event{Foreign: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}})
 		})
 		step("foreign route to one peer", func() {
-			j.heard(t.Context(), kernelEvent{false, fib.Event{Foreign: []netip.Prefix{netip.MustParsePrefix("172.16.0.3/32")}}})
+			l.heard(t.Context(), kernelEvent{false, fib.Event{Foreign: []netip.Prefix{netip.MustParsePrefix("172.16.0.3/32")}}})
 		})
 		return out
 	}

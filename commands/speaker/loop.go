@@ -25,27 +25,27 @@ func (s *speaker) reconcile(ctx context.Context) error {
 		return err
 	}
 	last := s.last
-	j := &loop{speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot}
-	j.announced = routing.NewAnnounced(s.cfg.LinkPrefix)
+	l := &loop{speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot}
+	l.announced = routing.NewAnnounced(s.cfg.LinkPrefix)
 	due := make(chan struct{}, 1)
-	j.again = retry.New(retryMin, retryMax, func() {
+	l.again = retry.New(retryMin, retryMax, func() {
 		select {
 		case due <- struct{}{}:
 		default:
 		}
 	})
-	defer j.again.Stop()
+	defer l.again.Stop()
 	compare := time.NewTicker(compareEvery)
 	defer compare.Stop()
-	defer func() { j.stop() }()
-	j.read(ctx)
+	defer func() { l.stop() }()
+	l.read(ctx)
 	if last.Boot != "" {
-		j.follow(ctx, last.Plan)
+		l.follow(ctx, last.Plan)
 	}
 	for {
 		var failed <-chan error
-		if j.engine != nil {
-			failed = j.engine.failed
+		if l.engine != nil {
+			failed = l.engine.failed
 		}
 		select {
 		case <-ctx.Done():
@@ -53,13 +53,13 @@ func (s *speaker) reconcile(ctx context.Context) error {
 		case err := <-failed:
 			return fmt.Errorf("bgp: %w", err)
 		case plan := <-s.follower.plans:
-			j.follow(ctx, plan)
+			l.follow(ctx, plan)
 		case e := <-s.kernel:
-			j.heard(ctx, e)
+			l.heard(ctx, e)
 		case <-due:
-			j.tryAgain(ctx)
+			l.tryAgain(ctx)
 		case <-compare.C:
-			j.compare(ctx)
+			l.compare(ctx)
 		}
 	}
 }
@@ -79,52 +79,52 @@ const (
 )
 
 // tryAgain tries what is due.
-func (j *loop) tryAgain(ctx context.Context) {
-	if j.again.Again(tryKernel) {
-		j.read(ctx)
-		j.originate()
+func (l *loop) tryAgain(ctx context.Context) {
+	if l.again.Again(tryKernel) {
+		l.read(ctx)
+		l.originate()
 	}
-	if j.again.Again(tryEngine) {
-		j.follow(ctx, j.plan)
+	if l.again.Again(tryEngine) {
+		l.follow(ctx, l.plan)
 	}
 }
 
 // read reads the agent's routes and the connected subnets anew.
-func (j *loop) read(ctx context.Context) {
-	routes, err := j.agent.Routes(ctx)
+func (l *loop) read(ctx context.Context) {
+	routes, err := l.agent.Routes(ctx)
 	if err == nil {
-		j.announced.Replace(routes)
-		err = j.readSubnets(ctx)
+		l.announced.Replace(routes)
+		err = l.readSubnets(ctx)
 	}
 	if err != nil && ctx.Err() == nil {
-		j.log.Warn("routes not read", "error", err)
-		j.again.Failed(tryKernel)
+		l.log.Warn("routes not read", "error", err)
+		l.again.Failed(tryKernel)
 		return
 	}
-	j.again.Solved(tryKernel)
+	l.again.Solved(tryKernel)
 }
 
 // compare has everything compared with the kernel: the proof that watching was
 // right.
-func (j *loop) compare(ctx context.Context) {
-	if changes, err := j.own.Compare(ctx); err != nil && ctx.Err() == nil {
-		j.log.Warn("routes not compared", "error", firstOf(err))
+func (l *loop) compare(ctx context.Context) {
+	if changes, err := l.own.Compare(ctx); err != nil && ctx.Err() == nil {
+		l.log.Warn("routes not compared", "error", firstOf(err))
 	} else if !changes.Empty() {
-		j.log.Warn("routes were not as heard, put right", "routes", len(changes.Put)+len(changes.Delete))
+		l.log.Warn("routes were not as heard, put right", "routes", len(changes.Put)+len(changes.Delete))
 	}
-	j.read(ctx)
-	j.originate()
-	j.recheck(nil, true)
+	l.read(ctx)
+	l.originate()
+	l.recheck(nil, true)
 }
 
 // recheck has next hops resolved again, and what depends on them.
-func (j *loop) recheck(prefixes []netip.Prefix, all bool) {
-	moved, behind := j.nextHops.recheck(prefixes, all)
+func (l *loop) recheck(prefixes []netip.Prefix, all bool) {
+	moved, behind := l.nextHops.recheck(prefixes, all)
 	if moved {
-		j.installer.moved()
+		l.installer.moved()
 	}
-	if behind && j.engine != nil {
-		j.engine.Reimport()
+	if behind && l.engine != nil {
+		l.engine.Reimport()
 	}
 }
 
@@ -162,44 +162,44 @@ type fixed struct {
 
 // follow makes the engine run by plan, in place where that is possible. What the
 // engine refuses is reported and changes nothing.
-func (j *loop) follow(ctx context.Context, plan routing.Plan) {
+func (l *loop) follow(ctx context.Context, plan routing.Plan) {
 	if plan.AS == 0 || !plan.RouterID.IsValid() {
 		// This node is not in the datastore, or has no address: it has no peers.
-		plan.RouterID, plan.AS, plan.Addresses = j.plan.RouterID, j.plan.AS, j.plan.Addresses
+		plan.RouterID, plan.AS, plan.Addresses = l.plan.RouterID, l.plan.AS, l.plan.Addresses
 	}
-	if cidrs := plan.CIDRs(); !slices.Equal(cidrs, j.plan.CIDRs()) {
-		j.announced.SetPools(cidrs)
+	if cidrs := plan.CIDRs(); !slices.Equal(cidrs, l.plan.CIDRs()) {
+		l.announced.SetPools(cidrs)
 	}
-	j.plan = plan
-	j.save()
-	j.believe()
-	err := j.run(ctx)
+	l.plan = plan
+	l.save()
+	l.believe()
+	err := l.run(ctx)
 	if err != nil && ctx.Err() == nil {
-		j.log.Error("configuration not followed", "error", err)
+		l.log.Error("configuration not followed", "error", err)
 		plan.Problems = append(slices.Clone(plan.Problems), err.Error())
-		j.again.Failed(tryEngine)
+		l.again.Failed(tryEngine)
 	} else {
-		j.again.Solved(tryEngine)
-		j.log.Info("configuration followed", "peers", len(plan.Peers))
+		l.again.Solved(tryEngine)
+		l.log.Info("configuration followed", "peers", len(plan.Peers))
 	}
-	j.state.setPlan(plan)
-	j.originate()
-	j.reporter.Wake()
+	l.state.setPlan(plan)
+	l.originate()
+	l.reporter.Wake()
 }
 
 // run brings the engine, started if need be, to the plan.
-func (j *loop) run(ctx context.Context) error {
-	p := j.plan
+func (l *loop) run(ctx context.Context) error {
+	p := l.plan
 	want := fixed{p.RouterID, p.AS, fmt.Sprint(p.Addresses), p.RestartTime}
-	if j.engine != nil && j.engine.fixed != want {
-		j.log.Info("engine starts again", "routerid", want.routerID, "as", want.as, "addresses", want.listen)
-		j.stop()
+	if l.engine != nil && l.engine.fixed != want {
+		l.log.Info("engine starts again", "routerid", want.routerID, "as", want.as, "addresses", want.listen)
+		l.stop()
 	}
 	switch {
-	case j.engine != nil:
-		return j.engine.Configure(j.peers())
+	case l.engine != nil:
+		return l.engine.Configure(l.peers())
 	case p.RouterID.IsValid():
-		return j.start(ctx, want)
+		return l.start(ctx, want)
 	}
 	return nil
 }
@@ -207,94 +207,94 @@ func (j *loop) run(ctx context.Context) error {
 // save writes the plan to speaker.json if it is not what that holds. At once: a
 // speaker that is killed in the next moment keeps the routes of the peers it finds
 // there, and no others.
-func (j *loop) save() {
-	m := lastRun{Boot: j.boot, Plan: j.plan}
-	if reflect.DeepEqual(m, j.saved) {
+func (l *loop) save() {
+	m := lastRun{Boot: l.boot, Plan: l.plan}
+	if reflect.DeepEqual(m, l.saved) {
 		return
 	}
-	if err := remember(j.file(), m); err != nil {
-		j.log.Error("state not saved", "error", err)
+	if err := remember(l.file(), m); err != nil {
+		l.log.Error("state not saved", "error", err)
 		return
 	}
-	j.saved = m
+	l.saved = m
 }
 
 // start begins a life of the engine with the routes the kernel holds.
-func (j *loop) start(ctx context.Context, want fixed) error {
-	held, err := j.own.Routes(ctx)
+func (l *loop) start(ctx context.Context, want fixed) error {
+	held, err := l.own.Routes(ctx)
 	if err != nil {
 		return err
 	}
-	stale, foreign := j.adopt(ctx, held)
+	stale, foreign := l.adopt(ctx, held)
 	preserved := map[bgp.Family]bool{}
-	if j.sameBoot {
+	if l.sameBoot {
 		for _, r := range held {
 			preserved[bgp.FamilyOf(r.Prefix.Addr())] = true
 		}
-		for p := range j.announced.Prefixes() {
+		for p := range l.announced.Prefixes() {
 			preserved[bgp.FamilyOf(p.Addr())] = true
 		}
 	}
 	var listen []netip.AddrPort
-	for _, a := range j.plan.Addresses {
-		listen = append(listen, netip.AddrPortFrom(a, uint16(j.cfg.Port)))
+	for _, a := range l.plan.Addresses {
+		listen = append(listen, netip.AddrPortFrom(a, uint16(l.cfg.Port)))
 	}
 	b, err := bgp.New(bgp.Config{
 		RouterID: want.routerID, AS: want.as, Listen: listen,
 		RestartTime: time.Duration(want.restartTime) * time.Second,
-		Restarting:  j.ranBefore, ForwardingPreserved: preserved, Stale: stale,
-		Import: j.imports, SinglePath: func(p netip.Prefix) bool { return j.belief.Load().InPool(p) },
-		Installer: j.installer, OnSessionChange: j.reporter.Wake, Log: j.log,
+		Restarting:  l.ranBefore, ForwardingPreserved: preserved, Stale: stale,
+		Import: l.imports, SinglePath: func(p netip.Prefix) bool { return l.belief.Load().InPool(p) },
+		Installer: l.installer, OnSessionChange: l.reporter.Wake, Log: l.log,
 	})
 	if err != nil {
 		return err
 	}
-	if err := b.Configure(j.peers()); err != nil {
+	if err := b.Configure(l.peers()); err != nil {
 		return err
 	}
 	ctx, end := context.WithCancel(ctx)
 	e := &engine{Speaker: b, fixed: want, end: end, failed: make(chan error, 1)}
-	j.engine = e
-	b.Originate(j.announced.All(), nil)
-	j.installer.begin(stale, b.Reinstall)
-	j.state.setEngine(b)
+	l.engine = e
+	b.Originate(l.announced.All(), nil)
+	l.installer.begin(stale, b.Reinstall)
+	l.state.setEngine(b)
 	if len(foreign) > 0 {
-		if err := j.own.Apply(ctx, routing.Changes{Delete: foreign}); err != nil {
-			j.log.Warn("routes not removed", "error", firstOf(err))
+		if err := l.own.Apply(ctx, routing.Changes{Delete: foreign}); err != nil {
+			l.log.Warn("routes not removed", "error", firstOf(err))
 		}
 	}
-	j.log.Info("engine starts", "routerid", want.routerID, "as", want.as, "peers", len(j.plan.Peers), "adopted", len(stale), "restarting", j.ranBefore, "kept", len(preserved) > 0)
+	l.log.Info("engine starts", "routerid", want.routerID, "as", want.as, "peers", len(l.plan.Peers), "adopted", len(stale), "restarting", l.ranBefore, "kept", len(preserved) > 0)
 	e.ended.Go(func() {
 		if err := b.Run(ctx); err != nil && ctx.Err() == nil {
 			e.failed <- err
 		}
 	})
-	j.ranBefore, j.sameBoot = true, true
+	l.ranBefore, l.sameBoot = true, true
 	return nil
 }
 
 // stop ends the engine without a word to its peers; the routes stay.
-func (j *loop) stop() {
-	if j.engine == nil {
+func (l *loop) stop() {
+	if l.engine == nil {
 		return
 	}
-	j.engine.end()
-	j.engine.ended.Wait()
-	j.engine = nil
-	j.installer.end()
-	j.state.setEngine(nil)
+	l.engine.end()
+	l.engine.ended.Wait()
+	l.engine = nil
+	l.installer.end()
+	l.state.setEngine(nil)
 }
 
 // adopt turns the kernel's routes of our protocol into paths of peers. Several
 // peers may be behind one gateway; then each of them may be the owner. Routes
 // that no peer can have announced are returned as foreign.
-func (j *loop) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Route, foreign []routing.Route) {
+func (l *loop) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Route, foreign []routing.Route) {
 	peers := map[netip.Addr]bool{}
 	behind := map[routing.NextHop][]netip.Addr{}
-	for _, p := range j.plan.Peers {
+	for _, p := range l.plan.Peers {
 		for _, a := range append([]netip.Addr{p.Address}, p.Aliases...) {
 			peers[a] = true
-			if via, err := j.own.Resolve(ctx, a); err == nil && via.Addr != a {
+			if via, err := l.own.Resolve(ctx, a); err == nil && via.Addr != a {
 				behind[via] = append(behind[via], a)
 			}
 		}
@@ -316,7 +316,7 @@ func (j *loop) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Rou
 		}
 		stale, kept = append(stale, path), append(kept, r)
 	}
-	j.own.Adopt(kept)
+	l.own.Adopt(kept)
 	return stale, foreign
 }
 
@@ -324,12 +324,12 @@ func (j *loop) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Rou
 // bounds what a peer that has gone wrong can cost.
 const prefixLimit = 100_000
 
-func (j *loop) peers() []bgp.PeerConfig {
-	out := make([]bgp.PeerConfig, 0, len(j.plan.Peers))
-	for _, p := range j.plan.Peers {
+func (l *loop) peers() []bgp.PeerConfig {
+	out := make([]bgp.PeerConfig, 0, len(l.plan.Peers))
+	for _, p := range l.plan.Peers {
 		c := bgp.PeerConfig{
-			Address: p.Address, Port: uint16(j.cfg.Port), AS: p.AS, Description: p.Name, LocalAddress: p.Local,
-			NextHopSelf: p.NextHops, Aliases: p.Aliases, HoldTime: time.Duration(j.plan.HoldTime) * time.Second,
+			Address: p.Address, Port: uint16(l.cfg.Port), AS: p.AS, Description: p.Name, LocalAddress: p.Local,
+			NextHopSelf: p.NextHops, Aliases: p.Aliases, HoldTime: time.Duration(l.plan.HoldTime) * time.Second,
 			PrefixLimit: prefixLimit,
 		}
 		for _, a := range p.NextHops {
@@ -341,87 +341,87 @@ func (j *loop) peers() []bgp.PeerConfig {
 }
 
 // imports is the engine's import policy; every peer is a node.
-func (j *loop) imports(_ netip.Addr, prefix netip.Prefix, nextHop netip.Addr) (bool, string) {
-	g := j.belief.Load()
+func (l *loop) imports(_ netip.Addr, prefix netip.Prefix, nextHop netip.Addr) (bool, string) {
+	g := l.belief.Load()
 	if ok, reason := g.Check(prefix); !ok {
 		return false, reason
 	}
 	if ok, reason := g.CheckNextHop(nextHop); !ok {
 		return false, reason
 	}
-	return j.nextHops.check(nextHop)
+	return l.nextHops.check(nextHop)
 }
 
 // believe renews the guard and has everything that peers said judged again if
 // it changed.
-func (j *loop) believe() {
-	g := &routing.Guard{Pools: j.plan.Pools, Subnets: j.subnets, Addresses: j.plan.Nodes}
-	old := j.belief.Swap(g)
-	if j.engine != nil && !reflect.DeepEqual(old, g) {
-		j.engine.Reimport()
+func (l *loop) believe() {
+	g := &routing.Guard{Pools: l.plan.Pools, Subnets: l.subnets, Addresses: l.plan.Nodes}
+	old := l.belief.Swap(g)
+	if l.engine != nil && !reflect.DeepEqual(old, g) {
+		l.engine.Reimport()
 	}
 }
 
 // originate tells the engine what changed in what this node announces.
-func (j *loop) originate() {
-	if j.engine == nil {
+func (l *loop) originate() {
+	if l.engine == nil {
 		return
 	}
-	if add, withdraw := j.announced.Take(); len(add)+len(withdraw) > 0 {
-		j.engine.Originate(add, withdraw)
-		j.log.Info("announcement changed", "added", len(add), "withdrawn", len(withdraw))
-		j.reporter.Wake()
+	if add, withdraw := l.announced.Take(); len(add)+len(withdraw) > 0 {
+		l.engine.Originate(add, withdraw)
+		l.log.Info("announcement changed", "added", len(add), "withdrawn", len(withdraw))
+		l.reporter.Wake()
 	}
 }
 
 // heard takes what the kernel says. What endpoints come and go with costs a look-up
 // each and is no news for next hops and subnets.
-func (j *loop) heard(ctx context.Context, k kernelEvent) {
+func (l *loop) heard(ctx context.Context, k kernelEvent) {
 	e := k.event
 	switch {
 	case k.agent && e.Lost:
-		j.read(ctx)
+		l.read(ctx)
 	case k.agent:
 		for _, link := range e.Down { // the kernel drops its routes without a word
-			j.announced.Down(link)
+			l.announced.Down(link)
 		}
 		for _, c := range e.Changes {
 			if c.Gone {
-				j.announced.Remove(c.Route.Key())
+				l.announced.Remove(c.Route.Key())
 			} else {
-				j.announced.Put(c.Route)
+				l.announced.Put(c.Route)
 			}
 		}
 	default:
 		if all := e.Lost || len(e.Up)+len(e.Down) > 0; all || len(e.Foreign) > 0 {
-			j.recheck(e.Foreign, all)
-			if err := j.readSubnets(ctx); err != nil && ctx.Err() == nil {
-				j.log.Warn("connected subnets not read", "error", err)
-				j.again.Failed(tryKernel)
+			l.recheck(e.Foreign, all)
+			if err := l.readSubnets(ctx); err != nil && ctx.Err() == nil {
+				l.log.Warn("connected subnets not read", "error", err)
+				l.again.Failed(tryKernel)
 			}
 		}
 		return
 	}
-	j.originate()
+	l.originate()
 }
 
 // readSubnets asks the kernel for the connected subnets of interfaces that are
 // not ours.
-func (j *loop) readSubnets(ctx context.Context) error {
-	routes, err := j.own.Connected(ctx)
+func (l *loop) readSubnets(ctx context.Context) error {
+	routes, err := l.own.Connected(ctx)
 	if err != nil {
 		return err
 	}
 	var subnets []netip.Prefix
 	for _, r := range routes {
-		ours := slices.ContainsFunc(r.NextHops, func(h routing.NextHop) bool { return strings.HasPrefix(h.Link, j.cfg.LinkPrefix) })
+		ours := slices.ContainsFunc(r.NextHops, func(h routing.NextHop) bool { return strings.HasPrefix(h.Link, l.cfg.LinkPrefix) })
 		if !ours && !r.Prefix.Addr().IsLinkLocalUnicast() {
 			subnets = append(subnets, r.Prefix)
 		}
 	}
-	if !slices.Equal(subnets, j.subnets) {
-		j.subnets = subnets
-		j.believe()
+	if !slices.Equal(subnets, l.subnets) {
+		l.subnets = subnets
+		l.believe()
 	}
 	return nil
 }

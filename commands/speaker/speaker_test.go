@@ -365,14 +365,14 @@ func FuzzMemory(f *testing.F) {
 		s.installer = newInstaller(s.own, newTracker(context.Background(), s.own, "nc", quiet()), func() {}, s.log)
 		s.reporter = control.NewReporter("a", datastore.ReportSpeaker, nil, nil, s.log)
 		s.nextHops = newTracker(t.Context(), s.own, "nc", s.log)
-		j := &loop{speaker: s, plan: m.Plan}
-		j.believe()
-		if ok, _ := j.imports(netip.Addr{}, netip.MustParsePrefix("0.0.0.0/0"), netip.Addr{}); ok {
+		l := &loop{speaker: s, plan: m.Plan}
+		l.believe()
+		if ok, _ := l.imports(netip.Addr{}, netip.MustParsePrefix("0.0.0.0/0"), netip.Addr{}); ok {
 			t.Error("a default route is believed")
 		}
 		b, err := bgp.New(bgp.Config{RouterID: m.Plan.RouterID, AS: m.Plan.AS, Installer: s.installer})
 		if err == nil {
-			_ = b.Configure(j.peers())
+			_ = b.Configure(l.peers())
 		}
 	})
 }

@@ -17,12 +17,12 @@ func TestNextHopBehindEndpoint(t *testing.T) {
 	endpoint := connected("172.30.0.5/32", "nc0123456789a")
 	kernel.Put(87, endpoint)
 	tracker := newTracker(t.Context(), kernel.Table(88), "nc", quiet())
-	j := &loop{speaker: &speaker{own: kernel.Table(88), nextHops: tracker}}
-	j.plan.Pools = []routing.Pool{{CIDR: netip.MustParsePrefix("10.65.0.0/16"), BlockSize: 26}}
-	j.believe()
+	l := &loop{speaker: &speaker{own: kernel.Table(88), nextHops: tracker}}
+	l.plan.Pools = []routing.Pool{{CIDR: netip.MustParsePrefix("10.65.0.0/16"), BlockSize: 26}}
+	l.believe()
 	expect := func(hop, want string) {
 		t.Helper()
-		_, got := j.imports(netip.Addr{}, netip.MustParsePrefix("10.65.1.0/26"), netip.MustParseAddr(hop))
+		_, got := l.imports(netip.Addr{}, netip.MustParsePrefix("10.65.1.0/26"), netip.MustParseAddr(hop))
 		if got != want {
 			t.Errorf("next hop %s: %q, want %q", hop, got, want)
 		}

@@ -17,6 +17,7 @@ import (
 	"netctl/datastore/embed"
 	"netctl/datastore/etcd"
 	"netctl/datastore/pki"
+	"netctl/netdev/netlab"
 )
 
 const patience = 30 * time.Second
@@ -38,22 +39,12 @@ func config(t *testing.T) embed.Config {
 	}
 	return embed.Config{
 		Name: "node1", Dir: filepath.Join(dir, "etcd"), Socket: filepath.Join(dir, "run", "etcd.sock"),
-		PeerURL: "https://" + freeAddress(t), CA: files.CA, Cert: files.Cert, Key: files.Key,
+		PeerURL: "https://" + netlab.FreeAddress(t), CA: files.CA, Cert: files.Cert, Key: files.Key,
 		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 }
 
 // freeAddress is a loopback address and port that nobody listens on.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // run starts the server and returns what stops it; it is stopped with the test.
 func run(t *testing.T, c embed.Config) (stop func()) {
 	t.Helper()
@@ -196,7 +187,7 @@ func TestMembers(t *testing.T) {
 		c.Name, c.Token = "node"+strconv.Itoa(i+1), "cluster"
 		c.Dir = filepath.Join(filepath.Dir(first.Dir), c.Name)
 		c.Socket = filepath.Join(c.Dir+"-run", "etcd.sock")
-		c.PeerURL, c.ListenTLS = "https://"+freeAddress(t), []string{"https://" + freeAddress(t)}
+		c.PeerURL, c.ListenTLS = "https://"+netlab.FreeAddress(t), []string{"https://" + netlab.FreeAddress(t)}
 	}
 	o := etcd.Options{CA: first.CA, Cert: first.Cert, Key: first.Key}
 	var members []string

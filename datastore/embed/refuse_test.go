@@ -19,13 +19,14 @@ import (
 	"netctl/datastore"
 	"netctl/datastore/embed"
 	"netctl/datastore/pki"
+	"netctl/netdev/netlab"
 )
 
 // TestRefuses tries every way in without a certificate: another user on the
 // socket, and a process of the host network on both TCP ports.
 func TestRefuses(t *testing.T) {
 	c := config(t)
-	client := freeAddress(t)
+	client := netlab.FreeAddress(t)
 	c.ListenTLS = []string{"https://" + client}
 	run(t, c)
 	peer := strings.TrimPrefix(c.PeerURL, "https://")

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -20,6 +19,7 @@ import (
 	"netctl/datastore/etcd"
 	"netctl/datastore/pki"
 	"netctl/datastore/storetest"
+	"netctl/netdev/netlab"
 )
 
 const patience = 30 * time.Second
@@ -38,7 +38,7 @@ type member struct {
 func newMember(t *testing.T) *member {
 	t.Helper()
 	dir := t.TempDir()
-	m := &member{tls: filepath.Join(dir, "tls"), url: "https://" + freeAddress(t)}
+	m := &member{tls: filepath.Join(dir, "tls"), url: "https://" + netlab.FreeAddress(t)}
 	var err error
 	if m.ca, err = pki.Create(m.tls); err != nil {
 		t.Fatal(err)
@@ -46,7 +46,7 @@ func newMember(t *testing.T) *member {
 	files := m.issue(t, pki.Node{Name: "node1"})
 	m.config = embed.Config{
 		Name: "node1", Dir: filepath.Join(dir, "etcd"), Socket: filepath.Join(dir, "run", "etcd.sock"),
-		ListenTLS: []string{m.url}, PeerURL: "https://" + freeAddress(t), CA: files.CA, Cert: files.Cert, Key: files.Key,
+		ListenTLS: []string{m.url}, PeerURL: "https://" + netlab.FreeAddress(t), CA: files.CA, Cert: files.Cert, Key: files.Key,
 		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	t.Cleanup(func() { m.stop(t) })
@@ -110,16 +110,6 @@ func (m *member) raw(t *testing.T) *clientv3.Client {
 	}
 	t.Cleanup(func() { c.Close() })
 	return c
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func open(t *testing.T, o etcd.Options) *etcd.Store {
@@ -212,7 +202,7 @@ func TestDeadEndpointAmongSeveral(t *testing.T) {
 	m := newMember(t)
 	m.start(t)
 	o := m.secure(m.issue(t, pki.Node{Name: "client"}))
-	o.Endpoints = []string{"https://" + freeAddress(t), m.url, "https://" + freeAddress(t)}
+	o.Endpoints = []string{"https://" + netlab.FreeAddress(t), m.url, "https://" + netlab.FreeAddress(t)}
 	s := open(t, o)
 	for range 20 {
 		rev := put(t, s, "a", "1")

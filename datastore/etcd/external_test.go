@@ -13,6 +13,7 @@ import (
 	"netctl/datastore"
 	"netctl/datastore/pki"
 	"netctl/datastore/storetest"
+	"netctl/netdev/netlab"
 )
 
 // TestExternal runs the suite on Debian's etcd, by the same settings.
@@ -99,7 +100,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	m := newMember(t)
 	startExternal(t, m, 64<<20)
 	o := m.secure(m.issue(t, pki.Node{Name: "client"}))
-	o.Endpoints = append(o.Endpoints, "https://"+freeAddress(t))
+	o.Endpoints = append(o.Endpoints, "https://"+netlab.FreeAddress(t))
 	for range 3 {
 		s := open(t, o)
 		eventually(t, func() error {

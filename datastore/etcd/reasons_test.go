@@ -18,6 +18,7 @@ import (
 	"netctl/datastore"
 	"netctl/datastore/etcd"
 	"netctl/datastore/pki"
+	"netctl/netdev/netlab"
 )
 
 // TestReasons holds what the error says against what is wrong, and that it is
@@ -57,7 +58,7 @@ func TestReasons(t *testing.T) {
 	}{
 		{"socket missing", etcd.Options{Endpoints: []string{"unix://" + dir + "/none.sock"}}, "socket missing"},
 		{"socket stale", etcd.Options{Endpoints: []string{"unix://" + stale}}, "nobody listens"},
-		{"refused", withEndpoint(m.secure(good), "https://"+freeAddress(t)), "connection refused"},
+		{"refused", withEndpoint(m.secure(good), "https://"+netlab.FreeAddress(t)), "connection refused"},
 		{"wrong ca", etcd.Options{Endpoints: []string{m.url}, CA: other.CA, Cert: good.Cert, Key: good.Key}, "not signed by our ca " + other.CA},
 		{"wrong client certificate", wrongCert, "refuses our certificate " + other.Cert},
 		{"expired client certificate", m.secure(expired), "our certificate " + expired.Cert + " is expired"},

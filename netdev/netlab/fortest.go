@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -190,4 +191,15 @@ func sweep(prefix string) {
 			_ = os.RemoveAll(dir)
 		}
 	}
+}
+
+// FreeAddress is a TCP address of the loopback that nobody listens on.
+func FreeAddress(t TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
