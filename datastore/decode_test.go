@@ -3,6 +3,7 @@ package datastore
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -363,5 +364,32 @@ func TestBlocksShareTheNamesOfEndpoints(t *testing.T) {
 	}
 	if allocs := testing.AllocsPerRun(100, func() { _, _, _ = v.decoder.stored(key, value) }); allocs > 20 {
 		t.Errorf("%v allocations", allocs)
+	}
+}
+
+// TestNamesAreBounded: strings that are kept to be shared are let go of in time.
+func TestNamesAreBounded(t *testing.T) {
+	n := names{}
+	for i := range 3 * maxNames {
+		text := fmt.Sprint("name", i)
+		if got := n.share([]byte(text)); got != text || n.share([]byte(text)) != text {
+			t.Fatalf("%q for %q", got, text)
+		}
+		if len(n) > maxNames {
+			t.Fatalf("%d kept", len(n))
+		}
+	}
+}
+
+// TestKeysAreBounded: an object with more keys than any valid one is refused while it
+// is read, since each is compared with those before it.
+func TestKeysAreBounded(t *testing.T) {
+	var b strings.Builder
+	for i := range maxKeys + 1 {
+		fmt.Fprintf(&b, `,"k%d":"v"`, i)
+	}
+	raw := fmt.Sprintf(`{"apiVersion":"netctl/v1","kind":"Profile","metadata":{"name":"p","labels":{%s}},"spec":{}}`, b.String()[1:])
+	if _, err := NewView().Apply(Entry{Key: KindPrefix(KindProfile) + "p", Value: []byte(raw), Revision: 1}); err == nil || !strings.Contains(err.Error(), "too many keys") {
+		t.Errorf("%v", err)
 	}
 }

@@ -120,3 +120,18 @@ func TestUnfamiliarIsToldOnce(t *testing.T) {
 		t.Errorf("got %q, %q, %d profiles", got, v.Problems(), v.Count(KindProfile))
 	}
 }
+
+// TestUnfamiliarIsBounded: who writes ever new keys does not fill the memory.
+func TestUnfamiliarIsBounded(t *testing.T) {
+	v, told := NewView(), 0
+	for i := range 3 * maxMet {
+		raw := fmt.Appendf(nil, `{"apiVersion":"netctl/v1","kind":"Profile","metadata":{"name":"p"},"spec":{"key%d":1}}`, i)
+		if _, err := v.Apply(Entry{Key: KindPrefix(KindProfile) + "p", Value: raw, Revision: int64(i + 1)}); err != nil {
+			t.Fatal(err)
+		}
+		told += len(v.Unfamiliar())
+	}
+	if told != maxMet || len(v.met) != maxMet {
+		t.Errorf("told %d, %d kept", told, len(v.met))
+	}
+}

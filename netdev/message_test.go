@@ -31,6 +31,26 @@ func TestParseLink(t *testing.T) {
 	}
 }
 
+// TestAttributes: the flags are no part of an attribute's type, and a number of another
+// length is refused.
+func TestAttributes(t *testing.T) {
+	order := binary.NativeEndian
+	b := linkMessage(3, "nc0", 1400, 7)
+	flagged := order.AppendUint16(nil, 8)
+	flagged = order.AppendUint16(flagged, 27|0x8000)
+	flagged = order.AppendUint32(flagged, 9)
+	if l, err := ParseLink(append(b, flagged...)); err != nil || l.Group != 9 {
+		t.Errorf("with a flag: %+v, %v", l, err)
+	}
+	for _, kind := range []uint16{4, 27} {
+		short := order.AppendUint16(linkMessage(3, "nc0", 1400, 7), 6)
+		short = append(order.AppendUint16(short, kind), 1, 2, 0, 0)
+		if l, err := ParseLink(short); err == nil {
+			t.Errorf("attribute %d of two bytes: %+v", kind, l)
+		}
+	}
+}
+
 func FuzzParseLink(f *testing.F) {
 	f.Add(linkMessage(3, "nc0", 1500, 7))
 	f.Add([]byte{})

@@ -10,6 +10,7 @@ import (
 
 	"netctl/datastore"
 	"netctl/datastore/memory"
+	"netctl/routing/fib"
 )
 
 // routedStore looks at the kernel's routes whenever a block is deleted.
@@ -112,4 +113,25 @@ func TestABlockThatIsNeededStays(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+// TestABlockComesBack: a block that was given back and is claimed again has its route.
+func TestABlockComesBack(t *testing.T) {
+	view, tab := datastore.NewView(), newTable(fib.NewFake().Table(87))
+	s := &blocks{node: "n1", view: view, table: tab, returning: map[netip.Prefix]bool{}}
+	b := &datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("10.65.0.0/26"), Affinity: "n1"}}
+	name := datastore.PoolName(b.Spec.CIDR)
+	wanted := func() bool { return len(tab.wants["block "+name]) == 1 }
+	s.changed(name, nil, b)
+	if !wanted() {
+		t.Error("a claimed block has no route")
+	}
+	s.keepOut(b.Spec.CIDR, true)
+	if s.changed(name, b, b); wanted() {
+		t.Error("a block that is being given back has a route")
+	}
+	s.changed(name, b, nil)
+	if s.changed(name, nil, b); !wanted() {
+		t.Error("a block that was claimed again has no route")
+	}
 }
