@@ -65,12 +65,13 @@ func TestAnEventCostsTheSpeakerWhatItChanges(t *testing.T) {
 		}
 		step := func(what string, fn func()) {
 			clear(calls)
+			s.follower.meshes = 0
 			fn()
 			plans := len(s.follower.plans)
 			for range plans {
 				<-s.follower.plans
 			}
-			out = append(out, fmt.Sprint(what, ": ", plans, " plans, calls ", calls))
+			out = append(out, fmt.Sprint(what, ": ", s.follower.meshes, " meshes, ", plans, " plans, calls ", calls))
 		}
 		apply := func(o datastore.Object) {
 			if err := s.follower.Apply(datastore.Batch{Events: []datastore.Entry{stored(t, 5000, o)}, Revision: 5000}); err != nil {
@@ -107,12 +108,12 @@ func TestAnEventCostsTheSpeakerWhatItChanges(t *testing.T) {
 		}
 	}
 	want := []string{
-		"node elsewhere says what does not matter here: 0 plans, calls map[]",
-		"node elsewhere gets another address: 1 plans, calls map[]",
-		"attach: 0 plans, calls map[]",
-		"detach: 0 plans, calls map[]",
-		"foreign route to nowhere of ours: 0 plans, calls map[connected:1]",
-		"foreign route to one peer: 0 plans, calls map[connected:1 resolve:1]",
+		"node elsewhere says what does not matter here: 0 meshes, 0 plans, calls map[]",
+		"node elsewhere gets another address: 1 meshes, 1 plans, calls map[]",
+		"attach: 0 meshes, 0 plans, calls map[]",
+		"detach: 0 meshes, 0 plans, calls map[]",
+		"foreign route to nowhere of ours: 0 meshes, 0 plans, calls map[connected:1]",
+		"foreign route to one peer: 0 meshes, 0 plans, calls map[connected:1 resolve:1]",
 	}
 	for i := range want {
 		if small[i] != want[i] {

@@ -36,6 +36,7 @@ type follower struct {
 	mu     sync.Mutex
 	view   *datastore.View
 	last   *routing.Plan // handed out; nil: none yet
+	meshes int           // how often a plan was worked out, which costs all nodes; tests count it
 	before routing.Plan  // what the last run worked by
 	doubt  bool          // what the next listing lacks is kept
 	kept   kept
@@ -209,6 +210,7 @@ func (f *follower) plan() {
 	if f.alien != "" {
 		return
 	}
+	f.meshes++
 	p := routing.Mesh(f.node, f.kept.withNodes(f.view.Nodes()), f.kept.withPools(f.view.Pools()), f.kept.config(f.view))
 	p.Problems = append(p.Problems, f.view.Problems()...)
 	p.Understood, _ = f.view.Understood()
