@@ -142,7 +142,8 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 		{"status", "bgpconfigs node", false},
 		{"status --node n1", "bgpconfigs node report", false},
 		{"status --all", "bgpconfigs nodes reports", true},
-		{"ipam check", "bgpconfigs blocks configs endpoints networks nodes pools profiles reservations", true},
+		{"ipam check", "blocks endpoints nodes pools reservations", true},
+		{"ipam show", "blocks nodes pools reservations", true},
 		{"__complete profile p0 tag remove ", "profiles", true},
 		{"__complete endpoint n0/cni/w0/eth0 profile append ", "profiles", true},
 		{"__complete node remove ", "nodes", true},
@@ -172,7 +173,7 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 		"create": "as apply", "replace": "as apply", "edit": "as get", "delete": "as remove", "config": "no datastore", "version": "no datastore",
 		"completion": "no datastore", "lab up": "no datastore", "lab down": "no datastore", "lab exec": "no datastore", "lab status": "no datastore",
 		"endpoint add": "asks the agent", "endpoint remove": "asks the agent", "route show": "the kernel, or blocks and endpoints of --node",
-		"ipam show": "as pool show -o wide", "ipam info": "as pool show -o wide", "ipam release": "as pool show -o wide",
+		"ipam info": "as pool show -o wide", "ipam release": "as pool show -o wide",
 		"node remove": "changes what others need here", "pool remove": "as node remove", "network remove": "as profile remove", "pool range": "as pool add", "help": "",
 	}
 	var walk func(c *cobra.Command, path []string)

@@ -28,69 +28,45 @@ func newEndpointCommand(a *app) *cobra.Command {
 func newEndpointShowCommand(a *app) *cobra.Command {
 	var host, orchestrator, workload, iface string
 	var detailed bool
-	cmd := &cobra.Command{
-		Use:   "show",
-		Short: "Show how many endpoints there are where, or with --detailed each of them",
-		Long: "Show how many endpoints there are where, or with --detailed each of them. What other commands take as an ID is the first\n" +
+	differs := func(filter, value string) bool { return filter != "" && filter != value }
+	return newListCommand(a, listing{
+		kind:  datastore.KindEndpoint,
+		short: "Show how many endpoints there are where, or with --detailed each of them",
+		long: "Show how many endpoints there are where, or with --detailed each of them. What other commands take as an ID is the first\n" +
 			"four columns of --detailed with / between them; -o wide has it in a column.",
-		Example: "  netctl endpoint show\n  netctl endpoint show --host slave --detailed",
-		Args:    cobra.NoArgs,
-	}
-	f := addFormat(cmd)
-	cmd.Flags().StringVar(&host, "host", "", "of this `node` only")
-	cmd.Flags().StringVar(&orchestrator, "orchestrator", "", "of this `orchestrator` only: cni, docker, manual, …")
-	cmd.Flags().StringVar(&workload, "workload", "", "of this `workload` only")
-	cmd.Flags().StringVar(&iface, "endpoint", "", "with this `interface` in the workload only")
-	cmd.Flags().BoolVar(&detailed, "detailed", false, "one row for each endpoint")
-	_ = cmd.RegisterFlagCompletionFunc("host", a.complete(datastore.KindNode, nodeNames))
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		kinds := []datastore.Kind{datastore.KindEndpoint}
-		if detailed || *f == formatWide {
-			kinds = shownWith(datastore.KindEndpoint, *f)
-		}
-		view, err := a.view(cmd.Context(), kinds...)
-		if err != nil {
-			return err
-		}
-		differs := func(filter, value string) bool { return filter != "" && filter != value }
-		list := slices.DeleteFunc(view.Endpoints(), func(e *datastore.Endpoint) bool {
-			return differs(host, e.Spec.Node) || differs(orchestrator, e.Spec.Orchestrator) ||
-				differs(workload, e.Spec.Workload) || differs(iface, e.Spec.Interface)
-		})
-		return a.show(*f, asObjects(list), func() string {
-			if detailed || *f == formatWide {
-				return kindTable(view, datastore.KindEndpoint, asObjects(list), *f == formatWide)
-			}
-			return endpointCounts(list)
-		})
-	}
-	return cmd
+		example: "  netctl endpoint show\n  netctl endpoint show --host slave --detailed",
+		flags: func(cmd *cobra.Command) {
+			cmd.Flags().StringVar(&host, "host", "", "of this `node` only")
+			cmd.Flags().StringVar(&orchestrator, "orchestrator", "", "of this `orchestrator` only: cni, docker, manual, …")
+			cmd.Flags().StringVar(&workload, "workload", "", "of this `workload` only")
+			cmd.Flags().StringVar(&iface, "endpoint", "", "with this `interface` in the workload only")
+			cmd.Flags().BoolVar(&detailed, "detailed", false, "one row for each endpoint")
+			_ = cmd.RegisterFlagCompletionFunc("host", a.complete(datastore.KindNode, nodeNames))
+		},
+		keep: func(o datastore.Object) bool {
+			s := o.(*datastore.Endpoint).Spec
+			return !differs(host, s.Node) && !differs(orchestrator, s.Orchestrator) && !differs(workload, s.Workload) && !differs(iface, s.Interface)
+		},
+		layout: func(f format) (layout, bool) { return layout{text: endpointCounts}, !detailed && f != formatWide },
+	})
 }
 
 // endpointCounts has a row for each orchestrator of each node.
-func endpointCounts(list []*datastore.Endpoint) string {
+func endpointCounts(_ *datastore.View, list []datastore.Object) string {
+	spec := func(i int) datastore.EndpointSpec { return list[i].(*datastore.Endpoint).Spec }
 	var rows [][]string
 	for len(list) > 0 {
-		s := list[0].Spec
+		s := spec(0)
 		n := 0
 		workloads := map[string]bool{}
-		for n < len(list) && list[n].Spec.Node == s.Node && list[n].Spec.Orchestrator == s.Orchestrator {
-			workloads[list[n].Spec.Workload] = true
+		for n < len(list) && spec(n).Node == s.Node && spec(n).Orchestrator == s.Orchestrator {
+			workloads[spec(n).Workload] = true
 			n++
 		}
 		rows = append(rows, []string{s.Node, s.Orchestrator, strconv.Itoa(len(workloads)), strconv.Itoa(n)})
 		list = list[n:]
 	}
 	return table([]string{"Hostname", "Orchestrator ID", "Number of Workloads", "Number of Endpoints"}, rows)
-}
-
-func endpointHeader() []string {
-	return []string{"Hostname", "Orchestrator ID", "Workload ID", "Endpoint ID", "Addresses", "MAC", "Profiles", "State"}
-}
-
-func endpointRow(view *datastore.View, e *datastore.Endpoint) []string {
-	s := e.Spec
-	return []string{s.Node, s.Orchestrator, s.Workload, s.Interface, joined(s.Addresses), s.MAC, strings.Join(s.Profiles, ","), endpointState(view, e)}
 }
 
 // endpointState is what the endpoint's node says of it.

@@ -28,16 +28,12 @@ func newIPAMShowCommand(a *app) *cobra.Command {
 	f := addFormat(cmd)
 	cmd.Flags().BoolVar(&blocks, "blocks", false, "a row for each block")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		s, err := a.store(cmd.Context())
+		view, err := a.view(cmd.Context(), ipam.Kinds()...)
 		if err != nil {
 			return err
 		}
-		defer a.waiting("the datastore")()
-		pools, err := ipam.Show(cmd.Context(), s)
-		if err != nil {
-			return err
-		}
-		if *f == formatJSON || *f == formatYAML {
+		pools := ipam.Use(view)
+		if f.manifests() {
 			return a.showPlain(*f, pools)
 		}
 		return a.print(poolUseTable(pools, blocks || *f == formatWide))
@@ -101,7 +97,7 @@ func newIPAMInfoCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if *f == formatJSON || *f == formatYAML {
+		if f.manifests() {
 			return a.showPlain(*f, i)
 		}
 		return a.print(addressText(i))
@@ -217,7 +213,7 @@ func newIPAMCheckCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if *f == formatJSON || *f == formatYAML {
+		if f.manifests() {
 			err = a.showPlain(*f, r)
 		} else {
 			err = a.print(a.checkText(r))

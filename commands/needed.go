@@ -2,7 +2,6 @@ package commands
 
 import (
 	"context"
-	"errors"
 
 	"netctl/datastore"
 )
@@ -29,38 +28,22 @@ func (n needed) one(k datastore.Kind, name string) {
 // needed all of the kind are: one large answer costs less than many small ones.
 const mostSingle = 4
 
-// read reads the objects: those of a kind with one listing, single ones by their keys.
-func (n needed) read(ctx context.Context, s datastore.Store) (snap datastore.Snapshot, err error) {
-	var kinds []datastore.Kind
-	var keys []string
+// read reads the objects at one revision: those of a kind as a whole, single ones by
+// their keys.
+func (n needed) read(ctx context.Context, s datastore.Store) (datastore.Snapshot, error) {
+	var ranges []string
 	for k, names := range n {
 		if names == nil || len(names) > mostSingle {
-			kinds = append(kinds, k)
+			ranges = append(ranges, datastore.Prefixes(k)...)
 			continue
 		}
 		for name := range names {
 			if key, err := datastore.Key(k, name); err == nil {
-				keys = append(keys, key)
+				ranges = append(ranges, key)
 			}
 		}
 	}
-	if len(kinds) > 0 {
-		if snap, err = s.List(ctx, datastore.Prefixes(kinds...)...); err != nil {
-			return snap, err
-		}
-	}
-	for _, key := range keys {
-		e, err := s.Get(ctx, key)
-		if errors.Is(err, datastore.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return snap, err
-		}
-		snap.Entries = append(snap.Entries, e)
-		snap.Revision = max(snap.Revision, e.Revision)
-	}
-	return snap, nil
+	return s.List(ctx, ranges...)
 }
 
 // neededToPut is what View.CheckPut looks at, and the objects themselves.

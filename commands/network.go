@@ -17,22 +17,11 @@ func newNetworkCommand(a *app) *cobra.Command {
 }
 
 func newNetworkShowCommand(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:     "show",
-		Short:   "Show the networks with their pools and profiles",
-		Example: "  netctl network show\n  netctl network show -o yaml",
-		Args:    cobra.NoArgs,
-	}
-	f := addFormat(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		view, err := a.view(cmd.Context(), shownWith(datastore.KindNetwork, *f)...)
-		if err != nil {
-			return err
-		}
-		networks := asObjects(view.Networks())
-		return a.show(*f, networks, func() string { return kindTable(view, datastore.KindNetwork, networks, *f == formatWide) })
-	}
-	return cmd
+	return newListCommand(a, listing{
+		kind:    datastore.KindNetwork,
+		short:   "Show the networks with their pools and profiles",
+		example: "  netctl network show\n  netctl network show -o yaml",
+	})
 }
 
 func newNetworkCreateCommand(a *app) *cobra.Command {

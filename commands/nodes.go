@@ -23,22 +23,11 @@ func nodeNouns(a *app) []*cobra.Command {
 }
 
 func newNodeShowCommand(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:     "show",
-		Short:   "Show the nodes with their addresses and AS numbers",
-		Example: "  netctl node show\n  netctl node show -o wide",
-		Args:    cobra.NoArgs,
-	}
-	f := addFormat(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		view, err := a.view(cmd.Context(), shownWith(datastore.KindNode, *f)...)
-		if err != nil {
-			return err
-		}
-		nodes := asObjects(view.Nodes())
-		return a.show(*f, nodes, func() string { return kindTable(view, datastore.KindNode, nodes, *f == formatWide) })
-	}
-	return cmd
+	return newListCommand(a, listing{
+		kind:    datastore.KindNode,
+		short:   "Show the nodes with their addresses and AS numbers",
+		example: "  netctl node show\n  netctl node show -o wide",
+	})
 }
 
 func newNodeAddCommand(a *app) *cobra.Command {

@@ -25,6 +25,9 @@ const (
 	formatYAML  format = "yaml"
 )
 
+// manifests says whether objects are printed as they are stored, for programs.
+func (f format) manifests() bool { return f == formatJSON || f == formatYAML }
+
 func formats() []string {
 	return []string{string(formatTable), string(formatWide), string(formatJSON), string(formatYAML)}
 }

@@ -27,46 +27,24 @@ func newPoolCommand(a *app) *cobra.Command {
 
 func newPoolShowCommand(a *app) *cobra.Command {
 	var v4, v6 bool
-	cmd := &cobra.Command{
-		Use:     "show",
-		Short:   "Show the pools; -o wide adds what is used of them",
-		Example: "  netctl pool show\n  netctl pool show --ipv4 -o wide",
-		Args:    cobra.NoArgs,
-	}
-	f := addFormat(cmd)
-	cmd.Flags().BoolVar(&v4, "ipv4", false, "IPv4 pools only")
-	cmd.Flags().BoolVar(&v6, "ipv6", false, "IPv6 pools only")
-	cmd.MarkFlagsMutuallyExclusive("ipv4", "ipv6")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		view, err := a.view(cmd.Context(), datastore.KindPool)
-		if err != nil {
-			return err
-		}
-		pools := slices.DeleteFunc(view.Pools(), func(p *datastore.Pool) bool {
-			return v4 && p.Spec.CIDR.Addr().Is6() || v6 && p.Spec.CIDR.Addr().Is4()
-		})
-		return a.showPools(cmd.Context(), *f, pools)
-	}
-	return cmd
-}
-
-// showPools prints pools; -o wide asks what is used of them.
-func (a *app) showPools(ctx context.Context, f format, pools []*datastore.Pool) error {
-	var uses []ipam.PoolUse
-	if f == formatWide {
-		s, err := a.store(ctx)
-		if err != nil {
-			return err
-		}
-		if uses, err = ipam.Show(ctx, s); err != nil {
-			return err
-		}
-	}
-	return a.show(f, asObjects(pools), func() string { return poolTables(pools, uses, f == formatWide) })
+	return newListCommand(a, listing{
+		kind:    datastore.KindPool,
+		short:   "Show the pools; -o wide adds what is used of them",
+		example: "  netctl pool show\n  netctl pool show --ipv4 -o wide",
+		flags: func(cmd *cobra.Command) {
+			cmd.Flags().BoolVar(&v4, "ipv4", false, "IPv4 pools only")
+			cmd.Flags().BoolVar(&v6, "ipv6", false, "IPv6 pools only")
+			cmd.MarkFlagsMutuallyExclusive("ipv4", "ipv6")
+		},
+		keep: func(o datastore.Object) bool {
+			is6 := o.(*datastore.Pool).Spec.CIDR.Addr().Is6()
+			return !(v4 && is6 || v6 && !is6)
+		},
+	})
 }
 
 // poolTables is one table for each family that has a pool.
-func poolTables(pools []*datastore.Pool, uses []ipam.PoolUse, wide bool) string {
+func poolTables(pools []datastore.Object, uses []ipam.PoolUse, wide bool) string {
 	if len(pools) == 0 {
 		return "No pools.\n"
 	}
@@ -77,7 +55,8 @@ func poolTables(pools []*datastore.Pool, uses []ipam.PoolUse, wide bool) string 
 			header = append(header, "Block size", "Blocks", "Used", "Free", "Nodes")
 		}
 		var rows [][]string
-		for _, p := range pools {
+		for _, o := range pools {
+			p := o.(*datastore.Pool)
 			if p.Spec.CIDR.Addr().Is6() != (family == "IPv6") {
 				continue
 			}

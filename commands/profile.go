@@ -21,44 +21,31 @@ func newProfileCommand(a *app) *cobra.Command {
 
 func newProfileShowCommand(a *app) *cobra.Command {
 	var detailed bool
-	cmd := &cobra.Command{
-		Use:     "show",
-		Short:   "Show the profiles; --detailed adds their endpoints",
-		Example: "  netctl profile show\n  netctl profile show --detailed",
-		Args:    cobra.NoArgs,
-	}
-	f := addFormat(cmd)
-	cmd.Flags().BoolVar(&detailed, "detailed", false, "one row for each endpoint")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		kinds := shownWith(datastore.KindProfile, *f)
-		if detailed {
-			kinds = append(shownWith(datastore.KindEndpoint, *f), datastore.KindProfile)
-		}
-		view, err := a.view(cmd.Context(), kinds...)
-		if err != nil {
-			return err
-		}
-		return a.show(*f, asObjects(view.Profiles()), func() string {
-			if detailed {
-				return profileEndpoints(view)
-			}
-			return kindTable(view, datastore.KindProfile, asObjects(view.Profiles()), *f == formatWide)
-		})
-	}
-	return cmd
+	return newListCommand(a, listing{
+		kind:    datastore.KindProfile,
+		short:   "Show the profiles; --detailed adds their endpoints",
+		example: "  netctl profile show\n  netctl profile show --detailed",
+		flags: func(cmd *cobra.Command) {
+			cmd.Flags().BoolVar(&detailed, "detailed", false, "one row for each endpoint")
+		},
+		layout: func(format) (layout, bool) {
+			return layout{reads: []datastore.Kind{datastore.KindEndpoint, datastore.KindNode, datastore.KindReport}, text: profileEndpoints}, detailed
+		},
+	})
 }
 
 // profileEndpoints has a row for each endpoint of each profile; a profile
 // without endpoints has one row of its own.
-func profileEndpoints(view *datastore.View) string {
+func profileEndpoints(view *datastore.View, profiles []datastore.Object) string {
 	var rows [][]string
-	for _, p := range view.Profiles() {
-		endpoints := view.EndpointsWithProfile(p.Metadata.Name)
+	for _, p := range profiles {
+		name := p.Meta().Name
+		endpoints := view.EndpointsWithProfile(name)
 		if len(endpoints) == 0 {
-			rows = append(rows, []string{p.Metadata.Name, "", "", "", "", ""})
+			rows = append(rows, []string{name, "", "", "", "", ""})
 		}
 		for _, e := range endpoints {
-			rows = append(rows, []string{p.Metadata.Name, e.Spec.Node, e.Spec.Orchestrator, e.Spec.Workload, e.Spec.Interface, endpointState(view, e)})
+			rows = append(rows, []string{name, e.Spec.Node, e.Spec.Orchestrator, e.Spec.Workload, e.Spec.Interface, endpointState(view, e)})
 		}
 	}
 	return table([]string{"Name", "Host", "Orchestrator ID", "Workload ID", "Endpoint ID", "State"}, rows)

@@ -92,13 +92,13 @@ type Store interface {
 	// Get returns the entry, or ErrNotFound.
 	Get(ctx context.Context, key string) (Entry, error)
 	// List returns every entry under the prefixes, none of which begins another,
-	// consistent at one revision.
+	// consistent at one revision. A prefix that does not end in / is one key.
 	List(ctx context.Context, prefixes ...string) (Snapshot, error)
 	// Commit applies t and returns the revision of the change. If a condition
 	// does not hold nothing is applied and the error wraps ErrExists (the
 	// condition was Revision 0) or ErrConflict, and names the key.
 	Commit(ctx context.Context, t Txn) (int64, error)
-	// Watch calls fn for every batch of changes under the prefixes after the given
+	// Watch calls fn for every batch of changes under the prefixes (as List has them) after the given
 	// revision, until ctx ends, fn fails, or the watch breaks (ErrCompacted,
 	// ErrUnavailable). It never returns nil. The batches of one prefix come in
 	// order; those of two prefixes may overtake each other, and a transaction over

@@ -41,8 +41,7 @@ func Prefixes(kinds ...Kind) []string {
 	var all []string
 	for _, k := range kinds {
 		if k == KindPool {
-			all = append(all, PoolsKey) // the pools' own prefix begins with it
-			continue
+			all = append(all, PoolsKey)
 		}
 		all = append(all, KindPrefix(k))
 	}

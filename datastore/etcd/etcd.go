@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -198,9 +199,17 @@ func (s *Store) List(ctx context.Context, prefixes ...string) (datastore.Snapsho
 	}
 }
 
+// rangeEnd is where the range of a prefix ends; one key has none.
+func rangeEnd(prefix string) []byte {
+	if !strings.HasSuffix(prefix, "/") {
+		return nil
+	}
+	return []byte(clientv3.GetPrefixRangeEnd(prefix))
+}
+
 // list appends what is under a prefix to snap, at its revision; 0 is the present.
 func (s *Store) list(ctx context.Context, prefix string, snap *datastore.Snapshot) error {
-	next, end := []byte(prefix), []byte(clientv3.GetPrefixRangeEnd(prefix))
+	next, end := []byte(prefix), rangeEnd(prefix)
 	for limit := int64(pageFirst); ; {
 		var r *etcdserverpb.RangeResponse
 		err := s.read(ctx, "list "+prefix, func(ctx context.Context) (err error) {

@@ -66,7 +66,7 @@ func watchRequest(prefix string, after, id int64) *etcdserverpb.WatchRequest {
 	return &etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CreateRequest{
 		CreateRequest: &etcdserverpb.WatchCreateRequest{
 			Key:            []byte(prefix),
-			RangeEnd:       []byte(clientv3.GetPrefixRangeEnd(prefix)),
+			RangeEnd:       rangeEnd(prefix),
 			StartRevision:  after + 1,
 			ProgressNotify: true,
 			Fragment:       true,

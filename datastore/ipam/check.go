@@ -51,7 +51,7 @@ type Report struct {
 // Check compares blocks, endpoints, nodes and pools as of one revision of the
 // store. It changes nothing.
 func Check(ctx context.Context, s datastore.Store) (Report, error) {
-	v, err := viewOf(ctx, s)
+	v, err := load(ctx, s, datastore.KindEndpoint)
 	if err != nil {
 		return Report{}, fmt.Errorf("check addresses: %w", err)
 	}
@@ -65,20 +65,6 @@ func Check(ctx context.Context, s datastore.Store) (Report, error) {
 		c.add(Finding{Problem: Unreadable, Message: p})
 	}
 	return c.report, nil
-}
-
-// viewOf is everything the store holds, at one revision. What cannot be read is
-// in the view's Problems.
-func viewOf(ctx context.Context, s datastore.Store) (*datastore.View, error) {
-	snap, err := s.List(ctx, datastore.Prefix)
-	if err != nil {
-		return nil, err
-	}
-	v := datastore.NewView()
-	if _, err := v.Replace(snap); err != nil && !errors.Is(err, datastore.ErrInvalid) {
-		return nil, err
-	}
-	return v, nil
 }
 
 type checker struct {

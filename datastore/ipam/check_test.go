@@ -148,10 +148,11 @@ func TestShow(t *testing.T) {
 	w.one(w.on("n2"), "b", "10.0.0.6")
 	w.one(w.on("n2"), "c", "10.0.0.7")
 	w.release(w.on("n2"), "c")
-	pools, err := Show(t.Context(), w.store)
+	v, err := load(t.Context(), w.store)
 	if err != nil {
 		t.Fatal(err)
 	}
+	pools := Use(v)
 	p := pools[0]
 	want(t, fmt.Sprint(p.CIDR, p.Size, p.MaxBlocks, p.Used, p.Excluded, p.Free), "10.0.0.0/24 256 4 2 4 250")
 	want(t, fmt.Sprintf("%+v", p.Blocks), "[{CIDR:10.0.0.0/26 Affinity:n1 Size:64 Used:2 Borrowed:1 Resting:1 Free:58}]")

@@ -38,12 +38,8 @@ type BlockUse struct {
 	Free     int          `json:"free"`     // resting ones included
 }
 
-// Show returns the use of every pool, by address.
-func Show(ctx context.Context, s datastore.Store) ([]PoolUse, error) {
-	v, err := load(ctx, s)
-	if err != nil {
-		return nil, fmt.Errorf("show addresses: %w", err)
-	}
+// Use is the use of every pool, by address; v holds the Kinds.
+func Use(v *datastore.View) []PoolUse {
 	excluded := exclusions(v)
 	var all []PoolUse
 	for _, p := range v.Pools() {
@@ -63,7 +59,7 @@ func Show(ctx context.Context, s datastore.Store) ([]PoolUse, error) {
 		}
 		all = append(all, u)
 	}
-	return all, nil
+	return all
 }
 
 func useOf(b *datastore.Block, excluded []taken) BlockUse {

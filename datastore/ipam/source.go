@@ -52,9 +52,7 @@ func (x *Index) reread(ctx context.Context, s datastore.Store, conds []datastore
 		}
 		a := ahead{revision: snap.Revision}
 		for _, e := range snap.Entries {
-			if e.Key == c.Key {
-				a.object, a.unreadable = decode(e)
-			}
+			a.object, a.unreadable = decode(e)
 		}
 		x.mu.Lock()
 		x.learn(c.Key, a)
@@ -86,10 +84,15 @@ func decode(e datastore.Entry) (o datastore.Object, unreadable bool) {
 	return b, true
 }
 
-// load is what the store holds of the kinds that plans are made from. An entry
-// that cannot be read is missing; who then tries to create it learns of it.
-func load(ctx context.Context, s datastore.Store) (*datastore.View, error) {
-	all, err := s.List(ctx, datastore.Prefixes(datastore.KindNode, datastore.KindPool, datastore.KindReservation, datastore.KindBlock)...)
+// Kinds are the kinds that plans are made from.
+func Kinds() []datastore.Kind {
+	return []datastore.Kind{datastore.KindNode, datastore.KindPool, datastore.KindReservation, datastore.KindBlock}
+}
+
+// load is what the store holds of the kinds that plans are made from, and of more.
+// An entry that cannot be read is missing; who then tries to create it learns of it.
+func load(ctx context.Context, s datastore.Store, more ...datastore.Kind) (*datastore.View, error) {
+	all, err := s.List(ctx, datastore.Prefixes(append(Kinds(), more...)...)...)
 	if err != nil {
 		return nil, err
 	}

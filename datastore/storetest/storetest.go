@@ -174,15 +174,19 @@ func list(t *testing.T, ctx context.Context, s datastore.Store) {
 		t.Fatalf("empty: %+v, %v", snap, err)
 	}
 	put(t, ctx, s, root+"b/2", "2")
+	put(t, ctx, s, root+"b/20", "20")
 	put(t, ctx, s, root+"b/10", "10")
 	put(t, ctx, s, root+"a", "a")
 	rev := put(t, ctx, s, root+"c", "c")
 	snap, err = s.List(ctx, root+"b/")
-	if err != nil || snap.Revision != rev || keys(snap.Entries) != "b/10 b/2" {
+	if err != nil || snap.Revision != rev || keys(snap.Entries) != "b/10 b/2 b/20" {
 		t.Fatalf("got %s at %d, %v", keys(snap.Entries), snap.Revision, err)
 	}
-	if snap, _ = s.List(ctx, root); keys(snap.Entries) != "a b/10 b/2 c" {
+	if snap, _ = s.List(ctx, root); keys(snap.Entries) != "a b/10 b/2 b/20 c" {
 		t.Fatalf("got %s", keys(snap.Entries))
+	}
+	if snap, _ = s.List(ctx, root+"b/2", root+"c", root+"none"); keys(snap.Entries) != "b/2 c" || snap.Revision != rev {
+		t.Fatalf("two keys: got %s at %d", keys(snap.Entries), snap.Revision)
 	}
 	if snap, _ = s.List(ctx, root+"c"); keys(snap.Entries) != "c" {
 		t.Fatalf("a whole key is a prefix of itself: got %s", keys(snap.Entries))
