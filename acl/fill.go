@@ -88,6 +88,7 @@ func (x *Index) fill(text string) {
 	}
 }
 
+// look is one look of a selector or of the label index at a member.
 func (x *Index) look() {
 	x.left--
 	x.looked++
@@ -140,6 +141,7 @@ func (x *Index) labelsWhole() bool {
 
 // dropSelector forgets a selector, and with the last that needs it the label index.
 func (x *Index) dropSelector(text string) {
+	x.audience.remove(x.selectors[text])
 	delete(x.selectors, text)
 	x.filling = slices.DeleteFunc(x.filling, func(t string) bool { return t == text })
 	for _, p := range x.selectors {

@@ -18,6 +18,7 @@ type Index struct {
 
 	populations map[populationKey]*population
 	selectors   map[string]*population // the live ones, by text
+	audience    audience               // the live ones, by what they look for
 	labels      *labelIndex            // nil: no live selector needs it
 	sets        map[string]*liveSet
 	chains      map[string]*liveChain
@@ -44,6 +45,7 @@ func NewIndex(node string, o Options) *Index {
 		byProfile:   map[string]map[string]struct{}{},
 		populations: map[populationKey]*population{},
 		selectors:   map[string]*population{},
+		audience:    audience{terms: map[term][]*population{}},
 		sets:        map[string]*liveSet{},
 		chains:      map[string]*liveChain{},
 		links:       map[string]map[string]struct{}{},

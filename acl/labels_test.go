@@ -111,6 +111,39 @@ func TestASelectorLooksAtItsCandidates(t *testing.T) {
 	}
 }
 
+// TestAMemberAsksItsAudience: a change of one endpoint's labels is held against the
+// selectors that look for a label it has or had, not against every live one.
+func TestAMemberAsksItsAudience(t *testing.T) {
+	for _, n := range []int{10, 1000} {
+		c := newCrowd(t, 10, 5)
+		rules := []string{"allow from selector \"role == 'db' && has(nr) || rare in {'1', '2'}\"", "allow from selector \"has(nr) && other != 'x'\"", "allow from selector \"role != 'db'\""}
+		for i := range n {
+			rules = append(rules, fmt.Sprintf("allow from selector \"nr == '%d' && has(role)\"", i))
+		}
+		c.profile("web", rules...)
+		c.work()
+		for _, s := range []struct {
+			labels []string
+			looks  int
+		}{
+			{[]string{"role", "db", "nr", "7"}, 4},                  // nr == '7', the first, has(nr), !=
+			{[]string{"role", "db", "nr", "8", "rare", "1"}, 4 + 4}, // as before and nr == '8'; the first is asked once
+			{[]string{"colour", "red"}, 1 + 4},
+		} {
+			before := c.x.looked
+			c.put(c.endpoint("node2", "moving", 500, "other", s.labels...))
+			if got := c.x.looked - before; got != s.looks {
+				t.Errorf("%v: held against %d of %d selectors, want %d", s.labels, got, len(rules), s.looks)
+			}
+		}
+		c.profile("web")
+		c.x.Flush()
+		if a := c.x.audience; len(a.terms)+len(a.anyone) > 0 {
+			t.Errorf("selectors that are gone are still asked: %v %v", a.terms, a.anyone)
+		}
+	}
+}
+
 // TestManySelectorsAreWorkedOffInSlices: the first selectors of all, 200 at once
 // over 50,000 members, have the label index built, which looks at each member once.
 // Neither that nor what comes after is done in more than a slice, and an attach

@@ -166,8 +166,10 @@ type populationKey struct {
 // kept, those of selectors only while a rule needs them.
 type population struct {
 	selector *datastore.Selector
+	text     string          // of the selector
 	need     *datastore.Need // of the selector; nil: the label index does not help
 	count    map[Element]int
+	asked    int // the audience's last round that had it
 	upto     int // of a selector: members at places below it have been counted; whole: all
 	// sets are the live sets of the population, IPv4 and IPv6; "": not needed.
 	sets [2]string
@@ -206,12 +208,12 @@ func (x *Index) countSelected(place int, f *facts, n int) {
 	if len(f.addrs) == 0 {
 		return
 	}
-	x.left -= len(x.selectors)
-	for text, p := range x.selectors {
+	x.audience.each(f.labels, func(p *population) {
+		x.look()
 		if place < p.upto && p.selector.Matches(f.labels) {
-			x.countAddrs(populationKey{fromSelector, text}, f.addrs, n)
+			x.countAddrs(populationKey{fromSelector, p.text}, f.addrs, n)
 		}
-	}
+	})
 }
 
 func (x *Index) countAddrs(key populationKey, addrs []netip.Addr, n int) {
@@ -286,7 +288,9 @@ func (x *Index) populate(r setRef) {
 	key := populationKey{r.source, r.arg}
 	if r.source == fromSelector && x.selectors[r.arg] == nil {
 		if sel, err := datastore.ParseSelector(r.arg); err == nil {
-			x.selectors[r.arg] = &population{selector: sel, need: sel.Need(), count: map[Element]int{}}
+			p := &population{selector: sel, text: r.arg, need: sel.Need(), count: map[Element]int{}}
+			x.selectors[r.arg] = p
+			x.audience.add(p)
 			x.filling = append(x.filling, r.arg)
 			x.fill(r.arg)
 		}
