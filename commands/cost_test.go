@@ -35,7 +35,7 @@ func (s *readStore) saw(prefix string, whole bool, entries ...datastore.Entry) {
 	for _, k := range datastore.Kinds() {
 		kind := strings.ToLower(string(k))
 		switch p := datastore.KindPrefix(k); {
-		case whole && (prefix == p || prefix == datastore.PoolsKey && k == datastore.KindPool || prefix == datastore.Prefix && k != datastore.KindReport):
+		case whole && (prefix == p || prefix == datastore.Prefix && k != datastore.KindReport):
 			s.kinds[kind+"s"] = true
 		case strings.HasPrefix(prefix, p) && prefix != p:
 			s.kinds[kind] = true

@@ -34,7 +34,10 @@ func (n needed) read(ctx context.Context, s datastore.Store) (datastore.Snapshot
 	var ranges []string
 	for k, names := range n {
 		if names == nil || len(names) > mostSingle {
-			ranges = append(ranges, datastore.Prefixes(k)...)
+			ranges = append(ranges, datastore.KindPrefix(k))
+			if k == datastore.KindPool {
+				ranges = append(ranges, datastore.PoolsKey)
+			}
 			continue
 		}
 		for name := range names {

@@ -225,7 +225,7 @@ func (w *follow) batch(ctx context.Context, b Batch) error {
 func (w *follow) skipSeen(b *Batch) {
 	last := slices.Clone(w.seen)
 	b.Events = slices.DeleteFunc(b.Events, func(e Entry) bool {
-		i := slices.IndexFunc(w.prefixes, func(p string) bool { return strings.HasPrefix(e.Key, p) })
+		i := slices.IndexFunc(w.prefixes, func(p string) bool { return Under(e.Key, p) })
 		if i < 0 || e.Revision <= w.seen[i] {
 			return true
 		}

@@ -33,16 +33,13 @@ func KindPrefix(k Kind) string {
 }
 
 // Prefixes are what is listed or watched for objects of kinds, sorted; no kinds are
-// all that roles follow. With the pools comes PoolsKey.
+// all that roles follow.
 func Prefixes(kinds ...Kind) []string {
 	if len(kinds) == 0 {
 		return []string{Prefix}
 	}
 	var all []string
 	for _, k := range kinds {
-		if k == KindPool {
-			all = append(all, PoolsKey)
-		}
 		all = append(all, KindPrefix(k))
 	}
 	slices.Sort(all)
@@ -126,3 +123,9 @@ func kindOf(word string) Kind {
 
 // KeyOf returns the key of an object.
 func KeyOf(o Object) (string, error) { return Key(o.Kind(), o.Meta().Name) }
+
+// Under says whether key is among those that a prefix stands for in List and Watch:
+// all that begin with it if it ends in /, itself if it does not.
+func Under(key, prefix string) bool {
+	return key == prefix || strings.HasSuffix(prefix, "/") && strings.HasPrefix(key, prefix)
+}

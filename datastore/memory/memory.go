@@ -243,7 +243,7 @@ func (s *Store) wake() {
 
 // under says whether the key begins with one of the prefixes.
 func under(key string, prefixes []string) bool {
-	return slices.ContainsFunc(prefixes, func(p string) bool { return key == p || strings.HasSuffix(p, "/") && strings.HasPrefix(key, p) })
+	return slices.ContainsFunc(prefixes, func(p string) bool { return datastore.Under(key, p) })
 }
 
 func clone(e datastore.Entry) datastore.Entry {
