@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"net"
 	"net/netip"
 	"slices"
 
@@ -21,7 +20,6 @@ type links struct {
 	// ownerless are links that may have no owner; they are looked at once.
 	ownerless map[string]bool
 	addrs     []kernel.Address // of the host
-	mtus      map[int]int      // in bytes by interface index, as far as asked
 
 	resync, resyncHost bool // present, or addrs, is not known
 }
@@ -29,7 +27,7 @@ type links struct {
 func newLinks(k hostLinks) *links {
 	return &links{
 		kernel: k, present: map[string]kernel.Link{}, owners: map[string]string{}, leftAlone: map[string]bool{}, ownerless: map[string]bool{},
-		mtus: map[int]int{}, resync: true, resyncHost: true,
+		resync: true, resyncHost: true,
 	}
 }
 
@@ -54,7 +52,7 @@ func (k *links) readHost() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	k.resyncHost, k.mtus = false, map[int]int{}
+	k.resyncHost = false
 	changed = !slices.Equal(list, k.addrs)
 	k.addrs = list
 	return changed, nil
@@ -84,16 +82,9 @@ func (k *links) disown(link, endpoint string) {
 func (k *links) mtuOf(own []netip.Prefix) int {
 	for _, o := range own {
 		for _, a := range k.addrs {
-			if a.Prefix.Addr() != o.Addr() {
-				continue
+			if a.Prefix.Addr() == o.Addr() {
+				return a.MTU
 			}
-			if _, ok := k.mtus[a.Index]; !ok { // asked once, until an interface changes
-				k.mtus[a.Index] = 0
-				if i, err := net.InterfaceByIndex(a.Index); err == nil {
-					k.mtus[a.Index] = i.MTU
-				}
-			}
-			return k.mtus[a.Index]
 		}
 	}
 	return 0

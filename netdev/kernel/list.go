@@ -1,6 +1,8 @@
 package kernel
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -27,6 +29,7 @@ type Address struct {
 	Subnet netip.Prefix
 	Link   string
 	Index  int
+	MTU    int // of the interface, bytes
 }
 
 // Links lists the links in service, by name.
@@ -64,31 +67,46 @@ func (k *Kernel) links() ([]rawLink, error) {
 // Addresses lists the addresses of interfaces that are neither netctl's nor lo,
 // without link-local IPv6 ones, in the kernel's order.
 func (k *Kernel) Addresses() ([]Address, error) {
-	links, err := k.links()
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
-	foreign := map[int]string{}
-	for _, l := range links {
-		if l.group != netdev.Group && l.group != netdev.GroupRetired && l.flags&unix.IFF_LOOPBACK == 0 {
-			foreign[l.Index] = l.Name
-		}
-	}
 	res, err := k.conn.dump(message(unix.RTM_GETADDR, 0, make([]byte, unix.SizeofIfAddrmsg), nil))
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
+	// Links are asked for one by one: few have such an address, and in a list of all
+	// the kernel looks for the namespace of each peer among all namespaces.
+	links := map[int]rawLink{}
 	var list []Address
 	for _, m := range res {
 		a, err := parseAddress(m)
 		if err != nil {
 			return nil, fmt.Errorf("list addresses: %w", err)
 		}
-		if name, ok := foreign[a.index]; ok && !(a.prefix.Addr().Is6() && a.prefix.Addr().IsLinkLocalUnicast()) {
-			list = append(list, Address{Prefix: a.prefix, Subnet: a.subnet, Link: name, Index: a.index})
+		if a.prefix.Addr().Is6() && a.prefix.Addr().IsLinkLocalUnicast() {
+			continue
+		}
+		l, ok := links[a.index]
+		if !ok {
+			if l, err = k.link(a.index); errors.Is(err, unix.ENODEV) {
+				continue // it went meanwhile
+			} else if err != nil {
+				return nil, fmt.Errorf("read link %d: %w", a.index, err)
+			}
+			links[a.index] = l
+		}
+		if l.group != netdev.Group && l.group != netdev.GroupRetired && l.flags&unix.IFF_LOOPBACK == 0 {
+			list = append(list, Address{Prefix: a.prefix, Subnet: a.subnet, Link: l.Name, Index: l.Index, MTU: l.MTU})
 		}
 	}
 	return list, nil
+}
+
+func (k *Kernel) link(index int) (rawLink, error) {
+	request := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(request[4:], uint32(index))
+	res, err := k.conn.ask(message(unix.RTM_GETLINK, 0, request, nil))
+	if err != nil {
+		return rawLink{}, err
+	}
+	return parseLink(res[0])
 }
 
 // Subnets lists the subnets that interfaces of the host are connected to, apart
