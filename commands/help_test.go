@@ -1,10 +1,12 @@
 package commands
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // TestHelp holds every command to what a person may expect of its help: one
@@ -32,6 +34,43 @@ func TestHelp(t *testing.T) {
 				}
 			}
 		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRootCommand(&app{}))
+}
+
+// TestVerbsAndFlags holds the nouns to one grammar: the same verbs everywhere, each
+// with the flags that the others of that name have, and one meaning for each flag.
+func TestVerbsAndFlags(t *testing.T) {
+	verbs := []string{"show", "add", "create", "remove", "set", "append", "update", "json", "info", "release", "check", "up", "down", "exec", "status", "adopt"}
+	type meaning struct{ kind, short string }
+	meanings := map[string]meaning{}
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		path := strings.TrimPrefix(c.CommandPath(), "netctl ")
+		words := strings.Fields(path)
+		verb := words[len(words)-1]
+		settings := len(words) == 1 || strings.HasPrefix(path, "bgp ") || strings.Contains(path, " set ")
+		if !c.HasSubCommands() && !settings && !slices.Contains(verbs, verb) {
+			t.Errorf("%s: %q is no verb of the others", path, verb)
+		}
+		if verb == "show" && c.Flags().Lookup("output") == nil {
+			t.Errorf("%s: no --output", path)
+		}
+		// The agent removes an endpoint, and knows no reason against it.
+		if verb == "remove" && len(words) == 2 && words[0] != "endpoint" && c.Flags().Lookup("force") == nil {
+			t.Errorf("%s: no --force", path)
+		}
+		c.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+			now := meaning{f.Value.Type(), f.Shorthand}
+			// A network has one profile, an endpoint several.
+			if was, ok := meanings[f.Name]; ok && was != now && f.Name != "profile" {
+				t.Errorf("%s --%s is a %v, elsewhere a %v", path, f.Name, now, was)
+			}
+			meanings[f.Name] = now
+		})
 		for _, sub := range c.Commands() {
 			walk(sub)
 		}
