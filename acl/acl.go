@@ -21,13 +21,17 @@ import (
 
 // The names of the static objects.
 const (
-	// TableName is the nft table of family inet that holds everything.
+	// TableName is the nft table of family inet that holds everything but what guards
+	// ARP: those objects are in the table of family arp with the same name, and their
+	// own names begin with ARPPrefix.
 	TableName = "netctl"
+	ARPPrefix = "arp_"
 
 	ChainRawPre   = "raw_pre"   // prerouting, priority raw
 	ChainFwdFrom  = "fwd_from"  // forward: what workloads send
 	ChainFwdTo    = "fwd_to"    // forward: what workloads receive
 	ChainInHost   = "in_host"   // input: what workloads send to their own host
+	ChainARP      = "arp_in"    // input of family arp: what workloads make the host learn
 	chainSpoof    = "spoof"     // sources that a link may use
 	chainFromWL   = "from_wl"   // egress of workloads
 	chainToWL     = "to_wl"     // ingress of workloads
@@ -37,6 +41,10 @@ const (
 	setGateway4   = "gateway4"  // gateway addresses of workloads
 	setSrc4       = "src4"      // link and IPv4 address
 	setSrc6       = "src6"      // link and IPv6 address
+	setARP4       = "arp_src4"  // as setSrc4, for the table of family arp
+	setLL6        = "ll6"       // link and the link-local address made of its workload's MAC
+	setOnLink4    = "onlink4"   // subnets that the host is connected to
+	setOnLink6    = "onlink6"   //
 	setDHCP       = "port_dhcp" // ports DHCP servers send from
 	setLink6      = "icmp6_link"
 	setRouter6    = "icmp6_router"
@@ -45,6 +53,17 @@ const (
 	mapFromEP     = "from_ep"
 	mapToEP       = "to_ep"
 	nextSuffix    = "_next"
+
+	meterDenyIn  = "m_deny_in"  // log lines of deny_in
+	meterDenyOut = "m_deny_out" // log lines of deny_out
+	meterHost    = "m_host"     // log lines of wl_host
+	meterLog     = "m_log"      // log lines of log rules
+	meterEcho    = "m_echo"     // echo requests to the host
+	meterND      = "m_nd"       // neighbour discovery from other link-local addresses
+	meterFlows   = "m_flows"    // flows that a workload begins
+	meterReach   = "m_reach"    // neighbours that a workload makes the host look for
+	meterSeen4   = "m_seen4"    // those that it has sent to lately
+	meterSeen6   = "m_seen6"    //
 )
 
 // NextMap is the map that is asked after m has no verdict. A back end puts an
@@ -65,6 +84,10 @@ type Options struct {
 	// one are dropped (docs/design.md, "The path of a packet"); IPv6 ones are link-local and need no
 	// guard.
 	Gateways []netip.Addr
+	// FlowRate and FlowBurst bound the flows that one workload begins, per second and
+	// at once: each takes an entry of the kernel's connection tracking table, which is
+	// one for all. 0: no bound.
+	FlowRate, FlowBurst uint32
 	// WorkloadToHost lists what a workload may open on its own host.
 	WorkloadToHost []HostPort
 }

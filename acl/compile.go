@@ -111,7 +111,7 @@ func (p *program) add(r datastore.Rule, d direction, profile, comment string) {
 	case datastore.Pass:
 		out.Verdict = Verdict{Kind: Return}
 	case datastore.Log:
-		out.Counter, out.Limit = false, true
+		out.Counter, out.Limit = false, few(meterLog, LinkPair)
 		out.Log = logPrefix(d, profile)
 	default:
 		out.Verdict = goTo(d.denyChain())

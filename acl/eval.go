@@ -69,7 +69,8 @@ func (d Decision) String() string {
 
 // Eval runs p through the base chains in the kernel's order: prerouting, then
 // input or both forward chains. The first drop decides, else the last accept.
-// Limits are taken as not reached. It is the reference for what a ruleset means.
+// Limits are taken as not reached, and
+// meters as empty. It is the reference for what a ruleset means.
 func (r *Ruleset) Eval(p Packet) Decision {
 	hooks := []string{ChainRawPre, ChainFwdFrom, ChainFwdTo}
 	if p.OutLink == "" {
@@ -148,6 +149,9 @@ func (w *walk) lookup(v Verdict) Verdict {
 }
 
 func (w *walk) matches(r *Rule) bool {
+	if r.Limit.Over {
+		return false
+	}
 	for _, t := range r.Match {
 		if !w.exists(t.Field) || w.equal(t) == t.Not {
 			return false

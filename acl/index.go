@@ -1,6 +1,12 @@
 package acl
 
-import "netctl/datastore"
+import (
+	"net"
+	"net/netip"
+	"slices"
+
+	"netctl/datastore"
+)
 
 // Index follows the datastore and knows what one node's packet filter should
 // be. It holds every endpoint and profile of the cluster, but only what local
@@ -24,6 +30,7 @@ type Index struct {
 	chains      map[string]*liveChain
 	links       map[string]map[string]struct{} // link to names of local endpoints
 	wired       map[string]wiring              // link to what it has now
+	onLink      []Element                      // subnets of the host
 	pending     pending
 	gifts       map[string]*gifts       // by list of profiles
 	filling     []string                // selectors whose members are being looked for, in turn
@@ -168,8 +175,9 @@ func rulesOf(p *datastore.Profile, d direction) []datastore.Rule {
 
 // wiring is what one link has in the static maps and sets.
 type wiring struct {
-	in, out string // class chains
-	sources []Element
+	in, out   string // class chains
+	sources   []Element
+	linkLocal Element // without a prefix: none is known
 }
 
 func (x *Index) local(e *datastore.Endpoint) bool {
@@ -208,7 +216,7 @@ func (x *Index) rewire(link string) {
 		w := wiring{
 			in:      x.acquireClass(inbound, e.Spec.Profiles),
 			out:     x.acquireClass(outbound, e.Spec.Profiles),
-			sources: linkSources(e),
+			sources: linkSources(e), linkLocal: linkLocal(e),
 		}
 		x.wired[link] = w
 		x.wire(link, w, true)
@@ -226,9 +234,7 @@ func (x *Index) rewire(link string) {
 func (x *Index) wire(link string, w wiring, present bool) {
 	x.pending.element(mapFromEP, Element{Link: link, Verdict: goTo(w.out)}, present)
 	x.pending.element(mapToEP, Element{Link: link, Verdict: goTo(w.in)}, present)
-	for _, e := range w.sources {
-		x.pending.element(sourceSet(e), e, present)
-	}
+	w.guards(func(set string, e Element) { x.pending.element(set, e, present) })
 }
 
 // countFamilies tells the profile chains of w's classes that n more local
@@ -269,11 +275,62 @@ func linkSources(e *datastore.Endpoint) []Element {
 	return out
 }
 
-func sourceSet(e Element) string {
-	if e.Prefix.Addr().Is4() {
-		return setSrc4
+// guards calls fn for each element of the static sets that says which sources the
+// link may use.
+func (w wiring) guards(fn func(set string, e Element)) {
+	for _, e := range w.sources {
+		if e.Prefix.Addr().Is4() {
+			fn(setSrc4, e)
+			fn(setARP4, e)
+		} else {
+			fn(setSrc6, e)
+		}
 	}
-	return setSrc6
+	if w.linkLocal.Prefix.IsValid() {
+		fn(setLL6, w.linkLocal)
+	}
+}
+
+// linkLocal is the link-local address that the workload's kernel makes of its MAC
+// (RFC 4291, appendix A).
+func linkLocal(e *datastore.Endpoint) Element {
+	mac, err := net.ParseMAC(e.Spec.MAC)
+	if err != nil || len(mac) != 6 {
+		return Element{}
+	}
+	out := addrElement(netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]}))
+	out.Link = e.Spec.Link
+	return out
+}
+
+// SetSubnets tells which subnets the host is connected to.
+func (x *Index) SetSubnets(list []netip.Prefix) {
+	now := map[Element]struct{}{}
+	for _, p := range list {
+		inside := func(o netip.Prefix) bool { return o.Bits() < p.Bits() && o.Overlaps(p) }
+		if p = p.Masked(); p.Bits() > 0 && !slices.ContainsFunc(list, inside) {
+			now[Element{Prefix: p}] = struct{}{}
+		}
+	}
+	was := x.onLink
+	x.onLink = sortedElements(now)
+	for _, e := range was {
+		if _, ok := now[e]; !ok {
+			x.pending.element(onLinkSet(e), e, false)
+		}
+	}
+	for _, e := range x.onLink {
+		if !slices.Contains(was, e) {
+			x.pending.element(onLinkSet(e), e, true)
+		}
+	}
+}
+
+func onLinkSet(e Element) string {
+	if e.Prefix.Addr().Is4() {
+		return setOnLink4
+	}
+	return setOnLink6
 }
 
 // Flush returns what changed since the last Flush and starts anew.
@@ -332,9 +389,10 @@ func (x *Index) Ruleset() *Ruleset {
 	for link, w := range x.wired {
 		r.Sets[mapFromEP].add(Element{Link: link, Verdict: goTo(w.out)})
 		r.Sets[mapToEP].add(Element{Link: link, Verdict: goTo(w.in)})
-		for _, e := range w.sources {
-			r.Sets[sourceSet(e)].add(e)
-		}
+		w.guards(func(set string, e Element) { r.Sets[set].add(e) })
+	}
+	for _, e := range x.onLink {
+		r.Sets[onLinkSet(e)].add(e)
 	}
 	for name, c := range x.chains {
 		r.Chains[name] = &Chain{Name: name, Rules: c.rules()}
@@ -350,10 +408,14 @@ func staticType(name string) (SetType, bool) {
 	switch name {
 	case mapFromEP, mapToEP:
 		return LinkVerdict, true
-	case setSrc4:
+	case setSrc4, setARP4:
 		return LinkAddr4, true
-	case setSrc6:
+	case setSrc6, setLL6:
 		return LinkAddr6, true
+	case setOnLink4:
+		return Net4, true
+	case setOnLink6:
+		return Net6, true
 	}
 	return 0, false
 }

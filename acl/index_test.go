@@ -17,6 +17,7 @@ func testOptions() Options {
 		LinkPrefix: "nc", Group: 77,
 		Gateways:       []netip.Addr{netip.MustParseAddr("169.254.1.1")},
 		WorkloadToHost: []HostPort{{17, 53}, {6, 53}},
+		FlowRate:       1000, FlowBurst: 20000,
 	}
 }
 
@@ -165,9 +166,7 @@ func full(node string, o Options, objects map[string]datastore.Object) *Ruleset 
 			continue
 		}
 		taken[e.Spec.Link] = true
-		for _, s := range linkSources(e) {
-			r.Sets[sourceSet(s)].add(s)
-		}
+		wiring{sources: linkSources(e), linkLocal: linkLocal(e)}.guards(func(set string, s Element) { r.Sets[set].add(s) })
 		for _, d := range []direction{inbound, outbound} {
 			class := className(d, e.Spec.Profiles)
 			r.Chains[class] = &Chain{Name: class, Rules: classRules(d, e.Spec.Profiles)}

@@ -2,8 +2,10 @@ package acl
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // maxComment is the longest comment of a rule or set in bytes: nft refuses more
@@ -32,19 +34,30 @@ func clip(s string) string {
 // base chains last.
 func (r *Ruleset) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "table inet %s {\n", TableName)
-	for _, n := range sortedKeys(r.Sets) {
-		r.Sets[n].print(&b)
+	r.print(&b, "inet", func(name string) bool { return !strings.HasPrefix(name, ARPPrefix) })
+	r.print(&b, "arp", func(name string) bool { return strings.HasPrefix(name, ARPPrefix) })
+	return b.String()
+}
+
+// print writes the table of a family, if anything is in it.
+func (r *Ruleset) print(b *strings.Builder, family string, in func(name string) bool) {
+	sets := slices.DeleteFunc(sortedKeys(r.Sets), func(n string) bool { return !in(n) })
+	chains := slices.DeleteFunc(sortedKeys(r.Chains), func(n string) bool { return !in(n) })
+	if len(sets)+len(chains) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "table %s %s {\n", family, TableName)
+	for _, n := range sets {
+		r.Sets[n].print(b)
 	}
 	for _, base := range []bool{false, true} {
-		for _, n := range sortedKeys(r.Chains) {
+		for _, n := range chains {
 			if c := r.Chains[n]; (c.Hook != nil) == base {
-				c.print(&b)
+				c.print(b)
 			}
 		}
 	}
 	b.WriteString("}\n")
-	return b.String()
 }
 
 func (s *Set) print(b *strings.Builder) {
@@ -55,6 +68,9 @@ func (s *Set) print(b *strings.Builder) {
 	fmt.Fprintf(b, " %s %s { type %s;", word, s.Name, s.Type)
 	if s.Type.Interval() {
 		b.WriteString(" flags interval;")
+	}
+	if s.Type.Meter() {
+		fmt.Fprintf(b, " size %d; flags dynamic,timeout; timeout %ds;", MeterSize, MeterTimeout/time.Second)
 	}
 	if len(s.Elements) > 0 {
 		b.WriteString(" elements = { ")
@@ -92,9 +108,13 @@ func (t SetType) String() string {
 		return "ipv6_addr"
 	case Port, PortRanges:
 		return "inet_service"
-	case LinkAddr4:
+	case LinkMeter:
+		return "ifname"
+	case PairMeter:
+		return "ifname . ifname"
+	case LinkAddr4, LinkAddrMeter4:
 		return "ifname . ipv4_addr"
-	case LinkAddr6:
+	case LinkAddr6, LinkAddrMeter6:
 		return "ifname . ipv6_addr"
 	case NamedPort4:
 		return "ipv4_addr . inet_proto . inet_service"
@@ -173,8 +193,8 @@ func (r *Rule) String() string {
 		}
 		words = append(words, t.text(transport))
 	}
-	if r.Limit {
-		words = append(words, fmt.Sprintf("limit rate %d/second burst %d packets", LimitRate, LimitBurst))
+	if r.Limit != (Limit{}) {
+		words = append(words, r.Limit.String())
 	}
 	if r.Log != "" {
 		words = append(words, fmt.Sprintf("log group %d prefix %q", NFLogGroup, r.Log))
@@ -189,6 +209,19 @@ func (r *Rule) String() string {
 		words = append(words, fmt.Sprintf("comment %q", r.Comment))
 	}
 	return strings.Join(words, " ")
+}
+
+// String is the limit as nft writes it.
+func (l Limit) String() string {
+	rate := ""
+	if l.Rate > 0 {
+		over := ""
+		if l.Over {
+			over = "over "
+		}
+		rate = fmt.Sprintf(" limit rate %s%d/second burst %d packets", over, l.Rate, l.Burst)
+	}
+	return fmt.Sprintf("update @%s { %s%s }", l.Set, l.Key, rate)
 }
 
 func (t Term) text(transport string) string {
@@ -236,9 +269,9 @@ func transportName(proto uint32) string {
 // family is the NFProto the field exists in, 0 for both.
 func (f Field) family() uint32 {
 	switch f {
-	case SrcIP4, DstIP4, LinkSrcIP4, SrcNamedPort4, DstNamedPort4:
+	case SrcIP4, DstIP4, LinkSrcIP4, LinkDstIP4, SrcNamedPort4, DstNamedPort4:
 		return nfIPv4
-	case SrcIP6, DstIP6, LinkSrcIP6, SrcNamedPort6, DstNamedPort6:
+	case SrcIP6, DstIP6, LinkSrcIP6, LinkDstIP6, SrcNamedPort6, DstNamedPort6:
 		return nfIPv6
 	}
 	return 0
@@ -254,6 +287,7 @@ func (f Field) String() string {
 		LinkSrcIP4: "iifname . ip saddr", LinkSrcIP6: "iifname . ip6 saddr",
 		SrcNamedPort4: "ip saddr . meta l4proto . th sport", DstNamedPort4: "ip daddr . meta l4proto . th dport",
 		SrcNamedPort6: "ip6 saddr . meta l4proto . th sport", DstNamedPort6: "ip6 daddr . meta l4proto . th dport",
+		LinkPair: "iifname . oifname", LinkDstIP4: "iifname . ip daddr", LinkDstIP6: "iifname . ip6 daddr", LinkARPIP4: "iifname . arp saddr ip",
 	}
 	if int(f) < len(names) {
 		return names[f]

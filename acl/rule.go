@@ -33,6 +33,10 @@ const (
 	DstNamedPort4                  // DstIP4 . L4Proto . DstPort
 	SrcNamedPort6                  // SrcIP6 . L4Proto . SrcPort
 	DstNamedPort6                  // DstIP6 . L4Proto . DstPort
+	LinkPair                       // InLink . OutLink
+	LinkDstIP4                     // InLink . DstIP4
+	LinkDstIP6                     // InLink . DstIP6
+	LinkARPIP4                     // InLink . sender's address, of an ARP packet
 )
 
 // The values of NFProto.
@@ -75,11 +79,22 @@ type Verdict struct {
 	Key   Field  // of Lookup
 }
 
+// Limit bounds how often a rule goes on: Rate times a second and Burst at once for
+// each value of Key, which the kernel notes in the meter Set. With Over it goes on
+// only with what is more. Rate 0 notes the value, and always goes on. The zero Limit
+// is none.
+type Limit struct {
+	Set         string
+	Key         Field
+	Rate, Burst uint32 // packets
+	Over        bool
+}
+
 // Rule is one rule of a chain: if all Match hold, then limit, log, count and the
 // verdict, in this order.
 type Rule struct {
 	Match   []Term
-	Limit   bool   // go on only 50 times a second, burst 100
+	Limit   Limit
 	Log     string // prefix of an NFLOG message; empty: none
 	Counter bool
 	Verdict Verdict
@@ -92,8 +107,14 @@ func (r Rule) Equal(o Rule) bool {
 		slices.Equal(r.Match, o.Match)
 }
 
-// The rate of logged and of limited packets, per second, and the burst.
+// The rate of logged packets and of echo requests to the host, per second, and the
+// burst.
 const (
-	LimitRate  = 50
-	LimitBurst = 100
+	limitRate  = 50
+	limitBurst = 100
 )
+
+// few is limitRate of each value of a key.
+func few(meter string, key Field) Limit {
+	return Limit{Set: meter, Key: key, Rate: limitRate, Burst: limitBurst}
+}

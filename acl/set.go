@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // SetType is the type of a set's elements. Types whose name ends in Verdict are
@@ -12,19 +13,23 @@ type SetType uint8
 
 // The types of sets.
 const (
-	Addr4        SetType = iota + 1 // exact addresses
-	Addr6                           //
-	Net4                            // prefixes that do not overlap
-	Net6                            //
-	Port                            // single ports
-	PortRanges                      // ranges that do not overlap or touch
-	LinkAddr4                       // link name and address
-	LinkAddr6                       //
-	NamedPort4                      // address, protocol and port
-	NamedPort6                      //
-	ICMP6Types                      // ICMPv6 types
-	LinkVerdict                     // link name to verdict
-	StateVerdict                    // connection tracking state to verdict
+	Addr4          SetType = iota + 1 // exact addresses
+	Addr6                             //
+	Net4                              // prefixes that do not overlap
+	Net6                              //
+	Port                              // single ports
+	PortRanges                        // ranges that do not overlap or touch
+	LinkAddr4                         // link name and address
+	LinkAddr6                         //
+	NamedPort4                        // address, protocol and port
+	NamedPort6                        //
+	ICMP6Types                        // ICMPv6 types
+	LinkVerdict                       // link name to verdict
+	StateVerdict                      // connection tracking state to verdict
+	LinkMeter                         // meter: link name
+	PairMeter                         // meter: names of two links
+	LinkAddrMeter4                    // meter: link name and address
+	LinkAddrMeter6                    //
 )
 
 // Interval tells whether elements are ranges, kept in a tree in the kernel
@@ -33,6 +38,16 @@ func (t SetType) Interval() bool { return t == Net4 || t == Net6 || t == PortRan
 
 // Map tells whether elements carry a verdict.
 func (t SetType) Map() bool { return t == LinkVerdict || t == StateVerdict }
+
+// Meter tells whether the kernel adds the elements by itself, as packets come, and
+// forgets them MeterTimeout after the last.
+func (t SetType) Meter() bool { return t >= LinkMeter && t <= LinkAddrMeter6 }
+
+// The most elements of a meter, and how long one is kept.
+const (
+	MeterSize    = 65535
+	MeterTimeout = time.Minute
+)
 
 // Element is a member of a set. Which fields are used depends on the SetType.
 type Element struct {

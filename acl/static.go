@@ -1,6 +1,9 @@
 package acl
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // IANA protocol numbers the static part and rules name.
 const (
@@ -22,7 +25,7 @@ func Static(o Options) *Ruleset {
 	for _, s := range staticSets(o) {
 		r.Sets[s.Name] = s
 	}
-	for _, c := range append(staticChains(), baseChains(o)...) {
+	for _, c := range append(staticChains(o), baseChains(o)...) {
 		for i := range c.Rules {
 			c.Rules[i].Comment = clip(c.Rules[i].Comment)
 		}
@@ -50,6 +53,20 @@ func staticSets(o Options) []*Set {
 		newSet(NextMap(mapToEP), LinkVerdict, "while an element of to_ep changes"),
 		newSet(setSrc4, LinkAddr4, "sources a link may use"),
 		newSet(setSrc6, LinkAddr6, "sources a link may use"),
+		newSet(setARP4, LinkAddr4, "senders a link may show"),
+		newSet(setLL6, LinkAddr6, "link-local addresses made of the MACs"),
+		newSet(setOnLink4, Net4, "subnets of the host"),
+		newSet(setOnLink6, Net6, "subnets of the host"),
+		newSet(meterDenyIn, PairMeter, "log lines"),
+		newSet(meterDenyOut, LinkMeter, "log lines"),
+		newSet(meterHost, LinkMeter, "log lines"),
+		newSet(meterLog, PairMeter, "log lines"),
+		newSet(meterEcho, LinkMeter, "echo requests to the host"),
+		newSet(meterND, LinkMeter, "neighbour discovery"),
+		newSet(meterFlows, LinkMeter, "flows begun"),
+		newSet(meterReach, LinkMeter, "neighbours looked for"),
+		newSet(meterSeen4, LinkAddrMeter4, "neighbours sent to"),
+		newSet(meterSeen6, LinkAddrMeter6, "neighbours sent to"),
 		newSet(setDHCP, Port, "DHCP servers", numberElement(67), numberElement(547)),
 		// RFC 4443, RFC 4861, RFC 3810: multicast listener report and done,
 		// router solicitation, neighbour solicitation and advertisement.
@@ -82,36 +99,61 @@ func refuse(comment string, m ...Term) Rule {
 	return Rule{Match: m, Counter: true, Verdict: drop(), Comment: comment}
 }
 
-func denyChain(name, prefix string) *Chain {
+func denyChain(name, prefix string, l Limit) *Chain {
 	return &Chain{Name: name, Rules: []Rule{
-		{Limit: true, Log: prefix},
+		{Limit: l, Log: prefix},
 		{Counter: true, Verdict: drop()},
 	}}
 }
 
-func staticChains() []*Chain {
+// flowGuards drop the flows that a workload begins in excess: they would fill the
+// connection tracking table, and with those to addresses of the host's own subnets
+// that answer to nobody the neighbour table.
+func flowGuards(o Options) (list []Rule) {
+	if o.FlowRate > 0 {
+		list = append(list, Rule{Limit: Limit{meterFlows, InLink, o.FlowRate, o.FlowBurst, true},
+			Counter: true, Verdict: drop(), Comment: "too many new flows"})
+	}
+	for _, f := range []struct {
+		dst, pair    Field
+		subnets, met string
+	}{{DstIP4, LinkDstIP4, setOnLink4, meterSeen4}, {DstIP6, LinkDstIP6, setOnLink6, meterSeen6}} {
+		family := num(NFProto, f.dst.family())
+		list = append(list,
+			Rule{Match: []Term{family, inSet(f.dst, f.subnets), {Field: f.pair, Set: f.met, Not: true}}, Limit: Limit{meterReach, InLink, 20, 200, true},
+				Counter: true, Verdict: drop(), Comment: "too many neighbours looked for"},
+			Rule{Match: []Term{family, inSet(f.dst, f.subnets)}, Limit: Limit{Set: f.met, Key: f.pair}})
+	}
+	return list
+}
+
+func staticChains(o Options) []*Chain {
 	states := vmap(CTState, mapStates)
 	toHost := []Rule{
 		states,
 		refuse("router advertisement guard", num(L4Proto, protoICMP6), inSet(ICMP6Type, setRouter6)),
 		match(accept(), num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)),
-		{Match: []Term{num(L4Proto, protoICMP), num(ICMPType, 8)}, Limit: true, Verdict: accept()},
-		{Match: []Term{num(L4Proto, protoICMP6), num(ICMP6Type, 128)}, Limit: true, Verdict: accept()},
+		{Match: []Term{num(L4Proto, protoICMP), num(ICMPType, 8)}, Limit: few(meterEcho, InLink), Verdict: accept()},
+		{Match: []Term{num(L4Proto, protoICMP6), num(ICMP6Type, 128)}, Limit: few(meterEcho, InLink), Verdict: accept()},
+	}
+	if o.FlowRate > 0 {
+		toHost = append(toHost, flowGuards(o)[0])
 	}
 	for _, p := range []uint32{protoUDP, protoTCP, protoSCTP} {
 		toHost = append(toHost, match(accept(), num(L4Proto, p), inSet(DstPort, setHostPrefix+transportName(p))))
 	}
-	toHost = append(toHost, Rule{Limit: true, Log: "DPH|host"}, Rule{Counter: true, Verdict: drop()})
+	toHost = append(toHost, Rule{Limit: few(meterHost, InLink), Log: "DPH|host"}, Rule{Counter: true, Verdict: drop()})
 	return []*Chain{
-		{Name: chainFromWL, Rules: []Rule{
+		{Name: chainFromWL, Rules: slices.Concat([]Rule{
 			states,
 			refuse("encapsulation guard", num(L4Proto, protoUDP), num(DstPort, vxlanPort)),
 			refuse("encapsulation guard", num(L4Proto, protoIPIP)),
 			refuse("DHCP server guard", num(L4Proto, protoUDP), inSet(SrcPort, setDHCP)),
+		}, flowGuards(o), []Rule{
 			vmap(InLink, mapFromEP),
 			vmap(InLink, NextMap(mapFromEP)),
 			refuse("unknown endpoint"),
-		}},
+		})},
 		{Name: chainToWL, Rules: []Rule{
 			states,
 			vmap(OutLink, mapToEP),
@@ -120,8 +162,8 @@ func staticChains() []*Chain {
 		}},
 		{Name: chainWLHost, Rules: toHost},
 		{Name: chainSpoof, Rules: spoofRules()},
-		denyChain(chainDenyIn, "DPI|default"),
-		denyChain(chainDenyOut, "DPE|default"),
+		denyChain(chainDenyIn, "DPI|default", few(meterDenyIn, LinkPair)),
+		denyChain(chainDenyOut, "DPE|default", few(meterDenyOut, InLink)),
 	}
 }
 
@@ -133,7 +175,9 @@ func spoofRules() []Rule {
 	return []Rule{
 		match(accept(), num(NFProto, nfIPv4), inSet(LinkSrcIP4, setSrc4)),
 		match(accept(), ip6, inSet(LinkSrcIP6, setSrc6)),
-		match(accept(), ip6, linkLocal, num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)),
+		match(accept(), ip6, inSet(LinkSrcIP6, setLL6), num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)),
+		{Match: []Term{ip6, linkLocal, num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)},
+			Limit: Limit{Set: meterND, Key: InLink, Rate: 1, Burst: 16}, Verdict: accept()},
 		match(accept(), ip6, unspecified6, num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)),
 		match(accept(), num(NFProto, nfIPv4), unspecified4, num(L4Proto, protoUDP), num(SrcPort, 68), num(DstPort, 67)),
 		refuse("spoofed source"),
@@ -158,6 +202,10 @@ func baseChains(o Options) []*Chain {
 		{Name: ChainFwdTo, Hook: &Hook{"forward", -9}, Rules: []Rule{
 			jump(chainToWL, out), refuse(noVerdict, out),
 			refuse(noGroup, Term{Field: OutLink, Text: ours}),
+		}},
+		{Name: ChainARP, Hook: &Hook{"input", 0}, Rules: []Rule{
+			match(accept(), in, inSet(LinkARPIP4, setARP4)), refuse("spoofed sender", in),
+			refuse(noGroup, Term{Field: InLink, Text: ours}),
 		}},
 		{Name: ChainInHost, Hook: &Hook{"input", -10}, Rules: []Rule{jump(chainWLHost, in), refuse(noVerdict, in)}},
 	}

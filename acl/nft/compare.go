@@ -12,8 +12,10 @@ import (
 // compare puts into tx what makes have into want. right are the chains whose rules
 // are as wanted; those that are filled anew all the same are taken out.
 func compare(tx *transaction, want *acl.Ruleset, have *kernel, right handles) {
-	if !have.exists || have.dormant {
-		tx.table()
+	for _, t := range tables {
+		if !have.awake[t.Family] {
+			tx.table(t)
+		}
 	}
 	wrong := wrongObjects(want, have)
 	if len(wrong) > 0 {
@@ -37,7 +39,9 @@ func compare(tx *transaction, want *acl.Ruleset, have *kernel, right handles) {
 			tx.set(acl.SetChange{Name: name, Type: s.Type, Comment: s.Comment, New: true, Add: s.Sorted()})
 			continue
 		}
-		compareElements(tx, s, h)
+		if !s.Type.Meter() { // those of a meter come and go with packets
+			compareElements(tx, s, h)
+		}
 	}
 	for name := range have.chains {
 		if want.Chains[name] == nil && !wrong["chain "+name] {
@@ -61,13 +65,19 @@ func wrongObjects(want *acl.Ruleset, have *kernel) map[string]bool {
 			continue
 		}
 		def := encodeSet(name, s.Type, "")
-		const kind = unix.NFT_SET_INTERVAL | unix.NFT_SET_MAP | unix.NFT_SET_CONSTANT | unix.NFT_SET_TIMEOUT
+		const kind = unix.NFT_SET_INTERVAL | unix.NFT_SET_MAP | unix.NFT_SET_CONSTANT | unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL
 		var flags uint32
 		if def.Interval {
 			flags |= unix.NFT_SET_INTERVAL
 		}
 		if def.IsMap {
 			flags |= unix.NFT_SET_MAP
+		}
+		if def.Dynamic {
+			flags |= unix.NFT_SET_EVAL
+		}
+		if def.HasTimeout {
+			flags |= unix.NFT_SET_TIMEOUT
 		}
 		if h.flags&kind != flags || h.keyType != def.KeyType.GetNFTMagic() || h.keyLen != def.KeyType.Bytes {
 			wrong["set "+name] = true
@@ -100,18 +110,22 @@ func (tx *transaction) clear(have *kernel, wrong map[string]bool) {
 		}
 	}
 	tx.add(phaseTable, op{object: tableObject(), weight: 1, emit: func(c *nftables.Conn) error {
-		c.FlushTable(table())
+		for _, t := range tables {
+			if have.awake[t.Family] || have.dormant[t.Family] {
+				c.FlushTable(t)
+			}
+		}
 		for _, name := range maps {
-			c.FlushSet(&nftables.Set{Table: table(), Name: name})
+			c.FlushSet(&nftables.Set{Table: tableOf(name), Name: name})
 		}
 		for name := range have.sets {
 			if wrong["set "+name] {
-				c.DelSet(&nftables.Set{Table: table(), Name: name})
+				c.DelSet(&nftables.Set{Table: tableOf(name), Name: name})
 			}
 		}
 		for name := range have.chains {
 			if wrong["chain "+name] {
-				c.DelChain(&nftables.Chain{Table: table(), Name: name})
+				c.DelChain(&nftables.Chain{Table: tableOf(name), Name: name})
 			}
 		}
 		return nil

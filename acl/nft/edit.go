@@ -35,7 +35,7 @@ func (t *Table) edit(c acl.ChainChange) (op, bool) {
 			return op{}, false
 		}
 	}
-	chain := &nftables.Chain{Name: c.Name, Table: table()}
+	chain := &nftables.Chain{Name: c.Name, Table: tableOf(c.Name)}
 	gone := known[e.At : e.At+e.Delete]
 	var next uint64 // of the rule behind; 0: there is none
 	if e.At+e.Delete < len(known) {
@@ -70,7 +70,7 @@ func (t *Table) edit(c acl.ChainChange) (op, bool) {
 // not those that the chain had before c.
 func (t *Table) readHandles(c acl.ChainChange) []uint64 {
 	k := &kernel{chains: map[string]*kernelChain{c.Name: {}}}
-	err := k.readRules(t.read, textAttribute(unix.NFTA_RULE_CHAIN, c.Name))
+	err := k.readRules(t.read, tableOf(c.Name), textAttribute(unix.NFTA_RULE_CHAIN, c.Name))
 	have := k.chains[c.Name]
 	if err != nil || !sameHashes(c.Before, have.hashes) {
 		return nil

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -36,8 +37,18 @@ const (
 	regAfter20   = 13
 )
 
-func table() *nftables.Table {
-	return &nftables.Table{Name: acl.TableName, Family: nftables.TableFamilyINet}
+// tables are those of our objects.
+var tables = []*nftables.Table{
+	{Name: acl.TableName, Family: nftables.TableFamilyINet},
+	{Name: acl.TableName, Family: nftables.TableFamilyARP},
+}
+
+// tableOf is the table that the object of that name is in.
+func tableOf(name string) *nftables.Table {
+	if strings.HasPrefix(name, acl.ARPPrefix) {
+		return tables[1]
+	}
+	return tables[0]
 }
 
 func ruleHash(r *acl.Rule) [8]byte {
@@ -59,10 +70,8 @@ func encodeRule(chain *nftables.Chain, r *acl.Rule) *nftables.Rule {
 	for _, t := range r.Match {
 		out.Exprs = append(out.Exprs, encodeTerm(t)...)
 	}
-	if r.Limit {
-		out.Exprs = append(out.Exprs, &expr.Limit{
-			Type: expr.LimitTypePkts, Rate: acl.LimitRate, Unit: expr.LimitTimeSecond, Burst: acl.LimitBurst,
-		})
+	if r.Limit != (acl.Limit{}) {
+		out.Exprs = append(append(out.Exprs, load(r.Limit.Key)...), encodeLimit(r.Limit))
 	}
 	if r.Log != "" {
 		out.Exprs = append(out.Exprs, &expr.Log{
@@ -79,6 +88,14 @@ func encodeRule(chain *nftables.Chain, r *acl.Rule) *nftables.Rule {
 		out.Exprs = append(out.Exprs, encodeVerdict(r.Verdict))
 	}
 	return out
+}
+
+func encodeLimit(l acl.Limit) expr.Any {
+	d := &expr.Dynset{SrcRegKey: regValue, SetName: l.Set, Operation: unix.NFT_DYNSET_OP_UPDATE}
+	if l.Rate > 0 {
+		d.Exprs = []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(l.Rate), Unit: expr.LimitTimeSecond, Burst: l.Burst, Over: l.Over}}
+	}
+	return d
 }
 
 func encodeVerdict(v acl.Verdict) *expr.Verdict {
@@ -190,6 +207,14 @@ func loadConcat(f acl.Field) []expr.Any {
 		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue), network(12, 4, regAfterLink)}
 	case acl.LinkSrcIP6:
 		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue), network(8, 16, regAfterLink)}
+	case acl.LinkDstIP4:
+		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue), network(16, 4, regAfterLink)}
+	case acl.LinkDstIP6:
+		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue), network(24, 16, regAfterLink)}
+	case acl.LinkARPIP4:
+		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue), network(14, 4, regAfterLink)}
+	case acl.LinkPair:
+		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue), meta(expr.MetaKeyOIFNAME, regAfterLink)}
 	case acl.SrcNamedPort4:
 		return []expr.Any{network(12, 4, regValue), meta(expr.MetaKeyL4PROTO, regAfter4), transport(0, 2, regAfter8)}
 	case acl.DstNamedPort4:
@@ -204,7 +229,7 @@ func loadConcat(f acl.Field) []expr.Any {
 
 // encodeSet is the definition of a set without its elements.
 func encodeSet(name string, typ acl.SetType, comment string) *nftables.Set {
-	s := &nftables.Set{Table: table(), Name: name, Comment: comment, Interval: typ.Interval(), KeyByteOrder: binaryutil.BigEndian}
+	s := &nftables.Set{Table: tableOf(name), Name: name, Comment: comment, Interval: typ.Interval(), KeyByteOrder: binaryutil.BigEndian}
 	switch typ {
 	case acl.Addr4, acl.Net4:
 		s.KeyType = nftables.TypeIPAddr
@@ -214,9 +239,13 @@ func encodeSet(name string, typ acl.SetType, comment string) *nftables.Set {
 		s.KeyType = nftables.TypeInetService
 	case acl.ICMP6Types:
 		s.KeyType = nftables.TypeICMP6Type
-	case acl.LinkAddr4:
+	case acl.LinkMeter:
+		s.KeyType, s.KeyByteOrder = nftables.TypeIFName, binaryutil.NativeEndian
+	case acl.PairMeter:
+		s.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)
+	case acl.LinkAddr4, acl.LinkAddrMeter4:
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr)
-	case acl.LinkAddr6:
+	case acl.LinkAddr6, acl.LinkAddrMeter6:
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIP6Addr)
 	case acl.NamedPort4:
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
@@ -226,6 +255,9 @@ func encodeSet(name string, typ acl.SetType, comment string) *nftables.Set {
 		s.KeyType, s.KeyByteOrder = nftables.TypeIFName, binaryutil.NativeEndian
 	case acl.StateVerdict:
 		s.KeyType, s.KeyByteOrder = nftables.TypeCTState, binaryutil.NativeEndian
+	}
+	if typ.Meter() {
+		s.Dynamic, s.HasTimeout, s.Timeout, s.Size = true, true, acl.MeterTimeout, acl.MeterSize
 	}
 	if typ.Map() {
 		s.IsMap, s.DataType = true, nftables.TypeVerdict

@@ -131,7 +131,7 @@ func TestSameAsText(t *testing.T) {
 // sorted is a listing with its sets, maps and chains in the order of their
 // names: nft lists them in the order of their creation.
 func sorted(listing string) []string {
-	body := strings.TrimSuffix(strings.TrimPrefix(listing, "table inet netctl {\n"), "}\n")
+	body := regexp.MustCompile(`(?m)^(table \w+ netctl \{|\})\n`).ReplaceAllString(listing, "")
 	parts := strings.Split(body, "\n\t}\n")
 	out := map[string]bool{}
 	for _, p := range parts {

@@ -1,10 +1,12 @@
 package nft
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strconv"
 
+	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -14,9 +16,9 @@ import (
 
 // kernel is what the table holds now.
 type kernel struct {
-	exists, dormant bool
-	chains          map[string]*kernelChain
-	sets            map[string]*kernelSet
+	awake, dormant map[nftables.TableFamily]bool // the tables that exist
+	chains         map[string]*kernelChain
+	sets           map[string]*kernelSet
 }
 
 type kernelChain struct {
@@ -63,28 +65,35 @@ func (t *Table) snapshot() (*kernel, error) {
 }
 
 func readTable(c *netlink.Conn) (*kernel, error) {
-	k := &kernel{chains: map[string]*kernelChain{}, sets: map[string]*kernelSet{}}
-	if err := k.readFlags(c); err != nil || !k.exists {
-		return k, err
+	k := &kernel{
+		awake: map[nftables.TableFamily]bool{}, dormant: map[nftables.TableFamily]bool{},
+		chains: map[string]*kernelChain{}, sets: map[string]*kernelSet{},
 	}
-	if err := k.readChains(c); err != nil {
-		return nil, err
+	for _, t := range tables {
+		if err := k.readFlags(c, t); err != nil {
+			return nil, err
+		}
+		if !k.awake[t.Family] && !k.dormant[t.Family] {
+			continue
+		}
+		if err := cmp.Or(k.readChains(c, t), k.readRules(c, t), k.readSets(c, t)); err != nil {
+			return nil, err
+		}
 	}
-	if err := k.readRules(c); err != nil {
-		return nil, err
-	}
-	return k, k.readSets(c)
+	return k, nil
 }
 
-// objects asks for objects of our table and returns the attributes of each; attrs
+// objects asks for objects of one of our tables and returns the attributes of each; attrs
 // follow the table's name in the question.
-func objects(c *netlink.Conn, msg, flags uint16, attrs ...netlink.Attribute) ([][]byte, error) {
+func objects(c *netlink.Conn, t *nftables.Table, msg, flags uint16, attrs ...netlink.Attribute) ([][]byte, error) {
 	attrs = append([]netlink.Attribute{textAttribute(1, acl.TableName)}, attrs...)
 	question, err := netlink.MarshalAttributes(attrs)
 	if err != nil {
 		return nil, err
 	}
-	answer, err := c.Execute(message(msg, flags, question))
+	m := message(msg, flags, question)
+	m.Data[0] = byte(t.Family)
+	answer, err := c.Execute(m)
 	if err != nil {
 		return nil, fmt.Errorf("read table %s: %w", acl.TableName, err)
 	}
@@ -139,24 +148,25 @@ func generation(c *netlink.Conn) (uint32, error) {
 // tableDormant is NFT_TABLE_F_DORMANT: the base chains are switched off.
 const tableDormant = 1
 
-func (k *kernel) readFlags(c *netlink.Conn) error {
-	answer, err := objects(c, unix.NFT_MSG_GETTABLE, 0)
+func (k *kernel) readFlags(c *netlink.Conn, t *nftables.Table) error {
+	answer, err := objects(c, t, unix.NFT_MSG_GETTABLE, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	for _, list := range answer {
-		k.exists = true
+		dormant := false
 		err = errors.Join(err, walk(list, func(a attribute) {
 			if a.kind == unix.NFTA_TABLE_FLAGS {
-				k.dormant = a.number()&tableDormant != 0
+				dormant = a.number()&tableDormant != 0
 			}
 		}))
+		k.dormant[t.Family], k.awake[t.Family] = dormant, !dormant
 	}
 	return err
 }
 
-func (k *kernel) readChains(c *netlink.Conn) error {
-	answer, err := objects(c, unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP)
+func (k *kernel) readChains(c *netlink.Conn, t *nftables.Table) error {
+	answer, err := objects(c, t, unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP)
 	if err != nil {
 		return err
 	}
@@ -165,7 +175,9 @@ func (k *kernel) readChains(c *netlink.Conn) error {
 		if err != nil {
 			return err
 		}
-		k.chains[name] = chain
+		if tableOf(name) == t {
+			k.chains[name] = chain
+		}
 	}
 	return nil
 }
@@ -195,8 +207,8 @@ func readChain(list []byte) (name string, chain *kernelChain, err error) {
 	return name, chain, err
 }
 
-func (k *kernel) readRules(c *netlink.Conn, attrs ...netlink.Attribute) error {
-	answer, err := objects(c, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, attrs...)
+func (k *kernel) readRules(c *netlink.Conn, t *nftables.Table, attrs ...netlink.Attribute) error {
+	answer, err := objects(c, t, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, attrs...)
 	if err != nil {
 		return err
 	}
@@ -205,7 +217,7 @@ func (k *kernel) readRules(c *netlink.Conn, attrs ...netlink.Attribute) error {
 		if err != nil {
 			return err
 		}
-		if ch := k.chains[chain]; ch != nil {
+		if ch := k.chains[chain]; ch != nil && tableOf(chain) == t {
 			ch.hashes, ch.handles = append(ch.hashes, hash), append(ch.handles, handle)
 		}
 	}
@@ -238,8 +250,8 @@ func hashOf(udata []byte) [8]byte {
 	return [8]byte{}
 }
 
-func (k *kernel) readSets(c *netlink.Conn) error {
-	answer, err := objects(c, unix.NFT_MSG_GETSET, unix.NLM_F_DUMP)
+func (k *kernel) readSets(c *netlink.Conn, t *nftables.Table) error {
+	answer, err := objects(c, t, unix.NFT_MSG_GETSET, unix.NLM_F_DUMP)
 	if err != nil {
 		return err
 	}
@@ -248,12 +260,14 @@ func (k *kernel) readSets(c *netlink.Conn) error {
 		if err != nil {
 			return err
 		}
-		if set.flags&unix.NFT_SET_ANONYMOUS == 0 {
-			k.sets[name] = set
+		if set.flags&unix.NFT_SET_ANONYMOUS != 0 || tableOf(name) != t {
+			continue
 		}
-	}
-	for name, s := range k.sets {
-		if err := s.readElements(c, name); err != nil {
+		k.sets[name] = set
+		if set.flags&unix.NFT_SET_EVAL != 0 {
+			continue // nobody asks for a meter's elements
+		}
+		if err := set.readElements(c, t, name); err != nil {
 			return err
 		}
 	}
@@ -277,8 +291,8 @@ func readSet(list []byte) (name string, set *kernelSet, err error) {
 	return name, set, err
 }
 
-func (s *kernelSet) readElements(c *netlink.Conn, name string) error {
-	answer, err := objects(c, unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, textAttribute(unix.NFTA_SET_ELEM_LIST_SET, name))
+func (s *kernelSet) readElements(c *netlink.Conn, t *nftables.Table, name string) error {
+	answer, err := objects(c, t, unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, textAttribute(unix.NFTA_SET_ELEM_LIST_SET, name))
 	if err != nil {
 		return err
 	}

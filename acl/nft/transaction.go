@@ -98,16 +98,16 @@ func (tx *transaction) empty() bool { return len(tx.ops()) == 0 }
 
 func (tx *transaction) objects() int { return len(tx.ops()) }
 
-func (tx *transaction) table() {
+func (tx *transaction) table(t *nftables.Table) {
 	tx.add(phaseTable, op{object: tableObject(), weight: 1, emit: func(c *nftables.Conn) error {
-		c.AddTable(table())
+		c.AddTable(t)
 		return nil
 	}})
 }
 
 // chain turns the change of a regular chain into operations.
 func (tx *transaction) chain(c acl.ChainChange) {
-	chain := &nftables.Chain{Name: c.Name, Table: table()}
+	chain := &nftables.Chain{Name: c.Name, Table: tableOf(c.Name)}
 	name := chainObject(c.Name)
 	if c.Gone {
 		tx.add(phaseDelChains, op{object: name, weight: 2, gone: true, emit: func(n *nftables.Conn) error {
@@ -152,8 +152,12 @@ func encodeBase(c *acl.Chain) *nftables.Chain {
 		"prerouting": nftables.ChainHookPrerouting, "input": nftables.ChainHookInput, "forward": nftables.ChainHookForward,
 	}
 	policy := nftables.ChainPolicyAccept
+	hook, t := hooks[c.Hook.Name], tableOf(c.Name)
+	if t.Family == nftables.TableFamilyARP {
+		hook = nftables.ChainHookRef(0) // NF_ARP_IN, whatever its name is for others
+	}
 	return &nftables.Chain{
-		Name: c.Name, Table: table(), Type: nftables.ChainTypeFilter, Hooknum: hooks[c.Hook.Name],
+		Name: c.Name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: hook,
 		Priority: nftables.ChainPriorityRef(nftables.ChainPriority(c.Hook.Priority)), Policy: &policy,
 	}
 }
@@ -163,7 +167,7 @@ func (tx *transaction) set(c acl.SetChange) {
 	name := setObject(c.Name)
 	if c.Gone {
 		tx.add(phaseDelSets, op{object: name, weight: 1, gone: true, emit: func(n *nftables.Conn) error {
-			n.DelSet(&nftables.Set{Table: table(), Name: c.Name})
+			n.DelSet(&nftables.Set{Table: tableOf(c.Name), Name: c.Name})
 			return nil
 		}})
 		return

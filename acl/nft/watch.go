@@ -62,7 +62,7 @@ func (t *Table) watch(ctx context.Context, ours bool, fn func()) error {
 	}
 }
 
-// inOurTable tells whether the message is about our table or something in it.
+// inOurTable tells whether the message is about one of our tables or something in it.
 func inOurTable(m netlink.Message) bool {
-	return len(m.Data) > 0 && m.Data[0] == unix.NFPROTO_INET && ofOurTable(body(m.Data))
+	return len(m.Data) > 0 && (m.Data[0] == unix.NFPROTO_INET || m.Data[0] == unix.NFPROTO_ARP) && ofOurTable(body(m.Data))
 }
