@@ -235,6 +235,13 @@ func TestSyncRepairs(t *testing.T) {
 		"add element inet netctl " + portRanges + " { 7-9 }",
 		"flush chain inet netctl " + inDB + "; delete set inet netctl " + portRanges + "; add set inet netctl " + portRanges + " { type ipv4_addr; }",
 		"flush chain inet netctl fwd_to; delete chain inet netctl fwd_to; add chain inet netctl fwd_to { type filter hook forward priority 5; }",
+		"add chain inet netctl a; add chain inet netctl b; add chain inet netctl c; add rule inet netctl a jump b; add rule inet netctl c jump a",
+		"flush chain arp netctl arp_in",
+		"add table arp netctl { flags dormant; }",
+		"delete element arp netctl arp_src4 { nc000000000a . 10.65.0.1 }",
+		"flush chain arp netctl arp_in; delete chain arp netctl arp_in; add chain arp netctl arp_in { type filter hook output priority 5; }",
+		"add rule inet netctl deny_in update @m_host { iifname limit rate 1/second }",
+		"delete table arp netctl",
 		"delete table inet netctl",
 		"flush ruleset",
 	} {

@@ -126,6 +126,14 @@ func (tx *transaction) chain(c acl.ChainChange) {
 	tx.add(phaseChains, refill(chain, c.Rules))
 }
 
+// flush empties a chain that is to go.
+func (tx *transaction) flush(name string) {
+	tx.add(phaseDelChains, op{object: chainObject(name), weight: 1, gone: true, emit: func(n *nftables.Conn) error {
+		n.FlushChain(&nftables.Chain{Name: name, Table: tableOf(name)})
+		return nil
+	}})
+}
+
 // refill replaces a chain's rules.
 func refill(chain *nftables.Chain, rules []acl.Rule) op {
 	return op{object: chainObject(chain.Name), weight: 1 + len(rules), emit: func(n *nftables.Conn) error {
