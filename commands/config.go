@@ -64,6 +64,7 @@ func settingTable() []setting {
 		{"agent::mtu", 0, "agent-mtu", "NETCTL_AGENT_MTU", "MTU of workloads in `bytes` (0: that of the node's interface)"},
 		{"agent::gateway", "169.254.1.1", "agent-gateway", "NETCTL_AGENT_GATEWAY", "the workloads' IPv4 gateway `address`"},
 		{"agent::lostAfter", 5 * time.Minute, "agent-lost-after", "NETCTL_AGENT_LOST_AFTER", "`time` until an endpoint without its interface is released"},
+		{"agent::newFlows", 0, "agent-new-flows", "NETCTL_AGENT_NEW_FLOWS", "`flows` that a workload may begin per second (0: a 256th of the connection tracking table)"},
 		{"agent::workloadToHost", []string(nil), "agent-workload-to-host", "NETCTL_AGENT_WORKLOAD_TO_HOST", "what workloads reach on their own host, as `udp/53`,…"},
 		{"speaker::socket", "", "speaker-socket", "NETCTL_SPEAKER_SOCKET", "the speaker's control `socket` (default RUNDIR/speaker.sock)"},
 		{"speaker::port", 179, "speaker-port", "NETCTL_SPEAKER_PORT", "TCP `port` of BGP"},
@@ -97,6 +98,7 @@ type settings struct {
 		MTU            int
 		Gateway        string
 		LostAfter      time.Duration
+		NewFlows       int
 		WorkloadToHost []string
 	}
 	Speaker struct {

@@ -41,6 +41,7 @@ func (s *settings) validate() error {
 		{"agent::mtu", checkMTU(s.Agent.MTU)},
 		{"agent::gateway", checkGateway(s.Agent.Gateway)},
 		{"agent::lostAfter", between(int(s.Agent.LostAfter), 0, 1<<62)},
+		{"agent::newFlows", between(s.Agent.NewFlows, 0, 1<<24)},
 		{"agent::workloadToHost", each(s.Agent.WorkloadToHost, checkHostPort)},
 		{"speaker::socket", absolute(s.Speaker.Socket)},
 		{"speaker::port", between(s.Speaker.Port, 1, 65535)},

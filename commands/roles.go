@@ -38,7 +38,7 @@ func (s *settings) agentConfig() (agent.Config, error) {
 		StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Agent.Socket,
 		Interface: s.Agent.Interface, LinkPrefix: s.Agent.LinkPrefix, MTU: s.Agent.MTU,
 		Gateway:   netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
-		LostAfter: s.Agent.LostAfter, RouteProtocol: s.Routes.AgentProtocol,
+		LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, RouteProtocol: s.Routes.AgentProtocol,
 	}
 	for _, text := range s.Agent.Addresses {
 		addr, err := netip.ParseAddr(text)

@@ -12,7 +12,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -202,4 +205,20 @@ func readSource(ad *netlink.AttributeDecoder, to *netip.Addr) error {
 		})
 	}
 	return nil
+}
+
+// Use is how many entries the tracking table of the process's network namespace has,
+// and how many it may have. Without connection tracking in the kernel the error
+// wraps fs.ErrNotExist.
+func Use() (count, most int, err error) {
+	for name, to := range map[string]*int{"count": &count, "max": &most} {
+		text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_" + name)
+		if err != nil {
+			return 0, 0, fmt.Errorf("read the size of the connection tracking table: %w", err)
+		}
+		if *to, err = strconv.Atoi(strings.TrimSpace(string(text))); err != nil {
+			return 0, 0, fmt.Errorf("read the size of the connection tracking table: %w", err)
+		}
+	}
+	return count, most, nil
 }

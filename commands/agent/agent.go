@@ -132,6 +132,7 @@ func (a *agent) close() error {
 type outside struct {
 	links interface {
 		hostLinks
+		tables
 		workload.Links
 		Run(ctx context.Context) error
 		Watch(ctx context.Context, fn func(kernel.Event)) error
@@ -244,6 +245,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: "keep the registration", Do: a.watchHost},
 		{Name: "let forwarding through", Do: func(ctx context.Context) error { return a.keepForward(ctx, o.forward) }},
 		{Name: "compare", Do: a.compare},
+		{Name: "look for room", Do: (&room{loop: l, kernel: o.links, tracked: conntrack.Use, refused: map[string]uint64{}}).Run},
 		{Name: "serve", Do: func(context.Context) error { return o.serve(serving, a.api.routes()) }},
 	}
 }

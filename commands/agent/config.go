@@ -47,6 +47,9 @@ type Config struct {
 	Gateway netip.Addr
 	// LostAfter is how long an endpoint is kept whose link is gone (default 5 min).
 	LostAfter time.Duration
+	// NewFlows is how many flows a workload may begin per second (0: a 256th of the
+	// kernel's connection tracking table); sixteen times as many at once.
+	NewFlows int
 	// WorkloadToHost is what workloads may open on their own host.
 	WorkloadToHost []acl.HostPort
 	// RouteProtocol marks the agent's routes in the kernel.

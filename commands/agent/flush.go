@@ -48,6 +48,7 @@ func (l *loop) readHost() {
 		l.problems.solved("addresses")
 		l.forwarding.v6 = false
 		if changed {
+			l.filtering.index.SetSubnets(l.links.subnets())
 			for _, b := range l.view.Blocks() {
 				l.overlap(nil, b)
 			}

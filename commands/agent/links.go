@@ -90,6 +90,14 @@ func (k *links) mtuOf(own []netip.Prefix) int {
 	return 0
 }
 
+// subnets are those that the host is connected to.
+func (k *links) subnets() (list []netip.Prefix) {
+	for _, a := range k.addrs {
+		list = append(list, a.Subnet)
+	}
+	return list
+}
+
 // overlapping is an address of the host whose subnet has addresses of a block; nil:
 // there is none.
 func (k *links) overlapping(block netip.Prefix) *kernel.Address {

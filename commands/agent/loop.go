@@ -95,9 +95,9 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.locals = newLocals(cfg.LinkPrefix, l.links)
 	l.blocks = &blocks{node: cfg.Node, view: l.view, table: l.table, returning: map[netip.Prefix]bool{}}
 	l.forwarding = &forwarding{kernel: k, problems: l.problems}
-	l.filtering = newFiltering(acl.NewIndex(cfg.Node, acl.Options{
-		LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost,
-	}), f)
+	options := acl.Options{LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost}
+	options.FlowRate, options.FlowBurst = newFlows(cfg.NewFlows)
+	l.filtering = newFiltering(acl.NewIndex(cfg.Node, options), f)
 	l.table.want("gateway", gatewayRoute(cfg.Gateway))
 	l.recallUnderstood()
 	return l

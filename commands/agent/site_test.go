@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -236,6 +237,9 @@ func (s *site) reaches(from netlab.Place, to netip.Addr) {
 	})
 }
 
+// meter is a set whose elements come and go with packets, as nft lists it.
+var meter = regexp.MustCompile(`(?s)\tset m_\w+ \{.*?\n\t\}`)
+
 // kernel is the host's links of ours, routes of ours and packet filter, in
 // pieces, sorted: nft lists what was made anew in another order.
 func (s *site) kernel() string {
@@ -243,6 +247,7 @@ func (s *site) kernel() string {
 	text := netlab.Must(s.t, s.node, "sh", "-c", "ip -o link show group 28259 | sed 's/^[0-9]*: //; s/ qlen .*//'; ip route show proto 87; ip -6 route show proto 87")
 	lines := strings.Split(text, "\n")
 	text = strings.ReplaceAll(netlab.Must(s.t, s.node, "nft", "-s", "list", "ruleset"), "elements =", "")
+	text = meter.ReplaceAllString(text, "")
 	lines = append(lines, strings.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(";{},\n", r) })...)
 	for i := range lines {
 		lines[i] = strings.TrimSpace(lines[i])

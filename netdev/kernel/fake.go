@@ -294,3 +294,8 @@ func (f *Fake) String() string {
 	}
 	return b.String()
 }
+
+// Neighbours is Kernel.Neighbours; the tables are empty.
+func (f *Fake) Neighbours() ([]NeighbourTable, error) {
+	return []NeighbourTable{{Name: "arp_cache", Most: 1024}, {Name: "ndisc_cache", Most: 1024}}, nil
+}

@@ -1,0 +1,98 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"netctl/acl/conntrack"
+	"netctl/netdev/kernel"
+)
+
+// lookForRoom is how often the tables are looked at that all share.
+const lookForRoom = 15 * time.Second
+
+// tables is what room asks the kernel.
+type tables interface {
+	Neighbours() ([]kernel.NeighbourTable, error)
+}
+
+// room is how full the kernel's tables are that are one for all: who fills one cuts
+// everybody off. It belongs to one goroutine.
+type room struct {
+	loop    *loop
+	kernel  tables
+	tracked func() (count, most int, err error)
+	refused map[string]uint64
+}
+
+// Run looks from time to time and says what is nearly full.
+func (r *room) Run(ctx context.Context) error {
+	for {
+		if err := r.look(ctx); err != nil && ctx.Err() == nil {
+			r.loop.log.Warn("how full the kernel's tables are is not known", "error", err)
+		}
+		if !pause(ctx, lookForRoom) {
+			return nil
+		}
+	}
+}
+
+func (r *room) look(ctx context.Context) error {
+	list, err := r.kernel.Neighbours()
+	count, most, trackErr := r.tracked()
+	if errors.Is(trackErr, fs.ErrNotExist) {
+		trackErr = nil // nothing is tracked
+	}
+	return errors.Join(err, trackErr, r.loop.do(ctx, func() {
+		l := r.loop
+		for _, t := range list {
+			before, known := r.refused[t.Name]
+			r.refused[t.Name] = t.Refused
+			l.problems.note(t.Name, neighbourProblem(t, 2*l.locals.count, known && t.Refused > before))
+		}
+		l.problems.note("connection tracking", trackingProblem(count, most))
+		l.idle++
+	}))
+}
+
+// nearlyFull is from how many hundredths of a table on it is said.
+const nearlyFull = 80
+
+// neighbourProblem is empty where there is room. The table's bound does not count
+// permanent entries, of which each endpoint has one on either side.
+func neighbourProblem(t kernel.NeighbourTable, permanent int, overflowed bool) string {
+	setting := "net.ipv4.neigh.default.gc_thresh3"
+	if t.Name == "ndisc_cache" {
+		setting = "net.ipv6.neigh.default.gc_thresh3"
+	}
+	used := max(0, t.Entries-permanent)
+	switch {
+	case overflowed:
+		return fmt.Sprintf("the kernel's neighbour table is full, and the node may reach nobody new: raise %s, which is %d", setting, t.Most)
+	case 100*used >= nearlyFull*t.Most:
+		return fmt.Sprintf("the kernel's neighbour table is nearly full (%d of %d): raise %s", used, t.Most, setting)
+	}
+	return ""
+}
+
+func trackingProblem(count, most int) string {
+	if most == 0 || 100*count < nearlyFull*most {
+		return ""
+	}
+	return fmt.Sprintf("the kernel's connection tracking table is nearly full (%d of %d): raise net.netfilter.nf_conntrack_max, or find who begins so many flows: conntrack -L", count, most)
+}
+
+// newFlows is the bound of the flows that a workload begins, per second and at once.
+func newFlows(set int) (rate, burst uint32) {
+	if set > 0 {
+		return uint32(set), 16 * uint32(set)
+	}
+	_, most, err := conntrack.Use()
+	if err != nil || most == 0 {
+		most = 1 << 18 // the kernel's own default on a machine with enough memory
+	}
+	return uint32(max(most/256, 10)), uint32(max(most/16, 160))
+}
