@@ -123,3 +123,45 @@ func sameRules(a, b []Rule) bool {
 }
 
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
+
+// Closed is the part of r that lets nothing new pass to or from a workload: the base
+// chains, and what they refer to by rules. Its maps of links are empty, so that no
+// endpoint is known. It stands by itself.
+func (r *Ruleset) Closed() *Ruleset {
+	out := &Ruleset{Sets: map[string]*Set{}, Chains: map[string]*Chain{}}
+	set := func(name string) {
+		s := r.Sets[name]
+		if s == nil || out.Sets[name] != nil {
+			return
+		}
+		if s.Type == LinkVerdict {
+			s = newSet(s.Name, s.Type, s.Comment)
+		}
+		out.Sets[name] = s
+	}
+	var chain func(name string)
+	chain = func(name string) {
+		c := r.Chains[name]
+		if c == nil || out.Chains[name] != nil {
+			return
+		}
+		out.Chains[name] = c
+		for _, rule := range c.Rules {
+			for _, t := range rule.Match {
+				set(t.Set)
+			}
+			set(rule.Limit.Set)
+			if v := rule.Verdict; v.Kind == Lookup {
+				set(v.Chain)
+			} else {
+				chain(v.Chain)
+			}
+		}
+	}
+	for name, c := range r.Chains {
+		if c.Hook != nil {
+			chain(name)
+		}
+	}
+	return out
+}

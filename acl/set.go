@@ -49,6 +49,12 @@ const (
 	MeterTimeout = time.Minute
 )
 
+// OfEndpoints tells whether elements name links or subnets of this host; without
+// them fewer packets pass.
+func (t SetType) OfEndpoints() bool {
+	return t == LinkVerdict || t == LinkAddr4 || t == LinkAddr6 || t == Net4 || t == Net6
+}
+
 // Element is a member of a set. Which fields are used depends on the SetType.
 type Element struct {
 	Link        string

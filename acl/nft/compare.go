@@ -62,6 +62,29 @@ func compare(tx *transaction, want *acl.Ruleset, have *kernel, right handles) {
 	}
 }
 
+// closing makes the closed part of want whole, as one batch. It deletes nothing.
+func closing(want *acl.Ruleset, have *kernel) *transaction {
+	tx, part := newTransaction(), want.Closed()
+	near := *have
+	near.chains, near.sets = map[string]*kernelChain{}, map[string]*kernelSet{}
+	for name := range part.Chains {
+		if c := have.chains[name]; c != nil {
+			near.chains[name] = c
+		}
+	}
+	for name, s := range part.Sets {
+		if h := have.sets[name]; h != nil && s.Type.OfEndpoints() { // its elements open nothing
+			part.Sets[name] = &acl.Set{Name: name, Type: s.Type}
+			near.sets[name] = &kernelSet{flags: h.flags, keyType: h.keyType, keyLen: h.keyLen}
+		} else if h != nil {
+			near.sets[name] = h
+		}
+	}
+	compare(tx, part, &near, learn(part, &near))
+	tx.whole = true
+	return tx
+}
+
 // wrongObjects are the sets and chains that are of another kind than wanted and so
 // have to be deleted and made anew. They are there only if somebody else made them.
 func wrongObjects(want *acl.Ruleset, have *kernel) map[string]bool {

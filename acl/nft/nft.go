@@ -128,14 +128,25 @@ func (t *Table) Close() error {
 }
 
 // Sync makes the table what want says and writes only what differs: nothing at
-// all if it is right already. An *acl.RefusedError lists every object that is not
-// as wanted; the others are.
+// all if it is right already. Where it is open it is closed first, in a transaction
+// of its own. An *acl.RefusedError lists every object that is not as wanted; the
+// others are.
 func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	have, err := t.snapshot()
 	if err != nil {
 		return err
+	}
+	if tx := closing(want, have); !tx.empty() {
+		t.log.Warn("packet filter is not whole, closed first", "table", acl.TableName, "objects", tx.objects())
+		err := t.commit(ctx, tx)
+		if refused := (*acl.RefusedError)(nil); err != nil && !errors.As(err, &refused) {
+			return err
+		}
+		if have, err = t.snapshot(); err != nil {
+			return err
+		}
 	}
 	t.handles = learn(want, have)
 	tx := newTransaction()
