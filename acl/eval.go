@@ -71,12 +71,24 @@ func (d Decision) String() string {
 // input or both forward chains. The first drop decides, else the last accept.
 // Limits are taken as not reached, and
 // meters as empty. It is the reference for what a ruleset means.
-func (r *Ruleset) Eval(p Packet) Decision {
+func (r *Ruleset) Eval(p Packet) Decision { return r.Judge().Eval(p) }
+
+// Judge evaluates many packets against a ruleset that does not change meanwhile.
+type Judge struct {
+	rules    *Ruleset
+	verdicts map[string]map[Element]Verdict // of maps, by key
+}
+
+// Judge is a judge by r.
+func (r *Ruleset) Judge() *Judge { return &Judge{r, map[string]map[Element]Verdict{}} }
+
+// Eval is Ruleset.Eval.
+func (j *Judge) Eval(p Packet) Decision {
 	hooks := []string{ChainRawPre, ChainFwdFrom, ChainFwdTo}
 	if p.OutLink == "" {
 		hooks = []string{ChainRawPre, ChainInHost}
 	}
-	w := walk{rules: r, packet: p}
+	w := walk{Judge: j, packet: p}
 	for _, h := range hooks {
 		before := w.decision.Reason
 		w.decision.Allowed, w.decision.Chain, w.decision.Rule, w.decision.Reason = true, h, -1, ""
@@ -92,7 +104,7 @@ func (r *Ruleset) Eval(p Packet) Decision {
 }
 
 type walk struct {
-	rules    *Ruleset
+	*Judge
 	packet   Packet
 	decision Decision
 }
@@ -139,13 +151,17 @@ func (w *walk) chain(name string, depth int) VerdictKind {
 }
 
 func (w *walk) lookup(v Verdict) Verdict {
-	key := w.key(v.Key)
-	for e := range w.rules.Sets[v.Chain].Elements {
-		if e.sameKey(key) {
-			return e.Verdict
+	m := w.verdicts[v.Chain]
+	if m == nil {
+		m = map[Element]Verdict{}
+		for e := range w.rules.Sets[v.Chain].Elements {
+			verdict := e.Verdict
+			e.Verdict = Verdict{}
+			m[e] = verdict
 		}
+		w.verdicts[v.Chain] = m
 	}
-	return Verdict{}
+	return m[w.key(v.Key)]
 }
 
 func (w *walk) matches(r *Rule) bool {

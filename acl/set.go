@@ -64,12 +64,6 @@ type Element struct {
 	Verdict     Verdict
 }
 
-// sameKey tells whether a and b cannot be in one map at the same time.
-func (e Element) sameKey(o Element) bool {
-	e.Verdict, o.Verdict = Verdict{}, Verdict{}
-	return e == o
-}
-
 // Compare orders elements by key, then verdict.
 func (e Element) Compare(o Element) int {
 	return cmp.Or(

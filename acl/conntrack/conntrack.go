@@ -9,11 +9,11 @@
 package conntrack
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -41,6 +41,10 @@ const (
 	filterSource    = 1 // CTA_FILTER_F_CTA_IP_SRC
 )
 
+// fewAddresses is for how many IPv4 addresses the kernel goes through its table by
+// itself; for more all entries are listed once.
+const fewAddresses = 4
+
 // readBuffer in bytes, forced: a dump must not overrun.
 const readBuffer = 8 << 20
 
@@ -58,17 +62,28 @@ func Delete(addrs ...netip.Addr) error {
 	defer c.Close()
 	_ = c.SetReadBuffer(readBuffer)
 	var errs []error
-	var six []netip.Addr
+	var four, six []netip.Addr
 	for _, a := range addrs {
 		if a = a.Unmap().WithZone(""); a.Is6() {
 			six = append(six, a)
-		} else if err := delete4(c, a); err != nil {
-			errs = append(errs, fmt.Errorf("delete conntrack entries of %s: %w", a, err))
+		} else {
+			four = append(four, a)
 		}
 	}
-	if len(six) > 0 {
-		if err := deleteDumped(c, unix.AF_INET6, nil, six); err != nil {
-			errs = append(errs, fmt.Errorf("delete conntrack entries of %s: %w", six, err))
+	if len(four) <= fewAddresses {
+		for _, a := range four {
+			if err := delete4(c, a); err != nil {
+				errs = append(errs, fmt.Errorf("delete conntrack entries of %s: %w", a, err))
+			}
+		}
+		four = nil
+	}
+	for family, list := range map[byte][]netip.Addr{unix.AF_INET: four, unix.AF_INET6: six} {
+		if len(list) == 0 {
+			continue
+		}
+		if err := deleteDumped(c, family, nil, list); err != nil {
+			errs = append(errs, fmt.Errorf("delete conntrack entries of %d addresses: %w", len(list), err))
 		}
 	}
 	return errors.Join(errs...)
@@ -134,7 +149,11 @@ func message(msg uint16, flags netlink.HeaderFlags, family byte, body []byte) ne
 // deleteDumped lists the entries of a family and deletes those of the addresses
 // one by one. The kernel filters the list if there is a filter and it can (IPv4,
 // Linux 5.8 and later).
-func deleteDumped(c *netlink.Conn, family byte, filter []byte, addrs []netip.Addr) error {
+func deleteDumped(c *netlink.Conn, family byte, filter []byte, list []netip.Addr) error {
+	addrs := map[netip.Addr]bool{}
+	for _, a := range list {
+		addrs[a] = true
+	}
 	entries, err := c.Execute(message(msgGet, netlink.Dump, family, filter))
 	if err != nil {
 		return err
@@ -144,7 +163,7 @@ func deleteDumped(c *netlink.Conn, family byte, filter []byte, addrs []netip.Add
 		if err != nil {
 			return err
 		}
-		if !slices.Contains(addrs, e.orig) && !slices.Contains(addrs, e.reply) {
+		if !addrs[e.orig.src] && !addrs[e.reply.src] {
 			continue
 		}
 		_, err = c.Execute(message(msgDelete, netlink.Acknowledge, family, e.key))
@@ -157,8 +176,17 @@ func deleteDumped(c *netlink.Conn, family byte, filter []byte, addrs []netip.Add
 
 // entry is what is needed of a listed entry.
 type entry struct {
-	orig, reply netip.Addr // sources
-	key         []byte     // the attributes that name the entry
+	orig, reply tuple
+	status      uint32
+	key         []byte // the attributes that name the entry
+}
+
+// tuple is one direction of a flow.
+type tuple struct {
+	src              netip.Addr
+	protocol         uint8
+	srcPort, dstPort uint16 // of tcp, udp, sctp
+	kind, code       uint8  // of icmp, icmpv6
 }
 
 // parse reads one message of a dump, after the netlink header.
@@ -171,14 +199,17 @@ func parse(b []byte) (entry, error) {
 	if err != nil {
 		return e, err
 	}
+	ad.ByteOrder = binary.BigEndian
 	var key []netlink.Attribute
 	for ad.Next() {
 		switch ad.Type() {
 		case attrTupleOrig:
 			key = append(key, netlink.Attribute{Type: attrTupleOrig | unix.NLA_F_NESTED, Data: ad.Bytes()})
-			ad.Nested(func(ad *netlink.AttributeDecoder) error { return readSource(ad, &e.orig) })
+			ad.Nested(e.orig.read)
 		case attrTupleReply:
-			ad.Nested(func(ad *netlink.AttributeDecoder) error { return readSource(ad, &e.reply) })
+			ad.Nested(e.reply.read)
+		case attrStatus:
+			e.status = ad.Uint32()
 		case attrID, attrZone:
 			key = append(key, netlink.Attribute{Type: ad.Type(), Data: ad.Bytes()})
 		}
@@ -190,19 +221,39 @@ func parse(b []byte) (entry, error) {
 	return e, err
 }
 
-func readSource(ad *netlink.AttributeDecoder, to *netip.Addr) error {
+func (t *tuple) read(ad *netlink.AttributeDecoder) error {
 	for ad.Next() {
-		if ad.Type() != attrTupleIP {
-			continue
-		}
-		ad.Nested(func(ad *netlink.AttributeDecoder) error {
-			for ad.Next() {
-				if t := ad.Type(); t == attrV4Src || t == attrV6Src {
-					*to, _ = netip.AddrFromSlice(ad.Bytes())
+		switch ad.Type() {
+		case attrTupleIP:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					if k := ad.Type(); k == attrV4Src || k == attrV6Src {
+						t.src, _ = netip.AddrFromSlice(ad.Bytes())
+					}
 				}
-			}
-			return nil
-		})
+				return nil
+			})
+		case attrTupleProto:
+			ad.Nested(t.readProtocol)
+		}
+	}
+	return nil
+}
+
+func (t *tuple) readProtocol(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		switch ad.Type() {
+		case protoNumber:
+			t.protocol = ad.Uint8()
+		case protoSrcPort:
+			t.srcPort = ad.Uint16()
+		case protoDstPort:
+			t.dstPort = ad.Uint16()
+		case protoICMPType, protoICMPv6Type:
+			t.kind = ad.Uint8()
+		case protoICMPCode, protoICMPv6Code:
+			t.code = ad.Uint8()
+		}
 	}
 	return nil
 }

@@ -79,6 +79,22 @@ func TestDelete(t *testing.T) {
 	})
 }
 
+// TestDeleteMany: for many addresses the entries are listed once.
+func TestDeleteMany(t *testing.T) {
+	n := newNetns(t)
+	others := fill(n)
+	addrs := []netip.Addr{addr6, addr4}
+	for i := range fewAddresses {
+		addrs = append(addrs, netip.AddrFrom4([4]byte{10, 9, 0, byte(i)}))
+	}
+	n.Do(func() {
+		if err := Delete(addrs...); err != nil {
+			t.Error(err)
+		}
+	})
+	check(t, n, others)
+}
+
 // TestDeleteDumped is the way of kernels that do not delete by filter, also of
 // those that do not filter the list.
 func TestDeleteDumped(t *testing.T) {
@@ -137,7 +153,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte{2, 0, 0, 0, 12, 0, 1, 0x80, 8, 0, 1, 0x80, 4, 0, 1, 0})
 	f.Add([]byte("\x02\x00\x00\x00\x14\x00\x01\x80\x10\x00\x01\x80\x08\x00\x01\x00\x0a\x00\x00\x05\x08\x00\x0c\x00\x00\x00\x00\x01"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if e, err := parse(b); err == nil && e.orig.IsValid() && len(e.key) == 0 {
+		if e, err := parse(b); err == nil && e.orig.src.IsValid() && len(e.key) == 0 {
 			t.Errorf("%x: a tuple but no key", b)
 		}
 	})

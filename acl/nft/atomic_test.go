@@ -99,7 +99,7 @@ func churn(t *testing.T, table *Table, x *acl.Index, n int, rules, other []strin
 			return err
 		}
 		if i%10 == 0 {
-			if err := table.Sync(t.Context(), x.Ruleset()); err != nil {
+			if _, err := table.Sync(t.Context(), x.Ruleset()); err != nil {
 				return err
 			}
 		}
@@ -130,7 +130,7 @@ func thousandProfiles(b *testing.B) *acl.Index {
 // BenchmarkAddEndpoint adds and removes an endpoint of an existing class.
 func BenchmarkAddEndpoint(b *testing.B) {
 	x, table := thousandProfiles(b), open(b, newNetns(b))
-	if err := table.Sync(b.Context(), x.Ruleset()); err != nil {
+	if _, err := table.Sync(b.Context(), x.Ruleset()); err != nil {
 		b.Fatal(err)
 	}
 	for b.Loop() {
@@ -149,7 +149,7 @@ func BenchmarkAddEndpoint(b *testing.B) {
 func BenchmarkSyncNothing(b *testing.B) {
 	rules, table := thousandProfiles(b).Ruleset(), open(b, newNetns(b))
 	for b.Loop() {
-		if err := table.Sync(b.Context(), rules); err != nil {
+		if _, err := table.Sync(b.Context(), rules); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -52,7 +52,7 @@ func TestAnOpenTableIsClosedFirst(t *testing.T) {
 			l.expect(true, "b", back)
 			l.rules = whole
 		}
-		if err := l.table.Sync(t.Context(), whole); err != nil {
+		if _, err := l.table.Sync(t.Context(), whole); err != nil {
 			t.Fatalf("%s: %v", damage, err)
 		}
 		l.expect(true, "a", l.uniquePort(udp("10.0.0.1", "10.0.0.2", 99)))
@@ -70,7 +70,7 @@ func TestAnOpenTableIsClosedFirst(t *testing.T) {
 		if tx := closing(whole, have); !tx.empty() {
 			t.Errorf("%s: %d objects to close", damage, tx.objects())
 		}
-		if err := l.table.Sync(t.Context(), whole); err != nil {
+		if _, err := l.table.Sync(t.Context(), whole); err != nil {
 			t.Fatal(err)
 		}
 	}

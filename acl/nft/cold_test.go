@@ -33,7 +33,7 @@ func BenchmarkColdSync(b *testing.B) {
 	for b.Loop() {
 		table, other := open(b, newNetns(b)), newNetns(b)
 		cpu, start := used(b, unix.RUSAGE_SELF), time.Now()
-		if err := table.Sync(b.Context(), rules); err != nil {
+		if _, err := table.Sync(b.Context(), rules); err != nil {
 			b.Fatal(err)
 		}
 		oursWall += time.Since(start)

@@ -12,7 +12,7 @@ import (
 // compare puts into tx what makes have into want. right are the chains whose rules
 // are as wanted; those that are filled anew all the same are taken out.
 func compare(tx *transaction, want *acl.Ruleset, have *kernel, right handles) {
-	for _, t := range tables {
+	for _, t := range tables() {
 		if !have.awake[t.Family] {
 			tx.table(t)
 		}
@@ -140,7 +140,7 @@ func (tx *transaction) clear(have *kernel, wrong map[string]bool) {
 		}
 	}
 	tx.add(phaseTable, op{object: tableObject(), weight: 1, emit: func(c *nftables.Conn) error {
-		for _, t := range tables {
+		for _, t := range tables() {
 			if have.awake[t.Family] || have.dormant[t.Family] {
 				c.FlushTable(t)
 			}

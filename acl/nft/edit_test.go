@@ -57,7 +57,7 @@ func TestAnEditCostsThatRule(t *testing.T) {
 			rules := numbered(size)
 			x.Apply(profile(t, "web", []string{"web"}, rules, nil))
 			x.Flush()
-			if err := table.Sync(t.Context(), x.Ruleset()); err != nil {
+			if _, err := table.Sync(t.Context(), x.Ruleset()); err != nil {
 				t.Fatal(err)
 			}
 			chain := chainOf(t, x)
@@ -118,7 +118,7 @@ func TestEditsInAnyOrder(t *testing.T) {
 	rules := numbered(12)
 	x.Apply(profile(t, "web", []string{"web"}, rules, nil))
 	x.Flush()
-	if err := table.Sync(t.Context(), x.Ruleset()); err != nil {
+	if _, err := table.Sync(t.Context(), x.Ruleset()); err != nil {
 		t.Fatal(err)
 	}
 	chain := chainOf(t, x)
@@ -138,7 +138,7 @@ func TestEditsInAnyOrder(t *testing.T) {
 			if err := table.Apply(t.Context(), x.Flush()); err != nil {
 				t.Fatal(err)
 			}
-			if err := table.Sync(t.Context(), x.Ruleset()); err != nil { // as the agent's watch has it
+			if _, err := table.Sync(t.Context(), x.Ruleset()); err != nil { // as the agent's watch has it
 				t.Fatal(err)
 			}
 			continue
@@ -169,7 +169,7 @@ func TestHandlesOfARepairedTable(t *testing.T) {
 		t.Helper()
 		x.Apply(profile(t, "web", []string{"web"}, rules, nil))
 		x.Flush()
-		if err := table.Sync(t.Context(), x.Ruleset()); err != nil {
+		if _, err := table.Sync(t.Context(), x.Ruleset()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -212,7 +212,7 @@ func BenchmarkEdit(b *testing.B) {
 			one, two := profile(t, "web", []string{"web"}, numbered(size), nil), profile(t, "web", []string{"web"}, slices.Insert(numbered(size), 0, "deny icmp"), nil)
 			x.Apply(one)
 			x.Flush()
-			if err := table.Sync(b.Context(), x.Ruleset()); err != nil {
+			if _, err := table.Sync(b.Context(), x.Ruleset()); err != nil {
 				b.Fatal(err)
 			}
 			for i := 0; b.Loop(); i++ {

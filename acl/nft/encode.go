@@ -38,17 +38,15 @@ const (
 )
 
 // tables are those of our objects.
-var tables = []*nftables.Table{
-	{Name: acl.TableName, Family: nftables.TableFamilyINet},
-	{Name: acl.TableName, Family: nftables.TableFamilyARP},
-}
+func tables() []*nftables.Table { return []*nftables.Table{tableOf(""), tableOf(acl.ARPPrefix)} }
 
 // tableOf is the table that the object of that name is in.
 func tableOf(name string) *nftables.Table {
+	t := &nftables.Table{Name: acl.TableName, Family: nftables.TableFamilyINet}
 	if strings.HasPrefix(name, acl.ARPPrefix) {
-		return tables[1]
+		t.Family = nftables.TableFamilyARP
 	}
-	return tables[0]
+	return t
 }
 
 func ruleHash(r *acl.Rule) [8]byte {

@@ -5,6 +5,8 @@ import (
 	"reflect"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"netctl/acl"
 )
 
@@ -17,28 +19,30 @@ type Fake struct {
 	// Refuse, if set, says which chains the kernel does not take.
 	Refuse func(chain string) error
 
-	mu     sync.Mutex
-	rules  *acl.Ruleset
-	writes int
+	mu       sync.Mutex
+	rules    *acl.Ruleset
+	writes   int
+	watchers []chan struct{}
 }
 
 // Sync makes the ruleset what want says.
-func (f *Fake) Sync(_ context.Context, want *acl.Ruleset) error {
-	return f.write(func() bool {
+func (f *Fake) Sync(_ context.Context, want *acl.Ruleset) (wrote bool, err error) {
+	err = f.write(func() bool {
 		if f.rules != nil && f.rules.String() == want.String() {
 			return false
 		}
-		f.rules = want.Clone()
+		f.rules, wrote = want.Clone(), true
 		return true
 	})
+	return wrote, err
 }
 
 // Apply changes the ruleset as d says.
 func (f *Fake) Apply(_ context.Context, d acl.Delta) error {
+	if f.Rules() == nil && !d.Empty() {
+		return &acl.RefusedError{Refusals: []acl.Refusal{{Kind: "table", Name: acl.TableName, Err: unix.ENOENT}}}
+	}
 	return f.write(func() bool {
-		if f.rules == nil {
-			f.rules = &acl.Ruleset{Sets: map[string]*acl.Set{}, Chains: map[string]*acl.Chain{}}
-		}
 		f.rules.Apply(d)
 		return !d.Empty()
 	})
@@ -85,15 +89,41 @@ func (f *Fake) refused(had map[string]*acl.Chain) error {
 	return e
 }
 
-// Watch calls fn once and blocks until ctx ends: nobody else changes a fake.
+// Watch calls fn once, and then after each Flush, until ctx ends.
 func (f *Fake) Watch(ctx context.Context, fn func()) error {
+	f.mu.Lock()
+	flushed := make(chan struct{}, 1)
+	f.watchers = append(f.watchers, flushed)
+	f.mu.Unlock()
+	for {
+		fn()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-flushed:
+		}
+	}
+}
+
+// WatchOthers calls fn once and blocks until ctx ends.
+func (f *Fake) WatchOthers(ctx context.Context, fn func()) error {
 	fn()
 	<-ctx.Done()
 	return ctx.Err()
 }
 
-// WatchOthers blocks until ctx ends.
-func (f *Fake) WatchOthers(ctx context.Context, fn func()) error { return f.Watch(ctx, fn) }
+// Flush is somebody else's `nft flush ruleset`.
+func (f *Fake) Flush() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rules = nil
+	for _, w := range f.watchers {
+		select {
+		case w <- struct{}{}:
+		default:
+		}
+	}
+}
 
 // Close does nothing.
 func (f *Fake) Close() error { return nil }

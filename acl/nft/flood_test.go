@@ -37,7 +37,7 @@ func floodedLab(t *testing.T) (*lab, *acl.Index) {
 	x.SetSubnets([]netip.Prefix{netip.MustParsePrefix("10.200.0.0/16"), netip.MustParsePrefix("fd0a::/64"), netip.MustParsePrefix("10.200.7.0/24")})
 	x.Flush()
 	l.rules = x.Ruleset()
-	if err := l.table.Sync(t.Context(), l.rules); err != nil {
+	if _, err := l.table.Sync(t.Context(), l.rules); err != nil {
 		t.Fatal(err)
 	}
 	return l, x
@@ -158,7 +158,7 @@ func TestAFloodOfStrangersIsBounded(t *testing.T) {
 	o := testOptions() // without a bound of flows, which would come first
 	open := acl.Static(o).Chains["from_wl"]
 	l.rules.Chains["from_wl"] = open
-	if err := l.table.Sync(t.Context(), l.rules); err != nil {
+	if _, err := l.table.Sync(t.Context(), l.rules); err != nil {
 		t.Fatal(err)
 	}
 	a, n := l.hosts["a"], l.hosts["n"]

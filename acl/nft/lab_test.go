@@ -50,7 +50,7 @@ func newLab(t *testing.T) *lab {
 	l.router.Run("ip", "route", "add", "169.254.1.1", "dev", "lo", "scope", "link")
 	l.router.Run("ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
 	l.table = open(t, l.router)
-	if err := l.table.Sync(t.Context(), l.rules); err != nil {
+	if _, err := l.table.Sync(t.Context(), l.rules); err != nil {
 		t.Fatal(err)
 	}
 	return l

@@ -131,31 +131,32 @@ func (t *Table) Close() error {
 // all if it is right already. Where it is open it is closed first, in a transaction
 // of its own. An *acl.RefusedError lists every object that is not as wanted; the
 // others are.
-func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) error {
+func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	have, err := t.snapshot()
 	if err != nil {
-		return err
+		return false, err
 	}
 	if tx := closing(want, have); !tx.empty() {
 		t.log.Warn("packet filter is not whole, closed first", "table", acl.TableName, "objects", tx.objects())
+		wrote = true
 		err := t.commit(ctx, tx)
 		if refused := (*acl.RefusedError)(nil); err != nil && !errors.As(err, &refused) {
-			return err
+			return wrote, err
 		}
 		if have, err = t.snapshot(); err != nil {
-			return err
+			return wrote, err
 		}
 	}
 	t.handles = learn(want, have)
 	tx := newTransaction()
 	compare(tx, want, have, t.handles)
 	if tx.empty() {
-		return nil
+		return wrote, nil
 	}
 	t.log.Info("packet filter differs", "table", acl.TableName, "objects", tx.objects())
-	return t.commit(ctx, tx)
+	return true, t.commit(ctx, tx)
 }
 
 // Apply writes a delta as one transaction without reading first. An

@@ -122,7 +122,7 @@ func TestSameAsText(t *testing.T) {
 	if out, err := text.input(rules.String(), "nft", "-f", "-"); err != nil {
 		t.Fatalf("nft -f: %v\n%s\n%s", err, out, rules)
 	}
-	if err := open(t, encoded).Sync(t.Context(), rules); err != nil {
+	if _, err := open(t, encoded).Sync(t.Context(), rules); err != nil {
 		t.Fatal(err)
 	}
 	sameLines(t, sorted(listing(t, encoded)), sorted(listing(t, text)))
@@ -179,13 +179,13 @@ func TestSyncWritesNothingWhenRight(t *testing.T) {
 	if out, err := n.input("table inet other { set strange { type ipv4_addr; }; chain stranger { accept; }; chain raw_pre { accept; }; }", "nft", "-f", "-"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if err := open(t, n).Sync(t.Context(), rules); err != nil {
+	if _, err := open(t, n).Sync(t.Context(), rules); err != nil {
 		t.Fatal(err)
 	}
 	again := open(t, n)
 	before, list := generationOf(t, again), listing(t, n)
 	for _, f := range []func() error{
-		func() error { return again.Sync(t.Context(), rules) },
+		func() error { _, err := again.Sync(t.Context(), rules); return err },
 		func() error { return again.Apply(t.Context(), acl.Delta{}) },
 	} {
 		if err := f(); err != nil {
@@ -202,7 +202,7 @@ func TestSyncWritesNothingWhenRight(t *testing.T) {
 func TestSyncRepairs(t *testing.T) {
 	n, rules := newNetns(t), everything(t).Ruleset()
 	table := open(t, n)
-	if err := table.Sync(t.Context(), rules); err != nil {
+	if _, err := table.Sync(t.Context(), rules); err != nil {
 		t.Fatal(err)
 	}
 	want := sorted(listing(t, n))
@@ -248,7 +248,7 @@ func TestSyncRepairs(t *testing.T) {
 		if out, err := n.input(damage+"\n", "nft", "-f", "-"); err != nil {
 			t.Fatalf("%s: %v\n%s", damage, err, out)
 		}
-		if err := table.Sync(t.Context(), rules); err != nil {
+		if _, err := table.Sync(t.Context(), rules); err != nil {
 			t.Fatalf("%s: %v", damage, err)
 		}
 		got := sorted(listing(t, n))
@@ -257,7 +257,7 @@ func TestSyncRepairs(t *testing.T) {
 			sameLines(t, got, want)
 		}
 		before := generationOf(t, table)
-		if err := table.Sync(t.Context(), rules); err != nil {
+		if _, err := table.Sync(t.Context(), rules); err != nil {
 			t.Fatal(err)
 		}
 		if after := generationOf(t, table); after != before {
@@ -272,7 +272,7 @@ func TestApplyFollowsIndex(t *testing.T) {
 	n := newNetns(t)
 	table := open(t, n)
 	x := acl.NewIndex("n1", testOptions())
-	if err := table.Sync(t.Context(), acl.Static(testOptions())); err != nil {
+	if _, err := table.Sync(t.Context(), acl.Static(testOptions())); err != nil {
 		t.Fatal(err)
 	}
 	step := func(changes ...datastore.Change) {
@@ -284,7 +284,7 @@ func TestApplyFollowsIndex(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := generationOf(t, table)
-		if err := table.Sync(t.Context(), x.Ruleset()); err != nil {
+		if _, err := table.Sync(t.Context(), x.Ruleset()); err != nil {
 			t.Fatal(err)
 		}
 		if after := generationOf(t, table); after != before {
@@ -329,14 +329,14 @@ func TestLargeRuleset(t *testing.T) {
 		x.Apply(endpoint("n2", fmt.Sprintf("n2/cni/%d/eth0", i), "ncx", []string{"p0"}, fmt.Sprintf("10.200.%d.%d", i/250, i%250)))
 	}
 	rules := x.Ruleset()
-	if err := table.Sync(t.Context(), rules); err != nil {
+	if _, err := table.Sync(t.Context(), rules); err != nil {
 		t.Fatal(err)
 	}
 	before := generationOf(t, table)
 	if before < 3 {
 		t.Errorf("generation %d: not split", before)
 	}
-	if err := table.Sync(t.Context(), rules); err != nil {
+	if _, err := table.Sync(t.Context(), rules); err != nil {
 		t.Fatal(err)
 	}
 	if after := generationOf(t, table); after != before {
@@ -352,7 +352,7 @@ func TestErrorNamesTheObject(t *testing.T) {
 	x := everything(t)
 	rules := x.Ruleset()
 	rules.Chains["bad"] = &acl.Chain{Name: "bad", Rules: []acl.Rule{{Match: []acl.Term{{Field: acl.SrcIP4, Set: "nowhere"}}}}}
-	err := table.Sync(t.Context(), rules)
+	_, err := table.Sync(t.Context(), rules)
 	var refused *acl.RefusedError
 	if !errors.As(err, &refused) || len(refused.Refusals) != 1 || refused.Refusals[0].Kind != "chain" || refused.Refusals[0].Name != "bad" {
 		t.Fatalf("error %v does not name the chain", err)
@@ -360,7 +360,7 @@ func TestErrorNamesTheObject(t *testing.T) {
 	got := strings.Replace(strings.Join(sorted(listing(t, n)), "\n"), "chain bad {\n", "", 1)
 	delete(rules.Chains, "bad")
 	fresh := newNetns(t)
-	if err := open(t, fresh).Sync(t.Context(), rules); err != nil {
+	if _, err := open(t, fresh).Sync(t.Context(), rules); err != nil {
 		t.Fatal(err)
 	}
 	sameLines(t, strings.Split(got, "\n"), sorted(listing(t, fresh)))
@@ -372,7 +372,7 @@ func TestRefusedElementIsNamed(t *testing.T) {
 	n := newNetns(t)
 	table := open(t, n)
 	x := everything(t)
-	if err := table.Sync(t.Context(), x.Ruleset()); err != nil {
+	if _, err := table.Sync(t.Context(), x.Ruleset()); err != nil {
 		t.Fatal(err)
 	}
 	to := func(link, chain string) acl.Element {
@@ -405,7 +405,7 @@ func TestWatch(t *testing.T) {
 	n := newNetns(t)
 	table := open(t, n)
 	rules := everything(t).Ruleset()
-	if err := table.Sync(t.Context(), rules); err != nil {
+	if _, err := table.Sync(t.Context(), rules); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -427,7 +427,7 @@ func TestWatch(t *testing.T) {
 	}
 	n.Run("nft", "flush", "chain", "inet", "netctl", "raw_pre")
 	<-ours
-	if err := table.Sync(ctx, rules); err != nil {
+	if _, err := table.Sync(ctx, rules); err != nil {
 		t.Fatal(err)
 	}
 	n.Run("nft", "flush", "ruleset")

@@ -69,7 +69,7 @@ func readTable(c *netlink.Conn) (*kernel, error) {
 		awake: map[nftables.TableFamily]bool{}, dormant: map[nftables.TableFamily]bool{},
 		chains: map[string]*kernelChain{}, sets: map[string]*kernelSet{},
 	}
-	for _, t := range tables {
+	for _, t := range tables() {
 		if err := k.readFlags(c, t); err != nil {
 			return nil, err
 		}
@@ -175,7 +175,7 @@ func (k *kernel) readChains(c *netlink.Conn, t *nftables.Table) error {
 		if err != nil {
 			return err
 		}
-		if tableOf(name) == t {
+		if tableOf(name).Family == t.Family {
 			k.chains[name] = chain
 		}
 	}
@@ -217,7 +217,7 @@ func (k *kernel) readRules(c *netlink.Conn, t *nftables.Table, attrs ...netlink.
 		if err != nil {
 			return err
 		}
-		if ch := k.chains[chain]; ch != nil && tableOf(chain) == t {
+		if ch := k.chains[chain]; ch != nil && tableOf(chain).Family == t.Family {
 			ch.hashes, ch.handles = append(ch.hashes, hash), append(ch.handles, handle)
 		}
 	}
@@ -260,7 +260,7 @@ func (k *kernel) readSets(c *netlink.Conn, t *nftables.Table) error {
 		if err != nil {
 			return err
 		}
-		if set.flags&unix.NFT_SET_ANONYMOUS != 0 || tableOf(name) != t {
+		if set.flags&unix.NFT_SET_ANONYMOUS != 0 || tableOf(name).Family != t.Family {
 			continue
 		}
 		k.sets[name] = set

@@ -154,6 +154,8 @@ type outside struct {
 	guard           datastore.Guard
 	// forget deletes the connection tracking entries of addresses.
 	forget func(addrs ...netip.Addr) error
+	// cut deletes those of flows that policy denies.
+	cut func(conntrack.Cutter) (int, error)
 	// forward is iptables.Run.
 	forward func(ctx context.Context, prefix string, changed <-chan struct{}, report func(added int, err error)) error
 	// serve answers on the control socket until ctx ends.
@@ -163,6 +165,7 @@ type outside struct {
 // build joins the parts; it starts nothing.
 func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l := newLoop(a.cfg, a.log, o.links, o.routes, o.filter)
+	l.flows = newFlows(a.log, o.forget, o.cut)
 	l.records = workload.NewRecords(a.cfg.recordsDir())
 	l.boots = readBoots(a.cfg.lastBootFile(), a.boot)
 	l.spawn = spawn
@@ -199,7 +202,7 @@ func poke(ch chan struct{}) {
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.store, store: a.guard.Fence(a.store), guard: a.guard, forget: conntrack.Delete, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.store, store: a.guard.Fence(a.store), guard: a.guard, forget: conntrack.Delete, cut: conntrack.Cutter.Cut, forward: iptables.Run,
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(control.Serve(ctx, a.listener, h), errEnded)
 		},
@@ -245,6 +248,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: "keep the registration", Do: a.watchHost},
 		{Name: "let forwarding through", Do: func(ctx context.Context) error { return a.keepForward(ctx, o.forward) }},
 		{Name: "compare", Do: a.compare},
+		{Name: "forget flows", Do: l.flows.Run},
 		{Name: "look for room", Do: (&room{loop: l, kernel: o.links, tracked: conntrack.Use, refused: map[string]uint64{}}).Run},
 		{Name: "serve", Do: func(context.Context) error { return o.serve(serving, a.api.routes()) }},
 	}

@@ -116,6 +116,7 @@ func (c *Config) hostIDFile() string { return filepath.Join(c.StateDir, "host") 
 func (c *Config) understoodFile() string {
 	return filepath.Join(c.StateDir, "understood.json")
 }
+func (c *Config) filterFile() string   { return filepath.Join(c.StateDir, "filter") }
 func (c *Config) lastBootFile() string { return filepath.Join(c.StateDir, "boot") }
 
 // ParseHostPort reads an entry of the setting agent.workloadToHost: tcp, udp or

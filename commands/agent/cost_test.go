@@ -155,7 +155,7 @@ type watchedFilter interface {
 	WatchOthers(ctx context.Context, fn func()) error
 }
 
-func (f countedFilter) Sync(ctx context.Context, r *acl.Ruleset) error {
+func (f countedFilter) Sync(ctx context.Context, r *acl.Ruleset) (bool, error) {
 	f.filterSyncs.Add(1)
 	return f.watchedFilter.Sync(ctx, r)
 }

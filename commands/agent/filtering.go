@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 
 	"netctl/acl"
@@ -12,26 +13,41 @@ import (
 // filtering is what the packet filter should hold, and what of it the kernel has
 // refused. Its owner is the loop.
 type filtering struct {
-	index  *acl.Index
-	filter filter
+	index   *acl.Index
+	options acl.Options
+	filter  filter
+	journal *acl.Journal
+	path    string // of the journal
+	log     *slog.Logger
+	// repaired is told what holds, after a time in which it may not have.
+	repaired func(*acl.Ruleset)
 
 	resync  bool              // what the kernel holds is not known
+	behind  bool              // it was not compared with the index since putBack
 	refused *acl.RefusedError // nil: it has everything
 	err     error             // why it has not
 }
 
-func newFiltering(x *acl.Index, f filter) *filtering {
-	return &filtering{index: x, filter: f, resync: true}
+func newFiltering(node string, o acl.Options, f filter, path string, log *slog.Logger) *filtering {
+	return &filtering{
+		index: acl.NewIndex(node, o), options: o, filter: f, journal: acl.NewJournal(path), path: path, log: log,
+		repaired: func(*acl.Ruleset) {}, resync: true,
+	}
 }
 
 // flush brings the packet filter up to date. whole says that it was compared as a
 // whole. After an error that is no RefusedError nothing is known of it.
 func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 	delta := f.index.Flush()
+	f.keep(delta)
+	lacked, wrote := f.refused != nil, false
 	switch {
-	case f.resync:
+	case f.resync || f.behind:
 		whole, f.refused = true, nil
-		err = f.filter.Sync(ctx, f.index.Ruleset())
+		rules := f.index.Ruleset()
+		if wrote, err = f.filter.Sync(ctx, rules); wrote {
+			f.repaired(rules)
+		}
 	case !delta.Empty():
 		f.refused = f.refused.Without(delta)
 		err = f.filter.Apply(ctx, delta)
@@ -40,17 +56,55 @@ func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 	switch {
 	case errors.As(err, &refused):
 		f.refuse(refused)
-		f.resync, f.err = false, f.refused
+		f.resync, f.behind, f.err = false, false, f.refused
 		return whole, f.refused
 	case err != nil:
 		f.resync, f.err = true, err
 		return whole, err
 	}
-	f.resync = false
+	f.resync, f.behind = false, false
 	if f.refused == nil {
 		f.err = nil
+		if lacked && !wrote {
+			f.repaired(f.index.Ruleset())
+		}
 	}
 	return whole, nil
+}
+
+// putBack makes the kernel hold what it held last, by the journal, while the view is
+// not what this node should be. Without a journal nothing is known, and nothing done.
+func (f *filtering) putBack(ctx context.Context) error {
+	f.behind = true
+	rules, err := acl.ReadJournal(f.path)
+	if err != nil {
+		if !errors.Is(err, datastore.ErrNotFound) {
+			return err
+		}
+		f.resync = false // until somebody changes something
+		return nil
+	}
+	rules = rules.WithStatic(f.options)
+	wrote, err := f.filter.Sync(ctx, rules)
+	if wrote {
+		f.repaired(rules)
+	}
+	f.resync = err != nil
+	return err
+}
+
+// keep notes a change of the index that is about to be made, for putBack.
+func (f *filtering) keep(d acl.Delta) {
+	var err error
+	switch {
+	case f.journal.Due():
+		err = f.journal.Whole(f.index.Ruleset())
+	case !d.Empty():
+		err = f.journal.Add(d)
+	}
+	if err != nil {
+		f.log.Warn("packet filter not kept for the next start", "error", err)
+	}
 }
 
 // refuse books what the kernel refused, beside what it refused before.

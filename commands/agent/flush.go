@@ -17,7 +17,11 @@ import (
 // endpoints from going up, nothing else.
 func (l *loop) flush(ctx context.Context) {
 	l.readHost()
-	if l.standing.frozen() || ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
+		return
+	case l.standing.frozen():
+		l.holdFilter(ctx)
 		return
 	}
 	for name := range l.locals.dirty {
@@ -54,6 +58,22 @@ func (l *loop) readHost() {
 			}
 			l.changedHost()
 		}
+	}
+}
+
+// holdFilter keeps the packet filter what it was, whatever others do to it, while
+// the kernel is to stay as it is.
+func (l *loop) holdFilter(ctx context.Context) {
+	if l.problems.again.Again("acl") {
+		l.filtering.resync = true
+	}
+	if !l.filtering.resync || !l.problems.due("acl") {
+		return
+	}
+	if err := l.filtering.putBack(ctx); err != nil {
+		l.problems.failed("acl", err)
+	} else {
+		l.problems.solved("acl")
 	}
 }
 

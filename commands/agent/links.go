@@ -90,6 +90,14 @@ func (k *links) mtuOf(own []netip.Prefix) int {
 	return 0
 }
 
+// own are the host's addresses.
+func (k *links) own() (list []netip.Addr) {
+	for _, a := range k.addrs {
+		list = append(list, a.Prefix.Addr())
+	}
+	return list
+}
+
 // subnets are those that the host is connected to.
 func (k *links) subnets() (list []netip.Prefix) {
 	for _, a := range k.addrs {

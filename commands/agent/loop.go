@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"netctl/acl"
+	"netctl/acl/conntrack"
 	"netctl/commands/workload"
 	"netctl/datastore"
 	"netctl/datastore/ipam"
@@ -37,8 +38,9 @@ type routes interface {
 
 // filter is what the loop asks of a packet filter's back end.
 type filter interface {
-	// Sync makes the kernel hold exactly r, changing only what differs.
-	Sync(ctx context.Context, r *acl.Ruleset) error
+	// Sync makes the kernel hold exactly r, changing only what differs; wrote says
+	// whether anything did.
+	Sync(ctx context.Context, r *acl.Ruleset) (wrote bool, err error)
 	// Apply makes one transaction of d.
 	Apply(ctx context.Context, d acl.Delta) error
 }
@@ -69,6 +71,7 @@ type loop struct {
 	filtering  *filtering
 	table      *table
 	forwarding *forwarding
+	flows      *flows
 	problems   *problems
 	rule       string // which rule chose the node's address
 
@@ -96,8 +99,10 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.blocks = &blocks{node: cfg.Node, view: l.view, table: l.table, returning: map[netip.Prefix]bool{}}
 	l.forwarding = &forwarding{kernel: k, problems: l.problems}
 	options := acl.Options{LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost}
-	options.FlowRate, options.FlowBurst = newFlows(cfg.NewFlows)
-	l.filtering = newFiltering(acl.NewIndex(cfg.Node, options), f)
+	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows)
+	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
+	l.filtering.repaired = func(r *acl.Ruleset) { l.flows.repaired(r, l.links.own()) }
+	l.flows = newFlows(log, func(...netip.Addr) error { return nil }, func(conntrack.Cutter) (int, error) { return 0, nil })
 	l.table.want("gateway", gatewayRoute(cfg.Gateway))
 	l.recallUnderstood()
 	return l

@@ -85,8 +85,8 @@ func trackingProblem(count, most int) string {
 	return fmt.Sprintf("the kernel's connection tracking table is nearly full (%d of %d): raise net.netfilter.nf_conntrack_max, or find who begins so many flows: conntrack -L", count, most)
 }
 
-// newFlows is the bound of the flows that a workload begins, per second and at once.
-func newFlows(set int) (rate, burst uint32) {
+// flowLimit is the bound of the flows that a workload begins, per second and at once.
+func flowLimit(set int) (rate, burst uint32) {
 	if set > 0 {
 		return uint32(set), 16 * uint32(set)
 	}

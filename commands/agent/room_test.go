@@ -25,11 +25,11 @@ func TestNearlyFull(t *testing.T) {
 		}
 	}
 	for set, want := range map[int][2]uint32{100: {100, 1600}} {
-		if rate, burst := newFlows(set); rate != want[0] || burst != want[1] {
-			t.Errorf("newFlows(%d) is %d, %d", set, rate, burst)
+		if rate, burst := flowLimit(set); rate != want[0] || burst != want[1] {
+			t.Errorf("flowLimit(%d) is %d, %d", set, rate, burst)
 		}
 	}
-	if rate, burst := newFlows(0); rate == 0 || burst < rate {
-		t.Errorf("newFlows(0) is %d, %d", rate, burst)
+	if rate, burst := flowLimit(0); rate == 0 || burst < rate {
+		t.Errorf("flowLimit(0) is %d, %d", rate, burst)
 	}
 }

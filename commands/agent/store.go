@@ -138,6 +138,8 @@ func (l *loop) changed(c datastore.Change) {
 		if strings.HasPrefix(c.Name, l.cfg.Node+"/") {
 			ep, _ := c.New.(*datastore.Endpoint)
 			l.locals.set(c.Name, ep)
+		} else {
+			l.flows.moved(c)
 		}
 	case datastore.KindBlock:
 		b, _ := c.New.(*datastore.Block)

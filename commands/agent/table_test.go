@@ -102,8 +102,11 @@ func (f failingTable) Routes(ctx context.Context) ([]routing.Route, error) {
 
 type failingFilter struct{ *failing }
 
-func (f failingFilter) Sync(context.Context, *acl.Ruleset) error { f.sync++; return f.err() }
-func (f failingFilter) Apply(context.Context, acl.Delta) error   { f.sync++; return f.err() }
+func (f failingFilter) Sync(context.Context, *acl.Ruleset) (bool, error) {
+	f.sync++
+	return false, f.err()
+}
+func (f failingFilter) Apply(context.Context, acl.Delta) error { f.sync++; return f.err() }
 
 // TestEachProblemIsTriedAtItsOwnTime: 300 events that have nothing to do with what
 // failed do not have it tried once more.

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"netctl/acl/conntrack"
 	"netctl/acl/nft"
 	"netctl/commands/control"
 	"netctl/datastore"
@@ -42,6 +43,7 @@ type world struct {
 	log      *slog.Logger                          // nil: the test's
 	mu       sync.Mutex
 	forgot   []netip.Addr
+	cuts     []conntrack.Cutter
 
 	a    *agent
 	api  *api
@@ -132,6 +134,12 @@ func (w *world) start() {
 			defer w.mu.Unlock()
 			w.forgot = append(w.forgot, addrs...)
 			return nil
+		},
+		cut: func(c conntrack.Cutter) (int, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.cuts = append(w.cuts, c)
+			return 1, nil
 		},
 		forward: func(ctx context.Context, _ string, _ <-chan struct{}, report func(int, error)) error {
 			report(0, nil)

@@ -1,0 +1,156 @@
+package acl
+
+import (
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"netctl/datastore"
+)
+
+// journalVersion is of the file's form; another one is not read.
+const journalVersion = 1
+
+// Journal keeps on disk what a packet filter should hold, so that it can be put back
+// while nobody knows what the datastore says: once the whole, then each change. It
+// survives the process; after a crash of the machine, whose kernel is empty, its end
+// may be missing. One goroutine has it.
+type Journal struct {
+	path    string
+	file    *os.File
+	encoder *gob.Encoder
+	written counted
+	whole   int64 // bytes of the last whole; 0: it has to be written first
+}
+
+// entry is one record of the file.
+type entry struct {
+	Version int // of the first
+	Hooks   map[string]Hook
+	Delta   Delta
+}
+
+// counted counts bytes on their way.
+type counted struct {
+	to io.Writer
+	n  int64
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	n, err := c.to.Write(b)
+	c.n += int64(n)
+	return n, err
+}
+
+// NewJournal is a journal at path; it touches nothing.
+func NewJournal(path string) *Journal { return &Journal{path: path} }
+
+// Due says whether Whole is to be called before the next Add: at first, after an
+// error, and when the changes have outgrown the whole.
+func (j *Journal) Due() bool {
+	const least = 1 << 20
+	return j.whole == 0 || j.written.n > 2*max(j.whole, least)
+}
+
+// Whole begins the file anew with everything there is to hold.
+func (j *Journal) Whole(r *Ruleset) error {
+	j.Close()
+	first := entry{Version: journalVersion, Hooks: map[string]Hook{}}
+	for _, name := range sortedKeys(r.Chains) {
+		c := r.Chains[name]
+		first.Delta.Chains = append(first.Delta.Chains, ChainChange{Name: name, New: true, Rules: c.Rules})
+		if c.Hook != nil {
+			first.Hooks[name] = *c.Hook
+		}
+	}
+	for _, name := range sortedKeys(r.Sets) {
+		s := r.Sets[name]
+		first.Delta.Sets = append(first.Delta.Sets, SetChange{Name: name, Type: s.Type, Comment: s.Comment, New: true, Add: s.Sorted()})
+	}
+	if err := os.MkdirAll(filepath.Dir(j.path), 0o700); err != nil {
+		return fmt.Errorf("keep the packet filter: %w", err)
+	}
+	f, err := os.OpenFile(j.path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("keep the packet filter: %w", err)
+	}
+	j.file, j.written = f, counted{to: f}
+	j.encoder = gob.NewEncoder(&j.written)
+	if err = j.encoder.Encode(first); err == nil {
+		err = os.Rename(j.path+".new", j.path)
+	}
+	if err != nil {
+		j.Close()
+		return fmt.Errorf("keep the packet filter: %w", err)
+	}
+	j.whole = j.written.n
+	return nil
+}
+
+// Add appends a change, before it is made.
+func (j *Journal) Add(d Delta) error {
+	e := entry{Delta: Delta{Sets: d.Sets}}
+	for _, c := range d.Chains {
+		c.Before = nil
+		e.Delta.Chains = append(e.Delta.Chains, c)
+	}
+	if err := j.encoder.Encode(e); err != nil {
+		j.Close()
+		return fmt.Errorf("keep the packet filter: %w", err)
+	}
+	return nil
+}
+
+// Close ends the writing; Whole begins it again.
+func (j *Journal) Close() {
+	if j.file != nil {
+		_ = j.file.Close()
+	}
+	j.file, j.encoder, j.whole = nil, nil, 0
+}
+
+// ReadJournal returns what a journal at path has; without one, or with one of another
+// version of the program, datastore.ErrNotFound. A record that was cut off ends it.
+func ReadJournal(path string) (*Ruleset, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", path, datastore.ErrNotFound)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	r, dec := &Ruleset{Sets: map[string]*Set{}, Chains: map[string]*Chain{}}, gob.NewDecoder(f)
+	for n := 0; ; n++ {
+		var e entry
+		err := dec.Decode(&e)
+		switch {
+		case n == 0 && (err != nil || e.Version != journalVersion):
+			return nil, fmt.Errorf("%s: not of this version: %w", path, datastore.ErrNotFound)
+		case err != nil:
+			return r, nil
+		}
+		r.Apply(e.Delta)
+		for name, h := range e.Hooks {
+			r.Chains[name].Hook = &h
+		}
+	}
+}
+
+// WithStatic is r with the static part of options o; what it says of endpoints stays.
+func (r *Ruleset) WithStatic(o Options) *Ruleset {
+	out, static := r.Clone(), Static(o)
+	for name, c := range static.Chains {
+		out.Chains[name] = c
+	}
+	for name, s := range static.Sets {
+		if old := out.Sets[name]; old == nil || !s.Type.OfEndpoints() {
+			out.Sets[name] = s
+		}
+	}
+	return out
+}

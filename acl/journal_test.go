@@ -1,0 +1,121 @@
+package acl
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"netctl/datastore"
+)
+
+// TestJournal replays random histories: at every step the file is what the deltas
+// have come to, also where its last record was cut off.
+func TestJournal(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state", "filter")
+	if _, err := ReadJournal(path); !errors.Is(err, datastore.ErrNotFound) {
+		t.Fatalf("no file: %v", err)
+	}
+	for seed := range uint64(4) {
+		w, x := newWorld(t, 500+seed), NewIndex("node0", testOptions())
+		j := NewJournal(path)
+		if !j.Due() {
+			t.Fatal("a new journal is not due")
+		}
+		if err := j.Whole(x.Ruleset()); err != nil {
+			t.Fatal(err)
+		}
+		size := int64(0)
+		for range 40 {
+			before := x.Ruleset().String()
+			x.Apply(w.step())
+			x.Work()
+			d := x.Flush()
+			if d.Empty() {
+				continue
+			}
+			if err := j.Add(d); err != nil {
+				t.Fatal(err)
+			}
+			got, err := ReadJournal(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sameRuleset(t, "the journal", got, x.Ruleset())
+			st, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if size > 0 && w.rng.IntN(4) == 0 { // killed while it wrote
+				cut := path + ".cut"
+				text, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(cut, text[:size+1+w.rng.Int64N(st.Size()-size-1)], 0o600); err != nil {
+					t.Fatal(err)
+				}
+				got, err := ReadJournal(cut)
+				if err != nil || got.String() != before {
+					t.Fatalf("cut off: %v\n%s", err, got)
+				}
+			}
+			size = st.Size()
+		}
+		j.Close()
+		if !j.Due() {
+			t.Error("a closed journal is not due")
+		}
+	}
+	if err := os.WriteFile(path, []byte("other"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadJournal(path); !errors.Is(err, datastore.ErrNotFound) {
+		t.Errorf("another form: %v", err)
+	}
+}
+
+// TestJournalIsWrittenAnew: changes alone do not let it grow for ever.
+func TestJournalIsWrittenAnew(t *testing.T) {
+	x := everyAddress(t)
+	j := NewJournal(filepath.Join(t.TempDir(), "filter"))
+	if err := j.Whole(x.Ruleset()); err != nil {
+		t.Fatal(err)
+	}
+	d := Delta{Sets: []SetChange{{Name: setSrc4, Type: LinkAddr4, Add: x.Ruleset().Sets[setSrc4].Sorted()}}}
+	adds := 0
+	for ; !j.Due(); adds++ {
+		if err := j.Add(d); err != nil {
+			t.Fatal(err)
+		}
+		if adds > 10000 {
+			t.Fatal("never due")
+		}
+	}
+	if err := j.Whole(x.Ruleset()); err != nil || j.Due() {
+		t.Fatalf("%v, due %v", err, j.Due())
+	}
+}
+
+func TestWithStatic(t *testing.T) {
+	x := everyAddress(t)
+	other := testOptions()
+	other.FlowRate, other.WorkloadToHost = 7, nil
+	y := NewIndex("node0", other)
+	for name, p := range x.profiles {
+		y.Apply(datastore.Change{Kind: datastore.KindProfile, Name: name, New: p})
+	}
+	for _, m := range x.members {
+		y.Apply(datastore.Change{Kind: datastore.KindEndpoint, Name: m.endpoint.Metadata.Name, New: m.endpoint})
+	}
+	sameRuleset(t, "with other options", x.Ruleset().WithStatic(other), y.Ruleset())
+}
+
+// everyAddress is an index with some hundred local endpoints.
+func everyAddress(t *testing.T) *Index {
+	c := newCrowd(t, 0, 0)
+	for i := range 300 {
+		c.put(c.endpoint("node0", string(rune('a'+i%26))+string(rune('a'+i/26)), i, "web"))
+	}
+	return c.x
+}

@@ -1,0 +1,152 @@
+package agent
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"log/slog"
+
+	"netctl/acl"
+	"netctl/acl/conntrack"
+	"netctl/datastore"
+)
+
+// holds waits until the packet filter is as it was.
+func (w *world) holds(what, before string) {
+	w.t.Helper()
+	w.until(func() string {
+		if now := w.nft.String(); now != before {
+			return what + ": the packet filter is\n" + now
+		}
+		return ""
+	})
+}
+
+// cutBy returns the rules that flows were judged by since the last call; it waits for
+// the first.
+func (w *world) cutBy() (last *acl.Ruleset) {
+	w.t.Helper()
+	w.until(func() string {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if len(w.cuts) == 0 {
+			return "no flow was judged"
+		}
+		last, w.cuts = w.cuts[len(w.cuts)-1].Rules, nil
+		return ""
+	})
+	return last
+}
+
+// TestTheFilterIsPutBackInEveryStage: whoever flushes it, and wherever the agent stands
+// with the datastore, the packet filter is what it was, and flows that began meanwhile
+// are judged.
+func TestTheFilterIsPutBackInEveryStage(t *testing.T) {
+	w := newWorld(t)
+	w.pool("10.0.0.0/24")
+	w.start()
+	w.ready()
+	w.mustAttach("a", "web", 3)
+	w.cutBy()
+	before := w.nft.String()
+	flush := func(stage string) {
+		t.Helper()
+		w.nft.Flush()
+		w.holds(stage, before)
+		if by := w.cutBy(); by.String() != before {
+			t.Errorf("%s: flows are judged by\n%s", stage, by)
+		}
+	}
+	flush("ready")
+
+	w.store.Away("cable cut")
+	w.until(func() string {
+		if w.status().Store == "" {
+			return "not away"
+		}
+		return ""
+	})
+	flush("away")
+
+	// Killed while the datastore is away and the ruleset is flushed.
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.nft.Flush()
+	w.start()
+	w.holds("starting", before)
+	w.cutBy()
+	flush("starting")
+
+	w.store.Back()
+	w.ready()
+	w.holds("back", before)
+	w.mustAttach("b", "web", 4)
+	before = w.nft.String()
+
+	backup := datastore.Snapshot{Revision: 1}
+	w.store.Restore(backup)
+	w.until(func() string {
+		if w.status().Detached == "" {
+			return "not detached"
+		}
+		return ""
+	})
+	flush("detached")
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.nft.Flush()
+	w.start()
+	w.holds("starting detached", before)
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestForgetsFlowsOfOthers: the flows of an endpoint elsewhere are forgotten some time
+// after it went, or as soon as another one has its address.
+func TestForgetsFlowsOfOthers(t *testing.T) {
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	endpoint := func(name string, addrs ...netip.Addr) datastore.Object {
+		return &datastore.Endpoint{Metadata: datastore.Metadata{Name: name}, Spec: datastore.EndpointSpec{Addresses: addrs}}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var forgot []string
+		f := newFlows(slog.New(slog.DiscardHandler), func(addrs ...netip.Addr) error {
+			for _, x := range addrs {
+				forgot = append(forgot, x.String())
+			}
+			slices.Sort(forgot)
+			return nil
+		}, func(conntrack.Cutter) (int, error) { return 0, nil })
+		go func() { _ = f.Run(t.Context()) }()
+		expect := func(what, want string) {
+			t.Helper()
+			synctest.Wait()
+			if got := strings.Join(forgot, " "); got != want {
+				t.Errorf("%s: forgot %q, want %q", what, got, want)
+			}
+			forgot = nil
+		}
+		f.moved(datastore.Change{New: endpoint("x", a)})
+		expect("came", "")
+		f.moved(datastore.Change{Old: endpoint("x", a, b), New: endpoint("x", a)})
+		time.Sleep(flowsRest / 2)
+		f.moved(datastore.Change{Old: endpoint("x", a)})
+		expect("went", "")
+		time.Sleep(flowsRest/2 + time.Second)
+		expect("went a while ago", "10.0.0.1 10.0.0.2")
+		f.moved(datastore.Change{Old: endpoint("x", a)})
+		f.moved(datastore.Change{New: endpoint("y", b)})
+		expect("another address", "")
+		f.moved(datastore.Change{New: endpoint("y", a)})
+		expect("another's already", "10.0.0.1")
+		time.Sleep(time.Minute)
+		expect("nothing more", "")
+	})
+}
