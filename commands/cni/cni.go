@@ -24,10 +24,12 @@ import (
 	"netctl/datastore"
 )
 
-// How long the agent may take. ADD and DEL are long enough for a store that
-// elects a leader; a runtime calls STATUS in passing.
+// How long a call may take, the wait for the agent included. ADD is long enough for a
+// store that elects a leader; a DEL that is not done by then is finished later; a
+// runtime calls STATUS in passing.
 const (
-	callTimeout   = 30 * time.Second
+	callTimeout   = control.AgentPatience
+	delTimeout    = 2 * time.Second
 	statusTimeout = 5 * time.Second
 )
 
@@ -81,7 +83,10 @@ func (c *call) run(stdin io.Reader) ([]byte, error) {
 		return nil, err
 	}
 	if c.conf, err = parseConf(raw); err != nil {
-		return nil, err
+		if command != "DEL" || c.conf.Name == "" {
+			return nil, err
+		}
+		c.warn(err.Error() + "; released all the same")
 	}
 	if since := map[string]string{"CHECK": "0.4.0", "STATUS": "1.1.0"}[command]; c.older(since) {
 		return nil, errorf(codeVersion, "cniVersion %s has no %s, which came with %s", c.conf.CNIVersion, command, since)
@@ -151,9 +156,9 @@ func (c *call) add() ([]byte, error) {
 	}
 	defer ns.Close()
 	req.NetnsFD = int(ns.Fd())
-	ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
+	agent, ctx, cancel := c.waiting()
 	defer cancel()
-	a, err := c.agent().Attach(ctx, req)
+	a, err := agent.Attach(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +172,7 @@ func (c *call) del() ([]byte, error) {
 		return nil, err
 	}
 	req := control.DetachRequest{Target: c.target(), Network: datastore.ForeignName(c.conf.Name)}
-	ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(c.ctx, delTimeout)
 	defer cancel()
 	err := c.agent().Detach(ctx, req)
 	switch {
@@ -203,9 +208,9 @@ func (c *call) check() ([]byte, error) {
 		return nil, err
 	}
 	defer ns.Close()
-	ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
+	agent, ctx, cancel := c.waiting()
 	defer cancel()
-	return nil, c.agent().Check(ctx, control.CheckRequest{Target: c.target(), NetnsFD: int(ns.Fd()), Addresses: addrs})
+	return nil, agent.Check(ctx, control.CheckRequest{Target: c.target(), NetnsFD: int(ns.Fd()), Addresses: addrs})
 }
 
 // status answers whether ADD would be worth trying.
@@ -241,6 +246,13 @@ func (c *call) socket() string {
 }
 
 func (c *call) agent() *control.AgentClient { return control.NewAgentClient(c.socket()) }
+
+// waiting is the agent for a call that waits for it, and the time that the call has.
+func (c *call) waiting() (*control.AgentClient, context.Context, context.CancelFunc) {
+	wait := c.conf.agentWait()
+	ctx, cancel := context.WithTimeout(c.ctx, max(wait, callTimeout))
+	return c.agent().Waiting(wait), ctx, cancel
+}
 
 // environ is env as a map; of a name given twice the last counts.
 func environ(env []string) map[string]string {

@@ -248,6 +248,7 @@ func TestRefusals(t *testing.T) {
 		{"no name", addEnv("ADD"), `{"cniVersion":"1.0.0"}`, 7, "name"},
 		{"ipam", addEnv("ADD"), conf(`"ipam":{"type":"host-local"}`), 2, "host-local"},
 		{"mtu", addEnv("ADD"), conf(`"mtu":3`), 7, "mtu 3"},
+		{"wait", addEnv("ADD"), conf(`"agentWait":"10"`), 7, "agentWait"},
 		{"pool", addEnv("ADD"), conf(`"pools":["10.0.0.0/33"]`), 7, "10.0.0.0/33"},
 		{"args", addEnv("ADD", "CNI_ARGS=FOO=1;IP=10.0.0.1"), plain, 4, "FOO"},
 		{"args no pair", addEnv("ADD", "CNI_ARGS=IgnoreUnknown=1;FOO"), plain, 4, `"FOO"`},
@@ -353,6 +354,69 @@ func TestHungAgent(t *testing.T) {
 	kept, err := control.ReadPending(f.pending())
 	if code != 0 || out.Len() > 0 || len(kept) != 1 || err != nil {
 		t.Errorf("exit %d, %s, kept %v, %v", code, out.String(), kept, err)
+	}
+}
+
+// TestDelOfWrongConfiguration: what has become wrong since the ADD does not keep a
+// runtime from cleaning up.
+func TestDelOfWrongConfiguration(t *testing.T) {
+	for what, stdin := range map[string]string{
+		"mtu 3":            `{"cniVersion":"1.0.0","name":"net1","mtu":3}`,
+		"mtu: is of the":   `{"cniVersion":"1.0.0","name":"net1","mtu":"big"}`,
+		"host-local":       `{"cniVersion":"1.0.0","name":"net1","ipam":{"type":"host-local"}}`,
+		"ipam: is of the":  `{"cniVersion":"1.0.0","name":"net1","ipam":[]}`,
+		`cniVersion ""`:    `{"name":"net1"}`,
+		`cniVersion "9.0"`: `{"cniVersion":"9.0","name":"net1"}`,
+		"cniVersion: is":   `{"cniVersion":1,"name":"net1"}`,
+		"agentWait":        `{"cniVersion":"1.0.0","NAME":"net1","agentWait":"soon"}`,
+		"agentSocket: is":  `{"cniVersion":"1.0.0","name":"net1","agentSocket":1}`,
+	} {
+		f := newFake(t)
+		code, stdout, stderr := f.run(addEnv("DEL", "CNI_NETNS=", "CNI_ARGS=nonsense"), stdin)
+		if code != 0 || stdout != "" || !strings.Contains(stderr, what) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%s: exit %d, %q, %q", stdin, code, stdout, stderr)
+		}
+		want := control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: "c1", Interface: "eth0"}, Network: "net1"}
+		if f.asked["detach"] != want {
+			t.Errorf("%s: asked %+v", stdin, f.asked["detach"])
+		}
+		// Others need a configuration that is right.
+		if code, _, _ := f.run(addEnv("ADD"), stdin); code == 0 {
+			t.Errorf("%s: ADD succeeds", stdin)
+		}
+	}
+	// Without a network it is nobody's.
+	f := newFake(t)
+	for _, stdin := range []string{`{"cniVersion":"1.0.0","mtu":3}`, `{"cniVersion":"1.0.0","name":"../x"}`, `[]`} {
+		if code, _, _ := f.run(addEnv("DEL"), stdin); code == 0 || len(f.asked) > 0 {
+			t.Errorf("%s: exit %d, asked %v", stdin, code, f.asked)
+		}
+	}
+}
+
+// TestAgentStartsAgain: an ADD and a CHECK wait for an agent that was there; a DEL
+// does not, it is kept.
+func TestAgentStartsAgain(t *testing.T) {
+	f := &fake{t: t, socket: filepath.Join(t.TempDir(), "agent.sock"), asked: map[string]any{}}
+	gone, err := control.Listen(f.socket, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close() // as after kill -9
+	wait := func(d string) string { return strings.TrimSuffix(plain, "}") + `,"agentWait":"` + d + `"}` }
+	code, stdout, _ := f.run(addEnv("ADD"), wait("100ms"))
+	refused(t, "not back in time", code, stdout, 11, "waited 100ms")
+	if code, _, stderr := f.run(addEnv("DEL"), plain); code != 0 || !strings.Contains(stderr, "when it is back") {
+		t.Errorf("DEL: exit %d, %q", code, stderr)
+	}
+	added := make(chan string)
+	go func() {
+		_, stdout, _ := f.run(addEnv("ADD"), wait("1h"))
+		added <- stdout
+	}()
+	f.serve()
+	if stdout := <-added; !strings.Contains(stdout, "10.0.0.1/32") {
+		t.Errorf("ADD: %s", stdout)
 	}
 }
 

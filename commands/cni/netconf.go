@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"netctl/commands/control"
 	"netctl/datastore"
@@ -31,7 +33,8 @@ type netConf struct {
 	IPv6        bool              `json:"ipv6"`
 	MTU         int               `json:"mtu"` // bytes
 	AgentSocket string            `json:"agentSocket"`
-	Pools       []string          `json:"pools"` // CIDRs
+	AgentWait   string            `json:"agentWait"` // a duration; default callTimeout
+	Pools       []string          `json:"pools"`     // CIDRs
 
 	RuntimeConfig struct {
 		IPs          []string        `json:"ips"`
@@ -62,27 +65,77 @@ type runtimeDNS struct {
 // minMTU is what IPv4 asks of every link (RFC 791, section 3.2).
 const minMTU, maxMTU = 68, 65535
 
+// parseConf reads a network configuration. Beside an error the configuration has what
+// a DEL needs, if that is there: the network's name.
 func parseConf(raw []byte) (netConf, error) {
 	var c netConf
 	err := json.Unmarshal(raw, &c)
+	if err == nil {
+		err = c.check()
+	} else {
+		err = decodeError(err)
+	}
+	if err != nil {
+		return least(raw), err
+	}
+	return c, nil
+}
+
+func decodeError(err error) error {
 	var kind *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &kind) && kind.Field == "":
-		return c, errorf(codeDecode, "network configuration: must be an object (it is of the type %s)", kind.Value)
+		return errorf(codeDecode, "network configuration: must be an object (it is of the type %s)", kind.Value)
 	case errors.As(err, &kind):
-		return c, errorf(codeDecode, "network configuration: %s: is of the wrong type (%s)", kind.Field, kind.Value)
-	case err != nil:
-		return netConf{}, errorf(codeDecode, "network configuration: %v", err)
-	case !slices.Contains(versions(), c.CNIVersion):
-		return c, errorf(codeVersion, "cniVersion %q is not supported; %s are", c.CNIVersion, strings.Join(versions(), ", "))
-	case !identifier(c.Name):
-		return c, errorf(codeConfig, "network name %q: must begin with a letter or digit, then letters, digits, _ . -", c.Name)
-	case c.IPAM.Type != "" && c.IPAM.Type != "netctl":
-		return c, errorf(codeUnsupported, "ipam type %q: netctl assigns addresses itself; leave ipam out", c.IPAM.Type)
-	case c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU):
-		return c, errorf(codeConfig, "mtu %d: must be from %d to %d", c.MTU, minMTU, maxMTU)
+		return errorf(codeDecode, "network configuration: %s: is of the wrong type (%s)", kind.Field, kind.Value)
 	}
-	return c, nil
+	return errorf(codeDecode, "network configuration: %v", err)
+}
+
+func (c *netConf) check() error {
+	switch {
+	case !slices.Contains(versions(), c.CNIVersion):
+		return errorf(codeVersion, "cniVersion %q is not supported; %s are", c.CNIVersion, strings.Join(versions(), ", "))
+	case !identifier(c.Name):
+		return errorf(codeConfig, "network name %q: must begin with a letter or digit, then letters, digits, _ . -", c.Name)
+	case c.IPAM.Type != "" && c.IPAM.Type != "netctl":
+		return errorf(codeUnsupported, "ipam type %q: netctl assigns addresses itself; leave ipam out", c.IPAM.Type)
+	case c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU):
+		return errorf(codeConfig, "mtu %d: must be from %d to %d", c.MTU, minMTU, maxMTU)
+	}
+	if d, err := time.ParseDuration(cmp.Or(c.AgentWait, "0s")); err != nil || d < 0 {
+		return errorf(codeConfig, "agentWait %q: is no duration such as 10s", c.AgentWait)
+	}
+	return nil
+}
+
+// agentWait is how long an agent is waited for that was there.
+func (c *netConf) agentWait() time.Duration {
+	if d, err := time.ParseDuration(c.AgentWait); err == nil {
+		return d
+	}
+	return callTimeout
+}
+
+// least is so much of a configuration that is wrong as can be read: its version, its
+// name, if that is one, and the socket.
+func least(raw []byte) (c netConf) {
+	var keys map[string]json.RawMessage
+	if json.Unmarshal(raw, &keys) != nil {
+		return c
+	}
+	for key, value := range keys {
+		for name, into := range map[string]*string{"cniVersion": &c.CNIVersion, "name": &c.Name, "agentSocket": &c.AgentSocket} {
+			var text string
+			if strings.EqualFold(key, name) && json.Unmarshal(value, &text) == nil {
+				*into = text
+			}
+		}
+	}
+	if !identifier(c.Name) {
+		c.Name = ""
+	}
+	return c
 }
 
 // dns is what the result says: the runtime's word, or the network's.

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
 	"syscall"
 	"time"
 )
@@ -18,9 +20,16 @@ import (
 // maxBody bounds what either side of a socket reads as one body, in bytes.
 const maxBody = 8 << 20
 
+// AgentPatience is how long an attach takes at most, and the wait for an agent that
+// was there and is not: one that starts again is back much sooner.
+const AgentPatience = 10 * time.Second
+
 // AgentClient calls the agent. Errors are *Error, or the context's if that was
 // cancelled; an agent that is not there is CodeUnavailable. Safe for concurrent use; it holds no connection.
-type AgentClient struct{ socket string }
+type AgentClient struct {
+	socket string
+	wait   time.Duration
+}
 
 // NewAgentClient returns a client of the agent that listens on socket; "" is
 // AgentSocket.
@@ -28,13 +37,19 @@ func NewAgentClient(socket string) *AgentClient {
 	if socket == "" {
 		socket = AgentSocket
 	}
-	return &AgentClient{socket}
+	return &AgentClient{socket: socket}
+}
+
+// Waiting returns a client whose Attach and Check wait so long for an agent that was
+// there, and ask again what its end cut off.
+func (c *AgentClient) Waiting(d time.Duration) *AgentClient {
+	return &AgentClient{socket: c.socket, wait: d}
 }
 
 // Attach wires an interface; see AttachRequest.
 func (c *AgentClient) Attach(ctx context.Context, r AttachRequest) (Attachment, error) {
 	var a Attachment
-	return a, call(ctx, c.socket, "agent", http.MethodPost, "/v1/attach", r, &a)
+	return a, c.insist(ctx, func() error { return call(ctx, c.socket, "agent", http.MethodPost, "/v1/attach", r, &a) })
 }
 
 // Detach releases an endpoint or every interface of a workload; see
@@ -45,13 +60,58 @@ func (c *AgentClient) Detach(ctx context.Context, r DetachRequest) error {
 
 // Check returns nil if the endpoint is wired as it was attached.
 func (c *AgentClient) Check(ctx context.Context, r CheckRequest) error {
-	return call(ctx, c.socket, "agent", http.MethodPost, "/v1/check", r, nil)
+	return c.insist(ctx, func() error { return call(ctx, c.socket, "agent", http.MethodPost, "/v1/check", r, nil) })
 }
 
 // Status returns the agent's own view.
 func (c *AgentClient) Status(ctx context.Context) (AgentStatus, error) {
 	var s AgentStatus
 	return s, call(ctx, c.socket, "agent", http.MethodGet, "/v1/status", nil, &s)
+}
+
+// insist makes a call that may be made several times, until somebody answers it or
+// the client's wait is over.
+func (c *AgentClient) insist(ctx context.Context, ask func() error) error {
+	err := ask()
+	if !c.wasThere(err) || c.wait <= 0 {
+		return err
+	}
+	began := time.Now()
+	waiting, cancel := context.WithTimeout(ctx, c.wait)
+	defer cancel()
+	done := errors.New("answered")
+	watched := WatchFolders(waiting, slog.New(slog.DiscardHandler), Folder{Dir: filepath.Dir(c.socket), Look: func(name string) error {
+		if name != "" && name != filepath.Base(c.socket) {
+			return nil
+		}
+		for err = ask(); isCutOff(err) && pause(waiting, cutOffPause); err = ask() {
+		}
+		if c.wasThere(err) {
+			return nil
+		}
+		return done
+	}})
+	if watched != nil && !errors.Is(watched, done) {
+		return &Error{CodeUnavailable, fmt.Sprintf("%v (its socket cannot be watched: %v)", err, watched)}
+	}
+	if c.wasThere(err) {
+		return &Error{CodeUnavailable, fmt.Sprintf("%v (waited %s for it)", err, time.Since(began).Round(100*time.Millisecond))}
+	}
+	return err
+}
+
+// wasThere says, of a call that failed, whether an agent listened on the socket in
+// this boot, or belongs to a node that runs: it can be expected back.
+func (c *AgentClient) wasThere(err error) bool {
+	var a *absence
+	if !errors.As(err, &a) {
+		return false
+	}
+	if errors.Is(a.cause, fs.ErrNotExist) {
+		others, _ := filepath.Glob(filepath.Join(filepath.Dir(c.socket), "*.sock"))
+		return len(others) > 0
+	}
+	return a.cutOff || errors.Is(a.cause, syscall.ECONNREFUSED)
 }
 
 // SpeakerClient asks the speaker. Errors are as AgentClient's.
@@ -72,6 +132,39 @@ func (c *SpeakerClient) Status(ctx context.Context) (SpeakerStatus, error) {
 	return s, call(ctx, c.socket, "speaker", http.MethodGet, "/v1/status", nil, &s)
 }
 
+// absence is an Error of a call that nobody answered.
+type absence struct {
+	text   *Error
+	cause  error
+	cutOff bool // somebody took it, and ended
+}
+
+func (a *absence) Error() string { return a.text.Error() }
+func (a *absence) Unwrap() error { return a.text }
+
+// cutOffPause is the wait after a call that was cut off: who ends of it does so
+// seldom.
+const cutOffPause = 100 * time.Millisecond
+
+// pause waits; false: ctx ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+func isCutOff(err error) bool {
+	var a *absence
+	return errors.As(err, &a) && a.cutOff
+}
+
+// timeoutHeader says how long the caller waits for the answer: the other side ends
+// sooner, and can say why.
+const timeoutHeader = "Netctl-Timeout"
+
 // call makes one request on a connection of its own and decodes the answer into
 // out. It writes the request itself: http.Client's transport (two goroutines, a
 // pool) costs a process that makes one call more than the call.
@@ -91,7 +184,11 @@ func call(ctx context.Context, socket, role, method, path string, in, out any) e
 	// The deadline of a cancelled context lies in the past: reads and writes end.
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	var req bytes.Buffer
-	fmt.Fprintf(&req, "%s %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", method, path, role, len(body))
+	fmt.Fprintf(&req, "%s %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n", method, path, role, len(body))
+	if end, ok := ctx.Deadline(); ok {
+		fmt.Fprintf(&req, "%s: %s\r\n", timeoutHeader, time.Until(end)*9/10)
+	}
+	req.WriteString("\r\n")
 	req.Write(body)
 	answer, status, err := exchange(conn, req.Bytes())
 	switch {
@@ -100,7 +197,7 @@ func call(ctx context.Context, socket, role, method, path string, in, out any) e
 	case ctx.Err() != nil:
 		return &Error{CodeUnavailable, fmt.Sprintf("%s at %s did not answer in time: it is stopped or overloaded", role, socket)}
 	case err != nil:
-		return &Error{CodeUnavailable, fmt.Sprintf("%s at %s ended during the call: %v", role, socket, err)}
+		return &absence{&Error{CodeUnavailable, fmt.Sprintf("%s at %s ended during the call: %v", role, socket, err)}, err, true}
 	case status/100 != 2:
 		e := new(Error)
 		if json.Unmarshal(answer, e) != nil || e.Code == "" {
@@ -130,12 +227,15 @@ func exchange(conn net.Conn, req []byte) (body []byte, status int, err error) {
 }
 
 // absent says in one line why nobody answers on a socket and what to do.
-func absent(socket, role string, err error) *Error {
+func absent(socket, role string, err error) error {
+	text := fmt.Sprintf("%s socket %s: %v", role, socket, err)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return &Error{CodeUnavailable, fmt.Sprintf("%s socket %s: permission denied: it is root's alone", role, socket)}
+		text = fmt.Sprintf("%s socket %s: permission denied: it is root's alone", role, socket)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return &Error{CodeUnavailable, fmt.Sprintf("%s not running: nobody listens on %s; start `netctl node` or `netctl %s`", role, socket, role)}
+		text = fmt.Sprintf("%s not running: nobody listens on %s; start `netctl node` or `netctl %s`", role, socket, role)
+	case errors.Is(err, syscall.EAGAIN): // its queue is full
+		text = fmt.Sprintf("%s at %s does not answer: it is stopped or overloaded", role, socket)
 	}
-	return &Error{CodeUnavailable, fmt.Sprintf("%s socket %s: %v", role, socket, err)}
+	return &absence{&Error{CodeUnavailable, text}, err, false}
 }

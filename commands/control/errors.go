@@ -57,6 +57,7 @@ func ErrorOf(err error) *Error {
 	}
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		e.Code = CodeUnavailable
+		e.Message = strings.ReplaceAll(e.Message, context.DeadlineExceeded.Error(), "not done in time")
 	}
 	return e
 }

@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,41 +24,106 @@ import (
 const shutdownGrace = 10 * time.Second
 
 // Listener is a unix socket that only processes of root and of the listener's
-// own user can use. Each of its connections knows the PID of its peer.
+// own user can use. Each of its connections knows the PID of its peer. It may be
+// made again while it is served.
 type Listener struct {
-	unix *net.UnixListener
+	path string
 	log  *slog.Logger
+
+	mu     sync.Mutex
+	unix   *net.UnixListener
+	file   fs.FileInfo // of the socket
+	closed bool
 }
 
 // Listen makes the socket (0600, its folder 0700 if it does not exist). A
 // socket that nobody serves any more is replaced; one that somebody serves is an
 // error.
 func Listen(path string, log *slog.Logger) (*Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	l := &Listener{path: path, log: log}
+	if err := l.open(); err != nil {
 		return nil, fmt.Errorf("listen %s: %w", path, err)
 	}
-	switch conn, err := net.Dial("unix", path); {
-	case err == nil:
+	return l, nil
+}
+
+// open listens, in the place of a socket that nobody serves. It is made beside its
+// place and renamed: who finds it is answered.
+func (l *Listener) open() error {
+	dir := filepath.Dir(l.path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	conn, err := net.Dial("unix", l.path)
+	if err == nil {
 		conn.Close()
-		return nil, fmt.Errorf("listen %s: another process serves this socket", path)
-	case errors.Is(err, syscall.ECONNREFUSED):
-		// Nobody listens: left over by a process that was killed.
-		if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSocket == 0 {
-			return nil, fmt.Errorf("listen %s: exists and is no socket", path)
-		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("listen %s: %w", path, err)
-		}
 	}
-	unix, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err == nil || errors.Is(err, syscall.EAGAIN) { // its queue is full
+		return errors.New("another process serves this socket")
+	}
+	if st, err := os.Lstat(l.path); err == nil && st.Mode()&fs.ModeSocket == 0 {
+		return errors.New("exists and is no socket")
+	}
+	// Not a longer name: that of a socket has 107 bytes at most (unix(7)).
+	made := filepath.Join(dir, "."+filepath.Base(l.path)[:1]+strconv.Itoa(os.Getpid()))
+	if err := os.Remove(made); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	unix, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
 	if err != nil {
-		return nil, fmt.Errorf("listen %s: %w", path, err)
+		return err
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	// What is left when the process ends, however, says that it was there.
+	unix.SetUnlinkOnClose(false)
+	err = os.Chmod(made, 0o600)
+	var st fs.FileInfo
+	if err == nil {
+		st, err = os.Lstat(made)
+	}
+	if err == nil {
+		err = os.Rename(made, l.path)
+	}
+	if err != nil {
 		unix.Close()
-		return nil, fmt.Errorf("listen %s: %w", path, err)
+		os.Remove(made)
+		return err
 	}
-	return &Listener{unix, log}, nil
+	if l.unix != nil {
+		l.unix.Close()
+	}
+	l.unix, l.file = unix, st
+	return nil
+}
+
+// Folder is where the socket is: it is made again when it goes.
+func (l *Listener) Folder() Folder {
+	return Folder{Dir: filepath.Dir(l.path), Look: func(name string) error {
+		if name != "" && name != filepath.Base(l.path) {
+			return nil
+		}
+		return l.renew()
+	}}
+}
+
+// renew listens again if the socket is not the one that was made.
+func (l *Listener) renew() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if st, err := os.Lstat(l.path); l.closed || err == nil && os.SameFile(st, l.file) {
+		return nil
+	}
+	if err := l.open(); err != nil {
+		return fmt.Errorf("listen %s again: %w", l.path, err)
+	}
+	l.log.Warn("socket was gone, made again", "socket", l.path)
+	return nil
+}
+
+// current is the socket that is served now; false: none any more.
+func (l *Listener) current() (*net.UnixListener, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.unix, !l.closed
 }
 
 // peerConn is a connection whose other end is known.
@@ -69,8 +136,12 @@ type peerConn struct {
 // never returned.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
-		conn, err := l.unix.AcceptUnix()
+		unix, _ := l.current()
+		conn, err := unix.AcceptUnix()
 		if err != nil {
+			if now, open := l.current(); open && now != unix {
+				continue // it was made again
+			}
 			return nil, err
 		}
 		cred, err := peerOf(conn)
@@ -78,19 +149,28 @@ func (l *Listener) Accept() (net.Conn, error) {
 			return &peerConn{conn, cred}, nil
 		}
 		if err != nil {
-			l.log.Warn("caller unknown, refused", "socket", l.unix.Addr().String(), "error", err)
+			l.log.Warn("caller unknown, refused", "socket", l.path, "error", err)
 		} else {
-			l.log.Warn("caller is not root, refused", "socket", l.unix.Addr().String(), "uid", cred.Uid, "pid", cred.Pid)
+			l.log.Warn("caller is not root, refused", "socket", l.path, "uid", cred.Uid, "pid", cred.Pid)
 		}
 		conn.Close()
 	}
 }
 
-// Close implements net.Listener and removes the socket.
-func (l *Listener) Close() error { return l.unix.Close() }
+// Close implements net.Listener. The socket stays: who finds it knows that somebody
+// was there.
+func (l *Listener) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil
+	}
+	l.closed = true
+	return l.unix.Close()
+}
 
 // Addr implements net.Listener.
-func (l *Listener) Addr() net.Addr { return l.unix.Addr() }
+func (l *Listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
 
 // peerOf asks the kernel who connected (unix(7), SO_PEERCRED).
 func peerOf(conn *net.UnixConn) (cred *syscall.Ucred, err error) {
@@ -151,7 +231,8 @@ func Serve(ctx context.Context, l *Listener, h http.Handler) error {
 
 // Call makes a handler of a function: the body is decoded strictly (unknown
 // fields and trailing bytes are refused), errors are answered as Error. A
-// request without a body leaves the zero Q.
+// request without a body leaves the zero Q. A caller who said how long it waits is
+// answered by then.
 func Call[Q, A any](fn func(context.Context, Q) (A, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var (
@@ -160,7 +241,13 @@ func Call[Q, A any](fn func(context.Context, Q) (A, error)) http.Handler {
 			err = decode(http.MaxBytesReader(w, r.Body, maxBody), &q)
 		)
 		if err == nil {
-			a, err = fn(r.Context(), q)
+			ctx := r.Context()
+			if limit, e := time.ParseDuration(r.Header.Get(timeoutHeader)); e == nil {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, limit)
+				defer cancel()
+			}
+			a, err = fn(ctx, q)
 		}
 		status := http.StatusOK
 		if e := ErrorOf(err); e != nil {

@@ -3,11 +3,11 @@ package control
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -16,22 +16,82 @@ import (
 // role its process ID.
 const SupervisorVariable = "NETCTL_SUPERVISOR"
 
+// Held is a lock that Lock took.
+type Held struct {
+	path, role string
+
+	mu     sync.Mutex
+	file   *os.File
+	closed bool
+}
+
 // Lock makes the calling process the only one of its role in the state folder
-// dir until the returned file is closed or the process ends. If another process
+// dir until what it returns is closed or the process ends. If another process
 // is, the error says which (PID). dir is made (0700) if it does not exist.
-func Lock(dir, role string) (io.Closer, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("%s: state folder: %w", role, err)
+func Lock(dir, role string) (*Held, error) {
+	h := &Held{path: filepath.Join(dir, role+".lock"), role: role}
+	var err error
+	if h.file, err = h.open(); err != nil {
+		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, role+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	return h, nil
+}
+
+func (h *Held) open() (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(h.path), 0o700); err != nil {
+		return nil, fmt.Errorf("%s: state folder: %w", h.role, err)
+	}
+	f, err := os.OpenFile(h.path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("%s: state folder: %w", role, err)
+		return nil, fmt.Errorf("%s: state folder: %w", h.role, err)
 	}
-	if err := take(f, role); err != nil {
+	if err := take(f, h.role); err != nil {
 		_ = f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// Folder is where the lock is: it is made again when it goes. That another process
+// was faster ends the watch.
+func (h *Held) Folder() Folder {
+	return Folder{Dir: filepath.Dir(h.path), Look: func(name string) error {
+		if name != "" && name != filepath.Base(h.path) {
+			return nil
+		}
+		return h.renew()
+	}}
+}
+
+// renew takes the lock again if its file is not the one that is held.
+func (h *Held) renew() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil
+	}
+	have, err := h.file.Stat()
+	if err != nil {
+		return fmt.Errorf("%s: lock: %w", h.role, err)
+	}
+	if st, err := os.Stat(h.path); err == nil && os.SameFile(st, have) {
+		return nil
+	}
+	f, err := h.open()
+	if err != nil {
+		return err
+	}
+	_ = h.file.Close()
+	h.file = f
+	return nil
+}
+
+// Close lets the lock go.
+func (h *Held) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	return h.file.Close()
 }
 
 // A process that was killed while it started a child leaves the lock to the child

@@ -14,11 +14,14 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"netctl/commands/control"
 )
 
 // The back-off of a role that ends: doubled from backoffMin each time, back to
@@ -27,8 +30,9 @@ const (
 	backoffMin   = 200 * time.Millisecond
 	backoffMax   = 30 * time.Second
 	backoffReset = 10 * time.Second
-	// speakerMax bounds the speaker's, since peers keep its routes only so long.
-	speakerMax = 2 * time.Second
+	// soonMax bounds that of a role that is missed: the speaker's, since peers keep its
+	// routes only so long, and of who was in sync, since containers wait for it.
+	soonMax = 2 * time.Second
 	// stopTimeout is how long a role may take to end before it is killed.
 	stopTimeout = 10 * time.Second
 )
@@ -77,7 +81,10 @@ func supervise(cfg Config, role string, stop <-chan struct{}, log *slog.Logger) 
 	pace := newBackoff(role)
 	for {
 		began := time.Now()
-		err := runOnce(cfg, role, stop, log)
+		synced, err := runOnce(cfg, role, stop, log)
+		if synced {
+			pace.synced()
+		}
 		select {
 		case <-stop:
 			log.Info("role ended")
@@ -99,51 +106,75 @@ type backoff struct{ next, limit time.Duration }
 
 func newBackoff(role string) backoff {
 	if role == "speaker" {
-		return backoff{backoffMin, speakerMax}
+		return backoff{backoffMin, soonMax}
 	}
 	return backoff{backoffMin, backoffMax}
 }
+
+// synced says that the role was in sync.
+func (b *backoff) synced() { b.limit = soonMax }
 
 // after is the wait after a run of the given length.
 func (b *backoff) after(ran time.Duration) time.Duration {
 	if ran >= backoffReset {
 		b.next = backoffMin
 	}
-	wait := b.next
-	b.next = min(2*b.next, b.limit)
+	wait := min(b.next, b.limit)
+	b.next = min(2*wait, b.limit)
 	return wait
 }
 
-// runOnce runs the role until it ends by itself or stop is closed.
-func runOnce(cfg Config, role string, stop <-chan struct{}, log *slog.Logger) error {
+// runOnce runs the role until it ends by itself or stop is closed. synced: it said
+// that it was in sync.
+func runOnce(cfg Config, role string, stop <-chan struct{}, log *slog.Logger) (synced bool, err error) {
+	hear, tell, err := os.Pipe()
+	if err != nil {
+		return false, fmt.Errorf("start %s: %w", role, err)
+	}
+	defer hear.Close()
 	cmd := &exec.Cmd{
 		Path:        cfg.Executable,
 		Args:        append([]string{"netctl-" + role}, cfg.Args...),
-		Env:         cfg.Env,
+		Env:         append(slices.Clone(cfg.Env), control.SyncedVariable+"=3"), // the first of ExtraFiles
 		Stdout:      io.Writer(cfg.Output),
 		Stderr:      cfg.Output,
+		ExtraFiles:  []*os.File{tell},
 		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM, Setpgid: true},
 	}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start %s: %w", role, err)
+	err = cmd.Start()
+	tell.Close()
+	if err != nil {
+		return false, fmt.Errorf("start %s: %w", role, err)
 	}
 	log.Info("role started", "pid", cmd.Process.Pid)
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	select {
 	case err := <-ended:
-		return exitCause(err)
+		return told(hear), exitCause(err)
 	case <-stop:
 	}
 	_ = cmd.Process.Signal(unix.SIGTERM)
 	select {
 	case err := <-ended:
-		return exitCause(err)
+		return told(hear), exitCause(err)
 	case <-time.After(stopTimeout):
 		log.Warn("role does not end, killing it", "timeout", stopTimeout)
 		_ = cmd.Process.Kill()
-		return exitCause(<-ended)
+		return told(hear), exitCause(<-ended)
 	}
+}
+
+// told says whether a role that ended wrote into the pipe.
+func told(hear *os.File) bool {
+	n := 0
+	if raw, err := hear.SyscallConn(); err == nil {
+		_ = raw.Read(func(fd uintptr) bool {
+			n, _ = unix.Read(int(fd), make([]byte, 1)) // does not wait: somebody else may have the pipe still
+			return true
+		})
+	}
+	return n > 0
 }
 
 func exitCause(err error) error {

@@ -15,11 +15,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"netctl/commands/control"
 )
 
 // childDir, if set, makes this binary a role of the tests: it notes its start and
-// its end in that folder. The role "dying" ends at once; "top" is a supervisor of
-// the role "steady".
+// its end in that folder. The role "dying" ends at once, "synced" when it has said that
+// it is in sync; "top" is a supervisor of the role "steady".
 const childDir = "NETCTL_TEST_CHILD_DIR"
 
 func TestMain(m *testing.M) {
@@ -34,6 +36,9 @@ func TestMain(m *testing.M) {
 	switch role {
 	case "dying":
 		os.Exit(1)
+	case "synced":
+		control.TellSynced()
+		os.Exit(1)
 	case "top":
 		err := Run(context.Background(), config(dir, os.Stderr, "steady"), slog.New(slog.DiscardHandler))
 		fmt.Fprintln(os.Stderr, err)
@@ -44,7 +49,8 @@ func TestMain(m *testing.M) {
 }
 
 func config(dir string, output *os.File, roles ...string) Config {
-	return Config{Roles: roles, Executable: "/proc/self/exe", Env: append(os.Environ(), childDir+"="+dir), Output: output}
+	return Config{Roles: roles, Executable: "/proc/self/exe", Output: output,
+		Env: append(os.Environ(), childDir+"="+dir, control.SupervisorVariable+"="+strconv.Itoa(os.Getpid()))}
 }
 
 // note appends a line to the folder's journal.
@@ -167,18 +173,35 @@ func TestChildrenEndWithTheSupervisor(t *testing.T) {
 	until(t, "the child ended", func() bool { return len(journal(t, dir, "end steady")) == 1 })
 }
 
+// TestSynced: the supervisor hears of a role that it was in sync, and does not wait
+// for it to say so.
+func TestSynced(t *testing.T) {
+	for role, want := range map[string]bool{"synced": true, "dying": false} {
+		synced, err := runOnce(config(t.TempDir(), os.Stderr, role), role, nil, slog.New(slog.DiscardHandler))
+		if synced != want || err == nil || err.Error() != "exit status 1" {
+			t.Errorf("%s: in sync %v, %v", role, synced, err)
+		}
+	}
+}
+
 func TestBackoff(t *testing.T) {
 	for _, c := range []struct {
-		role string
-		want []time.Duration
+		role   string
+		synced int // before which end it was in sync; 0: never
+		want   []time.Duration
 	}{
-		{"agent", []time.Duration{200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000}},
-		{"speaker", []time.Duration{200, 400, 800, 1600, 2000, 2000}},
+		{"agent", 0, []time.Duration{200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000}},
+		{"agent", 1, []time.Duration{200, 400, 800, 1600, 2000, 2000}},
+		{"agent", 7, []time.Duration{200, 400, 800, 1600, 3200, 6400, 2000, 2000}},
+		{"speaker", 0, []time.Duration{200, 400, 800, 1600, 2000, 2000}},
 	} {
 		b := newBackoff(c.role)
 		for i, want := range c.want {
+			if i+1 == c.synced {
+				b.synced()
+			}
 			if got := b.after(time.Second); got != want*time.Millisecond {
-				t.Errorf("%s, end %d: wait %s, want %d ms", c.role, i+1, got, want)
+				t.Errorf("%s, in sync before end %d, end %d: wait %s, want %d ms", c.role, c.synced, i+1, got, want)
 			}
 		}
 		if got := b.after(10 * time.Second); got != 200*time.Millisecond {
