@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -48,7 +49,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer lock.Close()
-	a := &agent{cfg: cfg, log: log}
+	a := &agent{cfg: cfg, log: log, state: control.Keep(cfg.StateDir, datastore.FileOptions{}), folders: []control.Folder{lock.Folder()}}
 	defer func() { err = errors.Join(err, a.close()) }()
 	if err := a.open(ctx); err != nil {
 		return err
@@ -68,6 +69,8 @@ type agent struct {
 	store    *etcd.Store
 	guard    *identity.File
 	listener *control.Listener
+	state    *control.Kept    // files of the state folder
+	folders  []control.Folder // what else of our files is watched
 	closers  []func() error
 
 	loop     *loop
@@ -76,6 +79,7 @@ type agent struct {
 	returner *returner
 	reporter *control.Reporter
 	api      *api
+	detaches *detaches
 	rehost   chan struct{} // holds one: the host's addresses changed
 	forward  chan struct{} // holds one: look after foreign FORWARD chains
 }
@@ -83,7 +87,7 @@ type agent struct {
 // open gets hold of everything that can be missing or taken, and changes
 // nothing but the two folders.
 func (a *agent) open(ctx context.Context) (err error) {
-	if a.host, err = hostID(a.cfg.hostIDFile()); err != nil {
+	if a.host, err = hostID(a.state); err != nil {
 		return err
 	}
 	if a.boot, err = kernel.BootID(a.cfg.BootIDFile); err != nil {
@@ -104,6 +108,7 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if a.guard, err = identity.Open(a.cfg.StateDir, true, a.log); err != nil {
 		return err
 	}
+	a.closers = append(a.closers, a.guard.Close)
 	if err := workload.NewRecords(a.cfg.recordsDir()).Sweep(); err != nil {
 		return err
 	}
@@ -117,6 +122,7 @@ func (a *agent) open(ctx context.Context) (err error) {
 		return err
 	}
 	a.closers = append(a.closers, func() error { _ = a.listener.Close(); return nil })
+	a.folders = append(a.folders, a.listener.Folder(), a.state.Folder())
 	return nil
 }
 
@@ -166,6 +172,8 @@ type outside struct {
 func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l := newLoop(a.cfg, a.log, o.links, o.routes, o.filter)
 	l.flows = newFlows(a.log, o.forget, o.cut)
+	a.detaches = newDetaches(a.cfg.pendingDir(), l)
+	o.store = a.detaches.watching(o.store)
 	l.records = workload.NewRecords(a.cfg.recordsDir())
 	l.boots = readBoots(a.cfg.lastBootFile(), a.boot)
 	l.spawn = spawn
@@ -184,7 +192,8 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 		Links: o.links, Reconciler: l, Forget: o.forget, Store: o.store, Records: l.records, Log: a.log,
 		Addresses: a.returner.addresses,
 	})
-	a.joiner = &joiner{cfg: a.cfg, loop: l, store: o.store, service: a.service, host: a.host, resolve: o.routes.Resolve}
+	a.joiner = &joiner{cfg: a.cfg, loop: l, store: o.store, service: a.service, host: a.host, resolve: o.routes.Resolve, workOff: a.detaches.workOff}
+	a.detaches.detach = a.service.Detach
 	l.enter, l.release = a.joiner.enter, a.service.Release
 	a.reporter = control.NewReporter(a.cfg.Node, datastore.ReportAgent, o.store, l.reportStatus, a.log)
 	l.report = a.reporter.Wake
@@ -208,6 +217,7 @@ func (a *agent) run(ctx context.Context) error {
 		},
 	}
 	a.build(o, func(fn func(context.Context) error) { group.Go(func() error { return fn(inner) }) })
+	a.loop.synced = sync.OnceFunc(control.TellSynced)
 	serving, stop := context.WithCancel(inner)
 	defer context.AfterFunc(ctx, stop)()
 	for _, t := range a.tasks(o, serving) {
@@ -239,9 +249,10 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 			return o.filter.Watch(ctx, func() { l.post(func() { l.filtering.resync = true }) })
 		}},
 		{Name: "watch other packet filters", Do: func(ctx context.Context) error { return o.filter.WatchOthers(ctx, func() { poke(a.forward) }) }},
-		{Name: "watch pending detaches", Do: func(ctx context.Context) error {
-			return watchPending(ctx, a.cfg.pendingDir(), func() { a.workOff(ctx) })
+		{Name: "watch files", Do: func(ctx context.Context) error {
+			return control.WatchFolders(ctx, a.log, append(a.folders, a.detaches.folder(), l.records.Folder())...)
 		}},
+		{Name: "work off pending detaches", Do: a.detaches.run},
 		{Name: "follow the datastore", Do: func(ctx context.Context) error { return a.follow(ctx, o) }},
 		{Name: a.reporter.String(), Do: a.reporter.Run},
 		{Name: a.returner.String(), Do: a.returner.Run},
@@ -267,16 +278,6 @@ func (a *agent) follow(ctx context.Context, o outside) error {
 func (a *agent) routeEvent(e fib.Event) {
 	if e.Lost || slices.ContainsFunc(e.Changes, func(c fib.Change) bool { return !c.Gone }) {
 		a.loop.post(func() { a.loop.table.resync = true })
-	}
-}
-
-// workOff releases what plugins stored meanwhile.
-func (a *agent) workOff(ctx context.Context) {
-	if a.loop.gate(ctx) != nil {
-		return // once the store is back that comes first
-	}
-	if err := a.joiner.workOff(ctx); err != nil && ctx.Err() == nil {
-		a.log.Warn("pending detaches not worked off", "error", err)
 	}
 }
 
@@ -334,7 +335,6 @@ func (a *agent) compare(ctx context.Context) error {
 	for pause(ctx, compareEvery) {
 		a.loop.post(a.loop.compare)
 		poke(a.forward)
-		a.workOff(ctx)
 	}
 	return nil
 }

@@ -112,7 +112,6 @@ func (c *Config) pendingDir() string {
 	return filepath.Join(c.RunDir, filepath.Base(control.PendingDir))
 }
 func (c *Config) recordsDir() string { return filepath.Join(c.RunDir, "endpoints") }
-func (c *Config) hostIDFile() string { return filepath.Join(c.StateDir, "host") }
 func (c *Config) understoodFile() string {
 	return filepath.Join(c.StateDir, "understood.json")
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"netctl/acl"
+	"netctl/commands/control"
+	"netctl/datastore"
 )
 
 func TestConfig(t *testing.T) {
@@ -39,17 +41,18 @@ func TestConfig(t *testing.T) {
 
 func TestHostID(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "state", "host")
-	first, err := hostID(file)
+	in := func() *control.Kept { return control.Keep(filepath.Dir(file), datastore.FileOptions{}) }
+	first, err := hostID(in())
 	if err != nil || len(first) != 16 {
 		t.Fatalf("%q, %v", first, err)
 	}
-	if again, err := hostID(file); again != first || err != nil {
+	if again, err := hostID(in()); again != first || err != nil {
 		t.Errorf("again %q, %v", again, err)
 	}
 	if err := os.WriteFile(file, []byte("me\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := hostID(file); err == nil || !strings.Contains(err.Error(), file) {
+	if _, err := hostID(in()); err == nil || !strings.Contains(err.Error(), file) {
 		t.Errorf("damaged file: %v", err)
 	}
 }

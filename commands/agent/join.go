@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -31,6 +30,7 @@ type joiner struct {
 	service *workload.Service
 	host    string // this machine's ID
 	resolve func(context.Context, netip.Addr) (routing.NextHop, error)
+	workOff func(ctx context.Context) error
 }
 
 // enter is loop.enter. It tries until everything is done or ctx ends; that
@@ -208,32 +208,6 @@ func (j *joiner) restore(ctx context.Context, rec *workload.Record) (int64, erro
 	return 0, nil
 }
 
-// workOff releases what was detached while the agent could not. A detach that
-// fails for its own reasons is shown and kept; it does not hold up the others.
-func (j *joiner) workOff(ctx context.Context) error {
-	all, err := control.ReadPending(j.cfg.pendingDir())
-	errs := []error{err}
-	for _, p := range all {
-		err := j.service.Detach(ctx, p.Request.Target)
-		if errors.Is(err, datastore.ErrUnavailable) || errors.Is(err, datastore.ErrDetached) || ctx.Err() != nil {
-			return err
-		}
-		if err == nil {
-			err = os.Remove(p.Path)
-		}
-		if err == nil || errors.Is(err, fs.ErrNotExist) {
-			j.loop.log.Info("pending detach worked off", "workload", p.Request.Workload)
-			continue
-		}
-		errs = append(errs, fmt.Errorf("pending detach %s: %w", p.Path, err))
-	}
-	text := ""
-	if err := errors.Join(errs...); err != nil {
-		text = err.Error()
-	}
-	return j.loop.do(ctx, func() { j.loop.problems.note("pending", text) })
-}
-
 // subnets are what the host's own interfaces are connected to, each once.
 func subnets(have []kernel.Address) []netip.Prefix {
 	var list []netip.Prefix
@@ -246,21 +220,24 @@ func subnets(have []kernel.Address) []netip.Prefix {
 	return slices.Compact(list)
 }
 
+// hostIDFile is the name of the file of this machine's ID in the state folder.
+const hostIDFile = "host"
+
 // hostID reads this machine's ID and makes one the first time.
-func hostID(file string) (string, error) {
-	b, err := os.ReadFile(file)
+func hostID(state *control.Kept) (string, error) {
+	b, err := state.Read(hostIDFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		raw := make([]byte, 8)
 		_, _ = rand.Read(raw) // never fails (crypto/rand)
 		id := hex.EncodeToString(raw)
-		return id, datastore.WriteFile(file, []byte(id+"\n"), datastore.FileOptions{})
+		return id, state.Write(hostIDFile, []byte(id+"\n"))
 	}
 	if err != nil {
 		return "", fmt.Errorf("host id: %w", err)
 	}
 	id := strings.TrimSpace(string(b))
 	if raw, err := hex.DecodeString(id); err != nil || len(raw) != 8 {
-		return "", fmt.Errorf("host id %s: %w: not 16 hex digits: delete the file to make a new one", file, datastore.ErrInvalid)
+		return "", fmt.Errorf("host id %s: %w: not 16 hex digits: delete the file to make a new one", state.Path(hostIDFile), datastore.ErrInvalid)
 	}
 	return id, nil
 }

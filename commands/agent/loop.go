@@ -85,6 +85,10 @@ type loop struct {
 	changedHost func()
 	// report is told that something that is reported may have changed.
 	report func()
+	// synced is told that the agent is in sync.
+	synced func()
+	// retryDetaches is told that pending detaches may be tried again.
+	retryDetaches func()
 }
 
 func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loop {
@@ -92,7 +96,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 		queue: newQueue(), cfg: cfg, log: log, started: time.Now(), boots: &boots{},
 		view: datastore.NewView(), standing: &standing{outage: datastore.NewOutage(log)},
 		links: newLinks(k), table: newTable(r),
-		report: func() {}, changedHost: func() {},
+		report: func() {}, changedHost: func() {}, synced: func() {}, retryDetaches: func() {},
 	}
 	l.problems = newProblems(log, func() { l.post(func() {}) })
 	l.locals = newLocals(cfg.LinkPrefix, l.links)
@@ -119,6 +123,9 @@ func (l *loop) run(ctx context.Context) error {
 			return nil
 		}
 		l.settle()
+		if l.standing.stage == ready && l.problems.again.Again(pending) {
+			l.retryDetaches()
+		}
 		l.flush(ctx)
 		l.wake()
 		if changes > 0 {

@@ -2,41 +2,121 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"sync/atomic"
 
-	"golang.org/x/sys/unix"
+	"netctl/commands/control"
+	"netctl/datastore"
 )
 
-// watchPending calls fn whenever a plugin has stored a detach that the agent was
-// not there for, until ctx ends (inotify(7)).
-func watchPending(ctx context.Context, dir string, fn func()) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("pending detaches: %w", err)
+// pending is the problem of detaches that could not be worked off.
+const pending = "pending"
+
+// detaches works off what plugins stored because the agent could not release it:
+// when the store is back (joiner), when a file appears, and, as long as something is
+// left, when the store has taken a write and after a while that grows.
+type detaches struct {
+	dir    string
+	loop   *loop
+	detach func(context.Context, control.Target) error
+
+	appeared chan struct{} // holds one: there may be a new file
+	again    chan struct{} // holds one: what is left may work now
+	left     atomic.Bool   // something is
+}
+
+func newDetaches(dir string, l *loop) *detaches {
+	d := &detaches{dir: dir, loop: l, appeared: make(chan struct{}, 1), again: make(chan struct{}, 1)}
+	l.retryDetaches = func() { poke(d.again) }
+	return d
+}
+
+// folder is where the files are.
+func (d *detaches) folder() control.Folder {
+	return control.Folder{Dir: d.dir, Look: func(string) error {
+		poke(d.appeared)
+		return nil
+	}}
+}
+
+// watching is s, which tells when it took a write while something is left.
+func (d *detaches) watching(s datastore.Store) datastore.Store { return writes{s, d} }
+
+type writes struct {
+	datastore.Store
+	detaches *detaches
+}
+
+// Commit implements datastore.Store.
+func (w writes) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
+	revision, err := w.Store.Commit(ctx, t)
+	if err == nil && w.detaches.left.Load() {
+		poke(w.detaches.again)
 	}
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", dir, err)
-	}
-	f := os.NewFile(uintptr(fd), "inotify")
-	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MOVED_TO); err != nil {
-		f.Close()
-		return fmt.Errorf("watch %s: %w", dir, err)
-	}
-	stop := context.AfterFunc(ctx, func() { f.Close() })
-	defer func() {
-		if stop() {
-			f.Close()
-		}
-	}()
-	buf := make([]byte, 4096)
+	return revision, err
+}
+
+// run works detaches off until ctx ends.
+func (d *detaches) run(ctx context.Context) error {
 	for {
-		if _, err := f.Read(buf); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("watch %s: %w", dir, err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.appeared:
+		case <-d.again:
 		}
-		fn()
+		if d.loop.gate(ctx) != nil {
+			continue // once the store is back that comes first
+		}
+		if err := d.workOff(ctx); err != nil && ctx.Err() == nil {
+			d.loop.log.Warn("pending detaches not worked off", "error", err)
+		}
+		select {
+		case <-d.again: // of what was just written
+		default:
+		}
 	}
+}
+
+// workOff releases what was detached while the agent could not. A detach that
+// fails for its own reasons is shown and kept; it does not hold up the others.
+func (d *detaches) workOff(ctx context.Context) error {
+	all, err := control.ReadPending(d.dir)
+	errs := []error{err}
+	var away error
+	for _, p := range all {
+		err := d.detach(ctx, p.Request.Target)
+		if errors.Is(err, datastore.ErrUnavailable) || errors.Is(err, datastore.ErrDetached) || ctx.Err() != nil {
+			away = err
+			break
+		}
+		if err == nil {
+			err = os.Remove(p.Path)
+		}
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			d.loop.log.Info("pending detach worked off", "workload", p.Request.Workload)
+			continue
+		}
+		errs = append(errs, fmt.Errorf("pending detach %s: %w", p.Path, err))
+	}
+	failed := errors.Join(errs...)
+	d.left.Store(away != nil || failed != nil)
+	if e := d.loop.do(ctx, func() {
+		text := ""
+		if failed != nil {
+			text = failed.Error()
+		}
+		if away == nil {
+			d.loop.problems.note(pending, text)
+		}
+		if d.left.Load() {
+			d.loop.problems.again.Failed(pending)
+		}
+	}); e != nil {
+		return e
+	}
+	return away
 }

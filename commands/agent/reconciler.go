@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
 	"netctl/commands/workload"
 	"netctl/datastore"
@@ -148,5 +150,9 @@ func (l *loop) Find(ctx context.Context, orchestrator, work string) (names []str
 // gate waits until endpoints can be attached and released; it fails with the
 // reason where that will take longer.
 func (l *loop) gate(ctx context.Context) error {
-	return l.await(ctx, func() (bool, error) { return l.standing.stage == ready, l.standing.why() })
+	err := l.await(ctx, func() (bool, error) { return l.standing.stage == ready, l.standing.why() })
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("the agent starts and has not heard all of the datastore yet: %w", datastore.ErrUnavailable)
+	}
+	return err
 }

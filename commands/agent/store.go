@@ -61,6 +61,7 @@ func (l *loop) settle() {
 	if !l.standing.arrive(l.view.Revision()) {
 		return
 	}
+	l.synced()
 	l.log.Info("in sync with the datastore", "revision", l.view.Revision(), "endpoints", l.view.CountEndpointsOf(l.cfg.Node))
 	for link := range l.links.leftAlone {
 		if lo := l.locals.named[l.links.owners[link]]; lo != nil && lo.ep != nil {
@@ -109,8 +110,8 @@ func (l *loop) back(ctx context.Context) {
 	l.join(ctx)
 }
 
-// suspicious says that a batch takes more than half of this node's endpoints, or
-// every node: it is read again before it is believed.
+// suspicious says that a batch takes more than half of this node's endpoints, and not
+// just one, or every node: it is read again before it is believed.
 func (l *loop) suspicious(b datastore.Batch) bool {
 	endpoints, nodes := 0, 0
 	for _, e := range b.Events {
@@ -127,7 +128,7 @@ func (l *loop) suspicious(b datastore.Batch) bool {
 			}
 		}
 	}
-	return nodes > 0 && nodes == l.view.Count(datastore.KindNode) || 2*endpoints > l.view.CountEndpointsOf(l.cfg.Node)
+	return nodes > 0 && nodes == l.view.Count(datastore.KindNode) || endpoints > 1 && 2*endpoints > l.view.CountEndpointsOf(l.cfg.Node)
 }
 
 // changed books one change of the view.

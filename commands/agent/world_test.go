@@ -111,7 +111,8 @@ func (w *world) start() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	host, err := hostID(w.cfg.hostIDFile())
+	state := control.Keep(w.cfg.StateDir, datastore.FileOptions{})
+	host, err := hostID(state)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -121,7 +122,7 @@ func (w *world) start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	group, ctx := errgroup.WithContext(ctx)
-	w.a = &agent{cfg: w.cfg, log: log, host: host, boot: w.boot}
+	w.a = &agent{cfg: w.cfg, log: log, host: host, boot: w.boot, state: state, folders: []control.Folder{state.Folder()}}
 	table := w.fib.Table(w.cfg.RouteProtocol)
 	store := w.db()
 	if w.wrap != nil {

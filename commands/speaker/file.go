@@ -8,9 +8,12 @@ import (
 	"os"
 	"strings"
 
-	"netctl/datastore"
+	"netctl/commands/control"
 	"netctl/routing"
 )
+
+// lastRunFile is the name of the file in the state folder.
+const lastRunFile = "speaker.json"
 
 // lastRun is speaker.json: what the speaker last ran with.
 type lastRun struct {
@@ -37,13 +40,13 @@ func recall(path string) (lastRun, error) {
 
 // remember replaces the file (0600) as a whole, so that a reader and a crash
 // find the old or the new one.
-func remember(path string, m lastRun) error {
+func remember(kept *control.Kept, m lastRun) error {
 	b, err := json.MarshalIndent(m, "", "  ")
 	if err == nil {
-		err = datastore.WriteFile(path, append(b, '\n'), datastore.FileOptions{})
+		err = kept.Write(lastRunFile, append(b, '\n'))
 	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write %s: %w", kept.Path(lastRunFile), err)
 	}
 	return nil
 }

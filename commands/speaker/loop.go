@@ -212,7 +212,7 @@ func (l *loop) save() {
 	if reflect.DeepEqual(m, l.saved) {
 		return
 	}
-	if err := remember(l.file(), m); err != nil {
+	if err := remember(l.kept, m); err != nil {
 		l.log.Error("state not saved", "error", err)
 		return
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/routing"
 )
@@ -47,7 +48,7 @@ func TestNodeForANewerSpeaker(t *testing.T) {
 	if !reflect.DeepEqual(peers(p), want) || len(p.Problems) != 1 || !strings.Contains(p.Problems[0], "stays in force") {
 		t.Fatalf("got %+v", p)
 	}
-	if err := remember(path, lastRun{Plan: p}); err != nil {
+	if err := remember(control.Keep(filepath.Dir(path), datastore.FileOptions{}), lastRun{Plan: p}); err != nil {
 		t.Fatal(err)
 	}
 	m, err := recall(path)

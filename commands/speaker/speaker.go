@@ -127,7 +127,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	log.Info("speaker starts", "node", cfg.Node, "version", cfg.Version)
-	return newSpeaker(ctx, cfg, agentTable, ownTable, store, guard, log).run(ctx, listener)
+	return newSpeaker(ctx, cfg, agentTable, ownTable, store, guard, log).run(ctx, listener, lock.Folder())
 }
 
 // speaker is the role's parts. What loop.go owns is documented there.
@@ -144,12 +144,14 @@ type speaker struct {
 	installer  *installer
 	state      *state
 	reporter   *control.Reporter
-	last       lastRun // of the last run
+	last       lastRun       // of the last run
+	kept       *control.Kept // lastRunFile
 }
 
 func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datastore.Store, guard datastore.Guard, log *slog.Logger) *speaker {
 	s := &speaker{cfg: cfg, log: log, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent)}
 	s.state = &state{}
+	s.kept = control.Keep(cfg.StateDir, datastore.FileOptions{})
 	s.reporter = control.NewReporter(cfg.Node, datastore.ReportSpeaker, store, s.state.report(time.Now()), log)
 	s.follower = newFollower(cfg.Node, s.hostFile(), s.state, s.reporter.Wake, log)
 	s.nextHops = newTracker(ctx, own, cfg.LinkPrefix, log)
@@ -157,8 +159,9 @@ func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datasto
 	return s
 }
 
-func (s *speaker) run(ctx context.Context, listener *control.Listener) error {
-	last, err := recall(s.file())
+// run is the role; what else of its files matters is in folders.
+func (s *speaker) run(ctx context.Context, listener *control.Listener, folders ...control.Folder) error {
+	last, err := recall(s.kept.Path(lastRunFile))
 	if err != nil {
 		s.log.Warn("last state unusable, starting without it", "error", err)
 	}
@@ -169,7 +172,7 @@ func (s *speaker) run(ctx context.Context, listener *control.Listener) error {
 	s.last = last
 	s.follower.resume(last.Plan)
 	g, ctx := errgroup.WithContext(ctx)
-	for _, t := range s.tasks(listener) {
+	for _, t := range s.tasks(listener, append(folders, listener.Folder(), s.kept.Folder())) {
 		g.Go(func() error { return t.Run(ctx) })
 	}
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
@@ -179,7 +182,7 @@ func (s *speaker) run(ctx context.Context, listener *control.Listener) error {
 }
 
 // tasks are what runs until the role ends.
-func (s *speaker) tasks(listener *control.Listener) []control.Task {
+func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []control.Task {
 	mux := http.NewServeMux()
 	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.SpeakerStatus, error) {
 		return s.status(), nil
@@ -188,6 +191,7 @@ func (s *speaker) tasks(listener *control.Listener) []control.Task {
 	endpoints := fib.Ignore{Protocols: []int{s.cfg.AgentProtocol}, Links: s.cfg.LinkPrefix}
 	return []control.Task{
 		{Name: "serve", Do: func(ctx context.Context) error { return control.Serve(ctx, listener, mux) }},
+		{Name: "watch files", Do: func(ctx context.Context) error { return control.WatchFolders(ctx, s.log, folders...) }},
 		{Name: "watch the agent's routes", Do: func(ctx context.Context) error {
 			return s.agent.Watch(ctx, fib.Ignore{Foreign: true}, s.forward(ctx, true))
 		}},
@@ -204,9 +208,6 @@ func (s *speaker) tasks(listener *control.Listener) []control.Task {
 		}},
 	}
 }
-
-// file is where the speaker keeps what it last ran with.
-func (s *speaker) file() string { return filepath.Join(s.cfg.StateDir, "speaker.json") }
 
 // hostFile is where the agent keeps this machine's ID.
 func (s *speaker) hostFile() string { return filepath.Join(s.cfg.StateDir, "host") }

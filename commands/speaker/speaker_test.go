@@ -309,7 +309,7 @@ func TestMemory(t *testing.T) {
 	c.SetDefaults()
 	m := lastRun{Boot: "x", Plan: routing.Mesh("a", nodes, nil, c)}
 	for range 2 {
-		if err := remember(file, m); err != nil {
+		if err := remember(control.Keep(filepath.Dir(file), datastore.FileOptions{}), m); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -329,7 +329,7 @@ func TestMemory(t *testing.T) {
 	if _, err := recall(file); err == nil || !strings.HasPrefix(err.Error(), "read "+file+": ") {
 		t.Errorf("a broken file: %v", err)
 	}
-	if err := remember(filepath.Join(file, "no"), m); err == nil || !strings.HasPrefix(err.Error(), "write ") {
+	if err := remember(control.Keep(file, datastore.FileOptions{}), m); err == nil || !strings.HasPrefix(err.Error(), "write ") {
 		t.Errorf("no folder: %v", err)
 	}
 }

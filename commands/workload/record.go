@@ -31,19 +31,27 @@ type Record struct {
 }
 
 // Records keeps one file for each attached endpoint, 0600, in a folder that goes
-// with the boot, as the endpoints do.
-type Records struct{ dir string }
+// with the boot, as the endpoints do. They come back if somebody removes them.
+type Records struct {
+	dir  string
+	kept *control.Kept
+}
 
 // NewRecords returns the records in dir, which need not exist.
-func NewRecords(dir string) *Records { return &Records{dir} }
+func NewRecords(dir string) *Records {
+	return &Records{dir, control.Keep(dir, datastore.FileOptions{Volatile: true})}
+}
 
-func (r *Records) path(link string) string { return filepath.Join(r.dir, link+".json") }
+// Folder is where the records are.
+func (r *Records) Folder() control.Folder { return r.kept.Folder() }
+
+func name(link string) string { return link + ".json" }
 
 // Put writes the record of an endpoint.
 func (r *Records) Put(rec *Record) error {
 	text, err := json.Marshal(rec)
 	if err == nil {
-		err = datastore.WriteFile(r.path(rec.Endpoint.Spec.Link), append(text, '\n'), datastore.FileOptions{Volatile: true})
+		err = r.kept.Write(name(rec.Endpoint.Spec.Link), append(text, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("attach record of %s: %w", rec.Endpoint.Metadata.Name, err)
@@ -53,7 +61,7 @@ func (r *Records) Put(rec *Record) error {
 
 // Read returns the record of a link; ErrNotFound if there is none.
 func (r *Records) Read(link string) (*Record, error) {
-	text, err := os.ReadFile(r.path(link))
+	text, err := r.kept.Read(name(link))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("attach record of %s: %w", link, datastore.ErrNotFound)
 	}
@@ -65,7 +73,7 @@ func (r *Records) Read(link string) (*Record, error) {
 		err = fmt.Errorf("%w: is of link %s", datastore.ErrInvalid, rec.Endpoint.Spec.Link)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("attach record %s: %w", r.path(link), err)
+		return nil, fmt.Errorf("attach record %s: %w", r.kept.Path(name(link)), err)
 	}
 	return rec, nil
 }
@@ -115,7 +123,7 @@ func (r *Records) All() ([]*Record, error) {
 
 // Remove deletes the record of a link; that there is none is no error.
 func (r *Records) Remove(link string) error {
-	if err := os.Remove(r.path(link)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := r.kept.Remove(name(link)); err != nil {
 		return fmt.Errorf("attach record of %s: %w", link, err)
 	}
 	return nil
