@@ -395,6 +395,12 @@ func TestSuspiciousBatchIsReadAgain(t *testing.T) {
 	if !doubt(datastore.KindPrefix(datastore.KindNode) + "n1") {
 		t.Error("every node at once is believed")
 	}
+	if err := w.detach("c2"); err != nil {
+		t.Fatal(err)
+	}
+	if doubt(endpoints + "n1/cni/c1/eth0") {
+		t.Error("that somebody removed the only endpoint is not believed")
+	}
 }
 
 func TestConcurrentAttaches(t *testing.T) {
