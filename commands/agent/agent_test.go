@@ -398,6 +398,12 @@ func TestSuspiciousBatchIsReadAgain(t *testing.T) {
 	if err := w.detach("c2"); err != nil {
 		t.Fatal(err)
 	}
+	w.until(func() string {
+		if n := w.status().Endpoints; n != 1 {
+			return fmt.Sprint(n, " endpoints")
+		}
+		return ""
+	})
 	if doubt(endpoints + "n1/cni/c1/eth0") {
 		t.Error("that somebody removed the only endpoint is not believed")
 	}
