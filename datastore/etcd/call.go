@@ -27,12 +27,16 @@ func (s *Store) write(ctx context.Context, what string, call func(context.Contex
 	return s.try(ctx, what, writeTimeout, 0, call)
 }
 
+// try ends within limit, or with ctx if that is sooner, and has found out by then why
+// nobody answers.
 func (s *Store) try(ctx context.Context, what string, limit, again time.Duration, call func(context.Context) error) error {
-	bounded, cancel := context.WithTimeout(ctx, patience(ctx, limit))
+	whole, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	bounded, cancel := context.WithTimeout(whole, patience(whole))
 	defer cancel()
 	for begin, back := time.Now(), false; ; {
 		if s.closed.Load() {
-			return s.explain(ctx, what, nil)
+			return s.explain(ctx, whole, what, nil)
 		}
 		err := call(bounded)
 		if err == nil {
@@ -40,11 +44,14 @@ func (s *Store) try(ctx context.Context, what string, limit, again time.Duration
 		}
 		switch repeatable := again > 0 && status.Code(err) == codes.Unavailable && bounded.Err() == nil; {
 		case repeatable && time.Since(begin) < again:
-		case repeatable && !back && s.probe(ctx) == nil:
+		case repeatable && !back:
+			if reasons := s.probe(whole); reasons != nil && ctx.Err() == nil {
+				return unavailable(what, reasons)
+			}
 			back = true // it answers by now
 			s.client.ActiveConnection().ResetConnectBackoff()
 		default:
-			return s.explain(ctx, what, err)
+			return s.explain(ctx, whole, what, err)
 		}
 		select {
 		case <-time.After(redialFirst):
@@ -53,17 +60,23 @@ func (s *Store) try(ctx context.Context, what string, limit, again time.Duration
 	}
 }
 
-// patience is how long a call may take: if the caller set a deadline, a part of
-// what is left, so that there is time to find out why nobody answers.
-func patience(ctx context.Context, limit time.Duration) time.Duration {
-	if deadline, ok := ctx.Deadline(); ok {
-		return min(limit, time.Until(deadline)*2/3)
-	}
-	return limit
+// forReasons is how much of a call's time is left for finding out why nobody answers.
+const forReasons = time.Second
+
+// patience is how long a call may take of the time that ctx has.
+func patience(ctx context.Context) time.Duration {
+	deadline, _ := ctx.Deadline()
+	left := time.Until(deadline)
+	return left - min(left/3, forReasons)
 }
 
-// explain turns what grpc or etcd said into an error of datastore's.
-func (s *Store) explain(ctx context.Context, what string, err error) error {
+func unavailable(what string, reasons error) error {
+	return fmt.Errorf("%s: %w: %w", what, datastore.ErrUnavailable, reasons)
+}
+
+// explain turns what grpc or etcd said of a call with ctx into an error of
+// datastore's; finding out why nobody answers ends with probing.
+func (s *Store) explain(ctx, probing context.Context, what string, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: %w", what, ctx.Err())
 	}
@@ -80,8 +93,8 @@ func (s *Store) explain(ctx context.Context, what string, err error) error {
 	case errors.Is(said, rpctypes.ErrPermissionDenied), errors.Is(said, rpctypes.ErrUserEmpty):
 		return fmt.Errorf("%s: %w: etcd's authentication is on and does not let the certificate's name in: %w", what, datastore.ErrUnavailable, said)
 	}
-	if reasons := s.probe(ctx); reasons != nil {
-		return fmt.Errorf("%s: %w: %w", what, datastore.ErrUnavailable, reasons)
+	if reasons := s.probe(probing); reasons != nil {
+		return unavailable(what, reasons)
 	}
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: %w", what, ctx.Err())
@@ -91,6 +104,9 @@ func (s *Store) explain(ctx context.Context, what string, err error) error {
 	s.log.Debug("call cut off", "call", what, "error", err)
 	return fmt.Errorf("%s: %w: %s: %s", what, datastore.ErrUnavailable, list(s.endpoints), verdict(err))
 }
+
+// hangs is what is said of an endpoint that is there and silent.
+const hangs = "accepts connections, but does not answer (overloaded, stopped, or without a majority of its members)"
 
 // verdict is why a call failed though the server can be reached: in etcd's own
 // words, or in ours for what grpc says.
@@ -102,7 +118,7 @@ func verdict(err error) string {
 	case code == codes.Unimplemented:
 		return "answers, but is no etcd"
 	case code == codes.DeadlineExceeded:
-		return "accepts connections, but does not answer (overloaded, stopped, or without a majority of its members)"
+		return hangs
 	}
 	return "the connection broke; it answers again"
 }

@@ -33,9 +33,10 @@ import (
 // DefaultEndpoint is the socket of the node's own datastore role.
 const DefaultEndpoint = "unix:///run/netctl-node/etcd.sock"
 
-// Bounds. etcd itself gives a write up after about 7 s. A dead peer is noticed
-// after keepAlive+keepAliveTimeout; etcd refuses clients that ask more often than
-// every 5 s.
+// Bounds; those of calls include finding out why nobody answers. etcd itself gives
+// a write up after about 7 s. A dead peer is noticed after
+// keepAlive+keepAliveTimeout; etcd refuses clients that ask more often than every
+// 5 s.
 const (
 	defaultDialTimeout = 3 * time.Second
 	readTimeout        = 5 * time.Second
@@ -107,6 +108,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		DialOptions: []grpc.DialOption{
 			grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: o.DialTimeout}),
 			grpc.WithIdleTimeout(0),
+			grpc.WithNoProxy(), // HTTPS_PROXY is for the way out, not for this
 			grpc.WithReadBufferSize(8 << 10), grpc.WithWriteBufferSize(8 << 10),
 		},
 	})

@@ -133,6 +133,8 @@ func dialReason(err error, unix bool) error {
 		return errors.New("socket missing: is the datastore role running on this node?")
 	case unix && errors.Is(err, syscall.ECONNREFUSED):
 		return errors.New("nobody listens on the socket: the datastore role is not running")
+	case unix && errors.Is(err, syscall.EAGAIN): // its queue is full
+		return errors.New(hangs)
 	case errors.Is(err, fs.ErrPermission):
 		return errors.New("permission denied: the socket is root's alone")
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -177,7 +179,7 @@ func (s *Store) tlsReason(err error) error {
 	case errors.As(err, &alert), strings.Contains(err.Error(), "remote error: tls:"):
 		return s.refused(err)
 	case isTimeout(err):
-		return errors.New("accepts connections, but does not answer")
+		return errors.New(hangs)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return errors.New("closes the connection: it is starting or ending, or no etcd")
 	}

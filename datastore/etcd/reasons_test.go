@@ -8,9 +8,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -65,7 +67,7 @@ func TestReasons(t *testing.T) {
 		{"other address", withEndpoint(m.secure(good), elsewhere.url), "for another address"},
 		{"expired server certificate", withEndpoint(m.secure(good), expiredServer.url), "its certificate is expired"},
 		{"plain", withEndpoint(m.secure(good), "https://"+serve(t, func(c net.Conn) { io.WriteString(c, "220 mail\r\n") })), "does not speak TLS"},
-		{"silent", withEndpoint(m.secure(good), "https://"+serve(t, func(c net.Conn) { io.Copy(io.Discard, c) })), "does not answer"},
+		{"silent", withEndpoint(m.secure(good), "https://"+serve(t, func(c net.Conn) { io.Copy(io.Discard, c) })), "does not answer (overloaded, stopped,"},
 		{"closes", withEndpoint(m.secure(good), "https://"+serve(t, func(net.Conn) {})), "closes the connection"},
 		{"no etcd", etcd.Options{Endpoints: []string{"unix://" + serveUnix(t, func(c net.Conn) {
 			io.ReadFull(c, make([]byte, 24)) // an unread preface would reset the connection
@@ -112,6 +114,58 @@ func TestReasons(t *testing.T) {
 				t.Errorf("health: %v", h[0].Err)
 			}
 		})
+	}
+}
+
+// TestOneDeadline: a call to a datastore that hangs ends when its time is over, with
+// the reason, and so does one of a caller who has less time.
+func TestOneDeadline(t *testing.T) {
+	o := etcd.Options{Endpoints: []string{"unix://" + serveUnix(t, func(c net.Conn) { io.Copy(io.Discard, c) })}}
+	const want = "accepts connections, but does not answer (overloaded, stopped, or without a majority of its members)"
+	for _, limit := range []time.Duration{0, 2 * time.Second} {
+		t.Run(limit.String(), func(t *testing.T) {
+			t.Parallel()
+			ctx := t.Context()
+			late := time.NewTimer(8 * time.Second) // a read has five, and the parts of it had nine together
+			if limit > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, limit)
+				defer cancel()
+			}
+			_, err := open(t, o).Get(ctx, datastore.Prefix+"a")
+			if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), o.Endpoints[0]+": "+want) || ctx.Err() != nil {
+				t.Errorf("got %v, %v", err, ctx.Err())
+			}
+			if !late.Stop() {
+				t.Error("it took longer than its time")
+			}
+		})
+	}
+}
+
+// TestNoProxy: the variables that name a proxy for the way out of the network do not
+// count on the way to the datastore. They are read once in a process, which therefore
+// is one of its own.
+func TestNoProxy(t *testing.T) {
+	const endpoint = "https://192.0.2.1:2379" // RFC 5737: nobody has it; to loopback there is no proxy
+	if os.Getenv("NETCTL_TEST_PROXY") != "" {
+		m := newMember(t)
+		o := withEndpoint(m.secure(m.issue(t, pki.Node{Name: "client"})), endpoint)
+		o.DialTimeout = time.Second
+		if _, err := open(t, o).Get(t.Context(), datastore.Prefix+"a"); !errors.Is(err, datastore.ErrUnavailable) {
+			t.Error(err)
+		}
+		return
+	}
+	var asked atomic.Int64
+	proxy := "http://" + serve(t, func(net.Conn) { asked.Add(1) })
+	self := exec.Command(os.Args[0], "-test.run=^TestNoProxy$", "-test.v")
+	self.Env = append(os.Environ(), "NETCTL_TEST_PROXY=1", "HTTPS_PROXY="+proxy, "https_proxy="+proxy, "ALL_PROXY="+proxy, "NO_PROXY=", "no_proxy=")
+	if out, err := self.CombinedOutput(); err != nil || !strings.Contains(string(out), "PASS: TestNoProxy") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if n := asked.Load(); n > 0 {
+		t.Errorf("the proxy was asked %d times", n)
 	}
 }
 

@@ -29,7 +29,7 @@ func (s *Store) Watch(ctx context.Context, prefixes []string, after int64, fn fu
 	defer cancel()
 	stream, err := s.watch.Watch(streamCtx, callOptions()...)
 	if err != nil {
-		return s.explain(ctx, what, err)
+		return s.explain(ctx, ctx, what, err)
 	}
 	parts := make([]part, len(prefixes))
 	for i, p := range prefixes {
@@ -37,13 +37,13 @@ func (s *Store) Watch(ctx context.Context, prefixes []string, after int64, fn fu
 		if err := stream.Send(watchRequest(p, after, int64(i+1))); err != nil {
 			// The stream's own error is what Recv says.
 			_, err = stream.Recv()
-			return s.explain(ctx, what, err)
+			return s.explain(ctx, ctx, what, err)
 		}
 	}
 	for {
 		r, err := stream.Recv()
 		if err != nil {
-			return s.explain(ctx, what, err)
+			return s.explain(ctx, ctx, what, err)
 		}
 		if r.Canceled {
 			return s.cancelled(ctx, what, r)
@@ -102,7 +102,7 @@ func (s *Store) cancelled(ctx context.Context, what string, r *etcdserverpb.Watc
 	if r.CompactRevision != 0 {
 		return fmt.Errorf("%s: history before revision %d is gone: %w", what, r.CompactRevision, datastore.ErrCompacted)
 	}
-	return s.explain(ctx, what, errors.New(r.CancelReason))
+	return s.explain(ctx, ctx, what, errors.New(r.CancelReason))
 }
 
 func event(e *mvccpb.Event) datastore.Entry {
