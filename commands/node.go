@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -53,7 +54,17 @@ func runNode(ctx context.Context, a *app, s *settings) error {
 	if s.File != "" {
 		cfg.Args = []string{"--config", s.File}
 	}
-	return node.Run(ctx, cfg, newLogger(a.err, "node", s))
+	log := newLogger(a.err, "node", s)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	watched := make(chan error, 1)
+	go func() {
+		defer stop()
+		watched <- control.WatchFolders(ctx, log, lock.Folder())
+	}()
+	err = node.Run(ctx, cfg, log)
+	stop()
+	return errors.Join(err, <-watched)
 }
 
 // childEnv is the environment with the flags of this command line in it, so that

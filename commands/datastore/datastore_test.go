@@ -98,6 +98,28 @@ func TestRole(t *testing.T) {
 	}
 }
 
+// TestSocketRemoved: a server that nobody can reach any more ends, so that it is
+// started again.
+func TestSocketRemoved(t *testing.T) {
+	for what, remove := range map[string]func(c role.Config) error{
+		"socket": func(c role.Config) error { return os.Remove(c.Socket) },
+		"folder": func(c role.Config) error { return os.RemoveAll(filepath.Dir(c.Socket)) },
+	} {
+		c := config(t)
+		ready, ended := make(chan struct{}), make(chan error, 1)
+		c.Ready = func() { close(ready) }
+		go func() { ended <- role.Run(t.Context(), c, slog.New(slog.DiscardHandler)) }()
+		<-ready
+		if err := remove(c); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-ended; err == nil || !strings.Contains(err.Error(), c.Socket) {
+			t.Errorf("%s: ended with %v", what, err)
+		}
+		run(t, c)()
+	}
+}
+
 func TestCertificatesInterrupted(t *testing.T) {
 	c := config(t)
 	dir := filepath.Join(c.StateDir, "etcd-tls")

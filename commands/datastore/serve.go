@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"net/url"
@@ -26,6 +27,10 @@ const gcPercent = 50
 func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	// Started from a bundle this process is called after a descriptor.
 	_ = os.WriteFile("/proc/self/comm", []byte("netctl"), 0)
+	// etcd asks its peers through the proxy that these name.
+	for _, name := range []string{"HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"} {
+		_ = os.Unsetenv(name)
+	}
 	lock, err := control.Lock(c.StateDir, "datastore")
 	if err != nil {
 		return err
@@ -36,12 +41,50 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 		return err
 	}
 	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
-	return embed.Run(ctx, embed.Config{
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	served, watched := make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer stop()
+		select {
+		case <-served:
+			watched <- control.WatchFolders(ctx, log, lock.Folder(), there(c.Socket))
+		case <-ctx.Done():
+			watched <- nil
+		}
+	}()
+	err = embed.Run(ctx, embed.Config{
 		Name: c.Node, Dir: filepath.Join(c.StateDir, "etcd"), Socket: c.Socket,
 		ListenTLS: c.Listen, PeerURL: c.PeerURL, Members: c.Members, Token: c.Token,
 		CA: files.CA, Cert: files.Cert, Key: files.Key,
 		QuotaBytes: c.QuotaBytes, Log: log,
-	}, c.Ready)
+	}, func() {
+		close(served)
+		if c.Ready != nil {
+			c.Ready()
+		}
+	})
+	stop()
+	if why := <-watched; err == nil {
+		err = why
+	}
+	return err
+}
+
+// there is the folder of a socket that is served. etcd cannot make it again: when it
+// goes the role ends, and the next one does.
+func there(socket string) control.Folder {
+	var made fs.FileInfo
+	return control.Folder{Dir: filepath.Dir(socket), Look: func(string) error {
+		st, err := os.Lstat(socket)
+		if err == nil && made == nil {
+			made = st
+		}
+		if err != nil || !os.SameFile(st, made) {
+			return fmt.Errorf("datastore: somebody removed the socket %s", socket)
+		}
+		return nil
+	}}
 }
 
 // certificates are those that were given, or ones of our own for the peer port
