@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -99,7 +100,9 @@ func (a *app) addEndpoint(cmd *cobra.Command, o *endpointAddOptions) error {
 	defer f.Close()
 	r.NetnsFD = int(f.Fd())
 	defer a.waiting("the agent")()
-	at, err := control.NewAgentClient(s.Agent.Socket).Attach(cmd.Context(), r)
+	ctx, cancel := context.WithTimeout(cmd.Context(), control.AgentPatience)
+	defer cancel()
+	at, err := control.NewAgentClient(s.Agent.Socket).Waiting(control.AgentPatience).Attach(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -144,12 +147,14 @@ func newEndpointRemoveCommand(a *app) *cobra.Command {
 			if part[0] != s.Node {
 				return usage("endpoint %s is on the node %s: run this there, or, if the node is gone, netctl delete endpoint %s", args[0], part[0], args[0])
 			}
-			_, err = read[*datastore.Endpoint](cmd.Context(), a, args[0])
+			ctx, cancel := context.WithTimeout(cmd.Context(), control.AgentPatience)
+			defer cancel()
+			_, err = read[*datastore.Endpoint](ctx, a, args[0])
 			if errors.Is(err, datastore.ErrNotFound) {
 				return err
 			}
 			defer a.waiting("the agent")()
-			return control.NewAgentClient(s.Agent.Socket).Detach(cmd.Context(),
+			return control.NewAgentClient(s.Agent.Socket).Detach(ctx,
 				control.DetachRequest{Target: control.Target{Orchestrator: part[1], Workload: part[2], Interface: part[3]}})
 		},
 	}

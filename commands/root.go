@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -119,7 +120,30 @@ func roleCommand(a *app, name, short, example string, sections []string, run fun
 		if os.Geteuid() != 0 {
 			return fmt.Errorf("%s: must run as root", name)
 		}
+		if err := allowFiles(); err != nil {
+			a.warn("%s: %v", name, err)
+		}
 		return run(cmd.Context(), s)
 	}
 	return cmd
+}
+
+// How many files a role may have open: one for each caller and peer, and more while
+// it works. Go takes what the hard limit allows; root may raise that.
+const (
+	openFiles  = 65536
+	leastFiles = 1024
+)
+
+// allowFiles raises the limit where that can be done, and says where it has to be.
+func allowFiles() error {
+	var have syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &have); err != nil || have.Max >= openFiles {
+		return err
+	}
+	err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: openFiles, Max: openFiles})
+	if err != nil && have.Max < leastFiles {
+		return fmt.Errorf("only %d files may be open, which is too few: raise the limit (ulimit -n, LimitNOFILE=) to %d: %w", have.Max, openFiles, err)
+	}
+	return nil
 }
