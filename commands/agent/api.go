@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"netctl/commands/control"
 	"netctl/commands/workload"
@@ -15,8 +16,9 @@ import (
 
 // api answers on the control socket.
 type api struct {
-	loop    *loop
-	service *workload.Service
+	loop     *loop
+	service  *workload.Service
+	detaches *detaches
 	// namespace opens a descriptor of another process.
 	namespace func(pid, fd int) (*kernel.Netns, error)
 }
@@ -30,13 +32,32 @@ func (a *api) routes() http.Handler {
 	return mux
 }
 
+// storePatience is how long an attach bears with a datastore that went away just now,
+// or that starts as the agent does: who asks does not ask again.
+const (
+	storePatience = 5 * time.Second
+	storePause    = 100 * time.Millisecond
+)
+
 func (a *api) attach(ctx context.Context, r control.AttachRequest) (control.Attachment, error) {
 	ns, err := a.open(ctx, r.NetnsFD, r.NetnsPath)
 	if err != nil {
 		return control.Attachment{}, err
 	}
 	defer ns.Close()
+	for began := time.Now(); ; {
+		at, err := a.tryAttach(ctx, r, ns)
+		if err == nil || !errors.Is(err, datastore.ErrUnavailable) || time.Since(began) >= storePatience || a.loop.awayFor(ctx) >= storePatience || !pause(ctx, storePause) {
+			return at, err
+		}
+	}
+}
+
+func (a *api) tryAttach(ctx context.Context, r control.AttachRequest, ns *kernel.Netns) (control.Attachment, error) {
 	if err := a.loop.gate(ctx); err != nil {
+		return control.Attachment{}, fmt.Errorf("attach %s: %w", r.Workload, err)
+	}
+	if err := a.detaches.first(ctx, r.Target); err != nil {
 		return control.Attachment{}, fmt.Errorf("attach %s: %w", r.Workload, err)
 	}
 	return a.service.Attach(ctx, r, ns)

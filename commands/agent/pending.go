@@ -26,10 +26,11 @@ type detaches struct {
 	appeared chan struct{} // holds one: there may be a new file
 	again    chan struct{} // holds one: what is left may work now
 	left     atomic.Bool   // something is
+	turn     chan struct{} // holds one while a file is worked off
 }
 
 func newDetaches(dir string, l *loop) *detaches {
-	d := &detaches{dir: dir, loop: l, appeared: make(chan struct{}, 1), again: make(chan struct{}, 1)}
+	d := &detaches{dir: dir, loop: l, appeared: make(chan struct{}, 1), again: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 	l.retryDetaches = func() { poke(d.again) }
 	return d
 }
@@ -88,19 +89,12 @@ func (d *detaches) workOff(ctx context.Context) error {
 	errs := []error{err}
 	var away error
 	for _, p := range all {
-		err := d.detach(ctx, p.Request.Target)
+		err := d.one(ctx, p)
 		if errors.Is(err, datastore.ErrUnavailable) || errors.Is(err, datastore.ErrDetached) || ctx.Err() != nil {
 			away = err
 			break
 		}
-		if err == nil {
-			err = os.Remove(p.Path)
-		}
-		if err == nil || errors.Is(err, fs.ErrNotExist) {
-			d.loop.log.Info("pending detach worked off", "workload", p.Request.Workload)
-			continue
-		}
-		errs = append(errs, fmt.Errorf("pending detach %s: %w", p.Path, err))
+		errs = append(errs, err)
 	}
 	failed := errors.Join(errs...)
 	d.left.Store(away != nil || failed != nil)
@@ -119,4 +113,47 @@ func (d *detaches) workOff(ctx context.Context) error {
 		return e
 	}
 	return away
+}
+
+// first works off what was stored of an interface that is attached now: done later, it
+// would take the new endpoint away.
+func (d *detaches) first(ctx context.Context, t control.Target) error {
+	all, _ := control.ReadPending(d.dir) // what cannot be read is told by workOff
+	for _, p := range all {
+		stored := p.Request.Target
+		if stored.Interface == "" {
+			stored.Interface = t.Interface
+		}
+		if stored == t {
+			if err := d.one(ctx, p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// one works off one file, unless somebody did.
+func (d *detaches) one(ctx context.Context, p control.Pending) error {
+	select {
+	case d.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-d.turn }()
+	_, err := os.Lstat(p.Path)
+	if err == nil {
+		err = d.detach(ctx, p.Request.Target)
+	}
+	if err == nil {
+		err = os.Remove(p.Path)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("pending detach %s: %w", p.Path, err)
+	}
+	d.loop.log.Info("pending detach worked off", "workload", p.Request.Workload)
+	return nil
 }

@@ -236,3 +236,77 @@ func TestDetachWhileTheAgentStarts(t *testing.T) {
 		return ""
 	})
 }
+
+// TestAttachAfterAPendingDetach: a container that is started again while its detach is
+// still to be worked off keeps what it is given, whoever comes first.
+func TestAttachAfterAPendingDetach(t *testing.T) {
+	w := newWorld(t)
+	w.pool("10.0.0.0/24")
+	w.start()
+	w.ready()
+	for try := range 20 {
+		id := fmt.Sprint("c", try)
+		target := control.Target{Orchestrator: "cni", Workload: id, Interface: "eth0"}
+		w.mustAttach(id, "web", 100+2*try)
+		if try%2 == 0 {
+			target.Interface = "" // of all its interfaces
+		}
+		w.a.detaches.turn <- struct{}{} // so that both wait
+		if err := control.StorePending(w.cfg.pendingDir(), control.DetachRequest{Target: target}); err != nil {
+			t.Fatal(err)
+		}
+		attached := make(chan error, 1)
+		go func() {
+			_, err := w.attach(id, "web", 101+2*try)
+			attached <- err
+		}()
+		<-w.a.detaches.turn
+		if err := <-attached; err != nil {
+			t.Fatal(err)
+		}
+		if err := w.a.detaches.workOff(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := w.endpoints(); len(got) != 20 {
+		t.Errorf("%d endpoints: %v", len(got), got)
+	}
+}
+
+// TestAttachWhileTheStoreIsBack: an attach bears with a datastore that is away for a
+// moment, and not with one that has been away for long.
+func TestAttachWhileTheStoreIsBack(t *testing.T) {
+	w := newWorld(t)
+	down := &atomic.Int64{}
+	w.wrap = func(s datastore.Store) datastore.Store { return downStore{s, down} }
+	w.pool("10.0.0.0/24")
+	w.start()
+	w.ready()
+	down.Store(3)
+	w.mustAttach("c1", "web", 101)
+	why := fmt.Errorf("list: %w: refused", datastore.ErrUnavailable)
+	_ = w.a.loop.do(t.Context(), func() {
+		w.a.loop.standing.part(why)
+		w.a.loop.standing.since = time.Now().Add(-storePatience)
+		w.a.loop.standing.part(why) // once more: it is away since the first time
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	_, err := w.api.attach(ctx, control.AttachRequest{Target: control.Target{Orchestrator: "cni", Workload: "c2", Interface: "eth0"}, NetnsFD: 102})
+	if !errors.Is(err, why) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// downStore does not answer so many times.
+type downStore struct {
+	datastore.Store
+	times *atomic.Int64
+}
+
+func (s downStore) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
+	if s.times.Add(-1) >= 0 {
+		return 0, fmt.Errorf("write: %w", datastore.ErrUnavailable)
+	}
+	return s.Store.Commit(ctx, t)
+}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"time"
 
 	"netctl/commands/workload"
 	"netctl/datastore"
@@ -155,4 +157,17 @@ func (l *loop) gate(ctx context.Context) error {
 		return fmt.Errorf("the agent starts and has not heard all of the datastore yet: %w", datastore.ErrUnavailable)
 	}
 	return err
+}
+
+// awayFor is how long the store has not answered; for ever, if the agent ends.
+func (l *loop) awayFor(ctx context.Context) time.Duration {
+	var d time.Duration
+	if l.do(ctx, func() {
+		if l.standing.stage == away {
+			d = time.Since(l.standing.since)
+		}
+	}) != nil {
+		return math.MaxInt64
+	}
+	return d
 }

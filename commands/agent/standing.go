@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"time"
 
 	"netctl/datastore"
 )
@@ -22,7 +23,8 @@ const (
 // owner is the loop.
 type standing struct {
 	stage     stage
-	reason    error // why away or detached
+	reason    error     // why away or detached
+	since     time.Time // when it went away
 	outage    *datastore.Outage
 	cluster   datastore.Cluster
 	listed    int64 // revision of the last complete listing; 0: there was none
@@ -80,6 +82,9 @@ func (s *standing) arrive(revision int64) bool {
 
 // part says that the store does not answer, or is not the one to follow.
 func (s *standing) part(err error) {
+	if s.stage != away {
+		s.since = time.Now()
+	}
 	s.stage, s.reason = away, err
 	if errors.Is(err, datastore.ErrDetached) {
 		s.stage = detached

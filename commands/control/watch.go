@@ -24,6 +24,18 @@ type Folder struct {
 	Look func(name string) error
 }
 
+// mostLooks bounds how often a look is repeated.
+const mostLooks = 100
+
+// look is Look, once more if what it made was removed meanwhile.
+func (f Folder) look(name string) error {
+	for tries := 1; ; tries++ {
+		if err := f.Look(name); !errors.Is(err, fs.ErrNotExist) || tries == mostLooks {
+			return err
+		}
+	}
+}
+
 // WatchFolders has each folder looked at once, and then whenever a file in it
 // appears complete, goes, or is replaced (inotify(7)), until ctx ends (nil) or a look
 // fails. A folder that is not there, or goes, is made (0700).
@@ -62,7 +74,7 @@ func lookRegularly(ctx context.Context, log *slog.Logger, why error, folders []F
 			if err := os.MkdirAll(f.Dir, 0o700); err != nil {
 				return err
 			}
-			if err := f.Look(""); err != nil {
+			if err := f.look(""); err != nil {
 				return err
 			}
 		}
@@ -99,7 +111,7 @@ func (w *folderWatch) arm(f Folder) error {
 		return err
 	}
 	w.of[wd] = append(w.of[wd], f)
-	return f.Look("")
+	return f.look("")
 }
 
 // watch is the descriptor of the folder that has the name now.
@@ -150,7 +162,7 @@ func (w *folderWatch) event(wd int32, mask uint32, name string) error {
 	}
 	folders := w.of[wd]
 	for _, f := range folders {
-		if err := f.Look(name); err != nil {
+		if err := f.look(name); err != nil {
 			return err
 		}
 	}
