@@ -219,6 +219,11 @@ func TestWaiting(t *testing.T) {
 	if err := attach(NewAgentClient(socket)); err == nil || strings.Contains(err.Error(), "waited") {
 		t.Errorf("who does not wait: %v", err)
 	}
+	stop := attachServer(t, socket, 1)
+	if err := attach(NewAgentClient(socket).Waiting(time.Minute)); err != nil {
+		t.Errorf("cut off: %v", err)
+	}
+	stop()
 	for what, before := range map[string]func() error{
 		"killed": func() error { return nil },
 		"removed": func() error {
