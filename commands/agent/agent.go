@@ -122,7 +122,8 @@ func (a *agent) open(ctx context.Context) (err error) {
 		return err
 	}
 	a.closers = append(a.closers, func() error { _ = a.listener.Close(); return nil })
-	a.folders = append(a.folders, a.listener.Folder(), a.state.Folder())
+	a.folders = append(a.folders, a.listener.Folder(), a.state.Folder(),
+		control.Folder{Dir: a.cfg.StateDir, Look: func(string) error { return a.guard.Restore() }})
 	return nil
 }
 
@@ -175,7 +176,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	a.detaches = newDetaches(a.cfg.pendingDir(), l)
 	o.store = a.detaches.watching(o.store)
 	l.records = workload.NewRecords(a.cfg.recordsDir())
-	l.boots = readBoots(a.cfg.lastBootFile(), a.boot)
+	l.boots = readBoots(a.state, a.boot)
 	l.spawn = spawn
 	a.rehost, a.forward = make(chan struct{}, 1), make(chan struct{}, 1)
 	l.changedHost = func() { poke(a.rehost); poke(a.forward) }

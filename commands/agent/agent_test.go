@@ -257,7 +257,7 @@ func TestRebootReleases(t *testing.T) {
 		w.start()
 		w.mustAttach("c1", "web", 101)
 		w.until(func() string {
-			if readBoots(w.cfg.lastBootFile(), "").last == "" {
+			if readBoots(w.a.state, "").last == "" {
 				return "boot not noted"
 			}
 			return ""

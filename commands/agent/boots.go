@@ -1,23 +1,25 @@
 package agent
 
 import (
-	"os"
 	"strings"
 
-	"netctl/datastore"
+	"netctl/commands/control"
 )
 
 // boots is which boot of the machine this is, and which one an agent ran in last:
 // it tells what went with an earlier boot from what was lost in this one.
 type boots struct {
-	file string // holds the last one
-	this string
-	last string // "": none, or not known
+	state *control.Kept // holds the last one
+	this  string
+	last  string // "": none, or not known
 }
 
-func readBoots(file, this string) *boots {
-	b := &boots{file: file, this: this}
-	if text, err := os.ReadFile(file); err == nil {
+// lastBootFile is the name of its file in the state folder.
+const lastBootFile = "boot"
+
+func readBoots(state *control.Kept, this string) *boots {
+	b := &boots{state: state, this: this}
+	if text, err := state.Read(lastBootFile); err == nil {
 		b.last = strings.TrimSpace(string(text))
 	}
 	return b
@@ -28,7 +30,7 @@ func (b *boots) note() error {
 	if b.last == b.this {
 		return nil
 	}
-	if err := datastore.WriteFile(b.file, []byte(b.this+"\n"), datastore.FileOptions{}); err != nil {
+	if err := b.state.Write(lastBootFile, []byte(b.this+"\n")); err != nil {
 		return err
 	}
 	b.last = b.this

@@ -194,6 +194,17 @@ func (f *File) Progress(revision int64) {
 	}
 }
 
+// Restore writes the file again if it went while the store was the right one.
+func (f *File) Restore() error {
+	f.mu.Lock()
+	attached := f.owner && f.have != nil && f.refused == nil && !f.closed
+	f.mu.Unlock()
+	if _, err := os.Lstat(f.path); !attached || !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return f.write()
+}
+
 // Close writes what is due; nothing is written afterwards.
 func (f *File) Close() error {
 	f.mu.Lock()

@@ -351,3 +351,31 @@ func TestFence(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRestore: the file comes back when it is removed while the node is attached, and
+// not after the store was refused: then that is how a person lets it in.
+func TestRestore(t *testing.T) {
+	dir, s := t.TempDir(), memory.New()
+	f := open(t, dir, true)
+	if err := check(t, f, s); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, identity.FileName)
+	before, err := os.ReadFile(path)
+	if err == nil {
+		err = errors.Join(os.Remove(path), f.Restore())
+	}
+	if after, e := os.ReadFile(path); err != nil || e != nil || string(after) != string(before) {
+		t.Errorf("%v, %v: %s, was %s", err, e, after, before)
+	}
+	if err := open(t, dir, false).Restore(); err != nil {
+		t.Error(err)
+	}
+	detached(t, check(t, f, memory.New()), "no cluster identity")
+	if err := errors.Join(os.Remove(path), f.Restore()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("came back though the store is refused: %v", err)
+	}
+}
