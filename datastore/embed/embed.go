@@ -65,7 +65,7 @@ type Config struct {
 	CA, Cert, Key string
 	// QuotaBytes is the largest size of the database file; default
 	// DefaultQuotaBytes, at least MinQuotaBytes. The file grows in steps of
-	// 16 MiB, so what it can hold is up to that much less.
+	// 16 MiB, so what it can hold is up to 18 MiB less (2 MiB at the least).
 	QuotaBytes int64
 	Log        *slog.Logger
 }
@@ -234,16 +234,13 @@ func (c *Config) prepare() error {
 	return nil
 }
 
-// pageQuota is how many bytes of pages may be used so that the file stays below
+// pageQuota is how many bytes of pages may be used so that the file does not exceed
 // the quota. bbolt grows a file that is mapped with more than 16 MiB by 16 MiB
 // beyond what it needs, and a smaller one to the mapping's size, a power of two
-// (bbolt, DB.growSize); etcd maps a tenth more than its quota and lets the
-// transaction that exceeds it pass.
+// (bbolt, DB.growSize), so that the least quota is all there; etcd lets the
+// transaction that exceeds its own pass.
 func pageQuota(file int64) int64 {
 	const step, slack = 16 << 20, 2 << 20
-	if file <= step {
-		return 7 << 20
-	}
 	return max(file-step-slack, step-slack)
 }
 

@@ -33,7 +33,7 @@ func TestHistoryByTime(t *testing.T) {
 
 func TestPageQuota(t *testing.T) {
 	const mib = 1 << 20
-	for file, want := range map[int64]int64{16 * mib: 7 * mib, 17 * mib: 14 * mib, 32 * mib: 14 * mib, 33 * mib: 15 * mib, 2048 * mib: 2030 * mib} {
+	for file, want := range map[int64]int64{16 * mib: 14 * mib, 17 * mib: 14 * mib, 32 * mib: 14 * mib, 33 * mib: 15 * mib, 2048 * mib: 2030 * mib} {
 		if got := pageQuota(file); got != want {
 			t.Errorf("%d MiB: %d MiB, want %d", file/mib, got/mib, want/mib)
 		}
