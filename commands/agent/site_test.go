@@ -77,6 +77,7 @@ type site struct {
 	agent *netlab.Process
 	cfg   Config
 	store *etcd.Store
+	wait  time.Duration // for an agent that starts again, of attaches
 }
 
 func newSite(t *testing.T, o netlab.Options, change func(*Config)) *site {
@@ -200,7 +201,7 @@ func (s *site) tryAttach(c *netlab.Container, network string, change func(*contr
 	}
 	ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
 	defer cancel()
-	return s.client().Attach(ctx, r)
+	return s.client().Waiting(s.wait).Attach(ctx, r)
 }
 
 // attach is a new container with an interface in network.
