@@ -72,8 +72,12 @@ func (r *role) whole() error {
 		return err
 	}
 	for path, want := range map[string]os.FileMode{r.dir: os.ModeDir | 0o700, r.socket: os.ModeSocket | 0o600, filepath.Join(r.dir, "agent.lock"): 0o600} {
-		if st, err := os.Lstat(path); err != nil || st.Mode() != want {
-			return fmt.Errorf("%s: %v, want %s", path, err, want)
+		st, err := os.Lstat(path)
+		if err != nil {
+			return err
+		}
+		if st.Mode() != want {
+			return fmt.Errorf("%s: %s, want %s", path, st.Mode(), want)
 		}
 	}
 	f, err := os.Open(filepath.Join(r.dir, "agent.lock"))
@@ -81,10 +85,14 @@ func (r *role) whole() error {
 		return err
 	}
 	defer f.Close()
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
-		return fmt.Errorf("the lock is not held: %v", err)
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if err == nil {
+		return errors.New("the lock is not held")
 	}
-	return nil
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil
+	}
+	return err
 }
 
 // TestMadeAgain takes from a running role what it needs, in every way there is.
@@ -157,7 +165,7 @@ func TestLookedAtRegularly(t *testing.T) {
 		}
 		return os.RemoveAll(dir)
 	}}})
-	if _, e := os.Stat(dir); err != enough || e != nil {
+	if _, e := os.Stat(dir); !errors.Is(err, enough) || e != nil {
 		t.Errorf("ended with %v, folder %v", err, e)
 	}
 }
