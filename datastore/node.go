@@ -66,6 +66,13 @@ func (n *Node) RegisteredBy(host string, seen time.Time) string {
 		n.Status.Host, what, host, n.Metadata.Name)
 }
 
+// OtherName says that host is registered as n, which is not the name it goes by
+// now, and what to do.
+func (n *Node) OtherName(name, file string) string {
+	return fmt.Sprintf("this host is registered as node %s, not %s: set `node: %s` again, or end its workloads and run `netctl node remove %s --force`; if this machine is a copy of that one, remove %s and restart netctl",
+		n.Metadata.Name, name, n.Metadata.Name, n.Metadata.Name, file)
+}
+
 // checkAS refuses what is not to be used: 0 (RFC 7607), AS_TRANS (RFC 6793) and
 // the last of each range (RFC 7300).
 func checkAS(field string, as uint32, zero bool) error {

@@ -310,6 +310,13 @@ func cidrOf(o Object) (p netip.Prefix) {
 // Node returns the node of that name or nil.
 func (v *View) Node(name string) *Node { return one[*Node](v, name) }
 
+// OtherNodesOf lists the nodes that a host is registered as under other names.
+func (v *View) OtherNodesOf(host, name string) []*Node {
+	return slices.DeleteFunc(v.Nodes(), func(n *Node) bool {
+		return n.Status.Host == "" || n.Status.Host != host || n.Metadata.Name == name
+	})
+}
+
 // Nodes returns the nodes by name.
 func (v *View) Nodes() []*Node { return all[*Node](v) }
 

@@ -175,6 +175,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l.flows = newFlows(a.log, o.forget, o.cut)
 	a.detaches = newDetaches(a.cfg.pendingDir(), l)
 	o.store = a.detaches.watching(o.store)
+	l.host = a.host
 	l.records = workload.NewRecords(a.cfg.recordsDir())
 	l.boots = readBoots(a.state, a.boot)
 	l.spawn = spawn
@@ -303,7 +304,7 @@ func (a *agent) watchHost(ctx context.Context) error {
 		switch {
 		case errors.Is(err, errTaken):
 			return err
-		case err != nil && ctx.Err() == nil:
+		case err != nil && ctx.Err() == nil && !errors.Is(err, datastore.ErrDetached):
 			a.log.Warn("node not registered again", "error", err)
 		}
 	}

@@ -458,20 +458,3 @@ func TestBlockOverASubnet(t *testing.T) {
 	}
 	w.until(func() string { return strings.Join(w.status().Problems, "\n") })
 }
-
-// TestRenamedHost: what runs on this host under another node's name is not taken
-// away when the host is renamed.
-func TestRenamedHost(t *testing.T) {
-	w := newWorld(t)
-	w.pool("10.0.0.0/24")
-	w.start()
-	a := w.mustAttach("c1", "web", 101)
-	if err := w.stop(); err != nil {
-		t.Fatal(err)
-	}
-	w.cfg.Node = "n9"
-	w.start()
-	w.ready()
-	w.contains("problems", strings.Join(w.status().Problems, "\n"), a.Link, "node n1", "n9 now")
-	w.contains("kernel", w.links.String(), a.Link)
-}

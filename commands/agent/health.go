@@ -47,6 +47,11 @@ func (l *loop) problemList() []string {
 	for _, name := range l.locals.lost() {
 		list = append(list, fmt.Sprintf("endpoint %s lost its link; it is released after %s", name, l.cfg.LostAfter))
 	}
+	if l.standing.stage == renamed {
+		list = append(list, l.standing.reason.Error())
+	} else {
+		list = append(list, l.twins()...)
+	}
 	slices.Sort(list)
 	return list
 }

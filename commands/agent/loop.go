@@ -58,6 +58,7 @@ type loop struct {
 
 	cfg     Config
 	log     *slog.Logger
+	host    string // this machine's ID
 	records *workload.Records
 	boots   *boots
 	started time.Time

@@ -17,13 +17,14 @@ const (
 	ready
 	away     // the store does not answer
 	detached // it answers, and is not the one this node belongs to
+	renamed  // it has this host under another node's name
 )
 
 // standing is where the agent stands with the store, and whose store that is. Its
 // owner is the loop.
 type standing struct {
 	stage     stage
-	reason    error     // why away or detached
+	reason    error     // why away, detached or renamed
 	since     time.Time // when it went away
 	outage    *datastore.Outage
 	cluster   datastore.Cluster
@@ -95,9 +96,18 @@ func (s *standing) part(err error) {
 	s.outage.Lost(err)
 }
 
+// rename says that this host is not (yet) to be the node that its settings name.
+func (s *standing) rename(err error) {
+	if s.cutOff != nil {
+		s.cutOff()
+	}
+	s.stage, s.reason = renamed, err
+}
+
 // why says why the store cannot be used; nil: it can, or nobody knows yet.
 func (s *standing) why() error {
-	if s.stage == away || s.stage == detached {
+	switch s.stage {
+	case away, detached, renamed:
 		return s.reason
 	}
 	return nil

@@ -47,6 +47,13 @@ func (l *loop) live() (live []*workload.Record) {
 
 // join starts what comes before the agent serves; what was started before ends.
 func (l *loop) join(ctx context.Context) {
+	if err := l.otherName(); err != nil {
+		if l.standing.stage != renamed {
+			l.log.Error("not the node this host is registered as, nothing changes", "error", err)
+		}
+		l.standing.rename(err)
+		return
+	}
 	var restore []*workload.Record
 	if l.standing.restoring { // also if an earlier joining was cut off
 		restore = l.live()
@@ -89,7 +96,7 @@ func (l *loop) tidy() {
 }
 
 // apply takes changes of the store.
-func (l *loop) apply(b datastore.Batch) {
+func (l *loop) apply(ctx context.Context, b datastore.Batch) {
 	changes := make([]datastore.Change, 0, len(b.Events))
 	for _, e := range b.Events {
 		l.standing.identify(e)
@@ -102,6 +109,9 @@ func (l *loop) apply(b datastore.Batch) {
 	}
 	l.noteNewer()
 	l.addresses.Apply(changes, b.Revision)
+	if l.standing.stage == renamed {
+		l.join(ctx)
+	}
 }
 
 // back says that the store answers again and nothing was missed.
@@ -169,7 +179,7 @@ func (f *follower) Replace(s datastore.Snapshot) error {
 
 // Apply implements datastore.Follower.
 func (f *follower) Apply(b datastore.Batch) error {
-	return f.loop.do(f.ctx, func() { f.loop.apply(b) })
+	return f.loop.do(f.ctx, func() { f.loop.apply(f.ctx, b) })
 }
 
 // Lost implements datastore.Follower.

@@ -101,6 +101,14 @@ func (w *world) pool(cidr string) {
 	}
 }
 
+// create writes a new object.
+func (w *world) create(o datastore.Object) {
+	w.t.Helper()
+	if err := datastore.Create(w.t.Context(), w.db(), o); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // start runs the agent until end or the test's end.
 func (w *world) start() {
 	w.t.Helper()

@@ -32,16 +32,19 @@ func registered(n *datastore.Node) bool { return n != nil && n.Status.Host != ""
 
 // judge says why n, nil if it is not there, is not this host's.
 func (f *follower) judge(n *datastore.Node) string {
+	own, err := readHost(f.host)
 	if !registered(n) {
+		others := f.view.OtherNodesOf(own, f.node)
 		switch {
 		case f.ours:
 			return ""
+		case len(others) > 0:
+			return others[0].OtherName(f.node, f.host)
 		case n == nil:
 			return fmt.Sprintf("node %s is not in the datastore: start its agent", f.node)
 		}
 		return fmt.Sprintf("node %s is registered by no host yet: start its agent", f.node)
 	}
-	own, err := readHost(f.host)
 	switch {
 	case err != nil:
 		return err.Error()

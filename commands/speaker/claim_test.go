@@ -24,26 +24,32 @@ func TestClaim(t *testing.T) {
 	ran := routing.Plan{Node: "a", Host: hostOf("a"), AS: 64511, RouterID: netip.MustParseAddr("192.168.99.1"), RestartTime: 120}
 	renamed, unnamed := ran, ran
 	renamed.Node, unnamed.Node, unnamed.Host = "z", "", ""
+	elsewhere := machine("z", "192.168.99.26/24") // another name of this host
+	elsewhere.Status.Host = hostOf("a")
 	none := filepath.Join(t.TempDir(), "host")
 	for name, c := range map[string]struct {
 		before routing.Plan
 		host   string
 		node   *datastore.Node
 		why    string // begins so
+		more   *datastore.Node
 	}{
-		"another host's":                {ran, "", other, "node a is registered by host 00000000000000ff (at 192.168.99.1), this host is "},
-		"another host's, first start":   {routing.Plan{}, none, other, "node a is registered by host 00000000000000ff"},
-		"another host's, no ID of ours": {ran, none, other, "node a is registered by host 00000000000000ff"},
-		"ours":                          {routing.Plan{}, "", own, ""},
-		"ours, the file is lost":        {ran, none, own, ""},
-		"first start, no registration":  {routing.Plan{}, "", free, "node a is registered by no host yet: start its agent"},
-		"first start, nothing there":    {routing.Plan{}, none, nil, "node a is not in the datastore: start its agent"},
-		"renamed, no registration":      {renamed, "", free, "node a is registered by no host yet: start its agent"},
-		"renamed, nothing there":        {renamed, "", nil, "node a is not in the datastore: start its agent"},
-		"ran, no registration":          {ran, "", free, ""},
-		"ran, nothing there":            {ran, "", nil, ""},
-		"ran, an older file":            {unnamed, "", free, ""},
-		"unreadable":                    {ran, t.TempDir(), own, "read host ID: "},
+		"another host's":                {ran, "", other, "node a is registered by host 00000000000000ff (at 192.168.99.1), this host is ", nil},
+		"another host's, first start":   {routing.Plan{}, none, other, "node a is registered by host 00000000000000ff", nil},
+		"another host's, no ID of ours": {ran, none, other, "node a is registered by host 00000000000000ff", nil},
+		"ours":                          {routing.Plan{}, "", own, "", nil},
+		"ours, the file is lost":        {ran, none, own, "", nil},
+		"first start, no registration":  {routing.Plan{}, "", free, "node a is registered by no host yet: start its agent", nil},
+		"first start, nothing there":    {routing.Plan{}, none, nil, "node a is not in the datastore: start its agent", nil},
+		"renamed, no registration":      {renamed, "", free, "node a is registered by no host yet: start its agent", nil},
+		"renamed, nothing there":        {renamed, "", nil, "node a is not in the datastore: start its agent", nil},
+		"renamed, the other name stays": {renamed, "", nil, "this host is registered as node z, not a: set `node: z` again", elsewhere},
+		"renamed, added by hand":        {renamed, "", free, "this host is registered as node z, not a: ", elsewhere},
+		"renamed and registered":        {renamed, "", own, "", elsewhere},
+		"ran, no registration":          {ran, "", free, "", nil},
+		"ran, nothing there":            {ran, "", nil, "", nil},
+		"ran, an older file":            {unnamed, "", free, "", nil},
+		"unreadable":                    {ran, t.TempDir(), own, "read host ID: ", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.host == "" {
@@ -56,6 +62,9 @@ func TestClaim(t *testing.T) {
 			entries := []datastore.Entry{stored(t, 1, machine("b", "192.168.99.2/24"))}
 			if c.node != nil {
 				entries = append(entries, stored(t, 2, c.node))
+			}
+			if c.more != nil {
+				entries = append(entries, stored(t, 3, c.more))
 			}
 			for range 2 {
 				if err := f.Replace(datastore.Snapshot{Revision: 5, Entries: entries}); err != nil {

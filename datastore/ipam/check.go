@@ -24,6 +24,7 @@ const (
 	Homeless    Problem = "homeless"    // an endpoint of a node that does not exist
 	Outside     Problem = "outside"     // a block in no pool
 	Overlap     Problem = "overlap"     // a block over another, or over a connected subnet
+	Twin        Problem = "twin"        // two nodes of one host, or with one address
 	Unreadable  Problem = "unreadable"  // an entry that does not parse
 )
 
@@ -61,6 +62,7 @@ func Check(ctx context.Context, s datastore.Store) (Report, error) {
 		c.block(b)
 	}
 	c.overlaps()
+	c.twins()
 	for _, p := range v.Problems() {
 		c.add(Finding{Problem: Unreadable, Message: p})
 	}
@@ -144,6 +146,28 @@ func (c *checker) overlaps() {
 				c.add(Finding{Problem: Overlap, Block: b.Spec.CIDR, Message: fmt.Sprintf("block %s: overlaps %s", b.Spec.CIDR, t.why())})
 				break
 			}
+		}
+	}
+}
+
+// twins looks for nodes that are one machine: a host that got another name, a copy
+// of a machine, an address that two have.
+func (c *checker) twins() {
+	hosts, addresses := map[string]string{}, map[netip.Addr]string{}
+	for _, n := range c.view.Nodes() {
+		name := n.Metadata.Name
+		if other := hosts[n.Status.Host]; other != "" {
+			c.add(Finding{Problem: Twin, Message: fmt.Sprintf(
+				"nodes %s and %s: registered by one host (%s); `netctl node remove` the name that it does not go by, or if one machine is a copy of the other, remove the copy's /var/lib/netctl-node/host", other, name, n.Status.Host)})
+		} else if n.Status.Host != "" {
+			hosts[n.Status.Host] = name
+		}
+		for _, p := range n.Spec.Addresses {
+			if other := addresses[p.Addr()]; other != "" {
+				c.add(Finding{Problem: Twin, Address: p.Addr(), Message: fmt.Sprintf("address %s: nodes %s and %s have it; change or remove one of them", p.Addr(), other, name)})
+				continue
+			}
+			addresses[p.Addr()] = name
 		}
 	}
 }

@@ -248,3 +248,21 @@ func TestRepairLosesRaces(t *testing.T) {
 		t.Errorf("got %+v, %v", r.Findings, err)
 	}
 }
+
+func TestCheckTwins(t *testing.T) {
+	a, b, c, d := node("m1"), node("m1.example.com"), node("m3"), node("m4")
+	a.Status.Host, b.Status.Host, c.Status.Host = "00000000000000aa", "00000000000000aa", "00000000000000cc"
+	a.Spec.Addresses = []netip.Prefix{netip.MustParsePrefix("192.168.99.1/24")}
+	b.Spec.Addresses = a.Spec.Addresses
+	w := newWorld(t, a, b, c, d)
+	r, err := Repair(t.Context(), w.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, findings(r), "twin\ntwin 192.168.99.1")
+	for i, words := range []string{"nodes m1 and m1.example.com: registered by one host (00000000000000aa)", "address 192.168.99.1: nodes m1 and m1.example.com have it"} {
+		if !strings.HasPrefix(r.Findings[i].Message, words) {
+			t.Errorf("says %q, want %q", r.Findings[i].Message, words)
+		}
+	}
+}
