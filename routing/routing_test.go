@@ -262,3 +262,21 @@ func TestProtocols(t *testing.T) {
 		}
 	}
 }
+
+// TestRouterIDOfAName: it might be a host's address.
+func TestRouterIDOfAName(t *testing.T) {
+	seen := map[netip.Addr]bool{}
+	for i := range 5000 {
+		id := routerID(fmt.Sprint("node", i), []netip.Addr{netip.MustParseAddr("fd00::1")})
+		if first := id.As4()[0]; first == 0 || first == 127 || first >= 224 {
+			t.Errorf("node%d: %s", i, id)
+		}
+		seen[id] = true
+	}
+	if len(seen) != 5000 {
+		t.Errorf("%d router IDs of 5000 names", len(seen))
+	}
+	if id := routerID("node20", []netip.Addr{netip.MustParseAddr("fd00::1")}); id.String() != "174.17.4.167" {
+		t.Errorf("node20: %s", id)
+	}
+}

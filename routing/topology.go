@@ -155,7 +155,8 @@ func asOf(n *datastore.Node, bgp *datastore.BGPConfig) uint32 {
 }
 
 // routerID is the node's IPv4 address, or without one a hash of its name: any
-// non-zero 32 bits that are unique in the AS (RFC 6286, section 2.1).
+// non-zero 32 bits that are unique in the AS (RFC 6286, section 2.1). It is one that a
+// host might have as address, since other speakers may ask for that.
 func routerID(node string, addrs []netip.Addr) netip.Addr {
 	if addrs[0].Is4() {
 		return addrs[0]
@@ -163,7 +164,10 @@ func routerID(node string, addrs []netip.Addr) netip.Addr {
 	h := fnv.New32a()
 	h.Write([]byte(node))
 	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], max(h.Sum32(), 1))
+	binary.BigEndian.PutUint32(b[:], h.Sum32())
+	if b[0] == 0 || b[0] == 127 || b[0] >= 224 {
+		b[0] = 128 + b[0]%64
+	}
 	return netip.AddrFrom4(b)
 }
 

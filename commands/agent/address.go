@@ -22,7 +22,10 @@ const resolveTimeout = 2 * time.Second
 type chooser struct {
 	configured []netip.Addr
 	pattern    string           // of the interface
-	have       []kernel.Address // without our own links, lo and link-local IPv6
+	have       []kernel.Address // without our own links, loopback and link-local IPv6
+	// known are the addresses that other nodes know this one by, best first: one of
+	// them stays the node's as long as it is on an interface that may have it.
+	known []netip.Addr
 	// targets are what the node talks to, best first; the address is the one
 	// towards the first of them that is neither loopback nor the host's own.
 	targets []target
@@ -59,10 +62,7 @@ func (c chooser) choose() (chosen []netip.Prefix, rule string, err error) {
 		return chosen, "configured", nil
 	}
 	for _, v6 := range []bool{false, true} {
-		p, why, err := c.one(v6)
-		if err != nil {
-			return nil, "", err
-		}
+		p, why := c.one(v6)
 		if !p.IsValid() {
 			continue
 		}
@@ -71,32 +71,28 @@ func (c chooser) choose() (chosen []netip.Prefix, rule string, err error) {
 			rule = why
 		}
 	}
-	if len(chosen) == 0 {
+	switch {
+	case len(chosen) == 0 && c.pattern != "":
+		return nil, "", fmt.Errorf("interface %q: no interface of that name has an address: correct agent.interface", c.pattern)
+	case len(chosen) == 0:
 		rule = "none found"
 	}
 	return chosen, rule, nil
 }
 
-func (c chooser) one(v6 bool) (netip.Prefix, string, error) {
-	var usable []kernel.Address
-	for _, a := range c.have {
-		ip := a.Prefix.Addr()
-		if ip.Is6() != v6 || ip.IsLinkLocalUnicast() || ip.IsLoopback() || matches(foreign(), a.Link) && c.pattern == "" {
-			continue
+// one is the address of a family, not valid if there is none.
+func (c chooser) one(v6 bool) (p netip.Prefix, rule string) {
+	usable := c.usable(v6)
+	for _, known := range c.known {
+		if i := slices.IndexFunc(usable, func(a kernel.Address) bool { return a.Prefix.Addr() == known }); i >= 0 {
+			return usable[i].Prefix, "as registered before, on " + usable[i].Link
 		}
-		if ok, _ := path.Match(c.pattern, a.Link); c.pattern != "" && !ok {
-			continue
-		}
-		usable = append(usable, a)
+	}
+	if len(usable) == 0 {
+		return netip.Prefix{}, ""
 	}
 	if c.pattern != "" {
-		if len(usable) == 0 {
-			if v6 {
-				return netip.Prefix{}, "", nil
-			}
-			return netip.Prefix{}, "", fmt.Errorf("interface %q: no interface of that name has an IPv4 address: correct agent.interface", c.pattern)
-		}
-		return usable[0].Prefix, fmt.Sprintf("interface %s matches %q", usable[0].Link, c.pattern), nil
+		return usable[0].Prefix, fmt.Sprintf("interface %s matches %q", usable[0].Link, c.pattern)
 	}
 	for _, t := range c.targets {
 		if t.addr.Is6() != v6 || t.addr.IsLoopback() || c.own(t.addr) {
@@ -107,13 +103,35 @@ func (c chooser) one(v6 bool) (netip.Prefix, string, error) {
 			continue
 		}
 		if a, ok := towards(hop, usable); ok {
-			return a.Prefix, fmt.Sprintf("route to %s %s", t.what, t.addr), nil
+			return a.Prefix, fmt.Sprintf("route to %s %s", t.what, t.addr)
 		}
 	}
-	if len(usable) == 0 {
-		return netip.Prefix{}, "", nil
+	return usable[0].Prefix, "first address, on " + usable[0].Link
+}
+
+// usable are the addresses of a family that may be the node's; those that will not
+// stay come last.
+func (c chooser) usable(v6 bool) (list []kernel.Address) {
+	for _, a := range c.have {
+		ip := a.Prefix.Addr()
+		if ip.Is6() != v6 || ip.IsLinkLocalUnicast() || a.Loopback || matches(foreign(), a.Link) && c.pattern == "" {
+			continue
+		}
+		if ok, _ := path.Match(c.pattern, a.Link); c.pattern != "" && !ok {
+			continue
+		}
+		list = append(list, a)
 	}
-	return usable[0].Prefix, "first address, on " + usable[0].Link, nil
+	slices.SortStableFunc(list, func(a, b kernel.Address) int {
+		switch {
+		case a.Passing == b.Passing:
+			return 0
+		case b.Passing:
+			return -1
+		}
+		return 1
+	})
+	return list
 }
 
 func (c chooser) own(ip netip.Addr) bool {

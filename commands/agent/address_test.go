@@ -82,6 +82,55 @@ func TestChooseAddress(t *testing.T) {
 	}
 }
 
+// TestAddressStays: the node's address is what it was while it is there, and of
+// those that may be it one that will stay comes before one that will not.
+func TestAddressStays(t *testing.T) {
+	passing := func(a kernel.Address) kernel.Address { a.Passing = true; return a }
+	lo := func(p string) kernel.Address { a := on("lo", p); a.Loopback = true; return a }
+	virtual := on("eth1", "fd00:99::f0/64") // the kernel lists the newest first
+	have := []kernel.Address{lo("10.255.0.1/32"), passing(on("eth1", "192.168.99.9/24")), on("eth1", "192.168.99.102/24"), on("eth0", "192.168.1.5/24"),
+		virtual, on("eth1", "fd00:99::102/64"), on("docker0", "172.17.0.1/16")}
+	for name, c := range map[string]struct {
+		known, configured, pattern, want string
+		have                             []kernel.Address
+	}{
+		"never registered":    {want: "192.168.99.102/24 fd00:99::f0/64"},
+		"registered":          {known: "192.168.99.102 fd00:99::102", want: "192.168.99.102/24 fd00:99::102/64"},
+		"on another link":     {known: "192.168.1.5", want: "192.168.1.5/24 fd00:99::f0/64"},
+		"was gone, is back":   {known: "192.168.99.102 192.168.1.5", want: "192.168.99.102/24 fd00:99::f0/64"},
+		"is gone":             {known: "192.168.99.77 fd00:99::102", want: "192.168.99.102/24 fd00:99::102/64"},
+		"will not stay":       {known: "192.168.99.9", want: "192.168.99.9/24 fd00:99::f0/64"},
+		"not of the pattern":  {known: "192.168.99.102", pattern: "eth0", want: "192.168.1.5/24"},
+		"of the pattern":      {known: "fd00:99::102", pattern: "eth*", want: "192.168.99.102/24 fd00:99::102/64"},
+		"a bridge's":          {known: "172.17.0.1", want: "192.168.99.102/24 fd00:99::f0/64"},
+		"on lo, not chosen":   {known: "10.255.0.1", want: "192.168.99.102/24 fd00:99::f0/64"},
+		"on lo, configured":   {configured: "10.255.0.1", want: "10.255.0.1/32"},
+		"nothing else":        {have: have[1:2], want: "192.168.99.9/24"},
+		"pattern, IPv6 alone": {have: have[4:], pattern: "eth1", known: "fd00:99::102", want: "fd00:99::102/64"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ch := chooser{pattern: c.pattern, have: have}
+			if c.have != nil {
+				ch.have = c.have
+			}
+			for _, a := range strings.Fields(c.known) {
+				ch.known = append(ch.known, netip.MustParseAddr(a))
+			}
+			for _, a := range strings.Fields(c.configured) {
+				ch.configured = append(ch.configured, netip.MustParseAddr(a))
+			}
+			chosen, rule, err := ch.choose()
+			var got []string
+			for _, p := range chosen {
+				got = append(got, p.String())
+			}
+			if err != nil || strings.Join(got, " ") != c.want {
+				t.Errorf("got %v by %q, %v; want %s", got, rule, err, c.want)
+			}
+		})
+	}
+}
+
 func TestTargets(t *testing.T) {
 	got := storeTargets(t.Context(), []string{"unix:///run/x", "https://192.0.2.1:2379", "https://[2001:db8::1]:2379", "::"})
 	if len(got) != 2 || got[0].addr.String() != "192.0.2.1" || got[1].addr.String() != "2001:db8::1" {

@@ -458,3 +458,32 @@ func TestBlockOverASubnet(t *testing.T) {
 	}
 	w.until(func() string { return strings.Join(w.status().Problems, "\n") })
 }
+
+// TestGatewayIsSomebodys: the workloads' gateway is an address of a subnet that the
+// host is connected to, or of a pool.
+func TestGatewayIsSomebodys(t *testing.T) {
+	w := newWorld(t)
+	eth1 := on("eth1", "192.168.99.102/24")
+	w.links.SetAddresses(eth1, on("eth2", "169.254.1.5/24"))
+	w.start()
+	says := func(want string) {
+		t.Helper()
+		w.until(func() string {
+			if got := strings.Join(w.status().Problems, "\n"); got != want {
+				return "problems: " + got
+			}
+			return ""
+		})
+	}
+	says("gateway: 169.254.1.1, the workloads' gateway, lies in 169.254.1.0/24, which this host is connected to by eth2: what has that address there cannot be reached; set agent.gateway to one that nothing has")
+	w.links.SetAddresses(eth1, on("eth2", "169.254.2.5/24"))
+	says("")
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.cfg.Gateway = netip.MustParseAddr("10.0.0.1")
+	w.start()
+	w.ready()
+	w.pool("10.0.0.0/24")
+	says("gateway: 10.0.0.1, the workloads' gateway, lies in pool 10.0.0.0/24: set agent.gateway to an address that nothing has")
+}

@@ -53,9 +53,8 @@ func (l *loop) readHost() {
 		l.forwarding.v6 = false
 		if changed {
 			l.filtering.index.SetSubnets(l.links.subnets())
-			for _, b := range l.view.Blocks() {
-				l.overlap(nil, b)
-			}
+			l.noteOverlaps()
+			l.noteOwn()
 			l.changedHost()
 		}
 	}

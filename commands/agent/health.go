@@ -56,26 +56,6 @@ func (l *loop) problemList() []string {
 	return list
 }
 
-// overlap notes whether a block (nil: it is gone) lies over a subnet that this host
-// is connected to: what is in both is unreachable from here or from there. was is
-// what it was before.
-func (l *loop) overlap(was, is *datastore.Block) {
-	what := func(b *datastore.Block) string {
-		return fmt.Sprintf("block %s of node %s", b.Spec.CIDR, b.Spec.Affinity)
-	}
-	if was != nil && (is == nil || what(was) != what(is)) {
-		l.problems.drop(what(was))
-	}
-	if is == nil {
-		return
-	}
-	text := ""
-	if a := l.links.overlapping(is.Spec.CIDR); a != nil {
-		text = fmt.Sprintf("overlaps %s, which this host is connected to by %s: reserve that subnet and empty the block, or renumber it", a.Subnet, a.Link)
-	}
-	l.problems.note(what(is), text)
-}
-
 // inSync says whether the kernel is what the datastore says.
 func (l *loop) inSync() bool {
 	return l.standing.stage == ready && l.filtering.err == nil && l.table.err == nil

@@ -83,14 +83,15 @@ func (j *joiner) register(ctx context.Context) (int64, error) {
 		node  *datastore.Node
 		nodes []*datastore.Node
 		have  []kernel.Address
+		known []netip.Addr
 	)
 	if err := j.loop.do(ctx, func() {
-		node, nodes, have = j.loop.view.Node(j.cfg.Node), j.loop.view.Nodes(), j.loop.links.addrs
+		node, nodes, have, known = j.loop.view.Node(j.cfg.Node), j.loop.view.Nodes(), j.loop.links.addrs, j.loop.knownBy()
 	}); err != nil {
 		return 0, err
 	}
 	c := chooser{
-		configured: j.cfg.Addresses, pattern: j.cfg.Interface, have: have,
+		configured: j.cfg.Addresses, pattern: j.cfg.Interface, have: have, known: known,
 		targets: append(storeTargets(ctx, j.cfg.Store.Endpoints), nodeTargets(j.cfg.Node, nodes)...),
 		resolve: func(a netip.Addr) (routing.NextHop, error) { return j.resolve(ctx, a) },
 	}
@@ -104,7 +105,9 @@ func (j *joiner) register(ctx context.Context) (int64, error) {
 			return false, j.taken(ctx, n)
 		}
 		before := fingerprint(n)
-		n.Spec.Addresses = chosen
+		if len(chosen) > 0 { // else others cannot be told better
+			n.Spec.Addresses = chosen
+		}
 		if len(j.cfg.Labels) > 0 {
 			n.Metadata.Labels = maps.Clone(n.Metadata.Labels)
 			if n.Metadata.Labels == nil {
@@ -170,18 +173,14 @@ func (j *joiner) taken(ctx context.Context, n *datastore.Node) error {
 	return fmt.Errorf("node %s: %w: %s", n.Metadata.Name, errTaken, n.RegisteredBy(j.host, seen))
 }
 
-// told hands the choice of the node's address to the status.
+// told hands the choice of the node's address to the loop.
 func (j *joiner) told(ctx context.Context, chosen []netip.Prefix, rule string) {
 	_ = j.loop.do(ctx, func() {
 		if j.loop.rule != rule {
 			j.loop.log.Info("node address chosen", "addresses", chosen, "rule", rule)
 		}
 		j.loop.rule = rule
-		text := ""
-		if len(chosen) == 0 {
-			text = "this host has no address that other nodes could reach: give it one, or set agent.addresses"
-		}
-		j.loop.problems.note("address", text)
+		j.loop.goBy(chosen)
 	})
 }
 

@@ -78,18 +78,6 @@ func (k *links) disown(link, endpoint string) {
 	}
 }
 
-// mtuOf is the MTU in bytes of the interface that has one of the addresses; 0: none has.
-func (k *links) mtuOf(own []netip.Prefix) int {
-	for _, o := range own {
-		for _, a := range k.addrs {
-			if a.Prefix.Addr() == o.Addr() {
-				return a.MTU
-			}
-		}
-	}
-	return 0
-}
-
 // own are the host's addresses.
 func (k *links) own() (list []netip.Addr) {
 	for _, a := range k.addrs {
@@ -101,16 +89,49 @@ func (k *links) own() (list []netip.Addr) {
 // subnets are those that the host is connected to.
 func (k *links) subnets() (list []netip.Prefix) {
 	for _, a := range k.addrs {
-		list = append(list, a.Subnet)
+		if !a.Loopback {
+			list = append(list, a.Subnet)
+		}
 	}
 	return list
 }
 
-// overlapping is an address of the host whose subnet has addresses of a block; nil:
-// there is none.
-func (k *links) overlapping(block netip.Prefix) *kernel.Address {
+// address is an address of the host; nil: it is on no interface.
+func (k *links) address(ip netip.Addr) *kernel.Address {
 	for i, a := range k.addrs {
-		if a.Subnet.Overlaps(block) && !a.Prefix.Addr().IsLinkLocalUnicast() {
+		if a.Prefix.Addr() == ip {
+			return &k.addrs[i]
+		}
+	}
+	return nil
+}
+
+// mtuOf is the MTU in bytes of the interface that has one of the addresses; of an
+// address on lo the least of those that may lead to other nodes. 0: none has.
+func (k *links) mtuOf(own []netip.Prefix) (mtu int) {
+	for _, o := range own {
+		a := k.address(o.Addr())
+		switch {
+		case a == nil:
+			continue
+		case !a.Loopback:
+			return a.MTU
+		}
+		for _, a := range k.addrs {
+			if !a.Loopback && !matches(foreign(), a.Link) && (mtu == 0 || a.MTU < mtu) {
+				mtu = a.MTU
+			}
+		}
+		return mtu
+	}
+	return 0
+}
+
+// overlapping is an address of the host whose subnet has addresses of a prefix; nil:
+// there is none.
+func (k *links) overlapping(prefix netip.Prefix) *kernel.Address {
+	for i, a := range k.addrs {
+		if a.Subnet.Overlaps(prefix) {
 			return &k.addrs[i]
 		}
 	}

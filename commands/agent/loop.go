@@ -74,7 +74,8 @@ type loop struct {
 	forwarding *forwarding
 	flows      *flows
 	problems   *problems
-	rule       string // which rule chose the node's address
+	rule       string    // which rule chose the node's address
+	own        addresses // the node's
 
 	spawn func(func(ctx context.Context) error)
 	// enter starts what a complete view asks for first; it ends with ctx and

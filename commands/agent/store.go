@@ -157,7 +157,12 @@ func (l *loop) changed(c datastore.Change) {
 		old, _ := c.Old.(*datastore.Block)
 		l.blocks.changed(c.Name, old, b)
 		l.overlap(old, b)
+	case datastore.KindPool:
+		l.noteGateway()
 	case datastore.KindNode:
+		if c.Name == l.cfg.Node {
+			l.noteOwn()
+		}
 		n, _ := c.New.(*datastore.Node)
 		old, _ := c.Old.(*datastore.Node)
 		if c.Name == l.cfg.Node && l.standing.stage == ready && old != nil && (n == nil || n.Status.Host != old.Status.Host) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -376,7 +377,8 @@ func TestAddressesAndSubnets(t *testing.T) {
 		ip link add d0 type bridge; ip link set d0 up
 		ip addr add 192.168.99.102/24 dev d0; ip addr add 192.168.99.103/24 dev d0
 		ip addr add fd00:99::102/64 dev d0 nodad
-		ip addr add 10.9.0.1 peer 10.9.0.2/32 dev d0`)
+		ip addr add 10.9.0.1 peer 10.9.0.2/32 dev d0; ip addr add 10.255.0.1/32 dev lo
+		ip addr add fd00:99::103/64 dev d0 nodad preferred_lft 0`)
 	if _, err := h.Create(Wire{Netns: inside, Interface: "eth0", Link: "nc0", Addresses: addrs("10.0.0.1", "fd80::1")}); err != nil {
 		t.Fatal(err)
 	}
@@ -385,12 +387,18 @@ func TestAddressesAndSubnets(t *testing.T) {
 	}
 	run(t, h.ns, "ip", "addr", "add", "172.30.0.1/16", "dev", "nc0")
 	got, err := h.Subnets()
-	if want := "[10.9.0.2/32 192.168.99.0/24 fd00:99::/64]"; err != nil || fmt.Sprint(got) != want {
+	if want := "[10.9.0.2/32 10.255.0.1/32 192.168.99.0/24 fd00:99::/64]"; err != nil || fmt.Sprint(got) != want {
 		t.Errorf("Subnets = %v, %v; want %s", got, err, want)
 	}
 	list, err := h.Addresses()
-	if err != nil || len(list) != 4 || list[0].Link != "d0" || list[0].Prefix.String() != "192.168.99.102/24" {
-		t.Errorf("Addresses = %+v, %v", list, err)
+	var text []string
+	for _, a := range list {
+		text = append(text, fmt.Sprint(a.Link, " ", a.Prefix, " ", a.Passing, " ", a.Loopback))
+	}
+	slices.Sort(text)
+	if want := []string{"d0 10.9.0.1/32 false false", "d0 192.168.99.102/24 false false", "d0 192.168.99.103/24 true false",
+		"d0 fd00:99::102/64 false false", "d0 fd00:99::103/64 true false", "lo 10.255.0.1/32 false true"}; err != nil || !slices.Equal(text, want) {
+		t.Errorf("Addresses = %q, %v; want %q", text, err, want)
 	}
 }
 

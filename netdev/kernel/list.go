@@ -30,7 +30,16 @@ type Address struct {
 	Link   string
 	Index  int
 	MTU    int // of the interface, bytes
+	// Passing is not to be known by: deprecated, tentative (duplicates too), temporary
+	// (RFC 8981), or IPv4's secondary ones of a subnet.
+	Passing bool
+	// Loopback is on lo, which leads nowhere.
+	Loopback bool
 }
+
+// passing are the flags that make an Address so; that of temporary addresses is that of
+// secondary ones.
+const passing = unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_SECONDARY
 
 // Links lists the links in service, by name.
 func (k *Kernel) Links() ([]Link, error) {
@@ -64,8 +73,8 @@ func (k *Kernel) links() ([]rawLink, error) {
 	return links, nil
 }
 
-// Addresses lists the addresses of interfaces that are neither netctl's nor lo,
-// without link-local IPv6 ones, in the kernel's order.
+// Addresses lists the addresses of interfaces that are not netctl's, without loopback
+// and link-local IPv6 ones, in the kernel's order.
 func (k *Kernel) Addresses() ([]Address, error) {
 	res, err := k.conn.dump(message(unix.RTM_GETADDR, 0, make([]byte, unix.SizeofIfAddrmsg), nil))
 	if err != nil {
@@ -80,7 +89,7 @@ func (k *Kernel) Addresses() ([]Address, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list addresses: %w", err)
 		}
-		if a.prefix.Addr().Is6() && a.prefix.Addr().IsLinkLocalUnicast() {
+		if ip := a.prefix.Addr(); ip.IsLoopback() || ip.Is6() && ip.IsLinkLocalUnicast() {
 			continue
 		}
 		l, ok := links[a.index]
@@ -92,8 +101,11 @@ func (k *Kernel) Addresses() ([]Address, error) {
 			}
 			links[a.index] = l
 		}
-		if l.group != netdev.Group && l.group != netdev.GroupRetired && l.flags&unix.IFF_LOOPBACK == 0 {
-			list = append(list, Address{Prefix: a.prefix, Subnet: a.subnet, Link: l.Name, Index: l.Index, MTU: l.MTU})
+		if l.group != netdev.Group && l.group != netdev.GroupRetired {
+			list = append(list, Address{
+				Prefix: a.prefix, Subnet: a.subnet, Link: l.Name, Index: l.Index, MTU: l.MTU,
+				Passing: a.flags&passing != 0, Loopback: l.flags&unix.IFF_LOOPBACK != 0,
+			})
 		}
 	}
 	return list, nil
@@ -110,7 +122,7 @@ func (k *Kernel) link(index int) (rawLink, error) {
 }
 
 // Subnets lists the subnets that interfaces of the host are connected to, apart
-// from netctl's own, lo and IPv6 link-local: sorted, each once.
+// from netctl's own, loopback and IPv6 link-local: sorted, each once.
 func (k *Kernel) Subnets() ([]netip.Prefix, error) {
 	addresses, err := k.Addresses()
 	if err != nil {

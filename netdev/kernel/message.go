@@ -65,6 +65,7 @@ type rawAddress struct {
 	index  int
 	prefix netip.Prefix // the address itself with its prefix length
 	subnet netip.Prefix // what it is connected to
+	flags  uint8        // IFA_F_…
 }
 
 func parseAddress(m netlink.Message) (rawAddress, error) {
@@ -73,6 +74,7 @@ func parseAddress(m netlink.Message) (rawAddress, error) {
 	}
 	a := rawAddress{index: int(binary.NativeEndian.Uint32(m.Data[4:]))}
 	bits := int(m.Data[1])
+	a.flags = m.Data[2]
 	ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofIfAddrmsg:])
 	if err != nil {
 		return rawAddress{}, fmt.Errorf("address message: %w", err)

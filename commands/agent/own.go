@@ -1,0 +1,94 @@
+package agent
+
+import (
+	"net/netip"
+
+	"netctl/datastore"
+	"netctl/netdev/kernel"
+)
+
+// addresses is one of each family, IPv4 first: those by which other nodes know this
+// one. One that is gone from its interface stays here until it is back, another one
+// is on that interface, or the agent starts anew. Its owner is the loop.
+type addresses [2]kernel.Address
+
+func (a *addresses) of(ip netip.Addr) *kernel.Address {
+	if ip.Is4() {
+		return &a[0]
+	}
+	return &a[1]
+}
+
+// knownBy is what this node is known by, best first: an address that was gone may be
+// back.
+func (l *loop) knownBy() (list []netip.Addr) {
+	for _, a := range l.own {
+		if a.Prefix.IsValid() {
+			list = append(list, a.Prefix.Addr())
+		}
+	}
+	for _, p := range l.registered() {
+		list = append(list, p.Addr())
+	}
+	return list
+}
+
+// registered are the addresses that this host registered the node with.
+func (l *loop) registered() []netip.Prefix {
+	if n := l.view.Node(l.cfg.Node); n != nil && n.Status.Host == l.host {
+		return n.Spec.Addresses
+	}
+	return nil
+}
+
+// goBy takes the addresses that were chosen; none: other nodes go on with what they
+// know.
+func (l *loop) goBy(chosen []netip.Prefix) {
+	if len(chosen) == 0 {
+		chosen = l.registered()
+	}
+	text := ""
+	if len(chosen) == 0 {
+		text = "this host has no address that other nodes could reach: give it one, or set agent.addresses"
+	}
+	l.problems.note("address", text)
+	for _, p := range chosen {
+		now := kernel.Address{Prefix: p}
+		if a := l.links.address(p.Addr()); a != nil {
+			now = *a
+		}
+		was := l.own.of(p.Addr())
+		if !was.Prefix.IsValid() || was.Link == now.Link || l.links.address(was.Prefix.Addr()) != nil {
+			*was = now
+		}
+	}
+	l.noteOwn()
+}
+
+// noteOwn tells which of the node's addresses are on no interface any more.
+func (l *loop) noteOwn() {
+	for i, a := range l.own {
+		text := ""
+		if ip := a.Prefix.Addr(); ip.IsValid() && l.links.address(ip) == nil {
+			text = ip.String() + " is on no interface any more, and other nodes know this one by it: add it again"
+			switch now := l.instead(ip); {
+			case len(l.cfg.Addresses) > 0:
+				text += ", or correct agent.addresses"
+			case now.IsValid() && now != ip:
+				text = ip.String() + " is gone from " + a.Link + ", other nodes know this one by " + now.String() + " now: add it again, or restart the agent to leave it at that"
+			case !now.IsValid():
+				text = ip.String() + " is gone from " + a.Link + ", other nodes reach this one by the other family alone: add it again, or restart the agent to leave it at that"
+			}
+		}
+		l.problems.note([]string{"IPv4 address", "IPv6 address"}[i], text)
+	}
+}
+
+// instead is what other nodes know this one by in the family of ip; not valid: nothing.
+func (l *loop) instead(ip netip.Addr) netip.Addr {
+	n := l.view.Node(l.cfg.Node)
+	if n == nil {
+		n = &datastore.Node{}
+	}
+	return n.Address(ip.Is6())
+}

@@ -1,0 +1,132 @@
+package agent
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"netctl/datastore"
+	"netctl/netdev/kernel"
+)
+
+// knownAs waits until the node is registered with addresses and its status says
+// exactly one problem that begins so; "": none.
+func (w *world) knownAs(addresses, problem string) {
+	w.t.Helper()
+	w.until(func() string {
+		n, err := datastore.Get[*datastore.Node](w.t.Context(), w.store, "n1")
+		if err != nil {
+			return err.Error()
+		}
+		if got := fmt.Sprint(n.Spec.Addresses); got != "["+addresses+"]" {
+			return "registered: " + got
+		}
+		got := w.status().Problems
+		if problem == "" && len(got) > 0 || problem != "" && (len(got) != 1 || !strings.HasPrefix(got[0], problem)) {
+			return fmt.Sprint("problems: ", got)
+		}
+		return ""
+	})
+}
+
+// TestOwnAddressGoes: others are told of another address, and people that the one
+// they know is gone.
+func TestOwnAddressGoes(t *testing.T) {
+	eth1, six, eth0 := on("eth1", "192.168.99.102/24"), on("eth1", "fd00:99::102/64"), on("eth0", "192.168.1.5/24")
+	w := newWorld(t)
+	w.links.SetAddresses(eth1, six)
+	w.start()
+	w.knownAs("192.168.99.102/24 fd00:99::102/64", "")
+
+	// Renumbered: what is on the same interface takes its place.
+	w.links.SetAddresses(on("eth1", "192.168.99.112/24"), six)
+	w.knownAs("192.168.99.112/24 fd00:99::102/64", "")
+	w.links.SetAddresses(eth1, on("eth1", "192.168.99.112/24"), six, on("eth2", "10.7.0.1/24"))
+	w.until(func() string {
+		n, err := datastore.Get[*datastore.Node](t.Context(), w.store, "n1")
+		if err != nil || len(n.Status.Subnets) != 3 {
+			return fmt.Sprint(n, err)
+		}
+		return ""
+	})
+	w.knownAs("192.168.99.112/24 fd00:99::102/64", "")
+	w.links.SetAddresses(eth1, six)
+	w.knownAs("192.168.99.102/24 fd00:99::102/64", "")
+
+	w.links.SetAddresses(eth0, six)
+	w.knownAs("192.168.1.5/24 fd00:99::102/64", "IPv4 address: 192.168.99.102 is gone from eth1, other nodes know this one by 192.168.1.5 now: add it again")
+	w.links.SetAddresses(eth0, six, eth1)
+	w.knownAs("192.168.99.102/24 fd00:99::102/64", "")
+
+	w.links.SetAddresses(six)
+	w.knownAs("fd00:99::102/64", "IPv4 address: 192.168.99.102 is gone from eth1, other nodes reach this one by the other family alone: add it again")
+	w.links.SetAddresses(eth1, six)
+	w.knownAs("192.168.99.102/24 fd00:99::102/64", "")
+
+	// Nothing is left to be told: the registration stays, also when the agent starts anew.
+	w.links.SetAddresses(eth1)
+	w.knownAs("192.168.99.102/24", "IPv6 address: fd00:99::102 is gone")
+	w.links.SetAddresses()
+	gone := "IPv4 address: 192.168.99.102 is on no interface any more, and other nodes know this one by it: add it again"
+	said := func() string {
+		if got := w.status().Problems; !slices.Contains(got, gone) {
+			return fmt.Sprint(got)
+		}
+		return ""
+	}
+	w.until(said)
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	w.until(said)
+	w.knownAs("192.168.99.102/24", gone)
+	w.links.SetAddresses(eth1)
+	w.knownAs("192.168.99.102/24", "")
+}
+
+// TestConfiguredAddressGoes: it is said at once, whether or not the store answers.
+func TestConfiguredAddressGoes(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Addresses = []netip.Addr{netip.MustParseAddr("192.168.99.102")}
+	w.start()
+	w.knownAs("192.168.99.102/24", "")
+	_ = w.a.loop.do(t.Context(), func() { w.a.loop.standing.part(datastore.ErrUnavailable) })
+	w.links.SetAddresses(on("eth1", "192.168.99.7/24"))
+	w.knownAs("192.168.99.102/24", "IPv4 address: 192.168.99.102 is on no interface any more, and other nodes know this one by it: add it again, or correct agent.addresses")
+	w.links.SetAddresses(on("eth1", "192.168.99.102/24"))
+	w.knownAs("192.168.99.102/24", "")
+}
+
+// TestVirtualAddress: one that came later does not become the node's when the agent
+// starts anew.
+func TestVirtualAddress(t *testing.T) {
+	six, virtual := on("eth1", "fd00:99::102/64"), on("eth1", "fd00:99::f0/64")
+	w := newWorld(t)
+	w.links.SetAddresses(six)
+	w.start()
+	w.knownAs("fd00:99::102/64", "")
+	w.links.SetAddresses(virtual, six)
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	w.ready()
+	w.knownAs("fd00:99::102/64", "")
+}
+
+// TestMTUOfLo: an address on lo has no MTU of its own.
+func TestMTUOfLo(t *testing.T) {
+	lo := kernel.Address{Prefix: netip.MustParsePrefix("10.255.0.1/32"), Link: "lo", Index: 1, Loopback: true}
+	a, b, c := on("eth0", "192.168.1.5/24"), on("eth1", "192.168.99.102/24"), on("wg0", "10.9.0.1/24")
+	lo.MTU, a.MTU, b.MTU, c.MTU = 65536, 9000, 1500, 1420
+	k := newLinks(nil)
+	k.addrs = []kernel.Address{lo, a, b, c}
+	for want, own := range map[int]kernel.Address{1500: lo, 9000: a, 1420: c, 0: on("eth9", "10.1.1.1/24")} {
+		if got := k.mtuOf([]netip.Prefix{own.Prefix}); got != want {
+			t.Errorf("of %s: %d, want %d", own.Link, got, want)
+		}
+	}
+}
