@@ -43,7 +43,7 @@ const gracefulShutdown = 0xffff0000
 
 // segment is a part of an AS_PATH.
 type segment struct {
-	kind uint8 // AS_SET 1, AS_SEQUENCE 2, and 3, 4 of confederations (RFC 5065)
+	kind uint8 // AS_SET 1, AS_SEQUENCE 2; 3 and 4, of confederations, are never kept
 	as   []uint32
 }
 
@@ -86,8 +86,7 @@ func (a *attrs) same(b *attrs) bool {
 	return a == b || a != nil && b != nil && a.id != "" && a.id == b.id
 }
 
-// pathLen counts an AS_SET once and confederation segments not at all (RFC
-// 4271, section 9.1.2.2 a; RFC 5065, section 5.3).
+// pathLen counts an AS_SET once (RFC 4271, section 9.1.2.2 a).
 func (a *attrs) pathLen() int {
 	n := 0
 	for _, s := range a.path {

@@ -168,6 +168,7 @@ func (c *conn) read(events chan<- incoming) error {
 // UPDATEs among them reach the RIB as one batch.
 func (c *conn) messages(b []byte, events chan<- incoming) (rest []byte, end error) {
 	var batch []change
+	var refresh [2]bool // asked for in b already
 	flush := func() {
 		if len(batch) > 0 {
 			c.established.hand(batch)
@@ -198,7 +199,8 @@ func (c *conn) messages(b []byte, events chan<- incoming) (rest []byte, end erro
 			batch = append(batch, changes...)
 		case up != nil && kind == codec.BGP_MSG_ROUTE_REFRESH:
 			// Subtypes are of RFC 7313, which is not offered.
-			if f, ok := familyFrom(uint16(body[0])<<8|uint16(body[1]), body[3]); ok && body[2] == 0 && up.decoder.families[f] {
+			if f, ok := familyFrom(uint16(body[0])<<8|uint16(body[1]), body[3]); ok && body[2] == 0 && up.decoder.families[f] && !refresh[f] {
+				refresh[f] = true
 				batch = append(batch, change{refresh: true, family: f})
 			}
 		default:

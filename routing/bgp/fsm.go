@@ -35,9 +35,11 @@ type state func(context.Context) state
 type fsm struct {
 	speaker *Speaker
 	log     *slog.Logger
-	address netip.Addr
-	peer    *peer // the RIB's; passed on, not looked into
-	config  PeerConfig
+	// complaints are of the readers of all connections.
+	complaints *complaints
+	address    netip.Addr
+	peer       *peer // the RIB's; passed on, not looked into
+	config     PeerConfig
 
 	conn  *conn // the connection that the state is about
 	rival *conn // a second one, until collision detection (section 6.8)
@@ -79,8 +81,9 @@ type dialled struct {
 }
 
 func newFSM(s *Speaker, c PeerConfig) *fsm {
+	log := s.log.With("peer", c.Address)
 	return &fsm{
-		speaker: s, log: s.log.With("peer", c.Address), address: c.Address, config: c, wanted: c,
+		speaker: s, log: log, complaints: &complaints{log: log}, address: c.Address, config: c, wanted: c,
 		incoming: make(chan incoming), accepted: make(chan net.Conn),
 		control: make(chan struct{}, 1), shown: shown{state: "Idle", since: time.Now()},
 	}

@@ -1,6 +1,10 @@
 package bgp
 
 import (
+	"bytes"
+	"log/slog"
+	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,6 +25,128 @@ func TestDialScale(t *testing.T) {
 			if gap := g.dials()[i] - g.dials()[i-1]; gap != want[i]*time.Millisecond {
 				t.Errorf("dial %d came %v after the one before, want %v", i, gap, want[i]*time.Millisecond)
 			}
+		}
+	})
+}
+
+// extended gives an OPEN's parameters lengths of two bytes each (RFC 9072).
+func extended(open []byte, short byte) []byte {
+	body := open[headerLen:]
+	params := body[10:]
+	out := append([]byte(nil), body[:9]...)
+	out = append(out, short, 255, 0, byte(len(params)+1), params[0], 0)
+	return message(codec.BGP_MSG_OPEN, append(out, params[1:]...)...)
+}
+
+// Parameters in the extended encoding are read, whatever their short length says.
+func TestExtendedParameters(t *testing.T) {
+	for _, short := range []byte{255, 1, 7} {
+		play(t, Config{}, []PeerConfig{robotPeer("10.9.0.2")}, func(g *stage) {
+			r := <-g.dialled
+			r.expect(codec.BGP_MSG_OPEN)
+			r.send(extended(theirOpen(withGR(false, true, true)), short), keepalive())
+			if s := g.session(); s.State != "Established" || !s.GracefulRestart || !s.Notification {
+				t.Errorf("short length %d: %+v", short, s)
+			}
+		})
+	}
+	head := []byte{4, 0xfb, 0xff, 0, 90, 10, 9, 0, 2}
+	for name, params := range map[string][]byte{
+		"short length 0": {0, 255, 0, 0}, "cut": {255, 255, 0}, "too long": {255, 255, 0, 9, 2, 0, 0}, "cut parameter": {255, 255, 0, 2, 2, 0},
+	} {
+		if o, f := parseOpen(append(head[:9:9], params...)); f == nil || f.code != codeOpen || f.subcode != 0 {
+			t.Errorf("%s: %+v, %v", name, o, f)
+		}
+	}
+	// More than 255 bytes, and a normal one of 255.
+	large := append(head[:9:9], 255, 255, 1, 4, 2, 1, 1)
+	for range 257 / 2 {
+		large = append(large, 99, 0)
+	}
+	large[12]--
+	large[15]--
+	if o, f := parseOpen(large); f != nil || !o.families[IPv4] {
+		t.Errorf("256 bytes of capabilities: %+v, %v", o, f)
+	}
+}
+
+// Many requests to be told everything again cost one dump of each family, and one more
+// for those that come meanwhile.
+func TestManyRefreshes(t *testing.T) {
+	p := robotPeer("10.9.0.2")
+	p.Families, p.NextHopSelf = []Family{IPv4, IPv6}, []netip.Addr{addr(usID), addr("fd00::10")}
+	play(t, Config{}, []PeerConfig{p}, func(g *stage) {
+		g.s.Originate(prefixes("10.1.0.0/26", "fd80:1::/64"), nil)
+		r := g.up(nil)
+		told := func() (n int) {
+			for {
+				kind, _, _ := r.next()
+				if kind == 0 {
+					return n
+				}
+				n++
+			}
+		}
+		told()
+		request := join(message(codec.BGP_MSG_ROUTE_REFRESH, 0, 1, 0, 1), message(codec.BGP_MSG_ROUTE_REFRESH, 0, 2, 0, 1))
+		for _, c := range []struct{ requests, at, after int }{
+			{readSize / len(request), 2, 0}, // in one read
+			{20_000, 2, 2},
+			{1, 2, 0},
+		} {
+			r.send(bytes.Repeat(request, c.requests))
+			if n := told(); n != c.at {
+				t.Errorf("%d requests: %d updates at once, want %d", c.requests, n, c.at)
+			}
+			time.Sleep(2 * refreshPause)
+			if n := told(); n != c.after {
+				t.Errorf("%d requests: %d updates later, want %d", c.requests, n, c.after)
+			}
+			time.Sleep(refreshPause)
+		}
+		// What waits when the session is over does no harm.
+		r.send(request, request)
+		r.c.Close()
+		time.Sleep(2 * refreshPause)
+	})
+}
+
+// Malformed input is logged at a limited rate, in part, and what is left out is counted.
+func TestComplaints(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var text strings.Builder
+		c := &complaints{log: slog.New(slog.NewTextHandler(&text, nil))}
+		lines := func() (list []string) {
+			synctest.Wait()
+			for line := range strings.Lines(text.String()) {
+				_, line, _ = strings.Cut(strings.TrimSpace(line), "level=")
+				list = append(list, line)
+			}
+			text.Reset()
+			return list
+		}
+		large := make([]byte, maxMessage)
+		for range 1000 {
+			c.say(slog.LevelWarn, "malformed update", "message", large, "cause", "x")
+		}
+		got := lines()
+		if want := `WARN msg="malformed update" cause=x message="` + strings.Repeat("00", complaintBytes) + ` and 3840 bytes"`; len(got) != complaintLines || got[0] != want {
+			t.Errorf("%d lines, the first %s\nwant %s", len(got), got[0], want)
+		}
+		time.Sleep(complaintEvery)
+		if got := lines(); len(got) != 1 || got[0] != `WARN msg="more malformed input, not logged" messages=995` {
+			t.Errorf("afterwards %q", got)
+		}
+		c.say(slog.LevelError, "panic while reading an attribute", "attribute", []byte{1, 2}, "panic", "y")
+		if got := lines(); len(got) != 1 || got[0] != `ERROR msg="panic while reading an attribute" panic=y attribute=0102` {
+			t.Errorf("later %q", got)
+		}
+		time.Sleep(2 * complaintEvery)
+		for range complaintLines {
+			c.say(slog.LevelWarn, "malformed update", "message", nil)
+		}
+		if got := lines(); len(got) != complaintLines {
+			t.Errorf("in a new interval %d lines", len(got))
 		}
 	})
 }

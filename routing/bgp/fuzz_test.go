@@ -2,7 +2,6 @@ package bgp
 
 import (
 	"bytes"
-	"log/slog"
 	"net"
 	"slices"
 	"testing"
@@ -155,7 +154,6 @@ func FuzzMessage(f *testing.F) {
 		c := newConn(here, false, &counters{})
 		changes := 0
 		c.established = &established{decoder: *testDecoder(false), hand: func(list []change) { changes += len(list) }}
-		c.established.decoder.log = slog.New(slog.DiscardHandler)
 		events, stop := make(chan incoming), make(chan struct{})
 		go func() {
 			for {

@@ -318,7 +318,7 @@ func (f *fsm) session() *session {
 	to := f.speaker
 	c.established = &established{
 		decoder: decoder{
-			log: f.log, families: s.families, as4: c.open.as4,
+			complaints: f.complaints, families: s.families, as4: c.open.as4,
 			localAS: f.speaker.config.AS, peerAS: f.config.AS, routerID: f.speaker.config.RouterID, localIP: local,
 		},
 		hand:    func(batch []change) { to.post(func() { to.rib.apply(s, batch) }) },

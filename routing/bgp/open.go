@@ -100,8 +100,13 @@ func parseOpen(b []byte) (*open, *fault) {
 		id:   netip.AddrFrom4([4]byte(b[5:9])),
 	}
 	params, wide := b[10:], false
-	if len(params) >= 3 && b[9] == 255 && params[0] == 255 {
+	// The short length, unless it is 0, "MUST be disregarded on receipt" where the
+	// first parameter's type is 255 (RFC 9072, section 2).
+	if len(params) > 0 && b[9] != 0 && params[0] == 255 {
 		wide = true
+		if len(params) < 3 {
+			return nil, &fault{codeOpen, 0, nil, "OPEN has a bad parameter length"}
+		}
 		n := int(binary.BigEndian.Uint16(params[1:]))
 		params = params[3:]
 		if n != len(params) {

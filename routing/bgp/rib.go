@@ -120,7 +120,8 @@ type session struct {
 	// the peer keeps up.
 	behind map[netip.Prefix]struct{}
 	// markers are the End-of-RIBs owed behind these.
-	markers []Family
+	markers    []Family
+	refreshing [2]refreshing // by Family
 }
 
 func newRIB(c *Config, after func(time.Duration, func()) *time.Timer) *rib {
@@ -185,7 +186,7 @@ func (r *rib) apply(s *session, changes []change) {
 		case c.endOfRIB:
 			r.sweep(p, c.family)
 		case c.refresh:
-			s.group.dump([]*session{s}, c.family)
+			r.refresh(s, c.family)
 		}
 		for _, prefix := range c.prefixes {
 			if c.attrs == nil {
@@ -197,6 +198,31 @@ func (r *rib) apply(s *session, changes []change) {
 			}
 		}
 	}
+}
+
+// refreshPause is how long a session rests after a ROUTE-REFRESH was answered: those
+// that come meanwhile cost one dump together.
+const refreshPause = time.Second
+
+// refreshing is what becomes of the next ROUTE-REFRESH.
+type refreshing struct{ rests, again bool }
+
+// refresh tells a peer again what its group was told (RFC 2918).
+func (r *rib) refresh(s *session, family Family) {
+	state := &s.refreshing[family]
+	if state.rests {
+		state.again = true
+		return
+	}
+	*state = refreshing{rests: true}
+	s.group.dump([]*session{s}, family)
+	r.after(refreshPause, func() {
+		again := state.again
+		*state = refreshing{}
+		if again && s.peer.session == s {
+			r.refresh(s, family)
+		}
+	})
 }
 
 // holds is the number of prefixes of a peer that changes would leave, or what

@@ -2,7 +2,6 @@ package bgp
 
 import (
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -33,7 +32,7 @@ const maxInterned = 8192
 
 // decoder takes a peer's messages apart. It belongs to one reader.
 type decoder struct {
-	log               *slog.Logger
+	complaints        *complaints
 	families          [2]bool // agreed
 	as4               bool
 	localAS, peerAS   uint32
@@ -58,12 +57,12 @@ type found struct {
 func (d *decoder) update(body []byte) (changes []change, err *fault) {
 	defer func() {
 		if r := recover(); r != nil {
-			d.log.Error("panic while reading an update", "panic", r, "message", hex.EncodeToString(body))
+			d.complaints.say(slog.LevelError, "panic while reading an update", "message", body, "panic", r)
 			changes, err = nil, &fault{codeUpdate, 0, nil, "update that cannot be read"}
 		}
 	}()
 	malformed := func(subcode uint8, words string) ([]change, *fault) {
-		d.log.Warn("malformed update", "cause", words, "message", hex.EncodeToString(body))
+		d.complaints.say(slog.LevelWarn, "malformed update", "message", body, "cause", words)
 		return nil, &fault{codeUpdate, subcode, nil, words}
 	}
 	gone, b, ok := cut(body)
@@ -88,6 +87,9 @@ func (d *decoder) update(body []byte) (changes []change, err *fault) {
 	w, f := d.walk(list)
 	if f != nil {
 		return malformed(f.subcode, f.words)
+	}
+	if words := d.doubtful(&w, len(announced) > 0); words != "" {
+		return malformed(1, words)
 	}
 	if len(withdrawn) > 0 && d.families[IPv4] {
 		changes = append(changes, change{prefixes: withdrawn})
@@ -126,7 +128,7 @@ func (d *decoder) update(body []byte) (changes []change, err *fault) {
 // withdrawal where the attributes do not stand. hop is the one of MP_REACH.
 func (d *decoder) announce(prefixes []netip.Prefix, w *found, hop netip.Addr, body []byte) change {
 	if w.withdraw != "" {
-		d.log.Warn("routes treated as withdrawn", "cause", w.withdraw, "prefixes", len(prefixes), "message", hex.EncodeToString(body))
+		d.complaints.say(slog.LevelWarn, "routes treated as withdrawn", "message", body, "cause", w.withdraw, "prefixes", len(prefixes))
 		return change{prefixes: prefixes}
 	}
 	key := append(d.key[:0], byte(hop.BitLen()))
@@ -140,7 +142,7 @@ func (d *decoder) announce(prefixes []netip.Prefix, w *found, hop netip.Addr, bo
 	if !ok {
 		in = d.intern(string(key), w.list, hop)
 		if in.withdraw != "" {
-			d.log.Warn("routes treated as withdrawn", "cause", in.withdraw, "prefixes", len(prefixes), "message", hex.EncodeToString(body))
+			d.complaints.say(slog.LevelWarn, "routes treated as withdrawn", "message", body, "cause", in.withdraw, "prefixes", len(prefixes))
 		}
 		if d.table == nil || len(d.table) >= maxInterned {
 			d.table = map[string]interned{}
@@ -153,24 +155,9 @@ func (d *decoder) announce(prefixes []netip.Prefix, w *found, hop netip.Addr, bo
 // intern reads a set of attributes for the first time.
 func (d *decoder) intern(id string, list []carried, hop netip.Addr) interned {
 	a := &attrs{id: id, nextHop: hop, localPref: defaultLocalPref, external: d.external(), origin: 0xff}
-	seenPath := false
-	var old *carried // AS4_PATH
-	for i := range list {
-		c := &list[i]
-		if c.kind == attrPath4 {
-			old = c
-			continue
-		}
-		if c.kind == attrAggregator4 {
-			continue // informational; AGGREGATOR stays as the peer wrote it
-		}
-		if c.kind == attrNextHop && hop.IsValid() {
-			continue // "MUST be ignored" beside MP_REACH (RFC 4760, section 3)
-		}
-		if words := d.take(a, c); words != "" {
-			return interned{withdraw: words}
-		}
-		seenPath = seenPath || c.kind == attrPath
+	seenPath, old, words := d.takeAll(a, list)
+	if words != "" {
+		return interned{withdraw: words}
 	}
 	// "If any of the well-known mandatory attributes are not present in an
 	// UPDATE message, then treat-as-withdraw" (RFC 7606, section 3 d).
@@ -200,6 +187,43 @@ func (d *decoder) intern(id string, list []carried, hop netip.Addr) interned {
 	return interned{attrs: a}
 }
 
+// doubtful says why an UPDATE without a route must end the session: if it has an
+// attribute beside MP_UNREACH that is wrong, its routes may have been missed (RFC
+// 7606, section 5.2).
+func (d *decoder) doubtful(w *found, announces bool) string {
+	if announces || len(w.reach) > 4 && len(w.reach) > 4+int(w.reach[3])+1 || w.withdraw == "" && len(w.list) == 0 {
+		return ""
+	}
+	words := w.withdraw
+	if words == "" {
+		_, _, words = d.takeAll(&attrs{external: d.external()}, w.list)
+	}
+	return words
+}
+
+// takeAll puts attributes into a: all but AS4_PATH, which is returned; words say why
+// the routes cannot stand.
+func (d *decoder) takeAll(a *attrs, list []carried) (seenPath bool, old *carried, words string) {
+	besideReach := a.nextHop.IsValid()
+	for i := range list {
+		c := &list[i]
+		switch {
+		case c.kind == attrPath4:
+			old = c
+			continue
+		case c.kind == attrAggregator4:
+			continue // informational; AGGREGATOR stays as the peer wrote it
+		case c.kind == attrNextHop && besideReach:
+			continue // "MUST be ignored" beside MP_REACH (RFC 4760, section 3)
+		}
+		if words := d.take(a, c); words != "" {
+			return seenPath, old, words
+		}
+		seenPath = seenPath || c.kind == attrPath
+	}
+	return seenPath, old, ""
+}
+
 // take puts one attribute into a; words say why the routes cannot stand.
 func (d *decoder) take(a *attrs, c *carried) (words string) {
 	if a.external && (c.kind == attrLocalPref || c.kind == attrOriginator || c.kind == attrClusters) {
@@ -212,7 +236,7 @@ func (d *decoder) take(a *attrs, c *carried) (words string) {
 			return "malformed AS_PATH"
 		}
 		a.path = path
-		return ""
+		return improper(path)
 	}
 	if _, known := knownFlags(c.kind); !known {
 		a.carry(carried{c.flags | flagPartial, c.kind, c.value})
@@ -226,6 +250,11 @@ func (d *decoder) take(a *attrs, c *carried) (words string) {
 		return fmt.Sprintf("malformed attribute %d: %v", c.kind, err)
 	}
 	switch v := value.(type) {
+	case *codec.PathAttributeAggregator:
+		if v.Value.AS == 0 {
+			return "" // attribute discard (RFC 7607; RFC 7606, section 7.7)
+		}
+		a.carry(*c)
 	case *codec.PathAttributeOrigin:
 		if v.Value > 2 {
 			return fmt.Sprintf("undefined ORIGIN %d", v.Value)
@@ -278,7 +307,7 @@ func (d *decoder) decode(c *carried) (value codec.PathAttributeInterface, err er
 	wire := appendAttr(nil, c.flags, c.kind, c.value)
 	defer func() {
 		if r := recover(); r != nil {
-			d.log.Error("panic while reading an attribute", "panic", r, "attribute", hex.EncodeToString(wire))
+			d.complaints.say(slog.LevelError, "panic while reading an attribute", "attribute", wire, "panic", r)
 			value, err = nil, fmt.Errorf("cannot be read")
 		}
 	}()
@@ -327,6 +356,9 @@ func (d *decoder) walk(b []byte) (w found, f *fault) {
 			return w, &fault{codeUpdate, 2, nil, fmt.Sprintf("unknown well-known attribute %d", c.kind)}
 		case !known && c.flags&flagTransitive == 0:
 			continue // quietly ignored (RFC 4271, section 5)
+		case known && c.flags&(flagOptional|flagTransitive) != want && (c.kind == attrReach || c.kind == attrUnreach):
+			// RFC 7606, section 5.3.
+			return w, &fault{codeUpdate, 4, nil, fmt.Sprintf("attribute %d has flags %#02x", c.kind, c.flags)}
 		case known && c.flags&(flagOptional|flagTransitive) != want:
 			w.withdraw = fmt.Sprintf("attribute %d has flags %#02x", c.kind, c.flags) // RFC 7606, section 3 c
 		}
@@ -345,23 +377,31 @@ func (d *decoder) walk(b []byte) (w found, f *fault) {
 	return w, nil
 }
 
-// reach reads MP_REACH_NLRI (RFC 4760, section 3). Families that were not
-// agreed give no prefixes and are not looked into.
+// reach reads MP_REACH_NLRI (RFC 4760, section 3). Families that were not agreed give
+// no prefixes. Of those that we know the prefixes must be well-formed all the same:
+// else the session ends, as where an agreed one's are not (RFC 7606, section 5.3). Others
+// are not looked into.
 func (d *decoder) reach(b []byte) (family Family, prefixes []netip.Prefix, hop netip.Addr, words string) {
 	if len(b) < 5 {
 		return 0, nil, hop, "MP_REACH is too short"
 	}
 	family, ok := familyFrom(binary.BigEndian.Uint16(b), b[2])
-	if !ok || !d.families[family] {
+	if !ok {
 		return 0, nil, hop, ""
 	}
 	n := int(b[3])
 	if len(b) < 4+n+1 {
 		return 0, nil, hop, "next hop exceeds MP_REACH"
 	}
+	prefixes, ok = parsePrefixes(b[4+n+1:], family)
+	if !ok {
+		return 0, nil, hop, "malformed prefix in MP_REACH"
+	}
 	// IPv6: the global address, and a link-local one behind it (RFC 2545,
 	// section 3).
 	switch {
+	case !d.families[family]:
+		return 0, nil, hop, ""
 	case family == IPv4 && n == 4:
 	case family == IPv6 && (n == 16 || n == 32):
 		n = 16
@@ -369,28 +409,26 @@ func (d *decoder) reach(b []byte) (family Family, prefixes []netip.Prefix, hop n
 		return 0, nil, hop, fmt.Sprintf("MP_REACH has a next hop of %d bytes", n)
 	}
 	hop, _ = netip.AddrFromSlice(b[4 : 4+n])
-	prefixes, ok = parsePrefixes(b[4+int(b[3])+1:], family)
-	if !ok {
-		return 0, nil, hop, "malformed prefix in MP_REACH"
-	}
 	return family, prefixes, hop, ""
 }
 
-// unreach reads MP_UNREACH_NLRI (RFC 4760, section 4).
+// unreach reads MP_UNREACH_NLRI (RFC 4760, section 4), as reach does.
 func (d *decoder) unreach(b []byte) (c change, words string) {
 	if len(b) < 3 {
 		return c, "MP_UNREACH is too short"
 	}
 	family, ok := familyFrom(binary.BigEndian.Uint16(b), b[2])
-	if !ok || !d.families[family] {
+	if !ok {
 		return c, ""
 	}
-	if len(b) == 3 {
-		return change{endOfRIB: true, family: family}, ""
-	}
 	c.prefixes, ok = parsePrefixes(b[3:], family)
-	if !ok {
-		return c, "malformed prefix in MP_UNREACH"
+	switch {
+	case !ok:
+		return change{}, "malformed prefix in MP_UNREACH"
+	case !d.families[family]:
+		return change{}, ""
+	case len(b) == 3:
+		return change{endOfRIB: true, family: family}, ""
 	}
 	return c, ""
 }

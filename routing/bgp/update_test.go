@@ -16,7 +16,7 @@ import (
 
 func testDecoder(external bool) *decoder {
 	d := &decoder{
-		log: slog.New(slog.DiscardHandler), families: [2]bool{true, true}, as4: true,
+		complaints: &complaints{log: slog.New(slog.DiscardHandler)}, families: [2]bool{true, true}, as4: true,
 		localAS: 64511, peerAS: 64511, routerID: addr(usID), localIP: addr(usID),
 	}
 	if external {
@@ -64,6 +64,11 @@ func TestMalformed(t *testing.T) {
 		"path: empty segment":      {without(okOrigin, []byte{0x40, 2, 2, 2, 0}, okNextHop, okPref), "withdraw 10.1.0.0/26"},
 		"path: overrun":            {without(okOrigin, []byte{0x40, 2, 6, 2, 2, 0, 0, 0, 1}, okNextHop, okPref), "withdraw 10.1.0.0/26"},
 		"path: underrun":           {without(okOrigin, []byte{0x40, 2, 1, 2}, okNextHop, okPref), "withdraw 10.1.0.0/26"},
+		"path: AS 0":               {without(okOrigin, []byte{0x40, 2, 10, 2, 2, 0, 0, 0, 7, 0, 0, 0, 0}, okNextHop, okPref), "withdraw 10.1.0.0/26"},
+		"path: AS 0 in a set":      {without(okOrigin, []byte{0x40, 2, 6, 1, 1, 0, 0, 0, 0}, okNextHop, okPref), "withdraw 10.1.0.0/26"},
+		"path: confederation":      {without(okOrigin, []byte{0x40, 2, 6, 3, 1, 0, 0, 0, 7}, okNextHop, okPref), "withdraw 10.1.0.0/26"},
+		"path: confederation set":  {without(okOrigin, []byte{0x40, 2, 12, 2, 1, 0, 0, 0, 7, 4, 1, 0, 0, 0, 7}, okNextHop, okPref), "withdraw 10.1.0.0/26"},
+		"aggregator of AS 0":       {with([]byte{0xc0, 7, 8, 0, 0, 0, 0, 10, 9, 0, 7}), "announce 10.1.0.0/26"},
 		"own AS":                   {without(okOrigin, []byte{0x40, 2, 6, 2, 1, 0, 0, 0xfb, 0xff}, okNextHop, okPref), "withdraw 10.1.0.0/26"},
 		"next hop length":          {without(okOrigin, okPath, []byte{0x40, 3, 3, 1, 2, 3}, okPref), "withdraw 10.1.0.0/26"},
 		"next hop 16":              {without(okOrigin, okPath, append([]byte{0x40, 3, 16}, make([]byte, 16)...), okPref), "withdraw 10.1.0.0/26"},
@@ -93,6 +98,12 @@ func TestMalformed(t *testing.T) {
 		"reach twice":              {updateBody(nil, join(okReach, okReach, okOrigin, okPath, okPref), nil), "reset 3/1"},
 		"reach next hop length":    {updateBody(nil, []byte{0x80, 14, 9, 0, 2, 1, 4, 1, 2, 3, 4, 0}, nil), "reset 3/9"},
 		"reach next hop exceeds":   {updateBody(nil, []byte{0x80, 14, 5, 0, 2, 1, 16, 1}, nil), "reset 3/9"},
+		"reach bad prefix":         {updateBody(nil, join(reachOf(2, 129), okOrigin, okPath, okPref), nil), "reset 3/9"},
+		"reach bad IPv4 prefix":    {updateBody(nil, join([]byte{0x80, 14, 14, 0, 1, 1, 4, 10, 9, 0, 2, 0, 33, 1, 2, 3, 4}, okOrigin, okPath, okPref), nil), "reset 3/9"},
+		"reach prefix exceeds":     {updateBody(nil, join(reachOf(2, 128)[:24], okOrigin, okPath, okPref), nil), "reset 3/1"},
+		"reach flags":              {updateBody(nil, join([]byte{0xc0}, okReach[1:], okOrigin, okPath, okPref), nil), "reset 3/4"},
+		"unreach flags":            {updateBody(nil, []byte{0xc0, 15, 5, 0, 2, 1, 8, 0xfd}, nil), "reset 3/4"},
+		"reach of IPv4 multicast":  {updateBody(nil, []byte{0x80, 14, 11, 0, 1, 2, 4, 10, 9, 0, 2, 0, 33, 1}, nil), ""},
 		"reach":                    {updateBody(nil, join(okReach, okOrigin, okPath, okPref), nil), "announce fd80:1::/40"},
 		"reach, origin missing":    {updateBody(nil, join(okReach, okPath, okPref), nil), "withdraw fd80:1::/40"},
 		"reach and prefix":         {updateBody(nil, join(okReach, base), nlri), "announce 10.1.0.0/26, announce fd80:1::/40"},
@@ -103,13 +114,51 @@ func TestMalformed(t *testing.T) {
 		"unreach of VPN":           {updateBody(nil, []byte{0x80, 15, 5, 0, 1, 128, 1, 1}, nil), ""},
 		"End-of-RIB":               {updateBody(nil, nil, nil), "end ipv4"},
 		"End-of-RIB of IPv6":       {updateBody(nil, []byte{0x80, 15, 3, 0, 2, 1}, nil), "end ipv6"},
-		"withdrawal":               {updateBody(nlri, nil, nil), "withdraw 10.1.0.0/26"},
+		// Attributes without a route: what is wrong with one may have hidden routes.
+		"exceeds, no route":         {updateBody(nil, []byte{0x40, 1, 0x20, 0}, nil), "reset 3/1"},
+		"origin value, no route":    {updateBody(nil, []byte{0x40, 1, 1, 3}, nil), "reset 3/1"},
+		"flags, withdrawn":          {updateBody(nlri, []byte{0xc0, 1, 1, 0}, nil), "reset 3/1"},
+		"cut behind unreach":        {updateBody(nil, []byte{0x80, 15, 5, 0, 2, 1, 8, 0xfd, 0x40}, nil), "reset 3/1"},
+		"origin value, unreach":     {updateBody(nil, []byte{0x40, 1, 1, 3, 0x80, 15, 5, 0, 2, 1, 8, 0xfd}, nil), "reset 3/1"},
+		"origin value, empty reach": {updateBody(nil, join(okReach[:2], []byte{21}, okReach[3:24], []byte{0x40, 1, 1, 3}), nil), "reset 3/1"},
+		"origin value, EVPN":        {updateBody(nil, join([]byte{0x40, 1, 1, 3}, []byte{0x80, 14, 12, 0, 25, 70, 4, 10, 0, 0, 1, 0, 2, 33, 1}), nil), ""},
+		"discarded, no route":       {updateBody(nil, []byte{0x40, 6, 1, 0}, nil), ""},
+		"sound, no route":           {updateBody(nil, join(okOrigin, okPath), nil), ""},
+		"withdrawal":                {updateBody(nlri, nil, nil), "withdraw 10.1.0.0/26"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := outcome(testDecoder(false), c.body); got != c.want {
 				t.Errorf("%s, want %s", got, c.want)
 			}
 		})
+	}
+}
+
+// reachOf is an MP_REACH of IPv6 with one prefix of 16 bytes, whatever its length says.
+func reachOf(afi, bits byte) []byte {
+	b := append(slices.Clone(okReach[:24]), bits)
+	b[4], b[2] = afi, 21+17
+	return append(b, make([]byte, 16)...)
+}
+
+// Prefixes of a family that was not agreed are not taken, but must be well-formed (RFC
+// 7606, section 5.3).
+func TestFamilyNotAgreed(t *testing.T) {
+	for name, c := range map[string]struct {
+		body []byte
+		want string
+	}{
+		"reach":              {updateBody(nil, join(okReach, okOrigin, okPath, okPref), nil), ""},
+		"reach bad prefix":   {updateBody(nil, join(reachOf(2, 129), okOrigin, okPath, okPref), nil), "reset 3/9"},
+		"unreach":            {updateBody(nil, []byte{0x80, 15, 5, 0, 2, 1, 8, 0xfd}, nil), ""},
+		"unreach bad prefix": {updateBody(nil, []byte{0x80, 15, 5, 0, 2, 1, 129, 1}, nil), "reset 3/9"},
+		"End-of-RIB":         {updateBody(nil, []byte{0x80, 15, 3, 0, 2, 1}, nil), ""},
+	} {
+		d := testDecoder(false)
+		d.families[IPv6] = false
+		if got := outcome(d, c.body); got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
 	}
 }
 
@@ -172,6 +221,16 @@ func TestCarried(t *testing.T) {
 	}
 }
 
+// An AGGREGATOR that is nobody is not passed on (RFC 7607).
+func TestAggregatorOfNobody(t *testing.T) {
+	for as, kept := range map[byte]int{0: 0, 7: 1} {
+		changes, f := testDecoder(false).update(updateBody(nil, join(okOrigin, okPath, okNextHop, okPref, []byte{0xc0, 7, 8, 0, 0, 0, as, 10, 9, 0, 7}), nlri))
+		if f != nil || len(changes[0].attrs.rest) != kept {
+			t.Errorf("AS %d: %+v, %v", as, changes, f)
+		}
+	}
+}
+
 // GRACEFUL_SHUTDOWN takes a path out of use (RFC 8326).
 func TestGracefulShutdown(t *testing.T) {
 	changes, _ := testDecoder(false).update(updateBody(nil, join(okOrigin, okPath, okNextHop, okPref, []byte{0xc0, 8, 4, 0xff, 0xff, 0, 0}), nlri))
@@ -216,6 +275,8 @@ func TestTwoByteAS(t *testing.T) {
 		{"[{2 [1 2 23456]}]", "[{2 [70000]}]", "[{2 [1 2 70000]}]"},
 		{"[{2 [23456]}]", "[{2 [9 70000]}]", "[{2 [23456]}]"},
 		{"[{2 [1 23456]} {1 [5 6]}]", "[{2 [70000]} {1 [5 6]}]", "[{2 [1 70000]} {1 [5 6]}]"},
+		{"[{2 [1 23456]}]", "[{3 [9]} {2 [70000]}]", "[{2 [1 70000]}]"},
+		{"[{2 [1 23456]}]", "[{2 [0]}]", "[{2 [1 23456]}]"},
 	} {
 		var path, tail []segment
 		for i, text := range []string{c.path, c.tail} {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
@@ -161,6 +162,21 @@ func parsePath(b []byte, as4 bool) ([]segment, bool) {
 	return path, true
 }
 
+// improper says why a well-formed AS_PATH is malformed all the same: nobody is AS 0
+// (RFC 7607), and segments of a confederation are not for us, who are in none (RFC 5065,
+// section 5).
+func improper(path []segment) string {
+	for _, s := range path {
+		switch {
+		case s.kind > codec.BGP_ASPATH_ATTR_TYPE_SEQ:
+			return "AS_PATH has a segment of a confederation"
+		case slices.Contains(s.as, 0):
+			return "AS_PATH has AS 0"
+		}
+	}
+	return ""
+}
+
 // encodePath is the inverse of parsePath.
 func encodePath(path []segment, as4 bool) []byte {
 	var b []byte
@@ -181,10 +197,12 @@ func encodePath(path []segment, as4 bool) []byte {
 }
 
 // mergePaths puts the end of path, as far as AS4_PATH goes, back into four
-// bytes (RFC 6793, section 4.2.3). A malformed or longer AS4_PATH is ignored.
+// bytes (RFC 6793, section 4.2.3). A malformed or longer AS4_PATH is ignored, segments
+// of a confederation in it are left out (section 6).
 func mergePaths(path []segment, as4Path []byte) []segment {
 	tail, ok := parsePath(as4Path, true)
-	if !ok {
+	tail = slices.DeleteFunc(tail, func(s segment) bool { return s.kind > codec.BGP_ASPATH_ATTR_TYPE_SEQ })
+	if !ok || improper(tail) != "" {
 		return path
 	}
 	count := func(path []segment) int { return (&attrs{path: path}).pathLen() }
