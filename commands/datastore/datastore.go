@@ -13,7 +13,7 @@ package datastore
 // Config is what the role is told.
 type Config struct {
 	Node     string // the member's name
-	StateDir string // holds etcd/, and etcd-tls/ if no certificate is given
+	StateDir string // holds etcd/, and etcd-tls/ with the peer port's certificate
 	Socket   string // for this node's roles; in a folder that is root's alone
 	// Listen are https URLs for other nodes; they need CA, Cert and Key.
 	Listen  []string
@@ -21,8 +21,11 @@ type Config struct {
 	// Members and Token: see embed.Config.
 	Members []string
 	Token   string
-	// CA, Cert and Key are the names of PEM files, all or none.
-	CA, Cert, Key string
-	QuotaBytes    int64  // default embed.DefaultQuotaBytes
-	Ready         func() // called once when clients are served; may be nil
+	// CA, Cert and Key are the names of PEM files, all or none: clients need a
+	// certificate of CA. PeerCA, PeerCert and PeerKey are for several members, of an
+	// authority that signs nothing else; a single one makes its own.
+	CA, Cert, Key             string
+	PeerCA, PeerCert, PeerKey string
+	QuotaBytes                int64  // default embed.DefaultQuotaBytes
+	Ready                     func() // called once when clients are served; may be nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,6 +18,8 @@ import (
 	role "netctl/commands/datastore"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
+	"netctl/datastore/pki"
+	"netctl/netdev/netlab"
 )
 
 const patience = 30 * time.Second
@@ -120,6 +123,72 @@ func TestSocketRemoved(t *testing.T) {
 	}
 }
 
+// TestNodesAreNoMembers: what makes a node a client does not make it a member, nor the
+// other way round.
+func TestNodesAreNoMembers(t *testing.T) {
+	c := config(t)
+	dir := t.TempDir()
+	ca, err := pki.Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issue := func(name string) pki.Files {
+		f, err := ca.Issue(dir, pki.Node{Name: name, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	own, node := issue("node1"), issue("node2")
+	c.Listen = []string{"https://" + netlab.FreeAddress(t)}
+	c.CA, c.Cert, c.Key = own.CA, own.Cert, own.Key
+	run(t, c)
+	s, err := etcd.Open(t.Context(), etcd.Options{Endpoints: c.Listen, CA: node.CA, Cert: node.Cert, Key: node.Key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: datastore.Prefix + "a", Value: []byte("1")}}}); err != nil {
+		t.Errorf("as a client: %v", err)
+	}
+	knock := func(url string, f pki.Files) error {
+		pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(url, "https://"), &tls.Config{
+			InsecureSkipVerify:   true,
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil },
+		})
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if _, err := conn.Write([]byte("\n\n")); err != nil { // with TLS 1.3 the server's verdict comes later
+			return err
+		}
+		_, err = conn.Read(make([]byte, 1))
+		return err
+	}
+	peer := pki.In(filepath.Join(c.StateDir, "etcd-tls"), "peer")
+	for name, k := range map[string]struct {
+		url   string
+		files pki.Files
+		taken bool
+	}{
+		"a node as member":          {c.PeerURL, node, false},
+		"the server as member":      {c.PeerURL, own, false},
+		"a member as member":        {c.PeerURL, peer, true},
+		"a node as client":          {c.Listen[0], node, true},
+		"the peer port's as client": {c.Listen[0], peer, false},
+	} {
+		err := knock(k.url, k.files)
+		if refused := err != nil && strings.Contains(err.Error(), "remote error: tls:"); refused == k.taken {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestCertificatesInterrupted(t *testing.T) {
 	c := config(t)
 	dir := filepath.Join(c.StateDir, "etcd-tls")
@@ -137,7 +206,10 @@ func TestRefusedConfig(t *testing.T) {
 		"https://127.0.0.1:2379 needs tls": func(c *role.Config) { c.Listen = []string{"https://127.0.0.1:2379"} },
 		"all three":                        func(c *role.Config) { c.CA, c.Cert = "/a", "/b" },
 		"several members need tls":         func(c *role.Config) { c.Members = []string{"a=https://1.1.1.1:1", "b=https://1.1.1.1:2"} },
-		"/none":                            func(c *role.Config) { c.CA, c.Cert, c.Key = "/none", "/none", "/none" },
+		"the clients' authority /dev/null": func(c *role.Config) {
+			c.CA, c.Cert, c.Key, c.PeerCA, c.PeerCert, c.PeerKey = "/dev/null", "/a", "/b", "/dev/null", "/c", "/d"
+		},
+		"/none": func(c *role.Config) { c.CA, c.Cert, c.Key = "/none", "/none", "/none" },
 	} {
 		c := config(t)
 		change(&c)

@@ -3,6 +3,7 @@
 package datastore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -36,7 +37,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 		return err
 	}
 	defer lock.Close()
-	files, err := c.certificates()
+	clients, peers, err := c.certificates()
 	if err != nil {
 		return err
 	}
@@ -56,7 +57,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	err = embed.Run(ctx, embed.Config{
 		Name: c.Node, Dir: filepath.Join(c.StateDir, "etcd"), Socket: c.Socket,
 		ListenTLS: c.Listen, PeerURL: c.PeerURL, Members: c.Members, Token: c.Token,
-		CA: files.CA, Cert: files.Cert, Key: files.Key,
+		CA: clients.CA, Cert: clients.Cert, Key: clients.Key,
+		PeerCA: peers.CA, PeerCert: peers.Cert, PeerKey: peers.Key,
 		QuotaBytes: c.QuotaBytes, Log: log,
 	}, func() {
 		close(served)
@@ -87,21 +89,41 @@ func there(socket string) control.Folder {
 	}}
 }
 
-// certificates are those that were given, or ones of our own for the peer port
-// alone: nobody else can have a certificate of that authority.
-func (c Config) certificates() (pki.Files, error) {
-	given := pki.Files{CA: c.CA, Cert: c.Cert, Key: c.Key}
-	switch {
-	case c.CA != "" && c.Cert != "" && c.Key != "":
-		return given, nil
-	case given != pki.Files{}:
-		return given, fmt.Errorf("datastore: tls needs ca, cert and key, all three: %w", datastore.ErrInvalid)
-	case len(c.Listen) > 0:
-		return given, fmt.Errorf("datastore: %s needs tls ca, cert and key: %w", c.Listen[0], datastore.ErrInvalid)
-	case len(c.Members) > 1:
-		return given, fmt.Errorf("datastore: several members need tls ca, cert and key of one authority: %w", datastore.ErrInvalid)
+// certificates are those for clients that were given (none listen without), and those for
+// peers: of a single member ones of our own, which nobody else can have. A client's
+// certificate is none for a peer: that may write anything into the log.
+func (c Config) certificates() (clients, peers pki.Files, err error) {
+	clients, peers = pki.Files{CA: c.CA, Cert: c.Cert, Key: c.Key}, pki.Files{CA: c.PeerCA, Cert: c.PeerCert, Key: c.PeerKey}
+	whole := func(f pki.Files) bool { return f.CA != "" && f.Cert != "" && f.Key != "" }
+	refused := func(format string, args ...any) (pki.Files, pki.Files, error) {
+		return clients, peers, fmt.Errorf("datastore: "+format+": %w", append(args, datastore.ErrInvalid)...)
 	}
-	return c.own(filepath.Join(c.StateDir, "etcd-tls"))
+	switch {
+	case clients != pki.Files{} && !whole(clients), peers != pki.Files{} && !whole(peers):
+		return refused("tls needs ca, cert and key, all three")
+	case len(c.Listen) > 0 && !whole(clients):
+		return refused("%s needs tls ca, cert and key", c.Listen[0])
+	case len(c.Members) > 1 && !whole(peers):
+		return refused("several members need tls ca, cert and key for peers, of one authority")
+	case whole(peers) && same(peers.CA, clients.CA):
+		return refused("tls for peers has the clients' authority %s: each of them would be a member", clients.CA)
+	}
+	if !whole(peers) {
+		if peers, err = c.own(filepath.Join(c.StateDir, "etcd-tls")); err != nil {
+			return clients, peers, err
+		}
+	}
+	if !whole(clients) {
+		clients = peers // nobody listens
+	}
+	return clients, peers, nil
+}
+
+// same says whether two files hold the same.
+func same(a, b string) bool {
+	one, errA := os.ReadFile(a)
+	two, errB := os.ReadFile(b)
+	return errA == nil && errB == nil && bytes.Equal(one, two)
 }
 
 func (c Config) own(dir string) (pki.Files, error) {

@@ -60,9 +60,13 @@ type Config struct {
 	// Token tells clusters of the same members apart; empty: random for a
 	// single member. All members need the same.
 	Token string
-	// CA, Cert and Key are the names of PEM files. Clients on TCP and peers must
-	// show a certificate of CA.
+	// CA, Cert and Key are the names of PEM files. Clients on TCP must show a
+	// certificate of CA.
 	CA, Cert, Key string
+	// PeerCA, PeerCert and PeerKey are the same for the other members; empty: those of
+	// the clients. Whoever has a certificate of PeerCA may rewrite what is stored
+	// unseen, so that it should sign members alone.
+	PeerCA, PeerCert, PeerKey string
 	// QuotaBytes is the largest size of the database file; default
 	// DefaultQuotaBytes, at least MinQuotaBytes. The file grows in steps of
 	// 16 MiB, so what it can hold is up to 18 MiB less (2 MiB at the least).
@@ -141,22 +145,27 @@ func (c *Config) open(log *zap.Logger) (*server, *listeners, error) {
 		}
 		clients = append(clients, u)
 	}
-	info := transport.TLSInfo{
-		CertFile: c.Cert, KeyFile: c.Key, TrustedCAFile: c.CA,
-		ClientCertAuth: true, MinVersion: tls.VersionTLS12,
-		// A node with two interfaces may connect from either.
-		SkipClientSANVerify: true,
-	}
-	sockets, err := c.listen(peer, clients, &info)
+	ofClients, ofPeers := secured(c.CA, c.Cert, c.Key), secured(c.PeerCA, c.PeerCert, c.PeerKey)
+	sockets, err := c.listen(peer, clients, &ofPeers, &ofClients)
 	if err != nil {
 		return nil, nil, fmt.Errorf("datastore: %w", explain(err))
 	}
-	server, err := c.start(log, sockets, peer, clients, info)
+	server, err := c.start(log, sockets, peer, clients, ofPeers)
 	if err != nil {
 		sockets.close()
 		return nil, nil, fmt.Errorf("datastore: %w", err)
 	}
 	return server, sockets, nil
+}
+
+// secured is TLS with a certificate that takes only those that show one of ca.
+func secured(ca, cert, key string) transport.TLSInfo {
+	return transport.TLSInfo{
+		CertFile: cert, KeyFile: key, TrustedCAFile: ca,
+		ClientCertAuth: true, MinVersion: tls.VersionTLS12,
+		// A node with two interfaces may connect from either.
+		SkipClientSANVerify: true,
+	}
 }
 
 func explain(err error) error {
@@ -196,7 +205,10 @@ func (c *Config) complete() error {
 		// made anew must not look like the one that was lost.
 		c.Token = rand.Text()
 	}
-	for _, file := range []string{c.CA, c.Cert, c.Key} {
+	if c.PeerCA == "" && c.PeerCert == "" && c.PeerKey == "" {
+		c.PeerCA, c.PeerCert, c.PeerKey = c.CA, c.Cert, c.Key
+	}
+	for _, file := range []string{c.CA, c.Cert, c.Key, c.PeerCA, c.PeerCert, c.PeerKey} {
 		f, err := os.Open(file)
 		if err != nil {
 			return fmt.Errorf("datastore tls: %w: %w", err, datastore.ErrInvalid)

@@ -63,14 +63,14 @@ func (l *listeners) close() {
 }
 
 // listen opens every listener of the configuration, or none.
-func (c *Config) listen(peer url.URL, clients []url.URL, info *transport.TLSInfo) (_ *listeners, err error) {
+func (c *Config) listen(peer url.URL, clients []url.URL, ofPeers, ofClients *transport.TLSInfo) (_ *listeners, err error) {
 	l := &listeners{}
 	defer func() {
 		if err != nil {
 			l.close()
 		}
 	}()
-	l.peer, err = transport.NewListenerWithOpts(peer.Host, peer.Scheme, transport.WithTLSInfo(info),
+	l.peer, err = transport.NewListenerWithOpts(peer.Host, peer.Scheme, transport.WithTLSInfo(ofPeers),
 		transport.WithTimeout(rafthttp.ConnReadTimeout, rafthttp.ConnWriteTimeout))
 	if err != nil {
 		return nil, err
@@ -82,10 +82,10 @@ func (c *Config) listen(peer url.URL, clients []url.URL, info *transport.TLSInfo
 	if err = os.Chmod(c.Socket, 0o600); err != nil {
 		return nil, err
 	}
-	if l.tls, err = info.ServerConfig(); err != nil {
+	if l.tls, err = ofClients.ServerConfig(); err != nil {
 		return nil, err
 	}
-	info.ConfigureCRLVerification(l.tls)
+	ofClients.ConfigureCRLVerification(l.tls)
 	for _, u := range clients {
 		lis, err := net.Listen("tcp", u.Host)
 		if err != nil {
@@ -98,13 +98,13 @@ func (c *Config) listen(peer url.URL, clients []url.URL, info *transport.TLSInfo
 
 // start makes the member from its folder, or a new one, and serves peers; clients
 // are served by serveClients. etcd panics on a damaged folder: that is an error here.
-func (c *Config) start(log *zap.Logger, l *listeners, peer url.URL, clients []url.URL, info transport.TLSInfo) (s *server, err error) {
+func (c *Config) start(log *zap.Logger, l *listeners, peer url.URL, clients []url.URL, ofPeers transport.TLSInfo) (s *server, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			s, err = nil, fmt.Errorf("folder %s: %v", c.Dir, p)
 		}
 	}()
-	conf, err := c.serverConfig(log, peer, clients, info)
+	conf, err := c.serverConfig(log, peer, clients, ofPeers)
 	if err != nil {
 		return nil, err
 	}
@@ -124,13 +124,13 @@ func (c *Config) start(log *zap.Logger, l *listeners, peer url.URL, clients []ur
 
 // serverConfig is the configuration in etcd's terms, its defaults where netctl
 // has no opinion.
-func (c *Config) serverConfig(log *zap.Logger, peer url.URL, clients []url.URL, info transport.TLSInfo) (config.ServerConfig, error) {
+func (c *Config) serverConfig(log *zap.Logger, peer url.URL, clients []url.URL, ofPeers transport.TLSInfo) (config.ServerConfig, error) {
 	conf := config.ServerConfig{
 		Name: c.Name, DataDir: c.Dir, Logger: log,
 		ClientURLs: types.URLs(append([]url.URL{{Scheme: "unix", Path: c.Socket}}, clients...)), PeerURLs: types.URLs{peer},
 		SnapshotCount: snapshotEvery, SnapshotCatchUpEntries: catchUp, MaxSnapFiles: keepFiles, MaxWALFiles: keepFiles,
 		BackendFreelistType: "hashmap", QuotaBackendBytes: pageQuota(c.QuotaBytes),
-		PeerTLSInfo: info, ClientCertAuthEnabled: true, NewCluster: true,
+		PeerTLSInfo: ofPeers, ClientCertAuthEnabled: true, NewCluster: true,
 		TickMs: 100, ElectionTicks: 10, InitialElectionTickAdvance: true, PreVote: true, StrictReconfigCheck: true,
 		MaxTxnOps: 128, MaxRequestBytes: 1536 << 10, MaxConcurrentStreams: 1 << 20, MaxLearners: 1,
 		WarningApplyDuration: 100 * time.Millisecond, WarningUnaryRequestDuration: 300 * time.Millisecond,
