@@ -11,6 +11,7 @@ import (
 
 	"netctl/commands/control"
 	"netctl/datastore"
+	"netctl/netdev/netlab"
 )
 
 // TestRenamedHost: a host that runs endpoints as one node, and is started under
@@ -148,4 +149,34 @@ func TestCopiedHost(t *testing.T) {
 	w.start()
 	w.ready()
 	w.contains("problems", strings.Join(w.status().Problems, "\n"), "node n2: is registered by this host too")
+}
+
+// startedRenamed starts the agent of a host that has endpoints under another name, and under
+// its own again: no packet is lost and nothing changes.
+func startedRenamed(t *testing.T, s *site, c1, c2 *netlab.Container, to netip.Addr) {
+	before, own := s.kernel(), s.cfg.Node
+	start := func(name string) {
+		t.Helper()
+		if err := s.agent.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		s.cfg.Node = name
+		s.agent = s.startAgent(s.node, s.cfg)
+	}
+	s.across("renamed", c1, c2, to, func() {
+		start("node3.example.com")
+		s.until("it is said", func() string {
+			if got := s.status().Problems; len(got) != 1 || !strings.HasPrefix(got[0], "this host is registered as node node1, not node3.example.com: set `node: node1` again") {
+				return fmt.Sprint(got)
+			}
+			return ""
+		})
+		if nodes, err := datastore.List[*datastore.Node](t.Context(), s.store); err != nil || len(nodes) != 1 {
+			t.Errorf("%d nodes, %v", len(nodes), err)
+		}
+	})
+	s.across("named again", c1, c2, to, func() { start(own); s.synced() })
+	if after := s.kernel(); after != before {
+		t.Error(differ(before, after))
+	}
 }

@@ -7,8 +7,11 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"netctl/datastore"
 	"netctl/netdev/kernel"
+	"netctl/netdev/netlab"
 )
 
 // knownAs waits until the node is registered with addresses and its status says
@@ -129,4 +132,38 @@ func TestMTUOfLo(t *testing.T) {
 			t.Errorf("of %s: %d, want %d", own.Link, got, want)
 		}
 	}
+}
+
+// ownAddressGone takes the host's address away and gives it back.
+func ownAddressGone(t *testing.T, s *site) {
+	four := s.node.Addr.String()
+	says := func(problem string, addresses ...string) {
+		t.Helper()
+		s.until("address "+fmt.Sprint(addresses), func() string {
+			n, err := datastore.Get[*datastore.Node](t.Context(), s.store, "node1")
+			if err != nil {
+				return err.Error()
+			}
+			var now []string
+			for _, p := range n.Spec.Addresses {
+				now = append(now, p.String())
+			}
+			got := s.status().Problems
+			if !slices.Equal(now, addresses) || len(got) > 1 || len(got) == 1 && (problem == "" || !strings.HasPrefix(got[0], problem)) || len(got) == 0 && problem != "" {
+				return fmt.Sprint(now, got)
+			}
+			return ""
+		})
+	}
+	six := s.node.Addr6.String()
+	says("", four, six)
+	netlab.Must(t, s.node, "ip", "addr", "del", four, "dev", "eth1")
+	says("IPv4 address: "+s.node.Addr.Addr().String()+" is gone from eth1", six)
+	netlab.Must(t, s.node, "ip", "addr", "add", four, "dev", "eth1")
+	says("", four, six)
+	// A virtual address that comes first in the kernel's list, and a new start.
+	netlab.Must(t, s.node, "ip", "addr", "add", "fd00:99::f0/64", "dev", "eth1", "nodad")
+	s.kill(unix.SIGTERM)
+	says("", four, six)
+	netlab.Must(t, s.node, "ip", "addr", "del", "fd00:99::f0/64", "dev", "eth1")
 }

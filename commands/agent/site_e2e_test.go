@@ -127,6 +127,8 @@ func TestOneHost(t *testing.T) {
 		droppedByOthers(t, s, func() { s.reaches(c1, to) })
 	})
 	t.Run("second interface", func(t *testing.T) { second(t, s.in(t)) })
+	t.Run("renamed", func(t *testing.T) { startedRenamed(t, s.in(t), c1, c2, to) })
+	t.Run("own address gone", func(t *testing.T) { ownAddressGone(t, s.in(t)) })
 	t.Run("bad requests", func(t *testing.T) { badRequests(t, s.in(t), c1, a1) })
 	t.Run("namespace gone", func(t *testing.T) {
 		s := s.in(t)
@@ -354,6 +356,9 @@ func second(t *testing.T, s *site) {
 	reach(db, "eth0", first.Addresses[0])
 	reach(app, "eth0", other.Addresses[0])
 	without("eth1")
+	if rules := netlab.Must(t, c, "ip", "rule"); strings.Contains(rules, other.Addresses[0].String()) {
+		t.Errorf("a rule is left:\n%s", rules)
+	}
 	reach(db, "eth0", first.Addresses[0])
 	for _, gone := range []*netlab.Container{c, db, app} {
 		if err := s.detach(gone); err != nil {

@@ -46,7 +46,8 @@ type AttachRequest struct {
 	// NetnsFD is the number of a descriptor of the target namespace in the
 	// calling process; the agent opens /proc/<peer pid>/fd/<n>.
 	NetnsFD int `json:"netnsFD"`
-	// NetnsPath is where the caller found the namespace; only told, not opened.
+	// NetnsPath is where the caller found the namespace: told in errors, and looked at by
+	// a detach, if that namespace is still there.
 	NetnsPath string `json:"netnsPath,omitempty"`
 	// Addresses are wishes, at most one of each family.
 	Addresses []netip.Addr `json:"addresses,omitempty"`

@@ -283,7 +283,7 @@ func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datas
 		return a, err
 	}
 	a.MAC = mac
-	rec := &Record{Endpoint: ep, Attachment: a, Boot: s.Boot, Dev: ns.Dev, Ino: ns.Ino, Cluster: known.Cluster}
+	rec := &Record{Endpoint: ep, Attachment: a, Boot: s.Boot, Netns: req.NetnsPath, Dev: ns.Dev, Ino: ns.Ino, Cluster: known.Cluster}
 	if err := s.Records.Put(rec); err != nil {
 		return a, err
 	}

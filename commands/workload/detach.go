@@ -37,7 +37,7 @@ func (s *Service) Sever(ctx context.Context, t control.Target) error {
 	errs := []error{err}
 	for _, name := range names {
 		s.Reconciler.Retire(name)
-		errs = append(errs, s.Links.Detach(netdev.LinkName(s.LinkPrefix, name)))
+		errs = append(errs, s.sever(netdev.LinkName(s.LinkPrefix, name)))
 		s.Reconciler.Keep(name)
 	}
 	return errors.Join(errs...)
@@ -77,7 +77,7 @@ func (s *Service) Release(ctx context.Context, name string) error {
 	link := netdev.LinkName(s.LinkPrefix, name)
 	if known.Linked { // it is alive, and nobody could write it back
 		s.Reconciler.Retire(name)
-		err = s.Links.Detach(link)
+		err = s.sever(link)
 	}
 	return errors.Join(err, s.Records.Remove(link)) // also of a detach that was cut off just before that
 }

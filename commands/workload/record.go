@@ -22,10 +22,12 @@ type Record struct {
 	Endpoint *datastore.Endpoint `json:"endpoint"`
 	// Attachment is what the caller was told.
 	Attachment control.Attachment `json:"attachment"`
-	// Boot is the boot the attach happened in, Dev and Ino the namespace.
-	Boot string `json:"boot"`
-	Dev  uint64 `json:"dev"`
-	Ino  uint64 `json:"ino"`
+	// Boot is the boot the attach happened in, Dev and Ino the namespace, Netns where
+	// its caller found it.
+	Boot  string `json:"boot"`
+	Netns string `json:"netns,omitempty"`
+	Dev   uint64 `json:"dev"`
+	Ino   uint64 `json:"ino"`
 	// Cluster is whose endpoint it is.
 	Cluster datastore.Cluster `json:"cluster"`
 }

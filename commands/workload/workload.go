@@ -33,6 +33,8 @@ const undoTimeout = 10 * time.Second
 type Links interface {
 	Create(kernel.Wire) (mac string, err error)
 	Detach(link string) error
+	// DropRules removes what outlives the link in the workload's namespace.
+	DropRules(path string, dev, ino uint64, addrs []netip.Addr) error
 	Check(kernel.Wire) error
 }
 
@@ -122,7 +124,7 @@ func (s *Service) undo(ctx context.Context, ep *datastore.Endpoint) {
 func (s *Service) remove(ctx context.Context, ep *datastore.Endpoint) error {
 	name := ep.Metadata.Name
 	s.Reconciler.Retire(name)
-	err := s.Links.Detach(ep.Spec.Link)
+	err := s.sever(ep.Spec.Link)
 	if err == nil {
 		if e := s.Forget(ep.Spec.Addresses...); e != nil {
 			s.Log.Warn("connection tracking entries not deleted", "endpoint", name, "error", e)
@@ -141,6 +143,17 @@ func (s *Service) remove(ctx context.Context, ep *datastore.Endpoint) error {
 	}
 	s.Log.Info("endpoint detached", "endpoint", name, "link", ep.Spec.Link, "addresses", ep.Spec.Addresses)
 	return nil
+}
+
+// sever takes a link out of service, with the rules that outlive it.
+func (s *Service) sever(link string) error {
+	err := s.Links.Detach(link)
+	if rec, e := s.Records.Read(link); err == nil && e == nil {
+		if e := s.Links.DropRules(rec.Netns, rec.Dev, rec.Ino, rec.Endpoint.Spec.Addresses); e != nil {
+			s.Log.Warn("rules of a workload not removed", "link", link, "error", e)
+		}
+	}
+	return err
 }
 
 // raced says that somebody else wrote what an assignment wanted to write.

@@ -177,6 +177,9 @@ func setInside(h *netlink.Handle, w Wire) error {
 		err = datastore.ErrExists
 	}
 	if err != nil {
+		for _, a := range w.Addresses { // the rest goes with the interface
+			_ = h.RuleDel(ruleFrom(a, secondTable+l.Index))
+		}
 		return fmt.Errorf("%s: %w", steps[at].what, err)
 	}
 	return nil
@@ -189,7 +192,7 @@ const secondTable = 1024
 // secondRoutes are those of an interface that finds the default route taken. Its
 // own come after that and count for what is bound to the interface; what has one
 // of its addresses, such as the answer to a connection, goes by a table of its own
-// (ip-rule(8)). The rules stay when the interface goes, and then find nothing.
+// (ip-rule(8)). The rules stay when the interface goes, until DropRules.
 func secondRoutes(index int, w Wire) []step {
 	number := secondTable + index
 	steps := append(gatewayRoutes(index, w, unix.RT_TABLE_MAIN, number), gatewayRoutes(index, w, number, 0)...)

@@ -113,6 +113,11 @@ func (f *Fake) Detach(link string) error {
 	return nil
 }
 
+// DropRules is Kernel.DropRules; the workloads of a Fake have none.
+func (f *Fake) DropRules(path string, _, _ uint64, _ []netip.Addr) error {
+	return f.fail("rules", path)
+}
+
 // Drop is what happens when a workload's namespace ends: its links are gone.
 func (f *Fake) Drop(netns int) {
 	f.mu.Lock()

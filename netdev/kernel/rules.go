@@ -1,0 +1,72 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// DropRules removes the rules that Create made for the addresses of an interface that is
+// not the first in its namespace, and that outlive the interface. The namespace is the
+// one that path names, if that still is dev and ino: else its workload is gone, and they
+// with it.
+func (k *Kernel) DropRules(path string, dev, ino uint64, addresses []netip.Addr) error {
+	if path == "" {
+		return nil
+	}
+	ns, err := openNetns(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("rules in %s: %w", path, err)
+	}
+	defer ns.Close()
+	if ns.Dev != dev || ns.Ino != ino {
+		return nil
+	}
+	h, err := newHandle(ns.fd)
+	if err != nil {
+		return fmt.Errorf("rules in %s: %w", path, err)
+	}
+	defer h.Close()
+	err = h.SetStrictCheck(false) // the library asks for rules with a link's header
+	if err == nil {
+		err = dropRules(h, addresses)
+	}
+	if err != nil {
+		return fmt.Errorf("rules in %s: %w", path, err)
+	}
+	return nil
+}
+
+// dropRules removes the rules of addresses that lead to a table of secondRoutes.
+func dropRules(h *netlink.Handle, addresses []netip.Addr) error {
+	var errs []error
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		ours := map[string]bool{}
+		for _, a := range addresses {
+			if a.Is4() == (family == netlink.FAMILY_V4) {
+				ours[hostNet(a).String()] = true
+			}
+		}
+		if len(ours) == 0 {
+			continue
+		}
+		rules, err := again(func() ([]netlink.Rule, error) { return h.RuleList(family) })
+		errs = append(errs, err)
+		for _, r := range rules {
+			if r.Src == nil || !ours[r.Src.String()] || r.Table <= secondTable {
+				continue
+			}
+			if err := h.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
+				errs = append(errs, fmt.Errorf("remove rule from %s: %w", r.Src, cause(err)))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
