@@ -118,6 +118,8 @@ func TestComplaints(t *testing.T) {
 		c := &complaints{log: slog.New(slog.NewTextHandler(&text, nil))}
 		lines := func() (list []string) {
 			synctest.Wait()
+			c.mu.Lock() // under which it writes
+			defer c.mu.Unlock()
 			for line := range strings.Lines(text.String()) {
 				_, line, _ = strings.Cut(strings.TrimSpace(line), "level=")
 				list = append(list, line)
