@@ -115,6 +115,7 @@ func (c *Config) recordsDir() string { return filepath.Join(c.RunDir, "endpoints
 func (c *Config) understoodFile() string {
 	return filepath.Join(c.StateDir, "understood.json")
 }
+func (c *Config) hostIDFile() string { return filepath.Join(c.StateDir, hostIDFile) }
 func (c *Config) filterFile() string { return filepath.Join(c.StateDir, "filter") }
 
 // ParseHostPort reads an entry of the setting agent.workloadToHost: tcp, udp or
