@@ -35,6 +35,8 @@ func namespace(t *testing.T) {
 	} {
 		ip(t, c)
 	}
+	// The kernel makes the local route of an IPv6 address some time later.
+	eventually(t, "the local route", func() bool { return strings.Contains(ip(t, "-6 route show table local"), "fd00:9::1 ") })
 }
 
 func ip(t *testing.T, args string) string {
