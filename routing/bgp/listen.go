@@ -36,6 +36,9 @@ func (s *Speaker) listen(ctx context.Context, a netip.AddrPort) {
 			}
 			continue
 		}
+		if err := s.gate.add(l); err != nil {
+			s.log.Warn("the port is open to everybody", "address", a, "error", err)
+		}
 		s.problem(a, "")
 		stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 		for {
@@ -46,6 +49,7 @@ func (s *Speaker) listen(ctx context.Context, a netip.AddrPort) {
 			s.accept(ctx, c)
 		}
 		stop()
+		s.gate.remove(l)
 		_ = l.Close()
 	}
 }
@@ -54,6 +58,9 @@ func (s *Speaker) listen(ctx context.Context, a netip.AddrPort) {
 // addresses are closed.
 func (s *Speaker) accept(ctx context.Context, c net.Conn) {
 	remote := addrOf(c.RemoteAddr()).WithZone("")
+	if tcp, ok := c.(*net.TCPConn); ok {
+		_ = attach(tcp, nil) // the listener's is no use any more
+	}
 	s.mu.Lock()
 	f := s.machines[remote]
 	s.mu.Unlock()

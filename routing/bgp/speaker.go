@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -28,6 +29,7 @@ type Speaker struct {
 	dial    func(context.Context, PeerConfig) (net.Conn, error)
 	open    func(context.Context, netip.AddrPort) (net.Listener, error)
 	tasks   sync.WaitGroup
+	gate    *portGate
 
 	mu       sync.Mutex
 	running  bool
@@ -56,7 +58,7 @@ func New(c Config) (*Speaker, error) {
 	s := &Speaker{
 		config: c, log: c.Log, started: time.Now(), dial: dial, open: openListener,
 		work: make(chan func(), 64), wake: make(chan struct{}, 1), ended: make(chan struct{}),
-		machines: map[netip.Addr]*fsm{}, problems: map[string]string{},
+		gate: newPortGate(), machines: map[netip.Addr]*fsm{}, problems: map[string]string{},
 	}
 	s.rib = newRIB(&s.config, func(d time.Duration, run func()) *time.Timer {
 		return time.AfterFunc(d, func() { s.post(run) })
@@ -129,16 +131,26 @@ func (s *Speaker) commands(ctx context.Context) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	known := len(s.machines)
+	var started []*fsm
 	for _, p := range s.rib.peers {
 		if s.machines[p.config.Address] != p.fsm {
 			s.machines[p.config.Address] = p.fsm
-			s.tasks.Go(func() { p.fsm.run(ctx) })
+			started = append(started, p.fsm)
 		}
 	}
 	for a := range s.machines {
 		if s.rib.peers[a] == nil {
 			delete(s.machines, a)
 		}
+	}
+	if len(started) > 0 || len(s.machines) != known {
+		if err := s.gate.admit(slices.Collect(maps.Keys(s.machines))); err != nil {
+			s.log.Warn("the port is open to everybody", "error", err)
+		}
+	}
+	for _, f := range started {
+		s.tasks.Go(func() { f.run(ctx) })
 	}
 }
 

@@ -1,0 +1,163 @@
+package bgp
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// portGate has the kernel drop what comes to the listeners from addresses that are no
+// peers', before it answers: to others the port is as if filtered. The filter is the
+// sockets' own (SO_ATTACH_FILTER, socket(7)), so it concerns no other program's port
+// and ends with the process.
+type portGate struct {
+	mu        sync.Mutex
+	program   []unix.SockFilter // nil: everybody may
+	listeners map[*net.TCPListener]bool
+}
+
+func newPortGate() *portGate {
+	program, _ := gateProgram(nil)
+	return &portGate{program: program, listeners: map[*net.TCPListener]bool{}}
+}
+
+// add closes a listener to strangers.
+func (g *portGate) add(l net.Listener) error {
+	tcp, ok := l.(*net.TCPListener)
+	if !ok {
+		return nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.listeners[tcp] = true
+	return attach(tcp, g.program)
+}
+
+func (g *portGate) remove(l net.Listener) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if tcp, ok := l.(*net.TCPListener); ok {
+		delete(g.listeners, tcp)
+	}
+}
+
+// admit lets exactly these addresses in. It fails if they are too many for a filter,
+// and then lets in everybody, as without one.
+func (g *portGate) admit(peers []netip.Addr) error {
+	program, err := gateProgram(peers)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.program = program
+	for l := range g.listeners {
+		if err := attach(l, program); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// attach makes program the filter of a listener or connection; nil: it has none.
+func attach(c syscall.Conn, program []unix.SockFilter) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var setErr error
+	err = raw.Control(func(fd uintptr) {
+		if program == nil {
+			if setErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); errors.Is(setErr, unix.ENOENT) {
+				setErr = nil
+			}
+			return
+		}
+		setErr = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+			&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+	})
+	return errors.Join(err, setErr)
+}
+
+// The instructions of a filter, linux/filter.h and bpf_common.h; those with an offset
+// load from the IP header.
+const (
+	loadWord  = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+	loadByte  = unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
+	ifEqual   = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+	jump      = unix.BPF_JMP | unix.BPF_JA
+	shift     = unix.BPF_ALU | unix.BPF_RSH | unix.BPF_K
+	verdict   = unix.BPF_RET | unix.BPF_K
+	ipHeader  = 0xfff00000 // SKF_NET_OFF
+	let       = 0xffffffff // bytes of the packet that are kept
+	source4   = 12
+	source6   = 8
+	farthest  = 255 // of a conditional jump
+	maxFilter = 4096
+)
+
+// gateProgram lets packets from peers pass and drops all others.
+func gateProgram(peers []netip.Addr) ([]unix.SockFilter, error) {
+	var four, six [][]uint32
+	for _, a := range peers {
+		if a = a.Unmap(); a.Is4() {
+			four = append(four, words(a))
+		} else {
+			six = append(six, words(a))
+		}
+	}
+	match4, match6 := match(four, source4), match(six, source6)
+	p := []unix.SockFilter{
+		{Code: loadByte, K: ipHeader}, {Code: shift, K: 4},
+		{Code: ifEqual, K: 4, Jf: 1}, {Code: jump, K: 3},
+		{Code: ifEqual, K: 6, Jf: 1}, {Code: jump, K: uint32(1 + len(match4))},
+		{Code: verdict},
+	}
+	p = append(append(p, match4...), match6...)
+	if len(p) > maxFilter {
+		return nil, fmt.Errorf("%d peers are too many for a filter of the port: it is open to all", len(peers))
+	}
+	return p, nil
+}
+
+// words are an address in the units in which a filter compares.
+func words(a netip.Addr) (list []uint32) {
+	for b := a.AsSlice(); len(b) > 0; b = b[4:] {
+		list = append(list, binary.BigEndian.Uint32(b))
+	}
+	return list
+}
+
+// match ends with the verdict whether the words from offset on are one of keys.
+func match(keys [][]uint32, offset uint32) []unix.SockFilter {
+	drop := unix.SockFilter{Code: verdict}
+	if len(keys) == 0 {
+		return []unix.SockFilter{drop}
+	}
+	next := map[uint32][][]uint32{}
+	for _, k := range keys {
+		next[k[0]] = append(next[k[0]], k[1:])
+	}
+	p := []unix.SockFilter{{Code: loadWord, K: ipHeader + offset}}
+	first := slices.Sorted(maps.Keys(next))
+	if len(keys[0]) == 1 {
+		for chunk := range slices.Chunk(first, farthest-1) {
+			for i, word := range chunk {
+				p = append(p, unix.SockFilter{Code: ifEqual, K: word, Jt: uint8(len(chunk) - i)})
+			}
+			p = append(p, unix.SockFilter{Code: jump, K: 1}, unix.SockFilter{Code: verdict, K: let})
+		}
+		return append(p, drop)
+	}
+	for _, word := range first {
+		rest := match(next[word], offset+4)
+		p = append(p, unix.SockFilter{Code: ifEqual, K: word, Jt: 1}, unix.SockFilter{Code: jump, K: uint32(len(rest))})
+		p = append(p, rest...)
+	}
+	return append(p, drop)
+}
