@@ -64,6 +64,7 @@ func TestOneHost(t *testing.T) {
 			t.Error(differ(before, after))
 		}
 	})
+	t.Run("opened", func(t *testing.T) { opened(t, s.in(t), c1, c3, to) })
 	t.Run("gateway never loops", func(t *testing.T) {
 		s := s.in(t)
 		neighbour := s.lab.Hosts[1]

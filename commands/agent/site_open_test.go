@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"netctl/netdev/netlab"
+)
+
+// opened takes the packet filter away in every way and state of the agent while one
+// container floods another that it may not reach, and a third one does that may. What
+// is denied is denied again and the flow that began is cut; what is allowed loses
+// nothing.
+func opened(t *testing.T, s *site, allowed, denied *netlab.Container, to netip.Addr) {
+	bad, err := netlab.StartFlood(denied, to, time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bad.Stop()
+	good, err := netlab.StartFlood(allowed, to, time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	progress := func() {
+		t.Helper()
+		answered := good.Answered()
+		s.until("allowed echoes", func() string {
+			if n := good.Answered() - answered; n < 50 {
+				return fmt.Sprint(n, " of 50")
+			}
+			return ""
+		})
+	}
+	progress()
+	if bad.Answered() > 0 {
+		t.Fatal("it is open")
+	}
+	flush := func() { netlab.Must(t, s.node, "nft", "flush", "ruleset") }
+	kill := func() {
+		_ = s.agent.Signal(unix.SIGKILL)
+		<-s.agent.Done()
+	}
+	leak := func() {
+		t.Helper()
+		answered := bad.Answered()
+		s.until("the flow begins", func() string {
+			if bad.Answered() == answered {
+				return "no answer"
+			}
+			return ""
+		})
+	}
+	start := func() { s.agent = s.startAgent(s.node, s.cfg) }
+	away := func() {
+		s.stopStore()
+		s.until("missed", func() string {
+			if s.status().Store == "" {
+				return "not missed"
+			}
+			return ""
+		})
+	}
+	for _, c := range []struct {
+		what  string
+		fault func()
+		after func()
+	}{
+		{"flushed", flush, nil},
+		{"flushed twice", func() { flush(); flush() }, nil},
+		{"edited", func() { netlab.Must(t, s.node, "nft", "insert", "rule", "inet", "netctl", "fwd_to", "accept") }, nil},
+		{"opened deep inside", func() { netlab.Must(t, s.node, "nft", "insert", "rule", "inet", "netctl", "deny_in", "accept") }, nil},
+		{"killed and flushed", func() { kill(); flush(); leak(); start() }, s.synced},
+		{"flushed, the datastore away", func() { away(); flush() }, nil},
+		{"killed and flushed, the datastore away", func() { kill(); flush(); leak(); start() }, nil},
+		{"flushed while it starts, the datastore away", flush, func() { s.startStore(); s.synced() }},
+	} {
+		before := bad.Answered()
+		c.fault()
+		s.until(c.what+": denied again", func() string {
+			answered := bad.Answered()
+			progress()
+			if n := bad.Answered() - answered; n > 0 {
+				return fmt.Sprint(n, " denied echoes answered")
+			}
+			return ""
+		})
+		if left := netlab.Must(t, s.node, "conntrack", "-L", "-p", "icmp"); left == "" {
+			t.Errorf("%s: the allowed flow is not tracked any more", c.what)
+		}
+		t.Logf("%s: %d denied echoes of one a millisecond were answered", c.what, bad.Answered()-before)
+		if c.after != nil {
+			c.after()
+		}
+	}
+	if r := good.Stop(); len(r.Lost) > 0 {
+		t.Errorf("allowed echoes: %s", r)
+	}
+}
