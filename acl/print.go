@@ -70,7 +70,7 @@ func (s *Set) print(b *strings.Builder) {
 		b.WriteString(" flags interval;")
 	}
 	if s.Type.Meter() {
-		fmt.Fprintf(b, " size %d; flags dynamic,timeout; timeout %ds;", MeterSize, MeterTimeout/time.Second)
+		fmt.Fprintf(b, " size %d; flags dynamic,timeout; timeout %ds;", s.Type.MeterSize(), MeterTimeout/time.Second)
 	}
 	if len(s.Elements) > 0 {
 		b.WriteString(" elements = { ")

@@ -43,11 +43,20 @@ func (t SetType) Map() bool { return t == LinkVerdict || t == StateVerdict }
 // forgets them MeterTimeout after the last.
 func (t SetType) Meter() bool { return t >= LinkMeter && t <= LinkAddrMeter6 }
 
-// The most elements of a meter, and how long one is kept.
-const (
-	MeterSize    = 65535
-	MeterTimeout = time.Minute
-)
+// MeterTimeout is how long an element of a meter is kept.
+const MeterTimeout = time.Minute
+
+// MeterSize is the most elements of a meter. The kernel makes room for all at once,
+// which takes time while a table is put back.
+func (t SetType) MeterSize() uint32 {
+	switch t {
+	case LinkMeter:
+		return 4096
+	case PairMeter:
+		return 4096
+	}
+	return 8192
+}
 
 // OfEndpoints tells whether elements name links or subnets of this host; without
 // them fewer packets pass.

@@ -255,7 +255,7 @@ func encodeSet(name string, typ acl.SetType, comment string) *nftables.Set {
 		s.KeyType, s.KeyByteOrder = nftables.TypeCTState, binaryutil.NativeEndian
 	}
 	if typ.Meter() {
-		s.Dynamic, s.HasTimeout, s.Timeout, s.Size = true, true, acl.MeterTimeout, acl.MeterSize
+		s.Dynamic, s.HasTimeout, s.Timeout, s.Size = true, true, acl.MeterTimeout, typ.MeterSize()
 	}
 	if typ.Map() {
 		s.IsMap, s.DataType = true, nftables.TypeVerdict

@@ -128,35 +128,40 @@ func (t *Table) Close() error {
 }
 
 // Sync makes the table what want says and writes only what differs: nothing at
-// all if it is right already. Where it is open it is closed first, in a transaction
-// of its own. An *acl.RefusedError lists every object that is not as wanted; the
+// all if it is right already. Where it is open, and one transaction cannot make it
+// whole, it is closed first. An *acl.RefusedError lists every object that is not as wanted; the
 // others are.
 func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	have, err := t.snapshot()
-	if err != nil {
+	tx, have, err := t.differences(want)
+	if err != nil || tx.empty() {
 		return false, err
 	}
-	if tx := closing(want, have); !tx.empty() {
-		t.log.Warn("packet filter is not whole, closed first", "table", acl.TableName, "objects", tx.objects())
-		wrote = true
-		err := t.commit(ctx, tx)
+	if first := closing(want, have); !first.empty() && !tx.single() {
+		t.log.Warn("packet filter is not whole, closed first", "table", acl.TableName, "objects", first.objects())
+		err := t.commit(ctx, first)
 		if refused := (*acl.RefusedError)(nil); err != nil && !errors.As(err, &refused) {
-			return wrote, err
+			return true, err
 		}
-		if have, err = t.snapshot(); err != nil {
-			return wrote, err
+		if tx, _, err = t.differences(want); err != nil || tx.empty() {
+			return true, err
 		}
+	}
+	t.log.Info("packet filter differs", "table", acl.TableName, "objects", tx.objects())
+	return true, t.commit(ctx, tx)
+}
+
+// differences reads the table and returns what makes it what want says.
+func (t *Table) differences(want *acl.Ruleset) (*transaction, *kernel, error) {
+	have, err := t.snapshot()
+	if err != nil {
+		return nil, nil, err
 	}
 	t.handles = learn(want, have)
 	tx := newTransaction()
 	compare(tx, want, have, t.handles)
-	if tx.empty() {
-		return wrote, nil
-	}
-	t.log.Info("packet filter differs", "table", acl.TableName, "objects", tx.objects())
-	return true, t.commit(ctx, tx)
+	return tx, have, nil
 }
 
 // Apply writes a delta as one transaction without reading first. An

@@ -82,6 +82,15 @@ func (tx *transaction) parts() [][]op {
 	}
 }
 
+// single says whether it is committed as one.
+func (tx *transaction) single() bool {
+	weight := 0
+	for _, o := range tx.ops() {
+		weight += o.weight
+	}
+	return len(tx.parts()) == 1 && (tx.whole || weight <= maxWeight)
+}
+
 // rekey keeps packets from falling between the old and the new verdict of the
 // elements' keys.
 func (tx *transaction) rekey(m string, elements []acl.Element) {
