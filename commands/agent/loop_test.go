@@ -14,7 +14,7 @@ import (
 // TestAwaitTellsWhatHappened: a caller that gives up at the very moment is told
 // that its check was done, or it was not: Begin counts on it.
 func TestAwaitTellsWhatHappened(t *testing.T) {
-	l := newLoop(Config{Node: "n1", LinkPrefix: "nc", Gateway: netdev.Gateway4()}, slog.New(slog.DiscardHandler), &kernel.Fake{}, fib.NewFake().Table(87), &nft.Fake{})
+	l := newLoop(Config{Node: "n1", LinkPrefix: "nc", Gateway: netdev.Gateway4(), StateDir: t.TempDir()}, slog.New(slog.DiscardHandler), &kernel.Fake{}, fib.NewFake().Table(87), &nft.Fake{})
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { _ = l.run(ctx) }()
 	done, told := 0, 0

@@ -113,7 +113,7 @@ func (f failingFilter) Apply(context.Context, acl.Delta) error { f.sync++; retur
 func TestEachProblemIsTriedAtItsOwnTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &failing{Fake: &kernel.Fake{}, Table: fib.NewFake().Table(87), fail: true}
-		l := newLoop(Config{Node: "n1", LinkPrefix: "nc", Gateway: netdev.Gateway4()}, slog.New(slog.DiscardHandler), f, failingTable{f}, failingFilter{f})
+		l := newLoop(Config{Node: "n1", LinkPrefix: "nc", Gateway: netdev.Gateway4(), StateDir: t.TempDir()}, slog.New(slog.DiscardHandler), f, failingTable{f}, failingFilter{f})
 		l.standing.stage, l.standing.admitted = ready, true
 		ctx, stop := context.WithCancel(t.Context())
 		go func() { _ = l.run(ctx) }()
