@@ -16,7 +16,8 @@ import (
 // manifestHelp is what the commands that read manifests say about them.
 const manifestHelp = "The file holds YAML or JSON documents, each one object or a list of them; - is stdin. Everything is checked before\n" +
 	"anything is written. More objects than one transaction takes (99) are written in several, each whole or not at all;\n" +
-	"if a later one fails the message says how far it came."
+	"if a later one fails the message says how far it came. An object with metadata.revision is written only if nobody changed\n" +
+	"it since that revision."
 
 // writeCommand makes apply, create and replace.
 func writeCommand(a *app, name, short, example string, mode writeMode) *cobra.Command {

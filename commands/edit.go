@@ -2,6 +2,7 @@ package commands
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -85,28 +86,15 @@ func (a *app) edit(cmd *cobra.Command, o datastore.Object) (err error) {
 	if len(list) != 1 || edited.Kind() != o.Kind() || edited.Meta().Name != o.Meta().Name {
 		return fmt.Errorf("%s: edit changes one object and neither its kind nor its name: %w", f.Name(), datastore.ErrInvalid)
 	}
-	return a.writeEdited(cmd, o, edited)
-}
-
-// writeEdited writes the edited object if nobody changed it since it was read.
-func (a *app) writeEdited(cmd *cobra.Command, was, edited datastore.Object) error {
-	s, err := a.store(cmd.Context())
-	if err != nil {
-		return err
+	mode := modeReplace
+	if o.Meta().Revision == 0 {
+		mode = modeCreate // of what is there without being stored
 	}
-	if err := a.checkPut(cmd.Context(), s, edited); err != nil {
-		return fmt.Errorf("%s: %w", label(edited), err)
-	}
-	edited.Meta().Revision = was.Meta().Revision
-	keepStatus(edited, was)
-	put := datastore.Update
-	if edited.Meta().Revision == 0 {
-		put = datastore.Create
-	}
-	if err := put(cmd.Context(), s, edited); err != nil {
-		return err
-	}
-	return a.print(label(edited) + " updated\n")
+	var printing error
+	err = a.write(cmd.Context(), []manifest{{object: edited, revision: o.Meta().Revision}}, mode, func(planned) {
+		printing = a.print(label(edited) + " updated\n")
+	})
+	return cmp.Or(err, printing)
 }
 
 func (a *app) runEditor(cmd *cobra.Command, file string) error {

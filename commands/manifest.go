@@ -23,6 +23,8 @@ type manifest struct {
 	object datastore.Object
 	file   string
 	line   int
+	// revision is that which the object was read in, as its text says; 0: it says none.
+	revision int64
 }
 
 // where is the prefix of a message about the object.
@@ -68,7 +70,7 @@ func parseManifests(name string, raw []byte) ([]manifest, error) {
 			if err != nil {
 				return nil, fmt.Errorf("%s:%d: %w", name, errorLine(n, err), err)
 			}
-			out = append(out, manifest{object: o, file: name, line: n.Line})
+			out = append(out, manifest{object: o, file: name, line: n.Line, revision: o.Meta().Revision})
 		}
 	}
 	if len(out) == 0 && !listed {

@@ -87,7 +87,7 @@ func manifestJSON(objects []datastore.Object) ([]byte, error) {
 	var buf bytes.Buffer
 	buf.WriteByte('[')
 	for i, o := range objects {
-		b, err := datastore.Encode(o)
+		b, err := datastore.EncodeManifest(o)
 		if err != nil {
 			return nil, err
 		}
@@ -118,7 +118,7 @@ func manifestYAML(objects []datastore.Object) ([]byte, error) {
 	enc := yaml.NewEncoder(&out)
 	enc.SetIndent(2)
 	for _, o := range objects {
-		b, err := datastore.Encode(o)
+		b, err := datastore.EncodeManifest(o)
 		if err != nil {
 			return nil, err
 		}

@@ -56,8 +56,16 @@ func ruleText(p *datastore.Profile) string {
 
 // ruleSet is what `rule json` prints and `rule update` reads.
 type ruleSet struct {
+	Metadata ruleSource       `json:"metadata,omitzero"`
 	Inbound  []datastore.Rule `json:"inbound"`
 	Outbound []datastore.Rule `json:"outbound"`
+}
+
+// ruleSource says which profile the rules are of, and in which revision of it they
+// were read.
+type ruleSource struct {
+	Name     string `json:"name"`
+	Revision int64  `json:"revision"`
 }
 
 func newRuleJSONCommand(a *app) *cobra.Command {
@@ -75,7 +83,7 @@ func newRuleJSONCommand(a *app) *cobra.Command {
 			enc := json.NewEncoder(&b)
 			enc.SetEscapeHTML(false)
 			enc.SetIndent("", "  ")
-			if err := enc.Encode(ruleSet{p.Spec.Inbound, p.Spec.Outbound}); err != nil {
+			if err := enc.Encode(ruleSet{ruleSource{p.Metadata.Name, p.Metadata.Revision}, p.Spec.Inbound, p.Spec.Outbound}); err != nil {
 				return err
 			}
 			return a.print(b.String())
@@ -85,8 +93,10 @@ func newRuleJSONCommand(a *app) *cobra.Command {
 
 func newRuleUpdateCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:     "update",
-		Short:   "Replace all rules of the profile by JSON from stdin",
+		Use:   "update",
+		Short: "Replace all rules of the profile by JSON from stdin",
+		Long: "Replace all rules of the profile by JSON from stdin, as rule json prints it. If it has metadata of the same profile,\n" +
+			"nothing is written when somebody changed the profile since that revision.",
 		Example: "  netctl profile web rule update < rules.json\n  netctl profile web rule json | netctl profile db rule update",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -99,6 +109,14 @@ func newRuleUpdateCommand(a *app) *cobra.Command {
 				return fmt.Errorf("stdin: %w", err)
 			}
 			return changeProfile(cmd, a, func(p *datastore.Profile) error {
+				same := func(x, y []datastore.Rule) bool { return slices.EqualFunc(x, y, func(r, s datastore.Rule) bool { return r.String() == s.String() }) }
+				switch {
+				case same(rules.Inbound, p.Spec.Inbound) && same(rules.Outbound, p.Spec.Outbound):
+				case rules.Metadata.Name == p.Metadata.Name:
+					if err := stale(rules.Metadata.Revision, p); err != nil {
+						return fmt.Errorf("%s: %w", label(p), err)
+					}
+				}
 				p.Spec.Inbound, p.Spec.Outbound = rules.Inbound, rules.Outbound
 				return nil
 			})
@@ -106,25 +124,34 @@ func newRuleUpdateCommand(a *app) *cobra.Command {
 	}
 }
 
-// parseRuleSet reads {"inbound": […], "outbound": […]} as strictly as a manifest.
-func parseRuleSet(raw []byte) (datastore.ProfileSpec, error) {
+// parseRuleSet reads {"metadata": …, "inbound": […], "outbound": […]} as strictly as a
+// manifest; the metadata may be left out.
+func parseRuleSet(raw []byte) (ruleSet, error) {
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &keys); err != nil {
-		return datastore.ProfileSpec{}, fmt.Errorf("not the JSON that rule json prints: %w: %w", err, datastore.ErrInvalid)
+		return ruleSet{}, fmt.Errorf("not the JSON that rule json prints: %w: %w", err, datastore.ErrInvalid)
 	}
 	for _, side := range []string{inbound, outbound} {
 		if len(keys[side]) == 0 || string(keys[side]) == "null" {
-			return datastore.ProfileSpec{}, &datastore.FieldError{Field: side, Reason: "is missing; an empty list has no rule"}
+			return ruleSet{}, &datastore.FieldError{Field: side, Reason: "is missing; an empty list has no rule"}
 		}
 	}
-	if len(keys) > 2 {
-		return datastore.ProfileSpec{}, &datastore.FieldError{Reason: "unknown key: there are only inbound and outbound"}
+	for key := range keys {
+		if key != inbound && key != outbound && key != "metadata" {
+			return ruleSet{}, &datastore.FieldError{Field: key, Reason: "unknown key: there are only metadata, inbound and outbound"}
+		}
 	}
-	o, err := datastore.DecodeManifest(fmt.Appendf(nil, `{"apiVersion":%q,"kind":"Profile","metadata":{"name":"x"},"spec":%s}`, datastore.APIVersion, raw))
+	meta := keys["metadata"]
+	if len(meta) == 0 || string(meta) == "null" {
+		meta = json.RawMessage(`{"name":"x"}`) // no name of a profile needs to be known to read rules
+	}
+	o, err := datastore.DecodeManifest(fmt.Appendf(nil, `{"apiVersion":%q,"kind":"Profile","metadata":%s,"spec":{"inbound":%s,"outbound":%s}}`,
+		datastore.APIVersion, meta, keys[inbound], keys[outbound]))
 	if err != nil {
-		return datastore.ProfileSpec{}, err
+		return ruleSet{}, err
 	}
-	return o.(*datastore.Profile).Spec, nil
+	p := o.(*datastore.Profile)
+	return ruleSet{ruleSource{p.Metadata.Name, p.Metadata.Revision}, p.Spec.Inbound, p.Spec.Outbound}, nil
 }
 
 func newRuleAddCommand(a *app) *cobra.Command {

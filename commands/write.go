@@ -141,6 +141,8 @@ func planOne(view *datastore.View, m manifest, mode writeMode) (planned, error) 
 		return p, datastore.ErrNotFound
 	case old != nil && mode == modeCreate:
 		return p, datastore.ErrExists
+	case old == nil && mode == modeApply && m.revision != 0:
+		return p, stale(m.revision, nil)
 	}
 	o.Meta().Revision = 0
 	if old != nil {
@@ -159,8 +161,24 @@ func planOne(view *datastore.View, m manifest, mode writeMode) (planned, error) 
 	have, err := datastore.Encode(old)
 	if bytes.Equal(have, p.op.Value) {
 		p.verb = "unchanged"
+	} else if err == nil {
+		err = stale(m.revision, old)
 	}
 	return p, err
+}
+
+// stale refuses to write what was made of an earlier revision of an object than the
+// one it has now (nil: it is gone): what somebody changed since would be undone.
+// 0 is no revision.
+func stale(revision int64, now datastore.Object) error {
+	switch {
+	case revision == 0 || now != nil && now.Meta().Revision == revision:
+		return nil
+	case now == nil:
+		return fmt.Errorf("%w: revision %d was read, and it is deleted since; without metadata.revision it is created again", datastore.ErrConflict, revision)
+	}
+	return fmt.Errorf("%w: revision %d was read, it is at %d now; read it again, or leave metadata.revision out to overwrite it",
+		datastore.ErrConflict, revision, now.Meta().Revision)
 }
 
 // keepStatus leaves a node's status to its agent: a manifest does not set it.

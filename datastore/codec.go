@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 )
 
 // MaxSize is the largest encoded object in bytes (etcd's request limit is
@@ -38,9 +39,23 @@ func New(k Kind) (Object, error) {
 	return nil, &FieldError{Field: "kind", Value: string(k), Reason: "there is no such kind"}
 }
 
-// Encode returns the object as stored and as in a JSON manifest, with the unknown
-// keys that it was read with. It refuses what Decode would not read back.
-func Encode(o Object) ([]byte, error) {
+// Encode returns the object as stored, with the unknown keys that it was read with.
+// It refuses what Decode would not read back.
+func Encode(o Object) ([]byte, error) { return encode(o, marshal) }
+
+// EncodeManifest is Encode for people and programs: with metadata.revision, as far as
+// the object has one.
+func EncodeManifest(o Object) ([]byte, error) {
+	return encode(o, func(v any) ([]byte, error) {
+		body, err := marshal(v)
+		if revision := o.Meta().Revision; revision != 0 && err == nil {
+			body, err = (&unknown{}).add([]step{{key: []byte("metadata")}, {key: []byte("revision")}}, []byte(strconv.FormatInt(revision, 10))).merge(body)
+		}
+		return body, err
+	})
+}
+
+func encode(o Object, marshal func(any) ([]byte, error)) ([]byte, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
@@ -136,7 +151,8 @@ func needsError(needs int) error {
 
 // DecodeManifest reads one JSON object that a person or a program wrote: unknown
 // and repeated keys are errors that name the path, defaults are filled in and the
-// result is valid. Errors wrap ErrInvalid.
+// result is valid. Meta().Revision is the metadata.revision that it has. Errors wrap
+// ErrInvalid.
 func DecodeManifest(raw []byte) (Object, error) {
 	if len(raw) > MaxSize {
 		return nil, tooLarge(raw)

@@ -257,3 +257,37 @@ func FuzzManifest(f *testing.F) {
 		}
 	})
 }
+
+// TestRevisionIsInManifestsOnly: people and programs get and give the revision that
+// an object was read in; what is stored has none.
+func TestRevisionIsInManifestsOnly(t *testing.T) {
+	p := &Profile{Metadata: Metadata{Name: "web", Revision: 12}}
+	p.SetDefaults()
+	stored, err := Encode(p)
+	if err != nil || bytes.Contains(stored, []byte("revision")) {
+		t.Errorf("stored: %s, %v", stored, err)
+	}
+	b, err := EncodeManifest(p)
+	if err != nil || !bytes.Contains(b, []byte(`"metadata":{"name":"web","revision":12}`)) {
+		t.Errorf("manifest: %s, %v", b, err)
+	}
+	if o, err := DecodeManifest(b); err != nil || o.Meta().Revision != 12 {
+		t.Errorf("read back: %+v, %v", o, err)
+	}
+	if o, err := DecodeManifest(stored); err != nil || o.Meta().Revision != 0 {
+		t.Errorf("without: %+v, %v", o, err)
+	}
+	for _, bad := range []string{`0`, `-1`, `"12"`, `1.5`} {
+		if o, err := DecodeManifest(bytes.Replace(b, []byte(":12"), []byte(":"+bad), 1)); err == nil {
+			t.Errorf("revision %s: %+v", bad, o)
+		}
+	}
+	// A key of that name that a newer netctl stored is unknown like any other.
+	o, err := Decode("/netctl/v1/profiles/web", b)
+	if err != nil || o.Meta().Revision != 0 {
+		t.Fatalf("stored with a revision: %+v, %v", o, err)
+	}
+	if again, err := Encode(o); err != nil || !bytes.Contains(again, []byte(`"revision":12`)) {
+		t.Errorf("stored again: %s, %v", again, err)
+	}
+}

@@ -21,7 +21,7 @@ import (
 type decoder struct {
 	scanner
 	tolerant bool
-	slow     bool // everything by reflection; for tests
+	slow     bool // everything but the metadata by reflection; for tests
 	headed   bool // the outermost object has apiVersion and kind beside its fields
 	head     head
 	formerly []string // paths of keys that older versions wrote; they are read over
@@ -95,7 +95,7 @@ func (d *decoder) object(into any) error {
 	if d.null() {
 		return nil
 	}
-	if !d.slow {
+	if _, meta := into.(*Metadata); meta || !d.slow {
 		if done, err := d.fast(into); done {
 			return err
 		}

@@ -49,8 +49,24 @@ func (d *decoder) metadata(m *Metadata, key []byte) (bool, error) {
 		return true, d.entries(&m.Labels)
 	case "needs":
 		return true, d.int(&m.Needs)
+	case "revision":
+		if d.tolerant {
+			return false, nil // what is stored has none
+		}
+		return true, d.revision(&m.Revision)
 	}
 	return false, nil
+}
+
+// revision reads a revision, which is of the store and therefore at least 1.
+func (d *decoder) revision(into *int64) (err error) {
+	if d.null() {
+		return nil
+	}
+	if *into, err = d.whole(64); err == nil && *into < 1 {
+		err = d.wrong(strconv.FormatInt(*into, 10), "is no revision: leave it out")
+	}
+	return err
 }
 
 func (d *decoder) endpointSpec(s *EndpointSpec, key []byte) (bool, error) {

@@ -52,6 +52,7 @@ type Metadata struct {
 	// every one may.
 	Needs int `json:"needs,omitempty"`
 	// Revision is the store's revision of the object's last change; 0: never stored.
+	// Manifests have it, as metadata.revision; what is stored does not.
 	Revision int64 `json:"-"`
 
 	unknown *unknown // what the object was read with beyond the model; mostly nil
