@@ -71,7 +71,7 @@ func (a *app) writeAndTell(cmd *cobra.Command, list []manifest, mode writeMode, 
 	if err != nil {
 		return err
 	}
-	view, err := a.list(cmd.Context(), s, neededToPut(objectsIn(list)...))
+	view, err := a.list(cmd.Context(), s, neededToWrite(list))
 	if err != nil {
 		return err
 	}

@@ -89,7 +89,8 @@ func populated(t *testing.T, nodes int) *memory.Store {
 		b := &datastore.Block{Spec: datastore.BlockSpec{CIDR: block, Affinity: name}}
 		at := block.Addr()
 		for j := range 10 {
-			e := &datastore.Endpoint{Spec: datastore.EndpointSpec{Node: name, Orchestrator: "cni", Workload: fmt.Sprint("w", j), Interface: "eth0", Link: fmt.Sprintf("nc%d-%d", i, j),
+			e := &datastore.Endpoint{Spec: datastore.EndpointSpec{Node: name, Orchestrator: "cni", Workload: fmt.Sprint("w", j), Interface: "eth0",
+				Link:      datastore.LinkName("nc", datastore.EndpointName(name, "cni", fmt.Sprint("w", j), "eth0")),
 				Addresses: []netip.Addr{at}, Profiles: []string{fmt.Sprint("p", i)}, Network: "net"}}
 			put(e)
 			b.Spec.Allocations = append(b.Spec.Allocations, datastore.Allocation{Ordinal: j, Handle: e.Metadata.Name, Node: name, Time: time.Unix(1, 0)})

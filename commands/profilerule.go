@@ -109,7 +109,9 @@ func newRuleUpdateCommand(a *app) *cobra.Command {
 				return fmt.Errorf("stdin: %w", err)
 			}
 			return changeProfile(cmd, a, func(p *datastore.Profile) error {
-				same := func(x, y []datastore.Rule) bool { return slices.EqualFunc(x, y, func(r, s datastore.Rule) bool { return r.String() == s.String() }) }
+				same := func(x, y []datastore.Rule) bool {
+					return slices.EqualFunc(x, y, func(r, s datastore.Rule) bool { return r.String() == s.String() })
+				}
 				switch {
 				case same(rules.Inbound, p.Spec.Inbound) && same(rules.Outbound, p.Spec.Outbound):
 				case rules.Metadata.Name == p.Metadata.Name:

@@ -56,7 +56,7 @@ func (a *app) write(ctx context.Context, list []manifest, mode writeMode, done f
 	slices.SortStableFunc(list, func(x, y manifest) int { return kindRank(x.object) - kindRank(y.object) })
 	through := 0
 	for races := 0; ; races++ {
-		view, err := a.list(ctx, store, neededToPut(objectsIn(list[through:])...))
+		view, err := a.list(ctx, store, neededToWrite(list[through:]))
 		if err != nil {
 			return farther(through, len(list), err)
 		}
@@ -72,6 +72,16 @@ func (a *app) write(ctx context.Context, list []manifest, mode writeMode, done f
 			return farther(through, len(list), err)
 		}
 	}
+}
+
+// neededToWrite is neededToPut, and for endpoints who holds which address: others than
+// a manifest's do not change by a write.
+func neededToWrite(list []manifest) needed {
+	n := neededToPut(objectsIn(list)...)
+	if slices.ContainsFunc(list, func(m manifest) bool { return m.object.Kind() == datastore.KindEndpoint }) {
+		n.all(datastore.KindBlock)
+	}
+	return n
 }
 
 func commitPlans(ctx context.Context, store datastore.Store, view *datastore.View, plans []planned, done func(planned)) error {

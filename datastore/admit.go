@@ -1,7 +1,9 @@
 package datastore
 
 import (
+	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -11,7 +13,8 @@ const maxNamed = 3
 
 // CheckPut says why writing o would contradict what the View holds: pools that
 // overlap, a pool's blocks of another size, a network's pool that is not there,
-// an endpoint's profile that is not there. Errors wrap ErrInvalid or ErrInUse.
+// an endpoint's profile that is not there, its link or a new address of it that is not
+// its own. Errors wrap ErrInvalid or ErrInUse.
 // o must be valid by itself.
 func (v *View) CheckPut(o Object) error {
 	switch o := o.(type) {
@@ -26,6 +29,12 @@ func (v *View) CheckPut(o Object) error {
 			}
 		}
 	case *Endpoint:
+		if err := checkLink(o); err != nil {
+			return err
+		}
+		if err := v.checkAddresses(o); err != nil {
+			return err
+		}
 		for i, p := range o.Spec.Profiles {
 			if v.Profile(p) == nil {
 				return &FieldError{Field: indexed("spec.profiles", i), Value: p, Reason: "there is no such profile"}
@@ -33,6 +42,52 @@ func (v *View) CheckPut(o Object) error {
 		}
 	}
 	return nil
+}
+
+// checkLink refuses an endpoint that names another's link.
+func checkLink(e *Endpoint) error {
+	if OwnsLink(e.Metadata.Name, e.Spec.Link) {
+		return nil
+	}
+	return &FieldError{Field: "spec.link", Value: e.Spec.Link,
+		Reason: "is another endpoint's: that of this name ends in " + LinkName("", e.Metadata.Name)}
+}
+
+// checkAddresses refuses addresses that the endpoint did not have and that no block
+// holds for it.
+func (v *View) checkAddresses(e *Endpoint) error {
+	old := v.Endpoint(e.Metadata.Name)
+	for i, a := range e.Spec.Addresses {
+		if old != nil && slices.Contains(old.Spec.Addresses, a) {
+			continue
+		}
+		if handle := v.holder(a); handle != e.Metadata.Name {
+			reason := "no block holds it for this endpoint; an attach draws addresses"
+			if handle != "" {
+				reason = "is held by " + handle
+			}
+			return &FieldError{Field: indexed("spec.addresses", i), Value: a.String(), Reason: reason}
+		}
+	}
+	return nil
+}
+
+// holder is the handle that holds an address; "": no block says so.
+func (v *View) holder(a netip.Addr) string {
+	for bits := a.BitLen() - maxBlockBits; bits <= a.BitLen(); bits++ {
+		b := v.Block(PoolName(netip.PrefixFrom(a, bits)))
+		if b == nil {
+			continue
+		}
+		low := binary.BigEndian.Uint16(a.AsSlice()[a.BitLen()/8-2:])
+		ordinal := int(low) & (b.Size() - 1)
+		for _, held := range b.Spec.Allocations {
+			if held.Ordinal == ordinal {
+				return held.Handle
+			}
+		}
+	}
+	return ""
 }
 
 func (v *View) checkPool(p *Pool) error {

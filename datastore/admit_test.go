@@ -22,13 +22,15 @@ func populated(t *testing.T) (*memory.Store, *datastore.View) {
 		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.0.0.0/16")}},
 		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.1.0.0/16")}},
 		&datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("10.0.0.0/26"), Affinity: "n",
-			Allocations: []datastore.Allocation{{Ordinal: 1, Handle: "h", Node: "n"}}}},
+			Allocations: []datastore.Allocation{{Ordinal: 1, Handle: "n/cni/w/eth0", Node: "n"}}}},
+		&datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("fd00::/118"), Affinity: "n",
+			Allocations: []datastore.Allocation{{Ordinal: 0x301, Handle: "n/cni/w/eth0", Node: "n"}}}},
 		&datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("10.1.0.0/26"), Affinity: "n"}},
 		&datastore.Profile{Metadata: datastore.Metadata{Name: "web"}},
 		&datastore.Profile{Metadata: datastore.Metadata{Name: "free"}},
 		&datastore.Network{Metadata: datastore.Metadata{Name: "web"}},
-		&datastore.Endpoint{Spec: datastore.EndpointSpec{Node: "n", Orchestrator: "cni", Workload: "w", Interface: "eth0", Link: "nc1",
-			Network: "web", Profiles: []string{"web"}}},
+		&datastore.Endpoint{Spec: datastore.EndpointSpec{Node: "n", Orchestrator: "cni", Workload: "w", Interface: "eth0", Link: datastore.LinkName("nc", "n/cni/w/eth0"),
+			Network: "web", Profiles: []string{"web"}, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.5")}}},
 	} {
 		if err := datastore.Create(ctx, s, o); err != nil {
 			t.Fatal(err)
@@ -52,6 +54,14 @@ func listed(t *testing.T, s datastore.Store) *datastore.View {
 
 func TestCheckPut(t *testing.T) {
 	_, v := populated(t)
+	endpoint := func(workload, linkOf string, profiles []string, addrs ...string) *datastore.Endpoint {
+		e := &datastore.Endpoint{Spec: datastore.EndpointSpec{Node: "n", Orchestrator: "cni", Workload: workload, Interface: "eth0",
+			Link: datastore.LinkName("nc", linkOf), Profiles: profiles}}
+		for _, a := range addrs {
+			e.Spec.Addresses = append(e.Spec.Addresses, netip.MustParseAddr(a))
+		}
+		return e
+	}
 	pool := func(cidr string, blockSize int) *datastore.Pool {
 		return &datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix(cidr), BlockSize: blockSize}}
 	}
@@ -66,7 +76,14 @@ func TestCheckPut(t *testing.T) {
 		{pool("10.0.0.0/16", 28), `in use: blocks of /26 cannot become /28: there is block 10.0.0.0/26`},
 		{&datastore.Network{Metadata: datastore.Metadata{Name: "x"}, Spec: datastore.NetworkSpec{Pools: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}}},
 			`spec.pools[0] "10.9.0.0/16": there is no such pool`},
-		{&datastore.Endpoint{Spec: datastore.EndpointSpec{Profiles: []string{"web", "nope"}}}, `spec.profiles[1] "nope": there is no such profile`},
+		{endpoint("w", "n/cni/w/eth0", []string{"web", "nope"}), `spec.profiles[1] "nope": there is no such profile`},
+		{endpoint("w", "n/cni/w/eth0", nil, "10.0.0.1"), ""},
+		{endpoint("w", "n/cni/w/eth0", nil, "10.0.0.5"), ""}, // it has that already
+		{endpoint("w", "n/cni/w/eth0", nil, "10.0.0.1", "8.8.8.8"), `spec.addresses[1] "8.8.8.8": no block holds it for this endpoint; an attach draws addresses`},
+		{endpoint("w", "n/cni/w/eth0", nil, "10.0.0.2"), `spec.addresses[0] "10.0.0.2": no block holds it for this endpoint; an attach draws addresses`},
+		{endpoint("w", "n/cni/w/eth0", nil, "fd00::301"), ""},
+		{endpoint("copy", "n/cni/copy/eth0", nil, "10.0.0.1"), `spec.addresses[0] "10.0.0.1": is held by n/cni/w/eth0`},
+		{endpoint("copy", "n/cni/w/eth0", nil), `spec.link "ncf4d00df0362": is another endpoint's: that of this name ends in f070fbe7c66`},
 	} {
 		c.o.SetDefaults()
 		err := v.CheckPut(c.o)
@@ -87,7 +104,7 @@ func TestCheckDelete(t *testing.T) {
 		{v.Profile("web"), "in use by endpoint n/cni/w/eth0 and network web"},
 		{v.Profile("free"), ""},
 		{v.Network("web"), "in use by endpoint n/cni/w/eth0"},
-		{v.Node("n"), "in use by endpoint n/cni/w/eth0 and addresses of block 10.0.0.0/26"},
+		{v.Node("n"), "in use by endpoint n/cni/w/eth0 and addresses of block 10.0.0.0/26, fd00::/118"},
 		{v.Endpoint("n/cni/w/eth0"), ""},
 	} {
 		err := v.CheckDelete(c.o)

@@ -38,7 +38,7 @@ func cluster(tb testing.TB, nodes, perNode int) Snapshot {
 		for i := range perNode {
 			workload := fmt.Sprintf("%x", sha256.Sum256(fmt.Append(nil, n, i)))
 			e := &Endpoint{Spec: EndpointSpec{Node: node, Orchestrator: "cni", Workload: workload, Interface: "eth0",
-				Network: fmt.Sprintf("profile-%04d", i*7%nodes), Link: fmt.Sprintf("nc%011x", n<<8+i), MAC: fmt.Sprintf("02:00:00:00:%02x:%02x", n&255, i),
+				Network: fmt.Sprintf("profile-%04d", i*7%nodes), Link: LinkName("nc", EndpointName(node, "cni", workload, "eth0")), MAC: fmt.Sprintf("02:00:00:00:%02x:%02x", n&255, i),
 				Addresses: []netip.Addr{at(i)}, Profiles: []string{fmt.Sprintf("profile-%04d", i*7%nodes)}}}
 			e.SetDefaults()
 			endpoints = append(endpoints, e)

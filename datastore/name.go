@@ -135,6 +135,30 @@ func EndpointName(node, orchestrator, workload, iface string) string {
 	return node + "/" + orchestrator + "/" + workload + "/" + iface
 }
 
+// LinkDigits is how many digits of its name's hash an endpoint's link has.
+const LinkDigits = 11
+
+// LinkName is the name of the host side of an endpoint: the prefix and 11 hex
+// digits of the SHA-256 of the endpoint's name.
+func LinkName(prefix, endpoint string) string {
+	var buf [LinkDigits]byte
+	return prefix + string(digitsOf(&buf, endpoint))
+}
+
+// OwnsLink says whether a link, with whatever prefix, is the endpoint's. Nobody else's
+// name leads to it, so an endpoint that names another's link is none.
+func OwnsLink(endpoint, link string) bool {
+	var buf [LinkDigits]byte
+	return len(link) > LinkDigits && link[len(link)-LinkDigits:] == string(digitsOf(&buf, endpoint))
+}
+
+func digitsOf(buf *[LinkDigits]byte, endpoint string) []byte {
+	var text [2 * sha256.Size]byte
+	sum := sha256.Sum256([]byte(endpoint))
+	hex.Encode(text[:], sum[:])
+	return buf[:copy(buf[:], text[:])]
+}
+
 // isEndpointName says whether name is EndpointName of the parts, without making it.
 func isEndpointName(name, node, orchestrator, workload, iface string) bool {
 	rest := name

@@ -2,6 +2,7 @@ package datastore
 
 import (
 	"errors"
+	"fmt"
 	"hash/maphash"
 	"maps"
 	"net/netip"
@@ -88,8 +89,10 @@ func NewView() *View {
 
 // Apply takes one event. If the value does not decode, the object stays as it
 // was, or becomes what Recall was given for it; the error says why, and Problems
-// lists it until the key changes again. ClusterKey and PoolsKey are no objects and
-// change nothing, and neither do objects of kinds that only a newer netctl knows.
+// lists it until the key changes again. An endpoint that names another's link counts as
+// one that does not decode: who acted on it would act on the other. ClusterKey and
+// PoolsKey are no objects and change nothing, and neither do objects of kinds that only
+// a newer netctl knows.
 func (v *View) Apply(e Entry) (Change, error) {
 	v.revision = max(v.revision, e.Revision)
 	switch e.Key {
@@ -120,6 +123,9 @@ func (v *View) Apply(e Entry) (Change, error) {
 		return Change{}, err
 	}
 	o, news, err := v.decoder.stored(e.Key, e.Value)
+	if ep, ok := o.(*Endpoint); ok && checkLink(ep) != nil {
+		err = fmt.Errorf("%s: %w; `netctl delete endpoint %s` removes it", e.Key, checkLink(ep), name)
+	}
 	if err != nil {
 		return v.fallBack(kind, name, e, err), err
 	}

@@ -2,6 +2,7 @@ package datastore
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -42,8 +43,9 @@ func (w *world) step(t *testing.T, r *rand.Rand) Entry {
 	n := r.IntN(4)
 	switch r.IntN(4) {
 	case 0:
-		o = &Endpoint{Spec: EndpointSpec{Node: fmt.Sprintf("n%d", r.IntN(3)), Orchestrator: "cni", Workload: fmt.Sprintf("w%d", n),
-			Interface: "eth0", Link: "nc1", Profiles: []string{"p", "q", "r"}[:r.IntN(4)]}}
+		node, workload := fmt.Sprintf("n%d", r.IntN(3)), fmt.Sprintf("w%d", n)
+		o = &Endpoint{Spec: EndpointSpec{Node: node, Orchestrator: "cni", Workload: workload, Interface: "eth0",
+			Link: LinkName("nc", EndpointName(node, "cni", workload, "eth0")), Profiles: []string{"p", "q", "r"}[:r.IntN(4)]}}
 	case 1:
 		o = &Block{Spec: BlockSpec{CIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(n), 0}), 26), Affinity: fmt.Sprintf("n%d", r.IntN(3))}}
 	case 2:
@@ -235,5 +237,34 @@ func TestApplyCostsWhatChanges(t *testing.T) {
 	}
 	if few, many := cost(10), cost(1000); few != many {
 		t.Errorf("%v allocations at 10 nodes, %v at 1,000", few, many)
+	}
+}
+
+// TestLinkOfAnother: an endpoint that names the link of another is not used, however it
+// came into the store.
+func TestLinkOfAnother(t *testing.T) {
+	w := &world{entries: map[string]Entry{}}
+	v := NewView()
+	put := func(workload, linkOf string) (Change, error) {
+		_, op, err := OpPut(&Endpoint{Spec: EndpointSpec{Node: "n", Orchestrator: "cni", Workload: workload, Interface: "eth0", Link: LinkName("cali", linkOf)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v.Apply(w.put(op.Key, op.Value))
+	}
+	if c, err := put("w", "n/cni/w/eth0"); err != nil || c.New == nil {
+		t.Fatalf("its own: %+v, %v", c, err)
+	}
+	c, err := put("copy", "n/cni/w/eth0")
+	if !errors.Is(err, ErrInvalid) || c != (Change{}) || v.Endpoint("n/cni/copy/eth0") != nil || len(v.EndpointsOf("n")) != 1 {
+		t.Errorf("another's: %+v, %v", c, err)
+	}
+	if want := "/netctl/v1/endpoints/n/cni/copy/eth0: spec.link \"calif4d00df0362\": is another endpoint's: that of this name ends in f070fbe7c66" +
+		"; `netctl delete endpoint n/cni/copy/eth0` removes it"; !slices.Equal(v.Problems(), []string{want}) {
+		t.Errorf("problems: %q", v.Problems())
+	}
+	// The endpoint that it overwrites stays what it was.
+	if _, err := put("w", "n/cni/copy/eth0"); err == nil || v.Endpoint("n/cni/w/eth0").Spec.Link != "calif4d00df0362" {
+		t.Errorf("overwritten: %v, %+v", err, v.Endpoint("n/cni/w/eth0"))
 	}
 }

@@ -1,8 +1,6 @@
 package netdev
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"strings"
 
@@ -12,14 +10,8 @@ import (
 // MaxName is the longest name of an interface in bytes (IFNAMSIZ less the zero).
 const MaxName = 15
 
-const hashDigits = 11
-
-// LinkName is the name of the host side of an endpoint: the prefix and 11 hex
-// digits of the SHA-256 of the endpoint's name (node/orchestrator/workload/interface).
-func LinkName(prefix, endpoint string) string {
-	sum := sha256.Sum256([]byte(endpoint))
-	return prefix + hex.EncodeToString(sum[:])[:hashDigits]
-}
+// LinkName is the name of the host side of an endpoint, as in datastore.LinkName.
+func LinkName(prefix, endpoint string) string { return datastore.LinkName(prefix, endpoint) }
 
 // RetiredName is what a link with the given index is called between the end of
 // its service and its deletion.
@@ -27,8 +19,8 @@ func RetiredName(index int) string { return fmt.Sprintf("ncgone%x", index) }
 
 // ValidPrefix reports why prefix cannot start the name of a link.
 func ValidPrefix(prefix string) error {
-	if prefix == "" || len(prefix) > MaxName-hashDigits {
-		return fmt.Errorf("interface prefix %q: must have 1 to %d characters: %w", prefix, MaxName-hashDigits, datastore.ErrInvalid)
+	if prefix == "" || len(prefix) > MaxName-datastore.LinkDigits {
+		return fmt.Errorf("interface prefix %q: must have 1 to %d characters: %w", prefix, MaxName-datastore.LinkDigits, datastore.ErrInvalid)
 	}
 	for _, r := range prefix {
 		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') {

@@ -207,7 +207,7 @@ func (w *world) populate(nodes int) {
 
 func remote(node, workload string, at netip.Addr, profile string) *datastore.Endpoint {
 	return &datastore.Endpoint{Spec: datastore.EndpointSpec{Node: node, Orchestrator: "cni", Workload: workload, Interface: "eth0",
-		Link: "nc" + workload, Addresses: []netip.Addr{at}, Profiles: []string{profile}}}
+		Link: datastore.LinkName("nc", datastore.EndpointName(node, "cni", workload, "eth0")), Addresses: []netip.Addr{at}, Profiles: []string{profile}}}
 }
 
 // settled waits until the loop has worked off what the store holds now.

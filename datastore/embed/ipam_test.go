@@ -290,7 +290,8 @@ func (w *worker) step(ctx context.Context, workload string) error {
 	if len(names) > 0 && (len(names) >= mostHeld || rand.IntN(4) == 0) {
 		return w.release(ctx, names[rand.IntN(len(names))])
 	}
-	ep := &datastore.Endpoint{Spec: datastore.EndpointSpec{Node: nodeOf(w.slot), Orchestrator: "cni", Workload: workload, Interface: "eth0", Link: "nc0"}}
+	ep := &datastore.Endpoint{Spec: datastore.EndpointSpec{Node: nodeOf(w.slot), Orchestrator: "cni", Workload: workload, Interface: "eth0",
+		Link: datastore.LinkName("nc", datastore.EndpointName(nodeOf(w.slot), "cni", workload, "eth0"))}}
 	ep.SetDefaults()
 	req := ipam.Request{Handle: ep.Metadata.Name, Workload: workload}
 	if rand.IntN(4) == 0 {

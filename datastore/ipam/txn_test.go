@@ -58,7 +58,8 @@ func viewed(t *testing.T, w *world) (*Allocator, *counting, func()) {
 }
 
 func endpoint(node, workload string) *datastore.Endpoint {
-	return &datastore.Endpoint{Spec: datastore.EndpointSpec{Node: node, Orchestrator: "cni", Workload: workload, Interface: "eth0", Link: "nc0"}}
+	return &datastore.Endpoint{Spec: datastore.EndpointSpec{Node: node, Orchestrator: "cni", Workload: workload, Interface: "eth0",
+		Link: datastore.LinkName("nc", datastore.EndpointName(node, "cni", workload, "eth0"))}}
 }
 
 // attach asks for an address together with an endpoint that must be new.
