@@ -83,7 +83,10 @@ func poolOptions(p *datastore.Pool) []string {
 	if p.Spec.NATOutgoing {
 		out = append(out, "nat-outgoing")
 	}
-	if p.Spec.Disabled {
+	switch {
+	case p.Spec.Removed:
+		out = append(out, "removed")
+	case p.Spec.Disabled:
 		out = append(out, "disabled")
 	}
 	return out
@@ -271,9 +274,11 @@ func cidrsOf(first, last netip.Addr) []netip.Prefix {
 func newPoolRemoveCommand(a *app) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use:               "remove CIDR…",
-		Short:             "Remove pools that nothing uses",
-		Long:              "Remove pools and their empty blocks. A pool with addresses in use, or that a network names, is not removed;\nwith --force it is, and the addresses stay with their endpoints.",
+		Use:   "remove CIDR…",
+		Short: "Remove pools that nothing uses",
+		Long: "Remove pools and their empty blocks. A pool with addresses in use, or that a network names, is not removed. With --force\n" +
+			"it is: addresses in use stay with their endpoints and announced, nothing new is given out, and the pool goes by itself\n" +
+			"with the last of them. pool add takes such a pool back.",
 		Example:           "  netctl pool remove 10.0.0.0/26\n  netctl pool remove 192.168.0.0/16 --force",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.complete(datastore.KindPool, poolCIDRs),
@@ -304,10 +309,20 @@ func (a *app) removePool(ctx context.Context, name string, force bool) error {
 	} else if err != nil {
 		return err
 	}
+	var used error
 	err := a.remove(ctx, datastore.KindPool, []string{name}, force, func(view *datastore.View, o datastore.Object) ([]datastore.Object, error) {
 		blocks := view.BlocksIn(o.(*datastore.Pool))
-		return asObjects(slices.DeleteFunc(blocks, func(b *datastore.Block) bool { return len(b.Spec.Allocations) > 0 })), nil
+		if slices.ContainsFunc(blocks, func(b *datastore.Block) bool { return len(b.Spec.Allocations) > 0 }) {
+			used = view.CheckDelete(o)
+			return nil, used
+		}
+		return asObjects(blocks), nil
 	})
+	if force && used != nil && errors.Is(err, used) {
+		a.warn("%s is %v: the addresses stay with their endpoints and announced, nothing new is given out, and the pool goes with the last of them",
+			labelOf(datastore.KindPool, name), used)
+		err = modify(ctx, a, name, func(p *datastore.Pool) error { p.Spec.Removed = true; return nil })
+	}
 	if err == nil || was {
 		return err
 	}

@@ -149,7 +149,7 @@ func planOne(view *datastore.View, m manifest, mode writeMode) (planned, error) 
 	switch {
 	case old == nil && mode == modeReplace:
 		return p, datastore.ErrNotFound
-	case old != nil && mode == modeCreate:
+	case old != nil && mode == modeCreate && !removed(old):
 		return p, datastore.ErrExists
 	case old == nil && mode == modeApply && m.revision != 0:
 		return p, stale(m.revision, nil)
@@ -189,6 +189,12 @@ func stale(revision int64, now datastore.Object) error {
 	}
 	return fmt.Errorf("%w: revision %d was read, it is at %d now; read it again, or leave metadata.revision out to overwrite it",
 		datastore.ErrConflict, revision, now.Meta().Revision)
+}
+
+// removed says of a pool that it is, and only waits for its last address.
+func removed(o datastore.Object) bool {
+	p, ok := o.(*datastore.Pool)
+	return ok && p.Spec.Removed
 }
 
 // keepStatus leaves a node's status to its agent: a manifest does not set it.
@@ -244,7 +250,7 @@ func (a *app) remove(ctx context.Context, kind datastore.Kind, names []string, f
 			return farther(through, len(names), err)
 		}
 		for err == nil && through < len(names) {
-			if err = removeOne(ctx, store, view, kind, names[through], force, extra); err == nil {
+			if err = a.removeOne(ctx, store, view, kind, names[through], force, extra); err == nil {
 				through++
 			}
 		}
@@ -254,7 +260,7 @@ func (a *app) remove(ctx context.Context, kind datastore.Kind, names []string, f
 	}
 }
 
-func removeOne(ctx context.Context, store datastore.Store, view *datastore.View, kind datastore.Kind, name string, force bool,
+func (a *app) removeOne(ctx context.Context, store datastore.Store, view *datastore.View, kind datastore.Kind, name string, force bool,
 	extra func(*datastore.View, datastore.Object) ([]datastore.Object, error)) error {
 	o := view.Object(kind, name)
 	if err := view.Unreadable(kind, name); err != nil {
@@ -263,8 +269,9 @@ func removeOne(ctx context.Context, store datastore.Store, view *datastore.View,
 	if o == nil {
 		return fmt.Errorf("%s: %w", labelOf(kind, name), datastore.ErrNotFound)
 	}
-	if err := view.CheckDelete(o); err != nil && !force {
-		return fmt.Errorf("%s: %w", label(o), err)
+	used := view.CheckDelete(o)
+	if used != nil && !force {
+		return fmt.Errorf("%s: %w", label(o), used)
 	}
 	gone := []datastore.Object{o}
 	if extra != nil {
@@ -274,7 +281,26 @@ func removeOne(ctx context.Context, store datastore.Store, view *datastore.View,
 		}
 		gone = append(more, o)
 	}
-	return deleteAll(ctx, store, gone)
+	if err := deleteAll(ctx, store, gone); err != nil {
+		return err
+	}
+	if used != nil {
+		a.warn("%s was %v: %s", label(o), used, afterRemoval(kind))
+	}
+	return nil
+}
+
+// afterRemoval says what stops when an object is removed that is in use.
+func afterRemoval(kind datastore.Kind) string {
+	switch kind {
+	case datastore.KindPool:
+		return "attaches to that network fail until it names another pool"
+	case datastore.KindProfile:
+		return "nothing is allowed by it any more"
+	case datastore.KindNetwork:
+		return "they stay attached, with the profiles that they have"
+	}
+	return "those addresses stay theirs"
 }
 
 // deleteAll deletes objects as they were read, in transactions of as many as fit.

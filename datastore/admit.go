@@ -97,13 +97,11 @@ func (v *View) checkPool(p *Pool) error {
 				Reason: fmt.Sprintf("overlaps the pool %s", other.Spec.CIDR)}
 		}
 	}
-	old := v.Pool(p.Metadata.Name)
-	if old == nil || old.Spec.BlockSize == p.Spec.BlockSize {
-		return nil
-	}
-	if blocks := v.BlocksIn(old); len(blocks) > 0 {
-		return fmt.Errorf("%w: blocks of /%d cannot become /%d: %s", ErrInUse, old.Spec.BlockSize, p.Spec.BlockSize,
-			users("there is block", blocks, func(b *Block) string { return b.Spec.CIDR.String() }))
+	// Those of no pool count too: their pool was removed.
+	others := slices.DeleteFunc(v.BlocksIn(p), func(b *Block) bool { return b.Spec.CIDR.Bits() == p.Spec.BlockSize })
+	if len(others) > 0 {
+		return fmt.Errorf("%w: blocks of /%d cannot become /%d: %s", ErrInUse, others[0].Spec.CIDR.Bits(), p.Spec.BlockSize,
+			users("there is block", others, func(b *Block) string { return b.Spec.CIDR.String() }))
 	}
 	return nil
 }

@@ -26,6 +26,7 @@ func populated(t *testing.T) (*memory.Store, *datastore.View) {
 		&datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("fd00::/118"), Affinity: "n",
 			Allocations: []datastore.Allocation{{Ordinal: 0x301, Handle: "n/cni/w/eth0", Node: "n"}}}},
 		&datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("10.1.0.0/26"), Affinity: "n"}},
+		&datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("10.7.0.0/26"), Affinity: "n"}},
 		&datastore.Profile{Metadata: datastore.Metadata{Name: "web"}},
 		&datastore.Profile{Metadata: datastore.Metadata{Name: "free"}},
 		&datastore.Network{Metadata: datastore.Metadata{Name: "web"}},
@@ -74,6 +75,9 @@ func TestCheckPut(t *testing.T) {
 		{pool("10.0.0.0/8", 0), `spec.cidr "10.0.0.0/8": overlaps the pool 10.0.0.0/16`},
 		{pool("10.0.1.0/24", 0), `spec.cidr "10.0.1.0/24": overlaps the pool 10.0.0.0/16`},
 		{pool("10.0.0.0/16", 28), `in use: blocks of /26 cannot become /28: there is block 10.0.0.0/26`},
+		{pool("10.7.0.0/16", 26), ""}, // over the block of a pool that is gone
+		{pool("10.7.0.0/16", 27), `in use: blocks of /26 cannot become /27: there is block 10.7.0.0/26`},
+		{pool("10.7.0.0/27", 27), `in use: blocks of /26 cannot become /27: there is block 10.7.0.0/26`},
 		{&datastore.Network{Metadata: datastore.Metadata{Name: "x"}, Spec: datastore.NetworkSpec{Pools: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}}},
 			`spec.pools[0] "10.9.0.0/16": there is no such pool`},
 		{endpoint("w", "n/cni/w/eth0", []string{"web", "nope"}), `spec.profiles[1] "nope": there is no such profile`},

@@ -143,10 +143,13 @@ type PoolSpec struct {
 	CIDR netip.Prefix `json:"cidr"`
 	// BlockSize is the prefix length of the pool's blocks; default 26 or 122,
 	// or the pool's own length if that is longer.
-	BlockSize    int    `json:"blockSize,omitempty"`
-	Encap        Encap  `json:"encap,omitempty"` // default EncapNone
-	NATOutgoing  bool   `json:"natOutgoing,omitempty"`
-	Disabled     bool   `json:"disabled,omitempty"`
+	BlockSize   int   `json:"blockSize,omitempty"`
+	Encap       Encap `json:"encap,omitempty"` // default EncapNone
+	NATOutgoing bool  `json:"natOutgoing,omitempty"`
+	Disabled    bool  `json:"disabled,omitempty"`
+	// Removed: it was removed while addresses of it were in use. It is disabled, those
+	// stay announced, and it goes with the last of them.
+	Removed      bool   `json:"removed,omitempty"`
 	NodeSelector string `json:"nodeSelector,omitempty"` // default all()
 }
 

@@ -32,6 +32,7 @@ func (p *Pool) SetDefaults() {
 	if s.Encap == "" {
 		s.Encap = EncapNone
 	}
+	s.Disabled = s.Disabled || s.Removed
 	if s.NodeSelector == "" {
 		s.NodeSelector = "all()"
 	}

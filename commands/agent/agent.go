@@ -184,7 +184,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	a.loop = l
 	a.returner = &returner{loop: l, changed: make(chan struct{}, 1)}
 	l.addresses = ipam.NewIndex(func(node string) {
-		if node == a.cfg.Node {
+		if node == a.cfg.Node || node == "" {
 			poke(a.returner.changed)
 		}
 	})

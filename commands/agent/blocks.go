@@ -10,7 +10,8 @@ import (
 	"netctl/datastore/ipam"
 )
 
-// returner gives blocks of this node back that hold nothing any more.
+// returner gives blocks of this node back that hold nothing any more, and lets the
+// pools go that were removed and whose last block went.
 type returner struct {
 	loop      *loop
 	addresses *ipam.Allocator
@@ -43,6 +44,10 @@ func (r *returner) Run(ctx context.Context) error {
 				r.loop.log.Warn("block not given back", "block", cidr, "error", err)
 				failed = err
 			}
+		}
+		if err := r.addresses.DropPools(ctx); err != nil && ctx.Err() == nil {
+			r.loop.log.Warn("removed pool not deleted", "error", err)
+			failed = err
 		}
 		if failed != nil {
 			later, retry = retry, min(2*retry, retryMax)

@@ -3,8 +3,10 @@ package agent
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"netctl/datastore"
+	"netctl/datastore/ipam"
 )
 
 // Addresses that netctl hands out or answers for, against the subnets that this host is
@@ -51,4 +53,21 @@ func (l *loop) noteGateway() {
 		}
 	}
 	l.problems.note("gateway", text)
+}
+
+// poolless notes whether a block of this node (nil: it is gone) with addresses in use is
+// in no pool: nobody announces or believes it. was is what it was before.
+func (l *loop) poolless(was, is *datastore.Block) {
+	what := func(b *datastore.Block) string { return "block " + b.Spec.CIDR.String() }
+	if is == nil || is.Spec.Affinity != l.cfg.Node {
+		if was != nil {
+			l.problems.drop(what(was))
+		}
+		return
+	}
+	text := ""
+	if len(is.Spec.Allocations) > 0 && !slices.ContainsFunc(l.view.Pools(), func(p *datastore.Pool) bool { return p.Spec.CIDR.Overlaps(is.Spec.CIDR) }) {
+		text = ipam.NoPool(is.Spec.CIDR)
+	}
+	l.problems.note(what(is), text)
 }

@@ -157,8 +157,12 @@ func (l *loop) changed(c datastore.Change) {
 		old, _ := c.Old.(*datastore.Block)
 		l.blocks.changed(c.Name, old, b)
 		l.overlap(old, b)
+		l.poolless(old, b)
 	case datastore.KindPool:
 		l.noteGateway()
+		for _, b := range l.view.BlocksOf(l.cfg.Node) {
+			l.poolless(b, b)
+		}
 	case datastore.KindNode:
 		if c.Name == l.cfg.Node {
 			l.noteOwn()

@@ -101,11 +101,17 @@ func (c *checker) endpoints() {
 	}
 }
 
+// NoPool says what a block that is in no pool means, and what to do.
+func NoPool(block netip.Prefix) string {
+	return fmt.Sprintf("is in no pool, so other nodes have no route to it; `netctl pool add %s --block-size %d` gives it one, and empty it goes by itself",
+		block, block.Bits())
+}
+
 // block looks at one block's node, pool and allocations.
 func (c *checker) block(b *datastore.Block) {
 	cidr := b.Spec.CIDR
 	if poolAround(c.view, cidr.Addr()) == nil {
-		c.add(Finding{Problem: Outside, Block: cidr, Message: fmt.Sprintf("block %s: is in no pool; it goes when its last address is released and the pool removed again", cidr)})
+		c.add(Finding{Problem: Outside, Block: cidr, Message: fmt.Sprintf("block %s: %s", cidr, NoPool(cidr))})
 	}
 	if n := b.Spec.Affinity; n != "" && c.view.Node(n) == nil {
 		c.add(Finding{Problem: Orphaned, Block: cidr, Message: fmt.Sprintf("block %s: its node %s does not exist", cidr, n)})

@@ -11,7 +11,8 @@ import (
 
 // Idle returns the node's blocks that can be given back: nobody has an address of
 // them and none rests. Of the empty blocks of a pool the first is kept, so that a
-// node with few endpoints does not claim and give back in turn. later is how long
+// node with few endpoints does not claim and give back in turn; not of a pool that is
+// removed. later is how long
 // it is until there may be more; 0: not before something changes. It needs
 // Config.Index.
 func (a *Allocator) Idle() (idle []netip.Prefix, later time.Duration) {
@@ -24,7 +25,7 @@ func (a *Allocator) Idle() (idle []netip.Prefix, later time.Duration) {
 			continue
 		}
 		pool := x.poolAround(b.Spec.CIDR.Addr())
-		if pool != nil && !b.Spec.Wished && !spare[pool.Spec.CIDR] {
+		if pool != nil && !pool.Spec.Removed && !b.Spec.Wished && !spare[pool.Spec.CIDR] {
 			spare[pool.Spec.CIDR] = true
 			continue
 		}
@@ -41,6 +42,30 @@ func (a *Allocator) Idle() (idle []netip.Prefix, later time.Duration) {
 		}
 	}
 	return idle, later
+}
+
+// DropPools deletes the pools that are removed and have no block any more. Every node
+// tries that when the last block goes, and one succeeds. It needs Config.Index.
+func (a *Allocator) DropPools(ctx context.Context) error {
+	x := a.cfg.Index
+	x.mu.Lock()
+	var gone []*datastore.Pool
+	for _, p := range x.sortedPools() {
+		if p.Spec.Removed && x.holdsNoBlock(p.Spec.CIDR) {
+			gone = append(gone, p)
+		}
+	}
+	x.mu.Unlock()
+	for _, p := range gone {
+		cond, op, err := datastore.OpDelete(p)
+		if err != nil {
+			return err
+		}
+		if _, err := a.cfg.Store.Commit(ctx, datastore.Txn{If: []datastore.Condition{cond}, Then: []datastore.Op{op}}); err != nil && !isRace(err) {
+			return fmt.Errorf("remove pool %s: %w", p.Spec.CIDR, err)
+		}
+	}
+	return nil
 }
 
 // GiveBack deletes one of the node's blocks if it is still idle. withdraw is called

@@ -97,3 +97,48 @@ func TestAPoolOfAnotherBlockSize(t *testing.T) {
 		}
 	}
 }
+
+// TestDropPools: a pool that is removed goes when the last block of any node went, which
+// every node is told; another one stays.
+func TestDropPools(t *testing.T) {
+	w := newWorld(t, pool("10.0.0.0/24"), pool("10.1.0.0/24"))
+	w.one(w.on("n2"), "theirs", "10.0.0.5")
+	if _, err := datastore.Modify(t.Context(), w.store, "10.0.0.0-24", func(p *datastore.Pool) error { p.Spec.Removed = true; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	a, _, refresh := viewed(t, w)
+	told := 0
+	a.cfg.Index.changed = func(node string) {
+		if node == "" {
+			told++
+		}
+	}
+	pools := func() int {
+		if err := a.DropPools(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		list, err := datastore.List[*datastore.Pool](t.Context(), w.store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	if n := pools(); n != 2 || told != 0 {
+		t.Errorf("%d pools with the block in use, told %d times", n, told)
+	}
+	block := w.block("10.0.0.0/26")
+	if err := datastore.Delete(t.Context(), w.store, block); err != nil {
+		t.Fatal(err)
+	}
+	a.cfg.Index.Apply([]datastore.Change{{Kind: datastore.KindBlock, Name: block.Metadata.Name, Old: block}}, block.Metadata.Revision+1)
+	if told != 1 {
+		t.Errorf("told %d times", told)
+	}
+	if n := pools(); n != 1 {
+		t.Errorf("%d pools are left", n)
+	}
+	refresh()
+	if n := pools(); n != 1 {
+		t.Errorf("%d pools are left in the end", n)
+	}
+}

@@ -33,7 +33,8 @@ type Index struct {
 	// ahead is, by key, what is known beyond revision: own commits, and what a lost
 	// race showed.
 	ahead map[string]ahead
-	// changed is told of blocks that came, changed or went; nil: nobody is.
+	// changed is told of blocks that came, changed or went, or whose pool did; nil:
+	// nobody is.
 	changed func(node string)
 	// visits counts the objects that plans look at, for tests.
 	visits int
@@ -54,7 +55,8 @@ type ahead struct {
 }
 
 // NewIndex returns an empty index. changed is called, with the index locked, when a
-// block of a node came, changed or went; it may be nil.
+// block of a node came, changed or went, or its pool did; with no node when a block of
+// a pool that is removed went, since that may have been the last. It may be nil.
 func NewIndex(changed func(node string)) *Index {
 	x := &Index{ahead: map[string]ahead{}, changed: changed}
 	x.clear()
@@ -213,6 +215,11 @@ func (x *Index) keepFor(old, now *datastore.Reservation) {
 
 func (x *Index) putPool(cidr netip.Prefix, p *datastore.Pool) {
 	old := x.pools.get(cidr)
+	if old == nil || p == nil || old.Spec.Removed != p.Spec.Removed {
+		for _, b := range x.blocks.overlapping(cidr) {
+			x.told(b.Spec.Affinity)
+		}
+	}
 	switch {
 	case p == nil:
 		x.pools.remove(cidr)
@@ -243,7 +250,7 @@ func (x *Index) putBlock(cidr netip.Prefix, b *datastore.Block) {
 		if len(x.blocksOf[old.Spec.Affinity]) == 0 {
 			delete(x.blocksOf, old.Spec.Affinity)
 		}
-		x.told(old)
+		x.told(old.Spec.Affinity)
 	}
 	if b == nil {
 		x.blocks.remove(cidr)
@@ -252,7 +259,7 @@ func (x *Index) putBlock(cidr netip.Prefix, b *datastore.Block) {
 		list := x.blocksOf[b.Spec.Affinity]
 		i, _ := slices.BinarySearchFunc(list, cidr, byCIDR)
 		x.blocksOf[b.Spec.Affinity] = slices.Insert(list, i, b)
-		x.told(b)
+		x.told(b.Spec.Affinity)
 	}
 	member(&x.roomy, cidr, b, b != nil && len(b.Spec.Allocations)+len(b.Spec.Released) < b.Size())
 	member(&x.released, cidr, b, b != nil && len(b.Spec.Released) > 0)
@@ -262,15 +269,18 @@ func (x *Index) putBlock(cidr netip.Prefix, b *datastore.Block) {
 	for _, p := range x.pools.overlapping(cidr) {
 		if b == nil {
 			p.slots.remove(cidr)
+			if p.Spec.Removed {
+				x.told("")
+			}
 		} else {
 			p.slots.add(cidr)
 		}
 	}
 }
 
-func (x *Index) told(b *datastore.Block) {
+func (x *Index) told(node string) {
 	if x.changed != nil {
-		x.changed(b.Spec.Affinity)
+		x.changed(node)
 	}
 }
 
@@ -357,6 +367,14 @@ func (x *Index) blockAround(a netip.Addr) *datastore.Block {
 		return b
 	}
 	return nil
+}
+
+// holdsNoBlock says whether no block has addresses of p.
+func (x *Index) holdsNoBlock(p netip.Prefix) bool {
+	for range x.blocks.overlapping(p) {
+		return false
+	}
+	return true
 }
 
 // reservedFor are the reservations that are kept for one of the names.
