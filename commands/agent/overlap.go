@@ -34,7 +34,7 @@ func (l *loop) overlap(was, is *datastore.Block) {
 	}
 	text := ""
 	if a := l.links.overlapping(is.Spec.CIDR); a != nil {
-		text = fmt.Sprintf("overlaps %s, which this host is connected to by %s: reserve that subnet and empty the block, or renumber it", a.Subnet, a.Link)
+		text = fmt.Sprintf("overlaps %s, which this host is connected to by %s: detach the block's endpoints, and it goes by itself, or renumber the subnet", a.Subnet, a.Link)
 	}
 	l.problems.note(what(is), text)
 }

@@ -12,7 +12,7 @@ import (
 // Idle returns the node's blocks that can be given back: nobody has an address of
 // them and none rests. Of the empty blocks of a pool the first is kept, so that a
 // node with few endpoints does not claim and give back in turn; not of a pool that is
-// removed. later is how long
+// removed, nor one over a subnet of a node. later is how long
 // it is until there may be more; 0: not before something changes. It needs
 // Config.Index.
 func (a *Allocator) Idle() (idle []netip.Prefix, later time.Duration) {
@@ -25,7 +25,7 @@ func (a *Allocator) Idle() (idle []netip.Prefix, later time.Duration) {
 			continue
 		}
 		pool := x.poolAround(b.Spec.CIDR.Addr())
-		if pool != nil && !pool.Spec.Removed && !b.Spec.Wished && !spare[pool.Spec.CIDR] {
+		if pool != nil && !pool.Spec.Removed && !b.Spec.Wished && !spare[pool.Spec.CIDR] && !x.overTaken(b.Spec.CIDR) {
 			spare[pool.Spec.CIDR] = true
 			continue
 		}

@@ -98,6 +98,27 @@ func TestAPoolOfAnotherBlockSize(t *testing.T) {
 	}
 }
 
+// TestIdleOverASubnet: a block that a subnet of a node came over is not the one that is
+// kept.
+func TestIdleOverASubnet(t *testing.T) {
+	w := newWorld(t, pool("10.0.0.0/24"))
+	a, _, _ := viewed(t, w)
+	a.cfg.Now = func() time.Duration { return w.now }
+	block := netip.PrefixFrom(netip.MustParseAddr(w.one(a, "h")), 26).Masked()
+	w.release(a, "h")
+	w.now += Quarantine
+	if idle, later := a.Idle(); len(idle) != 0 || later != 0 {
+		t.Fatalf("idle %v, later %v", idle, later)
+	}
+	told := false
+	a.cfg.Index.changed = func(node string) { told = told || node == "n1" }
+	n3 := node("n3", netip.PrefixFrom(block.Addr().Next(), 28).String())
+	a.cfg.Index.Apply([]datastore.Change{{Kind: datastore.KindNode, Name: "n3", New: n3}}, 1000)
+	if idle, _ := a.Idle(); !told || !slices.Equal(idle, []netip.Prefix{block}) {
+		t.Errorf("idle %v, told %v", idle, told)
+	}
+}
+
 // TestDropPools: a pool that is removed goes when the last block of any node went, which
 // every node is told; another one stays.
 func TestDropPools(t *testing.T) {

@@ -320,6 +320,11 @@ func (x *Index) exclude(old, now []taken) {
 func (x *Index) changeExclusion(cidr netip.Prefix, change func([]taken) []taken) {
 	was := x.excluded.get(cidr)
 	now := change(was)
+	if len(now) > 0 {
+		for _, b := range x.blocks.overlapping(cidr) {
+			x.told(b.Spec.Affinity)
+		}
+	}
 	if len(now) == 0 {
 		x.excluded.remove(cidr)
 	} else {
@@ -367,6 +372,17 @@ func (x *Index) blockAround(a netip.Addr) *datastore.Block {
 		return b
 	}
 	return nil
+}
+
+// overTaken says whether no block of that CIDR would be claimed today.
+func (x *Index) overTaken(block netip.Prefix) bool {
+	p := x.pools.get(x.poolAround(block.Addr()).Spec.CIDR)
+	for cidr, by := range x.excluded.overlapping(block) {
+		if obstructs(cidr, by, p.slots) {
+			return true
+		}
+	}
+	return false
 }
 
 // holdsNoBlock says whether no block has addresses of p.
