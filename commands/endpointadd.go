@@ -106,6 +106,9 @@ func (a *app) addEndpoint(cmd *cobra.Command, o *endpointAddOptions) error {
 	if err != nil {
 		return err
 	}
+	if at.Warning != "" {
+		a.warn("%s", at.Warning)
+	}
 	return a.print(fmt.Sprintf("%s %s\n", at.Endpoint, joined(at.Addresses)))
 }
 

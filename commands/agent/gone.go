@@ -20,7 +20,7 @@ func (l *loop) event(e kernel.Event) {
 		if l.links.owners[e.Link] != "" && l.locals.named[l.links.owners[e.Link]].leaving {
 			return // said before it was detached
 		}
-		l.links.present[e.Link] = kernel.Link{Name: e.Link, Index: e.Index, Up: e.Up}
+		l.links.present[e.Link] = kernel.Link{Name: e.Link, Index: e.Index, Up: e.Up, MTU: e.MTU}
 		l.touch(e.Link)
 	case kernel.LinkGone:
 		switch k, ok := l.links.present[e.Link]; {

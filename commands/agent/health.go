@@ -44,6 +44,9 @@ func (l *loop) problemList() []string {
 	for what, text := range l.problems.text {
 		list = append(list, oneLine(what+": "+text))
 	}
+	if text := l.tooLarge(); text != "" {
+		list = append(list, "mtu: "+text)
+	}
 	for _, name := range l.locals.lost() {
 		list = append(list, fmt.Sprintf("endpoint %s lost its link; it is released after %s", name, l.cfg.LostAfter))
 	}

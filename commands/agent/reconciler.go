@@ -34,7 +34,7 @@ func (l *loop) Begin(ctx context.Context, endpoint, network string, profiles []s
 }
 
 func (l *loop) known(lo *local, network string, profiles []string) workload.Known {
-	k := workload.Known{Endpoint: lo.ep, Cluster: l.standing.cluster, MTU: l.mtu()}
+	k := workload.Known{Endpoint: lo.ep, Cluster: l.standing.cluster, MTU: l.mtu(), Uplink: l.uplink()}
 	_, k.Linked = l.links.present[lo.link]
 	if network != "" {
 		k.Network = l.view.Network(network)
@@ -56,11 +56,7 @@ func (l *loop) mtu() int {
 	if m := l.view.Config().Spec.MTU; m != 0 {
 		return m
 	}
-	node := l.view.Node(l.cfg.Node)
-	if node == nil {
-		return 0
-	}
-	return l.links.mtuOf(node.Spec.Addresses)
+	return l.uplink().MTU
 }
 
 // End implements workload.Reconciler.

@@ -162,6 +162,9 @@ func (c *call) add() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if a.Warning != "" {
+		c.warn(a.Warning)
+	}
 	return c.encode(attached(prev, a, c.env["CNI_NETNS"], c.conf.dns()))
 }
 

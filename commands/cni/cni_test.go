@@ -26,11 +26,12 @@ import (
 // fake is an agent that keeps what it was asked, wires nothing, and answers
 // like the real one.
 type fake struct {
-	t      *testing.T
-	socket string
-	asked  map[string]any // the last request by verb
-	err    error          // what every call fails with
-	status control.AgentStatus
+	warning string
+	t       *testing.T
+	socket  string
+	asked   map[string]any // the last request by verb
+	err     error          // what every call fails with
+	status  control.AgentStatus
 }
 
 func newFake(t *testing.T) *fake {
@@ -105,6 +106,7 @@ func (f *fake) attach(ctx context.Context, r control.AttachRequest) (control.Att
 		}
 		a.Gateways = append(a.Gateways, netip.MustParseAddr(gw))
 	}
+	a.Warning = f.warning
 	return a, f.err
 }
 
@@ -417,6 +419,16 @@ func TestAgentStartsAgain(t *testing.T) {
 	f.serve()
 	if stdout := <-added; !strings.Contains(stdout, "10.0.0.1/32") {
 		t.Errorf("ADD: %s", stdout)
+	}
+}
+
+// TestWarningOfAnAttach goes to the runtime's log and not into the result.
+func TestWarningOfAnAttach(t *testing.T) {
+	f := newFake(t)
+	f.warning = "too large"
+	code, stdout, stderr := f.run(addEnv("ADD"), plain)
+	if code != 0 || strings.Contains(stdout, f.warning) || strings.TrimSpace(stderr) != "netctl 1.2.3: too large" {
+		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
 	}
 }
 

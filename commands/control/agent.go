@@ -72,6 +72,8 @@ type Attachment struct {
 	Addresses []netip.Addr `json:"addresses"`
 	// Gateways are the next hops of the default routes, one per family.
 	Gateways []netip.Addr `json:"gateways"`
+	// Warning is one line on what was wired and will not do; "": nothing.
+	Warning string `json:"warning,omitempty"`
 }
 
 // DetachRequest releases an endpoint (POST /v1/detach). An endpoint that is not

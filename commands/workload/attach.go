@@ -268,6 +268,10 @@ func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datas
 	if a.MTU == 0 {
 		a.MTU = known.MTU
 	}
+	if text := known.Uplink.Exceeded(a.MTU); text != "" {
+		a.Warning = "endpoint " + a.Endpoint + " " + text
+		s.Log.Warn("mtu above the uplink's", "endpoint", a.Endpoint, "cause", text)
+	}
 	for _, addr := range ep.Spec.Addresses {
 		if addr.Is4() {
 			a.Gateways = append(a.Gateways, s.Gateway)

@@ -76,8 +76,25 @@ type Known struct {
 	Profiles []*datastore.Profile
 	// MTU in bytes for a request that has none; 0: the kernel's default.
 	MTU int
+	// Uplink is what leads to the other nodes.
+	Uplink Uplink
 	// Cluster is whose store it is.
 	Cluster datastore.Cluster
+}
+
+// Uplink is the interface that leads to the other nodes; its MTU is in bytes, 0: not
+// known.
+type Uplink struct {
+	Link string
+	MTU  int
+}
+
+// Exceeded says, of what has that MTU, what is wrong with it; "": it fits.
+func (u Uplink) Exceeded(mtu int) string {
+	if u.MTU == 0 || mtu <= u.MTU {
+		return ""
+	}
+	return fmt.Sprintf("has an MTU of %d, and %s, which leads to the other nodes, one of %d: what is larger is lost or cut up; lower the one or raise the other", mtu, u.Link, u.MTU)
 }
 
 // Config is what a Service works with.

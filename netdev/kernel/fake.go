@@ -69,7 +69,7 @@ func (f *Fake) Create(w Wire) (string, error) {
 	w.MAC = mac.String()
 	f.index++
 	f.wires[w.Link] = &fakeWire{Wire: w, index: f.index}
-	f.tell(Event{Change: LinkChanged, Link: w.Link, Index: f.index})
+	f.tell(Event{Change: LinkChanged, Link: w.Link, Index: f.index, MTU: w.MTU})
 	return w.MAC, nil
 }
 
@@ -85,7 +85,7 @@ func (f *Fake) Up(link string) error {
 		return fmt.Errorf("set %s up: %w", link, os.ErrNotExist)
 	}
 	w.up = true
-	f.tell(Event{Change: LinkChanged, Link: link, Index: w.index, Up: true})
+	f.tell(Event{Change: LinkChanged, Link: link, Index: w.index, Up: true, MTU: w.MTU})
 	return nil
 }
 

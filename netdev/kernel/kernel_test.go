@@ -421,11 +421,11 @@ func TestWatch(t *testing.T) {
 	if _, err := h.Create(Wire{Netns: inside, Interface: "eth0", Link: "nc0", Addresses: addrs("10.0.0.1")}); err != nil {
 		t.Fatal(err)
 	}
-	wait("created", func(ev Event) bool { return ev == Event{LinkChanged, "nc0", ev.Index, false} })
+	wait("created", func(ev Event) bool { return ev == Event{LinkChanged, "nc0", ev.Index, false, ev.MTU} })
 	if err := h.Up("nc0"); err != nil {
 		t.Fatal(err)
 	}
-	wait("up", func(ev Event) bool { return ev == Event{LinkChanged, "nc0", ev.Index, true} })
+	wait("up", func(ev Event) bool { return ev == Event{LinkChanged, "nc0", ev.Index, true, 1500} })
 	run(t, inside, "ip", "link", "del", "eth0") // what the end of the namespace does
 	wait("gone", func(ev Event) bool { return ev.Change == LinkGone && ev.Link == "nc0" })
 	run(t, h.ns, "ip", "link", "add", "d0", "type", "bridge")

@@ -31,6 +31,7 @@ type Event struct {
 	Link   string
 	Index  int
 	Up     bool // administratively; for LinkChanged
+	MTU    int  // bytes; for LinkChanged
 }
 
 // Watch calls fn for every change until ctx ends (its error is returned) or the
@@ -83,7 +84,7 @@ func event(m netlink.Message, ours map[int]bool) (Event, bool) {
 			return Event{Change: Resync}, true
 		}
 		gone := m.Header.Type == unix.RTM_DELLINK
-		ev := Event{Link: l.Name, Index: l.Index, Up: l.Up}
+		ev := Event{Link: l.Name, Index: l.Index, Up: l.Up, MTU: l.MTU}
 		switch {
 		case l.group == netdev.GroupRetired:
 			if gone {

@@ -1,0 +1,47 @@
+package agent
+
+import (
+	"fmt"
+
+	"netctl/commands/workload"
+)
+
+// uplink is the interface with the node's address; the zero Uplink: not known.
+func (l *loop) uplink() (u workload.Uplink) {
+	node := l.view.Node(l.cfg.Node)
+	if node == nil {
+		return u
+	}
+	u.MTU = l.links.mtuOf(node.Spec.Addresses)
+	for _, p := range node.Spec.Addresses {
+		for _, a := range l.links.addrs {
+			if a.Prefix.Addr() == p.Addr() {
+				u.Link = a.Link
+				return u
+			}
+		}
+	}
+	return u
+}
+
+// tooLarge says of how many endpoints packets fit their own link and not that to the
+// other nodes; "": of none.
+func (l *loop) tooLarge() string {
+	u := l.uplink()
+	if u.MTU == 0 {
+		return ""
+	}
+	n, largest := 0, 0
+	for _, lo := range l.locals.named {
+		if mtu := l.links.present[lo.link].MTU; lo.ep != nil && mtu > u.MTU {
+			n, largest = n+1, max(largest, mtu)
+		}
+	}
+	switch n {
+	case 0:
+		return ""
+	case 1:
+		return "an endpoint " + u.Exceeded(largest)
+	}
+	return fmt.Sprintf("%d of the endpoints each ", n) + u.Exceeded(largest)
+}
