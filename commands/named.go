@@ -127,10 +127,14 @@ func finish(a *app, c *cobra.Command) {
 
 // argumentError says what the command wants instead.
 func argumentError(cmd *cobra.Command, err error) error {
+	text := err.Error()
 	if cmd.HasSubCommands() {
+		var word string
+		if _, e := fmt.Sscanf(text, "unknown command %q", &word); e == nil {
+			return unknownCommand(cmd, word)
+		}
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	}
-	text := err.Error()
 	if word, ok := strings.CutPrefix(text, "unknown command "); ok { // what cobra calls an argument too many
 		word, _, _ = strings.Cut(word, " for ")
 		text = "unexpected argument " + word
@@ -138,6 +142,42 @@ func argumentError(cmd *cobra.Command, err error) error {
 		text = "wrong number of arguments"
 	}
 	return fmt.Errorf("%s; usage: %s", text, cmd.UseLine())
+}
+
+// unknownCommand says which commands are called nearly so.
+func unknownCommand(cmd *cobra.Command, word string) error {
+	cmd.SuggestionsMinimumDistance = 2 // letters
+	near := slices.DeleteFunc(cmd.SuggestionsFor(word), func(s string) bool {
+		return slices.ContainsFunc(cmd.Commands(), func(c *cobra.Command) bool { return c.Name() == s && c.Annotations[nameHolder] != "" })
+	})
+	hint := ""
+	if len(near) > 0 {
+		hint = " (did you mean " + strings.Join(near, " or ") + "?)"
+	}
+	return fmt.Errorf("unknown command %q for %q%s; see `%s --help`", word, cmd.CommandPath(), hint, cmd.CommandPath())
+}
+
+// helpFor says that the command is not there which arguments ask help for; cobra
+// prints the help of the one above it.
+func helpFor(root *cobra.Command, args []string) error {
+	asked := len(args) > 0 && args[0] == "help"
+	if asked {
+		args = args[1:]
+	}
+	for _, a := range args {
+		if a == "--" {
+			break
+		}
+		asked = asked || a == "--help" || a == "-h"
+	}
+	cmd, rest, err := root.Find(args)
+	if !asked || err != nil || !cmd.HasSubCommands() {
+		return nil
+	}
+	if word := firstArgument(cmd, rest); word != "" {
+		return unknownCommand(cmd, word)
+	}
+	return nil
 }
 
 // flagError leaves out what the parser of numbers calls itself.

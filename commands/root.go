@@ -36,6 +36,9 @@ func (a *app) run(ctx context.Context, args []string) error {
 	root := newRootCommand(a)
 	root.SetArgs(args)
 	bindName(root, args)
+	if err := helpFor(root, args); err != nil {
+		return err
+	}
 	defer func() {
 		if a.opened != nil {
 			_ = a.opened.Close()

@@ -455,6 +455,10 @@ func (r *nodeReport) familyText(v6, wide bool, now time.Time) string {
 		}
 		rows = append(rows, row)
 	}
+	if len(rows) == 0 && len(r.Sessions) > 0 {
+		other := map[bool]string{false: "IPv6", true: "IPv4"}[v6]
+		return text + fmt.Sprintf("No %s sessions: %s routes go over the %s ones.\n", family, family, other)
+	}
 	if len(rows) == 0 {
 		return text + "No " + family + " peers found.\n"
 	}

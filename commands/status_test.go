@@ -96,7 +96,7 @@ IP: 192.168.99.102    AS Number: 64511 (inherited)
 
 IPv6 BGP status
 IP: fd00:99::2    AS Number: 64511 (inherited)
-No IPv6 peers found.
+No IPv6 sessions: IPv6 routes go over the IPv4 ones.
 
 Refused routes
 1 route; netctl status on node slave names them

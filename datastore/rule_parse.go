@@ -1,8 +1,10 @@
 package datastore
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -314,8 +316,15 @@ func (p *ruleParser) ports(s *Side, not bool) error {
 		}
 		s.Ports = append(s.Ports, r)
 	}
+	slices.SortFunc(s.Ports, comparePorts) // whichever order they are written in, it is the same rule
+	s.Ports = slices.Compact(s.Ports)
 	p.pos++
 	return nil
+}
+
+// comparePorts orders numbers before names.
+func comparePorts(x, y PortRange) int {
+	return cmp.Or(cmp.Compare(x.Name, y.Name), cmp.Compare(x.First, y.First), cmp.Compare(x.Last, y.Last))
 }
 
 func parsePort(s string) (PortRange, bool) {

@@ -24,6 +24,8 @@ func TestRuleCanonical(t *testing.T) {
 		{"log not icmp type 8 code 0 from tag a to tag b", ""},
 		{"pass icmpv6 type 135", ""},
 		{"allow 6 to ports 80", "allow tcp to ports 80"},
+		{"allow tcp to ports 443,80,80", "allow tcp to ports 80,443"},
+		{"allow tcp from not ports http,dns,9:10,9,http", "allow tcp from not ports 9,9:10,dns,http"},
 		{"allow 47", ""},
 		{"allow tcp from not tag a and not cidr 10.0.0.0/8 and not selector \"has(x)\" and not set s not ports 1:2,http to not ports 9", ""},
 		{"allow tcp from set s and selector \"has( x )\" and 10.0.0.0/8 and tag a ports 5:5", `allow tcp from tag a and cidr 10.0.0.0/8 and selector "has(x)" and set s ports 5`},

@@ -26,8 +26,7 @@ const gcPercent = 50
 
 // Run serves until ctx ends.
 func Run(ctx context.Context, c Config, log *slog.Logger) error {
-	// Started from a bundle this process is called after a descriptor.
-	_ = os.WriteFile("/proc/self/comm", []byte("netctl"), 0)
+	nameThreads()
 	// etcd asks its peers through the proxy that these name.
 	for _, name := range []string{"HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"} {
 		_ = os.Unsetenv(name)
@@ -87,6 +86,22 @@ func there(socket string) control.Folder {
 		}
 		return nil
 	}}
+}
+
+// nameThreads calls every thread netctl: started from a bundle they are called after a
+// descriptor, or after the memory behind it. A thread that comes later has the name of
+// the one that makes it, so that a pass that finds nothing to do is the last.
+func nameThreads() {
+	const name = "netctl\n"
+	for changed := true; changed; {
+		changed = false
+		threads, _ := filepath.Glob("/proc/self/task/*/comm")
+		for _, file := range threads {
+			if is, err := os.ReadFile(file); err == nil && string(is) != name {
+				changed = os.WriteFile(file, []byte(name[:len(name)-1]), 0) == nil || changed
+			}
+		}
+	}
 }
 
 // certificates are those for clients that were given (none listen without), and those for

@@ -242,7 +242,7 @@ func (n *netctlNode) settled(sessions int) string {
 		return fmt.Sprintf("%s has %d sessions, want %d; %v", n.host.Name, len(s.Sessions), sessions, s.Problems)
 	}
 	for _, x := range s.Sessions {
-		if x.State != "Established" || x.Stale > 0 {
+		if x.State != "Established" || x.Stale > 0 || x.Reason != "" {
 			return fmt.Sprintf("%s: %+v", n.host.Name, x)
 		}
 	}

@@ -73,6 +73,9 @@ func (s *state) sessions() (sessions []control.Session, attached bool) {
 		return nil, attached
 	}
 	for _, e := range engine.Status() {
+		if e.State == "Established" {
+			e.Reason = "" // it is that of the session before
+		}
 		sessions = append(sessions, control.Session{
 			SessionStatus: datastore.SessionStatus{
 				Peer: e.Peer, Type: "node-to-node mesh", State: e.State, Since: e.Since.UTC().Truncate(time.Second), Reason: e.Reason,
