@@ -52,9 +52,17 @@ const (
 // behind. progress takes a line for each step.
 func Up(ctx context.Context, cfg Config, progress io.Writer) (_ *netlab.Lab, err error) {
 	began := time.Now()
-	l, err := netlab.New(netlab.Options{
+	options := netlab.Options{
 		Dir: cfg.Dir, Nodes: cfg.Nodes, Subnets: cfg.Subnets, IPv6: cfg.IPv6, Persist: !cfg.OneProcess, Binary: cfg.Binary,
-	})
+	}
+	tables := neighbourTables("/proc", cfg.IPv6)
+	for _, t := range tables {
+		if err := t.roomFor(options.Neighbours()); err != nil {
+			return nil, err
+		}
+	}
+	crowd := watchCrowding(tables)
+	l, err := netlab.New(options)
 	if err != nil {
 		return nil, err
 	}
@@ -87,6 +95,9 @@ func Up(ctx context.Context, cfg Config, progress io.Writer) (_ *netlab.Lab, err
 		if err := healthy(wait, h, len(l.Hosts)-1, ended[h]); err != nil {
 			if ctx.Err() == nil {
 				fmt.Fprintf(progress, "the log of %s ends:\n%s\n", h.Name, logTail(h))
+			}
+			if cause := crowd.cause(); cause != nil && wait.Err() != nil && ctx.Err() == nil {
+				err = fmt.Errorf("%w; %w", err, cause)
 			}
 			return nil, err
 		}
@@ -173,10 +184,20 @@ func healthy(ctx context.Context, h *netlab.Host, peers int, ended <-chan struct
 			if len(wrong) > 1 {
 				more = fmt.Sprintf(" (and %d more)", len(wrong)-1)
 			}
-			return fmt.Errorf("lab: %s is not healthy: %s%s", h.Name, wrong[0], more)
+			return fmt.Errorf("lab: %s is not healthy: %s%s", h.Name, short(wrong[0]), more)
 		case <-time.After(pollEvery):
 		}
 	}
+}
+
+// mostSaid bounds what an error tells of a host, in bytes.
+const mostSaid = 200
+
+func short(text string) string {
+	if len(text) > mostSaid {
+		text = strings.ToValidUTF8(text[:mostSaid], "") + " …"
+	}
+	return text
 }
 
 // ailments asks the roles of a host by their sockets what is wrong, which costs far
@@ -261,7 +282,7 @@ func problem(err error) string {
 		text = strings.TrimSpace(failed.Stdout)
 	}
 	line, _, _ := strings.Cut(text, "\n")
-	return line
+	return short(line)
 }
 
 // Exec makes this process the command in a host ("fabric" is the router between

@@ -86,6 +86,17 @@ func (l *Lab) wire(o Options) error {
 // (net.ipv4.neigh.default.gc_thresh3, 1024); permanent entries do not count.
 const mostLearning = 20
 
+// Neighbours is about how many entries of the kernel's neighbour table, permanent ones
+// aside, the hosts of a lab take of a family: each other, and the fabric in both
+// directions and subnets.
+func (o Options) Neighbours() int {
+	n := 4 * o.Nodes
+	if o.Nodes <= mostLearning {
+		n += o.Nodes * (o.Nodes - 1)
+	}
+	return n
+}
+
 // macOf is the hardware address of interface eth<n> of host i.
 func macOf(i, n int) string { return fmt.Sprintf("02:6e:63:%02x:%02x:%02x", n, i>>8, i&0xff) }
 
