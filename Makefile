@@ -16,7 +16,7 @@ export NETCTL_BINARY := $(CURDIR)/netctl
 FUZZTIME := 10000x
 TIMEOUT  := 10m
 
-.PHONY: help build demo test test-all fuzz race lint docs completions bench budget install clean packages
+.PHONY: help build demo test test-all fuzz race lint docs completions bench budget install clean packages demo-packages
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -28,7 +28,7 @@ build: ## the static binary ./netctl
 	gzip -9 -n -c netctl > commands/datastore/netctl.gz
 	go build -tags bundled -ldflags '$(LDFLAGS)' -o netctl .
 
-demo: build ## two nodes on this machine, wired, routed and filtered (KEEP=1 leaves them up)
+demo: demo-packages build ## two nodes on this machine, wired, routed and filtered (KEEP=1 leaves them up)
 	@KEEP=$(KEEP) NETCTL=$(CURDIR)/netctl bash docs/demo.sh
 
 test: packages build ## everything CI runs
@@ -78,6 +78,9 @@ install: ## into DESTDIR and PREFIX: binary, CNI link, completions, man pages, n
 
 packages:
 	@bash .ci/packages
+
+demo-packages:
+	@bash .ci/packages ip ping
 
 clean: ## what the targets above made
 	rm -rf netctl commands/datastore/netctl.gz .ci/tools/bin
