@@ -12,12 +12,10 @@ func (l *loop) uplink() (u workload.Uplink) {
 	if node == nil {
 		return u
 	}
-	u.MTU = l.links.mtuOf(node.Spec.Addresses)
-	for _, p := range node.Spec.Addresses {
+	for _, own := range node.Spec.Addresses {
 		for _, a := range l.links.addrs {
-			if a.Prefix.Addr() == p.Addr() {
-				u.Link = a.Link
-				return u
+			if a.Prefix.Addr() == own.Addr() {
+				return workload.Uplink{Link: a.Link, MTU: a.MTU}
 			}
 		}
 	}

@@ -1,10 +1,13 @@
 package agent
 
 import (
+	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 
 	"netctl/commands/control"
+	"netctl/netdev/kernel"
 )
 
 // TestMTUAboveTheUplinks: an endpoint whose packets may be larger than what leads to the
@@ -12,11 +15,10 @@ import (
 func TestMTUAboveTheUplinks(t *testing.T) {
 	w := newWorld(t)
 	w.pool("10.0.0.0/24")
+	uplink := kernel.Address{Prefix: netip.MustParsePrefix("192.168.99.102/24"), Subnet: netip.MustParsePrefix("192.168.99.0/24"), Link: "eth1", Index: 2, MTU: 1500}
+	w.links.SetAddresses(uplink)
 	w.start()
 	w.ready()
-	if err := w.a.loop.do(t.Context(), func() { w.a.loop.links.mtus[2] = 1500 }); err != nil {
-		t.Fatal(err)
-	}
 	attach := func(workload string, ns, mtu int) string {
 		a, err := w.api.attach(t.Context(), control.AttachRequest{
 			Target: control.Target{Orchestrator: "cni", Workload: workload, Interface: "eth0"}, Network: "web", NetnsFD: ns, MTU: mtu,
@@ -29,10 +31,12 @@ func TestMTUAboveTheUplinks(t *testing.T) {
 	const has = "has an MTU of 9000, and eth1, which leads to the other nodes, one of 1500: what is larger is lost or cut up; lower the one or raise the other"
 	problems := func(want ...string) {
 		t.Helper()
-		w.settled()
-		if got := w.status().Problems; !slices.Equal(got, want) {
-			t.Errorf("problems %q, want %q", got, want)
-		}
+		w.until(func() string {
+			if got := w.status().Problems; !slices.Equal(got, want) {
+				return fmt.Sprintf("problems %q, want %q", got, want)
+			}
+			return ""
+		})
 	}
 	if got := attach("fits", 101, 1500); got != "" {
 		t.Errorf("of one that fits: %s", got)

@@ -98,7 +98,7 @@ func (f *Fake) SetDown(link string) error {
 		return fmt.Errorf("set %s down: %w", link, os.ErrNotExist)
 	}
 	w.up = false
-	f.tell(Event{Change: LinkChanged, Link: link, Index: w.index})
+	f.tell(Event{Change: LinkChanged, Link: link, Index: w.index, MTU: w.MTU})
 	return nil
 }
 

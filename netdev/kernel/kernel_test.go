@@ -158,7 +158,7 @@ func TestWire(t *testing.T) {
 func TestSysctlsAreOfTheHostsNamespace(t *testing.T) {
 	h := newHost(t)
 	run(t, h.ns, "sh", "-c", "echo 0 >/proc/sys/net/ipv4/ip_forward") // a new namespace has what the machine has
-	if err := h.Forwarding4(); err != nil { // from a thread in the test's own namespace
+	if err := h.Forwarding4(); err != nil {                           // from a thread in the test's own namespace
 		t.Fatal(err)
 	}
 	if got := run(t, h.ns, "cat", "/proc/sys/net/ipv4/ip_forward"); got != "1\n" {
