@@ -91,8 +91,8 @@ func (a *app) edit(cmd *cobra.Command, o datastore.Object) (err error) {
 		mode = modeCreate // of what is there without being stored
 	}
 	var printing error
-	err = a.write(cmd.Context(), []manifest{{object: edited, revision: o.Meta().Revision}}, mode, func(planned) {
-		printing = a.print(label(edited) + " updated\n")
+	err = a.write(cmd.Context(), []manifest{{object: edited, revision: o.Meta().Revision}}, mode, func(p planned) {
+		printing = a.print(label(edited) + " " + p.verb + "\n")
 	})
 	return cmp.Or(err, printing)
 }
