@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -27,6 +28,9 @@ func namespace(t *testing.T) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []string{
 		"link set lo up",
 		"link add va type veth peer name vb", "link set dev va up", "link set dev vb up",
@@ -35,8 +39,12 @@ func namespace(t *testing.T) {
 	} {
 		ip(t, c)
 	}
-	// The kernel makes the local route of an IPv6 address some time later.
-	eventually(t, "the local route", func() bool { return strings.Contains(ip(t, "-6 route show table local"), "fd00:9::1 ") })
+	// The kernel makes its own IPv6 routes when it comes to them: fd00:9::1 and a
+	// link-local address for each end.
+	eventually(t, "the kernel's routes", func() bool {
+		local := ip(t, "-6 route show table local")
+		return strings.Contains(local, "fd00:9::1 dev va") && strings.Count(local, "local fe80::") == 4 && strings.Count(local, "ff00::/8") == 4
+	})
 }
 
 func ip(t *testing.T, args string) string {
