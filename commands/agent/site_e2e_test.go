@@ -65,6 +65,7 @@ func TestOneHost(t *testing.T) {
 		}
 	})
 	t.Run("opened", func(t *testing.T) { opened(t, s.in(t), c1, c3, to) })
+	t.Run("flooded", func(t *testing.T) { flooded(t, s.in(t), c1, c2, a1.Addresses[0], to, a3.Addresses[0]) })
 	t.Run("gateway never loops", func(t *testing.T) {
 		s := s.in(t)
 		neighbour := s.lab.Hosts[1]
