@@ -13,6 +13,12 @@ const MaxName = 15
 // LinkName is the name of the host side of an endpoint, as in datastore.LinkName.
 func LinkName(prefix, endpoint string) string { return datastore.LinkName(prefix, endpoint) }
 
+// IsLinkName says whether name is what LinkName makes of some endpoint.
+func IsLinkName(prefix, name string) bool {
+	digits, ok := strings.CutPrefix(name, prefix)
+	return ok && len(digits) == datastore.LinkDigits && strings.Trim(digits, "0123456789abcdef") == ""
+}
+
 // RetiredName is what a link with the given index is called between the end of
 // its service and its deletion.
 func RetiredName(index int) string { return fmt.Sprintf("ncgone%x", index) }

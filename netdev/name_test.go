@@ -22,6 +22,11 @@ func TestLinkName(t *testing.T) {
 	if LinkName("nc", "node1/cni/4f2c/eth1") == got {
 		t.Error("two interfaces of one workload share a link")
 	}
+	for name, is := range map[string]bool{got: true, "nc42117a9d9a": false, "foo": false, "nc42117a9d9ax": false, "xx42117a9d9ae": false, "nc42117a9d9aG": false} {
+		if IsLinkName(DefaultPrefix, name) != is {
+			t.Errorf("IsLinkName(%s) is not %v", name, is)
+		}
+	}
 	if retired := RetiredName(1<<31 - 1); ValidInterface(retired) != nil {
 		t.Errorf("RetiredName = %q", retired)
 	}

@@ -143,6 +143,7 @@ type outside struct {
 		workload.Links
 		Run(ctx context.Context) error
 		Watch(ctx context.Context, fn func(kernel.Event)) error
+		WatchPeers(ctx context.Context, fn func(kernel.Event)) error
 		OpenNetns(pid, fd int) (*kernel.Netns, error)
 	}
 	routes interface {
@@ -178,6 +179,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l.host = a.host
 	l.records = workload.NewRecords(a.cfg.recordsDir())
 	l.boots = readBoots(a.state, a.boot)
+	l.recall()
 	l.spawn = spawn
 	a.rehost, a.forward = make(chan struct{}, 1), make(chan struct{}, 1)
 	l.changedHost = func() { poke(a.rehost); poke(a.forward) }
@@ -245,6 +247,9 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: "remove links", Do: o.links.Run},
 		{Name: "watch links", Do: func(ctx context.Context) error {
 			return o.links.Watch(ctx, func(e kernel.Event) { l.post(func() { l.event(e) }) })
+		}},
+		{Name: "watch workload sides", Do: func(ctx context.Context) error {
+			return o.links.WatchPeers(ctx, func(e kernel.Event) { l.post(func() { l.peerEvent(e) }) })
 		}},
 		{Name: "watch routes", Do: func(ctx context.Context) error { return o.routes.Watch(ctx, fib.Ignore{}, a.routeEvent) }},
 		{Name: "watch the packet filter", Do: func(ctx context.Context) error {

@@ -101,19 +101,32 @@ func closed(ch chan struct{}) bool {
 
 // Create is Fake.Create. It returns once the link's event was handed on: heard after
 // the link was set up, it would have that done again.
-func (l countedLinks) Create(w kernel.Wire) (string, error) {
+func (l countedLinks) Create(w kernel.Wire) (kernel.Made, error) {
 	l.links.Add(1)
 	<-l.event("")
-	mac, err := l.Fake.Create(w)
+	made, err := l.Fake.Create(w)
 	if err == nil {
 		<-l.event(w.Link)
 	}
-	return mac, err
+	return made, err
 }
 
-func (l countedLinks) Up(link string) error          { l.links.Add(1); return l.Fake.Up(link) }
-func (l countedLinks) Detach(link string) error      { l.links.Add(1); return l.Fake.Detach(link) }
-func (l countedLinks) Links() ([]kernel.Link, error) { l.dumps.Add(1); return l.Fake.Links() }
+func (l countedLinks) Up(link string) error { l.links.Add(1); return l.Fake.Up(link) }
+func (l countedLinks) Detach(link string, index int) error {
+	l.links.Add(1)
+	return l.Fake.Detach(link, index)
+}
+
+func (l countedLinks) Hold(w kernel.Wire, raise bool) ([]string, error) {
+	l.links.Add(1)
+	return l.Fake.Hold(w, raise)
+}
+
+func (l countedLinks) Links(also ...int) ([]kernel.Link, error) {
+	l.dumps.Add(1)
+	return l.Fake.Links(also...)
+}
+
 func (l countedLinks) Addresses() ([]kernel.Address, error) {
 	l.dumps.Add(1)
 	return l.Fake.Addresses()

@@ -9,6 +9,7 @@ import (
 
 	"netctl/acl"
 	"netctl/datastore"
+	"netctl/netdev"
 	"netctl/netdev/kernel"
 )
 
@@ -16,7 +17,9 @@ import (
 // links up, then routes. A failure is tried again when it is due and keeps new
 // endpoints from going up, nothing else.
 func (l *loop) flush(ctx context.Context) {
+	l.forwarding.keep()
 	l.readHost()
+	l.holdLinks()
 	switch {
 	case ctx.Err() != nil:
 		return
@@ -50,7 +53,8 @@ func (l *loop) readHost() {
 			return
 		}
 		l.problems.solved("addresses")
-		l.forwarding.v6 = false
+		l.forwarding.v6.is = false
+		l.uplinks()
 		if changed {
 			l.filtering.index.SetSubnets(l.links.subnets())
 			l.noteOverlaps()
@@ -129,7 +133,9 @@ func (l *loop) flushLinks() {
 		case lo.ep == nil:
 			if !linked {
 				delete(l.links.leftAlone, lo.link)
+				l.links.forget(lo.link)
 				l.problems.drop("restore " + name)
+				l.problems.drop("endpoint " + name)
 			} else if !l.links.leftAlone[lo.link] && !l.retire(lo) {
 				continue
 			}
@@ -153,6 +159,15 @@ func (l *loop) raise(lo *local, link kernel.Link) {
 	what := "link " + lo.link
 	if !l.problems.due(what) {
 		l.locals.dirty[lo.name] = true
+		return
+	}
+	if !lo.raise { // it is not new: whoever set it down may have changed more
+		w, _ := l.wireOf(lo.link, lo)
+		if l.problems.due(w.problem()) && l.hold(w, true) {
+			l.locals.moved[lo.name] = true
+		} else {
+			l.locals.dirty[lo.name] = true
+		}
 		return
 	}
 	switch err := l.links.kernel.Up(lo.link); {
@@ -189,12 +204,13 @@ func (l *loop) retire(lo *local) bool {
 
 // remove takes a link out of service, with its record.
 func (l *loop) remove(link string) bool {
-	if err := l.links.kernel.Detach(link); err != nil {
+	if err := l.links.kernel.Detach(link, l.links.wires[link].Index); err != nil {
 		l.problems.failed("link "+link, err)
 		return false
 	}
 	l.problems.solved("link " + link)
 	delete(l.links.present, link)
+	l.links.forget(link)
 	if err := l.records.Remove(link); err != nil {
 		l.log.Warn("attach record not removed", "link", link, "error", err)
 	}
@@ -208,6 +224,13 @@ func (l *loop) retireOwnerless() {
 		switch {
 		case !present || l.links.owners[link] != "" || l.links.leftAlone[link] || l.strangers(link):
 			delete(l.links.ownerless, link)
+			if !present {
+				l.problems.drop("link " + link)
+			}
+		case !netdev.IsLinkName(l.cfg.LinkPrefix, link) && l.links.wires[link].Link == "":
+			// It may be an endpoint's that was given another name.
+			delete(l.links.ownerless, link)
+			l.problems.note("link "+link, fmt.Sprintf("is marked as netctl's (group %d) and belongs to no endpoint that is known here: give it back the name that it was attached with, or delete it (`ip link delete %s`)", netdev.Group, link))
 		case !l.problems.due("link " + link):
 		default:
 			l.log.Info("link without an endpoint removed", "link", link)

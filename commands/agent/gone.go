@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"netctl/datastore"
@@ -15,22 +16,75 @@ func (l *loop) event(e kernel.Event) {
 	case kernel.Resync:
 		l.links.resync, l.links.resyncHost = true, true
 	case kernel.HostChanged:
-		l.links.resyncHost = true
-	case kernel.LinkChanged:
-		if l.links.owners[e.Link] != "" && l.locals.named[l.links.owners[e.Link]].leaving {
-			return // said before it was detached
-		}
-		l.links.present[e.Link] = kernel.Link{Name: e.Link, Index: e.Index, Up: e.Up, MTU: e.MTU}
-		l.touch(e.Link)
-	case kernel.LinkGone:
-		switch k, ok := l.links.present[e.Link]; {
-		case !ok || k.Index != 0 && k.Index != e.Index:
-		case k.Index == 0:
-			l.links.resync = true // an older link of that name, or this one
+		switch _, ours := l.links.recorded(e.Index); {
+		case ours && e.Gone:
+			l.linkGone(e)
+		case ours:
+			l.linkChanged(e)
 		default:
-			delete(l.links.present, e.Link)
-			l.touch(e.Link)
+			l.links.resyncHost = true
+			if e.Link == "lo" && !e.Up {
+				l.forwarding.lo.is = false
+			}
 		}
+	case kernel.LinkChanged:
+		l.linkChanged(e)
+	case kernel.LinkGone:
+		l.linkGone(e)
+	case kernel.SideChanged:
+		l.links.doubt(e.Index)
+	case kernel.ForwardingOff:
+		if e.V4 {
+			l.forwarding.v4.is = false
+		} else {
+			l.forwarding.v6.is = false
+		}
+	case kernel.ForwardingChanged:
+		if slices.ContainsFunc(l.links.addrs, func(a kernel.Address) bool { return a.Index == e.Index }) {
+			l.links.resyncHost = true
+		}
+	}
+}
+
+// peerEvent takes a change of what is on the other side of the links.
+func (l *loop) peerEvent(e kernel.Event) {
+	w, known := l.links.wires[l.links.names[e.Index]]
+	switch {
+	case e.Change == kernel.Resync:
+		for link := range l.links.present {
+			l.links.hold[link] = true
+		}
+	case known && w.MAC != e.MAC:
+		w.MAC = e.MAC
+		l.links.wires[w.Link] = w
+		l.links.doubt(e.Index)
+	default:
+		l.idle++
+	}
+}
+
+// linkChanged takes what the kernel says of a link of netctl.
+func (l *loop) linkChanged(e kernel.Event) {
+	name := l.links.nameOf(e.Index, e.Link)
+	if l.links.owners[name] != "" && l.locals.named[l.links.owners[name]].leaving {
+		return // said before it was detached
+	}
+	l.links.set(kernel.Link{Name: e.Link, Index: e.Index, Up: e.Up, MTU: e.MTU, Altered: e.Altered})
+	l.touch(name)
+}
+
+func (l *loop) linkGone(e kernel.Event) {
+	name := l.links.nameOf(e.Index, e.Link)
+	switch k, ok := l.links.present[name]; {
+	case !ok || k.Index != 0 && k.Index != e.Index:
+	case k.Index == 0:
+		l.links.resync = true // an older link of that name, or this one
+	default:
+		delete(l.links.present, name)
+		if _, recorded := l.links.recorded(e.Index); !recorded {
+			delete(l.links.names, e.Index)
+		}
+		l.touch(name)
 	}
 }
 

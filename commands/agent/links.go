@@ -12,8 +12,12 @@ import (
 type links struct {
 	kernel hostLinks
 
-	present map[string]kernel.Link // those of netctl, by name
-	owners  map[string]string      // link to endpoint, whether or not it is present
+	present map[string]kernel.Link // those of netctl, by the name they were attached with
+	wires   map[string]attached    // as the records have them, by that name
+	names   map[int]string         // that name by index, which no other program changes
+	hold    map[string]bool        // to be compared with what an attach makes of them
+	tussles map[string]*tussle
+	owners  map[string]string // link to endpoint, whether or not it is present
 	// leftAlone are links without an endpoint that are not removed: what is attached
 	// there lives, and is not (yet) in the store.
 	leftAlone map[string]bool
@@ -24,23 +28,38 @@ type links struct {
 	resync, resyncHost bool // present, or addrs, is not known
 }
 
+// attached is a link as its record has it.
+type attached struct {
+	kernel.Wire
+	endpoint string
+}
+
 func newLinks(k hostLinks) *links {
 	return &links{
 		kernel: k, present: map[string]kernel.Link{}, owners: map[string]string{}, leftAlone: map[string]bool{}, ownerless: map[string]bool{},
+		wires: map[string]attached{}, names: map[int]string{}, hold: map[string]bool{}, tussles: map[string]*tussle{},
 		resync: true, resyncHost: true,
 	}
 }
 
 // read reads the links anew.
 func (k *links) read() error {
-	list, err := k.kernel.Links()
+	var recorded []int
+	for _, w := range k.wires {
+		recorded = append(recorded, w.Index)
+	}
+	list, err := k.kernel.Links(recorded...)
 	if err != nil {
 		return err
 	}
 	k.resync = false
 	k.present = make(map[string]kernel.Link, len(list))
+	k.names = make(map[int]string, len(list))
+	for link, w := range k.wires {
+		k.names[w.Index] = link
+	}
 	for _, l := range list {
-		k.present[l.Name] = l
+		k.hold[k.set(l)] = true
 	}
 	k.lookForOwners()
 	return nil

@@ -21,11 +21,13 @@ import (
 // hostLinks is what the loop asks of netdev/kernel.
 type hostLinks interface {
 	Up(link string) error
-	Detach(link string) error
-	Links() ([]kernel.Link, error)
+	Detach(link string, index int) error
+	Hold(w kernel.Wire, raise bool) (differed []string, err error)
+	Links(also ...int) ([]kernel.Link, error)
 	Addresses() ([]kernel.Address, error)
-	Forwarding4() error
-	Forwarding6() error
+	Loopback() (was bool, err error)
+	Forwarding4() (was bool, err error)
+	Forwarding6() (was bool, err error)
 }
 
 // routes is what the loop asks of routing/fib.
@@ -103,7 +105,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.problems = newProblems(log, func() { l.post(func() {}) })
 	l.locals = newLocals(cfg.LinkPrefix, l.links)
 	l.blocks = &blocks{node: cfg.Node, view: l.view, table: l.table, returning: map[netip.Prefix]bool{}}
-	l.forwarding = &forwarding{kernel: k, problems: l.problems}
+	l.forwarding = newForwarding(k, l.problems, log)
 	options := acl.Options{LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost}
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows)
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
@@ -140,7 +142,7 @@ func (l *loop) run(ctx context.Context) error {
 // right.
 func (l *loop) compare() {
 	l.links.resync, l.links.resyncHost, l.filtering.resync, l.table.resync = true, true, true, true
-	l.forwarding.v4, l.forwarding.v6 = false, false
+	l.forwarding.doubt()
 	l.compareRoutes()
 }
 

@@ -75,13 +75,15 @@ func (l *loop) End(endpoint string) {
 }
 
 // Program implements workload.Reconciler.
-func (l *loop) Program(ctx context.Context, endpoint string, revision int64) error {
+func (l *loop) Program(ctx context.Context, rec *workload.Record, revision int64) error {
+	endpoint := rec.Endpoint.Metadata.Name
 	// The link is there, whether or not its event has arrived.
 	if err := l.do(ctx, func() {
 		lo := l.locals.of(endpoint)
 		lo.created, lo.raise, lo.leaving = true, true, false
+		l.learn(rec)
 		if _, ok := l.links.present[lo.link]; !ok {
-			l.links.present[lo.link] = kernel.Link{Name: lo.link}
+			l.links.present[lo.link] = kernel.Link{Name: lo.link, Index: rec.Index}
 		}
 		l.locals.mark(endpoint)
 	}); err != nil {
@@ -106,6 +108,7 @@ func (l *loop) Retire(endpoint string) {
 		lo := l.locals.of(endpoint)
 		lo.leaving = true
 		delete(l.links.present, lo.link)
+		delete(l.links.hold, lo.link)
 		l.locals.moved[endpoint] = true
 	})
 }

@@ -84,8 +84,8 @@ func (f *failing) err() error {
 	return nil
 }
 
-func (f *failing) Up(string) error    { f.up++; return f.err() }
-func (f *failing) Forwarding4() error { f.forward4++; return f.err() }
+func (f *failing) Up(string) error            { f.up++; return f.err() }
+func (f *failing) Forwarding4() (bool, error) { f.forward4++; return false, f.err() }
 
 type failingTable struct{ *failing }
 

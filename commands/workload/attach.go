@@ -95,20 +95,17 @@ func (s *Service) repeat(ctx context.Context, req control.AttachRequest, known K
 			return a, false, fmt.Errorf("attach %s: attached already, without address %s: detach it first: %w", ep.Metadata.Name, want, datastore.ErrExists)
 		}
 	}
-	if err := s.Reconciler.Program(ctx, ep.Metadata.Name, 0); err != nil {
+	if err := s.Reconciler.Program(ctx, rec, 0); err != nil {
 		return a, false, fmt.Errorf("attach %s: %w", ep.Metadata.Name, err)
 	}
 	return rec.Attachment, true, nil
 }
 
-// recorded is the wire as a record describes it, in ns. MAC and MTU are left out:
-// a plugin behind ours in a chain may have changed them (CNI specification,
-// section 4, CHECK).
+// recorded is the wire as a record describes it, in ns.
 func (s *Service) recorded(rec *Record, ns *kernel.Netns) kernel.Wire {
-	return kernel.Wire{
-		Netns: ns.FD(), Interface: rec.Endpoint.Spec.Interface, Link: rec.Endpoint.Spec.Link,
-		Addresses: rec.Endpoint.Spec.Addresses, Gateway4: s.Gateway,
-	}
+	w := rec.Wire(s.Boot, s.Gateway)
+	w.Netns = ns.FD()
+	return w
 }
 
 // assign writes the endpoint, its addresses, and its network and profiles if
@@ -279,19 +276,19 @@ func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datas
 			a.Gateways = append(a.Gateways, netdev.HostLinkLocal())
 		}
 	}
-	mac, err := s.Links.Create(kernel.Wire{
+	made, err := s.Links.Create(kernel.Wire{
 		Netns: ns.FD(), Interface: ep.Spec.Interface, Link: ep.Spec.Link, MAC: ep.Spec.MAC, MTU: a.MTU,
 		Addresses: ep.Spec.Addresses, Gateway4: s.Gateway,
 	})
 	if err != nil {
 		return a, err
 	}
-	a.MAC = mac
-	rec := &Record{Endpoint: ep, Attachment: a, Boot: s.Boot, Netns: req.NetnsPath, Dev: ns.Dev, Ino: ns.Ino, Cluster: known.Cluster}
+	a.MAC = made.MAC
+	rec := &Record{Endpoint: ep, Attachment: a, Boot: s.Boot, Index: made.Index, Netns: req.NetnsPath, Dev: ns.Dev, Ino: ns.Ino, Cluster: known.Cluster}
 	if err := s.Records.Put(rec); err != nil {
 		return a, err
 	}
-	return a, s.Reconciler.Program(ctx, ep.Metadata.Name, revision)
+	return a, s.Reconciler.Program(ctx, rec, revision)
 }
 
 // randomMAC is a locally administered unicast address (IEEE 802, section 8.4).

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"netctl/commands/control"
 	"netctl/datastore"
+	"netctl/netdev/kernel"
 )
 
 // maxRecord bounds a record's file in bytes.
@@ -22,14 +24,30 @@ type Record struct {
 	Endpoint *datastore.Endpoint `json:"endpoint"`
 	// Attachment is what the caller was told.
 	Attachment control.Attachment `json:"attachment"`
-	// Boot is the boot the attach happened in, Dev and Ino the namespace, Netns where
-	// its caller found it.
+	// Boot is the boot the attach happened in, Index the link's in that boot, Dev and
+	// Ino the namespace, Netns where its caller found it.
 	Boot  string `json:"boot"`
+	Index int    `json:"index,omitempty"`
 	Netns string `json:"netns,omitempty"`
 	Dev   uint64 `json:"dev"`
 	Ino   uint64 `json:"ino"`
 	// Cluster is whose endpoint it is.
 	Cluster datastore.Cluster `json:"cluster"`
+}
+
+// Wire is the link as it was attached; boot is this boot, in which an index of
+// another means nothing. The workload side's MAC and MTU are left out: a plugin
+// behind ours in a chain may have changed them (CNI specification, section 4,
+// CHECK).
+func (rec *Record) Wire(boot string, gateway netip.Addr) kernel.Wire {
+	w := kernel.Wire{
+		Interface: rec.Endpoint.Spec.Interface, Link: rec.Endpoint.Spec.Link, HostMTU: rec.Attachment.MTU,
+		Addresses: rec.Endpoint.Spec.Addresses, Gateway4: gateway,
+	}
+	if rec.Boot == boot {
+		w.Index = rec.Index
+	}
+	return w
 }
 
 // Records keeps one file for each attached endpoint, 0600, in a folder that goes

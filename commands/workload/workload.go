@@ -31,8 +31,8 @@ const undoTimeout = 10 * time.Second
 
 // Links is what makes and removes an endpoint's link; *kernel.Kernel is one.
 type Links interface {
-	Create(kernel.Wire) (mac string, err error)
-	Detach(link string) error
+	Create(kernel.Wire) (kernel.Made, error)
+	Detach(link string, index int) error
 	// DropRules removes what outlives the link in the workload's namespace.
 	DropRules(path string, dev, ino uint64, addrs []netip.Addr) error
 	Check(kernel.Wire) error
@@ -51,9 +51,9 @@ type Reconciler interface {
 	// link alone.
 	Begin(ctx context.Context, endpoint, network string, profiles []string) (Known, error)
 	End(endpoint string)
-	// Program returns when the endpoint, as of revision, has its ACLs, link and
-	// routes in the kernel.
-	Program(ctx context.Context, endpoint string, revision int64) error
+	// Program returns when the endpoint of a record, as of revision, has its ACLs,
+	// link and routes in the kernel. From then on the link is kept as recorded.
+	Program(ctx context.Context, rec *Record, revision int64) error
 	// Retire takes the endpoint's routes out and keeps them out; Keep undoes that.
 	Retire(endpoint string)
 	Keep(endpoint string)
@@ -162,10 +162,16 @@ func (s *Service) remove(ctx context.Context, ep *datastore.Endpoint) error {
 	return nil
 }
 
-// sever takes a link out of service, with the rules that outlive it.
+// sever takes a link out of service, whatever it is called by now, with the rules that
+// outlive it.
 func (s *Service) sever(link string) error {
-	err := s.Links.Detach(link)
-	if rec, e := s.Records.Read(link); err == nil && e == nil {
+	rec, unread := s.Records.Read(link)
+	index := 0
+	if unread == nil {
+		index = rec.Wire(s.Boot, s.Gateway).Index
+	}
+	err := s.Links.Detach(link, index)
+	if err == nil && unread == nil {
 		if e := s.Links.DropRules(rec.Netns, rec.Dev, rec.Ino, rec.Endpoint.Spec.Addresses); e != nil {
 			s.Log.Warn("rules of a workload not removed", "link", link, "error", e)
 		}

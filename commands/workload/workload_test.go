@@ -29,7 +29,7 @@ func record(link string) *Record {
 			},
 		},
 		Attachment: control.Attachment{Endpoint: name, Link: link, MTU: 1500},
-		Boot:       "b", Dev: 4, Ino: 1 << 40, Cluster: datastore.Cluster{UUID: "u", Generation: 3},
+		Boot:       "b", Index: 7, Dev: 4, Ino: 1 << 40, Cluster: datastore.Cluster{UUID: "u", Generation: 3},
 	}
 }
 

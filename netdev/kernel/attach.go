@@ -21,10 +21,12 @@ type Wire struct {
 	Netns int
 	// Interface is the workload side's name, Link the host side's.
 	Interface, Link string
+	// Index is the host side's, as Create told; 0: the link is known by its name.
+	Index int
 	// MAC is the workload side's hardware address; empty: a random one.
 	MAC string
-	// MTU in bytes; 0: the kernel's default.
-	MTU int
+	// MTU in bytes; 0: the kernel's default. HostMTU is the host side's alone.
+	MTU, HostMTU int
 	// Addresses get a host prefix (/32, /128) each.
 	Addresses []netip.Addr
 	// Gateway4 and Gateway6 are the next hops of the default routes; zero:
@@ -80,26 +82,32 @@ func (w *Wire) prepare() (mac net.HardwareAddr, err error) {
 	return mac, nil
 }
 
+// Made is what Create made: the workload side's MAC and the host side's index.
+type Made struct {
+	MAC   string
+	Index int
+}
+
 // Create makes the pair and sets both sides up, but leaves the host side down:
 // the caller puts ACLs in place, calls Up, and then adds the routes to the
-// endpoint (the kernel takes none through a link that is down). It returns the
-// workload side's MAC. A name that is taken on either side is ErrExists; whatever
-// fails, nothing is left behind.
-func (k *Kernel) Create(w Wire) (mac string, err error) {
+// endpoint (the kernel takes none through a link that is down). A name that is
+// taken on either side is ErrExists; whatever fails, nothing is left behind.
+func (k *Kernel) Create(w Wire) (Made, error) {
 	peerMAC, err := w.prepare()
 	if err != nil {
-		return "", fmt.Errorf("wire: %w", err)
+		return Made{}, fmt.Errorf("wire: %w", err)
 	}
 	inside, err := newHandle(w.Netns)
 	if err != nil {
-		return "", fmt.Errorf("wire %s: network namespace: %w", w.Interface, err)
+		return Made{}, fmt.Errorf("wire %s: network namespace: %w", w.Interface, err)
 	}
 	defer inside.Close()
 	pair, err := k.newPair(w, peerMAC, inside)
 	if err != nil {
-		return "", fmt.Errorf("wire %s: %w", w.Interface, err)
+		return Made{}, fmt.Errorf("wire %s: %w", w.Interface, err)
 	}
-	err = k.sys.hostSide(w)
+	s := &side{k: k, wire: w, link: rawLink{Link: Link{Name: w.Link, Index: pair.Index}}, mac: peerMAC}
+	err = s.fresh()
 	if err == nil {
 		err = setInside(inside, w)
 	}
@@ -107,9 +115,9 @@ func (k *Kernel) Create(w Wire) (mac string, err error) {
 		if undo := k.host.LinkDel(pair); undo != nil {
 			err = errors.Join(err, fmt.Errorf("remove %s: %w", w.Link, cause(undo)))
 		}
-		return "", fmt.Errorf("wire %s: %w", w.Interface, err)
+		return Made{}, fmt.Errorf("wire %s: %w", w.Interface, err)
 	}
-	return peerMAC.String(), nil
+	return Made{MAC: peerMAC.String(), Index: pair.Index}, nil
 }
 
 // newPair makes the veth. The workload side of a link that was retired a moment
@@ -166,6 +174,7 @@ func setInside(h *netlink.Handle, w Wire) error {
 			return h.AddrAdd(device(l.Index), newAddress(a))
 		}})
 	}
+	steps = append(steps, gatewayNeighbors(l.Index, w)...)
 	lead := len(steps)
 	steps = append(steps, gatewayRoutes(l.Index, w, unix.RT_TABLE_MAIN, 0)...)
 	at, err := doAll(h, steps)
@@ -204,15 +213,37 @@ func secondRoutes(index int, w Wire) []step {
 	return steps
 }
 
+// gateways are the next hops of the families that the wire has.
+func (w Wire) gateways() (list []netip.Addr) {
+	for _, gw := range []netip.Addr{w.Gateway4, w.Gateway6} {
+		if w.has(gw.Is4()) {
+			list = append(list, gw)
+		}
+	}
+	return list
+}
+
+// gatewayNeighbors spare the workload its questions for the gateways: what the host
+// is set to answer does not matter.
+func gatewayNeighbors(index int, w Wire) (steps []step) {
+	hostMAC, _ := net.ParseMAC(netdev.HostMAC)
+	for _, gw := range w.gateways() {
+		family := netlink.FAMILY_V4
+		if gw.Is6() {
+			family = netlink.FAMILY_V6
+		}
+		entry := &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: gw.AsSlice(), HardwareAddr: hostMAC}
+		steps = append(steps, step{"neighbour " + gw.String(), func(h *netlink.Handle) error { return h.NeighSet(entry) }})
+	}
+	return steps
+}
+
 func gatewayRoutes(index int, w Wire, table, metric int) []step {
 	var steps []step
 	add := func(what string, r *netlink.Route) {
 		steps = append(steps, step{what, func(h *netlink.Handle) error { return h.RouteAdd(r) }})
 	}
-	for _, gw := range []netip.Addr{w.Gateway4, w.Gateway6} {
-		if !w.has(gw.Is4()) {
-			continue
-		}
+	for _, gw := range w.gateways() {
 		if !(gw.Is6() && gw.IsLinkLocalUnicast()) {
 			add("route "+gw.String(), onLink(index, gw, table, metric))
 		}
@@ -236,14 +267,26 @@ func doAll(h *netlink.Handle, steps []step) (int, error) {
 // Up sets the host side up. The error wraps os.ErrNotExist if there is no such
 // link.
 func (k *Kernel) Up(link string) error {
-	l, err := linkByName(k.host, link)
+	l, err := k.link(0, link)
 	if err == nil {
-		err = absent(cause(k.host.LinkSetUp(device(l.Index))))
+		err = absent(cause(k.raise(l)))
 	}
 	if err != nil {
 		return fmt.Errorf("set %s up: %w", link, err)
 	}
 	return nil
+}
+
+// raise sets a link up. The other side has a carrier then, which the kernel's work
+// queue has to hear of before it sends anything; asked for the other side, the kernel
+// (6.8 or later) does that first. Nothing asks for MACs, so that the very first packet
+// is the workload's.
+func (k *Kernel) raise(l rawLink) error {
+	err := k.host.LinkSetUp(device(l.Index))
+	if err == nil {
+		_, _ = k.peerMAC(l)
+	}
+	return err
 }
 
 // absent makes the kernel's "no such device" one that errors.Is os.ErrNotExist.

@@ -11,7 +11,7 @@ import (
 // BenchmarkWire is the whole of an attach's netlink work: Create and Up.
 func BenchmarkWire(b *testing.B) {
 	h := newHost(b)
-	if err := h.Forwarding4(); err != nil {
+	if _, err := h.Forwarding4(); err != nil {
 		b.Fatal(err)
 	}
 	for i := 0; b.Loop(); i++ {
@@ -26,7 +26,7 @@ func BenchmarkWire(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StopTimer()
-		if err := errors.Join(h.Detach(link), h.retire.flush()); err != nil {
+		if err := errors.Join(h.Detach(link, 0), h.retire.flush()); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()
@@ -45,7 +45,7 @@ func BenchmarkDetach(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StartTimer()
-		if err := h.Detach("nc0"); err != nil {
+		if err := h.Detach("nc0", 0); err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()

@@ -29,40 +29,29 @@ func (k *Kernel) Check(w Wire) error {
 		return fmt.Errorf("check %s: network namespace: %w", w.Interface, err)
 	}
 	defer inside.Close()
-	if err := errors.Join(k.checkHost(w), checkInside(inside, w)); err != nil {
+	c, err := dial(w.Netns)
+	if err != nil {
+		return fmt.Errorf("check %s: network namespace: %w", w.Interface, err)
+	}
+	defer func() { _ = c.close() }()
+	if err := errors.Join(k.checkHost(w), checkInside(inside, c, w)); err != nil {
 		return fmt.Errorf("check %s: %w", w.Interface, err)
 	}
 	return nil
 }
 
 func (k *Kernel) checkHost(w Wire) error {
-	l, err := linkByName(k.host, w.Link)
+	s, err := k.sideOf(w)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("%s is gone", w.Link)
 	case err != nil:
 		return fmt.Errorf("%s: %w", w.Link, err)
 	}
-	var errs []error
-	if l.Group != netdev.Group {
-		errs = append(errs, fmt.Errorf("%s: group is %d, not %d", w.Link, l.Group, netdev.Group))
-	}
-	if l.RawFlags&unix.IFF_UP == 0 {
-		errs = append(errs, fmt.Errorf("%s is down", w.Link))
-	}
-	if l.HardwareAddr.String() != netdev.HostMAC {
-		errs = append(errs, fmt.Errorf("%s: mac is %s, not %s", w.Link, l.HardwareAddr, netdev.HostMAC))
-	}
-	for _, x := range hostSettings(w) {
-		v, err := k.sys.read(x.dir, w.Link+"/"+x.name)
-		if err == nil && v != x.value {
-			errs = append(errs, fmt.Errorf("%s: %s is %s, not %s", w.Link, x.name, v, x.value))
-		}
-	}
-	return errors.Join(errs...)
+	return s.check()
 }
 
-func checkInside(h *netlink.Handle, w Wire) error {
+func checkInside(h *netlink.Handle, c *conn, w Wire) error {
 	l, err := linkByName(h, w.Interface)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -80,6 +69,7 @@ func checkInside(h *netlink.Handle, w Wire) error {
 	if w.MTU != 0 && l.MTU != w.MTU {
 		errs = append(errs, fmt.Errorf("%s: mtu is %d, not %d", w.Interface, l.MTU, w.MTU))
 	}
+	errs = append(errs, checkGateways(c, l.Index, w))
 	has, err := addressesOf(h, l.Index)
 	if err != nil {
 		return errors.Join(append(errs, err)...)
@@ -89,15 +79,29 @@ func checkInside(h *netlink.Handle, w Wire) error {
 			errs = append(errs, fmt.Errorf("%s: address %s is missing", w.Interface, a))
 		}
 	}
-	for _, gw := range []netip.Addr{w.Gateway4, w.Gateway6} {
-		if !w.has(gw.Is4()) {
-			continue
-		}
+	for _, gw := range w.gateways() {
 		ok, err := hasDefault(h, l.Index, gw)
 		if err == nil && !ok {
 			err = fmt.Errorf("%s: default route via %s is missing", w.Interface, gw)
 		}
 		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// checkGateways reports permanent neighbour entries of the gateways that lead
+// elsewhere. One that is missing is no fault: the workload asks, and is answered.
+func checkGateways(c *conn, index int, w Wire) error {
+	var errs []error
+	for _, gw := range w.gateways() {
+		n, err := c.neighbor(index, gw)
+		switch {
+		case errors.Is(err, unix.ENOENT):
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%s: neighbour entry of %s: %w", w.Interface, gw, err))
+		case n.state&unix.NUD_PERMANENT != 0 && n.mac.String() != netdev.HostMAC:
+			errs = append(errs, fmt.Errorf("%s: neighbour entry of %s is %s, not %s", w.Interface, gw, n.mac, netdev.HostMAC))
+		}
 	}
 	return errors.Join(errs...)
 }

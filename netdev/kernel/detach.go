@@ -14,18 +14,23 @@ import (
 
 // Detach takes a link out of service at once: it goes down, loses its name and
 // its group, and Run deletes it with others in one go (deleting a veth waits for
-// the kernel's grace period, some 15 ms, however many there are). A link that is
-// not there is no error; one that is not netctl's is left alone.
-func (k *Kernel) Detach(link string) error {
-	l, err := linkByName(k.host, link)
+// the kernel's grace period, some 15 ms, however many there are). It is found by
+// the index that Create told, whatever it is called by now, or by its name (index
+// 0, or no such link any more). A link that is not there is no error; one that is
+// not netctl's is left alone.
+func (k *Kernel) Detach(link string, index int) error {
+	l, err := k.find(link, index)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", link, err)
 	}
-	if l.Group != netdev.Group {
-		return fmt.Errorf("detach %s: not an interface of netctl (group %d)", link, l.Group)
+	switch {
+	case l.group == netdev.GroupRetired:
+		return nil // it is out of service
+	case !l.made(index):
+		return fmt.Errorf("detach %s: not an interface of netctl (group %d)", link, l.group)
 	}
 	// Down comes before the new name: kernels before 6.2 rename no link that is up.
 	// The group comes first of all, so that it is no news that the link goes down.

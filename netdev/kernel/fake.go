@@ -20,7 +20,7 @@ import (
 // and Ino are fd.
 type Fake struct {
 	// Fail, if set, is asked before each operation ("create", "up", "detach",
-	// "check", "netns") on an object; an error is returned instead.
+	// "check", "hold", "forward", "netns") on an object; an error is returned instead.
 	Fail func(op, object string) error
 
 	mu       sync.Mutex
@@ -33,8 +33,40 @@ type Fake struct {
 
 type fakeWire struct {
 	Wire
-	index int
-	up    bool
+	index   int
+	up      bool
+	name    string   // what it is called now
+	group   uint32   // what it is in now
+	altered []string // what else is not what an attach makes
+}
+
+func (w *fakeWire) link() Link {
+	return Link{Name: w.name, Index: w.index, Up: w.up, MTU: w.MTU, Altered: w.group != netdev.Group}
+}
+
+// event is what a change of it is told by; needs mu held.
+func (w *fakeWire) event() Event {
+	l := w.link()
+	ev := Event{Change: LinkChanged, Link: l.Name, Index: l.Index, Up: l.Up, MTU: l.MTU, Altered: l.Altered}
+	if w.group != netdev.Group {
+		ev.Change = HostChanged
+	}
+	return ev
+}
+
+// find is the wire of an index or, if there is none, of a link's name; nil: there is
+// none. It needs mu held.
+func (f *Fake) find(link string, index int) *fakeWire {
+	var named *fakeWire
+	for _, w := range f.wires {
+		if index != 0 && w.index == index {
+			return w
+		}
+		if w.name == link {
+			named = w
+		}
+	}
+	return named
 }
 
 func (f *Fake) fail(op, object string) error {
@@ -45,22 +77,22 @@ func (f *Fake) fail(op, object string) error {
 }
 
 // Create is Kernel.Create.
-func (f *Fake) Create(w Wire) (string, error) {
+func (f *Fake) Create(w Wire) (Made, error) {
 	mac, err := w.prepare()
 	if err == nil {
 		err = f.fail("create", w.Link)
 	}
 	if err != nil {
-		return "", fmt.Errorf("wire %s: %w", w.Interface, err)
+		return Made{}, fmt.Errorf("wire %s: %w", w.Interface, err)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.wires[w.Link] != nil {
-		return "", fmt.Errorf("wire %s: %s on the host: %w", w.Interface, w.Link, datastore.ErrExists)
+		return Made{}, fmt.Errorf("wire %s: %s on the host: %w", w.Interface, w.Link, datastore.ErrExists)
 	}
 	for _, o := range f.wires {
 		if o.Netns == w.Netns && o.Interface == w.Interface {
-			return "", fmt.Errorf("wire %s: %s in the network namespace: %w", w.Interface, w.Interface, datastore.ErrExists)
+			return Made{}, fmt.Errorf("wire %s: %s in the network namespace: %w", w.Interface, w.Interface, datastore.ErrExists)
 		}
 	}
 	if f.wires == nil {
@@ -68,9 +100,9 @@ func (f *Fake) Create(w Wire) (string, error) {
 	}
 	w.MAC = mac.String()
 	f.index++
-	f.wires[w.Link] = &fakeWire{Wire: w, index: f.index}
-	f.tell(Event{Change: LinkChanged, Link: w.Link, Index: f.index, MTU: w.MTU})
-	return w.MAC, nil
+	f.wires[w.Link] = &fakeWire{Wire: w, index: f.index, name: w.Link, group: netdev.Group}
+	f.tell(f.wires[w.Link].event())
+	return Made{MAC: w.MAC, Index: f.index}, nil
 }
 
 // Up is Kernel.Up.
@@ -80,13 +112,58 @@ func (f *Fake) Up(link string) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	w := f.wires[link]
+	w := f.find(link, 0)
 	if w == nil {
 		return fmt.Errorf("set %s up: %w", link, os.ErrNotExist)
 	}
 	w.up = true
-	f.tell(Event{Change: LinkChanged, Link: link, Index: w.index, Up: true, MTU: w.MTU})
+	f.tell(w.event())
 	return nil
+}
+
+// Alter does to a link what another program would, and tells of it as the kernel
+// would: what it is called and which group it is in (as they are, if empty and 0),
+// and what else an attach set on it.
+func (f *Fake) Alter(link, name string, group uint32, rest ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := f.wires[link]
+	if name != "" {
+		w.name = name
+	}
+	if group != 0 {
+		w.group = group
+	}
+	w.altered = append(w.altered, rest...)
+	if len(rest) > 0 {
+		f.tell(Event{Change: SideChanged, Index: w.index})
+		return
+	}
+	f.tell(w.event())
+}
+
+// Hold is Kernel.Hold.
+func (f *Fake) Hold(w Wire, raise bool) (differed []string, err error) {
+	if err := f.fail("hold", w.Link); err != nil {
+		return nil, fmt.Errorf("hold %s: %w", w.Link, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	have := f.find(w.Link, w.Index)
+	if have == nil {
+		return nil, fmt.Errorf("hold %s: %w", w.Link, os.ErrNotExist)
+	}
+	for _, text := range []string{unlike(w.Link, "name", have.name, w.Link), unlike(w.Link, "group", have.group, netdev.Group), when(raise && !have.up, w.Link+" is down")} {
+		if text != "" {
+			differed = append(differed, text)
+		}
+	}
+	differed = append(differed, have.altered...)
+	have.name, have.group, have.altered, have.up = w.Link, netdev.Group, nil, have.up || raise
+	if len(differed) > 0 {
+		f.tell(have.event())
+	}
+	return differed, nil
 }
 
 // SetDown sets a link down as another program would.
@@ -98,18 +175,20 @@ func (f *Fake) SetDown(link string) error {
 		return fmt.Errorf("set %s down: %w", link, os.ErrNotExist)
 	}
 	w.up = false
-	f.tell(Event{Change: LinkChanged, Link: link, Index: w.index, MTU: w.MTU})
+	f.tell(w.event())
 	return nil
 }
 
 // Detach is Kernel.Detach.
-func (f *Fake) Detach(link string) error {
+func (f *Fake) Detach(link string, index int) error {
 	if err := f.fail("detach", link); err != nil {
 		return fmt.Errorf("detach %s: %w", link, err)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.wires, link)
+	if w := f.find(link, index); w != nil {
+		delete(f.wires, w.Link)
+	}
 	return nil
 }
 
@@ -125,7 +204,7 @@ func (f *Fake) Drop(netns int) {
 	for link, w := range f.wires {
 		if w.Netns == netns {
 			delete(f.wires, link)
-			f.tell(Event{Change: LinkGone, Link: link, Index: w.index})
+			f.tell(Event{Change: LinkGone, Link: w.name, Index: w.index})
 		}
 	}
 }
@@ -170,12 +249,14 @@ func (f *Fake) Check(w Wire) error {
 }
 
 // Links is Kernel.Links.
-func (f *Fake) Links() ([]Link, error) {
+func (f *Fake) Links(also ...int) ([]Link, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var list []Link
-	for name, w := range f.wires {
-		list = append(list, Link{Name: name, Index: w.index, Up: w.up, MTU: w.MTU})
+	for _, w := range f.wires {
+		if w.group == netdev.Group || slices.Contains(also, w.index) {
+			list = append(list, w.link())
+		}
 	}
 	slices.SortFunc(list, func(a, b Link) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
@@ -203,18 +284,34 @@ func (f *Fake) Subnets() ([]netip.Prefix, error) {
 }
 
 // Forwarding4 is Kernel.Forwarding4.
-func (f *Fake) Forwarding4() error { return f.setForward("ip_forward") }
+func (f *Fake) Forwarding4() (bool, error) { return f.setForward("ip_forward") }
 
 // Forwarding6 is Kernel.Forwarding6.
-func (f *Fake) Forwarding6() error { return f.setForward("forwarding6") }
+func (f *Fake) Forwarding6() (bool, error) { return f.setForward("forwarding6") }
 
-func (f *Fake) setForward(what string) error {
+// Loopback is Kernel.Loopback.
+func (f *Fake) Loopback() (bool, error) { return false, nil }
+
+func (f *Fake) setForward(what string) (bool, error) {
+	if err := f.fail("forward", what); err != nil {
+		return false, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !slices.Contains(f.forward, what) {
-		f.forward = append(f.forward, what)
+	if slices.Contains(f.forward, what) {
+		return false, nil
 	}
-	return nil
+	f.forward = append(f.forward, what)
+	return true, nil
+}
+
+// StopForwarding switches forwarding of IPv4 or IPv6 off as another program would.
+func (f *Fake) StopForwarding(v4 bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	what := map[bool]string{true: "ip_forward", false: "forwarding6"}[v4]
+	f.forward = slices.DeleteFunc(f.forward, func(s string) bool { return s == what })
+	f.tell(Event{Change: ForwardingOff, V4: v4})
 }
 
 // OpenNetns is Kernel.OpenNetns.
@@ -251,6 +348,12 @@ func (f *Fake) Watch(ctx context.Context, fn func(Event)) error {
 			fn(ev)
 		}
 	}
+}
+
+// WatchPeers is Kernel.WatchPeers; nothing changes there.
+func (f *Fake) WatchPeers(ctx context.Context, _ func(Event)) error {
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 // tell needs mu held.

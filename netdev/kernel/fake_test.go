@@ -13,17 +13,20 @@ import (
 
 // wiring is everything that Kernel and Fake have in common.
 type wiring interface {
-	Create(Wire) (string, error)
+	Create(Wire) (Made, error)
 	Up(string) error
-	Detach(string) error
+	Detach(string, int) error
 	Check(Wire) error
-	Links() ([]Link, error)
+	Links(...int) ([]Link, error)
 	Addresses() ([]Address, error)
 	Subnets() ([]netip.Prefix, error)
 	Watch(context.Context, func(Event)) error
 	Run(context.Context) error
-	Forwarding4() error
-	Forwarding6() error
+	Forwarding4() (bool, error)
+	Forwarding6() (bool, error)
+	Loopback() (bool, error)
+	Hold(Wire, bool) ([]string, error)
+	WatchPeers(context.Context, func(Event)) error
 	OpenNetns(pid, fd int) (*Netns, error)
 }
 
@@ -39,9 +42,9 @@ func TestFakeBehavesAsTheKernel(t *testing.T) {
 			if err := k.Up("nc0"); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("Up of nothing: %v", err)
 			}
-			mac, err := k.Create(w)
-			if err != nil || len(mac) != len("00:00:00:00:00:00") {
-				t.Fatalf("Create = %q, %v", mac, err)
+			made, err := k.Create(w)
+			if err != nil || len(made.MAC) != len("00:00:00:00:00:00") || made.Index == 0 {
+				t.Fatalf("Create = %+v, %v", made, err)
 			}
 			if err := k.Check(w); err == nil || !strings.Contains(err.Error(), "nc0 is down") {
 				t.Errorf("Check before Up: %v", err)
@@ -49,7 +52,7 @@ func TestFakeBehavesAsTheKernel(t *testing.T) {
 			if err := k.Up("nc0"); err != nil {
 				t.Error(err)
 			}
-			w.MAC = mac
+			w.MAC = made.MAC
 			if err := k.Check(w); err != nil {
 				t.Error(err)
 			}
@@ -65,7 +68,7 @@ func TestFakeBehavesAsTheKernel(t *testing.T) {
 				t.Errorf("Links = %+v, %v", links, err)
 			}
 			for range 2 {
-				if err := k.Detach("nc0"); err != nil {
+				if err := k.Detach("nc0", 0); err != nil {
 					t.Error(err)
 				}
 			}
@@ -82,7 +85,7 @@ func TestFakeBehavesAsTheKernel(t *testing.T) {
 func TestFakePrintsItself(t *testing.T) {
 	f := &Fake{}
 	f.SetAddresses(Address{Prefix: netip.MustParsePrefix("192.168.99.102/24"), Subnet: netip.MustParsePrefix("192.168.99.0/24"), Link: "eth1"})
-	if err := f.Forwarding4(); err != nil {
+	if _, err := f.Forwarding4(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.Create(Wire{Netns: 7, Interface: "eth0", Link: "nc0", MAC: "02:00:00:00:00:01", MTU: 1500, Addresses: addrs("10.0.0.1")}); err != nil {

@@ -64,7 +64,7 @@ func TestDetachIsNoNews(t *testing.T) {
 		})
 	}()
 	<-ready
-	if err := h.Detach("nc0"); err != nil {
+	if err := h.Detach("nc0", 0); err != nil {
 		t.Fatal(err)
 	}
 	run(t, h.ns, "ip", "link", "add", "end", "type", "bridge")
@@ -96,4 +96,13 @@ func TestWireInFull(t *testing.T) {
 	contains(t, run(t, inside, "ip", "-d", "route", "show", "table", fmt.Sprint(table)), "unicast default via 169.254.1.1 dev eth1 proto boot scope global")
 	contains(t, run(t, inside, "ip", "-d", "-6", "route"), "unicast default via fe80::ecee:eeff:feee:eeee dev eth0 proto boot scope global metric 1024")
 	contains(t, run(t, inside, "ip", "rule"), fmt.Sprintf("32765:\tfrom 10.0.0.1 lookup %d", table))
+}
+
+func TestBootID(t *testing.T) {
+	if id, err := BootID(BootIDFile); err != nil || len(id) != 36 {
+		t.Errorf("BootID = %q, %v", id, err)
+	}
+	if _, err := BootID(os.DevNull); err == nil {
+		t.Error("an empty file has a boot ID")
+	}
 }

@@ -45,6 +45,7 @@ type Kernel struct {
 	own    *Netns
 	host   *netlink.Handle // changes, and what is asked about one link
 	conn   *conn           // lists
+	port   uint32          // the address of conn
 	sys    *sysctls
 	retire *retirer
 }
@@ -68,6 +69,7 @@ func Open(log *slog.Logger) (_ *Kernel, err error) {
 	if k.conn, err = dial(k.own.FD()); err != nil {
 		return nil, err
 	}
+	k.port = k.conn.nl.PID()
 	if k.sys, err = openSysctls(); err != nil {
 		return nil, err
 	}

@@ -1,10 +1,10 @@
 package kernel
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
@@ -19,6 +19,9 @@ type Link struct {
 	Index int
 	Up    bool // administratively
 	MTU   int  // bytes
+	// Altered says that it is not what an attach makes, as far as a link's message
+	// tells: its group, master, MAC and flags.
+	Altered bool
 }
 
 // Address is an address of an interface that is not netctl's.
@@ -35,21 +38,25 @@ type Address struct {
 	Passing bool
 	// Loopback is on lo, which leads nowhere.
 	Loopback bool
+	// Closed says that the interface does not forward the IPv4 packets that come in
+	// by it.
+	Closed bool
 }
 
 // passing are the flags that make an Address so; that of temporary addresses is that of
 // secondary ones.
 const passing = unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_SECONDARY
 
-// Links lists the links in service, by name.
-func (k *Kernel) Links() ([]Link, error) {
+// Links lists the links in service and those of the given indexes, by name.
+func (k *Kernel) Links(also ...int) ([]Link, error) {
 	all, err := k.links()
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
 	var ours []Link
 	for _, l := range all {
-		if l.group == netdev.Group {
+		if l.group == netdev.Group || l.kind == "veth" && slices.Contains(also, l.Index) {
+			l.Altered = altered(l)
 			ours = append(ours, l.Link)
 		}
 	}
@@ -94,7 +101,7 @@ func (k *Kernel) Addresses() ([]Address, error) {
 		}
 		l, ok := links[a.index]
 		if !ok {
-			if l, err = k.link(a.index); errors.Is(err, unix.ENODEV) {
+			if l, err = k.link(a.index, ""); errors.Is(err, os.ErrNotExist) {
 				continue // it went meanwhile
 			} else if err != nil {
 				return nil, fmt.Errorf("read link %d: %w", a.index, err)
@@ -102,23 +109,15 @@ func (k *Kernel) Addresses() ([]Address, error) {
 			links[a.index] = l
 		}
 		if l.group != netdev.Group && l.group != netdev.GroupRetired {
+			forwards, err := k.sys.read("ipv4/conf", l.Name+"/forwarding")
 			list = append(list, Address{
 				Prefix: a.prefix, Subnet: a.subnet, Link: l.Name, Index: l.Index, MTU: l.MTU,
 				Passing: a.flags&passing != 0, Loopback: l.flags&unix.IFF_LOOPBACK != 0,
+				Closed: err == nil && forwards == "0" && a.prefix.Addr().Is4(),
 			})
 		}
 	}
 	return list, nil
-}
-
-func (k *Kernel) link(index int) (rawLink, error) {
-	request := make([]byte, unix.SizeofIfInfomsg)
-	binary.NativeEndian.PutUint32(request[4:], uint32(index))
-	res, err := k.conn.ask(message(unix.RTM_GETLINK, 0, request, nil))
-	if err != nil {
-		return rawLink{}, err
-	}
-	return parseLink(res[0])
 }
 
 // Subnets lists the subnets that interfaces of the host are connected to, apart

@@ -3,6 +3,7 @@ package kernel
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/mdlayher/netlink"
@@ -29,15 +30,24 @@ func message(kind uint16, flags netlink.HeaderFlags, head []byte, attrs func(*ne
 // rawLink is what this package reads of a link message.
 type rawLink struct {
 	Link
-	group uint32
-	flags uint32
+	family uint8 // AF_UNSPEC in what is about the link itself
+	group  uint32
+	flags  uint32
+	mac    net.HardwareAddr
+	master int    // index; 0: none
+	kind   string // such as "veth"
+	// peer is the index of a veth's other side and nsid the number of the namespace
+	// that has it; apart is false where that is this one.
+	peer  int
+	nsid  uint32
+	apart bool
 }
 
 func parseLink(m netlink.Message) (rawLink, error) {
 	if len(m.Data) < unix.SizeofIfInfomsg {
 		return rawLink{}, fmt.Errorf("link message: %d bytes", len(m.Data))
 	}
-	l := rawLink{flags: binary.NativeEndian.Uint32(m.Data[8:])}
+	l := rawLink{family: m.Data[0], flags: binary.NativeEndian.Uint32(m.Data[8:])}
 	l.Index = int(int32(binary.NativeEndian.Uint32(m.Data[4:])))
 	l.Up = l.flags&unix.IFF_UP != 0
 	ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofIfInfomsg:])
@@ -52,6 +62,23 @@ func parseLink(m netlink.Message) (rawLink, error) {
 			l.MTU = int(ad.Uint32())
 		case unix.IFLA_GROUP:
 			l.group = ad.Uint32()
+		case unix.IFLA_ADDRESS:
+			l.mac = ad.Bytes()
+		case unix.IFLA_MASTER:
+			l.master = int(ad.Uint32())
+		case unix.IFLA_LINK:
+			l.peer = int(ad.Uint32())
+		case unix.IFLA_LINK_NETNSID:
+			l.nsid, l.apart = ad.Uint32(), true
+		case unix.IFLA_LINKINFO:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					if ad.Type() == unix.IFLA_INFO_KIND {
+						l.kind = ad.String()
+					}
+				}
+				return nil
+			})
 		}
 	}
 	if err := ad.Err(); err != nil {
@@ -100,4 +127,75 @@ func parseAddress(m netlink.Message) (rawAddress, error) {
 	a.prefix = netip.PrefixFrom(local, bits)
 	a.subnet = netip.PrefixFrom(address, bits).Masked()
 	return a, nil
+}
+
+// rawNeighbor is what this package reads of a neighbour message.
+type rawNeighbor struct {
+	index int
+	state uint16 // such as NUD_PERMANENT
+	mac   net.HardwareAddr
+}
+
+func parseNeighbor(m netlink.Message) (rawNeighbor, error) {
+	if len(m.Data) < unix.SizeofNdMsg {
+		return rawNeighbor{}, fmt.Errorf("neighbour message: %d bytes", len(m.Data))
+	}
+	n := rawNeighbor{index: int(int32(binary.NativeEndian.Uint32(m.Data[4:]))), state: binary.NativeEndian.Uint16(m.Data[8:])}
+	ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofNdMsg:])
+	if err != nil {
+		return rawNeighbor{}, fmt.Errorf("neighbour message: %w", err)
+	}
+	for ad.Next() {
+		if ad.Type() == unix.NDA_LLADDR {
+			n.mac = ad.Bytes()
+		}
+	}
+	if err := ad.Err(); err != nil {
+		return rawNeighbor{}, fmt.Errorf("neighbour message: %w", err)
+	}
+	return n, nil
+}
+
+// The notifications of settings (include/uapi/linux/netconf.h) that are read here.
+const (
+	netconfIndex      = 1
+	netconfForwarding = 2
+	netconfProxy      = 5 // proxy_arp or proxy_ndp
+	netconfAll        = -1
+	sizeofNetconf     = 4 // struct netconfmsg, aligned
+)
+
+// rawSetting is what this package reads of a notification of settings.
+type rawSetting struct {
+	v4    bool
+	index int // netconfAll: of all interfaces
+	// forwarding and proxy are what is told: nil if nothing is.
+	forwarding, proxy *bool
+}
+
+func parseSetting(m netlink.Message) (rawSetting, error) {
+	if len(m.Data) < sizeofNetconf {
+		return rawSetting{}, fmt.Errorf("settings message: %d bytes", len(m.Data))
+	}
+	s := rawSetting{v4: m.Data[0] == unix.AF_INET}
+	ad, err := netlink.NewAttributeDecoder(m.Data[sizeofNetconf:])
+	if err != nil {
+		return rawSetting{}, fmt.Errorf("settings message: %w", err)
+	}
+	for ad.Next() {
+		switch ad.Type() {
+		case netconfIndex:
+			s.index = int(ad.Int32())
+		case netconfForwarding:
+			on := ad.Uint32() != 0
+			s.forwarding = &on
+		case netconfProxy:
+			on := ad.Uint32() != 0
+			s.proxy = &on
+		}
+	}
+	if err := ad.Err(); err != nil {
+		return rawSetting{}, fmt.Errorf("settings message: %w", err)
+	}
+	return s, nil
 }

@@ -47,8 +47,10 @@ func FuzzMessages(f *testing.F) {
 		if err == nil && (!a.prefix.IsValid() || !a.subnet.IsValid() || a.subnet != a.subnet.Masked()) {
 			t.Errorf("address %+v", a)
 		}
-		for _, kind := range []uint16{unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR} {
-			event(netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(kind)}, Data: data}, map[int]bool{})
+		for _, kind := range []uint16{unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_NEWNETCONF, unix.RTM_NEWNEIGH} {
+			m := netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(kind)}, Data: data}
+			event(m, map[int]bool{}, 0)
+			peerEvent(m)
 		}
 	})
 }

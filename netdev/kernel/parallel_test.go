@@ -47,7 +47,7 @@ func TestParallel(t *testing.T) {
 				if round == rounds-1 {
 					return
 				}
-				if err := h.Detach(w.Link); err != nil {
+				if err := h.Detach(w.Link, 0); err != nil {
 					t.Errorf("%s, round %d: %v", w.Link, round, err)
 				}
 			}

@@ -31,7 +31,7 @@ func TestDropRules(t *testing.T) {
 	before := rules()
 	second := create(2)
 	contains(t, rules(), "from 10.0.0.2 lookup 10", "from fd80::2 lookup 10")
-	if err := h.Detach("nc2"); err != nil {
+	if err := h.Detach("nc2", 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := h.retire.flush(); err != nil {

@@ -97,29 +97,17 @@ func hostSettings(w Wire) []setting {
 			setting{"ipv4/conf", "forwarding", "1"},
 			setting{"ipv4/neigh", "proxy_delay", "0"})
 	}
-	if w.has(false) {
-		list = append(list,
-			setting{"ipv6/conf", "disable_ipv6", "0"},
-			// The link-local address must be the one that follows from the MAC.
-			setting{"ipv6/conf", "addr_gen_mode", "0"})
-	}
-	return append(list,
+	list = append(list,
 		setting{"ipv6/conf", "accept_ra", "0"},
 		setting{"ipv6/conf", "accept_dad", "0"},
 		setting{"ipv6/conf", "dad_transmits", "0"})
-}
-
-func (s *sysctls) hostSide(w Wire) error {
-	for _, x := range hostSettings(w) {
-		err := s.write(x.dir, w.Link+"/"+x.name, x.value)
-		if errors.Is(err, fs.ErrNotExist) && x.dir == "ipv6/conf" && !w.has(false) {
-			continue // a kernel without IPv6
-		}
-		if err != nil {
-			return err
-		}
+	if w.has(false) {
+		list = append(list,
+			// The link-local address must be the one that follows from the MAC.
+			setting{"ipv6/conf", "addr_gen_mode", "0"},
+			setting{"ipv6/conf", "disable_ipv6", "0"})
 	}
-	return nil
+	return list
 }
 
 // foreignNames lists the folders of dir, which are interfaces, but for "all" and
@@ -144,18 +132,32 @@ func (s *sysctls) foreignNames(dir string, ours map[string]bool) ([]string, erro
 	return foreign, nil
 }
 
-// Forwarding4 switches IPv4 forwarding of the host on, if it is off, and logs the
-// old and the new value.
-func (k *Kernel) Forwarding4() error { return k.set("ipv4", "ip_forward", "1") }
+// Forwarding4 switches IPv4 forwarding of the host on and says whether it was off;
+// the old and the new value are logged.
+func (k *Kernel) Forwarding4() (was bool, err error) { return k.set("ipv4", "ip_forward", "1") }
 
-// Forwarding6 switches IPv6 forwarding on, if it is off. A kernel that forwards
+// Loopback sets lo up, which the gateway's route needs, and says whether it was
+// down.
+func (k *Kernel) Loopback() (was bool, err error) {
+	const loopback = 1
+	l, err := k.link(loopback, "")
+	if err == nil && !l.Up {
+		was, err = true, k.host.LinkSetUp(device(loopback))
+	}
+	if err != nil {
+		return was, fmt.Errorf("set lo up: %w", cause(err))
+	}
+	return was, nil
+}
+
+// Forwarding6 switches IPv6 forwarding on and says whether it was off. A kernel that forwards
 // takes router advertisements only where accept_ra is 2 (networking/ip-sysctl,
 // accept_ra), so foreign interfaces with 1 get that first: the host keeps its own
 // default route. Interfaces that appear later have 1 again: call it for them.
-func (k *Kernel) Forwarding6() error {
+func (k *Kernel) Forwarding6() (was bool, err error) {
 	links, err := k.links()
 	if err != nil {
-		return fmt.Errorf("ipv6 forwarding: %w", err)
+		return false, fmt.Errorf("ipv6 forwarding: %w", err)
 	}
 	ours := map[string]bool{}
 	for _, l := range links {
@@ -163,31 +165,31 @@ func (k *Kernel) Forwarding6() error {
 	}
 	names, err := k.sys.foreignNames("ipv6/conf", ours)
 	if err != nil {
-		return fmt.Errorf("ipv6 forwarding: %w", err)
+		return false, fmt.Errorf("ipv6 forwarding: %w", err)
 	}
 	for _, n := range names {
 		v, err := k.sys.read("ipv6/conf", n+"/accept_ra")
 		if err == nil && v == "1" {
-			err = k.set("ipv6/conf", n+"/accept_ra", "2")
+			_, err = k.set("ipv6/conf", n+"/accept_ra", "2")
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // else gone meanwhile
-			return fmt.Errorf("ipv6 forwarding: %w", err)
+			return false, fmt.Errorf("ipv6 forwarding: %w", err)
 		}
 	}
 	return k.set("ipv6/conf", "all/forwarding", "1")
 }
 
 // set writes a host-wide setting unless it has that value, and logs the change.
-func (k *Kernel) set(dir, name, value string) error {
+func (k *Kernel) set(dir, name, value string) (changed bool, err error) {
 	old, err := k.sys.read(dir, name)
 	if err != nil || old == value {
-		return err
+		return false, err
 	}
 	if err := k.sys.write(dir, name, value); err != nil {
-		return err
+		return false, err
 	}
 	k.log.Info("host setting changed", "setting", "net/"+dir+"/"+name, "old", old, "new", value)
-	return nil
+	return true, nil
 }
 
 // enableIPv6 makes sure that the interface inside the namespace takes IPv6

@@ -1,0 +1,251 @@
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"netctl/netdev/kernel"
+)
+
+// lines is a log that can be read while it is written.
+type lines struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// handled is a world with one attached endpoint, whose log is kept.
+func handled(t *testing.T) (w *world, log *lines, link string) {
+	w, log = newWorld(t), &lines{}
+	w.log = slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), log), nil))
+	w.pool("10.65.0.0/24")
+	w.start()
+	w.ready()
+	return w, log, w.mustAttach("w", "web", 7).Link
+}
+
+// whole waits until the link is what an attach makes and its route is there.
+func (w *world) whole(link string) {
+	w.t.Helper()
+	w.until(func() string {
+		if state := w.links.String(); !strings.Contains(state, "\n"+link+": ") || !strings.Contains(state, " state UP group 28259 ") {
+			return state
+		}
+		if routes := w.fib.String(); !strings.Contains(routes, " dev "+link) {
+			return routes
+		}
+		if w.status().Problems != nil {
+			return fmt.Sprint(w.status().Problems)
+		}
+		return ""
+	})
+}
+
+func (w *world) logged(log *lines, wants ...string) {
+	w.t.Helper()
+	w.until(func() string {
+		for _, want := range wants {
+			if !strings.Contains(log.String(), want) {
+				return "the log lacks " + want
+			}
+		}
+		return ""
+	})
+}
+
+// TestHandsOnALink: whatever another program does to a link, it stays the
+// endpoint's, is put back, and one line says whose it is and what differed.
+func TestHandsOnALink(t *testing.T) {
+	for name, hand := range map[string]func(*kernel.Fake, string){
+		"name is foo, not":     func(k *kernel.Fake, link string) { k.Alter(link, "foo", 0) },
+		"group is 1, not":      func(k *kernel.Fake, link string) { k.Alter(link, "", 1) },
+		"proxy_arp is 0":       func(k *kernel.Fake, link string) { k.Alter(link, "", 0, "proxy_arp is 0") },
+		"is down; name is foo": func(k *kernel.Fake, link string) { _ = k.SetDown(link); k.Alter(link, "foo", 1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, log, link := handled(t)
+			w.whole(link)
+			hand(w.links, link)
+			w.logged(log, "and is put back", "endpoint=n1/cni/w/eth0", strings.Split(name, "; ")[0])
+			w.whole(link)
+			if strings.Contains(log.String(), "removed") || strings.Contains(log.String(), "lost its link") {
+				t.Error("the link was taken for another one")
+			}
+		})
+	}
+}
+
+// TestHandsWhileTheAgentIsAway: what was changed then is put back before the store
+// has said a word, and a detach finds its link.
+func TestHandsWhileTheAgentIsAway(t *testing.T) {
+	w, log, link := handled(t)
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.links.Alter(link, "foo", 1)
+	w.links.StopForwarding(true)
+	w.store.Away("no answer")
+	w.start()
+	w.logged(log, "name is foo, not "+link, "group is 1, not 28259")
+	w.until(func() string {
+		if !strings.Contains(w.links.String(), "ip_forward = 1") {
+			return "forwarding is off"
+		}
+		return ""
+	})
+	w.store.Back()
+	w.ready()
+	w.whole(link)
+	w.links.Fail = func(op, _ string) error {
+		if op == "hold" {
+			return errors.New("no")
+		}
+		return nil
+	}
+	w.links.Alter(link, "bar", 1)
+	if err := w.detach("w"); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := w.links.Links(1, 2, 3, 4); err != nil || len(left) != 0 || len(w.records()) != 0 {
+		t.Errorf("left: %+v, %v", left, err)
+	}
+	w.until(func() string { return strings.Join(w.status().Problems, "; ") })
+}
+
+// TestAHandThatCannotBeUndoneIsSaid, with the endpoint's name, for as long as it lasts.
+func TestAHandThatCannotBeUndoneIsSaid(t *testing.T) {
+	w, _, link := handled(t)
+	var mu sync.Mutex
+	fail := true
+	w.links.Fail = func(op, _ string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if op == "hold" && fail {
+			return errors.New("the name is taken")
+		}
+		return nil
+	}
+	w.links.Alter(link, "foo", 0)
+	w.until(func() string {
+		if p := fmt.Sprint(w.status().Problems); !strings.Contains(p, "endpoint n1/cni/w/eth0: ") || !strings.Contains(p, "the name is taken") {
+			return p
+		}
+		return ""
+	})
+	mu.Lock()
+	fail = false
+	mu.Unlock()
+	w.whole(link)
+}
+
+// TestTussle: a program that changes a link again each time is said, and the agent
+// does not run after it.
+func TestTussle(t *testing.T) {
+	w, _, link := handled(t)
+	held := 0
+	w.links.Fail = func(op, _ string) error {
+		if op == "hold" {
+			if held++; held <= 2*tussleMax {
+				go w.links.Alter(link, "", 0, "proxy_arp is 0")
+			}
+		}
+		return nil
+	}
+	w.links.Alter(link, "", 0, "proxy_arp is 0")
+	w.until(func() string {
+		if p := fmt.Sprint(w.status().Problems); !strings.Contains(p, "proxy_arp is 0: another program changes it again") {
+			return p
+		}
+		return ""
+	})
+}
+
+// TestAStrangeLinkOfOurGroupIsLeft: without a record nobody knows whose a link of
+// another name is; it is said and not deleted.
+func TestAStrangeLinkOfOurGroupIsLeft(t *testing.T) {
+	w, log, link := handled(t)
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(w.cfg.recordsDir(), link+".json")); err != nil {
+		t.Fatal(err)
+	}
+	w.links.Alter(link, "foo", 0)
+	w.start()
+	w.ready()
+	w.until(func() string {
+		if p := fmt.Sprint(w.status().Problems); !strings.Contains(p, "link foo: is marked as netctl's") || !strings.Contains(p, "lost its link") {
+			return p
+		}
+		return ""
+	})
+	w.links.Alter(link, link, 0) // as the line says
+	w.whole(link)
+	if strings.Contains(log.String(), "removed") {
+		t.Error("a link was removed")
+	}
+}
+
+// TestForwardingIsPutBack: a setting of the host that another program changes is put
+// back with a line that says who lost what; what is not the agent's to change is said.
+func TestForwardingIsPutBack(t *testing.T) {
+	w, log, _ := handled(t)
+	uplink := kernel.Address{Prefix: netip.MustParsePrefix("192.168.99.102/24"), Subnet: netip.MustParsePrefix("192.168.99.0/24"), Link: "eth1", Index: 2}
+	v6 := kernel.Address{Prefix: netip.MustParsePrefix("fd00:99::102/64"), Subnet: netip.MustParsePrefix("fd00:99::/64"), Link: "eth1", Index: 2}
+	w.links.SetAddresses(uplink, v6)
+	w.until(func() string {
+		if n := len(w.status().Address); n != 2 {
+			return fmt.Sprint(n, " addresses")
+		}
+		return ""
+	})
+	for _, family := range []string{"ipv4", "ipv6"} {
+		if family == "ipv6" {
+			w.pool("fd80::/64")
+			w.mustAttach("w6", "web", 8, "10.65.0.9", "fd80::9")
+		}
+		w.until(func() string {
+			return lacks(w.links.String(), map[string]string{"ipv4": "ip_forward = 1", "ipv6": "forwarding6 = 1"}[family])
+		})
+		w.links.StopForwarding(family == "ipv4")
+		w.logged(log, `setting="`+family+` forwarding" lost="all IP`)
+		w.until(func() string {
+			return lacks(w.links.String(), map[string]string{"ipv4": "ip_forward = 1", "ipv6": "forwarding6 = 1"}[family])
+		})
+	}
+	uplink.Closed = true
+	w.links.SetAddresses(uplink, v6)
+	w.until(func() string {
+		return lacks(fmt.Sprint(w.status().Problems), "net.ipv4.conf.eth1.forwarding is 0: what other nodes send to endpoints here is dropped: set it to 1")
+	})
+	uplink.Closed = false
+	w.links.SetAddresses(uplink, v6)
+	w.until(func() string { return strings.Join(w.status().Problems, "; ") })
+}
+
+func lacks(text, want string) string {
+	if strings.Contains(text, want) {
+		return ""
+	}
+	return fmt.Sprintf("%q lacks %q", text, want)
+}

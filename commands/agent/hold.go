@@ -1,0 +1,176 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"netctl/commands/workload"
+	"netctl/netdev/kernel"
+)
+
+// holdSlice is how many links are compared before calls that wait go first.
+const holdSlice = 8
+
+// recall takes over the links that the records tell of, before the store has said a
+// word.
+func (l *loop) recall() {
+	all, _ := l.records.All() // what cannot be read is reported by live
+	for _, rec := range all {
+		l.learn(rec)
+	}
+	l.forwarding.wantFor(l.links.wires)
+}
+
+// learn takes note of a link as it was attached.
+func (l *loop) learn(rec *workload.Record) {
+	w := attached{rec.Wire(l.boots.this, l.cfg.Gateway), rec.Endpoint.Metadata.Name}
+	w.MAC = rec.Attachment.MAC
+	l.links.forget(w.Link)
+	l.links.wires[w.Link] = w
+	l.links.names[w.Index] = w.Link
+}
+
+// forget is learn's opposite: the link is no more.
+func (k *links) forget(link string) {
+	delete(k.names, k.wires[link].Index)
+	delete(k.wires, link)
+	delete(k.hold, link)
+	delete(k.tussles, link)
+}
+
+// recorded says whether a link is one that a record tells of, whatever it is called
+// now, and as what it was attached.
+func (k *links) recorded(index int) (name string, ok bool) {
+	name = k.names[index]
+	return name, index != 0 && k.wires[name].Index == index
+}
+
+// nameOf is what a link was attached as, as far as is known.
+func (k *links) nameOf(index int, now string) string {
+	if name, ok := k.recorded(index); ok {
+		return name
+	}
+	return now
+}
+
+// set takes what the kernel says of a link.
+func (k *links) set(now kernel.Link) (name string) {
+	name = k.nameOf(now.Index, now.Name)
+	if old, seen := k.names[now.Index]; seen && old != name {
+		delete(k.present, old)
+		k.ownerless[old] = true // to be forgotten
+	}
+	k.names[now.Index] = name
+	was, w := k.present[name], k.wires[name]
+	if now.Altered || now.Name != name || was.Up && !now.Up || w.HostMTU != 0 && now.MTU != 0 && now.MTU != w.HostMTU {
+		k.hold[name] = true
+	}
+	k.present[name] = now
+	return name
+}
+
+// doubt has a link compared with what an attach makes.
+func (k *links) doubt(index int) {
+	if name, known := k.names[index]; known {
+		k.hold[name] = true
+	}
+}
+
+// wireOf is a link as it was attached: as recorded or, if the record is lost, as far
+// as the endpoint tells.
+func (l *loop) wireOf(link string, lo *local) (w attached, ok bool) {
+	if w, ok = l.links.wires[link]; ok || lo == nil || lo.ep == nil {
+		return w, ok
+	}
+	rec := workload.Record{Endpoint: lo.ep}
+	return attached{rec.Wire(l.boots.this, l.cfg.Gateway), lo.name}, true
+}
+
+// holdLinks compares the links of which somebody may have changed something with
+// what an attach makes of them. That needs nothing of the store.
+func (l *loop) holdLinks() {
+	done := 0
+	for _, link := range slices.Collect(maps.Keys(l.links.hold)) {
+		lo := l.locals.named[l.links.owners[link]]
+		if lo != nil && (lo.busy > 0 || lo.leaving) {
+			continue // End and Keep have it looked at again
+		}
+		w, known := l.wireOf(link, lo)
+		if _, present := l.links.present[link]; !present || !known {
+			delete(l.links.hold, link)
+			l.problems.drop(w.problem())
+			continue
+		}
+		if !l.problems.due(w.problem()) {
+			continue
+		}
+		if lo != nil && lo.ep != nil && !l.links.present[link].Up && !l.standing.frozen() {
+			l.locals.mark(lo.name) // raise does that too
+			continue
+		}
+		if done == holdSlice {
+			l.again()
+			return
+		}
+		l.hold(w, false)
+		done++
+	}
+}
+
+// problem names that a link cannot be held.
+func (w attached) problem() string { return "endpoint " + w.endpoint }
+
+// hold makes a link again what an attach makes of it; false: it is not, yet.
+func (l *loop) hold(w attached, raise bool) bool {
+	link := w.Link
+	differed, err := l.links.kernel.Hold(w.Wire, raise)
+	if errors.Is(err, os.ErrNotExist) {
+		delete(l.links.hold, link)
+		l.problems.drop(w.problem())
+		delete(l.links.present, link)
+		l.touch(link)
+		return false
+	}
+	if len(differed) > 0 {
+		l.log.Warn("a link was not what an attach makes of it, and is put back", "endpoint", w.endpoint, "link", link, "differed", strings.Join(differed, "; "))
+		l.table.resync = true // what could not go by the link then may now
+		if t := l.links.tussles[link]; t == nil {
+			l.links.tussles[link] = &tussle{}
+		}
+		if e := l.links.tussles[link].again(); e != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", strings.Join(differed, "; "), e))
+		}
+	}
+	if err != nil {
+		l.links.hold[link] = true
+		l.problems.failed(w.problem(), err)
+		return false
+	}
+	delete(l.links.hold, link)
+	l.problems.solved(w.problem())
+	now := l.links.present[link]
+	now.Name, now.Altered, now.Up = link, false, now.Up || raise
+	l.links.present[link] = now
+	return true
+}
+
+// uplinks notes where what other nodes send to endpoints of this one is dropped.
+func (l *loop) uplinks() {
+	n := l.view.Node(l.cfg.Node)
+	if n == nil || !l.forwarding.v4.is {
+		return
+	}
+	text := ""
+	for _, a := range l.links.addrs {
+		for _, own := range n.Spec.Addresses {
+			if a.Closed && a.Prefix.Addr() == own.Addr() {
+				text = fmt.Sprintf("net.ipv4.conf.%s.forwarding is 0: what other nodes send to endpoints here is dropped: set it to 1", a.Link)
+			}
+		}
+	}
+	l.problems.note("forwarding", text)
+}
