@@ -2,7 +2,6 @@ package agent
 
 import (
 	"encoding/binary"
-	"errors"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -25,37 +24,34 @@ const pace = 100
 // frames sends n frames from a container's interface, as a process with CAP_NET_RAW
 // can. payload appends one frame's, behind the Ethernet header.
 func frames(c *netlab.Container, n int, eth uint16, payload func(b []byte, mac net.HardwareAddr, rnd *rand.Rand) []byte) error {
-	return c.Do(func() error {
-		link, err := net.InterfaceByName("eth0")
-		if err != nil {
-			return err
+	var link *net.Interface
+	fd := -1
+	err := c.Do(func() (err error) { // opens only: a host has one thread
+		if link, err = net.InterfaceByName("eth0"); err == nil {
+			fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		}
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		to, rnd := &unix.SockaddrLinklayer{Ifindex: link.Index}, rand.New(rand.NewPCG(1, 2))
-		head := append([]byte{0xee, 0xee, 0xee, 0xee, 0xee, 0xee}, link.HardwareAddr...)
-		head = binary.BigEndian.AppendUint16(head, eth)
-		buffer := make([]byte, 0, 256)
-		for i := range n {
-			if i%pace == 0 {
-				<-time.After(time.Millisecond)
-			}
-			frame := payload(append(buffer, head...), link.HardwareAddr, rnd)
-			for {
-				err := unix.Sendto(fd, frame, 0, to)
-				if err == nil {
-					break
-				}
-				if !errors.Is(err, unix.ENOBUFS) {
-					return err
-				}
-			}
-		}
-		return nil
+		return err
 	})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	to, rnd := &unix.SockaddrLinklayer{Ifindex: link.Index}, rand.New(rand.NewPCG(1, 2))
+	head := append([]byte{0xee, 0xee, 0xee, 0xee, 0xee, 0xee}, link.HardwareAddr...)
+	head = binary.BigEndian.AppendUint16(head, eth)
+	buffer := make([]byte, 0, 256)
+	for i := range n {
+		if i%pace == 0 {
+			<-time.After(time.Millisecond)
+		}
+		frame := payload(append(buffer, head...), link.HardwareAddr, rnd)
+		for err := unix.ENOBUFS; err == unix.ENOBUFS; {
+			if err, _ = unix.Sendto(fd, frame, 0, to).(unix.Errno); err != 0 && err != unix.ENOBUFS {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // ip4 appends an IPv4 packet; checksums of what is above are left out.
@@ -160,7 +156,7 @@ func flooded(t *testing.T, s *site, bad, good *netlab.Container, own, allowed, d
 				ended = true
 			default:
 			}
-			netlab.Must(t, s.node, "ip", "neigh", "flush", "dev", "eth1")
+			netlab.Must(t, s.node, "ip", "neigh", "flush", "dev", "eth1", "nud", "reachable") // of others packets wait
 			if out, err := netlab.Try(t, good, "ping", "-n", "-c", "2", "-i", "0.01", "-W", "5", far.String()); err != nil {
 				t.Errorf("%s: a new flow of another container: %v\n%s", f.what, err, out)
 			}
