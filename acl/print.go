@@ -230,7 +230,9 @@ func (t Term) text(transport string) string {
 		field = transport + strings.TrimPrefix(field, "th")
 	}
 	op := " "
-	if t.Not {
+	if t.Not && t.Field == CTStatus {
+		op = " ! " // none of the bits
+	} else if t.Not {
 		op = " != "
 	}
 	return field + op + t.value()
@@ -246,6 +248,8 @@ func (t Term) value() string {
 		return t.Prefix.Addr().String()
 	case t.Prefix.IsValid():
 		return t.Prefix.String()
+	case t.Field == CTStatus && t.Number == statusConfirmed:
+		return "confirmed"
 	case t.Field == NFProto && t.Number == nfIPv4:
 		return "ipv4"
 	case t.Field == NFProto && t.Number == nfIPv6:
@@ -288,6 +292,7 @@ func (f Field) String() string {
 		SrcNamedPort4: "ip saddr . meta l4proto . th sport", DstNamedPort4: "ip daddr . meta l4proto . th dport",
 		SrcNamedPort6: "ip6 saddr . meta l4proto . th sport", DstNamedPort6: "ip6 daddr . meta l4proto . th dport",
 		LinkPair: "iifname . oifname", LinkDstIP4: "iifname . ip daddr", LinkDstIP6: "iifname . ip6 daddr", LinkARPIP4: "iifname . arp saddr ip",
+		CTStatus: "ct status",
 	}
 	if int(f) < len(names) {
 		return names[f]

@@ -37,6 +37,7 @@ const (
 	LinkDstIP4                     // InLink . DstIP4
 	LinkDstIP6                     // InLink . DstIP6
 	LinkARPIP4                     // InLink . sender's address, of an ARP packet
+	CTStatus                       // bits of the connection tracking entry's status
 )
 
 // The values of NFProto.
@@ -44,6 +45,10 @@ const (
 	nfIPv4 = 2
 	nfIPv6 = 10
 )
+
+// statusConfirmed is the CTStatus of a flow that has its entry in the table already
+// (IPS_CONFIRMED). Its packets are of state new all the same until somebody answers.
+const statusConfirmed = 8
 
 // Term is one match. Exactly one of Set, Text, Prefix (if valid) and Number
 // (else) is compared with Field; Not inverts.

@@ -111,7 +111,9 @@ func denyChain(name, prefix string, l Limit) *Chain {
 // that answer to nobody the neighbour table.
 func flowGuards(o Options) (list []Rule) {
 	if o.FlowRate > 0 {
-		list = append(list, Rule{Limit: Limit{meterFlows, InLink, o.FlowRate, o.FlowBurst, true},
+		// Only what has no entry yet: without answers every packet of a flow is new.
+		list = append(list, Rule{Match: []Term{{Field: CTStatus, Number: statusConfirmed, Not: true}},
+			Limit:   Limit{meterFlows, InLink, o.FlowRate, o.FlowBurst, true},
 			Counter: true, Verdict: drop(), Comment: "too many new flows"})
 	}
 	for _, f := range []struct {

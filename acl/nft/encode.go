@@ -110,6 +110,14 @@ func encodeTerm(t acl.Term) []expr.Any {
 		return append(out, &expr.Lookup{SourceRegister: regValue, SetName: t.Set, Invert: t.Not})
 	}
 	op := expr.CmpOpEq
+	if t.Field == acl.CTStatus { // bits: one of them, or with Not none
+		bits, none := binaryutil.NativeEndian.PutUint32(t.Number), make([]byte, 4)
+		if !t.Not {
+			op = expr.CmpOpNeq
+		}
+		return append(out, &expr.Bitwise{SourceRegister: regValue, DestRegister: regValue, Len: 4, Mask: bits, Xor: none},
+			&expr.Cmp{Op: op, Register: regValue, Data: none})
+	}
 	if t.Not {
 		op = expr.CmpOpNeq
 	}
@@ -179,6 +187,8 @@ func load(f acl.Field) []expr.Any {
 		return []expr.Any{meta(expr.MetaKeyOIFGROUP, regValue)}
 	case acl.CTState:
 		return []expr.Any{&expr.Ct{Register: regValue, Key: expr.CtKeySTATE}}
+	case acl.CTStatus:
+		return []expr.Any{&expr.Ct{Register: regValue, Key: expr.CtKeySTATUS}}
 	case acl.SrcPort:
 		return []expr.Any{transport(0, 2, regValue)}
 	case acl.DstPort:

@@ -151,6 +151,18 @@ func TestAFloodOfFlowsIsBounded(t *testing.T) {
 	l.expect(true, "b", udp("10.0.0.2", "192.0.2.9", 1000))
 }
 
+// TestOneFlowIsNotAFlood: a flow that nobody answers (syslog, RTP) is of state new for
+// ever, and counts once.
+func TestOneFlowIsNotAFlood(t *testing.T) {
+	l, _ := floodedLab(t)
+	l.frames(l.hosts["a"], unix.ETH_P_IP, flood, func(i int) []byte {
+		return packetBytes(udp("10.0.0.1", "192.0.2.9", 1000), uint64(i))
+	})
+	if out := l.router.Run("nft", "list", "chain", "inet", acl.TableName, "from_wl"); !strings.Contains(out, "counter packets 0 bytes 0 drop comment \"too many new flows\"") {
+		t.Errorf("packets of one flow are dropped:\n%s", out)
+	}
+}
+
 // TestAFloodOfStrangersIsBounded: packets to addresses of the host's own subnets that
 // nobody has make it look for a neighbour each.
 func TestAFloodOfStrangersIsBounded(t *testing.T) {
