@@ -49,16 +49,21 @@ func (g *portGate) remove(l net.Listener) {
 	}
 }
 
-// admit lets exactly these addresses in. It fails if they are too many for a filter,
-// and then lets in everybody, as without one.
+// admit lets exactly these addresses in. It fails if they are too many for a filter, or
+// for what the kernel has for one (net.core.optmem_max), and then lets in everybody, as
+// without one.
 func (g *portGate) admit(peers []netip.Addr) error {
 	program, err := gateProgram(peers)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.program = program
 	for l := range g.listeners {
-		if err := attach(l, program); err != nil {
-			return err
+		if attachErr := attach(l, program); attachErr != nil {
+			// The old one would keep new peers out, and is counted beside the new one.
+			if attachErr = attach(l, nil); attachErr == nil {
+				attachErr = attach(l, program)
+			}
+			err = errors.Join(err, attachErr)
 		}
 	}
 	return err

@@ -6,6 +6,9 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -88,6 +91,45 @@ func TestPortIsOpenToPeersAlone(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestALargeFilterIsReplaced: the kernel bounds the filters of a socket, the old and the
+// new one together. Peers that came last are let in all the same.
+func TestALargeFilterIsReplaced(t *testing.T) {
+	runtime.LockOSThread() // and never unlocked: the thread ends with the test
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Skip("no namespace of its own: ", err)
+	}
+	if err := os.WriteFile("/proc/sys/net/core/optmem_max", []byte("20480"), 0); err != nil {
+		t.Skip("the kernel has the bound for all namespaces: ", err)
+	}
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	l, err := openListener(t.Context(), netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	to := l.Addr().(*net.TCPAddr).AddrPort()
+	peer, stranger := netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3")
+	g := newPortGate()
+	if err := g.add(l); err != nil {
+		t.Fatal(err)
+	}
+	var peers []netip.Addr
+	for i := range 2000 {
+		peers = append(peers, netip.AddrFrom4([4]byte{192, 168, byte(i >> 8), byte(i)}))
+	}
+	for _, n := range []int{800, 900, 2000} {
+		err := g.admit(append(peers[:n:n], peer))
+		if !knock(t, netip.AddrPortFrom(peer, 0), to) {
+			t.Errorf("%d peers: the last one is kept out: %v", n, err)
+		}
+		if in := knock(t, netip.AddrPortFrom(stranger, 0), to); in != (err != nil) {
+			t.Errorf("%d peers: a stranger is let in: %v, and the error is %v", n, in, err)
+		}
 	}
 }
 
