@@ -23,7 +23,7 @@ type filtering struct {
 	repaired func(*acl.Ruleset)
 
 	resync  bool              // what the kernel holds is not known
-	behind  bool              // it was not compared with the index since putBack
+	behind  bool              // it was not compared with the index since the start or putBack
 	refused *acl.RefusedError // nil: it has everything
 	err     error             // why it has not
 }
@@ -31,7 +31,7 @@ type filtering struct {
 func newFiltering(node string, o acl.Options, f filter, path string, log *slog.Logger) *filtering {
 	return &filtering{
 		index: acl.NewIndex(node, o), options: o, filter: f, journal: acl.NewJournal(path), path: path, log: log,
-		repaired: func(*acl.Ruleset) {}, resync: true,
+		repaired: func(*acl.Ruleset) {}, resync: true, behind: true,
 	}
 }
 

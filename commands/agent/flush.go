@@ -26,6 +26,11 @@ func (l *loop) flush(ctx context.Context) {
 	case l.standing.frozen():
 		l.holdFilter(ctx)
 		return
+	case l.filtering.behind && l.filtering.index.Work():
+		// A new index denies what waits for selectors: until it is whole, the kernel and
+		// the flows that it knows are not held against it.
+		l.again()
+		return
 	}
 	for name := range l.locals.dirty {
 		l.locals.moved[name] = true
@@ -283,10 +288,11 @@ func (l *loop) route(name string) {
 }
 
 // usable says whether the endpoint's route can be in the kernel: only through a
-// link that is up and protected.
+// link that is up and protected. One that is up at the start was protected by an earlier
+// agent: it keeps its routes until the packet filter is compared.
 func (l *loop) usable(e *datastore.Endpoint) bool {
 	lo := l.locals.named[e.Metadata.Name]
-	return lo != nil && lo.filtered && !lo.leaving && l.links.present[lo.link].Up
+	return lo != nil && (lo.filtered || l.filtering.behind) && !lo.leaving && l.links.present[lo.link].Up
 }
 
 // programmed says what of an endpoint is not in the kernel.

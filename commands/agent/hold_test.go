@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -149,4 +152,87 @@ func TestForgetsFlowsOfOthers(t *testing.T) {
 		time.Sleep(time.Minute)
 		expect("nothing more", "")
 	})
+}
+
+// TestARestartCutsNothing: an agent that starts in a large cluster works off selectors
+// before it holds the kernel, and the flows that it knows, against them.
+func TestARestartCutsNothing(t *testing.T) {
+	w := newWorld(t)
+	w.pool("10.0.0.0/24")
+	rule, err := datastore.ParseRule(`allow tcp from selector "role == 'db'" to ports 80`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.create(&datastore.Profile{Metadata: datastore.Metadata{Name: "web"}, Spec: datastore.ProfileSpec{Inbound: []datastore.Rule{rule}}})
+	for i := range 4000 {
+		e := remote("m2", fmt.Sprint("w", i), netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), "other")
+		e.Metadata.Labels = map[string]string{"role": "db"}
+		e.SetDefaults()
+		w.create(e)
+	}
+	w.start()
+	w.ready()
+	w.mustAttach("a", "web", 3)
+	var before string
+	w.until(func() string {
+		if before = w.nft.String(); strings.Contains(before, "being worked out") {
+			return "selectors are being worked out"
+		}
+		return ""
+	})
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.cutBy()
+	writes := w.nft.Writes()
+	w.start()
+	w.ready()
+	w.holds("after the start", before)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := w.nft.Writes() - writes; n > 0 || len(w.cuts) > 0 {
+		t.Errorf("%d writes, and flows were judged %d times", n, len(w.cuts))
+	}
+}
+
+// TestAStartThatFailsTakesNoRoutes: while the packet filter cannot be compared, what an
+// earlier agent left of endpoints goes on working.
+func TestAStartThatFailsTakesNoRoutes(t *testing.T) {
+	w := newWorld(t)
+	w.pool("10.0.0.0/24")
+	w.start()
+	w.ready()
+	w.mustAttach("a", "web", 3)
+	before := w.fib.String()
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	var failing atomic.Bool
+	failing.Store(true)
+	w.nft.Fail = func() error {
+		if failing.Load() {
+			return errors.New("it keeps changing")
+		}
+		return nil
+	}
+	w.start()
+	w.until(func() string {
+		if s := w.status(); s.Endpoints == 0 || len(s.Problems) == 0 {
+			return "no endpoint, or no problem"
+		}
+		return ""
+	})
+	for range 3 {
+		if err := w.a.loop.do(t.Context(), func() {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if now := w.fib.String(); now != before {
+		t.Errorf("the routes are\n%s", now)
+	}
+	failing.Store(false)
+	w.ready()
+	if now := w.fib.String(); now != before {
+		t.Errorf("then the routes are\n%s", now)
+	}
 }
