@@ -56,9 +56,29 @@ func (j *Journal) Due() bool {
 	return j.whole == 0 || j.written.n > 2*max(j.whole, least)
 }
 
-// Whole begins the file anew with everything there is to hold.
-func (j *Journal) Whole(r *Ruleset) error {
+// Lost says that somebody removed the file, or put another one in its place: what is
+// added to it nobody will read.
+func (j *Journal) Lost() bool {
+	if j.file == nil {
+		return true
+	}
+	is, err := os.Stat(j.path)
+	if err != nil {
+		return true
+	}
+	was, err := j.file.Stat()
+	return err != nil || !os.SameFile(is, was)
+}
+
+// Whole begins the file anew with everything there is to hold. After an error, of Add
+// too, there is none: an outdated one would have its state put back.
+func (j *Journal) Whole(r *Ruleset) (err error) {
 	j.Close()
+	defer func() {
+		if err != nil {
+			_ = os.Remove(j.path)
+		}
+	}()
 	first := entry{Version: journalVersion, Hooks: map[string]Hook{}}
 	for _, name := range sortedKeys(r.Chains) {
 		c := r.Chains[name]
@@ -100,6 +120,7 @@ func (j *Journal) Add(d Delta) error {
 	}
 	if err := j.encoder.Encode(e); err != nil {
 		j.Close()
+		_ = os.Remove(j.path)
 		return fmt.Errorf("keep the packet filter: %w", err)
 	}
 	return nil
@@ -131,7 +152,7 @@ func ReadJournal(path string) (*Ruleset, error) {
 		switch {
 		case n == 0 && (err != nil || e.Version != journalVersion):
 			return nil, fmt.Errorf("%s: not of this version: %w", path, datastore.ErrNotFound)
-		case err != nil:
+		case err != nil || !r.takes(e):
 			return r, nil
 		}
 		r.Apply(e.Delta)
@@ -139,6 +160,27 @@ func ReadJournal(path string) (*Ruleset, error) {
 			r.Chains[name].Hook = &h
 		}
 	}
+}
+
+// takes says whether what e changes is there: it is not behind a hole in the file.
+func (r *Ruleset) takes(e entry) bool {
+	is := map[string]bool{}
+	for _, c := range e.Delta.Chains {
+		if is[c.Name] = c.New; !c.New && r.Chains[c.Name] == nil {
+			return false
+		}
+	}
+	for name := range e.Hooks {
+		if !is[name] && r.Chains[name] == nil {
+			return false
+		}
+	}
+	for _, c := range e.Delta.Sets {
+		if !c.New && r.Sets[c.Name] == nil {
+			return false
+		}
+	}
+	return true
 }
 
 // WithStatic is r with the static part of options o; what it says of endpoints stays.

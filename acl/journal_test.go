@@ -1,7 +1,9 @@
 package acl
 
 import (
+	"bytes"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -72,6 +74,46 @@ func TestJournal(t *testing.T) {
 	}
 	if _, err := ReadJournal(path); !errors.Is(err, datastore.ErrNotFound) {
 		t.Errorf("another form: %v", err)
+	}
+}
+
+// TestADamagedJournal: a hole ends it, and no damage is a reason to panic.
+func TestADamagedJournal(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "filter")
+	j, x := NewJournal(path), everyAddress(t)
+	if err := j.Whole(x.Ruleset()); err != nil {
+		t.Fatal(err)
+	}
+	whole, e := j.written.n, addrElement(netip.MustParseAddr("10.0.0.1"))
+	if err := j.Add(Delta{Sets: []SetChange{{Name: "tag4_x", Type: Addr4, New: true, Add: []Element{e}}}}); err != nil {
+		t.Fatal(err)
+	}
+	hole := j.written.n
+	if err := j.Add(Delta{Sets: []SetChange{{Name: "tag4_x", Type: Addr4, Del: []Element{e}}}}); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(text []byte) (*Ruleset, error) {
+		t.Helper()
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return ReadJournal(path)
+	}
+	holed := bytes.Clone(text)
+	clear(holed[whole:hole])
+	got, err := read(holed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameRuleset(t, "before the hole", got, x.Ruleset())
+	for i := range 2000 {
+		bad := bytes.Clone(text)
+		bad[i*7919%len(bad)] ^= 1 << (i % 8)
+		_, _ = read(bad)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"time"
 
 	"netctl/acl"
 	"netctl/datastore"
@@ -22,6 +23,7 @@ type filtering struct {
 	// repaired is told what holds, after a time in which it may not have.
 	repaired func(*acl.Ruleset)
 
+	keepAt  time.Time         // when the journal, which failed, is tried again
 	resync  bool              // what the kernel holds is not known
 	behind  bool              // it was not compared with the index since the start or putBack
 	refused *acl.RefusedError // nil: it has everything
@@ -97,8 +99,13 @@ func (f *filtering) putBack(ctx context.Context) error {
 func (f *filtering) keep(d acl.Delta) {
 	var err error
 	switch {
-	case f.journal.Due():
-		err = f.journal.Whole(f.index.Ruleset())
+	case f.journal.Due() || !d.Empty() && f.journal.Lost():
+		if time.Now().Before(f.keepAt) {
+			return // it costs as much as all there is
+		}
+		if err = f.journal.Whole(f.index.Ruleset()); err != nil {
+			f.keepAt = time.Now().Add(retryMax)
+		}
 	case !d.Empty():
 		err = f.journal.Add(d)
 	}
