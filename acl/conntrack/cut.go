@@ -103,13 +103,19 @@ func (c Cutter) packet(e entry, links map[netip.Addr]string) (acl.Packet, bool) 
 	}
 	if p.InLink != "" {
 		p.InGroup = c.Group
-	} else if p.InLink = uplink; slices.Contains(c.Host, p.Src) {
+	} else if p.InLink = uplink; c.host(p.Src) {
 		return p, false // the host reaches its own endpoints
 	}
 	if p.OutLink != "" {
 		p.OutGroup = c.Group
-	} else if !slices.Contains(c.Host, p.Dst) {
+	} else if !c.host(p.Dst) {
 		p.OutLink = uplink
 	}
 	return p, true
+}
+
+// host says whether an address that is no endpoint's is the host's: also those that are
+// never forwarded, which are not in the list.
+func (c Cutter) host(a netip.Addr) bool {
+	return slices.Contains(c.Host, a) || a.IsLoopback() || a.Is6() && a.IsLinkLocalUnicast()
 }

@@ -67,6 +67,10 @@ func TestCut(t *testing.T) {
 		{"-p udp -s fd00::5 -d 2001:db8::9 --sport 1013 --dport 9", kept},
 		{"-p icmp -s 10.0.0.6 -d 10.0.0.5 --icmp-type 8 --icmp-code 0 --icmp-id 1014", cut},
 		{"-p icmp -s 10.0.0.5 -d 192.0.2.9 --icmp-type 8 --icmp-code 0 --icmp-id 1015", kept},
+		{"-p udp -s fe80::ecee:eeff:feee:eeee -d fd00::5 --sport 1016 --dport 9", kept}, // the host to web, without an address of its own
+		{"-p udp -s fd00::5 -d fe80::ecee:eeff:feee:eeee --sport 1017 --dport 53", kept},
+		{"-p udp -s fd00::5 -d fe80::ecee:eeff:feee:eeee --sport 1018 --dport 54", cut},
+		{"-p udp -s 10.0.0.6 -d 10.0.0.5 --sport 1019 --dport 9 -w 5", cut}, // in another zone
 	} {
 		n.Run(append([]string{"conntrack", "-I", "-t", "600"}, strings.Fields(f.flow)...)...)
 		if f.cut {
@@ -84,7 +88,7 @@ func TestCut(t *testing.T) {
 		})
 	}
 	left := n.Run("conntrack", "-L", "-f", "ipv4") + n.Run("conntrack", "-L", "-f", "ipv6")
-	for i := 1000; i <= 1015; i++ {
+	for i := 1000; i <= 1019; i++ {
 		id := "=" + strings.TrimSpace(string([]byte{'1', '0', byte('0' + (i-1000)/10), byte('0' + i%10)})) + " "
 		is := false
 		for _, f := range want {
