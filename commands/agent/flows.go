@@ -46,7 +46,7 @@ func (f *flows) repaired(r *acl.Ruleset, host []netip.Addr) {
 	poke(f.wake)
 }
 
-// moved takes note of what addresses an endpoint of another node had and has.
+// moved takes note of what addresses an endpoint of another node had, and what any has.
 func (f *flows) moved(c datastore.Change) {
 	addresses := func(o datastore.Object) []netip.Addr {
 		if e, ok := o.(*datastore.Endpoint); ok {

@@ -149,6 +149,7 @@ func (l *loop) changed(c datastore.Change) {
 		if strings.HasPrefix(c.Name, l.cfg.Node+"/") {
 			ep, _ := c.New.(*datastore.Endpoint)
 			l.locals.set(c.Name, ep)
+			l.flows.moved(datastore.Change{New: c.New}) // it may have the address of one that went
 		} else {
 			l.flows.moved(c)
 		}
