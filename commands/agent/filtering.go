@@ -26,6 +26,7 @@ type filtering struct {
 	keepAt  time.Time         // when the journal, which failed, is tried again
 	resync  bool              // what the kernel holds is not known
 	behind  bool              // it was not compared with the index since the start or putBack
+	held    bool              // putBack made the kernel what it was last
 	refused *acl.RefusedError // nil: it has everything
 	err     error             // why it has not
 }
@@ -47,7 +48,9 @@ func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 	case f.resync || f.behind:
 		whole, f.refused = true, nil
 		rules := f.index.Ruleset()
-		if wrote, err = f.filter.Sync(ctx, rules); wrote {
+		// What the kernel held was right for its time, if it was held: flows that a rule
+		// of today denies go on, as they do where the rule changes before our eyes.
+		if wrote, err = f.filter.Sync(ctx, rules); wrote && (f.resync || !f.held) {
 			f.repaired(rules)
 		}
 	case !delta.Empty():
@@ -77,7 +80,7 @@ func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 // putBack makes the kernel hold what it held last, by the journal, while the view is
 // not what this node should be. Without a journal nothing is known, and nothing done.
 func (f *filtering) putBack(ctx context.Context) error {
-	f.behind = true
+	f.behind, f.held = true, false
 	rules, err := acl.ReadJournal(f.path)
 	if err != nil {
 		if !errors.Is(err, datastore.ErrNotFound) {
@@ -91,7 +94,7 @@ func (f *filtering) putBack(ctx context.Context) error {
 	if wrote {
 		f.repaired(rules)
 	}
-	f.resync = err != nil
+	f.resync, f.held = err != nil, err == nil
 	return err
 }
 

@@ -66,3 +66,56 @@ func TestWhatIsKept(t *testing.T) {
 		kept("later")
 	})
 }
+
+// TestARuleThatChangedMeanwhile: flows are judged anew where the packet filter was not
+// what it should be, and not because a rule changed while no agent was there.
+func TestARuleThatChangedMeanwhile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "filter")
+	fake := &nft.Fake{}
+	judged := 0
+	agent := func() *filtering {
+		f := newFiltering("n1", acl.Options{LinkPrefix: "nc"}, fake, path, slog.New(slog.DiscardHandler))
+		f.repaired = func(*acl.Ruleset) { judged++ }
+		return f
+	}
+	run := func(f *filtering, outbound ...datastore.Rule) {
+		t.Helper()
+		p := &datastore.Profile{Metadata: datastore.Metadata{Name: "web"}}
+		p.Spec.Outbound = outbound
+		e := &datastore.Endpoint{Metadata: datastore.Metadata{Name: "n1/cni/a/eth0"}, Spec: datastore.EndpointSpec{Node: "n1", Link: "nca", Profiles: []string{"web"}}}
+		for _, o := range []datastore.Object{p, e} {
+			f.apply(datastore.Change{Kind: o.Kind(), Name: o.Meta().Name, New: o})
+		}
+		if _, err := f.flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start := func() *filtering {
+		t.Helper()
+		f := agent()
+		if err := f.putBack(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	run(start(), datastore.Rule{Action: datastore.Allow})
+	if judged != 1 {
+		t.Errorf("a first start judges flows %d times, want once", judged)
+	}
+	run(start())
+	if judged != 1 {
+		t.Errorf("a changed rule has flows judged %d times", judged-1)
+	}
+	fake.Flush()
+	run(start())
+	if judged != 2 {
+		t.Errorf("a flushed packet filter has flows judged %d times, want once", judged-1)
+	}
+	f := start()
+	fake.Flush()
+	f.resync = true
+	run(f)
+	if judged != 3 {
+		t.Errorf("one flushed before the first flush has flows judged %d times, want once", judged-2)
+	}
+}
