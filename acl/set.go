@@ -55,7 +55,7 @@ func (t SetType) MeterSize() uint32 {
 	case PairMeter:
 		return 4096
 	}
-	return 8192
+	return 65536
 }
 
 // OfEndpoints tells whether elements name links or subnets of this host; without
