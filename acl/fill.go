@@ -141,7 +141,11 @@ func (x *Index) labelsWhole() bool {
 
 // dropSelector forgets a selector, and with the last that needs it the label index.
 func (x *Index) dropSelector(text string) {
-	x.audience.remove(x.selectors[text])
+	p := x.selectors[text]
+	if p == nil {
+		return // it did not parse
+	}
+	x.audience.remove(p)
 	delete(x.selectors, text)
 	x.filling = slices.DeleteFunc(x.filling, func(t string) bool { return t == text })
 	for _, p := range x.selectors {

@@ -75,6 +75,20 @@ func (c crowd) work() (looked, most int) {
 	return looked, most
 }
 
+// TestASelectorThatDoesNotParse has no members, comes and goes.
+func TestASelectorThatDoesNotParse(t *testing.T) {
+	c := newCrowd(t, 10, 2)
+	p := &datastore.Profile{Metadata: datastore.Metadata{Name: "web"}}
+	p.Spec.Inbound = []datastore.Rule{{Action: datastore.Allow, From: datastore.Side{Selector: datastore.Term{Value: "a === b"}}}}
+	c.put(p)
+	c.x.Flush()
+	c.profile("web", "allow")
+	c.x.Flush()
+	if n := len(c.x.sets); n > 0 {
+		t.Errorf("%d sets are left", n)
+	}
+}
+
 // TestASelectorLooksAtItsCandidates: where selectors are in use, a new one looks at
 // those members only that have a label it asks for, however many others there are.
 func TestASelectorLooksAtItsCandidates(t *testing.T) {
