@@ -58,9 +58,9 @@ const (
 	meterDenyOut = "m_deny_out" // log lines of deny_out
 	meterHost    = "m_host"     // log lines of wl_host
 	meterLog     = "m_log"      // log lines of log rules
-	meterEcho    = "m_echo"     // echo requests to the host
+	meterEcho    = "m_echoes"   // echo requests to the host
 	meterND      = "m_nd"       // neighbour discovery from other link-local addresses
-	meterFlows   = "m_flows"    // flows that a workload begins
+	meterFlows   = "m_flows"    // flows that a workload begins; the rate follows
 	meterReach   = "m_reach"    // neighbours that a workload makes the host look for
 	meterSeen4   = "m_seen4"    // those that it has sent to lately
 	meterSeen6   = "m_seen6"    //

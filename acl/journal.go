@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -186,6 +187,7 @@ func (r *Ruleset) takes(e entry) bool {
 // WithStatic is r with the static part of options o; what it says of endpoints stays.
 func (r *Ruleset) WithStatic(o Options) *Ruleset {
 	out, static := r.Clone(), Static(o)
+	maps.DeleteFunc(out.Sets, func(_ string, s *Set) bool { return s.Type.Meter() }) // their names go by options
 	for name, c := range static.Chains {
 		out.Chains[name] = c
 	}

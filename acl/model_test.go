@@ -223,8 +223,8 @@ func TestEvalNames(t *testing.T) {
 		{func(p *Packet) { p.Dst = netip.MustParseAddr("169.254.1.1") }, "denied by raw_pre rule 0 (sent to a gateway address)", ""},
 		{func(p *Packet) { p.InLink, p.InGroup = "ncz", 0 }, "denied by raw_pre rule 3 (our prefix without our group)", ""},
 		{func(p *Packet) { p.OutLink = "ncz" }, "denied by to_wl rule 3 (unknown endpoint)", ""},
-		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 53 }, "allowed by wl_host rule 7 ()", ""},
-		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 22 }, "denied by wl_host rule 10 ()", "DPH|host"},
+		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 53 }, "allowed by wl_host rule 9 ()", ""},
+		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 22 }, "denied by wl_host rule 12 ()", "DPH|host"},
 	} {
 		p := base
 		c.change(&p)

@@ -1,6 +1,7 @@
 package acl
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -63,7 +64,7 @@ func staticSets(o Options) []*Set {
 		newSet(meterLog, PairMeter, "log lines"),
 		newSet(meterEcho, LinkMeter, "echo requests to the host"),
 		newSet(meterND, LinkMeter, "neighbour discovery"),
-		newSet(meterFlows, LinkMeter, "flows begun"),
+		newSet(flowMeter(o), LinkMeter, "flows begun"),
 		newSet(meterReach, LinkMeter, "neighbours looked for"),
 		newSet(meterSeen4, LinkAddrMeter4, "neighbours sent to"),
 		newSet(meterSeen6, LinkAddrMeter6, "neighbours sent to"),
@@ -106,6 +107,10 @@ func denyChain(name, prefix string, l Limit) *Chain {
 	}}
 }
 
+// flowMeter is the meter of flows begun. Its elements keep the rate that they were added
+// with for as long as packets come, so another rate has another meter.
+func flowMeter(o Options) string { return fmt.Sprintf("%s_%d_%d", meterFlows, o.FlowRate, o.FlowBurst) }
+
 // flowGuards drop the flows that a workload begins in excess: they would fill the
 // connection tracking table, and with those to addresses of the host's own subnets
 // that answer to nobody the neighbour table.
@@ -113,7 +118,7 @@ func flowGuards(o Options) (list []Rule) {
 	if o.FlowRate > 0 {
 		// Only what has no entry yet: without answers every packet of a flow is new.
 		list = append(list, Rule{Match: []Term{{Field: CTStatus, Number: statusConfirmed, Not: true}},
-			Limit:   Limit{meterFlows, InLink, o.FlowRate, o.FlowBurst, true},
+			Limit:   Limit{flowMeter(o), InLink, o.FlowRate, o.FlowBurst, true},
 			Counter: true, Verdict: drop(), Comment: "too many new flows"})
 	}
 	for _, f := range []struct {
@@ -131,12 +136,20 @@ func flowGuards(o Options) (list []Rule) {
 
 func staticChains(o Options) []*Chain {
 	states := vmap(CTState, mapStates)
+	echoes := few(meterEcho, InLink)
+	echoes.Over = true
+	excess := func(m ...Term) Rule {
+		return Rule{Match: m, Limit: echoes, Counter: true, Verdict: drop(), Comment: "too many echo requests"}
+	}
 	toHost := []Rule{
+		// First, since an identifier that was answered once is established.
+		excess(num(L4Proto, protoICMP), num(ICMPType, 8)),
+		excess(num(L4Proto, protoICMP6), num(ICMP6Type, 128)),
 		states,
 		refuse("router advertisement guard", num(L4Proto, protoICMP6), inSet(ICMP6Type, setRouter6)),
 		match(accept(), num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)),
-		{Match: []Term{num(L4Proto, protoICMP), num(ICMPType, 8)}, Limit: few(meterEcho, InLink), Verdict: accept()},
-		{Match: []Term{num(L4Proto, protoICMP6), num(ICMP6Type, 128)}, Limit: few(meterEcho, InLink), Verdict: accept()},
+		match(accept(), num(L4Proto, protoICMP), num(ICMPType, 8)),
+		match(accept(), num(L4Proto, protoICMP6), num(ICMP6Type, 128)),
 	}
 	if o.FlowRate > 0 {
 		toHost = append(toHost, flowGuards(o)[0])

@@ -151,6 +151,27 @@ func TestAFloodOfFlowsIsBounded(t *testing.T) {
 	l.expect(true, "b", udp("10.0.0.2", "192.0.2.9", 1000))
 }
 
+// TestAnotherRateActsAtOnce, also on workloads that have just reached the one before.
+func TestAnotherRateActsAtOnce(t *testing.T) {
+	l, _ := floodedLab(t)
+	for round, most := range []int{200, 16000} {
+		o, before := testOptions(), l.conntracks()
+		o.FlowRate, o.FlowBurst = uint32(1+round), uint32(most)
+		l.rules = l.rules.WithStatic(o)
+		if _, err := l.table.Sync(t.Context(), l.rules); err != nil {
+			t.Fatal(err)
+		}
+		l.frames(l.hosts["a"], unix.ETH_P_IP, flood, func(i int) []byte {
+			p := udp("10.0.0.1", "192.0.2.9", 1000)
+			p.SrcPort = uint16(10000*(1+round) + i)
+			return packetBytes(p, 0)
+		})
+		if n := l.conntracks() - before; n < min(most, flood) || n > 2*most {
+			t.Errorf("%d flows are tracked, want some %d", n, min(most, flood))
+		}
+	}
+}
+
 // TestOneFlowIsNotAFlood: a flow that nobody answers (syslog, RTP) is of state new for
 // ever, and counts once.
 func TestOneFlowIsNotAFlood(t *testing.T) {
@@ -197,6 +218,29 @@ func TestAFloodOfStrangersIsBounded(t *testing.T) {
 	if got := listing(t, l.router); !strings.Contains(got, "set onlink4 {\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\tcomment \"subnets of the host\"\n\t}") {
 		t.Errorf("onlink4 is not empty:\n%s", got)
 	}
+}
+
+// TestAFloodOfEchoesIsBounded, whether each has an identifier of its own or all have one,
+// whose answer makes them established.
+func TestAFloodOfEchoesIsBounded(t *testing.T) {
+	l, _ := floodedLab(t)
+	for _, several := range []uint64{0, 1} {
+		before := l.answers()
+		l.frames(l.hosts["a"], unix.ETH_P_IP, flood, func(i int) []byte { return packetBytes(echo("10.0.0.1", "10.99.0.1"), several*uint64(i)) })
+		if n := l.answers() - before; n < 1 || n > 500 {
+			t.Errorf("%d echo requests are answered", n)
+		}
+	}
+}
+
+// answers is how many echo requests the router has answered.
+func (l *lab) answers() int {
+	fields := strings.Fields(l.router.Run("nstat", "-saz", "IcmpOutEchoReps"))
+	n, err := strconv.Atoi(fields[len(fields)-2])
+	if err != nil {
+		l.t.Fatal(fields, err)
+	}
+	return n
 }
 
 // TestAFloodOfEchoesIsTheSendersOwn: the budget of echo requests to the host is each
