@@ -307,7 +307,7 @@ func linkLocal(e *datastore.Endpoint) Element {
 func (x *Index) SetSubnets(list []netip.Prefix) {
 	now := map[Element]struct{}{}
 	for _, p := range list {
-		inside := func(o netip.Prefix) bool { return o.Bits() < p.Bits() && o.Overlaps(p) }
+		inside := func(o netip.Prefix) bool { return o.Bits() > 0 && o.Bits() < p.Bits() && o.Overlaps(p) }
 		if p = p.Masked(); p.Bits() > 0 && !slices.ContainsFunc(list, inside) {
 			now[Element{Prefix: p}] = struct{}{}
 		}

@@ -1,20 +1,26 @@
 package acl
 
 import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
 	"encoding/gob"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 
 	"netctl/datastore"
 )
 
 // journalVersion is of the file's form; another one is not read.
-const journalVersion = 1
+const journalVersion = 2
 
 // Journal keeps on disk what a packet filter should hold, so that it can be put back
 // while nobody knows what the datastore says: once the whole, then each change. It
@@ -24,27 +30,41 @@ type Journal struct {
 	path    string
 	file    *os.File
 	encoder *gob.Encoder
-	written counted
+	record  bytes.Buffer // what the encoder makes of one
+	written int64
 	whole   int64 // bytes of the last whole; 0: it has to be written first
 }
 
-// entry is one record of the file.
+// entry is one record of the file: its length and CRC-32 (IEEE), both big endian, are
+// before what gob makes of it.
 type entry struct {
-	Version int // of the first
+	Version int      // of the first
+	Words   []string // of the first: what the numbers in rules and sets mean
 	Hooks   map[string]Hook
 	Delta   Delta
+	Edits   []chainEdit
 }
 
-// counted counts bytes on their way.
-type counted struct {
-	to io.Writer
-	n  int64
+// chainEdit is a change of a few rules of a chain.
+type chainEdit struct {
+	Name string
+	Edit Edit
 }
 
-func (c *counted) Write(b []byte) (int, error) {
-	n, err := c.to.Write(b)
-	c.n += int64(n)
-	return n, err
+const recordHead = 8
+
+// words are the names of fields, set types and verdicts, in the order of their numbers.
+func words() (list []string) {
+	for f := NFProto; f.String() != unknown; f++ {
+		list = append(list, f.String())
+	}
+	for t := Addr4; t.String() != unknown; t++ {
+		list = append(list, t.String(), strconv.FormatBool(t.Interval()), strconv.FormatBool(t.Meter()))
+	}
+	for k := Continue; k <= Lookup; k++ {
+		list = append(list, Verdict{Kind: k}.String())
+	}
+	return list
 }
 
 // NewJournal is a journal at path; it touches nothing.
@@ -54,7 +74,7 @@ func NewJournal(path string) *Journal { return &Journal{path: path} }
 // error, and when the changes have outgrown the whole.
 func (j *Journal) Due() bool {
 	const least = 1 << 20
-	return j.whole == 0 || j.written.n > 2*max(j.whole, least)
+	return j.whole == 0 || j.written > 2*max(j.whole, least)
 }
 
 // Lost says that somebody removed the file, or put another one in its place: what is
@@ -80,7 +100,7 @@ func (j *Journal) Whole(r *Ruleset) (err error) {
 			_ = os.Remove(j.path)
 		}
 	}()
-	first := entry{Version: journalVersion, Hooks: map[string]Hook{}}
+	first := entry{Version: journalVersion, Words: words(), Hooks: map[string]Hook{}}
 	for _, name := range sortedKeys(r.Chains) {
 		c := r.Chains[name]
 		first.Delta.Chains = append(first.Delta.Chains, ChainChange{Name: name, New: true, Rules: c.Rules})
@@ -99,27 +119,46 @@ func (j *Journal) Whole(r *Ruleset) (err error) {
 	if err != nil {
 		return fmt.Errorf("keep the packet filter: %w", err)
 	}
-	j.file, j.written = f, counted{to: f}
-	j.encoder = gob.NewEncoder(&j.written)
-	if err = j.encoder.Encode(first); err == nil {
+	j.file, j.written = f, 0
+	j.encoder = gob.NewEncoder(&j.record)
+	if err = j.append(first); err == nil {
 		err = os.Rename(j.path+".new", j.path)
 	}
 	if err != nil {
 		j.Close()
 		return fmt.Errorf("keep the packet filter: %w", err)
 	}
-	j.whole = j.written.n
+	j.whole = j.written
 	return nil
+}
+
+// append writes one record.
+func (j *Journal) append(e entry) error {
+	j.record.Reset()
+	j.record.Write(make([]byte, recordHead))
+	if err := j.encoder.Encode(e); err != nil {
+		return err
+	}
+	b := j.record.Bytes()
+	binary.BigEndian.PutUint32(b, uint32(len(b)-recordHead))
+	binary.BigEndian.PutUint32(b[4:], crc32.ChecksumIEEE(b[recordHead:]))
+	n, err := j.file.Write(b)
+	j.written += int64(n)
+	return err
 }
 
 // Add appends a change, before it is made.
 func (j *Journal) Add(d Delta) error {
 	e := entry{Delta: Delta{Sets: d.Sets}}
 	for _, c := range d.Chains {
+		if !c.New && !c.Gone {
+			e.Edits = append(e.Edits, chainEdit{c.Name, c.Edit()})
+			continue
+		}
 		c.Before = nil
 		e.Delta.Chains = append(e.Delta.Chains, c)
 	}
-	if err := j.encoder.Encode(e); err != nil {
+	if err := j.append(e); err != nil {
 		j.Close()
 		_ = os.Remove(j.path)
 		return fmt.Errorf("keep the packet filter: %w", err)
@@ -146,12 +185,17 @@ func ReadJournal(path string) (*Ruleset, error) {
 		return nil, err
 	}
 	defer f.Close()
-	r, dec := &Ruleset{Sets: map[string]*Set{}, Chains: map[string]*Chain{}}, gob.NewDecoder(f)
+	r, in := &Ruleset{Sets: map[string]*Set{}, Chains: map[string]*Chain{}}, bufio.NewReader(f)
+	var record bytes.Buffer
+	dec := gob.NewDecoder(&record)
 	for n := 0; ; n++ {
 		var e entry
-		err := dec.Decode(&e)
+		err := readRecord(in, &record)
+		if err == nil {
+			err = dec.Decode(&e)
+		}
 		switch {
-		case n == 0 && (err != nil || e.Version != journalVersion):
+		case n == 0 && (err != nil || e.Version != journalVersion || !slices.Equal(e.Words, words())):
 			return nil, fmt.Errorf("%s: not of this version: %w", path, datastore.ErrNotFound)
 		case err != nil || !r.takes(e):
 			return r, nil
@@ -160,7 +204,28 @@ func ReadJournal(path string) (*Ruleset, error) {
 		for name, h := range e.Hooks {
 			r.Chains[name].Hook = &h
 		}
+		for _, c := range e.Edits {
+			chain, at := *r.Chains[c.Name], c.Edit.At
+			chain.Rules = slices.Concat(chain.Rules[:at], c.Edit.Insert, chain.Rules[at+c.Edit.Delete:])
+			r.Chains[c.Name] = &chain
+		}
 	}
+}
+
+// readRecord appends the next record to what gob reads from.
+func readRecord(in io.Reader, to *bytes.Buffer) error {
+	var head [recordHead]byte
+	if _, err := io.ReadFull(in, head[:]); err != nil {
+		return err
+	}
+	to.Reset()
+	if _, err := io.CopyN(to, in, int64(binary.BigEndian.Uint32(head[:]))); err != nil {
+		return err
+	}
+	if crc32.ChecksumIEEE(to.Bytes()) != binary.BigEndian.Uint32(head[4:]) {
+		return errors.New("damaged")
+	}
+	return nil
 }
 
 // takes says whether what e changes is there: it is not behind a hole in the file.
@@ -168,6 +233,11 @@ func (r *Ruleset) takes(e entry) bool {
 	is := map[string]bool{}
 	for _, c := range e.Delta.Chains {
 		if is[c.Name] = c.New; !c.New && r.Chains[c.Name] == nil {
+			return false
+		}
+	}
+	for _, c := range e.Edits {
+		if chain := r.Chains[c.Name]; chain == nil || c.Edit.At < 0 || c.Edit.Delete < 0 || c.Edit.At+c.Edit.Delete > len(chain.Rules) {
 			return false
 		}
 	}

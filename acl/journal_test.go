@@ -84,11 +84,11 @@ func TestADamagedJournal(t *testing.T) {
 	if err := j.Whole(x.Ruleset()); err != nil {
 		t.Fatal(err)
 	}
-	whole, e := j.written.n, addrElement(netip.MustParseAddr("10.0.0.1"))
+	whole, e := j.written, addrElement(netip.MustParseAddr("10.0.0.1"))
 	if err := j.Add(Delta{Sets: []SetChange{{Name: "tag4_x", Type: Addr4, New: true, Add: []Element{e}}}}); err != nil {
 		t.Fatal(err)
 	}
-	hole := j.written.n
+	hole := j.written
 	if err := j.Add(Delta{Sets: []SetChange{{Name: "tag4_x", Type: Addr4, Del: []Element{e}}}}); err != nil {
 		t.Fatal(err)
 	}
@@ -112,8 +112,18 @@ func TestADamagedJournal(t *testing.T) {
 	sameRuleset(t, "before the hole", got, x.Ruleset())
 	for i := range 2000 {
 		bad := bytes.Clone(text)
-		bad[i*7919%len(bad)] ^= 1 << (i % 8)
-		_, _ = read(bad)
+		at := int64(i * 7919 % len(bad))
+		bad[at] ^= 1 << (i % 8)
+		switch got, err := read(bad); {
+		case at < whole:
+			if !errors.Is(err, datastore.ErrNotFound) {
+				t.Fatalf("byte %d of the whole: %v", at, err)
+			}
+		case err != nil:
+			t.Fatalf("byte %d: %v", at, err)
+		case at < hole && got.Sets["tag4_x"] != nil || at >= hole && len(got.Sets["tag4_x"].Elements) != 1:
+			t.Fatalf("byte %d is damaged, and read", at)
+		}
 	}
 }
 

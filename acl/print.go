@@ -8,6 +8,9 @@ import (
 	"time"
 )
 
+// unknown is the name of a field or type that there is not.
+const unknown = "unknown"
+
 // maxComment is the longest comment of a rule or set in bytes: nft refuses more
 // than 128 with the ending zero.
 const maxComment = 127
@@ -127,7 +130,7 @@ func (t SetType) String() string {
 	case StateVerdict:
 		return "ct_state : verdict"
 	}
-	return "unknown"
+	return unknown
 }
 
 // Text is the element as nft writes it in a set of type t.
@@ -297,5 +300,5 @@ func (f Field) String() string {
 	if int(f) < len(names) {
 		return names[f]
 	}
-	return "unknown"
+	return unknown
 }

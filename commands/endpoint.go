@@ -69,6 +69,12 @@ func endpointCounts(_ *datastore.View, list []datastore.Object) string {
 	return table([]string{"Hostname", "Orchestrator ID", "Number of Workloads", "Number of Endpoints"}, rows)
 }
 
+// concerns says whether a problem names an endpoint, not one whose name begins so.
+func concerns(problem, name string) bool {
+	_, rest, ok := strings.Cut(problem, name)
+	return ok && (rest == "" || strings.ContainsRune(" :,;)\"", rune(rest[0])))
+}
+
 // endpointState is what the endpoint's node says of it.
 func endpointState(view *datastore.View, e *datastore.Endpoint) string {
 	n := view.Node(e.Spec.Node)
@@ -77,7 +83,7 @@ func endpointState(view *datastore.View, e *datastore.Endpoint) string {
 	}
 	if r := view.Report(e.Spec.Node, datastore.ReportAgent); r != nil {
 		for _, p := range r.Status.Problems {
-			if strings.Contains(p, e.Metadata.Name) {
+			if concerns(p, e.Metadata.Name) {
 				return "error"
 			}
 		}

@@ -300,3 +300,14 @@ func TestStatusOfHangingAgent(t *testing.T) {
 		t.Errorf("%+v\n%s", r, text)
 	}
 }
+
+func TestConcerns(t *testing.T) {
+	for problem, want := range map[string]bool{
+		"endpoint n1/cni/a/eth0 lost its link": true, "restore n1/cni/a/eth0: no": true, "lost n1/cni/a/eth0": true,
+		"endpoint n1/cni/a/eth01 lost its link": false, "endpoint n1/cni/ab/eth0 lost": false,
+	} {
+		if got := concerns(problem, "n1/cni/a/eth0"); got != want {
+			t.Errorf("%s: %v", problem, got)
+		}
+	}
+}

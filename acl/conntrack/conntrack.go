@@ -19,6 +19,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"netctl/netdev"
 )
 
 // Attributes of ctnetlink (linux/netfilter/nfnetlink_conntrack.h).
@@ -154,31 +156,64 @@ func deleteDumped(c *netlink.Conn, family byte, filter []byte, list []netip.Addr
 	for _, a := range list {
 		addrs[a] = true
 	}
-	entries, err := c.Execute(message(msgGet, netlink.Dump, family, filter))
-	if err != nil {
-		return err
+	_, err := deleteWhere(c, family, filter, func(e *entry) bool { return addrs[e.orig.src] || addrs[e.reply.src] })
+	return err
+}
+
+// deleteWhere lists the entries of a family and deletes those that is says yes to. It
+// keeps no more of the list than what names these.
+func deleteWhere(c *netlink.Conn, family byte, filter []byte, is func(*entry) bool) (deleted int, err error) {
+	if _, err := c.Send(message(msgGet, netlink.Dump, family, filter)); err != nil {
+		return 0, fmt.Errorf("list conntrack entries: %w", err)
 	}
-	for _, m := range entries {
+	var keys [][]byte
+	for m, err := range c.ReceiveIter() {
+		if err != nil {
+			return 0, fmt.Errorf("list conntrack entries: %w", err)
+		}
 		e, err := parse(m.Data)
 		if err != nil {
-			return err
+			return 0, err
 		}
-		if !addrs[e.orig.src] && !addrs[e.reply.src] {
-			continue
-		}
-		_, err = c.Execute(message(msgDelete, netlink.Acknowledge, family, e.key))
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return err
+		if is(&e) {
+			key, err := e.key()
+			if err != nil {
+				return 0, err
+			}
+			keys = append(keys, key)
 		}
 	}
-	return nil
+	var errs []error
+	for _, key := range keys {
+		switch _, err := c.Execute(message(msgDelete, netlink.Acknowledge, family, key)); {
+		case err == nil:
+			deleted++
+		case !errors.Is(err, unix.ENOENT):
+			errs = append(errs, fmt.Errorf("delete conntrack entry: %w", err))
+		}
+	}
+	return deleted, errors.Join(errs...)
 }
 
 // entry is what is needed of a listed entry.
 type entry struct {
 	orig, reply tuple
 	status      uint32
-	key         []byte // the attributes that name the entry
+	// The attributes that name the entry, as the kernel sent them; nil: it has none.
+	origRaw, idRaw, zoneRaw []byte
+}
+
+// key is the attributes that name the entry.
+func (e *entry) key() ([]byte, error) {
+	var list []netlink.Attribute
+	for _, a := range []netlink.Attribute{
+		{Type: attrTupleOrig | unix.NLA_F_NESTED, Data: e.origRaw}, {Type: attrID, Data: e.idRaw}, {Type: attrZone, Data: e.zoneRaw},
+	} {
+		if a.Data != nil {
+			list = append(list, a)
+		}
+	}
+	return netlink.MarshalAttributes(list)
 }
 
 // tuple is one direction of a flow.
@@ -189,73 +224,80 @@ type tuple struct {
 	kind, code       uint8  // of icmp, icmpv6
 }
 
-// parse reads one message of a dump, after the netlink header.
-func parse(b []byte) (entry, error) {
-	var e entry
+var errMalformed = errors.New("conntrack message: malformed")
+
+// parse reads one message of a dump, after the netlink header; it keeps parts of b.
+func parse(b []byte) (e entry, err error) {
 	if len(b) < 4 {
-		return e, fmt.Errorf("conntrack message of %d bytes", len(b))
+		return e, errMalformed
 	}
-	ad, err := netlink.NewAttributeDecoder(b[4:])
-	if err != nil {
-		return e, err
-	}
-	ad.ByteOrder = binary.BigEndian
-	var key []netlink.Attribute
-	for ad.Next() {
-		switch ad.Type() {
-		case attrTupleOrig:
-			key = append(key, netlink.Attribute{Type: attrTupleOrig | unix.NLA_F_NESTED, Data: ad.Bytes()})
-			ad.Nested(e.orig.read)
-		case attrTupleReply:
-			ad.Nested(e.reply.read)
-		case attrStatus:
-			e.status = ad.Uint32()
-		case attrID, attrZone:
-			key = append(key, netlink.Attribute{Type: ad.Type(), Data: ad.Bytes()})
+	for list := b[4:]; len(list) > 0; {
+		kind, value, rest, ok := netdev.Attribute(list)
+		if !ok {
+			return e, errMalformed
+		}
+		switch list = rest; {
+		case kind == attrTupleOrig:
+			e.origRaw = value
+			ok = e.orig.read(value)
+		case kind == attrTupleReply:
+			ok = e.reply.read(value)
+		case kind == attrStatus && len(value) == 4:
+			e.status = binary.BigEndian.Uint32(value)
+		case kind == attrID:
+			e.idRaw = value
+		case kind == attrZone:
+			e.zoneRaw = value
+		}
+		if !ok {
+			return e, errMalformed
 		}
 	}
-	if err := ad.Err(); err != nil {
-		return e, err
-	}
-	e.key, err = netlink.MarshalAttributes(key)
-	return e, err
+	return e, nil
 }
 
-func (t *tuple) read(ad *netlink.AttributeDecoder) error {
-	for ad.Next() {
-		switch ad.Type() {
-		case attrTupleIP:
-			ad.Nested(func(ad *netlink.AttributeDecoder) error {
-				for ad.Next() {
-					if k := ad.Type(); k == attrV4Src || k == attrV6Src {
-						t.src, _ = netip.AddrFromSlice(ad.Bytes())
-					}
-				}
-				return nil
-			})
-		case attrTupleProto:
-			ad.Nested(t.readProtocol)
+// read reads a tuple's attributes, and those nested in them.
+func (t *tuple) read(list []byte) bool {
+	for len(list) > 0 {
+		outer, value, rest, ok := netdev.Attribute(list)
+		if !ok {
+			return false
+		}
+		for list = rest; len(value) > 0 && (outer == attrTupleIP || outer == attrTupleProto); {
+			var kind uint16
+			var v []byte
+			if kind, v, value, ok = netdev.Attribute(value); !ok {
+				return false
+			}
+			if outer == attrTupleIP {
+				t.readAddress(kind, v)
+			} else {
+				t.readProtocol(kind, v)
+			}
 		}
 	}
-	return nil
+	return true
 }
 
-func (t *tuple) readProtocol(ad *netlink.AttributeDecoder) error {
-	for ad.Next() {
-		switch ad.Type() {
-		case protoNumber:
-			t.protocol = ad.Uint8()
-		case protoSrcPort:
-			t.srcPort = ad.Uint16()
-		case protoDstPort:
-			t.dstPort = ad.Uint16()
-		case protoICMPType, protoICMPv6Type:
-			t.kind = ad.Uint8()
-		case protoICMPCode, protoICMPv6Code:
-			t.code = ad.Uint8()
-		}
+func (t *tuple) readAddress(kind uint16, v []byte) {
+	if kind == attrV4Src || kind == attrV6Src {
+		t.src, _ = netip.AddrFromSlice(v)
 	}
-	return nil
+}
+
+func (t *tuple) readProtocol(kind uint16, v []byte) {
+	switch {
+	case kind == protoNumber && len(v) == 1:
+		t.protocol = v[0]
+	case kind == protoSrcPort && len(v) == 2:
+		t.srcPort = binary.BigEndian.Uint16(v)
+	case kind == protoDstPort && len(v) == 2:
+		t.dstPort = binary.BigEndian.Uint16(v)
+	case (kind == protoICMPType || kind == protoICMPv6Type) && len(v) == 1:
+		t.kind = v[0]
+	case (kind == protoICMPCode || kind == protoICMPv6Code) && len(v) == 1:
+		t.code = v[0]
+	}
 }
 
 // Use is how many entries the tracking table of the process's network namespace has,

@@ -66,34 +66,19 @@ func (c Cutter) Cut() (cut int, err error) {
 	judge := c.Rules.Judge()
 	var errs []error
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		entries, err := conn.Execute(message(msgGet, netlink.Dump, family, nil))
-		if err != nil {
-			errs = append(errs, fmt.Errorf("list conntrack entries: %w", err))
-			continue
-		}
-		for _, m := range entries {
-			e, err := parse(m.Data)
-			if err != nil {
-				return cut, err
-			}
+		n, err := deleteWhere(conn, family, nil, func(e *entry) bool {
 			p, ok := c.packet(e, links)
-			if !ok || judge.Eval(p).Allowed {
-				continue
-			}
-			switch _, err := conn.Execute(message(msgDelete, netlink.Acknowledge, family, e.key)); {
-			case err == nil:
-				cut++
-			case !errors.Is(err, unix.ENOENT):
-				errs = append(errs, fmt.Errorf("delete a conntrack entry of %s: %w", e.orig.src, err))
-			}
-		}
+			return ok && !judge.Eval(p).Allowed
+		})
+		cut += n
+		errs = append(errs, err)
 	}
 	return cut, errors.Join(errs...)
 }
 
 // packet is the first of an entry's flow, as the packet filter saw it: behind DNAT,
 // before SNAT. false: policy says nothing of it.
-func (c Cutter) packet(e entry, links map[netip.Addr]string) (acl.Packet, bool) {
+func (c Cutter) packet(e *entry, links map[netip.Addr]string) (acl.Packet, bool) {
 	p := acl.Packet{
 		Src: e.orig.src, Dst: e.reply.src, Protocol: e.orig.protocol, SrcPort: e.orig.srcPort, DstPort: e.reply.srcPort,
 		Type: e.orig.kind, Code: e.orig.code, State: acl.New, InLink: links[e.orig.src], OutLink: links[e.reply.src],

@@ -15,7 +15,7 @@ import (
 
 // flowsRest is how long flows of an address may be remembered after its endpoint went:
 // by then it has not been given out again (ipam.Quarantine), and many go at once.
-const flowsRest = 10 * time.Second
+const flowsRest = 30 * time.Second
 
 // flows is what the kernel remembers of connections and should not: those that policy
 // denies, after a time in which it was not enforced; and those of endpoints of other
