@@ -13,6 +13,7 @@ import (
 
 	"netctl/acl"
 	"netctl/datastore"
+	"netctl/netdev/netlab"
 )
 
 // flood is how many frames one workload sends; the kernel's neighbour table holds
@@ -76,7 +77,7 @@ func solicitation(h *host, src, target netip.Addr) []byte {
 	body = append(append(body, 1, 1), h.mac...)
 	pseudo := append(append([]byte{}, src.AsSlice()...), target.AsSlice()...)
 	pseudo = append(pseudo, 0, 0, 0, byte(len(body)), 0, 0, 0, 58)
-	binary.BigEndian.PutUint16(body[2:], checksum(append(pseudo, body...)))
+	binary.BigEndian.PutUint16(body[2:], netlab.Checksum(append(pseudo, body...)))
 	head := []byte{0x60, 0, 0, 0, 0, byte(len(body)), 58, 255}
 	return append(append(append(head, src.AsSlice()...), target.AsSlice()...), body...)
 }

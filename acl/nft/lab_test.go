@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"netctl/acl"
+	"netctl/netdev/netlab"
 )
 
 const hostMAC = "ee:ee:ee:ee:ee:ee"
@@ -169,7 +170,7 @@ func packetBytes(p acl.Packet, id uint64) []byte {
 			pseudo = append(append(pseudo, p.Src.AsSlice()...), p.Dst.AsSlice()...)
 			pseudo = append(pseudo, 0, p.Protocol, 0, byte(len(body)))
 		}
-		binary.BigEndian.PutUint16(body[at:], checksum(append(pseudo, body...)))
+		binary.BigEndian.PutUint16(body[at:], netlab.Checksum(append(pseudo, body...)))
 	}
 	if p.Src.Is6() {
 		head := []byte{0x60, 0, 0, 0, 0, byte(len(body)), p.Protocol, 64}
@@ -177,20 +178,8 @@ func packetBytes(p acl.Packet, id uint64) []byte {
 	}
 	head := []byte{0x45, 0, 0, byte(20 + len(body)), 0, 0, 0, 0, 64, p.Protocol, 0, 0}
 	head = append(append(head, p.Src.AsSlice()...), p.Dst.AsSlice()...)
-	binary.BigEndian.PutUint16(head[10:], checksum(head))
+	binary.BigEndian.PutUint16(head[10:], netlab.Checksum(head))
 	return append(head, body...)
-}
-
-// checksum is the Internet checksum (RFC 1071).
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for i, v := range b {
-		sum += uint32(v) << (8 * (1 - i%2))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }
 
 // received drains what reached the host and returns the marks.

@@ -59,20 +59,8 @@ func ip4(b []byte, src, dst netip.Addr, protocol byte, fragment uint16, body ...
 	at := len(b)
 	b = append(b, 0x45, 0, 0, byte(20+len(body)), 0, 7, byte(fragment>>8), byte(fragment), 64, protocol, 0, 0)
 	b = append(append(b, src.AsSlice()...), dst.AsSlice()...)
-	binary.BigEndian.PutUint16(b[at+10:], internetSum(b[at:]))
+	binary.BigEndian.PutUint16(b[at+10:], netlab.Checksum(b[at:]))
 	return append(b, body...)
-}
-
-// internetSum is the checksum of RFC 1071.
-func internetSum(b []byte) uint16 {
-	var sum uint32
-	for i, v := range b {
-		sum += uint32(v) << (8 * (1 - i%2))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }
 
 // flooded has one container send (NETCTL_FLOOD frames; `make test-all` sets 600,000) floods of every kind while the node, another
@@ -108,7 +96,7 @@ func flooded(t *testing.T, s *site, bad, good *netlab.Container, own, allowed, d
 			src := binary.BigEndian.AppendUint64([]byte{0xfe, 0x80, 0, 0, 0, 0, 0, 0}, rnd.Uint64())
 			body := append(append(append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, target...), 1, 1), mac...)
 			pseudo := append(append(append([]byte{}, src...), target...), 0, 0, 0, byte(len(body)), 0, 0, 0, 58)
-			binary.BigEndian.PutUint16(body[2:], internetSum(append(pseudo, body...)))
+			binary.BigEndian.PutUint16(body[2:], netlab.Checksum(append(pseudo, body...)))
 			b = append(append(append(b, 0x60, 0, 0, 0, 0, byte(len(body)), 58, 255), src...), target...)
 			return append(b, body...)
 		}},
@@ -120,7 +108,7 @@ func flooded(t *testing.T, s *site, bad, good *netlab.Container, own, allowed, d
 		}},
 		{"echoes to the host", n / 3, unix.ETH_P_IP, func(b []byte, _ net.HardwareAddr, rnd *rand.Rand) []byte {
 			id := byte(rnd.Uint32())
-			sum := internetSum([]byte{8, 0, 0, 0, 1, id, 0, 1})
+			sum := netlab.Checksum([]byte{8, 0, 0, 0, 1, id, 0, 1})
 			return ip4(b, own, s.node.Addr.Addr(), unix.IPPROTO_ICMP, 0, 8, 0, byte(sum>>8), byte(sum), 1, id, 0, 1)
 		}},
 		{"IGMP", n / 3, unix.ETH_P_IP, func(b []byte, _ net.HardwareAddr, rnd *rand.Rand) []byte {
@@ -131,7 +119,7 @@ func flooded(t *testing.T, s *site, bad, good *netlab.Container, own, allowed, d
 			b = ip4(b, own, allowed, unix.IPPROTO_UDP, 0x2000, make([]byte, 64)...)
 			binary.BigEndian.PutUint16(b[at+4:], uint16(rnd.Uint32()))
 			b[at+10], b[at+11] = 0, 0
-			binary.BigEndian.PutUint16(b[at+10:], internetSum(b[at:at+20]))
+			binary.BigEndian.PutUint16(b[at+10:], netlab.Checksum(b[at:at+20]))
 			return b
 		}},
 	} {

@@ -94,19 +94,19 @@ func echo(v6 bool, n uint32) []byte {
 	binary.BigEndian.PutUint16(b[6:], uint16(n))
 	binary.BigEndian.PutUint32(b[8:], n)
 	if !v6 { // the kernel does it for ICMPv6
-		binary.BigEndian.PutUint16(b[2:], checksum(b))
+		binary.BigEndian.PutUint16(b[2:], Checksum(b))
 	}
 	return b
 }
 
-// checksum is that of RFC 1071.
-func checksum(b []byte) uint16 {
+// Checksum is that of RFC 1071.
+func Checksum(b []byte) uint16 {
 	var sum uint32
-	for i := 0; i+1 < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	for i, v := range b {
+		sum += uint32(v) << (8 * (1 - i%2))
 	}
-	for sum>>16 != 0 {
-		sum = sum&0xffff + sum>>16
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
 	}
 	return ^uint16(sum)
 }
