@@ -65,7 +65,7 @@ type attrs struct {
 	med        uint32
 	hasMED     bool
 	localPref  uint32
-	originator netip.Addr   // not valid: none
+	originator netip.Addr   // of an internal path: the peer's router ID if it named none
 	clusters   []netip.Addr // CLUSTER_LIST
 	// rest is sorted by type and holds neither of the above nor NLRI.
 	rest []carried

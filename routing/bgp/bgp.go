@@ -87,6 +87,9 @@ type Installer interface {
 type Config struct {
 	RouterID netip.Addr // IPv4; RFC 4271, section 4.2
 	AS       uint32     // RFC 6793
+	// ClusterID names the cluster that the speaker reflects for (RFC 4456, section 7);
+	// not valid: the router ID. IPv4.
+	ClusterID netip.Addr
 	// Listen holds the addresses to accept sessions on, usually the node's
 	// BGP address and Port. An address that is not there yet is tried again
 	// every second, see Speaker.Problems.
@@ -103,7 +106,7 @@ type Config struct {
 	ForwardingPreserved map[Family]bool
 	// Stale are the routes found in the kernel under the speaker's protocol:
 	// taken over as they are, each belongs to the peer that has its next hop
-	// as address or alias.
+	// as address or alias, or to every peer that reflects.
 	Stale []Route
 	// Import decides whether a prefix is taken from a peer; the reason is
 	// for `status`. Nil takes everything. Called in the RIB's goroutine.
@@ -144,6 +147,16 @@ type PeerConfig struct {
 	// ConnectRetry is the longest wait between two dials; 0 means
 	// DefaultConnectRetry.
 	ConnectRetry time.Duration
+	// Client makes this speaker a route reflector for the peer (RFC 4456); it has no
+	// meaning for one of another AS. Set or taken back it resets nothing; who is no
+	// client any more is reflected to for another RestartTime.
+	Client bool
+	// Reflects says that the peer is a reflector: a stale route whose next hop is no
+	// peer may be from it.
+	Reflects bool
+	// Leaving has the peer removed by itself, and without a NOTIFICATION, once the
+	// others carry what came from it, see leave.go. One that is not there is not added.
+	Leaving bool
 	// Passive never dials.
 	Passive bool
 	// PrefixLimit ends the session when the peer sends more; 0: no limit.
@@ -192,9 +205,8 @@ type Refused struct {
 	Reason  string
 }
 
-// Conflict is a prefix that must have one next hop but is learnt from several
-// peers.
+// Conflict is a prefix that must have one next hop but is learnt with several.
 type Conflict struct {
-	Prefix netip.Prefix
-	Peers  []netip.Addr
+	Prefix   netip.Prefix
+	NextHops []netip.Addr
 }

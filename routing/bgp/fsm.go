@@ -196,6 +196,8 @@ func (f *fsm) orders() (flt *fault, end bool) {
 	f.config = f.wanted
 	flt, f.fatal = f.fatal, nil
 	switch {
+	case f.remove && f.config.Leaving:
+		return nil, true
 	case f.remove:
 		return cease(ceaseRemoved, ""), true
 	case f.config.Shutdown != "" && old.Shutdown == "":

@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -73,6 +74,41 @@ func (r *rib) join(s *session) {
 	g.joining = append(g.joining, s)
 }
 
+// regroup moves a session to another group, which differs in who is a client: with the
+// next flush it is told the difference.
+func (r *rib) regroup(s *session, look outlook) {
+	if s.look == look {
+		return
+	}
+	old := s.group
+	if s.former == nil && !slices.Contains(old.joining, s) {
+		s.former = maps.Clone(old.sent)
+	}
+	r.leave(s)
+	s.look = look
+	r.join(s)
+}
+
+// differ tells a session what its former group did not.
+func (g *group) differ(s *session) {
+	var ps parcels
+	for prefix, t := range g.sent {
+		was, had := s.former[prefix]
+		if had = had && was.source != s.peer; t.source != s.peer && !(had && was.attrs.same(t.attrs)) {
+			ps.add(parcelKey{attrs: t.attrs}, prefix)
+		}
+	}
+	for prefix, was := range s.former {
+		if t, has := g.sent[prefix]; was.source != s.peer && (!has || t.source == s.peer) {
+			ps.add(parcelKey{}, prefix)
+		}
+	}
+	s.former = nil
+	for _, p := range ps.list {
+		g.deliver(p, []*session{s})
+	}
+}
+
 // leave is the inverse of join.
 func (r *rib) leave(s *session) {
 	g := s.group
@@ -88,11 +124,19 @@ func (g *group) export(best *path, family Family) *path {
 	switch {
 	case best == nil || best.attrs.adopted || !g.look.families[family] || !g.look.hop(best.attrs, family).IsValid():
 		return nil
-	case best.peer != nil && !best.external() && !g.look.external:
-		// "not … re-advertise … to other internal peers" (RFC 4271, section 9.2).
-		return nil
+	case best.peer == nil || best.external() || g.look.external:
+		return best
+	case g.look.client || best.peer.config.Client:
+		// "A route from a Non-Client IBGP peer: Reflect to all the Clients. A route from
+		// a Client peer: Reflect to all the Non-Client peers and also to the Client peers"
+		// (RFC 4456, section 6). The source is left out by all.
+		if g.rib.deferred[family] {
+			return nil
+		}
+		return best
 	}
-	return best
+	// "not … re-advertise … to other internal peers" (RFC 4271, section 9.2).
+	return nil
 }
 
 // tell brings g.sent up to date for d and notes in ps what that means.
@@ -146,12 +190,23 @@ func (g *group) flush(dirty []*dest) {
 	joined := g.joining
 	g.joining = nil
 	g.members = append(g.members, joined...)
+	var fresh []*session
+	for _, s := range joined {
+		if s.former != nil {
+			g.differ(s)
+		} else {
+			fresh = append(fresh, s)
+		}
+	}
+	if len(fresh) == 0 {
+		return
+	}
 	for f, on := range g.look.families {
 		if !on {
 			continue
 		}
-		g.dump(joined, Family(f))
-		for _, s := range joined {
+		g.dump(fresh, Family(f))
+		for _, s := range fresh {
 			s.markers = append(s.markers, Family(f))
 			s.mark()
 		}
@@ -235,9 +290,9 @@ func (r *rib) drained(s *session) {
 }
 
 // mark sends the End-of-RIBs that are owed, once nothing is missing before them
-// and the queue has room; else drained does.
+// and the queue has room; else drained does, or the end of the deferral.
 func (s *session) mark() {
-	for s.behind == nil && len(s.markers) > 0 && s.conn.queue(endOfRIB(s.markers[0])) {
+	for s.behind == nil && len(s.markers) > 0 && !s.group.rib.deferred[s.markers[0]] && s.conn.queue(endOfRIB(s.markers[0])) {
 		s.markers = s.markers[1:]
 	}
 }

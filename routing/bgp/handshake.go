@@ -238,6 +238,9 @@ func (f *fsm) leave(ctx context.Context, send, got *fault, words string) state {
 // dismiss ends a session on order.
 func (f *fsm) dismiss(ctx context.Context, s *session, flt *fault) (ending, state) {
 	e := endHard
+	if flt == nil { // a peer that leaves
+		return e, f.down(ctx, nil)
+	}
 	if flt.subcode == ceaseChange && flt.code == codeCease {
 		// The peers stay; where N was agreed so do the routes.
 		e = endNotified
@@ -307,7 +310,7 @@ func (f *fsm) session() *session {
 	}
 	s.look = outlook{
 		external: f.config.AS != f.speaker.config.AS, as4: c.open.as4,
-		localAS: f.speaker.config.AS, families: s.families,
+		localAS: f.speaker.config.AS, families: s.families, clusterID: f.speaker.config.ClusterID,
 	}
 	if local.IsValid() {
 		s.look.nextHop[FamilyOf(local)] = local
@@ -320,6 +323,7 @@ func (f *fsm) session() *session {
 		decoder: decoder{
 			complaints: f.complaints, families: s.families, as4: c.open.as4,
 			localAS: f.speaker.config.AS, peerAS: f.config.AS, routerID: f.speaker.config.RouterID, localIP: local,
+			clusterID: f.speaker.config.ClusterID, peerID: c.open.id,
 		},
 		hand:    func(batch []change) { to.post(func() { to.rib.apply(s, batch) }) },
 		drained: func() { to.post(func() { to.rib.drained(s) }) },

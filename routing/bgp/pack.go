@@ -3,6 +3,7 @@ package bgp
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
@@ -14,6 +15,9 @@ type outlook struct {
 	as4      bool
 	localAS  uint32
 	families [2]bool
+	// client: what internal peers announce is reflected to it; clusterID is ours.
+	client    bool
+	clusterID netip.Addr
 	// nextHop is the one of own routes, by family, and towards other AS of
 	// all routes; not valid: such routes are not sent.
 	nextHop [2]netip.Addr
@@ -59,7 +63,7 @@ func (o *outlook) attributes(a *attrs, family Family) []byte {
 			wide = wide || as > 0xffff
 		}
 	}
-	for _, c := range a.rest {
+	for _, c := range o.reflected(a) {
 		if c.kind > attrPath4 && wide && !o.as4 {
 			b = appendAttr(b, flagOptional|flagTransitive, attrPath4, encodePath(path, true))
 			wide = false
@@ -76,6 +80,27 @@ func (o *outlook) attributes(a *attrs, family Family) []byte {
 		b = appendAttr(b, flagOptional|flagTransitive, attrPath4, encodePath(path, true))
 	}
 	return b
+}
+
+// reflected is a.rest, for a reflected path with what RFC 4456, section 8, adds: "An RR
+// … MUST create ORIGINATOR_ID" if there is none (interning does), and "MUST prepend the
+// local CLUSTER_ID to the CLUSTER_LIST".
+func (o *outlook) reflected(a *attrs) []carried {
+	if o.external || a.external || !a.nextHop.IsValid() {
+		return a.rest
+	}
+	with := attrs{rest: slices.Clone(a.rest)}
+	if a.originator.IsValid() {
+		with.carry(carried{flagOptional, attrOriginator, a.originator.AsSlice()})
+	}
+	list := o.clusterID.AsSlice()
+	for _, c := range a.clusters {
+		list = append(list, c.AsSlice()...)
+	}
+	if len(list) > 0 {
+		with.carry(carried{flagOptional, attrClusters, list})
+	}
+	return with.rest
 }
 
 // prepend puts an AS in front of a path (RFC 4271, section 5.1.2).

@@ -44,7 +44,7 @@ func (r *rib) adopt() {
 			d.installed = ways[list[0]].hops()
 		}
 		for _, hop := range list {
-			if p := r.owner(hop); p != nil {
+			for _, p := range r.owners(hop) {
 				if ways[hop] == nil {
 					ways[hop] = &attrs{nextHop: hop, adopted: true, only: hops{[]netip.Addr{hop}}}
 				}
@@ -55,17 +55,73 @@ func (r *rib) adopt() {
 	r.found = nil
 }
 
-// owner is the peer that has a next hop as address or alias.
-func (r *rib) owner(hop netip.Addr) *peer {
-	if p := r.peers[hop]; p != nil {
-		return p
+// owners are the peers that a route over a next hop may be from: the one that has it
+// as address or alias, and else all that reflect.
+func (r *rib) owners(hop netip.Addr) []*peer {
+	if p := r.peers[hop]; p != nil && !p.config.Reflects {
+		return []*peer{p}
 	}
+	var reflectors []*peer
 	for _, p := range r.peers {
-		if slices.Contains(p.config.Aliases, hop) {
-			return p
+		switch {
+		case p.config.Reflects:
+			reflectors = append(reflectors, p)
+		case slices.Contains(p.config.Aliases, hop):
+			return []*peer{p}
 		}
 	}
-	return nil
+	return reflectors
+}
+
+// deferral is how long reflected routes and a reflector's End-of-RIB wait at most.
+const deferral = 5 * time.Second
+
+// await has a restarted reflector wait for what it is to reflect before it says that
+// this was all (RFC 4724, section 4.1). Own routes depend on no peer and do not wait.
+func (r *rib) await() {
+	if !r.config.Restarting {
+		return
+	}
+	for _, p := range r.peers {
+		if p.config.Client {
+			r.deferred = [2]bool{r.config.ForwardingPreserved[IPv4], r.config.ForwardingPreserved[IPv6]}
+			r.after(deferral, func() { r.overdue = true })
+			return
+		}
+	}
+}
+
+// release ends the waiting of families for which nobody is waited for any more.
+func (r *rib) release() (released bool) {
+	for f := range r.deferred {
+		if !r.deferred[f] || !r.overdue && r.awaits(Family(f)) {
+			continue
+		}
+		r.deferred[f], released = false, true
+		for _, d := range r.dests {
+			if d.family() == Family(f) && d.paths != nil {
+				r.mark(d)
+			}
+		}
+	}
+	return released
+}
+
+// awaits reports whether a peer's End-of-RIB is missing: "excluding the ones with the
+// 'Restart State' bit set in the received capability and excluding the ones that do not
+// advertise the graceful restart capability" (RFC 4724, section 4.1).
+func (r *rib) awaits(f Family) bool {
+	for _, p := range r.peers {
+		s := p.session
+		switch {
+		case p.config.AS != r.config.AS || p.config.Shutdown != "" || p.config.Leaving || !slices.Contains(p.config.families(), f):
+		case s == nil:
+			return true
+		case s.families[f] && s.open.gr != nil && s.open.gr.listed[f] && !s.open.gr.restarting && !s.heard[f]:
+			return true
+		}
+	}
+	return false
 }
 
 // abandon removes adopted routes that nobody announced again in the restart
@@ -117,7 +173,7 @@ func (r *rib) wind(p *peer, d time.Duration) {
 // up takes a session that became Established.
 func (r *rib) up(s *session) {
 	p := s.peer
-	p.session, p.routerID = s, s.open.id
+	p.session, p.routerID, r.moved = s, s.open.id, true
 	p.ups++
 	gr := s.open.gr
 	r.drop(p, func(f Family, path *path) bool {
@@ -137,6 +193,7 @@ func (r *rib) up(s *session) {
 		p.renewed = true
 		r.wind(p, markerTime)
 	}
+	s.look.client = p.config.Client
 	r.join(s)
 }
 
@@ -148,7 +205,7 @@ func (r *rib) down(s *session, e ending) {
 	if p.session != s {
 		return
 	}
-	p.session = nil
+	p.session, r.moved = nil, true
 	r.leave(s)
 	kept := false
 	for d, path := range p.all() {

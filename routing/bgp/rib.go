@@ -19,6 +19,8 @@ type rib struct {
 	log    *slog.Logger
 	// after runs a function in the RIB's goroutine once d has passed.
 	after func(d time.Duration, run func()) *time.Timer
+	// gone has the state machines counted again, once a peer went by itself.
+	gone  func()
 	peers map[netip.Addr]*peer
 	dests map[routing.Packed]*dest
 	most  int // dests that there were
@@ -28,6 +30,13 @@ type rib struct {
 	own    *attrs
 	// found are routes of the kernel that wait for the first Configure.
 	found []Route
+	// deferred: reflected routes and End-of-RIBs of a family wait, see await; overdue:
+	// they have waited long enough.
+	deferred [2]bool
+	overdue  bool
+	// moved says that a session or the configuration changed since the peers that leave
+	// were looked at; looking, that they will be.
+	moved, looking bool
 }
 
 // dest is a prefix with everything known about it. A table has hundreds of
@@ -91,6 +100,10 @@ type peer struct {
 	// by a new session, which happens once.
 	clock   *time.Timer
 	renewed bool
+	// leaving is since when the peer is to go; unclient ends the reflection to one that
+	// is no client any more.
+	leaving  time.Time
+	unclient *time.Timer
 }
 
 // all are the prefixes the peer has a path to, and that path. The one at hand may be
@@ -119,9 +132,14 @@ type session struct {
 	// behind holds the prefixes that a full queue did not take; nil as long as
 	// the peer keeps up.
 	behind map[netip.Prefix]struct{}
+	// former is what the group told that the session left for this one; nil: it left
+	// none, or was told the difference.
+	former map[netip.Prefix]told
 	// markers are the End-of-RIBs owed behind these.
 	markers    []Family
 	refreshing [2]refreshing // by Family
+	// heard says of which families the peer's End-of-RIB came.
+	heard [2]bool
 }
 
 func newRIB(c *Config, after func(time.Duration, func()) *time.Timer) *rib {
@@ -184,6 +202,7 @@ func (r *rib) apply(s *session, changes []change) {
 	for _, c := range changes {
 		switch {
 		case c.endOfRIB:
+			s.heard[c.family], r.moved = true, true
 			r.sweep(p, c.family)
 		case c.refresh:
 			r.refresh(s, c.family)
@@ -370,6 +389,7 @@ func (r *rib) hand(b *batch) {
 // flush decides about everything that changed, tells the Installer and then
 // the peers. Nothing waits for more.
 func (r *rib) flush() {
+	released := r.release()
 	var b batch
 	for _, d := range r.dirty {
 		if now := r.decide(d); !slices.Equal(now.addrs(), d.installed.addrs()) {
@@ -380,6 +400,14 @@ func (r *rib) flush() {
 	for _, g := range r.groups {
 		g.flush(r.dirty)
 	}
+	if released {
+		for _, p := range r.peers {
+			if p.session != nil {
+				p.session.mark()
+			}
+		}
+	}
+	r.look()
 	for _, d := range r.dirty {
 		d.dirty = false
 		if d.paths == nil {
@@ -438,15 +466,18 @@ func (r *rib) conflicts() []Conflict {
 		return nil
 	}
 	for _, d := range r.dests {
-		var peers []netip.Addr
+		var paths []*path
 		for p := range d.all() {
 			if p.peer != nil && !p.refused {
-				peers = append(peers, p.peer.config.Address)
+				paths = append(paths, p)
 			}
 		}
-		if len(peers) > 1 && r.config.SinglePath(d.key.Prefix()) {
-			slices.SortFunc(peers, netip.Addr.Compare)
-			all = append(all, Conflict{d.key.Prefix(), peers})
+		if len(paths) < 2 {
+			continue
+		}
+		// Reflectors tell the same path several times over.
+		if hops := nextHops(paths).addrs(); len(hops) > 1 && r.config.SinglePath(d.key.Prefix()) {
+			all = append(all, Conflict{d.key.Prefix(), hops})
 		}
 	}
 	slices.SortFunc(all, func(a, b Conflict) int { return a.Prefix.Compare(b.Prefix) })

@@ -228,7 +228,7 @@ func TestMultipath(t *testing.T) {
 		three.send(announce("10.9.0.3", "10.1.0.0/26", "172.16.0.0/16"))
 		g.has("10.1.0.0/26 via 10.9.0.2", "172.16.0.0/16 via 10.9.0.2 10.9.0.3")
 		conflicts := g.s.Conflicts()
-		if len(conflicts) != 1 || len(conflicts[0].Peers) != 2 {
+		if len(conflicts) != 1 || len(conflicts[0].NextHops) != 2 {
 			t.Errorf("conflicts %v", conflicts)
 		}
 		_ = two.c.Close()

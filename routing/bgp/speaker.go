@@ -43,6 +43,12 @@ func New(c Config) (*Speaker, error) {
 	if !c.RouterID.Is4() || c.RouterID.IsUnspecified() {
 		return nil, fmt.Errorf("speaker: router ID %v: not an IPv4 address", c.RouterID)
 	}
+	if !c.ClusterID.IsValid() {
+		c.ClusterID = c.RouterID
+	}
+	if !c.ClusterID.Is4() {
+		return nil, fmt.Errorf("speaker: cluster ID %v: not an IPv4 address", c.ClusterID)
+	}
 	if c.AS == 0 || c.AS == asTrans {
 		return nil, fmt.Errorf("speaker: AS %d: reserved", c.AS)
 	}
@@ -63,6 +69,7 @@ func New(c Config) (*Speaker, error) {
 	s.rib = newRIB(&s.config, func(d time.Duration, run func()) *time.Timer {
 		return time.AfterFunc(d, func() { s.post(run) })
 	})
+	s.rib.gone = func() { s.order(func() {}) }
 	return s, nil
 }
 
@@ -80,6 +87,7 @@ func (s *Speaker) Run(ctx context.Context) error {
 	s.running, s.started = true, time.Now()
 	s.mu.Unlock()
 	s.commands(ctx)
+	s.rib.await()
 	s.rib.flush()
 	for _, a := range s.config.Listen {
 		s.tasks.Go(func() { s.listen(ctx, a) })
@@ -252,13 +260,16 @@ func (s *Speaker) configure(peers []PeerConfig, wanted map[netip.Addr]bool) {
 	r := s.rib
 	for a, p := range r.peers {
 		if !wanted[a] {
-			p.fsm.want(p.config, true)
-			r.forget(p)
-			delete(r.peers, a)
+			p.config.Leaving = false // who is no peer at all is told so
+			r.dismiss(p)
 		}
 	}
 	for _, c := range peers {
 		p := r.peers[c.Address]
+		c.Client = c.Client && c.AS == r.config.AS
+		if p == nil && c.Leaving {
+			continue
+		}
 		if p == nil {
 			p = &peer{config: c, fsm: newFSM(s, c)}
 			p.fsm.peer = p
@@ -268,10 +279,62 @@ func (s *Speaker) configure(peers []PeerConfig, wanted map[netip.Addr]bool) {
 		if p.config.AS != c.AS {
 			r.forget(p)
 		}
+		if c.Leaving && !p.config.Leaving {
+			p.leaving = time.Now()
+			// Whoever is waited for may never come.
+			r.after(r.config.RestartTime, func() { r.moved = true })
+		}
+		client := c.Client
+		c.Client = p.config.Client
 		p.config = c
 		p.fsm.want(c, false)
+		r.employ(p, client)
 	}
+	r.moved = true
 	r.adopt()
+}
+
+// dismiss removes a peer.
+func (r *rib) dismiss(p *peer) {
+	p.fsm.want(p.config, true)
+	r.forget(p)
+	delete(r.peers, p.config.Address)
+}
+
+// employ makes a peer a client at once, or ends that in a while: until then it may
+// have nobody else.
+func (r *rib) employ(p *peer, client bool) {
+	if p.unclient != nil && client {
+		p.unclient.Stop()
+		p.unclient = nil
+	}
+	switch {
+	case client == p.config.Client:
+	case client:
+		r.setClient(p, true)
+	case p.unclient == nil:
+		var t *time.Timer
+		t = r.after(r.config.RestartTime, func() {
+			if p.unclient == t && r.peers[p.config.Address] == p {
+				p.unclient = nil
+				r.setClient(p, false)
+			}
+		})
+		p.unclient = t
+	}
+}
+
+// setClient changes who the peer's routes are for, and what it is told, in place.
+func (r *rib) setClient(p *peer, client bool) {
+	p.config.Client = client
+	for d := range p.all() {
+		r.mark(d)
+	}
+	if p.session != nil {
+		look := p.session.look
+		look.client = client
+		r.regroup(p.session, look)
+	}
 }
 
 // forget removes everything that came from a peer.

@@ -29,7 +29,7 @@ func (s *Speaker) Routes() []Route {
 	return all
 }
 
-// Conflicts returns the prefixes that several peers announce and only one may.
+// Conflicts returns the prefixes that several next hops are announced for and only one may be.
 func (s *Speaker) Conflicts() []Conflict {
 	var all []Conflict
 	s.ask(func() { all = s.rib.conflicts() })

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
@@ -37,6 +38,8 @@ type decoder struct {
 	as4               bool
 	localAS, peerAS   uint32
 	routerID, localIP netip.Addr
+	// clusterID is ours, peerID the peer's router ID.
+	clusterID, peerID netip.Addr
 	table             map[string]interned
 	key               []byte
 }
@@ -133,6 +136,7 @@ func (d *decoder) announce(prefixes []netip.Prefix, w *found, hop netip.Addr, bo
 	}
 	key := append(d.key[:0], byte(hop.BitLen()))
 	key = append(key, hop.AsSlice()...)
+	key = append(key, d.peerID.AsSlice()...)
 	for _, c := range w.list {
 		key = append(key, c.flags&^flagExtended, c.kind, byte(len(c.value)>>8), byte(len(c.value)))
 		key = append(key, c.value...)
@@ -168,6 +172,10 @@ func (d *decoder) intern(id string, list []carried, hop netip.Addr) interned {
 		return interned{withdraw: "AS_PATH is missing"}
 	case !a.nextHop.IsValid():
 		return interned{withdraw: "NEXT_HOP is missing"}
+	// A path through ourselves is none: it replaces the peer's earlier one
+	// by nothing (RFC 4271, section 9.1.2; RFC 4456, section 8).
+	case a.originator.IsValid() && a.originator == d.routerID || slices.Contains(a.clusters, d.clusterID):
+		return interned{}
 	case a.nextHop == d.localIP:
 		return interned{withdraw: "NEXT_HOP is this speaker"}
 	}
@@ -178,10 +186,13 @@ func (d *decoder) intern(id string, list []carried, hop netip.Addr) interned {
 	if a.external && a.neighbour() != d.peerAS {
 		return interned{withdraw: "AS_PATH does not start with the peer's AS"}
 	}
-	// A path through ourselves is none: it replaces the peer's earlier one
-	// by nothing (RFC 4271, section 9.1.2; RFC 4456, section 8).
-	if a.passes(d.localAS) || a.originator == d.routerID {
+	if a.passes(d.localAS) {
 		return interned{}
+	}
+	// "This attribute is … created by an RR … and carries the BGP Identifier of the
+	// originator of the route in the local AS" (RFC 4456, section 8).
+	if !a.external && !a.originator.IsValid() {
+		a.originator = d.peerID
 	}
 	a.only.list = []netip.Addr{a.nextHop}
 	return interned{attrs: a}
