@@ -39,8 +39,10 @@ func TestDecide(t *testing.T) {
 		"external":        {func(p *path) { p.attrs.external = true }, same, 1},
 		"router ID":       {same, func(p *path) { p.peer.routerID = addr("10.9.0.99") }, 2},
 		"originator":      {func(p *path) { p.attrs.originator = addr("10.0.0.1"); p.peer.routerID = addr("10.9.0.99") }, same, 2},
-		"cluster list":    {same, func(p *path) { p.peer.routerID = addr("10.9.0.2"); p.attrs.clusters = make([]netip.Addr, 1) }, 2},
-		"peer address":    {same, func(p *path) { p.peer.routerID = addr("10.9.0.2") }, 2},
+		"cluster list": {func(p *path) { p.peer.config.Address = addr("10.9.0.99") }, func(p *path) {
+			p.peer.routerID, p.attrs.clusters = addr("10.9.0.2"), make([]netip.Addr, 1)
+		}, 2},
+		"peer address": {same, func(p *path) { p.peer.routerID = addr("10.9.0.2") }, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b := contender("10.9.0.2", c.winner), contender("10.9.0.3", c.other)

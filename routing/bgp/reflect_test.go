@@ -166,12 +166,47 @@ func TestReflectionEndsAtTheAS(t *testing.T) {
 		c.robots[6].as = 64600
 		c.robots[2].send(tell(attrs{nextHop: addr("10.9.0.2"), clusters: []netip.Addr{addr("1.1.1.1")}}, "10.1.0.0/26"))
 		c.check(4, "10.1.0.0/26 10.9.0.2 10.9.0.2 ["+usID+" 1.1.1.1]")
-		c.check(6, "10.1.0.0/26 "+usID+" invalid IP []")
+		if kinds := c.robots[6].kinds(); !slices.Equal(kinds, []uint8{attrOrigin, attrPath, attrNextHop}) {
+			t.Errorf("eBGP is told attributes %v", kinds)
+		}
 		look := outlook{external: true, as4: true, localAS: 64600, nextHop: [2]netip.Addr{addr("10.9.0.6")}}
 		b, _ := look.announce(&attrs{}, prefixes("10.4.0.0/16"), IPv4)
 		c.robots[6].send(b.bytes)
 		c.check(2, "10.4.0.0/16 10.9.0.6 invalid IP []")
 		c.check(4, "10.1.0.0/26 10.9.0.2 10.9.0.2 ["+usID+" 1.1.1.1]", "10.4.0.0/16 10.9.0.6 invalid IP []")
+	})
+}
+
+// kinds are the attributes' types of the first UPDATE with a route that waits.
+func (r *robot) kinds() (kinds []uint8) {
+	for len(kinds) == 0 {
+		kind, body, _ := r.next()
+		if kind == 0 {
+			return nil
+		}
+		_, b, _ := cut(body)
+		list, _, _ := cut(b)
+		w, _ := (&decoder{as4: true}).walk(list)
+		for _, c := range w.list {
+			kinds = append(kinds, c.kind)
+		}
+	}
+	return kinds
+}
+
+// A client that is back with another router ID is another originator.
+func TestOriginatorChanges(t *testing.T) {
+	play(t, Config{}, []PeerConfig{clientPeer(2), clientPeer(3)}, func(g *stage) {
+		c := newCast(g)
+		gr := withGR(false, true, true)
+		c.enter(gr, 2, 3)
+		route := tell(attrs{nextHop: addr("10.9.0.2")}, "10.1.0.0/26")
+		c.robots[2].send(route)
+		c.check(3, "10.1.0.0/26 10.9.0.2 10.9.0.2 ["+usID+"]")
+		_ = c.robots[2].c.Close()
+		c.enter(func(o *open) { withGR(true, true, true)(o); o.id = addr("10.9.0.222") }, 2)
+		c.robots[2].send(route)
+		c.check(3, "10.1.0.0/26 10.9.0.2 10.9.0.222 ["+usID+"]")
 	})
 }
 
@@ -395,6 +430,13 @@ func TestLeaving(t *testing.T) {
 			t.Fatal("went before the others had told all")
 		}
 		k.robots[2].count()
+		_ = k.robots[3].c.Close()
+		k.enter(gr, 3)
+		k.robots[3].send(endOfRIB(IPv6).bytes)
+		if !there() {
+			t.Fatal("went for stale routes")
+		}
+		k.robots[3].send(tell(attrs{nextHop: addr("10.9.0.2"), originator: addr("10.9.0.2")}, "10.2.0.0/26", "10.22.0.0/26"))
 		k.robots[3].send(endOfRIB(IPv4).bytes)
 		if there() {
 			t.Fatal("stays for nothing")
