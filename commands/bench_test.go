@@ -274,8 +274,17 @@ func TestBench(t *testing.T) {
 	t.Run("idle", func(t *testing.T) { rows = append(rows, idleRows(t)...) })
 	rows = append(rows,
 		row{"speaker killed: start → Established, worst of 10", benchmark(t, "commands/speaker", "BenchmarkRestart", "worst-ms"), 1000, "ms", "limit", 1},
-		row{"BGP: 10k routes of one peer to 50 others", benchmark(t, "routing/bgp", "BenchmarkFanout", "ns/op") / 1e6, benchmark(t, "routing/bgp", "BenchmarkFanoutBIRD", "ns/op") / 1e6, "ms", "BIRD 2", 0})
+		row{"BGP: 10k routes of one peer to 50 others", benchmark(t, "routing/bgp", "BenchmarkFanout", "ns/op") / 1e6, benchmark(t, "routing/bgp", "BenchmarkFanoutBIRD", "ns/op") / 1e6, "ms", "BIRD 2", 0},
+		reflectorRow(t, "10k", "BenchmarkReflect10k"), reflectorRow(t, "100k", "BenchmarkReflect100k"),
+		reflectorRow(t, "100k IPv6", "BenchmarkReflect6x100k"), reflectorRow(t, "10k, 100 attribute sets,", "BenchmarkReflectSets10k"),
+		reflectorRow(t, "10k, one an UPDATE,", "BenchmarkReflectSingle10k"))
 	report(t, rows)
+}
+
+// reflectorRow is a benchmark of the reflector beside BIRD's.
+func reflectorRow(t *testing.T, routes, name string) row {
+	return row{"BGP reflector: " + routes + " routes to 50 clients", benchmark(t, "routing/bgp", name, "ns/op") / 1e6,
+		benchmark(t, "routing/bgp", name+"BIRD", "ns/op") / 1e6, "ms", "BIRD 2", 0.2}
 }
 
 // TestBudget holds size, start-up and memory against their limits.

@@ -24,7 +24,7 @@ func samples() []Object {
 	addr := netip.MustParseAddr
 	return []Object{
 		&Node{Metadata{Name: "slave", Labels: map[string]string{"rack": "A 1"}},
-			NodeSpec{[]netip.Prefix{cidr("192.168.99.102/24"), cidr("fd00:99::2/64")}, 64512, addr("1.2.3.4")},
+			NodeSpec{[]netip.Prefix{cidr("192.168.99.102/24"), cidr("fd00:99::2/64")}, 64512, &Reflector{ReflectorAlways, addr("1.2.3.4"), "rack == 'A'"}},
 			NodeStatus{"ab12", "1.0.0", []netip.Prefix{cidr("192.168.99.0/24")}}},
 		&Report{Metadata{Name: "slave/agent"}, ReportStatus{Seen: when, Started: when, Problems: []string{"drift"}, Behind: true, Endpoints: 3}},
 		&Report{Metadata{Name: "slave/speaker"}, ReportStatus{Seen: when,
@@ -40,7 +40,7 @@ func samples() []Object {
 				[]netip.Addr{addr("10.0.0.48"), addr("fd00::1")}, []string{"dataman"}, []Port{{"http", "tcp", 80}}}},
 		&Profile{Metadata{Name: "dataman"}, ProfileSpec{[]string{"dataman", "x"}, map[string]string{"k": "v"},
 			[]Rule{rule("allow from tag app-A"), rule(`deny tcp from not selector "a == 'b'" to ports 1:2,http`)}, []Rule{}}},
-		&BGPConfig{Metadata{Name: "default"}, BGPConfigSpec{64513, new(false), new(0), 10}},
+		&BGPConfig{Metadata{Name: "default"}, BGPConfigSpec{64513, new(false), Topology{TopologyReflectors, 7}, new(0), 10}},
 		&Config{Metadata{Name: "default"}, ConfigSpec{1440}},
 	}
 }
@@ -84,7 +84,7 @@ func TestDefaults(t *testing.T) {
 		{`"kind":"Network","metadata":{"name":"n"}`,
 			`"kind":"Network","metadata":{"name":"n"},"spec":{"profile":"n"}`},
 		{`"kind":"BGPConfig"`,
-			`"kind":"BGPConfig","metadata":{"name":"default"},"spec":{"defaultAS":64511,"mesh":true,"holdTime":90,"restartTime":120}`},
+			`"kind":"BGPConfig","metadata":{"name":"default"},"spec":{"defaultAS":64511,"mesh":true,"topology":{"mode":"auto","meshLimit":50},"holdTime":90,"restartTime":120}`},
 		{`"kind":"Endpoint","spec":{"node":"a","orchestrator":"cni","workload":"w","interface":"eth0","link":"nc1","addresses":[]}`,
 			`"kind":"Endpoint","metadata":{"name":"a/cni/w/eth0"},"spec":{"node":"a","orchestrator":"cni","workload":"w","interface":"eth0","link":"nc1","addresses":[]}`},
 	} {
@@ -188,7 +188,12 @@ func TestManifestErrorsOfOtherKinds(t *testing.T) {
 		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"spec":{"addresses":["10.0.0.1/8","10.0.0.2/8"]}}`, `spec.addresses[1] "10.0.0.2/8": a node has at most one address of each family`},
 		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"spec":{"as":65535}}`, `spec.as "65535": is a reserved AS number`},
 		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"spec":{"as":4294967296}}`, `spec.as "4294967296": must be a whole number from 0 to 4294967295`},
-		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"spec":{"clusterID":"::1"}}`, `spec.clusterID "::1": must look like an IPv4 address`},
+		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"spec":{"reflector":{"clusterID":"::1"}}}`, `spec.reflector.clusterID "::1": must look like an IPv4 address`},
+		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"spec":{"reflector":{"clusterID":"0.0.0.0"}}}`, `spec.reflector.clusterID "0.0.0.0": must look like an IPv4 address`},
+		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"spec":{"reflector":{"mode":"yes"}}}`, `spec.reflector.mode "yes": must be auto, always or never`},
+		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"spec":{"reflector":{"clients":"a ="}}}`, `spec.reflector.clients: selector: "=": `},
+		{`{"apiVersion":"netctl/v1","kind":"BGPConfig","spec":{"topology":{"mode":"star"}}}`, `spec.topology.mode "star": must be auto, mesh or reflectors`},
+		{`{"apiVersion":"netctl/v1","kind":"BGPConfig","spec":{"topology":{"meshLimit":501}}}`, `spec.topology.meshLimit "501": must be from 1 to 500 nodes`},
 		{`{"apiVersion":"netctl/v1","kind":"Report","metadata":{"name":"a/agent"},"status":{"seen":"now"}}`, `status.seen "now": is no time in the form of RFC 3339`},
 		{`{"apiVersion":"netctl/v1","kind":"BGPConfig","spec":{"holdTime":2}}`, `spec.holdTime "2": must be 0 or from 3`},
 		{`{"apiVersion":"netctl/v1","kind":"BGPConfig","spec":{"restartTime":4096}}`, `spec.restartTime "4096"`},

@@ -12,6 +12,10 @@ const DefaultName = "default"
 // RFC 6996).
 const DefaultAS = 64511
 
+// maxMesh bounds a mesh that comes about by itself: somebody else's measured wall is
+// near 700 nodes.
+const maxMesh = 500
+
 // Kind returns KindBGPConfig.
 func (*BGPConfig) Kind() Kind { return KindBGPConfig }
 
@@ -30,6 +34,12 @@ func (c *BGPConfig) SetDefaults() {
 	if s.Mesh == nil {
 		s.Mesh = new(true)
 	}
+	if s.Topology.Mode == "" {
+		s.Topology.Mode = TopologyAuto
+	}
+	if s.Topology.MeshLimit == 0 {
+		s.Topology.MeshLimit = 50
+	}
 	if s.HoldTime == nil {
 		s.HoldTime = new(90)
 	}
@@ -41,6 +51,14 @@ func (c *BGPConfig) SetDefaults() {
 // Validate implements Object.
 func (c *BGPConfig) Validate() error {
 	s := c.Spec
+	switch s.Topology.Mode {
+	case "", TopologyAuto, TopologyMesh, TopologyReflectors:
+	default:
+		return &FieldError{Field: "spec.topology.mode", Value: string(s.Topology.Mode), Reason: "must be auto, mesh or reflectors"}
+	}
+	if n := s.Topology.MeshLimit; n < 0 || n > maxMesh {
+		return &FieldError{Field: "spec.topology.meshLimit", Value: decimal(n), Reason: fmt.Sprintf("must be from 1 to %d nodes", maxMesh)}
+	}
 	if h := s.HoldTime; h != nil && *h != 0 && (*h < 3 || *h > 65535) {
 		return &FieldError{Field: "spec.holdTime", Value: decimal(*h), Reason: "must be 0 or from 3 to 65535 seconds (RFC 4271)"}
 	}

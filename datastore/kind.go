@@ -72,9 +72,34 @@ type NodeSpec struct {
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 	// AS is the node's AS number; 0 inherits BGPConfig's default.
 	AS uint32 `json:"as,omitempty"`
-	// ClusterID makes the node a route reflector (RFC 4456, section 7).
-	ClusterID netip.Addr `json:"clusterID,omitzero"`
+	// Reflector says whether the node is a route reflector, and whose; nil: one if the
+	// topology chooses it.
+	Reflector *Reflector `json:"reflector,omitempty"`
 }
+
+// Reflector is a node as route reflector (RFC 4456).
+type Reflector struct {
+	Mode ReflectorMode `json:"mode,omitempty"`
+	// ClusterID names the cluster that it reflects for (RFC 4456, section 7); default:
+	// the node's router ID.
+	ClusterID netip.Addr `json:"clusterID,omitzero"`
+	// Clients selects by label the nodes that it reflects for; default: those with its
+	// own label "zone".
+	Clients string `json:"clients,omitempty"`
+}
+
+// ReflectorMode says when a node is a reflector.
+type ReflectorMode string
+
+// The modes of a reflector.
+const (
+	ReflectorAuto   ReflectorMode = "auto"   // when the topology chooses it
+	ReflectorAlways ReflectorMode = "always" // whenever there are reflectors
+	ReflectorNever  ReflectorMode = "never"
+)
+
+// ZoneLabel is the label of nodes that says where they stand: each zone has reflectors.
+const ZoneLabel = "zone"
 
 // NodeStatus is what a node's agent says of it and others act on. It is written
 // when it changes; what changes by itself is in the Report.
@@ -285,13 +310,32 @@ type BGPConfig struct {
 type BGPConfigSpec struct {
 	// DefaultAS is the AS of nodes without their own; default 64511.
 	DefaultAS uint32 `json:"defaultAS,omitempty"`
-	// Mesh connects every node with every other; default true.
+	// Mesh has nodes connected with each other by themselves; default true.
 	Mesh *bool `json:"mesh,omitempty"`
+	// Topology says which nodes are.
+	Topology Topology `json:"topology,omitzero"`
 	// HoldTime in seconds (0 or at least 3; default 90), RFC 4271 section 4.2.
 	HoldTime *int `json:"holdTime,omitempty"`
 	// RestartTime in seconds (default 120), RFC 4724.
 	RestartTime int `json:"restartTime,omitempty"`
 }
+
+// Topology is the shape of the sessions between nodes.
+type Topology struct {
+	Mode TopologyMode `json:"mode,omitempty"`
+	// MeshLimit is up to how many nodes TopologyAuto is a mesh; default 50.
+	MeshLimit int `json:"meshLimit,omitempty"`
+}
+
+// TopologyMode is a kind of topology.
+type TopologyMode string
+
+// The topologies.
+const (
+	TopologyAuto       TopologyMode = "auto"       // a mesh, of many nodes reflectors
+	TopologyMesh       TopologyMode = "mesh"       // every node with every other
+	TopologyReflectors TopologyMode = "reflectors" // every node with the reflectors of its zone
+)
 
 // Config is cluster-wide settings; its only name is "default".
 type Config struct {

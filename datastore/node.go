@@ -32,10 +32,27 @@ func (n *Node) Validate() error {
 		}
 		families[family] = true
 	}
-	if id := n.Spec.ClusterID; id.IsValid() && !id.Is4() {
-		return &FieldError{Field: "spec.clusterID", Value: id.String(), Reason: "must look like an IPv4 address"}
+	return firstError(checkMeta(n), checkAS("spec.as", n.Spec.AS, true), n.Spec.Reflector.validate())
+}
+
+func (r *Reflector) validate() error {
+	if r == nil {
+		return nil
 	}
-	return firstError(checkMeta(n), checkAS("spec.as", n.Spec.AS, true))
+	switch r.Mode {
+	case "", ReflectorAuto, ReflectorAlways, ReflectorNever:
+	default:
+		return &FieldError{Field: "spec.reflector.mode", Value: string(r.Mode), Reason: "must be auto, always or never"}
+	}
+	// "a 4-byte … value" (RFC 4456, section 7); 0 is what nobody has.
+	if id := r.ClusterID; id.IsValid() && (!id.Is4() || id.IsUnspecified()) {
+		return &FieldError{Field: "spec.reflector.clusterID", Value: id.String(), Reason: "must look like an IPv4 address, and not be 0.0.0.0"}
+	}
+	if r.Clients == "" {
+		return nil
+	}
+	_, err := ParseSelector(r.Clients)
+	return at("spec.reflector.clients", err)
 }
 
 // Address returns the node's address of a family, or the zero Addr.

@@ -22,6 +22,16 @@ const (
 	feederAS   = 64600
 )
 
+// fan is what goes from one peer to fanClients others: routes with a number of
+// attribute sets, packed or one prefix an UPDATE, by an eBGP peer or by a client of the
+// reflector that is measured.
+type fan struct {
+	routes, sets int
+	family       Family
+	single       bool
+	reflect      bool
+}
+
 var fanTarget = netip.MustParseAddrPort("127.0.0.1:1792")
 
 func fanClient(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, 1, 0, byte(i + 1)}) }
@@ -48,7 +58,7 @@ func enter(b *testing.B, h *host, from netip.Addr, as uint32, routes int) *clien
 			b.Fatal(e)
 		}
 		if err == nil {
-			o := &open{as: as, id: from, families: [2]bool{true, false}}
+			o := &open{as: as, id: from, as4: true, families: [2]bool{true, true}}
 			m, _ := o.message()
 			_, _ = c.Write(m)
 			_, _ = c.Write(keepalive())
@@ -68,7 +78,7 @@ func enter(b *testing.B, h *host, from netip.Addr, as uint32, routes int) *clien
 	return n
 }
 
-// read counts announced and withdrawn IPv4 prefixes.
+// read counts announced and withdrawn prefixes.
 func (c *client) read(routes int) {
 	buf := []byte{0xff}
 	chunk := make([]byte, 256<<10)
@@ -79,6 +89,21 @@ func (c *client) read(routes int) {
 			n++
 		}
 		return n
+	}
+	walk := func(list []byte) {
+		for len(list) > 0 {
+			head, n := 3, int(list[2])
+			if list[0]&flagExtended != 0 {
+				head, n = 4, int(binary.BigEndian.Uint16(list[2:]))
+			}
+			switch value := list[head : head+n]; list[1] {
+			case attrReach:
+				gained += skip(value[5+int(value[3]):])
+			case attrUnreach:
+				lost += skip(value[3:])
+			}
+			list = list[head+n:]
+		}
 	}
 	for {
 		n, err := c.Read(chunk)
@@ -95,7 +120,8 @@ func (c *client) read(routes int) {
 			if rest[18] == codec.BGP_MSG_UPDATE {
 				body := rest[headerLen:n]
 				w, body, _ := cut(body)
-				_, body, _ = cut(body)
+				list, body, _ := cut(body)
+				walk(list)
 				lost += skip(w)
 				gained += skip(body)
 			}
@@ -113,25 +139,47 @@ func (c *client) read(routes int) {
 	}
 }
 
-// fanOut measures from the first byte of 10k routes by one peer until the last
-// of 50 others has them all. The speaker under test listens at fanTarget in h.
-func fanOut(b *testing.B, h *host) {
+// fanOut measures from the first byte of the routes of one peer until the last of the
+// others has them all. The speaker under test listens at fanTarget in h.
+func fanOut(b *testing.B, h *host, f fan) {
 	b.Helper()
 	var clients []*client
 	for i := range fanClients {
-		clients = append(clients, enter(b, h, fanClient(i), fanAS, fanRoutes))
+		clients = append(clients, enter(b, h, fanClient(i), fanAS, f.routes))
 	}
-	feeder := enter(b, h, fanClient(200), feederAS, 0)
+	look := outlook{external: true, as4: true, localAS: feederAS, nextHop: [2]netip.Addr{fanClient(200), addr("fd00::200")}}
+	a := attrs{}
+	if f.reflect {
+		look = outlook{as4: true, nextHop: look.nextHop}
+	}
+	feeder := enter(b, h, fanClient(200), f.feederAS(), 0)
+	sets := make([][]netip.Prefix, f.sets)
 	var list []netip.Prefix
-	for i := range fanRoutes {
-		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 26))
+	for i := range f.routes {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
+		if f.family == IPv6 {
+			p = netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x80, 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)}), 128)
+		}
+		list = append(list, p)
+		sets[i%f.sets] = append(sets[i%f.sets], p)
 	}
-	look := outlook{external: true, as4: true, localAS: feederAS, nextHop: [2]netip.Addr{fanClient(200)}}
-	all, _ := look.announce(&attrs{}, list, IPv4)
-	none := withdraw(list, IPv4)
+	var all []byte
+	for n, set := range sets {
+		a := a
+		a.localPref, a.rest = defaultLocalPref, []carried{{flagOptional | flagTransitive, attrCommunities, []byte{1, 2, byte(n >> 8), byte(n)}}}
+		for len(set) > 0 {
+			some := set
+			if f.single {
+				some = set[:1]
+			}
+			packed, _ := look.announce(&a, some, f.family)
+			all, set = append(all, packed.bytes...), set[len(some):]
+		}
+	}
+	none := withdraw(list, f.family)
 	b.ResetTimer()
 	for range b.N {
-		_, _ = feeder.Write(all.bytes)
+		_, _ = feeder.Write(all)
 		for _, c := range clients {
 			await(b, c.gained)
 		}
@@ -144,6 +192,13 @@ func fanOut(b *testing.B, h *host) {
 	}
 }
 
+func (f fan) feederAS() uint32 {
+	if f.reflect {
+		return fanAS
+	}
+	return feederAS
+}
+
 func await(b *testing.B, done <-chan struct{}) {
 	b.Helper()
 	select {
@@ -153,17 +208,18 @@ func await(b *testing.B, done <-chan struct{}) {
 	}
 }
 
-// BenchmarkFanout is the engine: 10k routes of one peer to 50 others.
-func BenchmarkFanout(b *testing.B) {
+// engine measures this engine.
+func (f fan) engine(b *testing.B) {
 	h := newHost(b)
 	s, err := New(Config{RouterID: addr("127.0.0.1"), AS: fanAS, Listen: []netip.AddrPort{fanTarget}})
 	if err != nil {
 		b.Fatal(err)
 	}
 	h.settle(s)
-	peers := []PeerConfig{{Address: fanClient(200), AS: feederAS, Passive: true}}
+	both := []Family{IPv4, IPv6}
+	peers := []PeerConfig{{Address: fanClient(200), AS: f.feederAS(), Passive: true, Client: f.reflect, Families: both}}
 	for i := range fanClients {
-		peers = append(peers, PeerConfig{Address: fanClient(i), AS: fanAS, Passive: true})
+		peers = append(peers, PeerConfig{Address: fanClient(i), AS: fanAS, Passive: true, Client: f.reflect, Families: both})
 	}
 	if err := s.Configure(peers); err != nil {
 		b.Fatal(err)
@@ -172,22 +228,53 @@ func BenchmarkFanout(b *testing.B) {
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.Run(ctx) }()
 	b.Cleanup(func() { cancel(); <-done })
-	fanOut(b, h)
+	fanOut(b, h, f)
 }
 
-// BenchmarkFanoutBIRD is the same with BIRD in the middle.
-func BenchmarkFanoutBIRD(b *testing.B) {
+// bird measures BIRD in the same place.
+func (f fan) bird(b *testing.B) {
 	h := newHost(b)
+	h.ip("addr add fd00::1/64 dev lo")
 	var conf strings.Builder
-	fmt.Fprintf(&conf, "router id 127.0.0.1;\nprotocol device {}\nprotocol static { ipv4; route 127.0.0.0/8 via \"lo\"; }\n")
-	peer := func(i int, as uint32) {
-		fmt.Fprintf(&conf, `protocol bgp p%d { local 127.0.0.1 port %d as %d; neighbor %v as %d; multihop; passive; hold time 0;
-  ipv4 { import all; export where source = RTS_BGP; }; }`+"\n", i, fanTarget.Port(), fanAS, fanClient(i), as)
+	fmt.Fprintf(&conf, "router id 127.0.0.1;\nprotocol device {}\nprotocol static { ipv4; route 127.0.0.0/8 via \"lo\"; }\nprotocol direct { ipv6; }\n")
+	reflects := ""
+	if f.reflect {
+		reflects = "rr client;"
 	}
-	peer(200, feederAS)
+	peer := func(i int, as uint32) {
+		fmt.Fprintf(&conf, `protocol bgp p%d { local 127.0.0.1 port %d as %d; neighbor %v as %d; multihop; passive; hold time 0; %s
+  ipv4 { import all; export where source = RTS_BGP; }; ipv6 { import all; export where source = RTS_BGP; }; }`+"\n",
+			i, fanTarget.Port(), fanAS, fanClient(i), as, reflects)
+	}
+	peer(200, f.feederAS())
 	for i := range fanClients {
 		peer(i, fanAS)
 	}
 	startDaemonBIRD(h, conf.String())
-	fanOut(b, h)
+	fanOut(b, h, f)
 }
+
+// BenchmarkFanout is the engine: 10k routes of one peer to 50 others; BenchmarkFanoutBIRD
+// is the same with BIRD in the middle.
+func BenchmarkFanout(b *testing.B)     { fan{routes: fanRoutes, sets: 1}.engine(b) }
+func BenchmarkFanoutBIRD(b *testing.B) { fan{routes: fanRoutes, sets: 1}.bird(b) }
+
+// The reflector with 50 clients, and BIRD as one.
+func BenchmarkReflect10k(b *testing.B)           { reflected(10_000).engine(b) }
+func BenchmarkReflect10kBIRD(b *testing.B)       { reflected(10_000).bird(b) }
+func BenchmarkReflect100k(b *testing.B)          { reflected(100_000).engine(b) }
+func BenchmarkReflect100kBIRD(b *testing.B)      { reflected(100_000).bird(b) }
+func BenchmarkReflect6x10k(b *testing.B)         { reflected(10_000).v6().engine(b) }
+func BenchmarkReflect6x10kBIRD(b *testing.B)     { reflected(10_000).v6().bird(b) }
+func BenchmarkReflect6x100k(b *testing.B)        { reflected(100_000).v6().engine(b) }
+func BenchmarkReflect6x100kBIRD(b *testing.B)    { reflected(100_000).v6().bird(b) }
+func BenchmarkReflectSets10k(b *testing.B)       { reflected(10_000).of(100).engine(b) }
+func BenchmarkReflectSets10kBIRD(b *testing.B)   { reflected(10_000).of(100).bird(b) }
+func BenchmarkReflectSingle10k(b *testing.B)     { reflected(10_000).one().engine(b) }
+func BenchmarkReflectSingle10kBIRD(b *testing.B) { reflected(10_000).one().bird(b) }
+
+func reflected(routes int) fan { return fan{routes: routes, sets: 1, reflect: true} }
+
+func (f fan) v6() fan         { f.family = IPv6; return f }
+func (f fan) of(sets int) fan { f.sets = sets; return f }
+func (f fan) one() fan        { f.single = true; return f }
