@@ -24,6 +24,19 @@ type Peer struct {
 	// NextHops are this node's addresses of the families that both have: the
 	// families of the session, and the next hops of what this node announces.
 	NextHops []netip.Addr `json:"nextHops"`
+	// Client: this node reflects for it; Reflects: it reflects, for this node or others.
+	Client   bool `json:"client,omitempty"`
+	Reflects bool `json:"reflects,omitempty"`
+}
+
+// Member is what a topology with reflectors depends on of a node.
+type Member struct {
+	Name      string               `json:"name"`
+	AS        uint32               `json:"as,omitempty"` // 0: the default
+	Addresses []netip.Addr         `json:"addresses"`
+	Labels    map[string]string    `json:"labels,omitempty"`
+	Reflector *datastore.Reflector `json:"reflector,omitempty"`
+	Host      string               `json:"host,omitempty"`
 }
 
 // Plan is all that a node's speaker needs of the datastore.
@@ -40,7 +53,11 @@ type Plan struct {
 	Addresses []netip.Addr `json:"addresses"`
 	Nodes     []netip.Addr `json:"nodes"`
 	Peers     []Peer       `json:"peers"`
-	Pools     []Pool       `json:"pools"`
+	// Members are all nodes, where not all of them are peers.
+	Members []Member `json:"members,omitempty"`
+	// ClusterID is what this node reflects by.
+	ClusterID netip.Addr `json:"clusterID,omitzero"`
+	Pools     []Pool     `json:"pools"`
 	// HoldTime and RestartTime are in seconds.
 	HoldTime    int `json:"holdTime"`
 	RestartTime int `json:"restartTime"`
@@ -48,6 +65,8 @@ type Plan struct {
 	// that nodes are no peers by themselves.
 	DefaultAS uint32 `json:"defaultAS,omitempty"`
 	NoMesh    bool   `json:"noMesh,omitempty"`
+	// Topology is the configured one.
+	Topology datastore.Topology `json:"topology,omitzero"`
 	// Kept says that the datastore has lost some of this, which is kept for a
 	// while.
 	Kept bool `json:"kept,omitempty"`
@@ -58,13 +77,15 @@ type Plan struct {
 	Problems []string `json:"problems,omitempty"`
 }
 
-// Mesh plans node's full mesh: every other node that shares an address family
-// is a peer, over IPv4 if both have it. A node that is not among nodes, or has
-// no address, has no peers. nodes and pools are in a fixed order.
+// Mesh plans node's sessions with other nodes: with all that share an address family
+// or, where there are reflectors, with those that Arrange says; over IPv4 if both have
+// it. A node that is not among nodes, or has no address, has no peers. nodes and pools
+// are in a fixed order.
 func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *datastore.BGPConfig) Plan {
 	p := Plan{Node: node}
 	p.HoldTime, p.RestartTime = *bgp.Spec.HoldTime, bgp.Spec.RestartTime
 	p.DefaultAS, p.NoMesh = bgp.Spec.DefaultAS, !*bgp.Spec.Mesh
+	p.Topology = bgp.Spec.Topology
 	for _, pool := range pools {
 		p.Pools = append(p.Pools, Pool{CIDR: pool.Spec.CIDR, BlockSize: pool.Spec.BlockSize})
 	}
@@ -86,8 +107,16 @@ func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *da
 		return p
 	}
 	p.RouterID = routerID(node, p.Addresses)
+	p.ClusterID = clusterID(self, p.Addresses)
 	if p.NoMesh {
 		return p
+	}
+	arrangement := Arrange(nodes, bgp)
+	p.Members = arrangement.list()
+	for _, problem := range arrangement.Problems {
+		if slices.Contains(problem.Nodes, node) {
+			p.Problems = append(p.Problems, problem.Text)
+		}
 	}
 	byAddress := make(map[netip.Addr]string, len(nodes))
 	for _, n := range nodes {
@@ -95,6 +124,11 @@ func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *da
 			continue
 		}
 		peer, ok := meet(p.Addresses, addresses(n))
+		link := arrangement.Link(node, n.Metadata.Name)
+		if ok && link == NoLink {
+			continue
+		}
+		peer.Client, peer.Reflects = link == ClientLink, arrangement.members[n.Metadata.Name].reflects
 		if !ok {
 			if len(n.Spec.Addresses) > 0 {
 				p.Problems = append(p.Problems, fmt.Sprintf("node %s shares no address family with this node", n.Metadata.Name))
@@ -188,14 +222,43 @@ func (p Plan) ASSource() string {
 	return "inherited"
 }
 
-// Names says who peers are, by their session addresses: "n2 (192.168.99.103)".
-func (p Plan) Names(peers []netip.Addr) string {
-	names := make([]string, len(peers))
-	for i, a := range peers {
+// TypeOf says what the session with a peer is, by the peer's address.
+func (p Plan) TypeOf(peer netip.Addr) string {
+	for _, o := range p.Peers {
+		switch {
+		case o.Address != peer:
+		case o.Client:
+			return "client"
+		case o.Reflects:
+			return "reflector"
+		}
+	}
+	return "node-to-node mesh"
+}
+
+// Names says who peers and nodes are, by their addresses: "n2 (192.168.99.103)".
+func (p Plan) Names(addrs []netip.Addr) string {
+	names := make([]string, len(addrs))
+	for i, a := range addrs {
 		names[i] = a.String()
-		if j := slices.IndexFunc(p.Peers, func(peer Peer) bool { return peer.Address == a }); j >= 0 {
-			names[i] = p.Peers[j].Name + " (" + a.String() + ")"
+		if name := p.name(a); name != "" {
+			names[i] = name + " (" + a.String() + ")"
 		}
 	}
 	return strings.Join(names, ", ")
+}
+
+// name is that of the peer or node that has an address.
+func (p Plan) name(a netip.Addr) string {
+	for _, peer := range p.Peers {
+		if peer.Address == a || slices.Contains(peer.Aliases, a) {
+			return peer.Name
+		}
+	}
+	for _, m := range p.Members {
+		if slices.Contains(m.Addresses, a) {
+			return m.Name
+		}
+	}
+	return ""
 }
