@@ -41,7 +41,7 @@ func (s setting) section() string {
 func settingTable() []setting {
 	return []setting{
 		{"node", "", "node-name", "NETCTL_NODE", "this node's `name` (default: the host name)"},
-		{"roles", []string(nil), "roles", "NETCTL_ROLES", "`roles` that netctl node runs: datastore, agent, speaker"},
+		{"roles", []string(nil), "roles", "NETCTL_ROLES", "`roles` that netctl node runs: datastore, agent, speaker, reflector (in place of speaker)"},
 		{"labels", []string(nil), "labels", "NETCTL_LABELS", "labels of this node, as `NAME=VALUE`,…"},
 		{"stateDir", "/var/lib/netctl-node", "state-dir", "NETCTL_STATE_DIR", "`folder` of what must survive a reboot"},
 		{"runDir", "/run/netctl-node", "run-dir", "NETCTL_RUN_DIR", "`folder` of sockets and of what ends with the boot"},

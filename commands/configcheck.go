@@ -52,6 +52,9 @@ func (s *settings) validate() error {
 			return s.wrong(c.key, c.err)
 		}
 	}
+	if slices.Contains(s.Roles, "speaker") && slices.Contains(s.Roles, "reflector") {
+		return s.wrong("roles", fmt.Errorf("speaker and reflector: one of them speaks BGP on a machine; with an agent the speaker, which reflects too"))
+	}
 	if s.Routes.AgentProtocol == s.Routes.SpeakerProtocol {
 		key := "routes::speakerProtocol"
 		if s.origin[key] == "default" {

@@ -32,6 +32,17 @@ func newSpeakerCommand(a *app) *cobra.Command {
 		})
 }
 
+func newReflectorCommand(a *app) *cobra.Command {
+	return roleCommand(a, "reflector", "Run a BGP route reflector on a machine without an agent",
+		"  netctl reflector --config /etc/netctl.yaml\n  netctl reflector --config /etc/netctl.yaml --speaker-port 1179",
+		[]string{"speaker", "routes"},
+		func(ctx context.Context, s *settings) error {
+			cfg := s.speakerConfig()
+			cfg.Reflector = true
+			return speaker.Run(ctx, cfg, newLogger(a.err, "reflector", s))
+		})
+}
+
 func (s *settings) agentConfig() (agent.Config, error) {
 	cfg := agent.Config{
 		Node: s.Node, Labels: s.labelMap(), Version: version, Store: s.storeOptions(),

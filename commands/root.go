@@ -77,6 +77,7 @@ func newRootCommand(a *app) *cobra.Command {
 		newLabCommand(a),
 		newNodeCommand(a),
 		newSpeakerCommand(a),
+		newReflectorCommand(a),
 		newVersionCommand(a),
 	)
 	root.AddCommand(nouns(a)...)

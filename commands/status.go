@@ -25,10 +25,12 @@ const statusTime = 5 * time.Second
 type nodeReport struct {
 	Node string `json:"node"`
 	// Healthy: nothing is wrong.
-	Healthy   bool      `json:"healthy"`
-	Problems  []string  `json:"problems"`
-	Running   bool      `json:"running"`
-	InSync    bool      `json:"inSync"`
+	Healthy  bool     `json:"healthy"`
+	Problems []string `json:"problems"`
+	Running  bool     `json:"running"`
+	InSync   bool     `json:"inSync"`
+	// Reflector: the machine is a route reflector and has no agent.
+	Reflector bool      `json:"reflector,omitempty"`
 	Started   time.Time `json:"started,omitzero"`
 	Endpoints int       `json:"endpoints"`
 	Version   string    `json:"version,omitempty"`
@@ -202,9 +204,12 @@ func localReport(ctx context.Context, s *settings, view *datastore.View, storeEr
 	r.hangs = agentErr != nil && ctx.Err() != nil
 	<-asked
 	r.lost(storeErr, agent, speaker)
-	if agentErr != nil {
+	switch {
+	case agentErr != nil && speakerErr == nil && speaker.Bare:
+		r.Reflector = true
+	case agentErr != nil:
 		r.problem("%v", agentErr)
-	} else {
+	default:
 		r.fromAgent(agent)
 	}
 	if speakerErr != nil {
@@ -303,6 +308,9 @@ func remoteReport(view *datastore.View, n *datastore.Node, now time.Time) *nodeR
 		for _, s := range speaker.Status.Sessions {
 			r.Sessions = append(r.Sessions, control.Session{SessionStatus: s})
 		}
+		if speaker.Status.Bare {
+			st, r.Running, r.Reflector = speaker.Status, false, true
+		}
 	}
 	r.identity(view, n)
 	for _, p := range st.Problems {
@@ -313,7 +321,7 @@ func remoteReport(view *datastore.View, n *datastore.Node, now time.Time) *nodeR
 		r.Running = false
 		r.problem("node %s has never reported", r.Node)
 	case now.Sub(st.Seen) > control.Silence:
-		r.Running = false
+		r.Running, r.Reflector = false, false
 		r.problem("node %s has not reported for %s", r.Node, since(now.Sub(st.Seen)))
 	}
 	r.finish()
@@ -388,6 +396,8 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 			sync = "not in sync"
 		}
 		fmt.Fprintf(&b, "netctl agent is running. Up %s, %s, %s\n", since(now.Sub(r.Started)), sync, count(r.Endpoints, "endpoint"))
+	} else if r.Reflector {
+		b.WriteString("netctl reflector is running.\n")
 	} else if r.hangs {
 		b.WriteString("netctl agent does not answer.\n")
 	} else {

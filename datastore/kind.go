@@ -130,6 +130,8 @@ type ReportStatus struct {
 	Behind bool `json:"behind,omitempty"`
 	// Endpoints is the number of endpoints of the node. Of the agent only.
 	Endpoints int `json:"endpoints,omitempty"`
+	// Bare: a reflector on a machine without an agent. Of the speaker only.
+	Bare bool `json:"bare,omitempty"`
 	// Sessions are the BGP sessions, without their counters, which change all the
 	// time. Of the speaker only.
 	Sessions []SessionStatus `json:"sessions,omitempty"`

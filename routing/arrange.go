@@ -408,6 +408,44 @@ func (a *Arrangement) Sessions() (n, mesh int) {
 	return n, mesh
 }
 
+// Move is what it takes to get from one arrangement to another.
+type Move struct {
+	// Reflectors that come and go, sorted; Sessions that do, each counted once.
+	NewReflectors   []string `json:"newReflectors"`
+	GoneReflectors  []string `json:"goneReflectors"`
+	NewSessions     int      `json:"newSessions"`
+	GoneSessions    int      `json:"goneSessions"`
+	ChangedSessions int      `json:"changedSessions"` // stay, and are a client's or no client's any more
+}
+
+// Move compares a with what comes after it, of the same nodes.
+func (a *Arrangement) Move(next *Arrangement) Move {
+	m := Move{NewReflectors: []string{}, GoneReflectors: []string{}}
+	for _, x := range sortedKeys(a.members) {
+		switch was, is := a.members[x].reflects, next.members[x].reflects; {
+		case is && !was:
+			m.NewReflectors = append(m.NewReflectors, x)
+		case was && !is:
+			m.GoneReflectors = append(m.GoneReflectors, x)
+		}
+		for y := range a.members {
+			if x >= y {
+				continue
+			}
+			switch was, is := a.Link(x, y), next.Link(x, y); {
+			case was == is:
+			case was == NoLink:
+				m.NewSessions++
+			case is == NoLink:
+				m.GoneSessions++
+			default:
+				m.ChangedSessions++
+			}
+		}
+	}
+	return m
+}
+
 // Zone is a zone of one AS: its reflectors, and who is a client of which.
 type Zone struct {
 	AS         uint32   `json:"as"`

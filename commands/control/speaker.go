@@ -17,6 +17,8 @@ type SpeakerStatus struct {
 	RouterID netip.Addr `json:"routerID"`
 	AS       uint32     `json:"as"`
 	ASSource string     `json:"asSource"` // "inherited" or "node"
+	// Bare: a reflector on a machine without an agent.
+	Bare bool `json:"bare,omitempty"`
 	// Addresses are this node's, as the speaker last knew them.
 	Addresses []netip.Addr `json:"addresses"`
 	Sessions  []Session    `json:"sessions"`

@@ -105,7 +105,7 @@ func supervise(cfg Config, role string, stop <-chan struct{}, log *slog.Logger) 
 type backoff struct{ next, limit time.Duration }
 
 func newBackoff(role string) backoff {
-	if role == "speaker" {
+	if role == "speaker" || role == "reflector" {
 		return backoff{backoffMin, soonMax}
 	}
 	return backoff{backoffMin, backoffMax}

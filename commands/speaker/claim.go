@@ -38,6 +38,10 @@ func (f *follower) judge(n *datastore.Node) string {
 		switch {
 		case f.ours:
 			return ""
+		case f.agentless && n != nil: // a person registered it
+			return ""
+		case f.agentless && len(others) == 0:
+			return fmt.Sprintf("node %s is not in the datastore: netctl node add %s --ip ADDRESS/LENGTH", f.node, f.node)
 		case len(others) > 0:
 			return others[0].OtherName(f.node, f.host)
 		case n == nil:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"slices"
 	"sync"
@@ -30,6 +31,8 @@ type follower struct {
 	wake   func()
 	log    *slog.Logger
 	outage *datastore.Outage
+	// agentless: the node need not have an agent.
+	agentless bool
 	// plans holds the latest plan that the loop has not taken yet.
 	plans chan routing.Plan
 
@@ -114,7 +117,8 @@ func matters(c datastore.Change) bool {
 	switch was := c.Old.(type) {
 	case *datastore.Node:
 		now, _ := c.New.(*datastore.Node)
-		return now == nil || was.Spec.AS != now.Spec.AS || was.Status.Host != now.Status.Host || !slices.Equal(was.Spec.Addresses, now.Spec.Addresses)
+		return now == nil || was.Spec.AS != now.Spec.AS || was.Status.Host != now.Status.Host || !slices.Equal(was.Spec.Addresses, now.Spec.Addresses) ||
+			!maps.Equal(was.Metadata.Labels, now.Metadata.Labels) || !reflect.DeepEqual(was.Spec.Reflector, now.Spec.Reflector)
 	case *datastore.Pool:
 		now, _ := c.New.(*datastore.Pool)
 		return now == nil || was.Spec.CIDR != now.Spec.CIDR || was.Spec.BlockSize != now.Spec.BlockSize

@@ -36,10 +36,18 @@ func planned(node string, p routing.Plan) kept {
 		}
 		k.nodes = append(k.nodes, n)
 	}
+	for _, m := range p.Members {
+		add(m.Name, m.AS, m.Addresses)
+		n := k.nodes[len(k.nodes)-1]
+		n.Metadata.Labels, n.Spec.Reflector, n.Status.Host = m.Labels, m.Reflector, m.Host
+	}
 	for _, peer := range p.Peers {
+		if len(p.Members) > 0 {
+			break // they are among these, and so is this node
+		}
 		add(peer.Name, peer.AS, append([]netip.Addr{peer.Address}, peer.Aliases...))
 	}
-	if len(p.Peers) > 0 {
+	if len(p.Peers) > 0 && len(p.Members) == 0 {
 		own := p.AS
 		if !p.OwnAS {
 			own = 0
@@ -54,7 +62,7 @@ func planned(node string, p routing.Plan) kept {
 	var usual datastore.BGPConfig
 	usual.SetDefaults()
 	bgp := datastore.BGPConfig{Spec: datastore.BGPConfigSpec{
-		DefaultAS: p.DefaultAS, Mesh: new(!p.NoMesh), HoldTime: new(p.HoldTime), RestartTime: p.RestartTime,
+		DefaultAS: p.DefaultAS, Mesh: new(!p.NoMesh), Topology: p.Topology, HoldTime: new(p.HoldTime), RestartTime: p.RestartTime,
 	}}
 	if bgp.SetDefaults(); !reflect.DeepEqual(bgp, usual) {
 		k.bgp = &bgp

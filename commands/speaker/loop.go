@@ -25,7 +25,7 @@ func (s *speaker) reconcile(ctx context.Context) error {
 		return err
 	}
 	last := s.last
-	l := &loop{speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot}
+	l := &loop{speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot, leaving: map[netip.Addr]routing.Peer{}}
 	l.announced = routing.NewAnnounced(s.cfg.LinkPrefix)
 	due := make(chan struct{}, 1)
 	l.again = retry.New(retryMin, retryMax, func() {
@@ -141,6 +141,8 @@ type loop struct {
 	belief    atomic.Pointer[routing.Guard] // read by the engine's goroutine
 	engine    *engine
 	again     *retry.Schedule
+	// leaving are peers that are to go, by address; the engine knows which are gone.
+	leaving map[netip.Addr]routing.Peer
 }
 
 // engine is one life of the BGP engine: what is fixed for it, and how it ends.
@@ -158,6 +160,7 @@ type fixed struct {
 	as          uint32
 	listen      string
 	restartTime int
+	clusterID   netip.Addr
 }
 
 // follow makes the engine run by plan, in place where that is possible. What the
@@ -165,11 +168,12 @@ type fixed struct {
 func (l *loop) follow(ctx context.Context, plan routing.Plan) {
 	if plan.AS == 0 || !plan.RouterID.IsValid() {
 		// This node is not in the datastore, or has no address: it has no peers.
-		plan.RouterID, plan.AS, plan.Addresses = l.plan.RouterID, l.plan.AS, l.plan.Addresses
+		plan.RouterID, plan.AS, plan.Addresses, plan.ClusterID = l.plan.RouterID, l.plan.AS, l.plan.Addresses, l.plan.ClusterID
 	}
 	if cidrs := plan.CIDRs(); !slices.Equal(cidrs, l.plan.CIDRs()) {
 		l.announced.SetPools(cidrs)
 	}
+	l.part(plan)
 	l.plan = plan
 	l.save()
 	l.believe()
@@ -187,10 +191,26 @@ func (l *loop) follow(ctx context.Context, plan routing.Plan) {
 	l.reporter.Wake()
 }
 
+// part notes the peers that another topology has no sessions with, although they are
+// nodes still: theirs go when the others carry the routes.
+func (l *loop) part(plan routing.Plan) {
+	for _, p := range l.plan.Peers {
+		l.leaving[p.Address] = p
+	}
+	for _, p := range plan.Peers {
+		delete(l.leaving, p.Address)
+	}
+	for a := range l.leaving {
+		if plan.NoMesh || !slices.Contains(plan.Nodes, a) {
+			delete(l.leaving, a)
+		}
+	}
+}
+
 // run brings the engine, started if need be, to the plan.
 func (l *loop) run(ctx context.Context) error {
 	p := l.plan
-	want := fixed{p.RouterID, p.AS, fmt.Sprint(p.Addresses), p.RestartTime}
+	want := fixed{p.RouterID, p.AS, fmt.Sprint(p.Addresses), p.RestartTime, p.ClusterID}
 	if l.engine != nil && l.engine.fixed != want {
 		l.log.Info("engine starts again", "routerid", want.routerID, "as", want.as, "addresses", want.listen)
 		l.stop()
@@ -227,7 +247,11 @@ func (l *loop) start(ctx context.Context, want fixed) error {
 	}
 	stale, foreign := l.adopt(ctx, held)
 	preserved := map[bgp.Family]bool{}
-	if l.sameBoot {
+	if l.bare && l.ranBefore {
+		// Packets do not come this way: what clients were told holds on, also while this
+		// machine starts.
+		preserved[bgp.IPv4], preserved[bgp.IPv6] = true, true
+	} else if l.sameBoot {
 		for _, r := range held {
 			preserved[bgp.FamilyOf(r.Prefix.Addr())] = true
 		}
@@ -240,7 +264,7 @@ func (l *loop) start(ctx context.Context, want fixed) error {
 		listen = append(listen, netip.AddrPortFrom(a, uint16(l.cfg.Port)))
 	}
 	b, err := bgp.New(bgp.Config{
-		RouterID: want.routerID, AS: want.as, Listen: listen,
+		RouterID: want.routerID, AS: want.as, ClusterID: want.clusterID, Listen: listen,
 		RestartTime: time.Duration(want.restartTime) * time.Second,
 		Restarting:  l.ranBefore, ForwardingPreserved: preserved, Stale: stale,
 		Import: l.imports, SinglePath: func(p netip.Prefix) bool { return l.belief.Load().InPool(p) },
@@ -320,24 +344,39 @@ func (l *loop) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Rou
 	return stale, foreign
 }
 
-// prefixLimit is far more than the blocks and borrowed addresses of one node; it
-// bounds what a peer that has gone wrong can cost.
-const prefixLimit = 100_000
+// The prefixes that a peer may send: far more than the blocks and borrowed addresses of
+// one node, or of all if it reflects; it bounds what one that has gone wrong can cost.
+const (
+	prefixLimit    = 100_000
+	reflectorLimit = 1_000_000
+)
 
 func (l *loop) peers() []bgp.PeerConfig {
-	out := make([]bgp.PeerConfig, 0, len(l.plan.Peers))
+	out := make([]bgp.PeerConfig, 0, len(l.plan.Peers)+len(l.leaving))
 	for _, p := range l.plan.Peers {
-		c := bgp.PeerConfig{
-			Address: p.Address, Port: uint16(l.cfg.Port), AS: p.AS, Description: p.Name, LocalAddress: p.Local,
-			NextHopSelf: p.NextHops, Aliases: p.Aliases, HoldTime: time.Duration(l.plan.HoldTime) * time.Second,
-			PrefixLimit: prefixLimit,
-		}
-		for _, a := range p.NextHops {
-			c.Families = append(c.Families, bgp.FamilyOf(a))
-		}
+		out = append(out, l.peer(p))
+	}
+	for _, p := range l.leaving {
+		c := l.peer(p)
+		c.Leaving = true
 		out = append(out, c)
 	}
 	return out
+}
+
+func (l *loop) peer(p routing.Peer) bgp.PeerConfig {
+	c := bgp.PeerConfig{
+		Address: p.Address, Port: uint16(l.cfg.Port), AS: p.AS, Description: p.Name, LocalAddress: p.Local,
+		NextHopSelf: p.NextHops, Aliases: p.Aliases, HoldTime: time.Duration(l.plan.HoldTime) * time.Second,
+		PrefixLimit: prefixLimit, Client: p.Client, Reflects: p.Reflects,
+	}
+	if p.Reflects {
+		c.PrefixLimit = reflectorLimit
+	}
+	for _, a := range p.NextHops {
+		c.Families = append(c.Families, bgp.FamilyOf(a))
+	}
+	return c
 }
 
 // imports is the engine's import policy; every peer is a node.

@@ -7,6 +7,8 @@
 // StateDir/speaker.json and the speaker's socket. It never writes another route
 // and, of the datastore, only its own report.
 //
+// On a machine without endpoints, as the role reflector, it leaves the kernel alone.
+//
 // Invariants: it starts without the datastore from what it last ran with; it
 // ends without deleting a route and without a BGP NOTIFICATION; while the
 // datastore is away or not the right one, or its node is not this host's, nothing
@@ -49,6 +51,9 @@ type Config struct {
 	AgentProtocol, SpeakerProtocol int
 	// LinkPrefix begins the names of the host sides of endpoints; "" is "nc".
 	LinkPrefix string
+	// Reflector starts without an agent: where that has no route in the kernel, nothing
+	// is announced and installed, only reflected.
+	Reflector bool
 	// Version is told on the socket.
 	Version string
 	// BootFile holds the boot ID; "" is /proc/sys/kernel/random/boot_id.
@@ -126,8 +131,18 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	log.Info("speaker starts", "node", cfg.Node, "version", cfg.Version)
-	return newSpeaker(ctx, cfg, agentTable, ownTable, store, guard, log).run(ctx, listener, lock.Folder())
+	var own table = ownTable
+	if cfg.Reflector {
+		switch routes, err := agentTable.Routes(ctx); {
+		case err != nil:
+			return err
+		case len(routes) == 0:
+			own = bare{}
+		}
+	}
+	s := newSpeaker(ctx, cfg, agentTable, own, store, guard, log)
+	log.Info("speaker starts", "node", cfg.Node, "version", cfg.Version, "installs", !s.bare)
+	return s.run(ctx, listener, lock.Folder())
 }
 
 // speaker is the role's parts. What loop.go owns is documented there.
@@ -138,6 +153,7 @@ type speaker struct {
 	guard datastore.Guard
 
 	agent, own table
+	bare       bool // own is: this machine has no agent
 	kernel     chan kernelEvent
 	follower   *follower
 	nextHops   *tracker
@@ -150,10 +166,12 @@ type speaker struct {
 
 func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datastore.Store, guard datastore.Guard, log *slog.Logger) *speaker {
 	s := &speaker{cfg: cfg, log: log, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent)}
+	_, s.bare = own.(bare)
 	s.state = &state{}
 	s.kept = control.Keep(cfg.StateDir, datastore.FileOptions{})
-	s.reporter = control.NewReporter(cfg.Node, datastore.ReportSpeaker, store, s.state.report(time.Now()), log)
+	s.reporter = control.NewReporter(cfg.Node, datastore.ReportSpeaker, store, s.state.report(time.Now(), s.bare), log)
 	s.follower = newFollower(cfg.Node, s.hostFile(), s.state, s.reporter.Wake, log)
+	s.follower.agentless = cfg.Reflector
 	s.nextHops = newTracker(ctx, own, cfg.LinkPrefix, log)
 	s.installer = newInstaller(own, s.nextHops, s.reporter.Wake, log)
 	return s
@@ -187,14 +205,18 @@ func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []
 	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.SpeakerStatus, error) {
 		return s.status(), nil
 	}))
+	agent := func(ctx context.Context) error {
+		return s.agent.Watch(ctx, fib.Ignore{Foreign: true}, s.forward(ctx, true))
+	}
+	if s.bare {
+		agent = func(ctx context.Context) error { return untilEndpoints(ctx, s.agent) }
+	}
 	// What endpoints come and go with is no news for next hops.
 	endpoints := fib.Ignore{Protocols: []int{s.cfg.AgentProtocol}, Links: s.cfg.LinkPrefix}
 	return []control.Task{
 		{Name: "serve", Do: func(ctx context.Context) error { return control.Serve(ctx, listener, mux) }},
 		{Name: "watch files", Do: func(ctx context.Context) error { return control.WatchFolders(ctx, s.log, folders...) }},
-		{Name: "watch the agent's routes", Do: func(ctx context.Context) error {
-			return s.agent.Watch(ctx, fib.Ignore{Foreign: true}, s.forward(ctx, true))
-		}},
+		{Name: "watch the agent's routes", Do: agent},
 		{Name: "watch routes", Do: func(ctx context.Context) error { return s.own.Watch(ctx, endpoints, s.forward(ctx, false)) }},
 		{Name: "install routes", Do: s.installer.run},
 		{Name: s.reporter.String(), Do: s.reporter.Run},

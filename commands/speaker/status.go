@@ -67,7 +67,7 @@ func (s *state) lost(err error) {
 // whether the datastore may be told.
 func (s *state) sessions() (sessions []control.Session, attached bool) {
 	s.mu.Lock()
-	engine, attached := s.engine, s.answered && s.alien == ""
+	engine, plan, attached := s.engine, s.plan, s.answered && s.alien == ""
 	s.mu.Unlock()
 	if engine == nil {
 		return nil, attached
@@ -78,7 +78,7 @@ func (s *state) sessions() (sessions []control.Session, attached bool) {
 		}
 		sessions = append(sessions, control.Session{
 			SessionStatus: datastore.SessionStatus{
-				Peer: e.Peer, Type: "node-to-node mesh", State: e.State, Since: e.Since.UTC().Truncate(time.Second), Reason: e.Reason,
+				Peer: e.Peer, Type: plan.TypeOf(e.Peer), State: e.State, Since: e.Since.UTC().Truncate(time.Second), Reason: e.Reason,
 			},
 			Received: e.Received, Accepted: e.Accepted, Sent: e.Sent, Stale: e.Stale,
 		})
@@ -87,10 +87,10 @@ func (s *state) sessions() (sessions []control.Session, attached bool) {
 }
 
 // report is what the datastore is told.
-func (s *state) report(started time.Time) func(context.Context) (datastore.ReportStatus, bool) {
+func (s *state) report(started time.Time, bare bool) func(context.Context) (datastore.ReportStatus, bool) {
 	return func(context.Context) (datastore.ReportStatus, bool) {
 		sessions, attached := s.sessions()
-		r := datastore.ReportStatus{Started: started.UTC().Truncate(time.Second)}
+		r := datastore.ReportStatus{Started: started.UTC().Truncate(time.Second), Bare: bare}
 		for _, e := range sessions {
 			r.Sessions = append(r.Sessions, e.SessionStatus)
 		}
@@ -106,6 +106,7 @@ func (s *speaker) status() control.SpeakerStatus {
 	st := control.SpeakerStatus{
 		Version: s.cfg.Version, Node: s.cfg.Node, PID: os.Getpid(), RouterID: plan.RouterID, AS: plan.AS, ASSource: plan.ASSource(), Addresses: plan.Addresses,
 		Sessions: sessions, Detached: s.state.detached, Store: s.state.away, Problems: slices.Clone(plan.Problems),
+		Bare: s.bare,
 	}
 	alien := s.state.alien
 	s.state.mu.Unlock()
@@ -123,7 +124,7 @@ func (s *speaker) status() control.SpeakerStatus {
 	}
 	st.Problems = append(st.Problems, engine.Problems()...)
 	for _, c := range engine.Conflicts() {
-		st.Problems = append(st.Problems, fmt.Sprintf("prefix %s is announced by several nodes: %s", c.Prefix, plan.Names(c.Peers)))
+		st.Problems = append(st.Problems, fmt.Sprintf("prefix %s is announced by several nodes: %s", c.Prefix, plan.Names(c.NextHops)))
 	}
 	for _, e := range engine.Status() {
 		for _, r := range e.Refused {
