@@ -187,6 +187,11 @@ func daemon(t testing.TB, h *netlab.Host, name string, args ...string) *netlab.P
 
 // startBIRD: settings as in docs of BIRD 2; static routes are announced.
 func startBIRD(r *rig, h *netlab.Host, peers []*netlab.Host) *foreign {
+	return startReflectingBIRD(r, h, peers, nil)
+}
+
+// startReflectingBIRD has some of its peers as clients.
+func startReflectingBIRD(r *rig, h *netlab.Host, peers, clients []*netlab.Host) *foreign {
 	t := r.t
 	netlab.Must(t, h, "ip", "addr", "add", "10.65.2.1/32", "dev", "lo")
 	dir := t.TempDir()
@@ -215,15 +220,23 @@ protocol kernel k6 { persist; graceful restart on; ipv6 { import none; export wh
 			}
 		}
 		for i, p := range peers {
-			fmt.Fprintf(&b, `protocol bgp peer%d {
+			reflect, set6 := "", ""
+			if len(clients) > 0 { // own routes have the own next hop all the same
+				set6 = "if source = RTS_BGP then accept;"
+				nextHop, set = "", set6
+			}
+			if slices.Contains(clients, p) {
+				reflect = "rr client;"
+			}
+			fmt.Fprintf(&b, `protocol bgp peer%d { %s
   local %s as 64511;
   neighbor %s as 64511;
   hold time 9; connect delay time 1; connect retry time 1; error wait time 1, 2;
   graceful restart on; graceful restart time 30;
-  ipv4 { import all; export filter { if source != RTS_STATIC then reject; %s accept; }; %s };
-  ipv6 { import all; export where source = RTS_STATIC; next hop address %s; };
+  ipv4 { import all; export filter { %s if source != RTS_STATIC then reject; accept; }; %s };
+  ipv6 { import all; export filter { %s if source != RTS_STATIC then reject; accept; }; next hop address %s; };
 }
-`, i, h.Addr.Addr(), p.Addr.Addr(), set, nextHop, h.Addr6.Addr())
+`, i, reflect, h.Addr.Addr(), p.Addr.Addr(), set, nextHop, set6, h.Addr6.Addr())
 		}
 		file(t, conf, b.String())
 	}
@@ -255,6 +268,11 @@ protocol kernel k6 { persist; graceful restart on; ipv6 { import none; export wh
 }
 
 func startFRR(r *rig, h *netlab.Host, peers []*netlab.Host) *foreign {
+	return startReflectingFRR(r, h, peers, nil)
+}
+
+// startReflectingFRR has some of its peers as clients.
+func startReflectingFRR(r *rig, h *netlab.Host, peers, clients []*netlab.Host) *foreign {
 	t := r.t
 	netlab.Must(t, h, "ip", "addr", "add", "10.65.3.1/32", "dev", "lo")
 	// FRR gives up root, so the folders above must be open to it.
@@ -280,6 +298,9 @@ router bgp 64511
 		fmt.Fprintf(&b, " address-family %s unicast\n  network %s\n", family, network)
 		for _, p := range peers {
 			fmt.Fprintf(&b, "  neighbor %[1]s activate\n  neighbor %[1]s next-hop-self\n", p.Addr.Addr())
+			if slices.Contains(clients, p) {
+				fmt.Fprintf(&b, "  neighbor %s route-reflector-client\n", p.Addr.Addr())
+			}
 		}
 		b.WriteString(" exit-address-family\n")
 	}

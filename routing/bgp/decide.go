@@ -30,6 +30,15 @@ func (p *path) routerID() netip.Addr {
 	return p.peer.routerID
 }
 
+// copies reports whether p is, by way of a reflector, what o is from its originator.
+// While that restarts nobody has anything newer than o: to take p instead would have
+// reflectors that lose the same client take it from each other.
+func (p *path) copies(o *path) bool {
+	a, b := p.attrs, o.attrs
+	return b.originator.IsValid() && b.originator == o.peer.routerID && a.originator == b.originator &&
+		a.nextHop == b.nextHop && a.localPref == b.localPref && a.origin == b.origin && a.med == b.med && a.pathLen() == b.pathLen()
+}
+
 // decide is the decision process of RFC 4271, section 9.1, over paths that can be
 // used: the best one, and all that are as good up to the tie-breaks (f) and (g).
 // An own path beats every learnt one; what is stale loses to what is not.
@@ -47,7 +56,10 @@ func decide(paths []*path) (best *path, equal []*path) {
 		first := slices.MinFunc(set, better)
 		set = slices.DeleteFunc(set, func(p *path) bool { return better(first, p) < 0 })
 	}
-	keep(func(a, b *path) int { return order(b.stale, a.stale) })
+	set = slices.DeleteFunc(set, func(p *path) bool {
+		return p.stale && slices.ContainsFunc(paths, func(q *path) bool { return !q.stale }) &&
+			!slices.ContainsFunc(paths, func(q *path) bool { return !q.stale && q.copies(p) })
+	})
 	// 9.1.1: "the degree of preference" is LOCAL_PREF.
 	keep(func(a, b *path) int { return int(min(max(int64(b.attrs.localPref)-int64(a.attrs.localPref), -1), 1)) })
 	// 9.1.2.2 a: "the smallest number of AS numbers present in their AS_PATH".

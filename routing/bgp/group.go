@@ -130,7 +130,7 @@ func (g *group) export(best *path, family Family) *path {
 		// "A route from a Non-Client IBGP peer: Reflect to all the Clients. A route from
 		// a Client peer: Reflect to all the Non-Client peers and also to the Client peers"
 		// (RFC 4456, section 6). The source is left out by all.
-		if g.rib.deferred[family] {
+		if g.rib.deferred.to(&g.look, family) {
 			return nil
 		}
 		return best
@@ -292,7 +292,7 @@ func (r *rib) drained(s *session) {
 // mark sends the End-of-RIBs that are owed, once nothing is missing before them
 // and the queue has room; else drained does, or the end of the deferral.
 func (s *session) mark() {
-	for s.behind == nil && len(s.markers) > 0 && !s.group.rib.deferred[s.markers[0]] && s.conn.queue(endOfRIB(s.markers[0])) {
+	for s.behind == nil && len(s.markers) > 0 && !s.group.rib.deferred.to(&s.look, s.markers[0]) && s.conn.queue(endOfRIB(s.markers[0])) {
 		s.markers = s.markers[1:]
 	}
 }

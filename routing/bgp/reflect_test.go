@@ -287,8 +287,8 @@ func (r *robot) markers() (markers, routes int) {
 	}
 }
 
-// A reflector that restarted says that this was all when its peers have said so: not
-// those that restart too, and not those that do not say it; a dead one costs 5 s.
+// A reflector that restarted says that this was all when its peers have said so, but for
+// those that do not say it; a dead one costs 5 s.
 func TestReflectorRestarts(t *testing.T) {
 	restarted := Config{Restarting: true, ForwardingPreserved: map[Family]bool{IPv4: true, IPv6: true}}
 	gr := withGR(false, true, true)
@@ -298,23 +298,28 @@ func TestReflectorRestarts(t *testing.T) {
 		wait   bool
 		speak  bool // 3 says End-of-RIB
 	}{
-		"waits":           {restarted, []PeerConfig{clientPeer(2), clientPeer(3)}, true, true},
-		"non-client":      {restarted, []PeerConfig{clientPeer(2), otherPeer(3)}, true, true},
-		"dead":            {restarted, []PeerConfig{clientPeer(2), clientPeer(3), clientPeer(9)}, true, false},
-		"no reflector":    {restarted, []PeerConfig{otherPeer(2), otherPeer(3)}, false, false},
-		"first start":     {Config{}, []PeerConfig{clientPeer(2), clientPeer(3)}, false, false},
-		"after a reboot":  {Config{Restarting: true}, []PeerConfig{clientPeer(2), clientPeer(3)}, false, false},
-		"another restart": {restarted, []PeerConfig{clientPeer(2), clientPeer(4)}, false, false},
+		"waits":          {restarted, []PeerConfig{clientPeer(2), clientPeer(3)}, true, true},
+		"non-client":     {restarted, []PeerConfig{clientPeer(2), otherPeer(3)}, true, true},
+		"dead":           {restarted, []PeerConfig{clientPeer(2), clientPeer(3), clientPeer(9)}, true, false},
+		"no reflector":   {restarted, []PeerConfig{otherPeer(2), otherPeer(3)}, false, false},
+		"first start":    {Config{}, []PeerConfig{clientPeer(2), clientPeer(3)}, false, false},
+		"after a reboot": {Config{Restarting: true}, []PeerConfig{clientPeer(2), clientPeer(3)}, false, false},
+		"one restarts":   {restarted, []PeerConfig{clientPeer(2), clientPeer(4)}, true, true},
+		"one says none":  {restarted, []PeerConfig{clientPeer(2), clientPeer(5)}, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			play(t, c.config, c.peers, func(g *stage) {
 				k := newCast(g)
 				g.s.Originate(prefixes("10.0.0.0/26"), nil)
 				other := 3
-				if name == "another restart" {
+				switch name {
+				case "one restarts":
 					k.enter(withGR(true, true, true), 4)
 					other = 4
-				} else {
+				case "one says none":
+					k.enter(nil, 5)
+					other = 5
+				default:
 					k.enter(gr, 3)
 				}
 				k.enter(gr, 2)
@@ -346,6 +351,56 @@ func TestReflectorRestarts(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Two reflectors that restart do not wait for each other: what the clients said goes to
+// the other one at once, and what that says to the clients.
+func TestReflectorsRestart(t *testing.T) {
+	c := Config{Restarting: true, ForwardingPreserved: map[Family]bool{IPv4: true, IPv6: true}}
+	play(t, c, []PeerConfig{clientPeer(2), otherPeer(3)}, func(g *stage) {
+		k := newCast(g)
+		k.enter(withGR(true, true, true), 2, 3)
+		k.robots[2].send(tell(attrs{nextHop: addr("10.9.0.2")}, "10.2.0.0/26"))
+		if markers, routes := k.robots[3].markers(); markers+routes != 0 {
+			t.Errorf("to the other: %d End-of-RIBs, %d routes before the client had told all", markers, routes)
+		}
+		k.robots[2].send(endOfRIB(IPv4).bytes, endOfRIB(IPv6).bytes)
+		if markers, routes := k.robots[3].markers(); markers != 2 || routes != 1 {
+			t.Errorf("to the other: %d End-of-RIBs, %d routes", markers, routes)
+		}
+		k.robots[3].send(tell(attrs{nextHop: addr("10.9.0.9"), originator: addr("10.9.0.9")}, "10.9.9.0/26"))
+		if markers, routes := k.robots[2].markers(); markers+routes != 0 {
+			t.Errorf("to the client: %d End-of-RIBs, %d routes before the other had told all", markers, routes)
+		}
+		k.robots[3].send(endOfRIB(IPv4).bytes, endOfRIB(IPv6).bytes)
+		if markers, routes := k.robots[2].markers(); markers != 2 || routes != 1 {
+			t.Errorf("to the client: %d End-of-RIBs, %d routes", markers, routes)
+		}
+	})
+}
+
+// A client that restarts is no news for anybody, although another reflector still
+// tells of its route.
+func TestRestartIsNoNews(t *testing.T) {
+	play(t, Config{}, []PeerConfig{clientPeer(2), clientPeer(3), otherPeer(4)}, func(g *stage) {
+		c := newCast(g)
+		c.enter(withGR(false, true, true), 2, 3, 4)
+		route := tell(attrs{nextHop: addr("10.9.0.2")}, "10.2.0.0/26")
+		c.robots[2].send(route)
+		c.robots[4].send(tell(attrs{nextHop: addr("10.9.0.2"), originator: addr("10.9.0.2"), clusters: []netip.Addr{addr("10.9.0.4")}}, "10.2.0.0/26"))
+		c.robots[3].count()
+		c.robots[4].count()
+		_ = c.robots[2].c.Close()
+		c.enter(withGR(true, true, true), 2)
+		c.robots[2].send(route, endOfRIB(IPv4).bytes, endOfRIB(IPv6).bytes)
+		if a, b := c.robots[3].count(), c.robots[4].count(); a+b != 0 {
+			t.Errorf("%d messages to a client, %d to a reflector", a, b)
+		}
+		// Another path of the prefix is better than a stale one.
+		_ = c.robots[2].c.Close()
+		c.robots[4].send(tell(attrs{nextHop: addr("10.9.0.77"), originator: addr("10.9.0.77")}, "10.2.0.0/26"))
+		g.has("10.2.0.0/26 via 10.9.0.77")
+	})
 }
 
 // A stale route over somebody who is no peer may be any reflector's: it stays until

@@ -76,6 +76,15 @@ func (r *rib) owners(hop netip.Addr) []*peer {
 // deferral is how long reflected routes and a reflector's End-of-RIB wait at most.
 const deferral = 5 * time.Second
 
+// deferred says what waits, by family, and for whom: clients wait for all that is
+// reflected to them, others for what comes from clients alone. So two reflectors that
+// restart do not wait for each other.
+type deferred [2]struct{ client, other bool }
+
+func (d *deferred) to(o *outlook, f Family) bool {
+	return o.client && d[f].client || !o.client && d[f].other
+}
+
 // await has a restarted reflector wait for what it is to reflect before it says that
 // this was all (RFC 4724, section 4.1). Own routes depend on no peer and do not wait.
 func (r *rib) await() {
@@ -84,20 +93,27 @@ func (r *rib) await() {
 	}
 	for _, p := range r.peers {
 		if p.config.Client {
-			r.deferred = [2]bool{r.config.ForwardingPreserved[IPv4], r.config.ForwardingPreserved[IPv6]}
+			for f := range r.deferred {
+				r.deferred[f].client = r.config.ForwardingPreserved[Family(f)]
+				r.deferred[f].other = r.deferred[f].client
+			}
 			r.after(deferral, func() { r.overdue = true })
 			return
 		}
 	}
 }
 
-// release ends the waiting of families for which nobody is waited for any more.
+// release ends the waiting of those for whom nobody is waited for any more.
 func (r *rib) release() (released bool) {
 	for f := range r.deferred {
-		if !r.deferred[f] || !r.overdue && r.awaits(Family(f)) {
+		d := &r.deferred[f]
+		was := *d
+		d.other = d.other && !r.overdue && r.awaits(Family(f), true)
+		d.client = d.client && !r.overdue && (d.other || r.awaits(Family(f), false))
+		if *d == was {
 			continue
 		}
-		r.deferred[f], released = false, true
+		released = true
 		for _, d := range r.dests {
 			if d.family() == Family(f) && d.paths != nil {
 				r.mark(d)
@@ -107,17 +123,19 @@ func (r *rib) release() (released bool) {
 	return released
 }
 
-// awaits reports whether a peer's End-of-RIB is missing: "excluding the ones with the
-// 'Restart State' bit set in the received capability and excluding the ones that do not
-// advertise the graceful restart capability" (RFC 4724, section 4.1).
-func (r *rib) awaits(f Family) bool {
+// awaits reports whether a peer's End-of-RIB is missing, of clients or of all. On
+// purpose peers "with the 'Restart State' bit set" are waited for too: our own is set as
+// long as we wait, so that none of them waits for us, and many set it for minutes. Those
+// that "do not advertise the graceful restart capability" are not (RFC 4724, section 4.1).
+func (r *rib) awaits(f Family, clients bool) bool {
 	for _, p := range r.peers {
 		s := p.session
 		switch {
 		case p.config.AS != r.config.AS || p.config.Shutdown != "" || p.config.Leaving || !slices.Contains(p.config.families(), f):
+		case clients && !p.config.Client:
 		case s == nil:
 			return true
-		case s.families[f] && s.open.gr != nil && s.open.gr.listed[f] && !s.open.gr.restarting && !s.heard[f]:
+		case s.families[f] && s.open.gr != nil && s.open.gr.listed[f] && !s.heard[f]:
 			return true
 		}
 	}

@@ -30,9 +30,9 @@ type rib struct {
 	own    *attrs
 	// found are routes of the kernel that wait for the first Configure.
 	found []Route
-	// deferred: reflected routes and End-of-RIBs of a family wait, see await; overdue:
-	// they have waited long enough.
-	deferred [2]bool
+	// deferred: reflected routes and End-of-RIBs wait, see await; overdue: they have
+	// waited long enough.
+	deferred deferred
 	overdue  bool
 	// moved says that a session or the configuration changed since the peers that leave
 	// were looked at; looking, that they will be.
