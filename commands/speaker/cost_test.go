@@ -60,8 +60,8 @@ func TestAnEventCostsTheSpeakerWhatItChanges(t *testing.T) {
 		}
 		l := &loop{speaker: s, announced: routing.NewAnnounced("nc")}
 		l.plan = <-s.follower.plans
-		for _, p := range l.plan.Peers {
-			l.nextHops.resolve(p.Address)
+		for _, a := range l.plan.Nodes { // next hops of what reflectors tell are no peers'
+			l.nextHops.resolve(a)
 		}
 		step := func(what string, fn func()) {
 			clear(calls)

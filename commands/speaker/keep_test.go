@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"syscall"
@@ -406,4 +407,38 @@ func (r *rig) each(patience time.Duration, what string, ask func(*netctlNode) st
 		}
 		return ""
 	})
+}
+
+// TestKeptMembers: what a topology with reflectors was made of comes back whole, so that
+// nodes that the datastore lost are arranged as before.
+func TestKeptMembers(t *testing.T) {
+	config := &datastore.BGPConfig{Spec: datastore.BGPConfigSpec{Topology: datastore.Topology{Mode: datastore.TopologyReflectors}}}
+	config.SetDefaults()
+	var nodes []*datastore.Node
+	for i := range 12 {
+		n := machine(fmt.Sprintf("n%02d", i), fmt.Sprintf("192.168.99.%d/24", i+1))
+		n.Metadata.Labels = map[string]string{datastore.ZoneLabel: []string{"a", "b"}[i%2], "rack": "x"}
+		if i == 3 {
+			n.Spec.Reflector = &datastore.Reflector{Mode: datastore.ReflectorAlways, Clients: "rack == 'x'"}
+		}
+		nodes = append(nodes, n)
+	}
+	for _, clients := range []string{"rack == 'x'", ""} {
+		nodes[3].Spec.Reflector.Clients = clients
+		for _, n := range nodes {
+			p := routing.Mesh(n.Metadata.Name, nodes, nil, config)
+			text, err := json.Marshal(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var back routing.Plan
+			if err := json.Unmarshal(text, &back); err != nil {
+				t.Fatal(err)
+			}
+			k := planned(n.Metadata.Name, back)
+			if again := routing.Mesh(n.Metadata.Name, k.nodes, nil, k.bgp); !reflect.DeepEqual(again, p) {
+				t.Fatalf("%s planned\n%+v\nof what is kept\n%+v", n.Metadata.Name, p, again)
+			}
+		}
+	}
 }

@@ -166,6 +166,7 @@ type fixed struct {
 // follow makes the engine run by plan, in place where that is possible. What the
 // engine refuses is reported and changes nothing.
 func (l *loop) follow(ctx context.Context, plan routing.Plan) {
+	l.part(plan)
 	if plan.AS == 0 || !plan.RouterID.IsValid() {
 		// This node is not in the datastore, or has no address: it has no peers.
 		plan.RouterID, plan.AS, plan.Addresses, plan.ClusterID = l.plan.RouterID, l.plan.AS, l.plan.Addresses, l.plan.ClusterID
@@ -173,7 +174,6 @@ func (l *loop) follow(ctx context.Context, plan routing.Plan) {
 	if cidrs := plan.CIDRs(); !slices.Equal(cidrs, l.plan.CIDRs()) {
 		l.announced.SetPools(cidrs)
 	}
-	l.part(plan)
 	l.plan = plan
 	l.save()
 	l.believe()
@@ -201,7 +201,7 @@ func (l *loop) part(plan routing.Plan) {
 		delete(l.leaving, p.Address)
 	}
 	for a := range l.leaving {
-		if plan.NoMesh || !slices.Contains(plan.Nodes, a) {
+		if plan.NoMesh || plan.AS == 0 || !slices.Contains(plan.Nodes, a) {
 			delete(l.leaving, a)
 		}
 	}
