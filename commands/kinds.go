@@ -113,6 +113,7 @@ func columns(kind datastore.Kind) []column {
 			col("Name", name[*datastore.BGPConfig]),
 			col("Default AS", func(c *datastore.BGPConfig) string { return strconv.FormatUint(uint64(c.Spec.DefaultAS), 10) }),
 			col("Mesh", func(c *datastore.BGPConfig) string { return onOff(*c.Spec.Mesh) }),
+			col("Topology", func(c *datastore.BGPConfig) string { return string(c.Spec.Topology.Mode) }),
 			col("Hold time", func(c *datastore.BGPConfig) string { return strconv.Itoa(*c.Spec.HoldTime) + " s" }),
 			col("Restart time", func(c *datastore.BGPConfig) string { return strconv.Itoa(c.Spec.RestartTime) + " s" }),
 		}

@@ -113,17 +113,16 @@ func family(addr netip.Addr) int {
 
 // arrange makes reflectors and clients of the nodes of one AS.
 func (a *Arrangement) arrange(all []*member) {
-	zones := map[string][]*member{}
 	for _, m := range all {
-		if zones[m.zone()] = append(zones[m.zone()], m); m.mode() == datastore.ReflectorAlways {
+		if m.mode() == datastore.ReflectorAlways {
 			m.reflects = true
 			if text := m.Spec.Reflector.Clients; text != "" {
 				m.clients, _ = datastore.ParseSelector(text) // checked by Validate
 			}
 		}
 	}
-	for _, zone := range sortedKeys(zones) {
-		choose(zones[zone])
+	for _, zone := range zones(all) {
+		choose(zone)
 	}
 	reflectors := slices.DeleteFunc(slices.Clone(all), func(m *member) bool { return !m.reflects })
 	a.reflects = a.reflects || len(reflectors) > 0
@@ -148,6 +147,19 @@ func (a *Arrangement) arrange(all []*member) {
 		}
 	}
 	a.judge(all, reflectors, has)
+}
+
+// zones are the nodes of each zone, in the order of the zones' names.
+func zones(all []*member) [][]*member {
+	index := map[string][]*member{}
+	for _, m := range all {
+		index[m.zone()] = append(index[m.zone()], m)
+	}
+	var out [][]*member
+	for _, name := range sortedKeys(index) {
+		out = append(out, index[name])
+	}
+	return out
 }
 
 // choose makes so many nodes of a zone reflectors that it has two for each family, as
@@ -258,7 +270,7 @@ func (a *Arrangement) judge(all, reflectors []*member, has [2]int) {
 	problem := func(nodes []string, format string, args ...any) {
 		a.Problems = append(a.Problems, ArrangementProblem{fmt.Sprintf(format, args...), nodes})
 	}
-	const fix = "`netctl node NAME set reflector auto` lets one be chosen"
+	const fix = "`netctl node NAME set reflector always` makes"
 	if len(all) > 1 {
 		var clients [2]int
 		for _, m := range all {
@@ -272,11 +284,24 @@ func (a *Arrangement) judge(all, reflectors []*member, has [2]int) {
 			switch {
 			case clients[f] == 0:
 			case has[f] == 0:
-				problem(names(all), "no node of AS %d with %s is willing to be a reflector, so these are a mesh: %s", all[0].as, words, fix)
+				problem(names(all), "no node of AS %d with %s is willing to be a reflector, so these are a mesh: %s one", all[0].as, words, fix)
 			case has[f] == 1:
 				i := slices.IndexFunc(reflectors, func(r *member) bool { return r.has[f] })
-				problem(names(reflectors), "%s is the only reflector of AS %d with %s: no route is learnt while it is away; %s", reflectors[i].name(), all[0].as, words, fix)
+				problem(names(reflectors), "%s is the only reflector of AS %d with %s: no route is learnt while it is away; %s another", reflectors[i].name(), all[0].as, words, fix)
 			}
+		}
+	}
+	for _, z := range zones(all) {
+		var own []*member
+		served := false
+		for _, m := range z {
+			if m.reflects && m.clients == nil {
+				own = append(own, m)
+			}
+			served = served || !m.reflects
+		}
+		if len(own) == 1 && len(reflectors) > 1 && served {
+			problem(names(own), "%s is the only reflector of zone %q, whose nodes use those of other zones too; %s another there", own[0].name(), own[0].zone(), fix)
 		}
 	}
 	byID := map[netip.Addr]*member{}
