@@ -25,9 +25,9 @@ func samples() []Object {
 	return []Object{
 		&Node{Metadata{Name: "slave", Labels: map[string]string{"rack": "A 1"}},
 			NodeSpec{[]netip.Prefix{cidr("192.168.99.102/24"), cidr("fd00:99::2/64")}, 64512, &Reflector{ReflectorAlways, addr("1.2.3.4"), "rack == 'A'"}},
-			NodeStatus{"ab12", "1.0.0", []netip.Prefix{cidr("192.168.99.0/24")}}},
+			NodeStatus{"ab12", "1.0.0", []netip.Prefix{cidr("192.168.99.0/24")}, when}},
 		&Report{Metadata{Name: "slave/agent"}, ReportStatus{Seen: when, Started: when, Problems: []string{"drift"}, Behind: true, Endpoints: 3}},
-		&Report{Metadata{Name: "slave/speaker"}, ReportStatus{Seen: when,
+		&Report{Metadata{Name: "slave/speaker"}, ReportStatus{Seen: when, Bare: true,
 			Sessions: []SessionStatus{{addr("192.168.99.103"), "node-to-node mesh", "up", when, "Established"}}}},
 		&Pool{Metadata{Name: "10.0.0.0-26"}, PoolSpec{cidr("10.0.0.0/26"), 28, EncapIPIP, true, true, true, "has(rack)"}},
 		&Pool{Metadata{Name: "fd80:24e2:f998:72d6::-64"}, PoolSpec{cidr("fd80:24e2:f998:72d6::/64"), 122, EncapNone, false, false, false, "all()"}},

@@ -110,6 +110,9 @@ type NodeStatus struct {
 	Version string `json:"version,omitempty"`
 	// Subnets are the connected subnets of every interface that is not ours.
 	Subnets []netip.Prefix `json:"subnets,omitempty"`
+	// Away is since when the reflectors have had no session with the node: it is not
+	// chosen as one. They write it, and take it back.
+	Away time.Time `json:"away,omitzero"`
 }
 
 // Report is what a role of a node tells people of itself; no role acts on it. Its

@@ -56,12 +56,13 @@ func (m *member) zone() string { return m.Metadata.Labels[datastore.ZoneLabel] }
 func (m *member) meets(n *member) bool { return m.has[0] && n.has[0] || m.has[1] && n.has[1] }
 
 // mode is whether m is to be a reflector. A node that no agent of netctl has registered
-// runs somebody else's speaker, and becomes one only if a person says that it is.
+// runs somebody else's speaker, and becomes one only if a person says that it is. One
+// that is away is not chosen.
 func (m *member) mode() datastore.ReflectorMode {
 	switch r := m.Spec.Reflector; {
 	case r != nil && r.Mode != "" && r.Mode != datastore.ReflectorAuto:
 		return r.Mode
-	case m.Status.Host == "":
+	case m.Status.Host == "", !m.Status.Away.IsZero():
 		return datastore.ReflectorNever
 	}
 	return datastore.ReflectorAuto
@@ -208,12 +209,16 @@ func choose(zone []*member) {
 	}
 }
 
+// First is the one of several nodes that is to act on another: all find the same one.
+func First(of string, nodes []string) string {
+	return slices.MinFunc(nodes, func(x, y string) int {
+		return cmp.Or(cmp.Compare(score(of, x), score(of, y)), strings.Compare(x, y))
+	})
+}
+
 // rank orders two nodes by a hash of their names and a third's.
 func rank(of string, x, y *member) int {
-	if c := cmp.Compare(score(of, x.name()), score(of, y.name())); c != 0 {
-		return c
-	}
-	return strings.Compare(x.name(), y.name())
+	return cmp.Or(cmp.Compare(score(of, x.name()), score(of, y.name())), strings.Compare(x.name(), y.name()))
 }
 
 func score(of, name string) uint64 {
@@ -366,7 +371,7 @@ func (a *Arrangement) list() []Member {
 	var out []Member
 	for _, name := range sortedKeys(a.members) {
 		m := a.members[name]
-		one := Member{Name: name, AS: m.Spec.AS, Addresses: m.addrs, Reflector: m.Spec.Reflector, Host: m.Status.Host}
+		one := Member{Name: name, AS: m.Spec.AS, Addresses: m.addrs, Reflector: m.Spec.Reflector, Host: m.Status.Host, Away: !m.Status.Away.IsZero()}
 		switch {
 		case selects:
 			one.Labels = m.Metadata.Labels

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"netctl/datastore"
 )
@@ -270,6 +271,10 @@ func TestReflectorsByHand(t *testing.T) {
 	}
 	foreign := one(9, "", "4")
 	foreign.Status.Host = ""
+	gone := func(n *datastore.Node) *datastore.Node {
+		n.Status.Away = time.Unix(1, 0)
+		return n
+	}
 	for name, c := range map[string]struct {
 		nodes []*datastore.Node
 		node  string
@@ -285,6 +290,8 @@ func TestReflectorsByHand(t *testing.T) {
 			"n1", "n0 reflector, n2 reflector"},
 		"one willing in the zone, said there": {[]*datastore.Node{one(0, "a", "4"), set(one(1, "a", "4"), never), set(one(2, "b", "4"), always), set(one(3, "b", "4"), always)},
 			"n0", "n1 client, n2 reflector, n3 reflector; n0 is the only reflector of zone \"a\", whose nodes use those of other zones too; `netctl node NAME set reflector always` makes another there"},
+		"one away, another by hand": {[]*datastore.Node{gone(one(0, "", "4")), one(1, "", "4"), set(gone(one(2, "", "4")), always)},
+			"n0", "n1 reflector, n2 reflector"},
 		"one willing at all": {[]*datastore.Node{one(0, "", "4"), set(one(1, "", "4"), never), set(one(2, "", "4"), never)},
 			"n0", "n1 client, n2 client; n0 is the only reflector of AS 64511 with IPv4: no route is learnt while it is away; `netctl node NAME set reflector always` makes another"},
 		"none willing": {[]*datastore.Node{set(one(0, "", "4"), never), set(one(1, "", "4"), never), set(one(2, "", "4"), never)},

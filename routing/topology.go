@@ -27,6 +27,10 @@ type Peer struct {
 	// Client: this node reflects for it; Reflects: it reflects, for this node or others.
 	Client   bool `json:"client,omitempty"`
 	Reflects bool `json:"reflects,omitempty"`
+	// Chosen: it reflects because the topology chose it; Away: it would be chosen, but
+	// has been away.
+	Chosen bool `json:"chosen,omitempty"`
+	Away   bool `json:"away,omitempty"`
 }
 
 // Member is what a topology with reflectors depends on of a node.
@@ -37,6 +41,7 @@ type Member struct {
 	Labels    map[string]string    `json:"labels,omitempty"`
 	Reflector *datastore.Reflector `json:"reflector,omitempty"`
 	Host      string               `json:"host,omitempty"`
+	Away      bool                 `json:"away,omitempty"`
 }
 
 // Plan is all that a node's speaker needs of the datastore.
@@ -128,7 +133,9 @@ func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *da
 		if ok && link == NoLink {
 			continue
 		}
-		peer.Client, peer.Reflects = link == ClientLink, arrangement.members[n.Metadata.Name].reflects
+		m := arrangement.members[n.Metadata.Name]
+		peer.Client, peer.Reflects, peer.Away = link == ClientLink, m.reflects, !n.Status.Away.IsZero()
+		peer.Chosen = m.reflects && m.mode() == datastore.ReflectorAuto
 		if !ok {
 			if len(n.Spec.Addresses) > 0 {
 				p.Problems = append(p.Problems, fmt.Sprintf("node %s shares no address family with this node", n.Metadata.Name))

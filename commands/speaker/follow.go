@@ -118,7 +118,8 @@ func matters(c datastore.Change) bool {
 	case *datastore.Node:
 		now, _ := c.New.(*datastore.Node)
 		return now == nil || was.Spec.AS != now.Spec.AS || was.Status.Host != now.Status.Host || !slices.Equal(was.Spec.Addresses, now.Spec.Addresses) ||
-			!maps.Equal(was.Metadata.Labels, now.Metadata.Labels) || !reflect.DeepEqual(was.Spec.Reflector, now.Spec.Reflector)
+			!maps.Equal(was.Metadata.Labels, now.Metadata.Labels) || !reflect.DeepEqual(was.Spec.Reflector, now.Spec.Reflector) ||
+			was.Status.Away.IsZero() != now.Status.Away.IsZero()
 	case *datastore.Pool:
 		now, _ := c.New.(*datastore.Pool)
 		return now == nil || was.Spec.CIDR != now.Spec.CIDR || was.Spec.BlockSize != now.Spec.BlockSize

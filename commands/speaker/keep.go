@@ -40,6 +40,9 @@ func planned(node string, p routing.Plan) kept {
 		add(m.Name, m.AS, m.Addresses)
 		n := k.nodes[len(k.nodes)-1]
 		n.Metadata.Labels, n.Spec.Reflector, n.Status.Host = m.Labels, m.Reflector, m.Host
+		if m.Away {
+			n.Status.Away = time.Unix(0, 0) // since when is nothing that a plan depends on
+		}
 	}
 	for _, peer := range p.Peers {
 		if len(p.Members) > 0 {

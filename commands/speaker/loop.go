@@ -188,7 +188,13 @@ func (l *loop) follow(ctx context.Context, plan routing.Plan) {
 	}
 	l.state.setPlan(plan)
 	l.originate()
-	l.reporter.Wake()
+	l.sessionChanged()
+}
+
+// sessionChanged wakes those that look at the sessions.
+func (s *speaker) sessionChanged() {
+	s.reporter.Wake()
+	s.warden.wake()
 }
 
 // part notes the peers that another topology has no sessions with, although they are
@@ -268,7 +274,7 @@ func (l *loop) start(ctx context.Context, want fixed) error {
 		RestartTime: time.Duration(want.restartTime) * time.Second,
 		Restarting:  l.ranBefore, ForwardingPreserved: preserved, Stale: stale,
 		Import: l.imports, SinglePath: func(p netip.Prefix) bool { return l.belief.Load().InPool(p) },
-		Installer: l.installer, OnSessionChange: l.reporter.Wake, Log: l.log,
+		Installer: l.installer, OnSessionChange: l.sessionChanged, Log: l.log,
 	})
 	if err != nil {
 		return err

@@ -5,7 +5,8 @@
 //
 // It owns the kernel's routes of the speaker's protocol number,
 // StateDir/speaker.json and the speaker's socket. It never writes another route
-// and, of the datastore, only its own report.
+// and, of the datastore, only its own report and, as a reflector, whether another one is
+// away.
 //
 // On a machine without endpoints, as the role reflector, it leaves the kernel alone.
 //
@@ -160,6 +161,7 @@ type speaker struct {
 	installer  *installer
 	state      *state
 	reporter   *control.Reporter
+	warden     *warden
 	last       lastRun       // of the last run
 	kept       *control.Kept // lastRunFile
 }
@@ -172,6 +174,7 @@ func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datasto
 	s.reporter = control.NewReporter(cfg.Node, datastore.ReportSpeaker, store, s.state.report(time.Now(), s.bare), log)
 	s.follower = newFollower(cfg.Node, s.hostFile(), s.state, s.reporter.Wake, log)
 	s.follower.agentless = cfg.Reflector
+	s.warden = newWarden(cfg.Node, s.state, store, log)
 	s.nextHops = newTracker(ctx, own, cfg.LinkPrefix, log)
 	s.installer = newInstaller(own, s.nextHops, s.reporter.Wake, log)
 	return s
@@ -220,6 +223,7 @@ func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []
 		{Name: "watch routes", Do: func(ctx context.Context) error { return s.own.Watch(ctx, endpoints, s.forward(ctx, false)) }},
 		{Name: "install routes", Do: s.installer.run},
 		{Name: s.reporter.String(), Do: s.reporter.Run},
+		{Name: "watch the reflectors", Do: s.warden.run},
 		{Name: "speak", Do: s.reconcile},
 		{Name: "follow the datastore", Do: func(ctx context.Context) error {
 			err := datastore.Follow(ctx, s.store, kinds(), s.guard, s.follower)
