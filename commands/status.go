@@ -25,12 +25,11 @@ const statusTime = 5 * time.Second
 type nodeReport struct {
 	Node string `json:"node"`
 	// Healthy: nothing is wrong.
-	Healthy  bool     `json:"healthy"`
-	Problems []string `json:"problems"`
-	Running  bool     `json:"running"`
-	InSync   bool     `json:"inSync"`
-	// Reflector: the machine is a route reflector and has no agent.
-	Reflector bool      `json:"reflector,omitempty"`
+	Healthy   bool      `json:"healthy"`
+	Problems  []string  `json:"problems"`
+	Running   bool      `json:"running"`
+	InSync    bool      `json:"inSync"`
+	Reflector bool      `json:"reflector,omitempty"` // and no agent is on the machine
 	Started   time.Time `json:"started,omitzero"`
 	Endpoints int       `json:"endpoints"`
 	Version   string    `json:"version,omitempty"`

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -99,7 +100,7 @@ func Arrange(nodes []*datastore.Node, bgp *datastore.BGPConfig) *Arrangement {
 	default:
 		a.Why = fmt.Sprintf("auto: %d nodes, more than %d", a.nodes, t.MeshLimit)
 	}
-	for _, as := range sortedKeys(byAS) {
+	for _, as := range slices.Sorted(maps.Keys(byAS)) {
 		a.arrange(byAS[as])
 	}
 	return a
@@ -157,7 +158,7 @@ func zones(all []*member) [][]*member {
 		index[m.zone()] = append(index[m.zone()], m)
 	}
 	var out [][]*member
-	for _, name := range sortedKeys(index) {
+	for _, name := range slices.Sorted(maps.Keys(index)) {
 		out = append(out, index[name])
 	}
 	return out
@@ -369,7 +370,7 @@ func (a *Arrangement) list() []Member {
 		selects = selects || m.Spec.Reflector != nil && m.Spec.Reflector.Clients != ""
 	}
 	var out []Member
-	for _, name := range sortedKeys(a.members) {
+	for _, name := range slices.Sorted(maps.Keys(a.members)) {
 		m := a.members[name]
 		one := Member{Name: name, AS: m.Spec.AS, Addresses: m.addrs, Reflector: m.Spec.Reflector, Host: m.Status.Host, Away: !m.Status.Away.IsZero()}
 		switch {
@@ -413,114 +414,4 @@ func (a *Arrangement) Link(x, y string) Link {
 		return PlainLink
 	}
 	return NoLink
-}
-
-func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
-	keys := make([]K, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
-
-// Sessions counts those between all nodes, and those that a mesh would have.
-func (a *Arrangement) Sessions() (n, mesh int) {
-	for x, m := range a.members {
-		for y, o := range a.members {
-			if x < y && m.meets(o) {
-				if mesh++; a.Link(x, y) != NoLink {
-					n++
-				}
-			}
-		}
-	}
-	return n, mesh
-}
-
-// Move is what it takes to get from one arrangement to another.
-type Move struct {
-	// Reflectors that come and go, sorted; Sessions that do, each counted once.
-	NewReflectors   []string `json:"newReflectors"`
-	GoneReflectors  []string `json:"goneReflectors"`
-	NewSessions     int      `json:"newSessions"`
-	GoneSessions    int      `json:"goneSessions"`
-	ChangedSessions int      `json:"changedSessions"` // stay, and are a client's or no client's any more
-}
-
-// Move compares a with what comes after it, of the same nodes.
-func (a *Arrangement) Move(next *Arrangement) Move {
-	m := Move{NewReflectors: []string{}, GoneReflectors: []string{}}
-	for _, x := range sortedKeys(a.members) {
-		switch was, is := a.members[x].reflects, next.members[x].reflects; {
-		case is && !was:
-			m.NewReflectors = append(m.NewReflectors, x)
-		case was && !is:
-			m.GoneReflectors = append(m.GoneReflectors, x)
-		}
-		for y := range a.members {
-			if x >= y {
-				continue
-			}
-			switch was, is := a.Link(x, y), next.Link(x, y); {
-			case was == is:
-			case was == NoLink:
-				m.NewSessions++
-			case is == NoLink:
-				m.GoneSessions++
-			default:
-				m.ChangedSessions++
-			}
-		}
-	}
-	return m
-}
-
-// Zone is a zone of one AS: its reflectors, and who is a client of which.
-type Zone struct {
-	AS         uint32   `json:"as"`
-	Name       string   `json:"name"`
-	Reflectors []string `json:"reflectors,omitempty"`
-	Clients    []Client `json:"clients,omitempty"`
-	// Meshed are the nodes that nobody reflects for.
-	Meshed []string `json:"meshed,omitempty"`
-}
-
-// Client is a node and its reflectors.
-type Client struct {
-	Name       string   `json:"name"`
-	Reflectors []string `json:"reflectors"`
-}
-
-// Zones lists what Arrange decided, sorted. Nodes without an address are left out.
-func (a *Arrangement) Zones() []Zone {
-	type key struct {
-		as   uint32
-		zone string
-	}
-	index := map[key]int{}
-	var zones []Zone
-	for _, name := range sortedKeys(a.members) {
-		m := a.members[name]
-		if len(m.addrs) == 0 {
-			continue
-		}
-		k := key{m.as, m.zone()}
-		if _, ok := index[k]; !ok {
-			index[k] = len(zones)
-			zones = append(zones, Zone{AS: k.as, Name: k.zone})
-		}
-		switch z := &zones[index[k]]; {
-		case m.reflects:
-			z.Reflectors = append(z.Reflectors, name)
-		case len(m.servers) > 0:
-			z.Clients = append(z.Clients, Client{name, names(m.servers)})
-		default:
-			z.Meshed = append(z.Meshed, name)
-		}
-	}
-	slices.SortFunc(zones, func(x, y Zone) int {
-		return cmp.Or(cmp.Compare(x.AS, y.AS), cmp.Compare(x.Name, y.Name))
-	})
-	return zones
 }
