@@ -62,7 +62,7 @@ func (w *warden) look(ctx context.Context, now time.Time) (wait time.Duration) {
 	verdicts, wait := judge(w.node, plan, engine.Status(), now)
 	for _, v := range verdicts {
 		if err := w.note(ctx, v, now); err != nil && ctx.Err() == nil {
-			w.log.Warn("reflector's absence not noted", "peer", v.node, "away", v.away, "error", err)
+			w.log.Warn("reflector's absence not noted", "reflector", v.node, "away", v.away, "error", err)
 			wait = retryMax
 		}
 	}
@@ -130,7 +130,7 @@ func (w *warden) note(ctx context.Context, v verdict, now time.Time) error {
 	}
 	err = datastore.Update(ctx, w.store, n)
 	if err == nil {
-		w.log.Info("reflector noted", "peer", v.node, "away", v.away)
+		w.log.Info("reflector noted", "reflector", v.node, "away", v.away)
 	}
 	return err
 }

@@ -466,16 +466,19 @@ func (r *rib) conflicts() []Conflict {
 		return nil
 	}
 	for _, d := range r.dests {
+		if d.paths == nil || d.paths.next == nil {
+			continue
+		}
 		var paths []*path
 		for p := range d.all() {
 			if p.peer != nil && !p.refused {
 				paths = append(paths, p)
 			}
 		}
-		if len(paths) < 2 {
+		// Reflectors tell the same path several times over.
+		if len(paths) == 0 {
 			continue
 		}
-		// Reflectors tell the same path several times over.
 		if hops := nextHops(paths).addrs(); len(hops) > 1 && r.config.SinglePath(d.key.Prefix()) {
 			all = append(all, Conflict{d.key.Prefix(), hops})
 		}
