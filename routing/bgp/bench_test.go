@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -22,10 +23,11 @@ const (
 	feederAS   = 64600
 )
 
-// fan is what goes from one peer to fanClients others: routes with a number of
+// fan is what goes from one peer to clients: routes with a number of
 // attribute sets, packed or one prefix an UPDATE, by an eBGP peer or by a client of the
 // reflector that is measured.
 type fan struct {
+	clients      int // 0: fanClients
 	routes, sets int
 	family       Family
 	single       bool
@@ -34,7 +36,11 @@ type fan struct {
 
 var fanTarget = netip.MustParseAddrPort("127.0.0.1:1792")
 
-func fanClient(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, 1, 0, byte(i + 1)}) }
+func fanClient(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{127, 1, byte(i >> 8), byte(i)}).Next()
+}
+
+var fanFeeder = netip.MustParseAddr("127.2.0.1")
 
 // client is a minimal BGP peer: it counts prefixes and does nothing else.
 type client struct {
@@ -144,15 +150,15 @@ func (c *client) read(routes int) {
 func fanOut(b *testing.B, h *host, f fan) {
 	b.Helper()
 	var clients []*client
-	for i := range fanClients {
+	for i := range cmp.Or(f.clients, fanClients) {
 		clients = append(clients, enter(b, h, fanClient(i), fanAS, f.routes))
 	}
-	look := outlook{external: true, as4: true, localAS: feederAS, nextHop: [2]netip.Addr{fanClient(200), addr("fd00::200")}}
+	look := outlook{external: true, as4: true, localAS: feederAS, nextHop: [2]netip.Addr{fanFeeder, addr("fd00::200")}}
 	a := attrs{}
 	if f.reflect {
 		look = outlook{as4: true, nextHop: look.nextHop}
 	}
-	feeder := enter(b, h, fanClient(200), f.feederAS(), 0)
+	feeder := enter(b, h, fanFeeder, f.feederAS(), 0)
 	sets := make([][]netip.Prefix, f.sets)
 	var list []netip.Prefix
 	for i := range f.routes {
@@ -217,8 +223,8 @@ func (f fan) engine(b *testing.B) {
 	}
 	h.settle(s)
 	both := []Family{IPv4, IPv6}
-	peers := []PeerConfig{{Address: fanClient(200), AS: f.feederAS(), Passive: true, Client: f.reflect, Families: both}}
-	for i := range fanClients {
+	peers := []PeerConfig{{Address: fanFeeder, AS: f.feederAS(), Passive: true, Client: f.reflect, Families: both}}
+	for i := range cmp.Or(f.clients, fanClients) {
 		peers = append(peers, PeerConfig{Address: fanClient(i), AS: fanAS, Passive: true, Client: f.reflect, Families: both})
 	}
 	if err := s.Configure(peers); err != nil {
@@ -241,14 +247,14 @@ func (f fan) bird(b *testing.B) {
 	if f.reflect {
 		reflects = "rr client;"
 	}
-	peer := func(i int, as uint32) {
+	peer := func(i int, from netip.Addr, as uint32) {
 		fmt.Fprintf(&conf, `protocol bgp p%d { local 127.0.0.1 port %d as %d; neighbor %v as %d; multihop; passive; hold time 0; %s
   ipv4 { import all; export where source = RTS_BGP; }; ipv6 { import all; export where source = RTS_BGP; }; }`+"\n",
-			i, fanTarget.Port(), fanAS, fanClient(i), as, reflects)
+			i, fanTarget.Port(), fanAS, from, as, reflects)
 	}
-	peer(200, f.feederAS())
-	for i := range fanClients {
-		peer(i, fanAS)
+	peer(0, fanFeeder, f.feederAS())
+	for i := range cmp.Or(f.clients, fanClients) {
+		peer(i+1, fanClient(i), fanAS)
 	}
 	startDaemonBIRD(h, conf.String())
 	fanOut(b, h, f)
@@ -273,8 +279,17 @@ func BenchmarkReflectSets10kBIRD(b *testing.B)   { reflected(10_000).of(100).bir
 func BenchmarkReflectSingle10k(b *testing.B)     { reflected(10_000).one().engine(b) }
 func BenchmarkReflectSingle10kBIRD(b *testing.B) { reflected(10_000).one().bird(b) }
 
+// Far more clients.
+func BenchmarkReflect1000Clients(b *testing.B)     { reflected(10_000).to(1000).engine(b) }
+func BenchmarkReflect1000ClientsBIRD(b *testing.B) { reflected(10_000).to(1000).bird(b) }
+
+// One route, as soon as the last client has it.
+func BenchmarkReflectOne(b *testing.B)     { reflected(1).engine(b) }
+func BenchmarkReflectOneBIRD(b *testing.B) { reflected(1).bird(b) }
+
 func reflected(routes int) fan { return fan{routes: routes, sets: 1, reflect: true} }
 
-func (f fan) v6() fan         { f.family = IPv6; return f }
-func (f fan) of(sets int) fan { f.sets = sets; return f }
-func (f fan) one() fan        { f.single = true; return f }
+func (f fan) to(clients int) fan { f.clients = clients; return f }
+func (f fan) v6() fan            { f.family = IPv6; return f }
+func (f fan) of(sets int) fan    { f.sets = sets; return f }
+func (f fan) one() fan           { f.single = true; return f }
