@@ -149,6 +149,7 @@ func TestConfigFileErrors(t *testing.T) {
 		{"etcd:\n  peerURL: x\n", ":2: etcd.peerURL: "},
 		{"stateDir: relative\n", `:1: stateDir: "relative": want an absolute path`},
 		{"labels: [\"a b=c\"]\n", ":1: labels: "},
+		{"roles: [speaker, reflector]\n", `:1: roles: speaker and reflector: one of them speaks BGP on a machine`},
 		{"roles: [bogus]\n", `:1: roles: "bogus": want one of datastore, agent, speaker`},
 		{"node: a\n---\nnode: b\n", ":2: one document only"},
 		{"node: show\n", "node:"},

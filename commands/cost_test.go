@@ -140,6 +140,10 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 		{"endpoint n0/cni/w0/eth0 profile append p1", "endpoint profile", false},
 		{"bgp node-mesh", "bgpconfig", false},
 		{"bgp default-node-as", "bgpconfig", false},
+		{"bgp topology", "bgpconfig", false},
+		{"bgp topology show", "bgpconfigs nodes", true},
+		{"bgp topology mesh --dry-run", "bgpconfigs nodes", true},
+		{"node n0 set reflector never", "node", false},
 		{"status", "bgpconfigs node", false},
 		{"status --node n1", "bgpconfigs node report", false},
 		{"status --all", "bgpconfigs nodes reports", true},
@@ -170,7 +174,7 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 	}
 	// Every command that reads the datastore has its line, or is named here with why.
 	without := map[string]string{
-		"agent": "a role", "speaker": "a role", "datastore": "a role", "node": "a role", "datastore adopt": "identity only", "apply": "what the manifest needs: neededToPut",
+		"agent": "a role", "speaker": "a role", "reflector": "a role", "datastore": "a role", "node": "a role", "datastore adopt": "identity only", "apply": "what the manifest needs: neededToPut",
 		"create": "as apply", "replace": "as apply", "edit": "as get", "delete": "as remove", "config": "no datastore", "version": "no datastore",
 		"completion": "no datastore", "lab up": "no datastore", "lab down": "no datastore", "lab exec": "no datastore", "lab status": "no datastore",
 		"endpoint add": "asks the agent", "endpoint remove": "asks the agent", "route show": "the kernel, or blocks and endpoints of --node",

@@ -169,6 +169,34 @@ func TestStatusDetached(t *testing.T) {
 	}
 }
 
+// TestStatusOfReflector: a machine with a reflector alone lacks nothing.
+func TestStatusOfReflector(t *testing.T) {
+	dir := t.TempDir()
+	s := &settings{Node: "rr1"}
+	s.Agent.Socket, s.Speaker.Socket = filepath.Join(dir, "agent.sock"), filepath.Join(dir, "speaker.sock")
+	answer(t, s.Speaker.Socket, control.SpeakerStatus{Bare: true})
+	local := localReport(t.Context(), s, datastore.NewView(), nil)
+	now := time.Now()
+	v := datastore.NewView()
+	_, op, err := datastore.OpPut(&datastore.Report{Metadata: datastore.Metadata{Name: datastore.ReportName("rr1", datastore.ReportSpeaker)},
+		Status: datastore.ReportStatus{Seen: now, Bare: true}})
+	if err == nil {
+		_, err = v.Apply(datastore.Entry{Key: op.Key, Value: op.Value, Revision: 1})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := &datastore.Node{Metadata: datastore.Metadata{Name: "rr1"}}
+	for _, r := range []*nodeReport{local, remoteReport(v, node, now)} {
+		if text := (&app{}).reportText(r, false, now); !r.Healthy || !strings.HasPrefix(text, "netctl reflector is running.\n") {
+			t.Errorf("healthy %v:\n%s", r.Healthy, text)
+		}
+	}
+	if r := remoteReport(v, node, now.Add(time.Hour)); r.Healthy || r.Reflector || len(r.Problems) != 1 {
+		t.Errorf("silent for an hour: %+v", r)
+	}
+}
+
 // answer serves a role's status on a socket.
 func answer[T any](t *testing.T, socket string, status T) {
 	t.Helper()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"netctl/datastore"
@@ -22,6 +23,9 @@ type warden struct {
 	log     *slog.Logger
 	changed chan struct{} // holds one
 }
+
+// wardenPause is how long changes are collected.
+const wardenPause = time.Second
 
 func newWarden(node string, st *state, store datastore.Store, log *slog.Logger) *warden {
 	return &warden{node: node, state: st, store: store, log: log, changed: make(chan struct{}, 1)}
@@ -45,6 +49,11 @@ func (w *warden) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-w.changed:
+			select { // sessions change by the hundred, and nothing is urgent here
+			case <-ctx.Done():
+				return nil
+			case <-time.After(wardenPause):
+			}
 		case <-due:
 		}
 	}
@@ -56,7 +65,8 @@ func (w *warden) look(ctx context.Context, now time.Time) (wait time.Duration) {
 	w.state.mu.Lock()
 	engine, plan, attached := w.state.engine, w.state.plan, w.state.answered && w.state.alien == ""
 	w.state.mu.Unlock()
-	if engine == nil || !attached {
+	reflects := slices.ContainsFunc(plan.Peers, func(p routing.Peer) bool { return p.Client })
+	if engine == nil || !attached || !reflects || !slices.ContainsFunc(plan.Peers, func(p routing.Peer) bool { return p.Chosen || p.Away }) {
 		return 0
 	}
 	verdicts, wait := judge(w.node, plan, engine.Status(), now)
@@ -75,17 +85,17 @@ type verdict struct {
 	away bool
 }
 
-// judge says what a node's reflector is to note of others now, and in how long it may be
+// judge says what a reflector is to note of others now, and in how long it may be
 // more.
 func judge(node string, plan routing.Plan, sessions []bgp.Session, now time.Time) (due []verdict, wait time.Duration) {
 	up := 0
-	here, candidates, reflects := map[string]bgp.Session{}, []string{node}, false
+	here, candidates := map[string]bgp.Session{}, []string{node}
 	for _, s := range sessions {
 		for _, p := range plan.Peers {
 			if p.Address != s.Peer {
 				continue
 			}
-			here[p.Name], reflects = s, reflects || p.Client
+			here[p.Name] = s
 			if s.State == "Established" {
 				if up++; p.Reflects {
 					candidates = append(candidates, p.Name)
@@ -93,7 +103,7 @@ func judge(node string, plan routing.Plan, sessions []bgp.Session, now time.Time
 			}
 		}
 	}
-	if !reflects || 2*up < len(plan.Peers) {
+	if 2*up < len(plan.Peers) {
 		return nil, 0
 	}
 	patience := time.Duration(plan.RestartTime) * time.Second
