@@ -41,6 +41,7 @@ type member struct {
 	*datastore.Node
 	addrs    []netip.Addr
 	as       uint32
+	zone     string
 	has      [2]bool // an address of the family, IPv4 first
 	reflects bool
 	clients  *datastore.Selector // of a reflector; nil: its zone
@@ -51,7 +52,6 @@ type member struct {
 }
 
 func (m *member) name() string { return m.Metadata.Name }
-func (m *member) zone() string { return m.Metadata.Labels[datastore.ZoneLabel] }
 
 // meets says whether both have a family in common.
 func (m *member) meets(n *member) bool { return m.has[0] && n.has[0] || m.has[1] && n.has[1] }
@@ -77,7 +77,7 @@ func Arrange(nodes []*datastore.Node, bgp *datastore.BGPConfig) *Arrangement {
 	a := &Arrangement{members: make(map[string]*member, len(nodes))}
 	byAS := map[uint32][]*member{}
 	for _, n := range nodes {
-		m := &member{Node: n, addrs: addresses(n), as: asOf(n, bgp)}
+		m := &member{Node: n, addrs: addresses(n), as: asOf(n, bgp), zone: n.Metadata.Labels[datastore.ZoneLabel]}
 		for _, addr := range m.addrs {
 			m.has[family(addr)] = true
 		}
@@ -155,7 +155,7 @@ func (a *Arrangement) arrange(all []*member) {
 func zones(all []*member) [][]*member {
 	index := map[string][]*member{}
 	for _, m := range all {
-		index[m.zone()] = append(index[m.zone()], m)
+		index[m.zone] = append(index[m.zone], m)
 	}
 	var out [][]*member
 	for _, name := range slices.Sorted(maps.Keys(index)) {
@@ -253,7 +253,7 @@ func serve(m *member, reflectors []*member) []*member {
 	for _, r := range reflectors {
 		switch {
 		case !m.meets(r):
-		case r.clients != nil && r.clients.Matches(m.Metadata.Labels), r.clients == nil && r.zone() == m.zone():
+		case r.clients != nil && r.clients.Matches(m.Metadata.Labels), r.clients == nil && r.zone == m.zone:
 			add(r)
 		default:
 			others = append(others, r)
@@ -307,7 +307,7 @@ func (a *Arrangement) judge(all, reflectors []*member, has [2]int) {
 			served = served || !m.reflects
 		}
 		if len(own) == 1 && len(reflectors) > 1 && served {
-			problem(names(own), "%s is the only reflector of zone %q, whose nodes use those of other zones too; %s another there", own[0].name(), own[0].zone(), fix)
+			problem(names(own), "%s is the only reflector of zone %q, whose nodes use those of other zones too; %s another there", own[0].name(), own[0].zone, fix)
 		}
 	}
 	byID := map[netip.Addr]*member{}
@@ -332,7 +332,7 @@ func clientless(r *member) string {
 	if r.clients != nil {
 		return fmt.Sprintf("no other node has the labels that its clients are to have: %s", r.Spec.Reflector.Clients)
 	}
-	return fmt.Sprintf("no node that is none itself has its label %s=%s", datastore.ZoneLabel, r.zone())
+	return fmt.Sprintf("no node that is none itself has its label %s=%s", datastore.ZoneLabel, r.zone)
 }
 
 func sameClients(all []*member, r, other *member) bool {
@@ -376,8 +376,8 @@ func (a *Arrangement) list() []Member {
 		switch {
 		case selects:
 			one.Labels = m.Metadata.Labels
-		case m.zone() != "":
-			one.Labels = map[string]string{datastore.ZoneLabel: m.zone()}
+		case m.zone != "":
+			one.Labels = map[string]string{datastore.ZoneLabel: m.zone}
 		}
 		out = append(out, one)
 	}

@@ -168,7 +168,7 @@ func TestArrangementIsSmall(t *testing.T) {
 			switch {
 			case m.reflects:
 				reflectors++
-			case len(m.servers) != least || m.servers[0].zone() != m.zone() || m.servers[1].zone() != m.zone():
+			case len(m.servers) != least || m.servers[0].zone != m.zone || m.servers[1].zone != m.zone:
 				t.Errorf("%s is a client of %v", m.name(), names(m.servers))
 			}
 		}

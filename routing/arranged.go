@@ -87,7 +87,7 @@ func (a *Arrangement) Zones() []Zone {
 		if len(m.addrs) == 0 {
 			continue
 		}
-		k := key{m.as, m.zone()}
+		k := key{m.as, m.zone}
 		if _, ok := index[k]; !ok {
 			index[k] = len(zones)
 			zones = append(zones, Zone{AS: k.as, Name: k.zone})
