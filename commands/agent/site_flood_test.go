@@ -2,6 +2,7 @@ package agent
 
 import (
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -45,10 +46,12 @@ func frames(c *netlab.Container, n int, eth uint16, payload func(b []byte, mac n
 			<-time.After(time.Millisecond)
 		}
 		frame := payload(append(buffer, head...), link.HardwareAddr, rnd)
-		for err := unix.ENOBUFS; err == unix.ENOBUFS; {
-			if err, _ = unix.Sendto(fd, frame, 0, to).(unix.Errno); err != 0 && err != unix.ENOBUFS {
-				return err
-			}
+		err := unix.Sendto(fd, frame, 0, to)
+		for errors.Is(err, unix.ENOBUFS) {
+			err = unix.Sendto(fd, frame, 0, to)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
