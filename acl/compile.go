@@ -325,27 +325,18 @@ func (p *program) addressTerms(s datastore.Side, f Field, fam uint32) []Term {
 	}
 	add(s.Tag, "tag", fromTag)
 	if s.CIDR.IsValid() && family(s.CIDR.Addr()) == fam {
-		out = append(out, Term{Field: f, Not: s.NotCIDR, Set: p.use(cidrSet(s.CIDR))})
+		out = append(out, Term{Field: f, Not: s.NotCIDR, Prefix: cidrOf(s.CIDR)})
 	}
 	add(s.Selector, "sel", fromSelector)
 	add(s.Set, "set", fromSet)
 	return out
 }
 
-// cidrSet is the set of one prefix: an interval set, or a hash set for a single
-// address.
-func cidrSet(c netip.Prefix) setRef {
+// cidrOf is a rule's prefix as the kernel compares it. One needs no set: of those the
+// kernel goes through the list for each rule that names one.
+func cidrOf(c netip.Prefix) netip.Prefix {
 	if c.Addr().Is4In6() {
 		c = netip.PrefixFrom(c.Addr().Unmap(), max(0, c.Bits()-96))
 	}
-	c = c.Masked()
-	kind, typ := "net", Net4
-	if c.Addr().Is6() {
-		typ = Net6
-	}
-	if c.IsSingleIP() {
-		kind, typ = "addr", typ-Net4+Addr4
-	}
-	kind += map[bool]string{true: "4", false: "6"}[c.Addr().Is4()]
-	return setRef{name: hashName(kind, c.String()), typ: typ, arg: "cidr " + c.String(), elements: []Element{{Prefix: c}}}
+	return c.Masked()
 }

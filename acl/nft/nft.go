@@ -34,6 +34,10 @@ const answerTime = 30 * time.Second
 
 // Table is the table in one network namespace. Safe for concurrent use.
 type Table struct {
+	// OnClosed, if set, is called by Sync when a table that was open is closed, before
+	// it is whole. It must not call the Table.
+	OnClosed func(want *acl.Ruleset)
+
 	log *slog.Logger
 
 	mu    sync.Mutex // one transaction or read at a time
@@ -143,6 +147,9 @@ func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err er
 		err := t.commit(ctx, first)
 		if refused := (*acl.RefusedError)(nil); err != nil && !errors.As(err, &refused) {
 			return true, err
+		}
+		if t.OnClosed != nil {
+			t.OnClosed(want)
 		}
 		if tx, _, err = t.differences(want); err != nil || tx.empty() {
 			return true, err

@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"netctl/acl"
 	"netctl/acl/conntrack"
 	"netctl/acl/iptables"
 	"netctl/acl/nft"
@@ -222,6 +223,8 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	a.build(o, func(fn func(context.Context) error) { group.Go(func() error { return fn(inner) }) })
 	a.loop.synced = sync.OnceFunc(control.TellSynced)
+	// Flows that began while the filter was open are cut before it is whole again.
+	a.nft.OnClosed = func(r *acl.Ruleset) { a.loop.filtering.repaired(r) }
 	serving, stop := context.WithCancel(inner)
 	defer context.AfterFunc(ctx, stop)()
 	for _, t := range a.tasks(o, serving) {

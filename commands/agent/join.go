@@ -96,9 +96,9 @@ func (j *joiner) register(ctx context.Context) (int64, error) {
 		resolve: func(a netip.Addr) (routing.NextHop, error) { return j.resolve(ctx, a) },
 	}
 	chosen, rule, err := c.choose()
-	if err != nil {
+	if err != nil && (node == nil || node.Status.Host != j.host || len(node.Spec.Addresses) == 0) {
 		return 0, fmt.Errorf("%w: %w", datastore.ErrInvalid, err)
-	}
+	} // else it is gone for the moment, as it may go while the agent runs: goBy says so
 	j.told(ctx, chosen, rule)
 	set := func(n *datastore.Node) (changed bool, err error) {
 		if n.Status.Host != "" && n.Status.Host != j.host {

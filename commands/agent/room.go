@@ -51,7 +51,7 @@ func (r *room) look(ctx context.Context) error {
 		for _, t := range list {
 			before, known := r.refused[t.Name]
 			r.refused[t.Name] = t.Refused
-			l.problems.note(t.Name, neighbourProblem(t, 2*l.locals.count, known && t.Refused > before))
+			l.problems.note(t.Name, neighbourProblem(t, known && t.Refused > before))
 		}
 		l.problems.note("connection tracking", trackingProblem(count, most))
 		l.idle++
@@ -61,19 +61,17 @@ func (r *room) look(ctx context.Context) error {
 // nearlyFull is from how many hundredths of a table on it is said.
 const nearlyFull = 80
 
-// neighbourProblem is empty where there is room. The table's bound does not count
-// permanent entries, of which each endpoint has one on either side.
-func neighbourProblem(t kernel.NeighbourTable, permanent int, overflowed bool) string {
+// neighbourProblem is empty where there is room.
+func neighbourProblem(t kernel.NeighbourTable, overflowed bool) string {
 	setting := "net.ipv4.neigh.default.gc_thresh3"
 	if t.Name == "ndisc_cache" {
 		setting = "net.ipv6.neigh.default.gc_thresh3"
 	}
-	used := max(0, t.Entries-permanent)
 	switch {
 	case overflowed:
 		return fmt.Sprintf("the kernel's neighbour table is full, and the node may reach nobody new: raise %s, which is %d", setting, t.Most)
-	case 100*used >= nearlyFull*t.Most:
-		return fmt.Sprintf("the kernel's neighbour table is nearly full (%d of %d): raise %s", used, t.Most, setting)
+	case 100*t.Entries >= nearlyFull*t.Most:
+		return fmt.Sprintf("the kernel's neighbour table is nearly full (%d of %d): raise %s", t.Entries, t.Most, setting)
 	}
 	return ""
 }

@@ -12,10 +12,9 @@ func TestNearlyFull(t *testing.T) {
 		return kernel.NeighbourTable{Name: "ndisc_cache", Entries: entries, Most: 1000}
 	}
 	for _, c := range []struct{ got, want string }{
-		{neighbourProblem(table(799), 0, false), ""},
-		{neighbourProblem(table(1300), 600, false), ""},
-		{neighbourProblem(table(800), 0, false), "nearly full (800 of 1000): raise net.ipv6.neigh.default.gc_thresh3"},
-		{neighbourProblem(table(10), 0, true), "is full, and the node may reach nobody new: raise net.ipv6.neigh.default.gc_thresh3, which is 1000"},
+		{neighbourProblem(table(799), false), ""},
+		{neighbourProblem(table(800), false), "nearly full (800 of 1000): raise net.ipv6.neigh.default.gc_thresh3"},
+		{neighbourProblem(table(10), true), "is full, and the node may reach nobody new: raise net.ipv6.neigh.default.gc_thresh3, which is 1000"},
 		{trackingProblem(0, 0), ""},
 		{trackingProblem(799, 1000), ""},
 		{trackingProblem(800, 1000), "nearly full (800 of 1000): raise net.netfilter.nf_conntrack_max"},

@@ -27,7 +27,7 @@ import (
 // The back-off of a role that ends: doubled from backoffMin each time, back to
 // it once the role has run backoffReset.
 const (
-	backoffMin   = 200 * time.Millisecond
+	backoffMin   = 10 * time.Millisecond
 	backoffMax   = 30 * time.Second
 	backoffReset = 10 * time.Second
 	// soonMax bounds that of a role that is missed: the speaker's, since peers keep its

@@ -12,15 +12,14 @@ import (
 const (
 	ndtaName    = 1
 	ndtaThresh3 = 4
-	ndtaConfig  = 5
 	ndtaStats   = 7
 )
 
 // NeighbourTable is one of the kernel's, which all network namespaces share.
 type NeighbourTable struct {
 	Name    string // arp_cache, ndisc_cache
-	Entries int    // permanent ones included
-	Most    int    // gc_thresh3, for those that are not permanent
+	Entries int    // of this namespace, without permanent ones, which have no bound
+	Most    int    // gc_thresh3, of all namespaces together
 	Refused uint64 // how often there was no room, since the boot
 }
 
@@ -38,11 +37,34 @@ func (k *Kernel) Neighbours() ([]NeighbourTable, error) {
 			return nil, fmt.Errorf("read neighbour tables: %w", err)
 		}
 		// Each interface has a message of its own, without the table's numbers.
-		if (t.Name == "arp_cache" || t.Name == "ndisc_cache") && t.Most > 0 {
-			list = append(list, t)
+		family, ok := map[string]byte{"arp_cache": unix.AF_INET, "ndisc_cache": unix.AF_INET6}[t.Name]
+		if !ok || t.Most == 0 {
+			continue
 		}
+		if t.Entries, err = k.countNeighbours(family); err != nil {
+			return nil, fmt.Errorf("count neighbours: %w", err)
+		}
+		list = append(list, t)
 	}
 	return list, nil
+}
+
+// countNeighbours counts the entries of this namespace that are not permanent. The
+// kernel's own number has the permanent ones in it, and those of all namespaces.
+func (k *Kernel) countNeighbours(family byte) (n int, err error) {
+	head := make([]byte, unix.SizeofNdMsg)
+	head[0] = family
+	res, err := k.conn.dump(message(unix.RTM_GETNEIGH, 0, head, nil))
+	if err != nil {
+		return 0, err
+	}
+	const state = 8 // ndm_state, u16
+	for _, m := range res {
+		if len(m.Data) >= unix.SizeofNdMsg && binary.NativeEndian.Uint16(m.Data[state:])&(unix.NUD_PERMANENT|unix.NUD_NOARP) == 0 {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // parseNeighbourTable reads one message, after the netlink header; the structures are
@@ -61,10 +83,6 @@ func parseNeighbourTable(m netlink.Message) (t NeighbourTable, err error) {
 			t.Name = ad.String()
 		case ndtaThresh3:
 			t.Most = int(ad.Uint32())
-		case ndtaConfig: // struct ndt_config: u16 key_len, entry_size; u32 entries, …
-			if len(b) >= 8 {
-				t.Entries = int(binary.NativeEndian.Uint32(b[4:]))
-			}
 		case ndtaStats: // struct ndt_stats: eleven u64 of which the last is ndts_table_fulls
 			if len(b) >= 88 {
 				t.Refused = binary.NativeEndian.Uint64(b[80:])
