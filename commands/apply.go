@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -58,7 +57,7 @@ func (a *app) writeAndTell(cmd *cobra.Command, list []manifest, mode writeMode, 
 				pools = append(pools, pool.Spec.CIDR)
 			}
 			if printing == nil {
-				_, printing = fmt.Fprintf(a.out, "%s %s\n", label(p.object), p.verb)
+				printing = a.tell(p, "")
 			}
 		})
 		if err = cmp.Or(err, printing); err != nil || len(pools) == 0 {
@@ -80,11 +79,12 @@ func (a *app) writeAndTell(cmd *cobra.Command, list []manifest, mode writeMode, 
 	if err != nil {
 		return err
 	}
-	var b strings.Builder
 	for _, p := range plans {
-		fmt.Fprintf(&b, "%s %s (dry run)\n", label(p.object), p.verb)
+		if err := a.tell(p, " (dry run)"); err != nil {
+			return err
+		}
 	}
-	return a.print(b.String())
+	return nil
 }
 
 func newApplyCommand(a *app) *cobra.Command {

@@ -92,7 +92,7 @@ func (a *app) edit(cmd *cobra.Command, o datastore.Object) (err error) {
 	}
 	var printing error
 	err = a.write(cmd.Context(), []manifest{{object: edited, revision: o.Meta().Revision}}, mode, func(p planned) {
-		printing = a.print(label(edited) + " " + p.verb + "\n")
+		printing = a.tell(p, "")
 	})
 	return cmp.Or(err, printing)
 }

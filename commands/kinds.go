@@ -74,6 +74,8 @@ func columns(kind datastore.Kind) []column {
 	switch kind {
 	case datastore.KindNode:
 		return nodeColumns()
+	case datastore.KindPeer:
+		return peerColumns()
 	case datastore.KindBlock:
 		return append([]column{
 			col("CIDR", func(b *datastore.Block) string { return b.Spec.CIDR.String() }),
@@ -151,6 +153,12 @@ func nodeColumns() []column {
 		}, datastore.KindEndpoint),
 		lookup("Seen", func(v *datastore.View, n *datastore.Node) string { return seen(lastSeen(v, n.Metadata.Name)) }, datastore.KindReport),
 	}, wide(
+		col("Drained", func(n *datastore.Node) string {
+			if n.Spec.Drain == nil {
+				return ""
+			}
+			return n.Spec.Drain.Words()
+		}),
 		col("Version", func(n *datastore.Node) string { return n.Status.Version }),
 		col("Labels", labels[*datastore.Node]),
 		col("Subnets", func(n *datastore.Node) string { return joined(n.Status.Subnets) }))...)

@@ -55,6 +55,8 @@ func neededToPut(list ...datastore.Object) needed {
 	for _, o := range list {
 		n.one(o.Kind(), o.Meta().Name)
 		switch o := o.(type) {
+		case *datastore.Peer:
+			n.all(datastore.KindPeer)
 		case *datastore.Pool:
 			n.all(datastore.KindPool, datastore.KindBlock)
 		case *datastore.Network:

@@ -83,6 +83,7 @@ func poolOptions(p *datastore.Pool) []string {
 	if p.Spec.NATOutgoing {
 		out = append(out, "nat-outgoing")
 	}
+	out = append(out, p.Spec.Communities...)
 	switch {
 	case p.Spec.Removed:
 		out = append(out, "removed")
@@ -110,6 +111,7 @@ type poolFlags struct {
 	nat, off    bool
 	blockSize   int
 	nodesSelect string
+	communities []string
 }
 
 func addPoolFlags(cmd *cobra.Command) *poolFlags {
@@ -126,11 +128,12 @@ func addPoolFlags(cmd *cobra.Command) *poolFlags {
 	cmd.Flags().BoolVar(&f.off, "disabled", false, "take no new blocks from it")
 	cmd.Flags().IntVar(&f.blockSize, "block-size", 0, "prefix `length` of its blocks (default 26, IPv6 122)")
 	cmd.Flags().StringVar(&f.nodesSelect, "node-selector", "", "`selector` of the nodes that may draw from it (default all())")
+	cmd.Flags().StringSliceVar(&f.communities, "community", nil, "BGP `communities` of its announcements: 64512:1, the large 64512:1:2, no-export, …")
 	return f
 }
 
 func (f *poolFlags) pool(cidr netip.Prefix) *datastore.Pool {
-	p := &datastore.Pool{Spec: datastore.PoolSpec{CIDR: cidr, BlockSize: f.blockSize, NATOutgoing: f.nat, Disabled: f.off, NodeSelector: f.nodesSelect}}
+	p := &datastore.Pool{Spec: datastore.PoolSpec{CIDR: cidr, BlockSize: f.blockSize, NATOutgoing: f.nat, Disabled: f.off, NodeSelector: f.nodesSelect, Communities: f.communities}}
 	for e, on := range f.encap {
 		if *on {
 			p.Spec.Encap = e

@@ -3,6 +3,7 @@ package commands
 import (
 	"context"
 	"net/netip"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -72,5 +73,6 @@ func (s *settings) speakerConfig() speaker.Config {
 	return speaker.Config{
 		Store: s.storeOptions(), Node: s.Node, StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Speaker.Socket, Port: s.Speaker.Port,
 		AgentProtocol: s.Routes.AgentProtocol, SpeakerProtocol: s.Routes.SpeakerProtocol, LinkPrefix: s.Agent.LinkPrefix, Version: version,
+		Credentials: os.Getenv("CREDENTIALS_DIRECTORY"), // systemd.exec(5)
 	}
 }

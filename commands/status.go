@@ -332,7 +332,7 @@ func (r *nodeReport) finish() {
 	r.RefusedCount = 0
 	for _, s := range r.Sessions {
 		r.RefusedCount += s.Received - s.Accepted
-		if s.State != established {
+		if s.State != established && !s.Off {
 			r.problem("BGP session to %s is down: %s", s.Peer, sessionInfo(s))
 		}
 	}

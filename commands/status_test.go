@@ -76,6 +76,11 @@ No IPv6 address configured.
 		t.Errorf("healthy %v, got\n%swant\n%s", r.Healthy, got, want)
 	}
 
+	r.Sessions[0].State, r.Sessions[0].Off = "Idle", true
+	if r.finish(); !r.Healthy {
+		t.Errorf("a session that is shut down on purpose: %q", r.Problems)
+	}
+	r.Sessions[0].Off = false
 	r.Sessions[0].Accepted, r.Sessions[0].Stale = 2, 1
 	r.Sessions[0].State, r.Sessions[0].Reason, r.Sessions[0].Since = "Active", "connection refused", now.Add(-25*time.Hour)
 	r.Addresses = append(r.Addresses, netip.MustParseAddr("fd00:99::2"))

@@ -28,6 +28,7 @@ const maxRaces = 20
 type planned struct {
 	manifest
 	verb string // created, updated or unchanged
+	note string // what else it does
 	cond datastore.Condition
 	op   datastore.Op
 }
@@ -158,6 +159,7 @@ func planOne(view *datastore.View, m manifest, mode writeMode) (planned, error) 
 	if old != nil {
 		p.verb = "updated"
 		o.Meta().Revision = old.Meta().Revision
+		p.note = noteOn(old, o)
 		keepStatus(o, old)
 		datastore.KeepUnknown(o, old)
 	}
@@ -175,6 +177,28 @@ func planOne(view *datastore.View, m manifest, mode writeMode) (planned, error) 
 		err = stale(m.revision, old)
 	}
 	return p, err
+}
+
+// noteOn says what a change of an object ends for a while.
+func noteOn(old, o datastore.Object) string {
+	was, ok := old.(*datastore.Peer)
+	if !ok {
+		return ""
+	}
+	fields := was.ResetBy(o.(*datastore.Peer))
+	if len(fields) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("another %s ends its running sessions", strings.Join(fields, ", "))
+}
+
+// tell prints what a plan does to an object.
+func (a *app) tell(p planned, how string) error {
+	if p.note != "" {
+		a.warn("%s: %s", label(p.object), p.note)
+	}
+	_, err := fmt.Fprintf(a.out, "%s %s%s\n", label(p.object), p.verb, how)
+	return err
 }
 
 // stale refuses to write what was made of an earlier revision of an object than the

@@ -12,7 +12,8 @@ import (
 const maxNamed = 3
 
 // CheckPut says why writing o would contradict what the View holds: pools that
-// overlap, a pool's blocks of another size, a network's pool that is not there,
+// overlap, a pool's blocks of another size, a second peer of one address for the same
+// nodes, a network's pool that is not there,
 // an endpoint's profile that is not there, its link or a new address of it that is not
 // its own. Errors wrap ErrInvalid or ErrInUse.
 // o must be valid by itself.
@@ -20,6 +21,8 @@ func (v *View) CheckPut(o Object) error {
 	switch o := o.(type) {
 	case *Report:
 		return &FieldError{Field: "kind", Value: string(KindReport), Reason: "is written by the nodes' roles alone"}
+	case *Peer:
+		return v.checkPeer(o)
 	case *Pool:
 		return v.checkPool(o)
 	case *Network:
@@ -102,6 +105,18 @@ func (v *View) checkPool(p *Pool) error {
 	if len(others) > 0 {
 		return fmt.Errorf("%w: blocks of /%d cannot become /%d: %s", ErrInUse, others[0].Spec.CIDR.Bits(), p.Spec.BlockSize,
 			users("there is block", others, func(b *Block) string { return b.Spec.CIDR.String() }))
+	}
+	return nil
+}
+
+// checkPeer refuses two peers of one address for the same nodes. Where several scopes
+// have a node in common, routing.Plan says which peer is the node's.
+func (v *View) checkPeer(p *Peer) error {
+	for _, other := range v.Peers() {
+		if other.Metadata.Name != p.Metadata.Name && other.Spec.Address == p.Spec.Address && other.Scope() == p.Scope() {
+			return &FieldError{Field: "spec.address", Value: p.Spec.Address.String(),
+				Reason: fmt.Sprintf("is that of peer %s already, for the same nodes (%s)", other.Metadata.Name, p.Scope())}
+		}
 	}
 	return nil
 }

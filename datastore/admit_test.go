@@ -19,6 +19,7 @@ func populated(t *testing.T) (*memory.Store, *datastore.View) {
 	s := memory.New()
 	for _, o := range []datastore.Object{
 		&datastore.Node{Metadata: datastore.Metadata{Name: "n"}},
+		&datastore.Peer{Metadata: datastore.Metadata{Name: "tor"}, Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.1"), AS: 1}},
 		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.0.0.0/16")}},
 		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.1.0.0/16")}},
 		&datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("10.0.0.0/26"), Affinity: "n",
@@ -70,6 +71,10 @@ func TestCheckPut(t *testing.T) {
 		o    datastore.Object
 		want string
 	}{
+		{&datastore.Peer{Metadata: datastore.Metadata{Name: "new"}, Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.1"), AS: 1}},
+			`spec.address "192.168.99.1": is that of peer tor already, for the same nodes (global)`},
+		{&datastore.Peer{Metadata: datastore.Metadata{Name: "tor"}, Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.1"), AS: 1}}, ""},
+		{&datastore.Peer{Metadata: datastore.Metadata{Name: "new"}, Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.1"), AS: 1, Node: "n"}}, ""},
 		{pool("10.2.0.0/16", 0), ""},
 		{pool("10.0.0.0/16", 26), ""},
 		{pool("10.0.0.0/8", 0), `spec.cidr "10.0.0.0/8": overlaps the pool 10.0.0.0/16`},

@@ -17,6 +17,8 @@ func New(k Kind) (Object, error) {
 	switch k {
 	case KindNode:
 		return &Node{}, nil
+	case KindPeer:
+		return &Peer{}, nil
 	case KindPool:
 		return &Pool{}, nil
 	case KindBlock:

@@ -20,7 +20,7 @@ const PoolsKey = Prefix + "pools"
 // Kinds returns every kind, in the order in which a cluster is written: what is
 // referred to comes before what refers to it.
 func Kinds() []Kind {
-	return []Kind{KindConfig, KindBGPConfig, KindNode, KindPool, KindReservation,
+	return []Kind{KindConfig, KindBGPConfig, KindNode, KindPeer, KindPool, KindReservation,
 		KindBlock, KindProfile, KindNetwork, KindEndpoint, KindReport}
 }
 
@@ -69,6 +69,8 @@ func checkObjectName(k Kind, name string) error {
 		}
 	case KindNode, KindReservation, KindNetwork, KindProfile:
 		err = CheckName(name)
+	case KindPeer:
+		err = checkPeerName(name)
 	case KindReport:
 		err = checkReportName(name)
 	default:
@@ -101,6 +103,8 @@ func kindOf(word string) Kind {
 	switch word {
 	case "nodes":
 		return KindNode
+	case "peers":
+		return KindPeer
 	case "pools":
 		return KindPool
 	case "blocks":

@@ -20,6 +20,7 @@ type Kind string
 // The kinds.
 const (
 	KindNode        Kind = "Node"
+	KindPeer        Kind = "Peer"
 	KindPool        Kind = "Pool"
 	KindBlock       Kind = "Block"
 	KindReservation Kind = "Reservation"
@@ -75,6 +76,17 @@ type NodeSpec struct {
 	// Reflector says whether the node is a route reflector, and whose; nil: one if the
 	// topology chooses it.
 	Reflector *Reflector `json:"reflector,omitempty"`
+	// Drain takes the node out of use; nil: it is in use.
+	Drain *Drain `json:"drain,omitempty"`
+}
+
+// Drain is a node that is out of use: it takes no new endpoints, and its peers prefer
+// every other path (RFC 8326).
+type Drain struct {
+	// Reason is told to people, and to its peers.
+	Reason string `json:"reason,omitempty"`
+	// Shutdown ends its BGP sessions.
+	Shutdown bool `json:"shutdown,omitempty"`
 }
 
 // Reflector is a node as route reflector (RFC 4456).
@@ -115,6 +127,74 @@ type NodeStatus struct {
 	Away time.Time `json:"away,omitzero"`
 }
 
+// Peer is a BGP neighbour that is configured: of every node, of one, or of those that a
+// selector picks. Its name is PeerName unless somebody gives it one.
+type Peer struct {
+	Metadata Metadata `json:"metadata"`
+	Spec     PeerSpec `json:"spec"`
+}
+
+// PeerSpec says who the neighbour is, which nodes have it, and how they speak to it.
+type PeerSpec struct {
+	Address netip.Addr `json:"address"`
+	AS      uint32     `json:"as"`
+	// Node and NodeSelector say which nodes have the peer; without either all do.
+	Node         string `json:"node,omitempty"`
+	NodeSelector string `json:"nodeSelector,omitempty"`
+	Description  string `json:"description,omitempty"`
+	// Port is where the peer listens; default 179.
+	Port uint16 `json:"port,omitempty"`
+	// LocalAS is the AS number that the node has towards the peer; default: its own.
+	LocalAS uint32 `json:"localAS,omitempty"`
+	// Multihop is how many hops a peer of another AS may be away; default 1.
+	Multihop int `json:"multihop,omitempty"`
+	// TTLSecurity is how many hops the peer may be away, which the TTL of its packets has
+	// to prove (RFC 5082); 0: it does not.
+	TTLSecurity int `json:"ttlSecurity,omitempty"`
+	// Password signs every segment of the session (TCP MD5, RFC 2385).
+	Password *PeerPassword `json:"password,omitempty"`
+	// SourceAddress is the node's end; default: its address of the peer's family.
+	SourceAddress netip.Addr `json:"sourceAddress,omitzero"`
+	// Families are offered to the peer; default: those that the node has an address of.
+	Families []string `json:"families,omitempty"`
+	// Passive waits for the peer to connect.
+	Passive bool `json:"passive,omitempty"`
+	// HoldTime in seconds; default: BGPConfig's.
+	HoldTime *int `json:"holdTime,omitempty"`
+	// KeepaliveTime in seconds; default: a third of the hold time.
+	KeepaliveTime int `json:"keepaliveTime,omitempty"`
+	// ConnectRetry is the longest wait between two dials, in seconds; default 5.
+	ConnectRetry int `json:"connectRetry,omitempty"`
+	// NextHop is what becomes of the next hop of learnt routes: "self", "unchanged";
+	// default: unchanged within the AS.
+	NextHop string `json:"nextHop,omitempty"`
+	// Announce is what a peer of another AS is told: "own" (default), this node's blocks
+	// and borrowed addresses; "all", those of other nodes too.
+	Announce string `json:"announce,omitempty"`
+	// Communities are added to all that the peer is told; see ParseCommunity.
+	Communities []string `json:"communities,omitempty"`
+	// Accept is what is believed: "default", the default route; "foreign", what is more
+	// specific of nothing of ours; "blocks", what a node may announce; "blackhole", those of
+	// the above that have that community, too: packets to them are dropped. Default:
+	// blocks, and of another AS's router that is no node, default and foreign.
+	Accept []string `json:"accept,omitempty"`
+	// PrefixLimit is how many prefixes the peer may send, default 10000; PrefixWarning at
+	// how many percent of it is warned, default 75; PrefixAction what becomes of the
+	// session of one that sends more: "stop" (default) or "warn".
+	PrefixLimit   int    `json:"prefixLimit,omitempty"`
+	PrefixWarning int    `json:"prefixWarning,omitempty"`
+	PrefixAction  string `json:"prefixAction,omitempty"`
+	// Shutdown, if not empty, keeps the session down; the peer is told the text.
+	Shutdown string `json:"shutdown,omitempty"`
+}
+
+// PeerPassword says where the nodes that have a peer find its password: in a file, or in
+// a systemd credential of the service.
+type PeerPassword struct {
+	File       string `json:"file,omitempty"`
+	Credential string `json:"credential,omitempty"`
+}
+
 // Report is what a role of a node tells people of itself; no role acts on it. Its
 // name is ReportName(node, role), and that role alone writes it.
 type Report struct {
@@ -143,10 +223,12 @@ type ReportStatus struct {
 // SessionStatus is one BGP session as its node sees it.
 type SessionStatus struct {
 	Peer   netip.Addr `json:"peer"`
-	Type   string     `json:"type"` // "node-to-node mesh", …
+	Type   string     `json:"type"` // "node-to-node mesh", "global", "node-specific", …
 	State  string     `json:"state"`
 	Since  time.Time  `json:"since"`
 	Reason string     `json:"reason,omitempty"`
+	// Off says that it is down because somebody wants it so.
+	Off bool `json:"off,omitempty"`
 }
 
 // Encap is how packets to another node travel.
@@ -181,6 +263,9 @@ type PoolSpec struct {
 	// stay announced, and it goes with the last of them.
 	Removed      bool   `json:"removed,omitempty"`
 	NodeSelector string `json:"nodeSelector,omitempty"` // default all()
+	// Communities are what its blocks and addresses are announced with over BGP; see
+	// ParseCommunity.
+	Communities []string `json:"communities,omitempty"`
 }
 
 // Block is a part of a pool that a node has affinity to. Its name is

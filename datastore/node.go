@@ -32,7 +32,14 @@ func (n *Node) Validate() error {
 		}
 		families[family] = true
 	}
-	return firstError(checkMeta(n), checkAS("spec.as", n.Spec.AS, true), n.Spec.Reflector.validate())
+	return firstError(checkMeta(n), checkAS("spec.as", n.Spec.AS, true), n.Spec.Reflector.validate(), n.Spec.Drain.validate())
+}
+
+func (d *Drain) validate() error {
+	if d == nil {
+		return nil
+	}
+	return checkWords("spec.drain.reason", d.Reason)
 }
 
 func (r *Reflector) validate() error {
@@ -53,6 +60,14 @@ func (r *Reflector) validate() error {
 	}
 	_, err := ParseSelector(r.Clients)
 	return at("spec.reflector.clients", err)
+}
+
+// Words are what people and peers are told.
+func (d *Drain) Words() string {
+	if d.Reason == "" {
+		return "drained"
+	}
+	return "drained: " + d.Reason
 }
 
 // Address returns the node's address of a family, or the zero Addr.

@@ -60,7 +60,7 @@ func (p *Pool) Validate() error {
 		return &FieldError{Field: "spec.encap", Value: string(s.Encap), Reason: "carries IPv4 only"}
 	}
 	_, err := ParseSelector(s.NodeSelector)
-	return at("spec.nodeSelector", err)
+	return firstError(at("spec.nodeSelector", err), checkCommunities("spec.communities", s.Communities))
 }
 
 // checkBlockSize bounds the blocks: one holds at most 1024 addresses, because

@@ -326,6 +326,12 @@ func (v *View) OtherNodesOf(host, name string) []*Node {
 // Nodes returns the nodes by name.
 func (v *View) Nodes() []*Node { return all[*Node](v) }
 
+// Peer returns the peer of that name or nil.
+func (v *View) Peer(name string) *Peer { return one[*Peer](v, name) }
+
+// Peers returns the peers by name.
+func (v *View) Peers() []*Peer { return all[*Peer](v) }
+
 // Pool returns the pool of that name (PoolName) or nil.
 func (v *View) Pool(name string) *Pool { return one[*Pool](v, name) }
 

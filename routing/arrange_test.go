@@ -248,7 +248,7 @@ func TestTopologyModes(t *testing.T) {
 		if got := len(p.Members) > 0; got != c.reflects {
 			t.Errorf("%+v: reflects %v", c, got)
 		}
-		if !c.reflects && (len(p.Peers) != c.n-1 || p.TypeOf(p.Peers[0].Address) != "node-to-node mesh") {
+		if !c.reflects && (len(p.Peers) != c.n-1 || p.Peers[0].Type() != "node-to-node mesh") {
 			t.Errorf("%+v: %d peers", c, len(p.Peers))
 		}
 		if c.n > 60 && c.reflects && len(p.Peers) != 2 && len(q.Peers) != 2 {
@@ -312,7 +312,7 @@ func TestReflectorsByHand(t *testing.T) {
 			p := Mesh(c.node, c.nodes, nil, reflectorConfig())
 			var peers []string
 			for _, peer := range p.Peers {
-				peers = append(peers, peer.Name+" "+p.TypeOf(peer.Address))
+				peers = append(peers, peer.Name+" "+peer.Type())
 			}
 			slices.Sort(peers)
 			got := strings.Join(append([]string{strings.Join(peers, ", ")}, p.Problems...), "; ")

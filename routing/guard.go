@@ -11,6 +11,8 @@ type Pool struct {
 	CIDR netip.Prefix `json:"cidr"`
 	// BlockSize is the length of its blocks, in bits.
 	BlockSize int `json:"blockSize"`
+	// Communities are what nodes announce its blocks and addresses with.
+	Communities []string `json:"communities,omitempty"`
 }
 
 // Guard decides which prefixes a node believes another node. The zero Guard
@@ -22,6 +24,8 @@ type Guard struct {
 	// Addresses are those of nodes and peers; a route that holds one of them
 	// could take the session away that it came by.
 	Addresses []netip.Addr
+	// Own are the addresses of this node.
+	Own []netip.Addr
 }
 
 // Check says whether a prefix announced by a node is installed, and if not, why.
@@ -49,6 +53,57 @@ func (g *Guard) Check(p netip.Prefix) (ok bool, reason string) {
 	return true, ""
 }
 
+// Accept is what a peer is believed.
+type Accept struct {
+	// Default is the default route, Foreign what is more specific of nothing of ours,
+	// Blocks what Check lets through.
+	Default, Foreign, Blocks bool
+}
+
+// CheckAs says whether a prefix announced by a peer that is believed so much is
+// installed, and if not, why.
+func (g *Guard) CheckAs(a Accept, p netip.Prefix) (ok bool, reason string) {
+	pool, ours := g.pool(p)
+	switch {
+	case p.Bits() == 0 && a.Default:
+		return true, ""
+	case p.Bits() == 0:
+		return false, "a default route"
+	case ours && !a.Blocks:
+		return false, fmt.Sprintf("inside pool %s", pool.CIDR)
+	case ours || !a.Foreign:
+		return g.Check(p)
+	}
+	return g.checkForeign(p)
+}
+
+// checkForeign is for what lies in no pool. What covers ours may come: ours is the
+// longer match.
+func (g *Guard) checkForeign(p netip.Prefix) (ok bool, reason string) {
+	for _, s := range g.Subnets {
+		if inside(p, []netip.Prefix{s}) {
+			return false, fmt.Sprintf("inside the connected subnet %s", s)
+		}
+	}
+	for _, a := range g.Own {
+		if p.IsSingleIP() && p.Addr() == a {
+			return false, "this node's own address"
+		}
+	}
+	if i := slices.IndexFunc(unroutable(), p.Overlaps); i >= 0 && p.Bits() >= unroutable()[i].Bits() {
+		return false, fmt.Sprintf("inside %s, which is not routed", unroutable()[i])
+	}
+	return true, ""
+}
+
+// unroutable are the ranges that no router speaks of (RFC 6890).
+func unroutable() []netip.Prefix {
+	return []netip.Prefix{
+		netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("224.0.0.0/3"),
+		netip.MustParsePrefix("::/128"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("::ffff:0:0/96"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8"),
+	}
+}
+
 // CheckNextHop says whether a next hop announced by a node is used, and if not,
 // why. What lies in a pool is an endpoint's: the address of a node, and of a
 // machine in a connected subnet, never is.
@@ -59,6 +114,9 @@ func (g *Guard) CheckNextHop(a netip.Addr) (ok bool, reason string) {
 	}
 	return false, fmt.Sprintf("its next hop %s is inside pool %s", a, pool.CIDR)
 }
+
+// Pool is the pool that p lies in.
+func (g *Guard) Pool(p netip.Prefix) (pool Pool, ok bool) { return g.pool(p) }
 
 // InPool says whether p lies inside a pool.
 func (g *Guard) InPool(p netip.Prefix) bool {

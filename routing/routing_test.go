@@ -118,7 +118,7 @@ func TestExports(t *testing.T) {
 
 func TestGuard(t *testing.T) {
 	g := &Guard{
-		Pools:     []Pool{{prefix("10.0.0.0/26"), 26}, {prefix("192.168.0.0/16"), 26}, {prefix("fd80::/64"), 122}},
+		Pools:     []Pool{{CIDR: prefix("10.0.0.0/26"), BlockSize: 26}, {CIDR: prefix("192.168.0.0/16"), BlockSize: 26}, {CIDR: prefix("fd80::/64"), BlockSize: 122}},
 		Subnets:   prefixes("192.168.99.0/24 172.18.0.0/16"),
 		Addresses: []netip.Addr{netip.MustParseAddr("192.168.99.103"), netip.MustParseAddr("192.168.200.7"), netip.MustParseAddr("fd80::7")},
 	}
@@ -143,6 +143,45 @@ func TestGuard(t *testing.T) {
 	} {
 		if ok, reason := g.Check(prefix(p)); ok != (want == "") || reason != want {
 			t.Errorf("%s: %v %q, want %q", p, ok, reason, want)
+		}
+	}
+	g.Own = []netip.Addr{netip.MustParseAddr("172.30.0.1")}
+	for p, want := range map[string]string{
+		"0.0.0.0/0":          "",
+		"::/0":               "",
+		"172.20.0.0/26":      "",
+		"10.0.0.0/8":         "", // covers a pool
+		"172.18.0.0/15":      "", // covers a subnet
+		"172.30.0.0/24":      "",
+		"172.30.0.1/32":      "this node's own address",
+		"172.18.0.0/16":      "inside the connected subnet 172.18.0.0/16",
+		"172.18.7.0/24":      "inside the connected subnet 172.18.0.0/16",
+		"192.168.115.192/26": "inside pool 192.168.0.0/16",
+		"192.168.0.0/16":     "inside pool 192.168.0.0/16",
+		"192.168.99.7/32":    "inside pool 192.168.0.0/16",
+		"fd80::/64":          "inside pool fd80::/64",
+		"fd80::/48":          "",
+		"127.0.0.1/32":       "inside 127.0.0.0/8, which is not routed",
+		"240.0.0.0/8":        "inside 224.0.0.0/3, which is not routed",
+		"fe80::/64":          "inside fe80::/10, which is not routed",
+	} {
+		if ok, reason := g.CheckAs(Accept{Default: true, Foreign: true}, prefix(p)); ok != (want == "") || reason != want {
+			t.Errorf("foreign %s: %v %q, want %q", p, ok, reason, want)
+		}
+	}
+	for p, want := range map[string]string{ // default, foreign and blocks by themselves
+		"0.0.0.0/0":          "true false false",
+		"172.20.0.0/26":      "false true false",
+		"192.168.115.192/26": "false false true",
+		"192.168.115.0/25":   "false false false",
+	} {
+		var got []string
+		for _, a := range []Accept{{Default: true}, {Foreign: true}, {Blocks: true}} {
+			ok, _ := g.CheckAs(a, prefix(p))
+			got = append(got, fmt.Sprint(ok))
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: %s, want %s", p, got, want)
 		}
 	}
 	for a, want := range map[string]string{

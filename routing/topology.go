@@ -13,7 +13,7 @@ import (
 
 // Peer is a BGP neighbour of a node.
 type Peer struct {
-	// Name is the node's name.
+	// Name is the node's name, or that of a Peer.
 	Name string `json:"name"`
 	AS   uint32 `json:"as"`
 	// Address and Local are the ends of the session.
@@ -31,6 +31,10 @@ type Peer struct {
 	// has been away.
 	Chosen bool `json:"chosen,omitempty"`
 	Away   bool `json:"away,omitempty"`
+	// Configured is set for a neighbour of kind Peer, whose name Name is.
+	Configured *Configured `json:"configured,omitempty"`
+	// Drained says why the session is down on purpose; "": it is not.
+	Drained string `json:"drained,omitempty"`
 }
 
 // Member is what a topology with reflectors depends on of a node.
@@ -75,6 +79,8 @@ type Plan struct {
 	// Kept says that the datastore has lost some of this, which is kept for a
 	// while.
 	Kept bool `json:"kept,omitempty"`
+	// Drain is set where this node is out of use.
+	Drain *datastore.Drain `json:"drain,omitempty"`
 	// Understood is what was planned with in place of objects that only a newer
 	// netctl can read.
 	Understood []datastore.Last `json:"understood,omitempty"`
@@ -92,7 +98,7 @@ func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *da
 	p.DefaultAS, p.NoMesh = bgp.Spec.DefaultAS, !*bgp.Spec.Mesh
 	p.Topology = bgp.Spec.Topology
 	for _, pool := range pools {
-		p.Pools = append(p.Pools, Pool{CIDR: pool.Spec.CIDR, BlockSize: pool.Spec.BlockSize})
+		p.Pools = append(p.Pools, Pool{CIDR: pool.Spec.CIDR, BlockSize: pool.Spec.BlockSize, Communities: pool.Spec.Communities})
 	}
 	var self *datastore.Node
 	for _, n := range nodes {
@@ -229,16 +235,15 @@ func (p Plan) ASSource() string {
 	return "inherited"
 }
 
-// TypeOf says what the session with a peer is, by the peer's address.
-func (p Plan) TypeOf(peer netip.Addr) string {
-	for _, o := range p.Peers {
-		switch {
-		case o.Address != peer:
-		case o.Client:
-			return "client"
-		case o.Reflects:
-			return "reflector"
-		}
+// Type is what `status` calls the session with the peer.
+func (p Peer) Type() string {
+	switch {
+	case p.Configured != nil:
+		return p.Configured.Type
+	case p.Client:
+		return "client"
+	case p.Reflects:
+		return "reflector"
 	}
 	return "node-to-node mesh"
 }

@@ -57,6 +57,9 @@ func (a *api) tryAttach(ctx context.Context, r control.AttachRequest, ns *kernel
 	if err := a.loop.gate(ctx); err != nil {
 		return control.Attachment{}, fmt.Errorf("attach %s: %w", r.Workload, err)
 	}
+	if err := a.loop.takes(ctx, r.Target); err != nil {
+		return control.Attachment{}, err
+	}
 	if err := a.detaches.first(ctx, r.Target); err != nil {
 		return control.Attachment{}, fmt.Errorf("attach %s: %w", r.Workload, err)
 	}

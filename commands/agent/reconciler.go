@@ -1,12 +1,14 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
 	"time"
 
+	"netctl/commands/control"
 	"netctl/commands/workload"
 	"netctl/datastore"
 	"netctl/netdev/kernel"
@@ -156,6 +158,21 @@ func (l *loop) gate(ctx context.Context) error {
 		return fmt.Errorf("the agent starts and has not heard all of the datastore yet: %w", datastore.ErrUnavailable)
 	}
 	return err
+}
+
+// takes says why this node is given no new endpoint: it is drained. One that it has
+// already may be attached again.
+func (l *loop) takes(ctx context.Context, t control.Target) (err error) {
+	name := t.Endpoint(l.cfg.Node)
+	asked := l.do(ctx, func() {
+		n := l.view.Node(l.cfg.Node)
+		if n == nil || n.Spec.Drain == nil || l.view.Endpoint(name) != nil {
+			return
+		}
+		err = &control.Error{Code: control.CodeExhausted, Message: fmt.Sprintf("attach %s: node %s takes no new endpoints, it is %s; `netctl node undrain %s` ends that",
+			t.Workload, l.cfg.Node, n.Spec.Drain.Words(), l.cfg.Node)}
+	})
+	return cmp.Or(asked, err)
 }
 
 // awayFor is how long the store has not answered; for ever, if the agent ends.

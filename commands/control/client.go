@@ -132,6 +132,18 @@ func (c *SpeakerClient) Status(ctx context.Context) (SpeakerStatus, error) {
 	return s, call(ctx, c.socket, "speaker", http.MethodGet, "/v1/status", nil, &s)
 }
 
+// BGPRoutes returns the paths that the speaker knows of; see BGPQuery.
+func (c *SpeakerClient) BGPRoutes(ctx context.Context, q BGPQuery) (BGPPaths, error) {
+	var p BGPPaths
+	return p, call(ctx, c.socket, "speaker", http.MethodPost, "/v1/bgp/routes", q, &p)
+}
+
+// BGPSession returns all about the session with a peer, by its address or name.
+func (c *SpeakerClient) BGPSession(ctx context.Context, peer string) (BGPSession, error) {
+	var s BGPSession
+	return s, call(ctx, c.socket, "speaker", http.MethodPost, "/v1/bgp/session", BGPQuery{Peer: peer}, &s)
+}
+
 // absence is an Error of a call that nobody answered.
 type absence struct {
 	text   *Error

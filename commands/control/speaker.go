@@ -2,6 +2,7 @@ package control
 
 import (
 	"net/netip"
+	"time"
 
 	"netctl/datastore"
 )
@@ -28,6 +29,66 @@ type SpeakerStatus struct {
 	Detached string   `json:"detached,omitempty"`
 	Store    string   `json:"store,omitempty"`
 	Problems []string `json:"problems,omitempty"`
+}
+
+// BGPQuery asks the speaker for paths (POST /v1/bgp/routes).
+type BGPQuery struct {
+	// Prefix is the only one of interest, or Covers an address that it must hold.
+	Prefix netip.Prefix `json:"prefix,omitzero"`
+	Covers netip.Addr   `json:"covers,omitzero"`
+	// Peer is a session's address, or the name of a node or Peer.
+	Peer string `json:"peer,omitempty"`
+	// View is "", "received", "advertised" or "rejected".
+	View string `json:"view,omitempty"`
+}
+
+// BGPPaths is the answer; More counts the paths that are left out.
+type BGPPaths struct {
+	Paths []BGPPath `json:"paths"`
+	More  int       `json:"more,omitempty"`
+}
+
+// BGPPath is a way to a prefix. Without a peer it is this node's own.
+type BGPPath struct {
+	Prefix      netip.Prefix `json:"prefix"`
+	Peer        netip.Addr   `json:"peer,omitzero"`
+	NextHop     netip.Addr   `json:"nextHop,omitzero"`
+	ASPath      string       `json:"asPath,omitempty"`
+	Origin      string       `json:"origin"`
+	LocalPref   uint32       `json:"localPref"`
+	MED         *uint32      `json:"med,omitempty"`
+	Communities []string     `json:"communities,omitempty"`
+	Best        bool         `json:"best,omitempty"`
+	Used        bool         `json:"used,omitempty"`
+	Stale       bool         `json:"stale,omitempty"`
+	Why         string       `json:"why"`
+}
+
+// BGPSession is all about one session (POST /v1/bgp/session with a BGPQuery's Peer).
+type BGPSession struct {
+	Session
+	Name        string     `json:"name"`
+	Description string     `json:"description,omitempty"`
+	AS          uint32     `json:"as"`
+	RouterID    netip.Addr `json:"routerID,omitzero"`
+	Local       netip.Addr `json:"local,omitzero"`
+	// HoldTime is the agreed one in seconds.
+	HoldTime int `json:"holdTime"`
+	// Families are agreed; Offered and Heard are the capabilities of both sides.
+	Families []string `json:"families,omitempty"`
+	Offered  []string `json:"offered,omitempty"`
+	Heard    []string `json:"heard,omitempty"`
+	// Established counts how often the session came up.
+	Established int       `json:"established"`
+	MessagesIn  uint64    `json:"messagesIn"`
+	MessagesOut uint64    `json:"messagesOut"`
+	UpdatesIn   uint64    `json:"updatesIn"`
+	UpdatesOut  uint64    `json:"updatesOut"`
+	Limit       int       `json:"prefixLimit,omitempty"`
+	LastError   string    `json:"lastError,omitempty"`
+	LastErrorAt time.Time `json:"lastErrorAt,omitzero"`
+	Notice      string    `json:"lastNotification,omitempty"`
+	NoticeAt    time.Time `json:"lastNotificationAt,omitzero"`
 }
 
 // Session is a BGP session with its numbers of prefixes.

@@ -15,8 +15,8 @@ import (
 )
 
 // follower turns what the datastore holds into plans. Its methods are called by
-// datastore.Follow, one at a time, but for the timer's; it keeps nodes, pools and
-// the BGP configuration only.
+// datastore.Follow, one at a time, but for the timer's; it keeps nodes, pools, peers
+// and the BGP configuration only.
 //
 // What the datastore lost while it was not followed, or together with this
 // node's own object, goes only after the restart time: an etcd that came back
@@ -64,7 +64,7 @@ func (f *follower) resume(p routing.Plan) {
 
 // kinds are those that the speaker works by.
 func kinds() []datastore.Kind {
-	return []datastore.Kind{datastore.KindNode, datastore.KindPool, datastore.KindBGPConfig}
+	return []datastore.Kind{datastore.KindNode, datastore.KindPool, datastore.KindPeer, datastore.KindBGPConfig}
 }
 
 // Replace implements datastore.Follower.
@@ -119,10 +119,11 @@ func matters(c datastore.Change) bool {
 		now, _ := c.New.(*datastore.Node)
 		return now == nil || was.Spec.AS != now.Spec.AS || was.Status.Host != now.Status.Host || !slices.Equal(was.Spec.Addresses, now.Spec.Addresses) ||
 			!maps.Equal(was.Metadata.Labels, now.Metadata.Labels) || !reflect.DeepEqual(was.Spec.Reflector, now.Spec.Reflector) ||
-			was.Status.Away.IsZero() != now.Status.Away.IsZero()
+			!reflect.DeepEqual(was.Spec.Drain, now.Spec.Drain) || was.Status.Away.IsZero() != now.Status.Away.IsZero()
 	case *datastore.Pool:
 		now, _ := c.New.(*datastore.Pool)
-		return now == nil || was.Spec.CIDR != now.Spec.CIDR || was.Spec.BlockSize != now.Spec.BlockSize
+		return now == nil || was.Spec.CIDR != now.Spec.CIDR || was.Spec.BlockSize != now.Spec.BlockSize ||
+			!slices.Equal(was.Spec.Communities, now.Spec.Communities)
 	}
 	return true
 }
@@ -216,7 +217,10 @@ func (f *follower) plan() {
 		return
 	}
 	f.meshes++
-	p := routing.Mesh(f.node, f.kept.withNodes(f.view.Nodes()), f.kept.withPools(f.view.Pools()), f.kept.config(f.view))
+	nodes := f.kept.withNodes(f.view.Nodes())
+	p := routing.Mesh(f.node, nodes, f.kept.withPools(f.view.Pools()), f.kept.config(f.view))
+	p.AddPeers(nodes, f.kept.withPeers(f.view.Peers()))
+	p.AddDrains(nodes)
 	p.Problems = append(p.Problems, f.view.Problems()...)
 	p.Understood, _ = f.view.Understood()
 	if p.Kept = !f.kept.empty(); p.Kept {

@@ -43,6 +43,7 @@ type way struct {
 	name  string
 	hops  []netip.Addr
 	via   []routing.NextHop // those that resolve, each once
+	drop  bool              // packets are discarded (RFC 7999)
 	users int               // best paths
 }
 
@@ -211,7 +212,7 @@ func (i *installer) way(hops []netip.Addr) *way {
 	}
 	w := i.ways[string(name)]
 	if w == nil {
-		w = &way{name: string(name), hops: hops}
+		w = &way{name: string(name), hops: hops, drop: slices.ContainsFunc(hops, netip.Addr.IsUnspecified)}
 		w.via = i.via(hops)
 		i.ways[w.name] = w
 	}
@@ -223,6 +224,9 @@ func (i *installer) way(hops []netip.Addr) *way {
 func (i *installer) via(hops []netip.Addr) []routing.NextHop {
 	var out []routing.NextHop
 	for _, addr := range hops {
+		if addr.IsUnspecified() {
+			return nil
+		}
 		if via, _ := i.nextHops.resolve(addr); via.Link != "" && !slices.Contains(out, via) {
 			out = append(out, via)
 		}
@@ -247,8 +251,11 @@ func (w *writes) add(c *bgp.Change) {
 	if way != nil {
 		r.NextHops = way.via
 	}
-	w.note(c.Prefix, way != nil && len(way.via) == 0)
-	if len(r.NextHops) > 0 {
+	if way != nil && way.drop {
+		r.Type = routing.Blackhole
+	}
+	w.note(c.Prefix, way != nil && len(way.via) == 0 && !way.drop)
+	if len(r.NextHops) > 0 || r.Type == routing.Blackhole {
 		w.changes.Put = append(w.changes.Put, r)
 	} else {
 		w.changes.Delete = append(w.changes.Delete, r)

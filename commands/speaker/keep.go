@@ -17,6 +17,7 @@ import (
 type kept struct {
 	nodes []*datastore.Node
 	pools []*datastore.Pool
+	peers []*datastore.Peer
 	bgp   *datastore.BGPConfig // nil: not kept
 	until time.Time
 }
@@ -40,15 +41,29 @@ func planned(node string, p routing.Plan) kept {
 		add(m.Name, m.AS, m.Addresses)
 		n := k.nodes[len(k.nodes)-1]
 		n.Metadata.Labels, n.Spec.Reflector, n.Status.Host = m.Labels, m.Reflector, m.Host
+		if m.Name == node {
+			n.Spec.Drain = p.Drain
+		}
 		if m.Away {
 			n.Status.Away = time.Unix(0, 0) // since when is nothing that a plan depends on
 		}
 	}
 	for _, peer := range p.Peers {
-		if len(p.Members) > 0 {
-			break // they are among these, and so is this node
+		name := peer.Name
+		if c := peer.Configured; c != nil {
+			kept := &datastore.Peer{Metadata: datastore.Metadata{Name: peer.Name}, Spec: c.Spec}
+			if c.Spec.NodeSelector != "" { // the labels may be gone, too
+				kept.Spec.Node, kept.Spec.NodeSelector = node, ""
+			}
+			k.peers = append(k.peers, kept)
+			if name = c.Node; name == "" {
+				continue
+			}
 		}
-		add(peer.Name, peer.AS, append([]netip.Addr{peer.Address}, peer.Aliases...))
+		if len(p.Members) > 0 {
+			continue // they are among these, and so is this node
+		}
+		add(name, peer.AS, append([]netip.Addr{peer.Address}, peer.Aliases...))
 	}
 	if len(p.Peers) > 0 && len(p.Members) == 0 {
 		own := p.AS
@@ -56,11 +71,12 @@ func planned(node string, p routing.Plan) kept {
 			own = 0
 		}
 		add(node, own, p.Addresses)
-		k.nodes[len(k.nodes)-1].Status.Host = p.Host
+		self := k.nodes[len(k.nodes)-1]
+		self.Status.Host, self.Spec.Drain = p.Host, p.Drain
 		slices.SortFunc(k.nodes, byName)
 	}
 	for _, pool := range p.Pools {
-		k.pools = append(k.pools, &datastore.Pool{Spec: datastore.PoolSpec{CIDR: pool.CIDR, BlockSize: pool.BlockSize}})
+		k.pools = append(k.pools, &datastore.Pool{Spec: datastore.PoolSpec{CIDR: pool.CIDR, BlockSize: pool.BlockSize, Communities: pool.Communities}})
 	}
 	var usual datastore.BGPConfig
 	usual.SetDefaults()
@@ -87,6 +103,10 @@ func (k *kept) settle(v *datastore.View) {
 	k.nodes = slices.DeleteFunc(k.nodes, func(n *datastore.Node) bool {
 		return v.Node(n.Metadata.Name) != nil || slices.ContainsFunc(n.Spec.Addresses, func(a netip.Prefix) bool { return taken[a.Addr()] })
 	})
+	k.peers = slices.DeleteFunc(k.peers, func(p *datastore.Peer) bool {
+		return v.Peer(p.Metadata.Name) != nil ||
+			slices.ContainsFunc(v.Peers(), func(o *datastore.Peer) bool { return o.Spec.Address == p.Spec.Address })
+	})
 	k.pools = slices.DeleteFunc(k.pools, func(p *datastore.Pool) bool { return v.Pool(datastore.PoolName(p.Spec.CIDR)) != nil })
 	if v.Object(datastore.KindBGPConfig, datastore.DefaultName) != nil {
 		k.bgp = nil
@@ -100,6 +120,8 @@ func (k *kept) deleted(key string) {
 	case err != nil:
 	case kind == datastore.KindNode:
 		k.nodes = slices.DeleteFunc(k.nodes, func(n *datastore.Node) bool { return n.Metadata.Name == name })
+	case kind == datastore.KindPeer:
+		k.peers = slices.DeleteFunc(k.peers, func(p *datastore.Peer) bool { return p.Metadata.Name == name })
 	case kind == datastore.KindPool:
 		k.pools = slices.DeleteFunc(k.pools, func(p *datastore.Pool) bool { return datastore.PoolName(p.Spec.CIDR) == name })
 	case kind == datastore.KindBGPConfig:
@@ -107,7 +129,9 @@ func (k *kept) deleted(key string) {
 	}
 }
 
-func (k *kept) empty() bool { return len(k.nodes) == 0 && len(k.pools) == 0 && k.bgp == nil }
+func (k *kept) empty() bool {
+	return len(k.nodes) == 0 && len(k.pools) == 0 && len(k.peers) == 0 && k.bgp == nil
+}
 
 func (k *kept) withNodes(nodes []*datastore.Node) []*datastore.Node {
 	if len(k.nodes) == 0 {
@@ -123,6 +147,13 @@ func (k *kept) withPools(pools []*datastore.Pool) []*datastore.Pool {
 		return pools
 	}
 	return slices.SortedFunc(slices.Values(slices.Concat(pools, k.pools)), func(a, b *datastore.Pool) int { return a.Spec.CIDR.Compare(b.Spec.CIDR) })
+}
+
+func (k *kept) withPeers(peers []*datastore.Peer) []*datastore.Peer {
+	if len(k.peers) == 0 {
+		return peers
+	}
+	return slices.SortedFunc(slices.Values(slices.Concat(peers, k.peers)), func(a, b *datastore.Peer) int { return strings.Compare(a.Metadata.Name, b.Metadata.Name) })
 }
 
 func (k *kept) config(v *datastore.View) *datastore.BGPConfig {
@@ -148,6 +179,13 @@ func (k *kept) String() string {
 			names = append(names, p.Spec.CIDR.String())
 		}
 		words = append(words, "pools "+bounded(names))
+	}
+	if len(k.peers) > 0 {
+		var names []string
+		for _, p := range k.peers {
+			names = append(names, p.Metadata.Name)
+		}
+		words = append(words, "peers "+bounded(names))
 	}
 	if k.bgp != nil {
 		words = append(words, "bgpconfig "+datastore.DefaultName)

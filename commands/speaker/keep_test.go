@@ -62,6 +62,7 @@ func newLossy(t *testing.T, restartTime int) *lossy {
 		l.self, other, third,
 		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.65.0.0/16"), BlockSize: 28}},
 		&datastore.BGPConfig{Metadata: datastore.Metadata{Name: "default"}, Spec: datastore.BGPConfigSpec{DefaultAS: 64600, HoldTime: &hold, RestartTime: restartTime}},
+		&datastore.Peer{Metadata: datastore.Metadata{Name: "tor"}, Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.254"), AS: 65001, Node: "a"}},
 	} {
 		o.SetDefaults()
 		l.all = append(l.all, stored(t, int64(i+1), o))
@@ -128,7 +129,7 @@ func TestKept(t *testing.T) {
 			if len(p.Pools) > 0 || p.Kept || p.HoldTime != 90 || p.DefaultAS != 64511 || len(p.Peers) > 1 {
 				t.Errorf("afterwards %+v", p)
 			}
-			if l.log.count("not put back into the datastore, removed") != 1 || l.log.count("pools 10.65.0.0/16; bgpconfig default") != 2 {
+			if l.log.count("not put back into the datastore, removed") != 1 || l.log.count("pools 10.65.0.0/16; peers tor; bgpconfig default") != 2 {
 				t.Errorf("said %s", l.log.b.String())
 			}
 		})
@@ -158,26 +159,26 @@ func TestKeptComesBack(t *testing.T) {
 	moved := machine("b", "192.168.99.22/24")
 	l.apply(l.all[0], stored(t, 11, moved), stored(t, 11, machine("d", "192.168.99.4/24")))
 	p := l.next()
-	if len(p.Peers) != 3 || p.Peers[0].Address.String() != "192.168.99.22" || p.Peers[1].AS != 65003 || p.Peers[2].AS != 64600 || !p.Kept {
+	if len(p.Peers) != 4 || p.Peers[0].Address.String() != "192.168.99.22" || p.Peers[1].AS != 65003 || p.Peers[2].AS != 64600 || !p.Kept {
 		t.Fatalf("%+v", p)
 	}
 	key := func(e datastore.Entry) datastore.Entry { return datastore.Entry{Key: e.Key, Revision: 12} }
 	l.apply(key(l.all[2]))
-	if p = l.next(); len(p.Peers) != 2 || len(p.Pools) != 1 {
+	if p = l.next(); len(p.Peers) != 3 || len(p.Pools) != 1 {
 		t.Fatalf("a deleted node: %+v", p)
 	}
 	// Again, in the middle: what is kept is kept on.
 	detach(l.follower)
 	l.replace(l.all[0])
-	if p = l.next(); len(p.Peers) != 2 || len(p.Pools) != 1 {
+	if p = l.next(); len(p.Peers) != 3 || len(p.Pools) != 1 {
 		t.Fatalf("detached again: %+v", p)
 	}
 	// A renamed node is not two.
 	l.apply(stored(t, 12, machine("e", "192.168.99.4/24")))
-	if p = l.next(); len(p.Peers) != 2 || p.Peers[1].Name != "e" {
+	if p = l.next(); len(p.Peers) != 3 || p.Peers[1].Name != "e" {
 		t.Fatalf("renamed: %+v", p)
 	}
-	l.apply(stored(t, 13, moved), l.all[3], l.all[4])
+	l.apply(stored(t, 13, moved), l.all[3], l.all[4], l.all[5])
 	if p = l.next(); p.Kept || len(p.Problems) > 0 || l.expiry != nil {
 		t.Fatalf("all is back: %+v", p)
 	}

@@ -25,7 +25,10 @@ func (s *speaker) reconcile(ctx context.Context) error {
 		return err
 	}
 	last := s.last
-	l := &loop{speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot, leaving: map[netip.Addr]routing.Peer{}}
+	l := &loop{
+		speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot, leaving: map[netip.Addr]routing.Peer{},
+		passwords: passwords{credentials: s.cfg.Credentials},
+	}
 	l.announced = routing.NewAnnounced(s.cfg.LinkPrefix)
 	due := make(chan struct{}, 1)
 	l.again = retry.New(retryMin, retryMax, func() {
@@ -115,6 +118,9 @@ func (l *loop) compare(ctx context.Context) {
 	l.read(ctx)
 	l.originate()
 	l.recheck(nil, true)
+	if len(l.unread) > 0 || l.passwords.changed() {
+		l.follow(ctx, l.plan)
+	}
 }
 
 // recheck has next hops resolved again, and what depends on them.
@@ -137,12 +143,14 @@ type loop struct {
 	plan      routing.Plan
 	saved     lastRun
 	subnets   []netip.Prefix
-	announced *routing.Announced            // what the kernel has of the agent's routes
-	belief    atomic.Pointer[routing.Guard] // read by the engine's goroutine
+	announced *routing.Announced     // what the kernel has of the agent's routes
+	belief    atomic.Pointer[belief] // read by the engine's goroutine
 	engine    *engine
 	again     *retry.Schedule
 	// leaving are peers that are to go, by address; the engine knows which are gone.
-	leaving map[netip.Addr]routing.Peer
+	leaving   map[netip.Addr]routing.Peer
+	passwords passwords
+	unread    []string // what is wrong with them
 }
 
 // engine is one life of the BGP engine: what is fixed for it, and how it ends.
@@ -186,6 +194,7 @@ func (l *loop) follow(ctx context.Context, plan routing.Plan) {
 		l.again.Solved(tryEngine)
 		l.log.Info("configuration followed", "peers", len(plan.Peers))
 	}
+	plan.Problems = slices.Concat(plan.Problems, l.unread)
 	l.state.setPlan(plan)
 	l.originate()
 	l.sessionChanged()
@@ -274,7 +283,7 @@ func (l *loop) start(ctx context.Context, want fixed) error {
 		RestartTime: time.Duration(want.restartTime) * time.Second,
 		Restarting:  l.ranBefore, ForwardingPreserved: preserved, Stale: stale,
 		Import: l.imports, SinglePath: func(p netip.Prefix) bool { return l.belief.Load().InPool(p) },
-		Installer: l.installer, OnSessionChange: l.sessionChanged, Log: l.log,
+		Tags: l.tags, Installer: l.installer, OnSessionChange: l.sessionChanged, Log: l.log,
 	})
 	if err != nil {
 		return err
@@ -348,63 +357,6 @@ func (l *loop) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Rou
 	}
 	l.own.Adopt(kept)
 	return stale, foreign
-}
-
-// The prefixes that a peer may send: far more than the blocks and borrowed addresses of
-// one node, or of all if it reflects; it bounds what one that has gone wrong can cost.
-const (
-	prefixLimit    = 100_000
-	reflectorLimit = 1_000_000
-)
-
-func (l *loop) peers() []bgp.PeerConfig {
-	out := make([]bgp.PeerConfig, 0, len(l.plan.Peers)+len(l.leaving))
-	for _, p := range l.plan.Peers {
-		out = append(out, l.peer(p))
-	}
-	for _, p := range l.leaving {
-		c := l.peer(p)
-		c.Leaving = true
-		out = append(out, c)
-	}
-	return out
-}
-
-func (l *loop) peer(p routing.Peer) bgp.PeerConfig {
-	c := bgp.PeerConfig{
-		Address: p.Address, Port: uint16(l.cfg.Port), AS: p.AS, Description: p.Name, LocalAddress: p.Local,
-		NextHopSelf: p.NextHops, Aliases: p.Aliases, HoldTime: time.Duration(l.plan.HoldTime) * time.Second,
-		PrefixLimit: prefixLimit, Client: p.Client, Reflects: p.Reflects,
-	}
-	if p.Reflects {
-		c.PrefixLimit = reflectorLimit
-	}
-	for _, a := range p.NextHops {
-		c.Families = append(c.Families, bgp.FamilyOf(a))
-	}
-	return c
-}
-
-// imports is the engine's import policy; every peer is a node.
-func (l *loop) imports(_ netip.Addr, prefix netip.Prefix, nextHop netip.Addr) (bool, string) {
-	g := l.belief.Load()
-	if ok, reason := g.Check(prefix); !ok {
-		return false, reason
-	}
-	if ok, reason := g.CheckNextHop(nextHop); !ok {
-		return false, reason
-	}
-	return l.nextHops.check(nextHop)
-}
-
-// believe renews the guard and has everything that peers said judged again if
-// it changed.
-func (l *loop) believe() {
-	g := &routing.Guard{Pools: l.plan.Pools, Subnets: l.subnets, Addresses: l.plan.Nodes}
-	old := l.belief.Swap(g)
-	if l.engine != nil && !reflect.DeepEqual(old, g) {
-		l.engine.Reimport()
-	}
 }
 
 // originate tells the engine what changed in what this node announces.

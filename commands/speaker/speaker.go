@@ -55,6 +55,8 @@ type Config struct {
 	// Reflector starts without an agent: where that has no route in the kernel, nothing
 	// is announced and installed, only reflected.
 	Reflector bool
+	// Credentials is the folder of this service's systemd credentials; "": there is none.
+	Credentials string
 	// Version is told on the socket.
 	Version string
 	// BootFile holds the boot ID; "" is /proc/sys/kernel/random/boot_id.
@@ -207,6 +209,10 @@ func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []
 	mux := http.NewServeMux()
 	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.SpeakerStatus, error) {
 		return s.status(), nil
+	}))
+	mux.Handle("POST /v1/bgp/routes", control.Call(func(_ context.Context, q control.BGPQuery) (control.BGPPaths, error) { return s.state.paths(q) }))
+	mux.Handle("POST /v1/bgp/session", control.Call(func(_ context.Context, q control.BGPQuery) (control.BGPSession, error) {
+		return s.state.session(q.Peer)
 	}))
 	agent := func(ctx context.Context) error {
 		return s.agent.Watch(ctx, fib.Ignore{Foreign: true}, s.forward(ctx, true))

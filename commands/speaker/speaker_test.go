@@ -104,13 +104,14 @@ func TestInstaller(t *testing.T) {
 	i.begin(nil, e.again)
 	e.tell(
 		path("10.65.1.0/26", "192.168.99.103"), path("10.65.2.0/26", "192.168.99.104", "192.168.99.105"),
-		path("10.65.3.0/26", "172.16.0.1", "172.16.0.2"), path("fd80::/122", "fd00:99::103"), path("fd80::40/122", "fd00:77::1"),
+		path("10.65.3.0/26", "172.16.0.1", "172.16.0.2"), path("10.65.4.0/26", "0.0.0.0"), path("fd80::/122", "fd00:99::103"), path("fd80::40/122", "fd00:77::1"),
 	)
 	via := "10.65.1.0/26 via 192.168.99.103 dev eth1 proto netctl-bgp metric 32"
 	multi := []string{"10.65.2.0/26 proto netctl-bgp metric 32", "\tnexthop via 192.168.99.104 dev eth1 weight 1", "\tnexthop via 192.168.99.105 dev eth1 weight 1"}
+	discarded := "blackhole 10.65.4.0/26 proto netctl-bgp metric 32"
 	behind := "10.65.3.0/26 via 192.168.1.1 dev eth0 proto netctl-bgp metric 32" // both next hops behind one gateway
 	six := "fd80::/122 via fd00:99::103 dev eth1 proto netctl-bgp metric 1056 pref medium"
-	expect(append(append([]string{via}, multi...), behind, six)...)
+	expect(append(append([]string{via}, multi...), behind, discarded, six)...)
 	if got := fmt.Sprint(i.unresolved()); got != "[fd80::40/122]" {
 		t.Errorf("unresolved %s", got)
 	}
@@ -121,7 +122,7 @@ func TestInstaller(t *testing.T) {
 	kernel.Put(3, other)
 	i.nextHops.recheck(nil, true)
 	i.moved()
-	expect(via, multi[0], multi[1], "\tnexthop via 192.168.99.105 dev eth2 weight 1", six)
+	expect(via, multi[0], multi[1], "\tnexthop via 192.168.99.105 dev eth2 weight 1", discarded, six)
 	if got := fmt.Sprint(i.unresolved()); got != "[10.65.3.0/26 fd80::40/122]" {
 		t.Errorf("unresolved %s", got)
 	}
@@ -129,11 +130,11 @@ func TestInstaller(t *testing.T) {
 	kernel.Remove(other)
 	i.nextHops.recheck(nil, true)
 	i.moved()
-	expect(append(append([]string{via}, multi...), behind, six)...)
+	expect(append(append([]string{via}, multi...), behind, discarded, six)...)
 
 	// A path changes, the others go; what comes last counts.
 	e.tell(path("10.65.1.0/26", "192.168.99.109"), path("10.65.2.0/26"))
-	e.tell(path("10.65.3.0/26"), path("fd80::/122"), path("fd80::40/122"))
+	e.tell(path("10.65.3.0/26"), path("10.65.4.0/26"), path("fd80::/122"), path("fd80::40/122"))
 	expect("10.65.1.0/26 via 192.168.99.109 dev eth1 proto netctl-bgp metric 32")
 	e.tell(path("10.65.1.0/26"))
 	expect()

@@ -72,13 +72,17 @@ func (s *state) sessions() (sessions []control.Session, attached bool) {
 	if engine == nil {
 		return nil, attached
 	}
+	types := make(map[netip.Addr]string, len(plan.Peers))
+	for _, p := range plan.Peers {
+		types[p.Address] = p.Type()
+	}
 	for _, e := range engine.Status() {
 		if e.State == "Established" {
 			e.Reason = "" // it is that of the session before
 		}
 		sessions = append(sessions, control.Session{
 			SessionStatus: datastore.SessionStatus{
-				Peer: e.Peer, Type: plan.TypeOf(e.Peer), State: e.State, Since: e.Since.UTC().Truncate(time.Second), Reason: e.Reason,
+				Peer: e.Peer, Type: types[e.Peer], State: e.State, Since: e.Since.UTC().Truncate(time.Second), Reason: e.Reason, Off: e.Off,
 			},
 			Received: e.Received, Accepted: e.Accepted, Sent: e.Sent, Stale: e.Stale,
 		})
@@ -127,6 +131,9 @@ func (s *speaker) status() control.SpeakerStatus {
 		st.Problems = append(st.Problems, fmt.Sprintf("prefix %s is announced by several nodes: %s", c.Prefix, plan.Names(c.NextHops)))
 	}
 	for _, e := range engine.Status() {
+		if e.Full {
+			st.Problems = append(st.Problems, fmt.Sprintf("peer %s sends %d prefixes; its limit is %d", plan.Names([]netip.Addr{e.Peer}), e.Received, e.Limit))
+		}
 		for _, r := range e.Refused {
 			st.Refused = append(st.Refused, fmt.Sprintf("%s from %s: %s", r.Prefix, plan.Names([]netip.Addr{e.Peer}), r.Reason))
 		}

@@ -38,9 +38,6 @@ const (
 // defaultLocalPref is the degree of preference of what carries none.
 const defaultLocalPref = 100
 
-// gracefulShutdown is the community that takes a path out of use (RFC 8326).
-const gracefulShutdown = 0xffff0000
-
 // segment is a part of an AS_PATH.
 type segment struct {
 	kind uint8 // AS_SET 1, AS_SEQUENCE 2; 3 and 4, of confederations, are never kept
@@ -71,6 +68,8 @@ type attrs struct {
 	rest []carried
 	// external is set for what an eBGP peer sent.
 	external bool
+	// What communities say: not to other AS, to nobody, to be discarded.
+	noExport, noAdvertise, blackhole bool
 	// adopted marks a route that was found in the kernel, of which only the
 	// next hop is known.
 	adopted bool

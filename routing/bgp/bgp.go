@@ -55,7 +55,7 @@ func (f Family) String() string {
 }
 
 // Route is a best path as the kernel needs it. Several next hops are one
-// multipath route. Next hops are sorted and not resolved; routes share the list,
+// multipath route; an unspecified one among them is a blackhole (RFC 7999). Next hops are sorted and not resolved; routes share the list,
 // which must not be changed.
 type Route struct {
 	Prefix   netip.Prefix
@@ -69,7 +69,7 @@ type Route struct {
 
 // Change is a best path that became another one, as the kernel needs it. The lists of
 // next hops are sorted, not resolved, and shared: they must not be changed. None is no
-// route.
+// route, an unspecified one a blackhole.
 type Change struct {
 	Prefix   netip.Prefix
 	Was, Now []netip.Addr
@@ -114,13 +114,25 @@ type Config struct {
 	// SinglePath says that a prefix never becomes a multipath route (one
 	// inside a pool). Nil: equal best paths always become one.
 	SinglePath func(netip.Prefix) bool
-	Installer  Installer
+	// Tags are the communities of an own prefix; nil: none. Called in the RIB's goroutine.
+	Tags      func(netip.Prefix) Communities
+	Installer Installer
 	// OnSessionChange is called, if not nil, in goroutines of the speaker
 	// whenever a session's state or reason changed; it must not block and
 	// must not call the Speaker.
 	OnSessionChange func()
 	Log             *slog.Logger
 }
+
+// NextHopMode is what becomes of a learnt route's next hop towards a peer.
+type NextHopMode uint8
+
+// The modes.
+const (
+	NextHopUsual     NextHopMode = iota // kept within the AS, else this side (RFC 4271, section 5.1.3)
+	NextHopThisSide                     // this side
+	NextHopUnchanged                    // kept
+)
 
 // PeerConfig is one neighbour; its Address is its identity.
 type PeerConfig struct {
@@ -130,7 +142,8 @@ type PeerConfig struct {
 	AS          uint32
 	Description string
 	// LocalAddress is bound when dialling; connections from the peer to
-	// another address are refused. Not valid: the kernel's choice.
+	// another address are refused. Not valid: the kernel's choice. One that is not
+	// in Config.Listen is listened on as long as the peer is there.
 	LocalAddress netip.Addr
 	// Families to offer; empty: the family of Address.
 	Families []Family
@@ -159,8 +172,41 @@ type PeerConfig struct {
 	Leaving bool
 	// Passive never dials.
 	Passive bool
-	// PrefixLimit ends the session when the peer sends more; 0: no limit.
-	PrefixLimit int
+	// PrefixLimit ends the session when the peer sends more, or with LimitWarns only has
+	// Session.Full say so; 0: no limit. PrefixWarning has it say so before.
+	PrefixLimit, PrefixWarning int
+	LimitWarns                 bool
+	// LocalAS is the AS number that this side has towards the peer, and the only one of
+	// ours that it sees; 0: Config.AS.
+	LocalAS uint32
+	// TTL is that of our packets; 0: the system's.
+	TTL int
+	// TTLSecurity is how many hops the peer may be away, which its packets' TTL has to
+	// prove, as ours do (RFC 5082); 0: whatever TTL is good.
+	TTLSecurity int
+	// Password, if not empty, signs every segment (TCP MD5, RFC 2385).
+	Password string
+	// Wrong, if not empty, keeps the session down and says why.
+	Wrong string
+	// KeepaliveTime is between two KEEPALIVEs, unless a third of the agreed hold time is
+	// less; 0: that third.
+	KeepaliveTime time.Duration
+	// NextHop is the one of learnt routes.
+	NextHop NextHopMode
+	// OwnOnly announces what Originate named, and nothing learnt.
+	OwnOnly bool
+	// Communities are added to all that the peer is told.
+	Communities Communities
+	// Draining tells the peer to prefer every other path (RFC 8326): all that it is told
+	// has the community GRACEFUL_SHUTDOWN, and within the AS LOCAL_PREF 0.
+	Draining bool
+	// Blackhole takes what the peer announces with that community, to be discarded; else
+	// such prefixes are refused.
+	Blackhole bool
+	// Outside says that the peer is no member of this network: what it announced, if of
+	// another AS, is passed on to nobody, and a prefix that several such peers announce
+	// may have several next hops whatever SinglePath says.
+	Outside bool
 	// Shutdown, if not empty, keeps the session down; an open one ends with
 	// Cease/Administrative Shutdown and this text (RFC 9003, ≤ 255 bytes).
 	Shutdown string
@@ -194,6 +240,17 @@ type Session struct {
 	Refused                         []Refused // at most 100
 	MessagesIn, MessagesOut         uint64
 	UpdatesIn, UpdatesOut           uint64
+	// Full says that the peer sends as many prefixes as PeerConfig.PrefixWarning; Limit
+	// is its PrefixLimit.
+	Full  bool
+	Limit int
+	// Offered and Heard are the capabilities of both OPENs, in words.
+	Offered, Heard []string
+	// Notice is the last NOTIFICATION of either side, in words.
+	Notice   string
+	NoticeAt time.Time
+	// Off says that PeerConfig.Shutdown keeps it down.
+	Off bool
 	// Established counts how often the session came up.
 	Established int
 }

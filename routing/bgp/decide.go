@@ -114,7 +114,7 @@ func nextHops(paths []*path) *hops {
 	}
 	var list []netip.Addr
 	for _, p := range paths {
-		list = append(list, p.attrs.nextHop)
+		list = append(list, p.attrs.only.list...)
 	}
 	slices.SortFunc(list, netip.Addr.Compare)
 	return &hops{slices.Compact(list)}

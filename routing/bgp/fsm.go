@@ -2,15 +2,11 @@ package bgp
 
 import (
 	"context"
-	"errors"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
@@ -20,6 +16,8 @@ const (
 	firstDial    = 100 * time.Millisecond // the first dial is made within it
 	shortestIdle = time.Second
 	longestIdle  = time.Minute
+	// longQuiet is how long a peer may take to its OPEN before that is said.
+	longQuiet = 5 * time.Second
 	// steady is how long a session must last for the idle time to start anew.
 	steady = time.Minute
 	// twins is how close two connections of one start of a peer can be; a
@@ -70,6 +68,8 @@ type shown struct {
 	since    time.Time
 	reason   string
 	reasonAt time.Time
+	notice   string
+	noticeAt time.Time
 	retry    time.Time
 	local    netip.Addr
 }
@@ -130,6 +130,13 @@ func (f *fsm) because(words string) {
 		f.log.Info("session is not up", "reason", words)
 		f.speaker.sessionChanged()
 	}
+}
+
+// noted keeps a NOTIFICATION to be shown.
+func (f *fsm) noted(words string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.shown.notice, f.shown.noticeAt = words, time.Now()
 }
 
 // happening is an event of RFC 4271, section 8.1.
@@ -200,18 +207,32 @@ func (f *fsm) orders() (flt *fault, end bool) {
 		return nil, true
 	case f.remove:
 		return cease(ceaseRemoved, ""), true
+	case f.config.Wrong != "" && old.Wrong == "":
+		flt = cease(ceaseChange, "")
+		flt.words = f.config.Wrong
+		return flt, true
 	case f.config.Shutdown != "" && old.Shutdown == "":
 		return cease(ceaseShutdown, f.config.Shutdown), true
 	case flt != nil:
 		return flt, true
 	case old.ResetBy(f.config) != "":
-		return cease(ceaseChange, ""), true
+		flt = cease(ceaseChange, "")
+		flt.words += ": " + old.ResetBy(f.config)
+		return flt, true
+	}
+	for _, c := range []*conn{f.conn, f.rival} {
+		if c == nil {
+			continue
+		}
+		if err := f.config.retune(c.Conn); err != nil {
+			f.log.Warn("connection cannot be set up anew", "error", err)
+		}
 	}
 	return nil, false
 }
 
 // off reports whether the session is to stay down.
-func (f *fsm) off() bool { return f.config.Shutdown != "" }
+func (f *fsm) off() bool { return f.config.Shutdown != "" || f.config.Wrong != "" }
 
 // removed reports whether the peer is no longer configured.
 func (f *fsm) removed() bool {
@@ -233,7 +254,11 @@ func (f *fsm) idle(ctx context.Context) state {
 			break
 		}
 		if f.off() {
-			f.because("shut down: " + f.config.Shutdown)
+			words := "shut down: " + f.config.Shutdown
+			if f.config.Shutdown == "" {
+				words = f.config.Wrong
+			}
+			f.because(words)
 			wait = time.Hour
 		}
 		switch ev := f.next(ctx, time.After(wait)); ev.what {
@@ -276,7 +301,7 @@ func (f *fsm) connect(ctx context.Context) state {
 			// "If the TCP connection fails (Event 18), … the local system …
 			// restarts the ConnectRetryTimer with the initial value,
 			// continues to listen … and changes its state to Active."
-			f.because(dialWords(ev.err))
+			f.because(f.config.dialWords(ev.err))
 			return f.active
 		}
 	}
@@ -310,7 +335,7 @@ func (f *fsm) active(ctx context.Context) state {
 			// Events 16 and 17, as in Connect.
 			return f.begin(ev.conn)
 		case dialFailed:
-			f.because(dialWords(ev.err))
+			f.because(f.config.dialWords(ev.err))
 		}
 	}
 }
@@ -388,8 +413,18 @@ func (f *fsm) start(c *conn) {
 // openSent waits for an OPEN from the peer.
 func (f *fsm) openSent(ctx context.Context) state {
 	f.enter("OpenSent")
+	quiet := time.After(longQuiet)
 	for {
-		ev := f.next(ctx, nil)
+		ev := f.next(ctx, quiet)
+		if ev.what == timedOut {
+			words := "connected, and no OPEN comes"
+			if f.config.TTLSecurity > 0 {
+				words += ": it is more hops away, or has no TTL security"
+			}
+			f.because(words)
+			quiet = nil
+			continue
+		}
 		if next, leave := f.common(ctx, ev, 1); leave {
 			return next
 		}
@@ -447,39 +482,4 @@ func (f *fsm) common(ctx context.Context, ev event, subcode uint8) (next state, 
 		return f.failed(ctx, c, flt, nil, flt.words)
 	}
 	return nil, false
-}
-
-// endWords tells a fault to be sent from a connection that is simply gone.
-func endWords(err error) (*fault, string) {
-	var flt *fault
-	switch {
-	case errors.As(err, &flt):
-		return flt, flt.words
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return &fault{codeHold, 0, nil, "hold timer expired"}, "hold timer expired"
-	case errors.Is(err, io.EOF):
-		return nil, "connection closed by peer"
-	}
-	return nil, "connection lost: " + plain(err)
-}
-
-// plain is the innermost text of a network error.
-func plain(err error) string {
-	var sys *os.SyscallError
-	if errors.As(err, &sys) {
-		return sys.Err.Error()
-	}
-	return err.Error()
-}
-
-// dialWords puts a failed dial into words.
-func dialWords(err error) string {
-	var net interface{ Timeout() bool }
-	switch {
-	case errors.As(err, &net) && net.Timeout():
-		return "no answer"
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return "local address is not on this host"
-	}
-	return plain(err)
 }

@@ -21,6 +21,7 @@ import (
 type portGate struct {
 	mu        sync.Mutex
 	program   []unix.SockFilter // nil: everybody may
+	peers     map[netip.Addr]uint8
 	listeners map[*net.TCPListener]bool
 }
 
@@ -49,14 +50,17 @@ func (g *portGate) remove(l net.Listener) {
 	}
 }
 
-// admit lets exactly these addresses in. It fails if they are too many for a filter, or
-// for what the kernel has for one (net.core.optmem_max), and then lets in everybody, as
-// without one.
-func (g *portGate) admit(peers []netip.Addr) error {
-	program, err := gateProgram(peers)
+// admit lets exactly these addresses in, each with packets that have at least so many
+// hops left. It fails if they are too many for a filter, or for what the kernel has for
+// one (net.core.optmem_max), and then lets in everybody, as without one.
+func (g *portGate) admit(peers map[netip.Addr]uint8) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.program = program
+	if g.peers != nil && maps.Equal(g.peers, peers) {
+		return nil
+	}
+	program, err := gateProgram(peers)
+	g.program, g.peers = program, peers
 	for l := range g.listeners {
 		if attachErr := attach(l, program); attachErr != nil {
 			// The old one would keep new peers out, and is counted beside the new one.
@@ -95,6 +99,7 @@ const (
 	loadWord  = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
 	loadByte  = unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
 	ifEqual   = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+	ifLeast   = unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K
 	jump      = unix.BPF_JMP | unix.BPF_JA
 	shift     = unix.BPF_ALU | unix.BPF_RSH | unix.BPF_K
 	verdict   = unix.BPF_RET | unix.BPF_K
@@ -102,21 +107,16 @@ const (
 	let       = 0xffffffff // bytes of the packet that are kept
 	source4   = 12
 	source6   = 8
+	ttl4      = 8
+	ttl6      = 7
 	farthest  = 255 // of a conditional jump
 	maxFilter = 4096
 )
 
-// gateProgram lets packets from peers pass and drops all others.
-func gateProgram(peers []netip.Addr) ([]unix.SockFilter, error) {
-	var four, six [][]uint32
-	for _, a := range peers {
-		if a = a.Unmap(); a.Is4() {
-			four = append(four, words(a))
-		} else {
-			six = append(six, words(a))
-		}
-	}
-	match4, match6 := match(four, source4), match(six, source6)
+// gateProgram lets packets from peers pass that have hops enough left, and drops all
+// others.
+func gateProgram(peers map[netip.Addr]uint8) ([]unix.SockFilter, error) {
+	match4, match6 := near(peers, true, ttl4, source4), near(peers, false, ttl6, source6)
 	p := []unix.SockFilter{
 		{Code: loadByte, K: ipHeader}, {Code: shift, K: 4},
 		{Code: ifEqual, K: 4, Jf: 1}, {Code: jump, K: 3},
@@ -128,6 +128,34 @@ func gateProgram(peers []netip.Addr) ([]unix.SockFilter, error) {
 		return nil, fmt.Errorf("%d peers are too many for a filter of the port: it is open to all", len(peers))
 	}
 	return p, nil
+}
+
+// near ends with the verdict on a packet of one family: of the peers that demand no more
+// hops than it has left, its source must be one.
+func near(peers map[netip.Addr]uint8, four bool, ttl, source uint32) (p []unix.SockFilter) {
+	demands := map[uint8]bool{0: true}
+	for a, least := range peers {
+		if a.Unmap().Is4() == four {
+			demands[least] = true
+		}
+	}
+	if len(demands) > 1 {
+		p = append(p, unix.SockFilter{Code: loadByte, K: ipHeader + ttl})
+	}
+	for _, least := range slices.Backward(slices.Sorted(maps.Keys(demands))) {
+		var keys [][]uint32
+		for a, demand := range peers {
+			if a = a.Unmap(); a.Is4() == four && demand <= least {
+				keys = append(keys, words(a))
+			}
+		}
+		m := match(keys, source)
+		if least > 0 {
+			p = append(p, unix.SockFilter{Code: ifLeast, K: uint32(least), Jt: 1}, unix.SockFilter{Code: jump, K: uint32(len(m))})
+		}
+		p = append(p, m...)
+	}
+	return p
 }
 
 // words are an address in the units in which a filter compares.

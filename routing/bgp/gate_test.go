@@ -77,7 +77,7 @@ func TestPortIsOpenToPeersAlone(t *testing.T) {
 						peers = append(peers, h)
 					}
 				}
-				if err := g.admit(append(peers, netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1"))); err != nil {
+				if err := g.admit(anyTTL(append(peers, netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1"))...)); err != nil {
 					t.Fatal(err)
 				}
 				for _, h := range hosts {
@@ -123,7 +123,7 @@ func TestALargeFilterIsReplaced(t *testing.T) {
 		peers = append(peers, netip.AddrFrom4([4]byte{192, 168, byte(i >> 8), byte(i)}))
 	}
 	for _, n := range []int{800, 900, 2000} {
-		err := g.admit(append(peers[:n:n], peer))
+		err := g.admit(anyTTL(append(peers[:n:n], peer)...))
 		if !knock(t, netip.AddrPortFrom(peer, 0), to) {
 			t.Errorf("%d peers: the last one is kept out: %v", n, err)
 		}
@@ -133,8 +133,17 @@ func TestALargeFilterIsReplaced(t *testing.T) {
 	}
 }
 
-// run is what a filter says of a packet with an IP header.
-func run(p []unix.SockFilter, header []byte) uint32 {
+// anyTTL are peers of which nothing else is demanded.
+func anyTTL(peers ...netip.Addr) map[netip.Addr]uint8 {
+	m := map[netip.Addr]uint8{}
+	for _, a := range peers {
+		m[a] = 0
+	}
+	return m
+}
+
+// judge is what a filter says of a packet with an IP header.
+func judge(p []unix.SockFilter, header []byte) uint32 {
 	var a uint32
 	for pc := 0; ; pc++ {
 		switch i := p[pc]; i.Code {
@@ -147,6 +156,12 @@ func run(p []unix.SockFilter, header []byte) uint32 {
 			a >>= i.K
 		case ifEqual:
 			if a == i.K {
+				pc += int(i.Jt)
+			} else {
+				pc += int(i.Jf)
+			}
+		case ifLeast:
+			if a >= i.K {
 				pc += int(i.Jt)
 			} else {
 				pc += int(i.Jf)
@@ -169,11 +184,9 @@ func TestGateProgram(t *testing.T) {
 		return netip.AddrFrom16([16]byte{0: 0xfd, 7: byte(rnd.IntN(2)), 11: byte(rnd.IntN(2)), 15: byte(rnd.IntN(256))})
 	}
 	for _, n := range []int{0, 1, 2, 10, 300, 1500} {
-		var peers []netip.Addr
-		is := map[netip.Addr]bool{}
-		for range n {
-			a := some()
-			peers, is[a] = append(peers, a), true
+		peers := map[netip.Addr]uint8{}
+		for i := range n {
+			peers[some()] = []uint8{0, 0, 0, 255, 250}[i%5]
 		}
 		p, err := gateProgram(peers)
 		if err != nil {
@@ -188,11 +201,19 @@ func TestGateProgram(t *testing.T) {
 			} else {
 				copy(header[8:], a.AsSlice())
 			}
-			if got := run(p, header) != 0; got != is[a] {
-				t.Fatalf("%d peers: %v passes %v", n, a, got)
+			for _, ttl := range []uint8{1, 249, 250, 254, 255} {
+				header[8] = ttl
+				if a.Is6() {
+					copy(header[8:], a.AsSlice())
+					header[7] = ttl
+				}
+				least, is := peers[a]
+				if got := judge(p, header) != 0; got != (is && ttl >= least) {
+					t.Fatalf("%d peers: %v with TTL %d of %d passes %v", n, a, ttl, least, got)
+				}
 			}
 		}
-		if run(p, make([]byte, 40)) != 0 {
+		if judge(p, make([]byte, 40)) != 0 {
 			t.Errorf("%d peers: neither IPv4 nor IPv6 passes", n)
 		}
 	}
@@ -200,16 +221,16 @@ func TestGateProgram(t *testing.T) {
 	for i := range 3900 {
 		many = append(many, netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))
 	}
-	if _, err := gateProgram(many); err != nil {
+	if _, err := gateProgram(anyTTL(many...)); err != nil {
 		t.Error(err)
 	}
-	if _, err := gateProgram(append(many, many[0].Next().Next().Next(), netip.MustParseAddr("fd00::1"))); err != nil {
+	if _, err := gateProgram(anyTTL(append(many, many[0].Next().Next().Next(), netip.MustParseAddr("fd00::1"))...)); err != nil {
 		t.Error(err)
 	}
 	for i := range 300 {
 		many = append(many, netip.MustParseAddr(fmt.Sprintf("10.2.%d.1", i%256)), netip.MustParseAddr(fmt.Sprintf("10.3.%d.1", i%256)))
 	}
-	if _, err := gateProgram(many); err == nil {
+	if _, err := gateProgram(anyTTL(many...)); err == nil {
 		t.Error("a program that the kernel refuses")
 	}
 }

@@ -74,15 +74,15 @@ func (r *rib) join(s *session) {
 	g.joining = append(g.joining, s)
 }
 
-// regroup moves a session to another group, which differs in who is a client: with the
-// next flush it is told the difference.
+// regroup moves a session to another group: with the next flush it is told the
+// difference, and everything again where that is written in another way.
 func (r *rib) regroup(s *session, look outlook) {
 	if s.look == look {
 		return
 	}
 	old := s.group
 	if s.former == nil && !slices.Contains(old.joining, s) {
-		s.former = maps.Clone(old.sent)
+		s.former, s.formerLook = maps.Clone(old.sent), s.look
 	}
 	r.leave(s)
 	s.look = look
@@ -92,9 +92,10 @@ func (r *rib) regroup(s *session, look outlook) {
 // differ tells a session what its former group did not.
 func (g *group) differ(s *session) {
 	var ps parcels
+	alike := s.formerLook.writing() == g.look.writing()
 	for prefix, t := range g.sent {
 		was, had := s.former[prefix]
-		if had = had && was.source != s.peer; t.source != s.peer && !(had && was.attrs.same(t.attrs)) {
+		if had = alike && had && was.source != s.peer; t.source != s.peer && !(had && was.attrs.same(t.attrs)) {
 			ps.add(parcelKey{attrs: t.attrs}, prefix)
 		}
 	}
@@ -124,7 +125,15 @@ func (g *group) export(best *path, family Family) *path {
 	switch {
 	case best == nil || best.attrs.adopted || !g.look.families[family] || !g.look.hop(best.attrs, family).IsValid():
 		return nil
-	case best.peer == nil || best.external() || g.look.external:
+	case best.attrs.noAdvertise, best.attrs.noExport && g.look.external, best.attrs.blackhole && best.peer != nil:
+		return nil // RFC 1997; RFC 7999, section 3.2
+	case best.peer == nil:
+		return best
+	case best.external() && best.peer.config.Outside:
+		return nil // no transit
+	case g.look.ownOnly:
+		return nil
+	case best.external() || g.look.external:
 		return best
 	case g.look.client || best.peer.config.Client:
 		// "A route from a Non-Client IBGP peer: Reflect to all the Clients. A route from

@@ -2,6 +2,7 @@ package bgp
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
@@ -86,7 +87,11 @@ func (f *fsm) agree(c *conn, o *open) {
 	// KeepaliveTimer are not started." A third of it is "reasonable"
 	// (section 4.4).
 	c.say(keepalive())
-	c.beatEvery(hold / 3)
+	beat := hold / 3
+	if k := f.config.KeepaliveTime; k > 0 {
+		beat = min(beat, k)
+	}
+	c.beatEvery(beat)
 }
 
 // holdTime is "the smaller of its configured Hold Time and the Hold Time
@@ -105,6 +110,11 @@ func (p PeerConfig) hold() time.Duration {
 // that the state is about: for the other's, if there is one.
 func (f *fsm) failed(ctx context.Context, c *conn, send, got *fault, words string) (next state, leave bool) {
 	c.end(ctx, send)
+	if send != nil {
+		f.noted("this side said " + send.words)
+	} else if got != nil {
+		f.noted(got.words)
+	}
 	y := f.other(c)
 	if c == f.rival {
 		f.rival = nil
@@ -140,6 +150,7 @@ func (f *fsm) down(ctx context.Context, flt *fault) state {
 	f.abandon()
 	f.failures = 0
 	if flt != nil {
+		f.noted("this side said " + flt.words)
 		f.because(flt.words)
 		if flt.holds() {
 			return f.rest
@@ -299,36 +310,47 @@ func (f *fsm) challenged(ctx context.Context, s *session, in incoming, since tim
 func (f *fsm) session() *session {
 	c := f.conn
 	mine := f.speaker.openFor(f.config, f.wasUp)
-	s := &session{peer: f.peer, conn: c, open: c.open, hold: f.holdTime(c.open)}
+	s := &session{peer: f.peer, conn: c, open: c.open, hold: f.holdTime(c.open), localAS: mine.as}
 	for i := range s.families {
 		s.families[i] = mine.families[i] && c.open.families[i]
 	}
 	s.notification = c.open.gr != nil && c.open.gr.notification
-	local := c.local()
-	if !local.IsValid() {
-		local = f.config.LocalAddress
+	if s.local = c.local(); !s.local.IsValid() {
+		s.local = f.config.LocalAddress
 	}
-	s.look = outlook{
-		external: f.config.AS != f.speaker.config.AS, as4: c.open.as4,
-		localAS: f.speaker.config.AS, families: s.families, clusterID: f.speaker.config.ClusterID,
-	}
-	if local.IsValid() {
-		s.look.nextHop[FamilyOf(local)] = local
-	}
-	for _, a := range f.config.NextHopSelf {
-		s.look.nextHop[FamilyOf(a)] = a
-	}
+	s.look = s.lookFor(f.config)
+	s.look.clusterID = f.speaker.config.ClusterID
 	to := f.speaker
 	c.established = &established{
 		decoder: decoder{
 			complaints: f.complaints, families: s.families, as4: c.open.as4,
-			localAS: f.speaker.config.AS, peerAS: f.config.AS, routerID: f.speaker.config.RouterID, localIP: local,
+			localAS: mine.as, ownAS: f.speaker.config.AS, peerAS: f.config.AS, routerID: f.speaker.config.RouterID, localIP: s.local,
 			clusterID: f.speaker.config.ClusterID, peerID: c.open.id,
 		},
 		hand:    func(batch []change) { to.post(func() { to.rib.apply(s, batch) }) },
 		drained: func() { to.post(func() { to.rib.drained(s) }) },
 	}
 	return s
+}
+
+// lookFor is how the session's peer is spoken to by a configuration.
+func (s *session) lookFor(c PeerConfig) outlook {
+	look := outlook{
+		external: c.AS != s.localAS, as4: s.open.as4, localAS: s.localAS, families: s.families,
+		ownOnly: c.OwnOnly, mode: c.NextHop, draining: c.Draining,
+	}
+	more := c.Communities
+	if c.Draining {
+		more.Standard = append(slices.Clone(more.Standard), GracefulShutdown)
+	}
+	look.communities, look.large = more.wire()
+	if s.local.IsValid() {
+		look.nextHop[FamilyOf(s.local)] = s.local
+	}
+	for _, a := range c.NextHopSelf {
+		look.nextHop[FamilyOf(a)] = a
+	}
+	return look
 }
 
 // end orders the session's end; for the RIB, which must not wait.

@@ -2,7 +2,6 @@ package bgp
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"net"
 	"net/netip"
@@ -16,16 +15,9 @@ const (
 	handOver = 5 * time.Second
 )
 
-// openListener is without multipath TCP, which knows neither keys (RFC 2385)
-// nor a least TTL (RFC 5082).
-func openListener(ctx context.Context, a netip.AddrPort) (net.Listener, error) {
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false)
-	return lc.Listen(ctx, "tcp", a.String())
-}
-
 // listen accepts connections on one address until ctx ends.
 func (s *Speaker) listen(ctx context.Context, a netip.AddrPort) {
+	defer s.problem(a, "")
 	for ctx.Err() == nil {
 		l, err := s.open(ctx, a)
 		if err != nil {
@@ -36,6 +28,7 @@ func (s *Speaker) listen(ctx context.Context, a netip.AddrPort) {
 			}
 			continue
 		}
+		s.keys.add(l, a.Addr().Is4())
 		if err := s.gate.add(l); err != nil {
 			s.log.Warn("the port is open to everybody", "address", a, "error", err)
 		}
@@ -50,6 +43,7 @@ func (s *Speaker) listen(ctx context.Context, a netip.AddrPort) {
 		}
 		stop()
 		s.gate.remove(l)
+		s.keys.remove(l)
 		_ = l.Close()
 	}
 }
@@ -58,9 +52,6 @@ func (s *Speaker) listen(ctx context.Context, a netip.AddrPort) {
 // addresses are closed.
 func (s *Speaker) accept(ctx context.Context, c net.Conn) {
 	remote := addrOf(c.RemoteAddr()).WithZone("")
-	if tcp, ok := c.(*net.TCPConn); ok {
-		_ = attach(tcp, nil) // the listener's is no use any more
-	}
 	s.mu.Lock()
 	f := s.machines[remote]
 	s.mu.Unlock()
@@ -70,12 +61,24 @@ func (s *Speaker) accept(ctx context.Context, c net.Conn) {
 		return
 	}
 	f.mu.Lock()
-	local := f.wanted.LocalAddress
+	config := f.wanted
 	f.mu.Unlock()
-	if local.IsValid() && addrOf(c.LocalAddr()) != local {
+	if local := config.LocalAddress; local.IsValid() && addrOf(c.LocalAddr()) != local {
 		s.log.Debug("connection to another address", "peer", remote, "local", addrOf(c.LocalAddr()))
 		_ = c.Close()
 		return
+	}
+	if s.keys.refuses(remote) != "" || config.Wrong != "" {
+		_ = c.Close()
+		return
+	}
+	if err := config.retune(c); err != nil {
+		s.log.Warn("connection cannot be set up", "peer", remote, "error", err)
+		_ = c.Close()
+		return
+	}
+	if tcp, ok := c.(*net.TCPConn); ok {
+		_ = attach(tcp, nil) // the listener's is no use any more
 	}
 	s.tasks.Go(func() {
 		select {
@@ -86,24 +89,6 @@ func (s *Speaker) accept(ctx context.Context, c net.Conn) {
 			_ = c.Close()
 		}
 	})
-}
-
-// dial opens a connection to a peer.
-func dial(ctx context.Context, p PeerConfig) (net.Conn, error) {
-	var d net.Dialer
-	d.SetMultipathTCP(false)
-	if p.LocalAddress.IsValid() {
-		d.LocalAddr = &net.TCPAddr{IP: p.LocalAddress.AsSlice(), Zone: p.LocalAddress.Zone()}
-	}
-	port := p.Port
-	if port == 0 {
-		port = Port
-	}
-	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(p.Address, port).String())
-	if err != nil {
-		return nil, fmt.Errorf("dial %v: %w", p.Address, err)
-	}
-	return c, nil
 }
 
 // problem notes what is wrong with a listener; "" for nothing.
@@ -125,5 +110,5 @@ func (s *Speaker) problem(a netip.AddrPort, words string) {
 func (s *Speaker) Problems() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Sorted(maps.Values(s.problems))
+	return append(slices.Sorted(maps.Values(s.problems)), s.keys.problems()...)
 }

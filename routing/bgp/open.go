@@ -198,6 +198,39 @@ func decodeCapability(b []byte) (c codec.ParameterCapabilityInterface) {
 	return c
 }
 
+// words are the capabilities of an OPEN.
+func (o *open) words() (list []string) {
+	for f, on := range o.families {
+		if on {
+			list = append(list, Family(f).String()+" unicast")
+		}
+	}
+	if o.as4 {
+		list = append(list, "4-byte AS numbers")
+	}
+	if o.refresh {
+		list = append(list, "route refresh")
+	}
+	if o.gr == nil {
+		return list
+	}
+	text := fmt.Sprintf("graceful restart of %d s", o.gr.time/time.Second)
+	for f, on := range o.gr.listed {
+		if on && o.gr.forwarding[f] {
+			text += ", " + Family(f).String() + " kept"
+		} else if on {
+			text += ", " + Family(f).String()
+		}
+	}
+	if o.gr.restarting {
+		text += ", restarting"
+	}
+	if list = append(list, text); o.gr.notification {
+		list = append(list, "graceful restart after notifications")
+	}
+	return list
+}
+
 // accept checks the peer's OPEN against ours (RFC 4271, section 6.2) and
 // returns why not.
 func (o *open) accept(mine *open, peerAS uint32) *fault {

@@ -18,9 +18,21 @@ type outlook struct {
 	// client: what internal peers announce is reflected to it; clusterID is ours.
 	client    bool
 	clusterID netip.Addr
-	// nextHop is the one of own routes, by family, and towards other AS of
-	// all routes; not valid: such routes are not sent.
+	ownOnly   bool        // as PeerConfig.OwnOnly
+	draining  bool        // as PeerConfig.Draining
+	mode      NextHopMode // as PeerConfig.NextHop
+	// communities and large are added to all, as they are on the wire.
+	communities, large string
+	// nextHop is the one of own routes, by family, and of learnt ones where it is not
+	// kept; not valid: such routes are not sent.
 	nextHop [2]netip.Addr
+}
+
+// writing is what of an outlook shows in the bytes of a path; the rest says which paths a
+// peer is told.
+func (o outlook) writing() outlook {
+	o.client, o.ownOnly = false, false
+	return o
 }
 
 // blob is a row of UPDATEs, queued as one.
@@ -30,9 +42,9 @@ type blob struct {
 }
 
 // hop is the next hop that a is sent with; the one of a learnt path stays
-// within the AS (RFC 4271, section 5.1.3).
+// within the AS (RFC 4271, section 5.1.3), unless somebody wants it otherwise.
 func (o *outlook) hop(a *attrs, family Family) netip.Addr {
-	if a.nextHop.IsValid() && !o.external {
+	if a.nextHop.IsValid() && (o.mode == NextHopUnchanged || o.mode == NextHopUsual && !o.external) {
 		return a.nextHop
 	}
 	return o.nextHop[family]
@@ -55,7 +67,11 @@ func (o *outlook) attributes(a *attrs, family Family) []byte {
 		b = appendAttr(b, flagOptional, attrMED, binary.BigEndian.AppendUint32(nil, a.med))
 	}
 	if !o.external {
-		b = appendAttr(b, flagTransitive, attrLocalPref, binary.BigEndian.AppendUint32(nil, a.localPref))
+		pref := a.localPref
+		if o.draining {
+			pref = 0
+		}
+		b = appendAttr(b, flagTransitive, attrLocalPref, binary.BigEndian.AppendUint32(nil, pref))
 	}
 	wide := false
 	for _, s := range path {
@@ -63,7 +79,7 @@ func (o *outlook) attributes(a *attrs, family Family) []byte {
 			wide = wide || as > 0xffff
 		}
 	}
-	for _, c := range o.reflected(a) {
+	for _, c := range withMore(withMore(o.reflected(a), attrCommunities, o.communities, 4), attrLarge, o.large, 12) {
 		if c.kind > attrPath4 && wide && !o.as4 {
 			b = appendAttr(b, flagOptional|flagTransitive, attrPath4, encodePath(path, true))
 			wide = false

@@ -2,6 +2,7 @@ package bgp
 
 import (
 	"cmp"
+	"fmt"
 	"iter"
 	"log/slog"
 	"net/netip"
@@ -27,7 +28,7 @@ type rib struct {
 	// dirty are the destinations that changed since the last flush.
 	dirty  []*dest
 	groups map[outlook]*group
-	own    *attrs
+	own    map[[2]string]*attrs // by communities
 	// found are routes of the kernel that wait for the first Configure.
 	found []Route
 	// deferred: reflected routes and End-of-RIBs wait, see await; overdue: they have
@@ -89,6 +90,7 @@ func (d *dest) take(p *path) {
 type peer struct {
 	config PeerConfig
 	fsm    *fsm
+	full   bool    // PeerConfig.PrefixWarning was said
 	in     []*dest // Adj-RIB-In: the prefixes it has a path to
 	// refused is why Import turned paths down. Few reasons hold for many.
 	refused map[*dest]unique.Handle[string]
@@ -127,14 +129,17 @@ type session struct {
 	hold     time.Duration
 	// notification: both sides said N (RFC 8538).
 	notification bool
+	local        netip.Addr // our end
+	localAS      uint32
 	look         outlook
 	group        *group
 	// behind holds the prefixes that a full queue did not take; nil as long as
 	// the peer keeps up.
 	behind map[netip.Prefix]struct{}
 	// former is what the group told that the session left for this one; nil: it left
-	// none, or was told the difference.
-	former map[netip.Prefix]told
+	// none, or was told the difference. formerLook is that group's.
+	former     map[netip.Prefix]told
+	formerLook outlook
 	// markers are the End-of-RIBs owed behind these.
 	markers    []Family
 	refreshing [2]refreshing // by Family
@@ -146,7 +151,7 @@ func newRIB(c *Config, after func(time.Duration, func()) *time.Timer) *rib {
 	return &rib{
 		config: c, log: c.Log, after: after,
 		peers: map[netip.Addr]*peer{}, dests: map[routing.Packed]*dest{}, groups: map[outlook]*group{},
-		own: &attrs{localPref: defaultLocalPref}, found: c.Stale,
+		own: map[[2]string]*attrs{}, found: c.Stale,
 	}
 }
 
@@ -184,7 +189,7 @@ func (r *rib) originate(add, withdraw []netip.Prefix) {
 	}
 	for _, prefix := range add {
 		if d := r.touch(prefix); d.from(nil) == nil {
-			d.paths = &path{next: d.paths, attrs: r.own}
+			d.paths = &path{next: d.paths, attrs: r.ownAttrs(r.tags(prefix))}
 		}
 	}
 }
@@ -195,10 +200,13 @@ func (r *rib) apply(s *session, changes []change) {
 	if p.session != s {
 		return
 	}
-	if limit := p.config.PrefixLimit; limit > 0 && r.holds(p, changes, limit) > limit {
-		p.fsm.end(cease(ceaseLimit, ""))
+	if limit := p.config.PrefixLimit; limit > 0 && !p.config.LimitWarns && r.holds(p, changes, limit) > limit {
+		flt := cease(ceaseLimit, "")
+		flt.words = fmt.Sprintf("sent more prefixes than its limit of %d", limit)
+		p.fsm.end(flt)
 		return
 	}
+	defer r.fill(p)
 	for _, c := range changes {
 		switch {
 		case c.endOfRIB:
@@ -244,39 +252,6 @@ func (r *rib) refresh(s *session, family Family) {
 	})
 }
 
-// holds is the number of prefixes of a peer that changes would leave, or what
-// bounds it if that is within the limit.
-func (r *rib) holds(p *peer, changes []change, limit int) int {
-	most := len(p.in)
-	for _, c := range changes {
-		if c.attrs != nil {
-			most += len(c.prefixes)
-		}
-	}
-	if most <= limit {
-		return most
-	}
-	held := map[netip.Prefix]bool{}
-	count := len(p.in)
-	for _, c := range changes {
-		for _, prefix := range c.prefixes {
-			has, seen := held[prefix]
-			if !seen {
-				d := r.dest(prefix)
-				has = d != nil && d.from(p) != nil
-			}
-			held[prefix] = c.attrs != nil
-			switch {
-			case c.attrs != nil && !has:
-				count++
-			case c.attrs == nil && has:
-				count--
-			}
-		}
-	}
-	return count
-}
-
 // set makes attrs the peer's path to a prefix.
 func (r *rib) set(p *peer, prefix netip.Prefix, a *attrs, stale bool) {
 	d := r.dest(prefix)
@@ -300,7 +275,9 @@ func (r *rib) set(p *peer, prefix netip.Prefix, a *attrs, stale bool) {
 // one than before.
 func (r *rib) judge(p *peer, d *dest, path *path) (changed bool) {
 	ok, reason := true, ""
-	if r.config.Import != nil {
+	if path.attrs.blackhole && !p.config.Blackhole {
+		ok, reason = false, "carries the community BLACKHOLE, which this peer may not use"
+	} else if r.config.Import != nil {
 		ok, reason = r.config.Import(p.config.Address, d.key.Prefix(), path.attrs.nextHop)
 	}
 	was, had := p.refused[d]
@@ -433,8 +410,12 @@ func (r *rib) decide(d *dest) *hops {
 	if d.best = best; best == nil || best.peer == nil {
 		return nil
 	}
+	outside := func(p *path) bool { return p.peer.config.Outside }
 	if len(equal) > 1 && r.config.SinglePath != nil && r.config.SinglePath(d.key.Prefix()) {
-		equal = []*path{best}
+		if !outside(best) {
+			return nextHops([]*path{best})
+		}
+		equal = slices.DeleteFunc(equal, func(p *path) bool { return !outside(p) })
 	}
 	return nextHops(equal)
 }
@@ -471,7 +452,7 @@ func (r *rib) conflicts() []Conflict {
 		}
 		var paths []*path
 		for p := range d.all() {
-			if p.peer != nil && !p.refused {
+			if p.peer != nil && !p.refused && !p.peer.config.Outside {
 				paths = append(paths, p)
 			}
 		}

@@ -183,7 +183,7 @@ func TestPrefixLimit(t *testing.T) {
 		r.send(announce("10.9.0.2", "10.1.0.0/26", "10.1.0.0/26", "10.1.0.64/26"))
 		g.has(bothRoutes...)
 		r.send(announce("10.9.0.2", "10.1.0.128/26"))
-		g.words("Idle: too many prefixes, retry in 1 s")
+		g.words("Idle: sent more prefixes than its limit of 2, retry in 1 s")
 		r.notified(6, 1)
 		if d := g.k.deletions(); len(d) != 2 {
 			t.Errorf("deleted %v", d)

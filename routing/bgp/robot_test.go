@@ -147,6 +147,8 @@ type robot struct {
 	// bubble does not wait for a mutex.
 	pause gate
 	as    uint32
+	// ends counts the End-of-RIBs that heard saw.
+	ends int
 }
 
 // gate is a lock that synctest can wait for.
@@ -157,7 +159,7 @@ func (g gate) Unlock() { <-g }
 func (g gate) wait()   { g <- struct{}{}; <-g }
 
 func newRobot(t *testing.T, c net.Conn) *robot {
-	r := &robot{t, c, make(chan incoming, 10000), make(gate, 1), robotAS}
+	r := &robot{t, c, make(chan incoming, 10000), make(gate, 1), robotAS, 0}
 	go func() {
 		defer close(r.in)
 		var buf []byte

@@ -1,10 +1,10 @@
 package bgp
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -30,12 +30,15 @@ type Speaker struct {
 	open    func(context.Context, netip.AddrPort) (net.Listener, error)
 	tasks   sync.WaitGroup
 	gate    *portGate
+	keys    *keyring
 
 	mu       sync.Mutex
 	running  bool
 	queued   []func()
 	machines map[netip.Addr]*fsm
 	problems map[string]string
+	// listening ends the listeners that peers need beside Config.Listen.
+	listening map[netip.AddrPort]context.CancelFunc
 }
 
 // New checks the configuration; nothing is opened before Run.
@@ -64,7 +67,7 @@ func New(c Config) (*Speaker, error) {
 	s := &Speaker{
 		config: c, log: c.Log, started: time.Now(), dial: dial, open: openListener,
 		work: make(chan func(), 64), wake: make(chan struct{}, 1), ended: make(chan struct{}),
-		gate: newPortGate(), machines: map[netip.Addr]*fsm{}, problems: map[string]string{},
+		gate: newPortGate(), keys: newKeyring(), machines: map[netip.Addr]*fsm{}, problems: map[string]string{}, listening: map[netip.AddrPort]context.CancelFunc{},
 	}
 	s.rib = newRIB(&s.config, func(d time.Duration, run func()) *time.Timer {
 		return time.AfterFunc(d, func() { s.post(run) })
@@ -139,7 +142,6 @@ func (s *Speaker) commands(ctx context.Context) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	known := len(s.machines)
 	var started []*fsm
 	for _, p := range s.rib.peers {
 		if s.machines[p.config.Address] != p.fsm {
@@ -152,13 +154,46 @@ func (s *Speaker) commands(ctx context.Context) {
 			delete(s.machines, a)
 		}
 	}
-	if len(started) > 0 || len(s.machines) != known {
-		if err := s.gate.admit(slices.Collect(maps.Keys(s.machines))); err != nil {
-			s.log.Warn("the port is open to everybody", "error", err)
+	admitted, keys := map[netip.Addr]uint8{}, map[netip.Addr]string{}
+	for a, p := range s.rib.peers {
+		admitted[a] = p.config.leastTTL()
+		if p.config.Password != "" {
+			keys[a] = p.config.Password
 		}
 	}
+	s.keys.set(keys)
+	if err := s.gate.admit(admitted); err != nil {
+		s.log.Warn("the port is open to everybody", "error", err)
+	}
+	s.listenFor(ctx)
 	for _, f := range started {
 		s.tasks.Go(func() { f.run(ctx) })
+	}
+}
+
+// listenFor has the peers' local addresses listened on that Config.Listen lacks, and no
+// others. The caller holds mu.
+func (s *Speaker) listenFor(ctx context.Context) {
+	wanted := map[netip.AddrPort]bool{}
+	for _, p := range s.rib.peers {
+		a := p.config.LocalAddress
+		listened := slices.ContainsFunc(s.config.Listen, func(l netip.AddrPort) bool { return l.Addr() == a || l.Addr().IsUnspecified() })
+		if a.IsValid() && len(s.config.Listen) > 0 && !listened {
+			wanted[netip.AddrPortFrom(a, s.config.Listen[0].Port())] = true
+		}
+	}
+	for a, end := range s.listening {
+		if !wanted[a] {
+			end()
+			delete(s.listening, a)
+		}
+	}
+	for a := range wanted {
+		if s.listening[a] == nil {
+			ctx, end := context.WithCancel(ctx)
+			s.listening[a] = end
+			s.tasks.Go(func() { s.listen(ctx, a) })
+		}
 	}
 }
 
@@ -219,8 +254,8 @@ func (s *Speaker) sessionChanged() {
 
 // Configure makes peers the whole set of neighbours. New ones start, missing
 // ones are ended by Cease/Peer De-configured, changed ones go on with the new
-// settings, or are reset where ResetBy says so; HoldTime counts from the next
-// session on. Call it before Run, together with Originate, when routes are
+// settings, or are reset where ResetBy says so; HoldTime and KeepaliveTime count from
+// the next session on. Call it before Run, together with Originate, when routes are
 // adopted: the first call gives them their owners.
 func (s *Speaker) Configure(peers []PeerConfig) error {
 	seen := map[netip.Addr]bool{}
@@ -245,6 +280,14 @@ func (p PeerConfig) check() error {
 		return fmt.Errorf("peer %v: not an address to connect to", p.Address)
 	case p.AS == 0 || p.AS == asTrans:
 		return fmt.Errorf("peer %v: AS %d: reserved", p.Address, p.AS)
+	case p.LocalAS == asTrans:
+		return fmt.Errorf("peer %v: local AS %d: reserved", p.Address, p.LocalAS)
+	case len(p.Password) > maxKey:
+		return fmt.Errorf("peer %v: password: longer than %d bytes", p.Address, maxKey)
+	case p.TTLSecurity < 0 || p.TTLSecurity >= farTTL:
+		return fmt.Errorf("peer %v: TTL security of %d hops: not from 1 to %d", p.Address, p.TTLSecurity, farTTL-1)
+	case p.TTL < 0 || p.TTL > farTTL:
+		return fmt.Errorf("peer %v: TTL %d: not from 0 to %d", p.Address, p.TTL, farTTL)
 	case p.HoldTime >= 0 && p.HoldTime != 0 && p.HoldTime < 3*time.Second:
 		return fmt.Errorf("peer %v: hold time %v: neither 0 nor at least 3 s", p.Address, p.HoldTime)
 	case p.HoldTime > 65535*time.Second || p.HoldTime > 0 && p.HoldTime%time.Second != 0:
@@ -276,7 +319,8 @@ func (s *Speaker) configure(peers []PeerConfig, wanted map[netip.Addr]bool) {
 			r.peers[c.Address] = p
 			continue
 		}
-		if p.config.AS != c.AS {
+		was := p.config
+		if was.AS != c.AS {
 			r.forget(p)
 		}
 		if c.Leaving && !p.config.Leaving {
@@ -289,6 +333,18 @@ func (s *Speaker) configure(peers []PeerConfig, wanted map[netip.Addr]bool) {
 		p.config = c
 		p.fsm.want(c, false)
 		r.employ(p, client)
+		if was.Outside != c.Outside || was.Blackhole != c.Blackhole {
+			for d, path := range p.all() {
+				r.judge(p, d, path)
+				r.mark(d)
+			}
+		}
+		if p.session != nil && was.ResetBy(c) == "" {
+			look := p.session.lookFor(c)
+			look.client, look.clusterID = p.session.look.client, p.session.look.clusterID
+			r.regroup(p.session, look)
+		}
+		r.fill(p)
 	}
 	r.moved = true
 	r.adopt()
@@ -358,6 +414,10 @@ func (p PeerConfig) ResetBy(next PeerConfig) string {
 	switch {
 	case p.AS != next.AS:
 		return "AS"
+	case p.LocalAS != next.LocalAS:
+		return "local AS"
+	case (p.Password == "") != (next.Password == ""):
+		return "password"
 	case p.LocalAddress != next.LocalAddress:
 		return "local address"
 	case !slices.Equal(p.families(), next.families()):
@@ -367,6 +427,9 @@ func (p PeerConfig) ResetBy(next PeerConfig) string {
 	}
 	return ""
 }
+
+// localAS is the AS number of this side.
+func (p PeerConfig) localAS(c *Config) uint32 { return cmp.Or(p.LocalAS, c.AS) }
 
 // families are those to be offered.
 func (p PeerConfig) families() []Family {
@@ -393,6 +456,9 @@ func masked(list []netip.Prefix) []netip.Prefix {
 	return out
 }
 
+// Retag asks Tags again about all that Originate named.
+func (s *Speaker) Retag() { s.order(s.rib.retag) }
+
 // Reimport asks Import and SinglePath again about everything that is held.
 func (s *Speaker) Reimport() { s.order(s.rib.reimport) }
 
@@ -407,7 +473,7 @@ func (s *Speaker) openFor(p PeerConfig, wasUp bool) *open {
 	s.mu.Lock()
 	started := s.started
 	s.mu.Unlock()
-	o := &open{as: s.config.AS, hold: p.hold(), id: s.config.RouterID, as4: true, refresh: true}
+	o := &open{as: p.localAS(&s.config), hold: p.hold(), id: s.config.RouterID, as4: true, refresh: true}
 	o.gr = &graceful{
 		restarting:   s.config.Restarting && time.Since(started) < s.config.RestartTime,
 		notification: true, time: s.config.RestartTime,

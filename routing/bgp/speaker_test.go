@@ -91,6 +91,12 @@ func start(t *testing.T, c Config, peers []PeerConfig, own ...string) (s *Speake
 		t.Fatal(err)
 	}
 	s.Originate(prefixes(own...), nil)
+	return s, run(t, s)
+}
+
+// run runs a speaker until the test or stop ends it.
+func run(t *testing.T, s *Speaker) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -101,7 +107,7 @@ func start(t *testing.T, c Config, peers []PeerConfig, own ...string) (s *Speake
 	}()
 	stop = func() { cancel(); <-done }
 	t.Cleanup(stop)
-	return s, stop
+	return stop
 }
 
 type testWriter struct{ t *testing.T }
@@ -194,4 +200,25 @@ func TestListenProblem(t *testing.T) {
 	})
 	_ = l.Close()
 	eventually(t, "no problem", func() bool { return len(s.Problems()) == 0 })
+}
+
+// A peer's local address is listened on while the peer is there.
+func TestListensForPeers(t *testing.T) {
+	at := func(a string) netip.AddrPort { return netip.AddrPortFrom(addr(a), 1795) }
+	peer := func(to, from string, passive bool) []PeerConfig {
+		return []PeerConfig{{Address: addr(to), LocalAddress: addr(from), Port: 1795, AS: 64511, Passive: passive, HoldTime: 9 * time.Second}}
+	}
+	s, _ := start(t, Config{RouterID: addr("127.0.5.1"), AS: 64511, Listen: []netip.AddrPort{at("127.0.5.1")}}, peer("127.0.5.3", "127.0.5.2", true))
+	start(t, Config{RouterID: addr("127.0.5.3"), AS: 64511, Listen: []netip.AddrPort{at("127.0.5.3")}}, peer("127.0.5.2", "127.0.5.3", false))
+	eventually(t, "session to the second address", func() bool { return only(s).State == "Established" })
+	if err := s.Configure(nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the address is free again", func() bool {
+		l, err := net.Listen("tcp", at("127.0.5.2").String())
+		if err == nil {
+			_ = l.Close()
+		}
+		return err == nil
+	})
 }

@@ -45,12 +45,14 @@ func (p *peer) status() Session {
 	s := Session{
 		Peer: p.config.Address, Description: p.config.Description, AS: p.config.AS,
 		Local: shown.local, State: shown.state, Since: shown.since,
-		Reason: shown.reason, ReasonAt: shown.reasonAt, Retry: shown.retry,
-		Received: len(p.in), Established: p.ups,
+		Reason: shown.reason, ReasonAt: shown.reasonAt, Retry: shown.retry, Notice: shown.notice, NoticeAt: shown.noticeAt,
+		Received: len(p.in), Established: p.ups, Off: p.config.Shutdown != "", Full: p.isFull(), Limit: p.config.PrefixLimit,
 		MessagesIn: f.count.messagesIn.Load(), MessagesOut: f.count.messagesOut.Load(),
 		UpdatesIn: f.count.updatesIn.Load(), UpdatesOut: f.count.updatesOut.Load(),
 	}
+	s.Offered = f.speaker.openFor(p.config, p.ups > 0).words()
 	if up := p.session; up != nil {
+		s.Heard = up.open.words()
 		s.RouterID, s.HoldTime, s.Notification = up.open.id, up.hold, up.notification
 		s.GracefulRestart = up.open.gr != nil && up.open.gr.listed != [2]bool{}
 		for family, on := range up.families {

@@ -37,6 +37,7 @@ type decoder struct {
 	families          [2]bool // agreed
 	as4               bool
 	localAS, peerAS   uint32
+	ownAS             uint32 // Config.AS, whatever localAS is
 	routerID, localIP netip.Addr
 	// clusterID is ours, peerID the peer's router ID.
 	clusterID, peerID netip.Addr
@@ -186,7 +187,7 @@ func (d *decoder) intern(id string, list []carried, hop netip.Addr) interned {
 	if a.external && a.neighbour() != d.peerAS {
 		return interned{withdraw: "AS_PATH does not start with the peer's AS"}
 	}
-	if a.passes(d.localAS) {
+	if a.passes(d.localAS) || a.passes(d.ownAS) {
 		return interned{}
 	}
 	// "This attribute is … created by an RR … and carries the BGP Identifier of the
@@ -195,6 +196,9 @@ func (d *decoder) intern(id string, list []carried, hop netip.Addr) interned {
 		a.originator = d.peerID
 	}
 	a.only.list = []netip.Addr{a.nextHop}
+	if a.blackhole {
+		a.only.list = []netip.Addr{discard(a.nextHop)}
+	}
 	return interned{attrs: a}
 }
 
@@ -289,11 +293,7 @@ func (d *decoder) take(a *attrs, c *carried) (words string) {
 	default:
 		a.carry(*c)
 		if v, ok := value.(*codec.PathAttributeCommunities); ok {
-			for _, community := range v.Value {
-				if community == gracefulShutdown {
-					a.localPref = 0
-				}
-			}
+			a.heed(v.Value)
 		}
 	}
 	return ""
@@ -442,6 +442,14 @@ func (d *decoder) unreach(b []byte) (c change, words string) {
 		return change{endOfRIB: true, family: family}, ""
 	}
 	return c, ""
+}
+
+// discard is the next hop of what is to be discarded.
+func discard(hop netip.Addr) netip.Addr {
+	if hop.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
 }
 
 // usable reports whether a next hop can be one (RFC 4271, section 6.3; an IPv4-mapped

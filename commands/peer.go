@@ -1,0 +1,243 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"netctl/datastore"
+)
+
+func newPeerCommand(a *app) *cobra.Command {
+	return group("peer", "Show and change the BGP peers that are no nodes, or are peers by hand",
+		"  netctl bgp peer show\n  netctl bgp peer add 192.168.99.1 as 65001 --selector \"rack == 'A1'\"",
+		newPeerShowCommand(a), newPeerAddCommand(a), newPeerRemoveCommand(a))
+}
+
+func newPeerShowCommand(a *app) *cobra.Command {
+	return newListCommand(a, listing{
+		kind:    datastore.KindPeer,
+		short:   "Show the peers and which nodes have them; `netctl status` has their sessions",
+		example: "  netctl bgp peer show\n  netctl bgp peer show -o yaml",
+	})
+}
+
+func peerColumns() []column {
+	return append([]column{
+		col("Name", name[*datastore.Peer]),
+		col("Address", func(p *datastore.Peer) string { return p.Spec.Address.String() }),
+		col("AS Number", func(p *datastore.Peer) string { return strconv.FormatUint(uint64(p.Spec.AS), 10) }),
+		col("Scope", (*datastore.Peer).Scope),
+		col("Description", func(p *datastore.Peer) string { return p.Spec.Description }),
+	}, wide(
+		col("Options", func(p *datastore.Peer) string { return strings.Join(peerOptions(p.Spec), ",") }),
+		col("Labels", labels[*datastore.Peer]))...)
+}
+
+// peerOptions are in short what is not as usual.
+func peerOptions(s datastore.PeerSpec) []string {
+	var out []string
+	add := func(is bool, format string, args ...any) {
+		if is {
+			out = append(out, fmt.Sprintf(format, args...))
+		}
+	}
+	add(s.Shutdown != "", "shutdown")
+	add(s.Passive, "passive")
+	add(s.Port != 179, "port=%d", s.Port)
+	add(s.SourceAddress.IsValid(), "source=%s", s.SourceAddress)
+	add(len(s.Families) > 0, "%s", strings.Join(s.Families, "+"))
+	add(s.HoldTime != nil, "hold=%d", deref(s.HoldTime))
+	add(s.ConnectRetry > 0, "connect-retry=%d", s.ConnectRetry)
+	add(s.KeepaliveTime > 0, "keepalive=%d", s.KeepaliveTime)
+	add(s.LocalAS > 0, "local-as=%d", s.LocalAS)
+	add(s.Multihop > 0, "multihop=%d", s.Multihop)
+	add(s.TTLSecurity > 0, "ttl-security=%d", s.TTLSecurity)
+	add(s.Password != nil, "password")
+	add(s.NextHop != "", "next-hop-%s", s.NextHop)
+	add(s.Announce != "", "announce-%s", s.Announce)
+	add(len(s.Accept) > 0, "accept=%s", strings.Join(s.Accept, "+"))
+	out = append(out, s.Communities...)
+	add(s.PrefixLimit > 0, "prefix-limit=%d", s.PrefixLimit)
+	add(s.PrefixWarning > 0, "prefix-warning=%d%%", s.PrefixWarning)
+	add(s.PrefixAction != "", "prefix-action=%s", s.PrefixAction)
+	return out
+}
+
+func deref(n *int) int {
+	if n == nil {
+		return 0
+	}
+	return *n
+}
+
+func newPeerAddCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "add IP as AS",
+		Short: "Add a peer of every node, of one, or of those that a selector picks",
+		Long: "Add a peer of every node, or with --node of one, or with --selector of those whose labels match. What is settled here can be changed\n" +
+			"with `netctl edit peer NAME`; docs/routing.md says what ends a running session.",
+		Example: "  netctl bgp peer add 192.168.99.1 as 65001 --selector \"rack == 'A1'\"\n" +
+			"  netctl bgp peer add 10.9.0.1 as 4200000001 --node slave --description 'top of rack'",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 3 || args[1] != "as" {
+				return errors.New("wrong arguments")
+			}
+			return nil
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return []string{"as"}, cobra.ShellCompDirectiveNoFileComp
+			}
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	f := addPeerFlags(a, cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		p, err := f.peer(args[0], args[2])
+		if err != nil {
+			return err
+		}
+		if err := a.checkNode(cmd.Context(), p.Spec.Node); err != nil {
+			return err
+		}
+		return a.create(cmd.Context(), p)
+	}
+	return cmd
+}
+
+// peerFlags are the options of a new peer.
+type peerFlags struct {
+	name, source string
+	hold         int
+	password     datastore.PeerPassword
+	spec         datastore.PeerSpec
+}
+
+func addPeerFlags(a *app, cmd *cobra.Command) *peerFlags {
+	p := &peerFlags{}
+	s, f := &p.spec, cmd.Flags()
+	f.StringVar(&p.name, "name", "", "what to call it (default: IP, or IP-NODE)")
+	addPeerScope(a, cmd, &s.Node, &s.NodeSelector)
+	f.StringVar(&s.Description, "description", "", "`text` that says who it is")
+	f.Uint16Var(&s.Port, "port", 0, "TCP `port` that it listens on (default 179)")
+	f.StringVar(&p.source, "source", "", "this side's `address` (default: the node's)")
+	f.StringSliceVar(&s.Families, "family", nil, "families to offer: ipv4, ipv6 (default: those that the node has an address of)")
+	f.BoolVar(&s.Passive, "passive", false, "wait for it to connect")
+	f.IntVar(&p.hold, "hold-time", -1, "hold time in `seconds`, 0 for none (default: the cluster's)")
+	f.IntVar(&s.ConnectRetry, "connect-retry", 0, "longest wait between two dials in `seconds` (default 5)")
+	f.IntVar(&s.KeepaliveTime, "keepalive", 0, "`seconds` between two KEEPALIVEs (default: a third of the hold time)")
+	f.Uint32Var(&s.LocalAS, "local-as", 0, "AS `number` that the node has towards it (default: the node's)")
+	f.IntVar(&s.Multihop, "multihop", 0, "how many `hops` a peer of another AS may be away (default 1)")
+	f.IntVar(&s.TTLSecurity, "ttl-security", 0, "how many `hops` it may be away, which its packets must prove (GTSM, RFC 5082)")
+	f.StringVar(&p.password.File, "password-file", "", "`file` on the nodes that holds the password (TCP MD5)")
+	f.StringVar(&p.password.Credential, "password-credential", "", "systemd `credential` that holds the password")
+	cmd.MarkFlagsMutuallyExclusive("password-file", "password-credential")
+	cmd.MarkFlagsMutuallyExclusive("ttl-security", "multihop")
+	f.StringVar(&s.NextHop, "next-hop", "", "next hop of learnt routes: self or unchanged (default: unchanged within the AS)")
+	f.StringVar(&s.Announce, "announce", "", "what a peer of another AS is told: own (default) or all, the other nodes' blocks too")
+	f.StringSliceVar(&s.Accept, "accept", nil, "what is believed: default, foreign, blocks, blackhole (see docs/routing.md)")
+	f.StringSliceVar(&s.Communities, "community", nil, "`communities` that it is told everything with: 64512:1, the large 64512:1:2, no-export, …")
+	f.IntVar(&s.PrefixWarning, "prefix-warning", 0, "warn at so many `percent` of the limit (default 75)")
+	f.StringVar(&s.PrefixAction, "prefix-action", "", "what more prefixes do: stop the session (default), or only warn")
+	f.IntVar(&s.PrefixLimit, "prefix-limit", 0, "how many prefixes it may send (default 10000)")
+	f.StringVar(&s.Shutdown, "shutdown", "", "keep the session down; the peer is told this `text`")
+	for flag, words := range map[string][]string{
+		"family":        {datastore.FamilyIPv4, datastore.FamilyIPv6},
+		"next-hop":      {datastore.NextHopSelf, datastore.NextHopUnchanged},
+		"announce":      {datastore.AnnounceOwn, datastore.AnnounceAll},
+		"accept":        {datastore.AcceptDefault, datastore.AcceptForeign, datastore.AcceptBlocks, datastore.AcceptBlackhole},
+		"prefix-action": {datastore.LimitStops, datastore.LimitWarns},
+	} {
+		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+	}
+	return p
+}
+
+// peer is the peer that the command line describes.
+func (f *peerFlags) peer(address, as string) (*datastore.Peer, error) {
+	s, err := f.spec, error(nil)
+	if s.Address, err = parseAddress(address); err != nil {
+		return nil, err
+	}
+	if s.AS, err = parseAS(as); err != nil {
+		return nil, err
+	}
+	if f.source != "" {
+		if s.SourceAddress, err = parseAddress(f.source); err != nil {
+			return nil, err
+		}
+	}
+	if f.password != (datastore.PeerPassword{}) {
+		s.Password = &f.password
+	}
+	if f.hold >= 0 {
+		s.HoldTime = &f.hold
+	}
+	p := &datastore.Peer{Metadata: datastore.Metadata{Name: f.name}, Spec: s}
+	p.SetDefaults()
+	if err := p.Validate(); err != nil {
+		return nil, argument(fmt.Errorf("peer %s: %w", address, err))
+	}
+	return p, nil
+}
+
+func addPeerScope(a *app, cmd *cobra.Command, node, selector *string) {
+	cmd.Flags().StringVar(node, "node", "", "`name` of the only node that has it")
+	cmd.Flags().StringVar(selector, "selector", "", "`selector` of the nodes that have it")
+	cmd.MarkFlagsMutuallyExclusive("node", "selector")
+	_ = cmd.RegisterFlagCompletionFunc("node", a.complete(datastore.KindNode, nodeNames))
+}
+
+// checkNode refuses a node that is not there; "" is none.
+func (a *app) checkNode(ctx context.Context, name string) error {
+	if name == "" {
+		return nil
+	}
+	_, err := read[*datastore.Node](ctx, a, name)
+	return err
+}
+
+func newPeerRemoveCommand(a *app) *cobra.Command {
+	var node, selector string
+	cmd := &cobra.Command{
+		Use:   "remove IP",
+		Short: "Remove a peer: its session ends, and its routes go",
+		Long: "Remove a peer: its session ends, and its routes go. Where several scopes have a peer of that address, --node, --selector or its name\n" +
+			"says which.",
+		Example:           "  netctl bgp peer remove 192.168.99.1\n  netctl bgp peer remove 10.9.0.1 --node slave",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeFirst(datastore.KindPeer, peerNames),
+	}
+	addPeerScope(a, cmd, &node, &selector)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		view, err := a.view(cmd.Context(), datastore.KindPeer)
+		if err != nil {
+			return err
+		}
+		address, _ := netip.ParseAddr(args[0])
+		peers := slices.DeleteFunc(view.Peers(), func(p *datastore.Peer) bool {
+			return p.Metadata.Name != args[0] && p.Spec.Address != address ||
+				node != "" && p.Spec.Node != node || selector != "" && p.Spec.NodeSelector != selector
+		})
+		if named := slices.IndexFunc(peers, func(p *datastore.Peer) bool { return p.Metadata.Name == args[0] && p.Spec.Address != address }); named >= 0 {
+			peers = peers[named : named+1]
+		}
+		switch len(peers) {
+		case 0:
+			return fmt.Errorf("peer %s: %w", args[0], datastore.ErrNotFound)
+		case 1:
+			return a.remove(cmd.Context(), datastore.KindPeer, objectNames(peers), false, nil)
+		}
+		return usage("several peers have the address %s: %s; say which with --node or --selector, or remove it by name", args[0], strings.Join(objectNames(peers), ", "))
+	}
+	return cmd
+}
+
+func peerNames(v *datastore.View) []string { return objectNames(v.Peers()) }

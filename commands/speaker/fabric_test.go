@@ -1,0 +1,147 @@
+package speaker
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+	"netctl/netdev/netlab"
+)
+
+// TestFabric has no mesh: each node is an AS of its own, one of them by localAS, behind a
+// spine (BIRD) that carries the blocks.
+func TestFabric(t *testing.T) {
+	r := newRig(t, netlab.Options{Nodes: 3})
+	r.pool("10.65.0.0/16")
+	mesh := false
+	if _, err := datastore.Modify(r.ctx, r.store, datastore.DefaultName, func(c *datastore.BGPConfig) error { c.Spec.Mesh = &mesh; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	hosts := r.lab.Hosts
+	n1, n2 := r.node(hosts[0]), r.node(hosts[1])
+	spine := hosts[2]
+	netlab.Must(t, spine, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
+	dir := t.TempDir()
+	conf, ctl := filepath.Join(dir, "bird.conf"), filepath.Join(dir, "ctl")
+	var b strings.Builder
+	fmt.Fprintf(&b, "router id %s;\nprotocol device { scan time 1; }\nprotocol kernel k4 { ipv4 { import none; export where source = RTS_BGP; }; }\n", spine.Addr.Addr())
+	for i, as := range []uint32{65101, 4200065102} {
+		fmt.Fprintf(&b, "protocol bgp n%d { local %s as 65000; neighbor %s as %d; connect delay time 1; ipv4 { import all; export all; next hop self; }; }\n",
+			i, spine.Addr.Addr(), hosts[i].Addr.Addr(), as)
+	}
+	file(t, conf, b.String())
+	daemon(t, spine, "bird", "/usr/sbin/bird", "-f", "-c", conf, "-s", ctl, "-P", filepath.Join(dir, "pid"))
+	if _, err := datastore.Modify(r.ctx, r.store, n1.host.Name, func(n *datastore.Node) error { n.Spec.AS = 65101; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	accept := []string{datastore.AcceptDefault, datastore.AcceptForeign, datastore.AcceptBlocks}
+	for _, p := range []*datastore.Peer{
+		{Metadata: datastore.Metadata{Name: "spine-1"}, Spec: datastore.PeerSpec{Address: spine.Addr.Addr(), AS: 65000, Node: n1.host.Name, Accept: accept}},
+		{Metadata: datastore.Metadata{Name: "spine-2"}, Spec: datastore.PeerSpec{Address: spine.Addr.Addr(), AS: 65000, Node: n2.host.Name, Accept: accept, LocalAS: 4200065102}},
+	} {
+		r.create(p)
+	}
+	n1.block("10.65.0.0/26")
+	n2.block("10.65.1.0/26")
+	from := n1.endpoint("c1", "10.65.0.5")
+	n2.endpoint("c2", "10.65.1.5")
+	via := " via " + spine.Addr.Addr().String() + " dev eth1"
+	r.expect(n1.host, "88", "10.65.1.0/26"+via)
+	r.expect(n2.host, "88", "10.65.0.0/26"+via)
+	netlab.Must(t, from, "ping", "-n", "-c1", "-W5", "10.65.1.5")
+	answer, err := control.NewSpeakerClient(filepath.Join(n1.cfg.RunDir, "speaker.sock")).BGPRoutes(r.ctx, control.BGPQuery{Covers: netip.MustParseAddr("10.65.1.5")})
+	if err != nil || len(answer.Paths) != 1 || answer.Paths[0].ASPath != "65000 4200065102" {
+		t.Errorf("%+v, %v", answer, err)
+	}
+}
+
+// TestDrain drains a node that others are reached through: n1 tells a switch of all nodes'
+// blocks, as n2 does, and the switch's way to n3 is n1. Not a packet between the others is
+// lost, when it is drained and when it is taken into use again.
+func TestDrain(t *testing.T) {
+	r := newRig(t, netlab.Options{Nodes: 4})
+	r.pool("10.65.0.0/16")
+	hosts := r.lab.Hosts
+	n1, n2, n3 := r.node(hosts[0]), r.node(hosts[1]), r.node(hosts[2])
+	bird := startTorBIRD(r, hosts[3], 65001, hosts[:2])
+	secret := filepath.Join(r.dir, "secret")
+	if err := os.WriteFile(secret, []byte(torSecret+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []*netctlNode{n1, n2} {
+		p := bird.peer(func(s *datastore.PeerSpec) { s.Node, s.Announce = n.host.Name, datastore.AnnounceAll }, secret)
+		p.Metadata.Name = "tor-" + n.host.Name
+		r.create(p)
+	}
+	n1.block("10.65.0.0/26")
+	n2.block("10.65.1.0/26")
+	n3.block("10.65.2.0/26")
+	from := n2.endpoint("c2", "10.65.1.5")
+	n3.endpoint("c3", "10.65.2.5")
+	mesh := func(n *netctlNode, blocks ...string) []string {
+		var lines []string
+		for i, b := range blocks {
+			if b != "" && r.nodes[i] != n {
+				lines = append(lines, fmt.Sprintf("%s via %s dev eth1", b, r.nodes[i].host.Addr.Addr()))
+			}
+		}
+		return lines
+	}
+	all := []string{"10.65.0.0/26", "10.65.1.0/26", "10.65.2.0/26"}
+	r.expect(n3.host, "88", mesh(n3, all...)...)
+	told := func(preferred string) {
+		t.Helper()
+		netlab.Until(t, 20*time.Second, "the switch goes through "+preferred, func() string {
+			if out := netlab.Must(t, bird.host, "ip", "route", "show", "10.65.2.0/26"); !strings.Contains(out, "via "+preferred+" ") {
+				return out + bird.sessions()
+			}
+			return ""
+		})
+	}
+	told(hosts[0].Addr.Addr().String()) // the lower router ID of two equal ones
+	flood, err := netlab.StartFlood(from, netip.MustParseAddr("10.65.2.5"), 2*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	switched, err := netlab.StartFlood(bird.host, netip.MustParseAddr("10.65.2.5"), 2*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := func(d *datastore.Drain) {
+		t.Helper()
+		if _, err := datastore.Modify(r.ctx, r.store, n1.host.Name, func(n *datastore.Node) error { n.Spec.Drain = d; return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(&datastore.Drain{Reason: "new disks"})
+	told(hosts[1].Addr.Addr().String())
+	set(&datastore.Drain{Reason: "new disks", Shutdown: true})
+	r.expect(n3.host, "88", mesh(n3, "", all[1], all[2])...)
+	r.expect(n1.host, "88")
+	for _, n := range r.nodes {
+		s, err := n.status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range s.Sessions {
+			gone := n == n1 || x.Peer == n1.host.Addr.Addr()
+			if x.Off != gone || gone && x.Reason != "shut down: drained: new disks" {
+				t.Errorf("%s: %+v", n.host.Name, x)
+			}
+		}
+	}
+	set(nil)
+	r.expect(n3.host, "88", mesh(n3, all...)...)
+	told(hosts[0].Addr.Addr().String())
+	for _, f := range []*netlab.Flood{flood, switched} {
+		if result := f.Stop(); len(result.Lost) > 0 || result.Sent == 0 {
+			t.Errorf("flood: %s", result)
+		}
+	}
+}

@@ -1,0 +1,159 @@
+package speaker
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"netctl/datastore"
+	"netctl/routing"
+	"netctl/routing/bgp"
+)
+
+// The prefixes that a peer may send: far more than the blocks and borrowed addresses of
+// one node, or of all if it reflects; it bounds what one that has gone wrong can cost. A
+// configured peer may say otherwise.
+const (
+	prefixLimit    = 100_000
+	reflectorLimit = 1_000_000
+	foreignLimit   = 10_000
+	foreignWarning = 75 // percent of the limit, at which that is said
+)
+
+func (l *loop) peers() []bgp.PeerConfig {
+	l.unread = nil
+	out := make([]bgp.PeerConfig, 0, len(l.plan.Peers)+len(l.leaving))
+	for _, p := range l.plan.Peers {
+		out = append(out, l.peer(p))
+	}
+	for _, p := range l.leaving {
+		c := l.peer(p)
+		c.Leaving = true
+		out = append(out, c)
+	}
+	return out
+}
+
+func (l *loop) peer(p routing.Peer) bgp.PeerConfig {
+	c := bgp.PeerConfig{
+		Address: p.Address, Port: uint16(l.cfg.Port), AS: p.AS, Description: p.Name, LocalAddress: p.Local,
+		NextHopSelf: p.NextHops, Aliases: p.Aliases, HoldTime: time.Duration(l.plan.HoldTime) * time.Second,
+		PrefixLimit: prefixLimit, Client: p.Client, Reflects: p.Reflects, Draining: l.plan.Drain != nil,
+	}
+	if p.Reflects {
+		c.PrefixLimit = reflectorLimit
+	}
+	for _, a := range p.NextHops {
+		c.Families = append(c.Families, bgp.FamilyOf(a))
+	}
+	if p.Configured != nil {
+		l.configure(&c, p.Configured.Spec)
+		c.Outside = p.Configured.Node == ""
+		if l.plan.External(p) {
+			c.OwnOnly = p.Configured.Spec.Announce != datastore.AnnounceAll
+		}
+		if c.TTL = p.Configured.Spec.Multihop; c.TTL == 0 && l.plan.Foreign(p) {
+			c.TTL = 1
+		}
+	}
+	c.Shutdown = cmp.Or(c.Shutdown, p.Drained)
+	return c
+}
+
+// configure makes c what kind Peer says of it.
+func (l *loop) configure(c *bgp.PeerConfig, s datastore.PeerSpec) {
+	if s.Password != nil {
+		var err error
+		if c.Password, err = l.passwords.read(*s.Password); err != nil {
+			l.log.Warn("password not read", "peer", c.Address, "error", err)
+			if l.unread = append(l.unread, fmt.Sprintf("peer %s: %v", c.Description, err)); c.Password == "" {
+				c.Wrong = err.Error()
+			}
+		}
+	}
+	c.TTLSecurity = s.TTLSecurity
+	c.Communities = communities(s.Communities)
+	c.Blackhole = slices.Contains(s.Accept, datastore.AcceptBlackhole)
+	c.Port, c.Passive, c.Shutdown = s.Port, s.Passive, s.Shutdown
+	c.ConnectRetry = time.Duration(s.ConnectRetry) * time.Second
+	c.KeepaliveTime = time.Duration(s.KeepaliveTime) * time.Second
+	c.LocalAS = s.LocalAS
+	c.PrefixLimit, c.LimitWarns = cmp.Or(s.PrefixLimit, foreignLimit), s.PrefixAction == datastore.LimitWarns
+	c.PrefixWarning = max(1, c.PrefixLimit*cmp.Or(s.PrefixWarning, foreignWarning)/100)
+	switch s.NextHop {
+	case datastore.NextHopSelf:
+		c.NextHop = bgp.NextHopThisSide
+	case datastore.NextHopUnchanged:
+		c.NextHop = bgp.NextHopUnchanged
+	}
+	if s.Description != "" {
+		c.Description += ": " + s.Description
+	}
+	if s.HoldTime != nil {
+		c.HoldTime = time.Duration(*s.HoldTime) * time.Second
+	}
+}
+
+// communities are those of texts that the model has checked.
+func communities(texts []string) (c bgp.Communities) {
+	for _, s := range texts {
+		switch one, err := datastore.ParseCommunity(s); {
+		case err != nil:
+		case one.Large:
+			c.Large = append(c.Large, one.Parts)
+		default:
+			c.Standard = append(c.Standard, one.Parts[0]<<16|one.Parts[1])
+		}
+	}
+	return c
+}
+
+// tags are the communities of an own prefix: its pool's.
+func (l *loop) tags(prefix netip.Prefix) bgp.Communities {
+	pool, _ := l.belief.Load().Pool(prefix)
+	return communities(pool.Communities)
+}
+
+// belief is what peers are believed.
+type belief struct {
+	routing.Guard
+	// accept is how much configured peers are.
+	accept map[netip.Addr]routing.Accept
+}
+
+// imports is the engine's import policy.
+func (l *loop) imports(peer netip.Addr, prefix netip.Prefix, nextHop netip.Addr) (bool, string) {
+	g := l.belief.Load()
+	a, configured := g.accept[peer]
+	if !configured {
+		a.Blocks = true // a node
+	}
+	if ok, reason := g.CheckAs(a, prefix); !ok {
+		return false, reason
+	}
+	if ok, reason := g.CheckNextHop(nextHop); !ok {
+		return false, reason
+	}
+	return l.nextHops.check(nextHop)
+}
+
+// believe renews the guard and has everything that peers said judged again if
+// it changed.
+func (l *loop) believe() {
+	g := &belief{Guard: routing.Guard{Pools: l.plan.Pools, Subnets: l.subnets, Addresses: l.plan.Nodes, Own: l.plan.Addresses}, accept: map[netip.Addr]routing.Accept{}}
+	for _, p := range l.plan.Peers {
+		if p.Configured != nil {
+			g.accept[p.Address] = l.plan.Accepts(p)
+			// No route may take its session away.
+			g.Addresses = append(g.Addresses[:len(g.Addresses):len(g.Addresses)], p.Address)
+		}
+	}
+	old := l.belief.Swap(g)
+	if l.engine != nil && !reflect.DeepEqual(old, g) {
+		l.engine.Reimport()
+		l.engine.Retag()
+	}
+}

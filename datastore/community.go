@@ -1,0 +1,67 @@
+package datastore
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Community is a BGP community: a standard one (RFC 1997), of two numbers of 16 bits, or
+// a large one (RFC 8092), of three of 32 bits.
+type Community struct {
+	Large bool
+	Parts [3]uint32
+}
+
+// wellKnown are the communities that have names (RFC 1997, 7999, 8326).
+func wellKnown(name string) (low uint32, ok bool) {
+	switch name {
+	case "graceful-shutdown":
+		return 0, true
+	case "blackhole":
+		return 666, true
+	case "no-export":
+		return 0xff01, true
+	case "no-advertise":
+		return 0xff02, true
+	case "no-export-subconfed":
+		return 0xff03, true
+	}
+	return 0, false
+}
+
+// ParseCommunity reads N:N, N:N:N or a well-known name. Errors wrap ErrInvalid.
+func ParseCommunity(s string) (Community, error) {
+	if low, ok := wellKnown(s); ok {
+		return Community{Parts: [3]uint32{0xffff, low}}, nil
+	}
+	parts := strings.Split(s, ":")
+	c := Community{Large: len(parts) == 3}
+	bits := 16
+	if c.Large {
+		bits = 32
+	}
+	wrong := &FieldError{Value: s[:min(len(s), 48)],
+		Reason: "is no community: 64512:1, the large 64512:1:2, no-export, no-advertise, no-export-subconfed, graceful-shutdown or blackhole"}
+	if len(parts) != 2 && !c.Large {
+		return c, wrong
+	}
+	for i, p := range parts {
+		n, err := strconv.ParseUint(p, 10, bits)
+		if err != nil || strconv.FormatUint(n, 10) != p {
+			return c, wrong
+		}
+		c.Parts[i] = uint32(n)
+	}
+	return c, nil
+}
+
+// maxCommunities bounds how many an object adds: all of them travel in every message.
+const maxCommunities = 64
+
+func checkCommunities(field string, list []string) error {
+	if len(list) > maxCommunities {
+		return &FieldError{Field: field, Reason: fmt.Sprintf("%d communities are more than %d", len(list), maxCommunities)}
+	}
+	return each(field, list, func(s string) error { _, err := ParseCommunity(s); return err })
+}

@@ -1,0 +1,229 @@
+package datastore
+
+import (
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// MaxPeerText bounds a peer's description, and what it is told of a shutdown (RFC 9003,
+// section 2), in bytes.
+const MaxPeerText = 255
+
+// The families of a peer.
+const (
+	FamilyIPv4 = "ipv4"
+	FamilyIPv6 = "ipv6"
+)
+
+// What becomes of next hops, what is announced, what is believed, and what a peer's
+// prefix limit does.
+const (
+	NextHopSelf      = "self"
+	NextHopUnchanged = "unchanged"
+	AnnounceOwn      = "own"
+	AnnounceAll      = "all"
+	AcceptDefault    = "default"
+	AcceptForeign    = "foreign"
+	AcceptBlocks     = "blocks"
+	AcceptBlackhole  = "blackhole"
+	LimitStops       = "stop"
+	LimitWarns       = "warn"
+)
+
+// Kind returns KindPeer.
+func (*Peer) Kind() Kind { return KindPeer }
+
+// Meta implements Object.
+func (p *Peer) Meta() *Metadata { return &p.Metadata }
+
+// SetDefaults implements Object.
+func (p *Peer) SetDefaults() {
+	s := &p.Spec
+	if p.Metadata.Name == "" && s.Address.IsValid() {
+		p.Metadata.Name = PeerName(s.Address, s.Node)
+	}
+	if s.Port == 0 {
+		s.Port = 179
+	}
+}
+
+// PeerName is what a peer is called unless somebody says otherwise: its address, and
+// behind it the node, if it is one node's.
+func PeerName(a netip.Addr, node string) string {
+	if node == "" {
+		return a.String()
+	}
+	return a.String() + "-" + node
+}
+
+// checkPeerName takes IPv6 addresses beside names.
+func checkPeerName(name string) error { return CheckName(strings.ReplaceAll(name, ":", ".")) }
+
+// Validate implements Object.
+func (p *Peer) Validate() error {
+	s := p.Spec
+	if s.Node != "" {
+		if err := CheckName(s.Node); err != nil {
+			return at("spec.node", err)
+		}
+	}
+	if err := firstError(checkAddr("spec.address", s.Address), checkMeta(p), checkAS("spec.as", s.AS, false)); err != nil {
+		return err
+	}
+	if s.Address.IsLinkLocalUnicast() {
+		return &FieldError{Field: "spec.address", Value: s.Address.String(), Reason: "is link-local: a session needs an address that can be routed"}
+	}
+	if s.Node != "" && s.NodeSelector != "" {
+		return &FieldError{Field: "spec.nodeSelector", Value: s.NodeSelector, Reason: "stands beside node: a peer is one node's, or that of those a selector picks"}
+	}
+	if s.NodeSelector != "" {
+		if _, err := ParseSelector(s.NodeSelector); err != nil {
+			return at("spec.nodeSelector", err)
+		}
+	}
+	return firstError(s.checkSession(), s.checkRoutes(), checkWords("spec.description", s.Description), checkWords("spec.shutdown", s.Shutdown))
+}
+
+// checkSession checks how the session is held.
+func (s *PeerSpec) checkSession() error {
+	if a := s.SourceAddress; a.IsValid() {
+		if err := checkAddr("spec.sourceAddress", a); err != nil {
+			return err
+		}
+		switch {
+		case a.Is4() != s.Address.Is4():
+			return &FieldError{Field: "spec.sourceAddress", Value: a.String(), Reason: "is of another family than " + s.Address.String()}
+		case a == s.Address:
+			return &FieldError{Field: "spec.sourceAddress", Value: a.String(), Reason: "is the peer's own"}
+		}
+	}
+	switch {
+	case s.LocalAS == s.AS:
+		return &FieldError{Field: "spec.localAS", Value: decimal(s.LocalAS), Reason: "is the peer's: leave it out, or give the node that AS number"}
+	case s.Multihop < 0 || s.Multihop > 255:
+		return &FieldError{Field: "spec.multihop", Value: decimal(s.Multihop), Reason: "must be from 1 to 255 hops"}
+	case s.TTLSecurity < 0 || s.TTLSecurity > 254:
+		return &FieldError{Field: "spec.ttlSecurity", Value: decimal(s.TTLSecurity), Reason: "must be from 1 to 254 hops"}
+	case s.TTLSecurity > 0 && s.Multihop > 0:
+		return &FieldError{Field: "spec.multihop", Value: decimal(s.Multihop), Reason: "stands beside ttlSecurity, which says how many hops away the peer is"}
+	case s.KeepaliveTime < 0 || s.KeepaliveTime > 21845:
+		return &FieldError{Field: "spec.keepaliveTime", Value: decimal(s.KeepaliveTime), Reason: "must be from 1 to 21845 seconds"}
+	}
+	if err := s.Password.check(); err != nil {
+		return at("spec.password", err)
+	}
+	if err := checkAS("spec.localAS", s.LocalAS, true); err != nil {
+		return err
+	}
+	if h := s.HoldTime; h != nil && *h != 0 && (*h < 3 || *h > 65535) {
+		return &FieldError{Field: "spec.holdTime", Value: decimal(*h), Reason: "must be 0 or from 3 to 65535 seconds (RFC 4271)"}
+	}
+	if s.ConnectRetry < 0 || s.ConnectRetry > 3600 {
+		return &FieldError{Field: "spec.connectRetry", Value: decimal(s.ConnectRetry), Reason: "must be from 1 to 3600 seconds"}
+	}
+	return each("spec.families", s.Families, func(f string) error { return oneOf(f, FamilyIPv4, FamilyIPv6) })
+}
+
+// check bounds where roles look for a password.
+func (p *PeerPassword) check() error {
+	switch {
+	case p == nil:
+		return nil
+	case (p.File == "") == (p.Credential == ""):
+		return &FieldError{Reason: "needs either file or credential"}
+	case p.File != "" && (!path.IsAbs(p.File) || path.Clean(p.File) != p.File || len(p.File) > 4095 || strings.ContainsFunc(p.File, unicode.IsControl)):
+		return &FieldError{Field: ".file", Value: p.File[:min(len(p.File), 64)], Reason: "must be the absolute path of a file, without . and .."}
+	case p.Credential != "":
+		return at(".credential", checkWord(p.Credential))
+	}
+	return nil
+}
+
+// checkRoutes checks what is announced and believed.
+func (s *PeerSpec) checkRoutes() error {
+	if s.PrefixLimit < 0 || s.PrefixLimit > maxPrefixLimit {
+		return &FieldError{Field: "spec.prefixLimit", Value: decimal(s.PrefixLimit), Reason: fmt.Sprintf("must be from 1 to %d", maxPrefixLimit)}
+	}
+	if s.PrefixWarning < 0 || s.PrefixWarning > 100 {
+		return &FieldError{Field: "spec.prefixWarning", Value: decimal(s.PrefixWarning), Reason: "must be from 1 to 100 percent of the limit"}
+	}
+	if len(s.Accept) == 1 && s.Accept[0] == AcceptBlackhole {
+		return &FieldError{Field: "spec.accept[0]", Value: AcceptBlackhole, Reason: "stands alone, and nothing is believed: add default, foreign or blocks"}
+	}
+	return firstError(
+		at("spec.nextHop", oneOf(s.NextHop, "", NextHopSelf, NextHopUnchanged)),
+		at("spec.announce", oneOf(s.Announce, "", AnnounceOwn, AnnounceAll)),
+		at("spec.prefixAction", oneOf(s.PrefixAction, "", LimitStops, LimitWarns)),
+		each("spec.accept", s.Accept, func(a string) error { return oneOf(a, AcceptDefault, AcceptForeign, AcceptBlocks, AcceptBlackhole) }),
+		checkCommunities("spec.communities", s.Communities))
+}
+
+// maxPrefixLimit bounds how much a peer may ever cost.
+const maxPrefixLimit = 10_000_000
+
+// oneOf refuses other words than these.
+func oneOf(word string, words ...string) error {
+	if slices.Contains(words, word) {
+		return nil
+	}
+	if words[0] == "" {
+		words = words[1:]
+	}
+	return &FieldError{Value: word, Reason: "must be one of " + strings.Join(words, ", ")}
+}
+
+// checkWords refuses what is too long, or would move a terminal's cursor.
+func checkWords(field, s string) error {
+	if len(s) > MaxPeerText || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+		return &FieldError{Field: field, Value: s[:min(len(s), 32)],
+			Reason: fmt.Sprintf("must be text of at most %d bytes without control characters", MaxPeerText)}
+	}
+	return nil
+}
+
+// ResetBy names what of next, against p, ends the running sessions of the nodes that keep
+// the peer; they start anew. Everything else changes in them.
+func (p *Peer) ResetBy(next *Peer) (fields []string) {
+	was, now := p.Spec, next.Spec
+	for _, f := range []struct {
+		name    string
+		changed bool
+	}{
+		{"address", was.Address != now.Address}, {"as", was.AS != now.AS}, {"localAS", was.LocalAS != now.LocalAS},
+		{"password", (was.Password == nil) != (now.Password == nil)}, {"sourceAddress", was.SourceAddress != now.SourceAddress},
+		{"families", !slices.Equal(was.Families, now.Families)}, {"shutdown", was.Shutdown == "" && now.Shutdown != ""},
+	} {
+		if f.changed {
+			fields = append(fields, f.name)
+		}
+	}
+	return fields
+}
+
+// Scope is which nodes have the peer: "global", "node n1", "nodes rack == 'A1'".
+func (p *Peer) Scope() string {
+	switch {
+	case p.Spec.Node != "":
+		return "node " + p.Spec.Node
+	case p.Spec.NodeSelector != "":
+		return "nodes " + p.Spec.NodeSelector
+	}
+	return "global"
+}
+
+// Selects says whether a node of that name and these labels has the peer.
+func (p *Peer) Selects(node string, labels map[string]string) bool {
+	switch {
+	case p.Spec.Node != "":
+		return p.Spec.Node == node
+	case p.Spec.NodeSelector != "":
+		s, err := ParseSelector(p.Spec.NodeSelector)
+		return err == nil && s.Matches(labels)
+	}
+	return true
+}

@@ -1,0 +1,121 @@
+package bgp
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+)
+
+// Well-known communities.
+const (
+	GracefulShutdown  uint32 = 0xffff0000 // RFC 8326: about to go, prefer anything else
+	Blackhole         uint32 = 0xffff029a // RFC 7999: discard packets to it
+	NoExport          uint32 = 0xffffff01 // RFC 1997: not outside the AS
+	NoAdvertise       uint32 = 0xffffff02 // RFC 1997: to nobody
+	NoExportSubconfed uint32 = 0xffffff03 // RFC 1997: not outside the AS, who has no confederation
+)
+
+// Communities are what announcements carry: those of RFC 1997 and large ones (RFC 8092).
+type Communities struct {
+	Standard []uint32
+	Large    [][3]uint32
+}
+
+// wire is the value of both attributes, each community once and in order: "" for none.
+func (c Communities) wire() (standard, large string) {
+	var b []byte
+	for _, n := range slices.Compact(slices.Sorted(slices.Values(c.Standard))) {
+		b = binary.BigEndian.AppendUint32(b, n)
+	}
+	list := slices.Clone(c.Large)
+	slices.SortFunc(list, func(a, b [3]uint32) int { return slices.Compare(a[:], b[:]) })
+	var l []byte
+	for _, n := range slices.Compact(list) {
+		for _, part := range n {
+			l = binary.BigEndian.AppendUint32(l, part)
+		}
+	}
+	return string(b), string(l)
+}
+
+// attached are the attributes that carry communities.
+func attached(standard, large string) (list []carried) {
+	return withMore(withMore(nil, attrCommunities, standard, 4), attrLarge, large, 12)
+}
+
+// withMore is rest with more communities, of size bytes each, in the attribute of a kind.
+// rest stays as it is, and so do the communities that it has.
+func withMore(rest []carried, kind uint8, more string, size int) []carried {
+	if more == "" {
+		return rest
+	}
+	i, found := slices.BinarySearchFunc(rest, kind, func(c carried, kind uint8) int { return int(c.kind) - int(kind) })
+	if !found {
+		return slices.Insert(slices.Clone(rest), i, carried{flagOptional | flagTransitive, kind, []byte(more)})
+	}
+	value := slices.Clone(rest[i].value)
+	had := len(value)
+	for one := range slices.Chunk([]byte(more), size) {
+		known := false
+		for at := 0; at < had && !known; at += size {
+			known = slices.Equal(value[at:at+size], one)
+		}
+		if !known {
+			value = append(value, one...)
+		}
+	}
+	rest = slices.Clone(rest)
+	rest[i].value = value
+	return rest
+}
+
+// heed reads the communities that mean something here.
+func (a *attrs) heed(list []uint32) {
+	for _, c := range list {
+		switch c {
+		case GracefulShutdown:
+			a.localPref = 0
+		case Blackhole:
+			a.blackhole = true
+		case NoExport, NoExportSubconfed:
+			a.noExport = true
+		case NoAdvertise:
+			a.noAdvertise = true
+		}
+	}
+}
+
+// ownAttrs are the attributes of an own prefix; those of equal communities are one set.
+func (r *rib) ownAttrs(tags Communities) *attrs {
+	standard, large := tags.wire()
+	key := [2]string{standard, large}
+	a := r.own[key]
+	if a == nil {
+		a = &attrs{localPref: defaultLocalPref, rest: attached(standard, large)}
+		a.heed(tags.Standard)
+		r.own[key] = a
+	}
+	return a
+}
+
+// tags are the communities of an own prefix.
+func (r *rib) tags(prefix netip.Prefix) (c Communities) {
+	if r.config.Tags != nil {
+		c = r.config.Tags(prefix)
+	}
+	return c
+}
+
+// retag asks Tags again about every own prefix.
+func (r *rib) retag() {
+	for _, d := range r.dests {
+		own := d.from(nil)
+		if own == nil {
+			continue
+		}
+		if a := r.ownAttrs(r.tags(d.key.Prefix())); a != own.attrs {
+			own.attrs = a
+			r.mark(d)
+		}
+	}
+}

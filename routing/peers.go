@@ -1,0 +1,151 @@
+package routing
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"netctl/datastore"
+)
+
+// Configured is what makes a neighbour one of kind Peer.
+type Configured struct {
+	// Type is as `status` shows it: "global" or "node-specific".
+	Type string             `json:"type"`
+	Spec datastore.PeerSpec `json:"spec"`
+	// Node is the name of the node that has the address, "" if none has.
+	Node string `json:"node,omitempty"`
+}
+
+// AddPeers adds the configured peers that a node has to its plan. Of several with one
+// address the node's own comes first, then those of a selector, then the global ones.
+// nodes and peers are in a fixed order, and nodes are those that p was made of.
+func (p *Plan) AddPeers(nodes []*datastore.Node, peers []*datastore.Peer) {
+	i := slices.IndexFunc(nodes, func(n *datastore.Node) bool { return n.Metadata.Name == p.Node })
+	if i < 0 || len(p.Addresses) == 0 {
+		return
+	}
+	self := nodes[i]
+	chosen := map[netip.Addr]*datastore.Peer{}
+	for _, rank := range []int{ofNode, ofSelector, ofAll} {
+		for _, c := range peers {
+			if rankOf(c) != rank || !c.Selects(p.Node, self.Metadata.Labels) {
+				continue
+			}
+			switch first := chosen[c.Spec.Address]; {
+			case first == nil:
+				chosen[c.Spec.Address] = c
+				p.addPeer(c, nodes)
+			case rankOf(first) == rank:
+				p.problem("peers %s and %s have the same address %s: remove one of them", first.Metadata.Name, c.Metadata.Name, c.Spec.Address)
+			}
+		}
+	}
+}
+
+// The scopes of a peer, the narrowest first.
+const (
+	ofNode = iota
+	ofSelector
+	ofAll
+)
+
+func rankOf(c *datastore.Peer) int {
+	switch {
+	case c.Spec.Node != "":
+		return ofNode
+	case c.Spec.NodeSelector != "":
+		return ofSelector
+	}
+	return ofAll
+}
+
+func (p *Plan) problem(format string, args ...any) {
+	p.Problems = append(p.Problems, fmt.Sprintf(format, args...))
+}
+
+// addPeer adds one, or says why it cannot be.
+func (p *Plan) addPeer(c *datastore.Peer, nodes []*datastore.Node) {
+	name, s := c.Metadata.Name, c.Spec
+	if slices.Contains(p.Addresses, s.Address) {
+		// A node that is every other node's peer is none of its own.
+		if rankOf(c) == ofNode {
+			p.problem("peer %s has this node's own address %s: change it", name, s.Address)
+		}
+		return
+	}
+	if i := slices.IndexFunc(p.Peers, func(o Peer) bool { return o.Address == s.Address }); i >= 0 {
+		p.problem("peer %s has the address %s of node %s, which is a peer by itself: remove it, or end the mesh (`netctl bgp node-mesh off`)", name, s.Address, p.Peers[i].Name)
+		return
+	}
+	peer := Peer{Name: name, AS: s.AS, Address: s.Address, Local: s.SourceAddress, Configured: &Configured{Type: "global", Spec: s}}
+	if rankOf(c) != ofAll {
+		peer.Configured.Type = "node-specific"
+	}
+	for _, n := range nodes {
+		if list := addresses(n); slices.Contains(list, s.Address) {
+			peer.Configured.Node = n.Metadata.Name
+			peer.Aliases = slices.DeleteFunc(list, func(a netip.Addr) bool { return a == s.Address })
+		}
+	}
+	var ends []netip.Addr // of the node, one a family
+	for _, a := range p.Addresses {
+		switch {
+		case a.Is4() != s.Address.Is4():
+			ends = append(ends, a)
+		case !peer.Local.IsValid():
+			peer.Local = a
+		}
+	}
+	if peer.Local.IsValid() {
+		ends = append(ends, peer.Local)
+	}
+	slices.SortFunc(ends, netip.Addr.Compare)
+	for _, a := range ends {
+		if len(s.Families) == 0 || slices.Contains(s.Families, familyName(a)) {
+			peer.NextHops = append(peer.NextHops, a)
+		}
+	}
+	switch {
+	case !peer.Local.IsValid():
+		p.problem("peer %s cannot be spoken to from an %s address: this node has none; set sourceAddress", name, familyName(s.Address))
+	case len(peer.NextHops) == 0:
+		p.problem("peer %s speaks %v only, and this node has no such address", name, s.Families)
+	default:
+		p.Peers = append(p.Peers, peer)
+	}
+}
+
+func familyName(a netip.Addr) string {
+	if a.Is4() {
+		return datastore.FamilyIPv4
+	}
+	return datastore.FamilyIPv6
+}
+
+// External says whether a peer is of another AS than the node, as the node speaks to it.
+func (p *Plan) External(peer Peer) bool {
+	if c := peer.Configured; c != nil && c.Spec.LocalAS != 0 {
+		return peer.AS != c.Spec.LocalAS
+	}
+	return peer.AS != p.AS
+}
+
+// Accepts is what a peer is believed.
+func (p *Plan) Accepts(peer Peer) Accept {
+	c := peer.Configured
+	switch {
+	case c != nil && len(c.Spec.Accept) > 0:
+		has := func(word string) bool { return slices.Contains(c.Spec.Accept, word) }
+		return Accept{Default: has(datastore.AcceptDefault), Foreign: has(datastore.AcceptForeign), Blocks: has(datastore.AcceptBlocks)}
+	case p.Foreign(peer):
+		return Accept{Default: true, Foreign: true}
+	}
+	return Accept{Blocks: true}
+}
+
+// Foreign says whether a peer is another network's: a configured one of another AS that
+// is no node.
+func (p *Plan) Foreign(peer Peer) bool {
+	return peer.Configured != nil && peer.Configured.Node == "" && p.External(peer)
+}

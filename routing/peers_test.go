@@ -1,0 +1,130 @@
+package routing
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"netctl/datastore"
+)
+
+func peer(name, address string, as uint32, change func(*datastore.PeerSpec)) *datastore.Peer {
+	p := &datastore.Peer{Metadata: datastore.Metadata{Name: name}, Spec: datastore.PeerSpec{Address: netip.MustParseAddr(address), AS: as}}
+	if change != nil {
+		change(&p.Spec)
+	}
+	p.SetDefaults()
+	return p
+}
+
+// TestAddPeers plans the configured peers of every node: who has which, from where, and
+// what contradicts.
+func TestAddPeers(t *testing.T) {
+	nodes := []*datastore.Node{
+		node("a", 0, "192.168.99.1/24", "fd00:99::1/64"),
+		node("b", 0, "192.168.99.2/24"),
+		node("c", 65003, "192.168.99.3/24"),
+		node("none", 0),
+	}
+	nodes[0].Metadata.Labels = map[string]string{"rack": "A1"}
+	peers := []*datastore.Peer{
+		peer("all", "192.168.99.254", 65001, nil),
+		peer("dual", "10.9.0.1", 64511, func(s *datastore.PeerSpec) { s.Node = "b" }),
+		peer("dual2", "10.9.0.1", 64511, func(s *datastore.PeerSpec) { s.Node = "b" }),
+		peer("hand", "192.168.99.2", 64511, nil),
+		peer("own", "192.168.99.3", 65003, func(s *datastore.PeerSpec) { s.Node = "c" }),
+		peer("rack", "192.168.99.254", 65002, func(s *datastore.PeerSpec) { s.NodeSelector = "rack == 'A1'" }),
+		peer("six", "fd00:99::254", 65001, func(s *datastore.PeerSpec) { s.Families = []string{"ipv6"} }),
+		peer("source", "10.9.0.2", 65001, func(s *datastore.PeerSpec) { s.SourceAddress = netip.MustParseAddr("10.9.0.3") }),
+		peer("sixonly", "10.9.0.9", 65001, func(s *datastore.PeerSpec) { s.Node, s.Families = "b", []string{"ipv6"} }),
+	}
+	bgp := &datastore.BGPConfig{}
+	bgp.SetDefaults()
+	*bgp.Spec.Mesh = false
+	plan := func(n string) Plan {
+		p := Mesh(n, nodes, nil, bgp)
+		p.AddPeers(nodes, peers)
+		return p
+	}
+	var out []string
+	for _, n := range nodes {
+		p := plan(n.Metadata.Name)
+		out = append(out, n.Metadata.Name)
+		for _, peer := range p.Peers {
+			out = append(out, fmt.Sprintf("  %s %s as %d: %s-%s aliases %v next hops %v node %q foreign %v", peer.Configured.Type, peer.Name, peer.AS,
+				peer.Local, peer.Address, peer.Aliases, peer.NextHops, peer.Configured.Node, p.Foreign(peer)))
+		}
+		out = append(out, p.Problems...)
+	}
+	want := `a
+  node-specific rack as 65002: 192.168.99.1-192.168.99.254 aliases [] next hops [192.168.99.1 fd00:99::1] node "" foreign true
+  global hand as 64511: 192.168.99.1-192.168.99.2 aliases [] next hops [192.168.99.1 fd00:99::1] node "b" foreign false
+  global six as 65001: fd00:99::1-fd00:99::254 aliases [] next hops [fd00:99::1] node "" foreign true
+  global source as 65001: 10.9.0.3-10.9.0.2 aliases [] next hops [10.9.0.3 fd00:99::1] node "" foreign true
+b
+  node-specific dual as 64511: 192.168.99.2-10.9.0.1 aliases [] next hops [192.168.99.2] node "" foreign false
+  global all as 65001: 192.168.99.2-192.168.99.254 aliases [] next hops [192.168.99.2] node "" foreign true
+  global source as 65001: 10.9.0.3-10.9.0.2 aliases [] next hops [10.9.0.3] node "" foreign true
+peers dual and dual2 have the same address 10.9.0.1: remove one of them
+peer sixonly speaks [ipv6] only, and this node has no such address
+peer six cannot be spoken to from an ipv6 address: this node has none; set sourceAddress
+c
+  global all as 65001: 192.168.99.3-192.168.99.254 aliases [] next hops [192.168.99.3] node "" foreign true
+  global hand as 64511: 192.168.99.3-192.168.99.2 aliases [] next hops [192.168.99.3] node "b" foreign false
+  global source as 65001: 10.9.0.3-10.9.0.2 aliases [] next hops [10.9.0.3] node "" foreign true
+peer own has this node's own address 192.168.99.3: change it
+peer six cannot be spoken to from an ipv6 address: this node has none; set sourceAddress
+none
+node none has no address: set agent.addresses or agent.interface`
+	if got := strings.Join(out, "\n"); got != want {
+		t.Errorf("planned\n%s\nwant\n%s", got, want)
+	}
+	*bgp.Spec.Mesh = true
+	p := plan("a")
+	if got, want := strings.Join(p.Problems, "\n"), "peer hand has the address 192.168.99.2 of node b, which is a peer by itself: remove it, or end the mesh (`netctl bgp node-mesh off`)"; got != want {
+		t.Errorf("in a mesh: %q, want %q", got, want)
+	}
+}
+
+// TestAddDrains: who is drained has no sessions, nor have others with it; before that it
+// only says so.
+func TestAddDrains(t *testing.T) {
+	nodes := []*datastore.Node{node("a", 0, "192.168.99.1/24"), node("b", 0, "192.168.99.2/24"), node("c", 0, "192.168.99.3/24")}
+	peers := []*datastore.Peer{peer("b-by-hand", "192.168.99.2", 64511, nil), peer("tor", "192.168.99.254", 65001, nil)}
+	bgp := &datastore.BGPConfig{}
+	bgp.SetDefaults()
+	for _, mesh := range []bool{true, false} {
+		*bgp.Spec.Mesh = mesh
+		for _, c := range []struct {
+			drain *datastore.Drain
+			want  string
+		}{
+			{nil, "a: <nil> []\nb: <nil> []"},
+			{&datastore.Drain{Reason: "x"}, "a: <nil> []\nb: &{x false} []"},
+			{&datastore.Drain{Shutdown: true}, "a: <nil> [192.168.99.2 drained]\nb: &{ true} [192.168.99.1 drained 192.168.99.3 drained 192.168.99.254 drained]"},
+		} {
+			nodes[1].Spec.Drain = c.drain
+			var lines []string
+			for _, n := range nodes[:2] {
+				p := Mesh(n.Metadata.Name, nodes, nil, bgp)
+				p.AddPeers(nodes, peers)
+				p.AddDrains(nodes)
+				var down []string
+				for _, peer := range p.Peers {
+					if peer.Drained != "" {
+						down = append(down, peer.Address.String()+" "+peer.Drained)
+					}
+				}
+				lines = append(lines, fmt.Sprintf("%s: %v %v", n.Metadata.Name, p.Drain, down))
+			}
+			want := c.want
+			if !mesh {
+				want = strings.Replace(want, "192.168.99.1 drained 192.168.99.3 drained ", "", 1)
+			}
+			if got := strings.Join(lines, "\n"); got != want {
+				t.Errorf("mesh %v, drain %+v:\n%s\nwant\n%s", mesh, c.drain, got, want)
+			}
+		}
+	}
+}
