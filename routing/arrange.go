@@ -58,12 +58,12 @@ func (m *member) meets(n *member) bool { return m.has[0] && n.has[0] || m.has[1]
 
 // mode is whether m is to be a reflector. A node that no agent of netctl has registered
 // runs somebody else's speaker, and becomes one only if a person says that it is. One
-// that is away is not chosen.
+// that is away or drained is not chosen.
 func (m *member) mode() datastore.ReflectorMode {
 	switch r := m.Spec.Reflector; {
 	case r != nil && r.Mode != "" && r.Mode != datastore.ReflectorAuto:
 		return r.Mode
-	case m.Status.Host == "", !m.Status.Away.IsZero():
+	case m.Status.Host == "", !m.Status.Away.IsZero(), m.Spec.Drain != nil:
 		return datastore.ReflectorNever
 	}
 	return datastore.ReflectorAuto
@@ -372,7 +372,7 @@ func (a *Arrangement) list() []Member {
 	var out []Member
 	for _, name := range slices.Sorted(maps.Keys(a.members)) {
 		m := a.members[name]
-		one := Member{Name: name, AS: m.Spec.AS, Addresses: m.addrs, Reflector: m.Spec.Reflector, Host: m.Status.Host, Away: !m.Status.Away.IsZero()}
+		one := Member{Name: name, AS: m.Spec.AS, Addresses: m.addrs, Reflector: m.Spec.Reflector, Host: m.Status.Host, Away: !m.Status.Away.IsZero() || m.Spec.Drain != nil}
 		switch {
 		case selects:
 			one.Labels = m.Metadata.Labels

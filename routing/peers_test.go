@@ -3,6 +3,7 @@ package routing
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -126,5 +127,34 @@ func TestAddDrains(t *testing.T) {
 				t.Errorf("mesh %v, drain %+v:\n%s\nwant\n%s", mesh, c.drain, got, want)
 			}
 		}
+	}
+}
+
+// TestDrainedIsNoReflector: who is drained is not chosen, and another one is.
+func TestDrainedIsNoReflector(t *testing.T) {
+	var list []*datastore.Node
+	for i := range 60 {
+		n := node(fmt.Sprintf("n%d", i), 0, fmt.Sprintf("192.168.99.%d/24", i+1))
+		n.Status.Host = fmt.Sprintf("%016x", i)
+		list = append(list, n)
+	}
+	bgp := &datastore.BGPConfig{}
+	bgp.SetDefaults()
+	reflectors := func() (names []string) {
+		for _, peer := range Mesh("n0", list, nil, bgp).Peers {
+			if peer.Reflects {
+				names = append(names, peer.Name)
+			}
+		}
+		return names
+	}
+	before := reflectors()
+	for _, n := range list {
+		if n.Metadata.Name == before[0] {
+			n.Spec.Drain = &datastore.Drain{}
+		}
+	}
+	if after := reflectors(); len(before) != 2 || len(after) != 2 || slices.Contains(after, before[0]) || !slices.Contains(after, before[1]) {
+		t.Errorf("reflectors were %v and are %v", before, after)
 	}
 }
