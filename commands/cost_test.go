@@ -144,6 +144,10 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 		{"bgp topology show", "bgpconfigs nodes", true},
 		{"bgp topology mesh --dry-run", "bgpconfigs nodes", true},
 		{"node n0 set reflector never", "node", false},
+		{"bgp peer show", "peers", false},
+		{"bgp peer add 192.0.2.1 as 64500", "peers", false},
+		{"bgp peer remove 192.0.2.1", "peer peers", false},
+		{"node undrain n1", "node", false},
 		{"status", "bgpconfigs node", false},
 		{"status --node n1", "bgpconfigs node report", false},
 		{"status --all", "bgpconfigs nodes reports", true},
@@ -179,6 +183,7 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 		"completion": "no datastore", "lab up": "no datastore", "lab down": "no datastore", "lab exec": "no datastore", "lab status": "no datastore",
 		"endpoint add": "asks the agent", "endpoint remove": "asks the agent", "route show": "the kernel, or blocks and endpoints of --node",
 		"ipam info": "as pool show -o wide", "ipam release": "as pool show -o wide",
+		"node drain": "refuses a node with endpoints", "bgp routes": "asks the speaker", "bgp session": "asks the speaker",
 		"node remove": "changes what others need here", "pool remove": "as node remove", "network remove": "as profile remove", "pool range": "as pool add", "help": "",
 	}
 	var walk func(c *cobra.Command, path []string)
