@@ -6,6 +6,7 @@ import "slices"
 type liveChain struct {
 	name    string
 	refs    int
+	hook    *Hook // of a base chain
 	program program
 	// Of a class: the profile chains it refers to.
 	class bool

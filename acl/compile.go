@@ -48,6 +48,9 @@ const (
 	fromSelector               // endpoints that the selector matches
 	fromPort                   // endpoints that have the named port
 	fromSet                    // a network set
+	fromPools                  // every pool
+	fromNAT                    // pools with natOutgoing
+	fromNodes                  // addresses of nodes
 )
 
 // setRef is a set that a rule needs.
@@ -60,7 +63,8 @@ type setRef struct {
 }
 
 func (r setRef) comment() string {
-	words := [...]string{fromTag: "tag ", fromSelector: "selector ", fromPort: "port ", fromSet: "set ", fromRule: ""}
+	words := [...]string{fromTag: "tag ", fromSelector: "selector ", fromPort: "port ", fromSet: "set ", fromRule: "",
+		fromPools: "pools", fromNAT: "pools with natOutgoing", fromNodes: "addresses of nodes"}
 	return clip(words[r.source] + r.arg)
 }
 

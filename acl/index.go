@@ -31,6 +31,7 @@ type Index struct {
 	links       map[string]map[string]struct{} // link to names of local endpoints
 	wired       map[string]wiring              // link to what it has now
 	onLink      []Element                      // subnets of the host
+	nat         nat
 	pending     pending
 	gifts       map[string]*gifts       // by list of profiles
 	filling     []string                // selectors whose members are being looked for, in turn
@@ -57,6 +58,7 @@ func NewIndex(node string, o Options) *Index {
 		chains:      map[string]*liveChain{},
 		links:       map[string]map[string]struct{}{},
 		wired:       map[string]wiring{},
+		nat:         newNAT(),
 		pending:     newPending(),
 		gifts:       map[string]*gifts{},
 		waiting:     map[string][]*liveChain{},
@@ -64,8 +66,8 @@ func NewIndex(node string, o Options) *Index {
 	}
 }
 
-// Apply takes one change of the store. Kinds other than Endpoint and Profile
-// change nothing.
+// Apply takes one change of the store. Kinds other than Endpoint, Profile, Pool and
+// Node change nothing.
 func (x *Index) Apply(c datastore.Change) {
 	x.left = x.slice
 	switch c.Kind {
@@ -75,6 +77,12 @@ func (x *Index) Apply(c datastore.Change) {
 	case datastore.KindProfile:
 		p, _ := c.New.(*datastore.Profile)
 		x.setProfile(c.Name, p)
+	case datastore.KindPool:
+		p, _ := c.New.(*datastore.Pool)
+		x.setPool(c.Name, p)
+	case datastore.KindNode:
+		n, _ := c.New.(*datastore.Node)
+		x.setNode(c.Name, n)
 	}
 }
 
@@ -346,7 +354,7 @@ func (x *Index) Flush() Delta {
 			d.Chains = append(d.Chains, ChainChange{Name: name, Gone: true})
 		case now == nil:
 		case !before.existed:
-			d.Chains = append(d.Chains, ChainChange{Name: name, New: true, Rules: now.rules()})
+			d.Chains = append(d.Chains, ChainChange{Name: name, New: true, Hook: now.hook, Rules: now.rules()})
 		case !sameRules(before.rules, now.rules()):
 			d.Chains = append(d.Chains, ChainChange{Name: name, Before: before.rules, Rules: now.rules()})
 		}
@@ -395,7 +403,7 @@ func (x *Index) Ruleset() *Ruleset {
 		r.Sets[onLinkSet(e)].add(e)
 	}
 	for name, c := range x.chains {
-		r.Chains[name] = &Chain{Name: name, Rules: c.rules()}
+		r.Chains[name] = &Chain{Name: name, Hook: c.hook, Rules: c.rules()}
 	}
 	for name, s := range x.sets {
 		r.Sets[name] = newSet(name, s.ref.typ, s.ref.comment(), x.elements(s.ref)...)

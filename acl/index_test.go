@@ -95,6 +95,9 @@ func (w *world) addresses() []netip.Addr {
 
 // step makes a random change and returns it.
 func (w *world) step() datastore.Change {
+	if w.rng.IntN(6) == 0 {
+		return w.natStep()
+	}
 	c := datastore.Change{Kind: datastore.KindProfile, Name: fmt.Sprintf("p%d", w.rng.IntN(w.profiles))}
 	if w.rng.IntN(4) > 0 {
 		c = datastore.Change{Kind: datastore.KindEndpoint, Name: fmt.Sprintf("node%d/cni/w%d/eth0", w.rng.IntN(2), w.rng.IntN(8))}
@@ -185,6 +188,7 @@ func full(node string, o Options, objects map[string]datastore.Object) *Ruleset 
 			}
 		}
 	}
+	fullNAT(r, objects)
 	return r
 }
 

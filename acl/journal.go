@@ -20,7 +20,7 @@ import (
 )
 
 // journalVersion is of the file's form; another one is not read.
-const journalVersion = 2
+const journalVersion = 3
 
 // Journal keeps on disk what a packet filter should hold, so that it can be put back
 // while nobody knows what the datastore says: once the whole, then each change. It
@@ -40,7 +40,6 @@ type Journal struct {
 type entry struct {
 	Version int      // of the first
 	Words   []string // of the first: what the numbers in rules and sets mean
-	Hooks   map[string]Hook
 	Delta   Delta
 	Edits   []chainEdit
 }
@@ -61,7 +60,7 @@ func words() (list []string) {
 	for t := Addr4; t.String() != unknown; t++ {
 		list = append(list, t.String(), strconv.FormatBool(t.Interval()), strconv.FormatBool(t.Meter()))
 	}
-	for k := Continue; k <= Lookup; k++ {
+	for k := Continue; k <= Masquerade; k++ {
 		list = append(list, Verdict{Kind: k}.String())
 	}
 	return list
@@ -100,13 +99,10 @@ func (j *Journal) Whole(r *Ruleset) (err error) {
 			_ = os.Remove(j.path)
 		}
 	}()
-	first := entry{Version: journalVersion, Words: words(), Hooks: map[string]Hook{}}
+	first := entry{Version: journalVersion, Words: words()}
 	for _, name := range sortedKeys(r.Chains) {
 		c := r.Chains[name]
-		first.Delta.Chains = append(first.Delta.Chains, ChainChange{Name: name, New: true, Rules: c.Rules})
-		if c.Hook != nil {
-			first.Hooks[name] = *c.Hook
-		}
+		first.Delta.Chains = append(first.Delta.Chains, ChainChange{Name: name, New: true, Hook: c.Hook, Rules: c.Rules})
 	}
 	for _, name := range sortedKeys(r.Sets) {
 		s := r.Sets[name]
@@ -201,9 +197,6 @@ func ReadJournal(path string) (*Ruleset, error) {
 			return r, nil
 		}
 		r.Apply(e.Delta)
-		for name, h := range e.Hooks {
-			r.Chains[name].Hook = &h
-		}
 		for _, c := range e.Edits {
 			chain, at := *r.Chains[c.Name], c.Edit.At
 			chain.Rules = slices.Concat(chain.Rules[:at], c.Edit.Insert, chain.Rules[at+c.Edit.Delete:])
@@ -230,19 +223,13 @@ func readRecord(in io.Reader, to *bytes.Buffer) error {
 
 // takes says whether what e changes is there: it is not behind a hole in the file.
 func (r *Ruleset) takes(e entry) bool {
-	is := map[string]bool{}
 	for _, c := range e.Delta.Chains {
-		if is[c.Name] = c.New; !c.New && r.Chains[c.Name] == nil {
+		if !c.New && r.Chains[c.Name] == nil {
 			return false
 		}
 	}
 	for _, c := range e.Edits {
 		if chain := r.Chains[c.Name]; chain == nil || c.Edit.At < 0 || c.Edit.Delete < 0 || c.Edit.At+c.Edit.Delete > len(chain.Rules) {
-			return false
-		}
-	}
-	for name := range e.Hooks {
-		if !is[name] && r.Chains[name] == nil {
 			return false
 		}
 	}

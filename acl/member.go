@@ -300,7 +300,7 @@ func (x *Index) populate(r setRef) {
 
 // index is 0 for the IPv4 form of a type, 1 for its IPv6 form.
 func (t SetType) index() int {
-	if t == Addr6 || t == NamedPort6 {
+	if t == Addr6 || t == NamedPort6 || t == Net6 {
 		return 1
 	}
 	return 0

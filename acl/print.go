@@ -94,7 +94,7 @@ func (s *Set) print(b *strings.Builder) {
 func (c *Chain) print(b *strings.Builder) {
 	fmt.Fprintf(b, " chain %s {\n", c.Name)
 	if c.Hook != nil {
-		fmt.Fprintf(b, "  type filter hook %s priority %d; policy accept;\n", c.Hook.Name, c.Hook.Priority)
+		fmt.Fprintf(b, "  type %s hook %s priority %d; policy accept;\n", c.Hook.Type(), c.Hook.Name, c.Hook.Priority)
 	}
 	for i := range c.Rules {
 		fmt.Fprintf(b, "  %s\n", c.Rules[i].String())
@@ -170,6 +170,8 @@ func (v Verdict) String() string {
 		return "goto " + v.Chain
 	case Lookup:
 		return v.Key.String() + " vmap @" + v.Chain
+	case Masquerade:
+		return "masquerade"
 	}
 	return ""
 }

@@ -75,6 +75,8 @@ const (
 	Goto
 	// Lookup takes the verdict from a map, and continues if it has none.
 	Lookup
+	// Masquerade gives the packet's flow the address of the link it leaves by.
+	Masquerade
 )
 
 // Verdict is what a rule or an element of a verdict map does.

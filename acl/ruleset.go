@@ -8,8 +8,17 @@ import (
 
 // Hook says where a base chain is attached; its policy is accept.
 type Hook struct {
-	Name     string // prerouting, input, forward
+	Name     string // prerouting, input, forward, postrouting
 	Priority int32
+}
+
+// Type is the type of its chain as nft names it: what is done to packets that have
+// been routed is translation of addresses.
+func (h Hook) Type() string {
+	if h.Name == "postrouting" {
+		return "nat"
+	}
+	return "filter"
 }
 
 // Chain is an ordered list of rules; a base chain has a Hook.
@@ -40,6 +49,7 @@ type SetChange struct {
 type ChainChange struct {
 	Name          string
 	New, Gone     bool
+	Hook          *Hook // of a New base chain
 	Before, Rules []Rule
 }
 
@@ -111,7 +121,7 @@ func (r *Ruleset) Apply(d Delta) {
 		case c.Gone:
 			delete(r.Chains, c.Name)
 		case c.New:
-			r.Chains[c.Name] = &Chain{Name: c.Name, Rules: c.Rules}
+			r.Chains[c.Name] = &Chain{Name: c.Name, Hook: c.Hook, Rules: c.Rules}
 		default:
 			r.Chains[c.Name].Rules = c.Rules
 		}

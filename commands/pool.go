@@ -124,7 +124,7 @@ func addPoolFlags(cmd *cobra.Command) *poolFlags {
 		}
 	}
 	cmd.MarkFlagsMutuallyExclusive(names...)
-	cmd.Flags().BoolVar(&f.nat, "nat-outgoing", false, "record that packets leaving the pools are to get the node's address (this version keeps every source)")
+	cmd.Flags().BoolVar(&f.nat, "nat-outgoing", false, "what its endpoints send out of every pool, and to nodes, gets their node's address")
 	cmd.Flags().BoolVar(&f.off, "disabled", false, "take no new blocks from it")
 	cmd.Flags().IntVar(&f.blockSize, "block-size", 0, "prefix `length` of its blocks (default 26, IPv6 122)")
 	cmd.Flags().StringVar(&f.nodesSelect, "node-selector", "", "`selector` of the nodes that may draw from it (default all())")
@@ -199,9 +199,6 @@ func (a *app) warnUnused(list []manifest) {
 		}
 		if p.Spec.Encap != "" && p.Spec.Encap != datastore.EncapNone {
 			a.warn("pool %s: encap %s is recorded, but nodes of this version route without a tunnel", p.Spec.CIDR, p.Spec.Encap)
-		}
-		if p.Spec.NATOutgoing {
-			a.warn("pool %s: natOutgoing is recorded, but nodes of this version keep every source address", p.Spec.CIDR)
 		}
 	}
 }

@@ -79,10 +79,14 @@ func encodeRule(chain *nftables.Chain, r *acl.Rule) *nftables.Rule {
 	if r.Counter {
 		out.Exprs = append(out.Exprs, &expr.Counter{})
 	}
-	if r.Verdict.Kind == acl.Lookup {
+	switch r.Verdict.Kind {
+	case acl.Continue:
+	case acl.Lookup:
 		out.Exprs = append(out.Exprs, load(r.Verdict.Key)...)
 		out.Exprs = append(out.Exprs, &expr.Lookup{SourceRegister: regValue, SetName: r.Verdict.Chain, IsDestRegSet: true})
-	} else if r.Verdict.Kind != acl.Continue {
+	case acl.Masquerade:
+		out.Exprs = append(out.Exprs, &expr.Masq{})
+	default:
 		out.Exprs = append(out.Exprs, encodeVerdict(r.Verdict))
 	}
 	return out

@@ -299,6 +299,15 @@ func TestApplyFollowsIndex(t *testing.T) {
 	step(profile(t, "web", []string{"web", "db"}, []string{"allow from cidr 10.0.0.0/8"}, []string{"deny from cidr 10.0.0.0/9", "allow"}))
 	step(endpoint("n1", "n1/cni/a/eth0", "nca", []string{"db"}, "10.0.0.3"))
 	step(endpoint("n2", "n2/cni/c/eth0", "ncc", []string{"db"}, "10.0.0.4", "fd00::4"))
+	four, six := pool("10.0.0.0/24", true), pool("fd00::/64", true)
+	step(four, node("n2", "192.0.2.2/24", "2001:db8::2/64"))
+	step(six, pool("10.0.1.0/24", false))
+	step(pool("10.0.1.0/24", true), node("n2", "192.0.2.3/24"))
+	step(pool("10.0.1.0/24", false))
+	for _, c := range []datastore.Change{four, six} {
+		c.Old, c.New = c.New, nil
+		step(c)
+	}
 	for _, c := range []datastore.Change{a, b} {
 		c.Old, c.New = c.New, nil
 		step(c)

@@ -114,7 +114,7 @@ func (tx *transaction) table(t *nftables.Table) {
 	}})
 }
 
-// chain turns the change of a regular chain into operations.
+// chain turns the change of a chain into operations.
 func (tx *transaction) chain(c acl.ChainChange) {
 	chain := &nftables.Chain{Name: c.Name, Table: tableOf(c.Name)}
 	name := chainObject(c.Name)
@@ -124,6 +124,10 @@ func (tx *transaction) chain(c acl.ChainChange) {
 			n.DelChain(chain)
 			return nil
 		}})
+		return
+	}
+	if c.New && c.Hook != nil {
+		tx.baseChain(&acl.Chain{Name: c.Name, Hook: c.Hook, Rules: c.Rules})
 		return
 	}
 	if c.New {
@@ -167,6 +171,7 @@ func (tx *transaction) baseChain(c *acl.Chain) {
 func encodeBase(c *acl.Chain) *nftables.Chain {
 	hooks := map[string]*nftables.ChainHook{
 		"prerouting": nftables.ChainHookPrerouting, "input": nftables.ChainHookInput, "forward": nftables.ChainHookForward,
+		"postrouting": nftables.ChainHookPostrouting,
 	}
 	policy := nftables.ChainPolicyAccept
 	hook, t := hooks[c.Hook.Name], tableOf(c.Name)
@@ -174,7 +179,7 @@ func encodeBase(c *acl.Chain) *nftables.Chain {
 		hook = nftables.ChainHookRef(0) // NF_ARP_IN, whatever its name is for others
 	}
 	return &nftables.Chain{
-		Name: c.Name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: hook,
+		Name: c.Name, Table: t, Type: nftables.ChainType(c.Hook.Type()), Hooknum: hook,
 		Priority: nftables.ChainPriorityRef(nftables.ChainPriority(c.Hook.Priority)), Policy: &policy,
 	}
 }
