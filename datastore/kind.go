@@ -125,6 +125,26 @@ type NodeStatus struct {
 	// Away is since when the reflectors have had no session with the node: it is not
 	// chosen as one. They write it, and take it back.
 	Away time.Time `json:"away,omitzero"`
+	// Tunnels are those that the node takes packets from, at most one of each kind.
+	Tunnels []Tunnel `json:"tunnels,omitempty"`
+}
+
+// TunnelKind is a form of encapsulation between the addresses of two nodes.
+type TunnelKind string
+
+// The kinds of tunnels: IPv4 in IPv4, and either family in VXLAN between IPv4 or
+// IPv6 addresses.
+const (
+	TunnelIPIP   TunnelKind = "ipip"
+	TunnelVXLAN  TunnelKind = "vxlan"
+	TunnelVXLAN6 TunnelKind = "vxlan6"
+)
+
+// Tunnel is one end of tunnels to other nodes.
+type Tunnel struct {
+	Kind TunnelKind `json:"kind"`
+	// MAC is the hardware address of its device, of VXLAN.
+	MAC string `json:"mac,omitempty"`
 }
 
 // Peer is a BGP neighbour that is configured: of every node, of one, or of those that a

@@ -10,6 +10,18 @@ func Encaps() []Encap {
 	return []Encap{EncapNone, EncapIPIP, EncapIPIPCrossSubnet, EncapVXLAN, EncapVXLANCrossSubnet}
 }
 
+// Tunnels are the kinds of tunnels that packets to another node may take, best
+// first; near says whether they are for nodes in a connected subnet too.
+func (e Encap) Tunnels() (kinds []TunnelKind, near bool) {
+	switch e {
+	case EncapIPIP, EncapIPIPCrossSubnet:
+		return []TunnelKind{TunnelIPIP}, e == EncapIPIP
+	case EncapVXLAN, EncapVXLANCrossSubnet:
+		return []TunnelKind{TunnelVXLAN, TunnelVXLAN6}, e == EncapVXLAN
+	}
+	return nil, false
+}
+
 // Kind returns KindPool.
 func (*Pool) Kind() Kind { return KindPool }
 

@@ -9,7 +9,11 @@
 // name alone; a link of netctl is known by its group, never by its name.
 package netdev
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"netctl/datastore"
+)
 
 // DefaultPrefix starts the name of the host side of every endpoint unless the
 // configuration says otherwise.
@@ -20,6 +24,7 @@ const DefaultPrefix = "nc"
 const (
 	Group        uint32 = 0x6e63
 	GroupRetired uint32 = 0x6e64
+	GroupTunnel  uint32 = 0x6e65 // a tunnel to other nodes
 )
 
 // HostMAC is the hardware address of the host side of every endpoint.
@@ -32,6 +37,12 @@ const (
 	MinMTU6 = 1280
 	MaxMTU  = 65535
 )
+
+// DefaultTunnels are the names of the devices of tunnels unless the configuration says
+// otherwise. The kernel makes tunl0 itself.
+func DefaultTunnels() map[datastore.TunnelKind]string {
+	return map[datastore.TunnelKind]string{datastore.TunnelIPIP: "tunl0", datastore.TunnelVXLAN: "vxlan.netctl", datastore.TunnelVXLAN6: "vxlan6.netctl"}
+}
 
 // Gateway4 is the next hop that endpoints use for IPv4. It is on no interface:
 // proxy ARP answers for it.

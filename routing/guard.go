@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"netctl/datastore"
 )
 
 // Pool is what routing needs to know of a pool.
@@ -13,6 +15,8 @@ type Pool struct {
 	BlockSize int `json:"blockSize"`
 	// Communities are what nodes announce its blocks and addresses with.
 	Communities []string `json:"communities,omitempty"`
+	// Encap is how packets to its addresses travel between nodes.
+	Encap datastore.Encap `json:"encap,omitempty"`
 }
 
 // Guard decides which prefixes a node believes another node. The zero Guard

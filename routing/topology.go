@@ -67,6 +67,8 @@ type Plan struct {
 	// ClusterID is what this node reflects by.
 	ClusterID netip.Addr `json:"clusterID,omitzero"`
 	Pools     []Pool     `json:"pools"`
+	// Tunnels are those to other nodes.
+	Tunnels []Tunnel `json:"tunnels,omitempty"`
 	// HoldTime and RestartTime are in seconds.
 	HoldTime    int `json:"holdTime"`
 	RestartTime int `json:"restartTime"`
@@ -98,7 +100,7 @@ func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *da
 	p.DefaultAS, p.NoMesh = bgp.Spec.DefaultAS, !*bgp.Spec.Mesh
 	p.Topology = bgp.Spec.Topology
 	for _, pool := range pools {
-		p.Pools = append(p.Pools, Pool{CIDR: pool.Spec.CIDR, BlockSize: pool.Spec.BlockSize, Communities: pool.Spec.Communities})
+		p.Pools = append(p.Pools, Pool{CIDR: pool.Spec.CIDR, BlockSize: pool.Spec.BlockSize, Communities: pool.Spec.Communities, Encap: pool.Spec.Encap})
 	}
 	var self *datastore.Node
 	for _, n := range nodes {
@@ -119,6 +121,7 @@ func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *da
 	}
 	p.RouterID = routerID(node, p.Addresses)
 	p.ClusterID = clusterID(self, p.Addresses)
+	p.Tunnels = tunnels(self, nodes)
 	if p.NoMesh {
 		return p
 	}

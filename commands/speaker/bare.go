@@ -20,6 +20,10 @@ func (bare) Apply(context.Context, routing.Changes) error       { return nil }
 func (bare) Adopt([]routing.Route)                              {}
 func (bare) Missing() []routing.Route                           { return nil }
 func (bare) Compare(context.Context) (routing.Changes, error)   { return routing.Changes{}, nil }
+func (bare) SetNeighbours(context.Context, []string, []routing.Neighbour) error {
+	return nil
+}
+
 func (bare) Watch(ctx context.Context, _ fib.Ignore, _ func(fib.Event)) error {
 	<-ctx.Done()
 	return nil

@@ -119,10 +119,11 @@ func matters(c datastore.Change) bool {
 		now, _ := c.New.(*datastore.Node)
 		return now == nil || was.Spec.AS != now.Spec.AS || was.Status.Host != now.Status.Host || !slices.Equal(was.Spec.Addresses, now.Spec.Addresses) ||
 			!maps.Equal(was.Metadata.Labels, now.Metadata.Labels) || !reflect.DeepEqual(was.Spec.Reflector, now.Spec.Reflector) ||
-			!reflect.DeepEqual(was.Spec.Drain, now.Spec.Drain) || was.Status.Away.IsZero() != now.Status.Away.IsZero()
+			!reflect.DeepEqual(was.Spec.Drain, now.Spec.Drain) || was.Status.Away.IsZero() != now.Status.Away.IsZero() ||
+			!slices.Equal(was.Status.Tunnels, now.Status.Tunnels)
 	case *datastore.Pool:
 		now, _ := c.New.(*datastore.Pool)
-		return now == nil || was.Spec.CIDR != now.Spec.CIDR || was.Spec.BlockSize != now.Spec.BlockSize ||
+		return now == nil || was.Spec.CIDR != now.Spec.CIDR || was.Spec.BlockSize != now.Spec.BlockSize || was.Spec.Encap != now.Spec.Encap ||
 			!slices.Equal(was.Spec.Communities, now.Spec.Communities)
 	}
 	return true

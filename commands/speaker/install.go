@@ -25,26 +25,31 @@ type installer struct {
 	work     chan struct{}
 
 	mu      sync.Mutex
+	fabric  *routing.Fabric
 	pending map[netip.Prefix]*bgp.Change // from what is written to what is to be
 	stale   bool                         // a next hop is reached otherwise now
 	again   func(nextHops map[netip.Addr]bool)
 	// lost are best paths without a usable next hop; who writes changes it.
 	lost map[netip.Prefix]bool
+	// lacking are the next hops that a pool asks a tunnel to and that have none.
+	lacking []netip.Addr
 
-	writing sync.Mutex // is held while routes are written; it guards what follows
+	writing sync.Mutex      // is held while routes are written; it guards what follows
+	by      *routing.Fabric // that the routes were made by
 	ways    map[string]*way
 	last    *way // the one asked for before, which is mostly the next one too
+	others  bool // there are other ways than lacking is of
 	made    int  // changes since memory was given back
 }
 
-// way is a list of BGP next hops and what the kernel makes of them. Best paths
-// with equal next hops share one.
+// way is a list of BGP next hops and what the kernel and the fabric make of them. Best
+// paths with equal next hops share one.
 type way struct {
 	name  string
 	hops  []netip.Addr
-	via   []routing.NextHop // those that resolve, each once
-	drop  bool              // packets are discarded (RFC 7999)
-	users int               // best paths
+	via   map[netip.Prefix][]routing.NextHop // by pool: those that resolve, each once
+	drop  bool                               // packets are discarded (RFC 7999)
+	users int                                // best paths
 }
 
 // mostChanges is how many changes are collected before they are written.
@@ -107,6 +112,14 @@ func (i *installer) moved() {
 	i.signal()
 }
 
+// travel has packets travel by f, and the routes made anew that this changes.
+func (i *installer) travel(f *routing.Fabric) {
+	i.mu.Lock()
+	i.fabric, i.stale = f, true
+	i.mu.Unlock()
+	i.signal()
+}
+
 func (i *installer) signal() {
 	select {
 	case i.work <- struct{}{}:
@@ -137,11 +150,13 @@ func (i *installer) write(ctx context.Context) {
 	i.writing.Lock()
 	defer i.writing.Unlock()
 	i.mu.Lock()
-	pending, stale, again := i.pending, i.stale, i.again
+	pending, stale, again, fabric := i.pending, i.stale, i.again, i.fabric
 	i.pending, i.stale = map[netip.Prefix]*bgp.Change{}, false
 	i.mu.Unlock()
 	if stale {
-		if moved := i.moving(); len(moved) > 0 && again != nil {
+		otherPools := !fabric.SamePools(i.by) // a prefix may be in another one now
+		i.by = fabric
+		if moved := i.moving(otherPools); len(moved) > 0 && again != nil {
 			again(moved)
 		}
 	}
@@ -150,6 +165,9 @@ func (i *installer) write(ctx context.Context) {
 		w.add(c)
 	}
 	w.flush()
+	if stale || i.others {
+		i.noteLacking()
+	}
 	if w.made > 0 {
 		i.wake()
 	}
@@ -163,12 +181,20 @@ func (i *installer) write(ctx context.Context) {
 // the system once they are written.
 const bulk = 20_000
 
-// moving are the next hops of the ways that the tracker's answers make others.
-func (i *installer) moving() map[netip.Addr]bool {
+// moving are the next hops of the ways that the tracker's answers or the fabric make
+// others; all: those of every way.
+func (i *installer) moving(all bool) map[netip.Addr]bool {
 	moved := map[netip.Addr]bool{}
 	for _, w := range i.ways {
-		if via := i.via(w.hops); !slices.Equal(via, w.via) {
-			w.via = via
+		other := all
+		for pool, was := range w.via {
+			if all {
+				delete(w.via, pool)
+			} else if via := i.via(pool, w.hops); !slices.Equal(via, was) {
+				w.via[pool], other = via, true
+			}
+		}
+		if other {
 			for _, a := range w.hops {
 				moved[a] = true
 			}
@@ -198,10 +224,10 @@ func (i *installer) leave(hops []netip.Addr) {
 		return
 	}
 	delete(i.ways, w.name)
-	i.last = nil
+	i.last, i.others = nil, true
 }
 
-// way finds the way over next hops, or resolves them.
+// way finds the way over next hops.
 func (i *installer) way(hops []netip.Addr) *way {
 	if i.last != nil && slices.Equal(i.last.hops, hops) {
 		return i.last
@@ -212,26 +238,67 @@ func (i *installer) way(hops []netip.Addr) *way {
 	}
 	w := i.ways[string(name)]
 	if w == nil {
-		w = &way{name: string(name), hops: hops, drop: slices.ContainsFunc(hops, netip.Addr.IsUnspecified)}
-		w.via = i.via(hops)
+		w = &way{name: string(name), hops: hops, drop: slices.ContainsFunc(hops, netip.Addr.IsUnspecified), via: map[netip.Prefix][]routing.NextHop{}}
 		i.ways[w.name] = w
 	}
 	i.last = w
 	return w
 }
 
-// via is what next hops resolve to, those that do not left out.
-func (i *installer) via(hops []netip.Addr) []routing.NextHop {
+// through is what the way's next hops resolve to for a prefix.
+func (i *installer) through(w *way, p netip.Prefix) []routing.NextHop {
+	pool := i.by.Pool(p)
+	via, ok := w.via[pool]
+	if !ok {
+		via = i.via(pool, w.hops)
+		w.via[pool], i.others = via, true
+	}
+	return via
+}
+
+// via is what next hops resolve to for the addresses of a pool, those that do not left
+// out. A tunnel needs a way to its other end too.
+func (i *installer) via(pool netip.Prefix, hops []netip.Addr) []routing.NextHop {
 	var out []routing.NextHop
 	for _, addr := range hops {
 		if addr.IsUnspecified() {
 			return nil
 		}
-		if via, _ := i.nextHops.resolve(addr); via.Link != "" && !slices.Contains(out, via) {
+		plain, _ := i.nextHops.resolve(addr)
+		if plain.Link == "" {
+			continue
+		}
+		if via, _ := i.by.Via(pool, addr, plain); !slices.Contains(out, via) {
 			out = append(out, via)
 		}
 	}
 	return out
+}
+
+// noteLacking books which next hops lack a tunnel.
+func (i *installer) noteLacking() {
+	i.others = false
+	var list []netip.Addr
+	for _, w := range i.ways {
+		for pool := range w.via {
+			for _, addr := range w.hops {
+				if _, lacking := i.by.Via(pool, addr, routing.NextHop{}); lacking {
+					list = append(list, addr)
+				}
+			}
+		}
+	}
+	slices.SortFunc(list, netip.Addr.Compare)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.lacking = slices.Compact(list)
+}
+
+// tunnelless are the next hops that a pool asks a tunnel to and that have none, sorted.
+func (i *installer) tunnelless() []netip.Addr {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.lacking
 }
 
 // writes collects changes and brings them to the kernel.
@@ -249,12 +316,12 @@ func (w *writes) add(c *bgp.Change) {
 	way := w.take(c.Now)
 	w.leave(c.Was)
 	if way != nil {
-		r.NextHops = way.via
+		r.NextHops = w.through(way, c.Prefix)
 	}
 	if way != nil && way.drop {
 		r.Type = routing.Blackhole
 	}
-	w.note(c.Prefix, way != nil && len(way.via) == 0 && !way.drop)
+	w.note(c.Prefix, way != nil && len(r.NextHops) == 0 && !way.drop)
 	if len(r.NextHops) > 0 || r.Type == routing.Blackhole {
 		w.changes.Put = append(w.changes.Put, r)
 	} else {

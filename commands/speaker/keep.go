@@ -30,10 +30,25 @@ func planned(node string, p routing.Plan) kept {
 	if p.RestartTime == 0 {
 		return k
 	}
+	var own []datastore.Tunnel // this node's ends, as far as they were used
+	for _, t := range p.Tunnels {
+		if end := (datastore.Tunnel{Kind: t.Kind}); !slices.Contains(own, end) {
+			own = append(own, end)
+		}
+	}
 	add := func(name string, as uint32, addrs []netip.Addr) {
 		n := &datastore.Node{Metadata: datastore.Metadata{Name: name}, Spec: datastore.NodeSpec{AS: as}}
 		for _, a := range addrs {
 			n.Spec.Addresses = append(n.Spec.Addresses, netip.PrefixFrom(a, a.BitLen()))
+		}
+		for _, t := range p.Tunnels {
+			end := datastore.Tunnel{Kind: t.Kind, MAC: t.MAC}
+			if slices.Contains(addrs, t.Hop) && !slices.Contains(n.Status.Tunnels, end) {
+				n.Status.Tunnels = append(n.Status.Tunnels, end)
+			}
+		}
+		if name == node {
+			n.Status.Tunnels = own
 		}
 		k.nodes = append(k.nodes, n)
 	}
@@ -66,17 +81,17 @@ func planned(node string, p routing.Plan) kept {
 		add(name, peer.AS, append([]netip.Addr{peer.Address}, peer.Aliases...))
 	}
 	if len(p.Peers) > 0 && len(p.Members) == 0 {
-		own := p.AS
+		as := p.AS
 		if !p.OwnAS {
-			own = 0
+			as = 0
 		}
-		add(node, own, p.Addresses)
+		add(node, as, p.Addresses)
 		self := k.nodes[len(k.nodes)-1]
 		self.Status.Host, self.Spec.Drain = p.Host, p.Drain
 		slices.SortFunc(k.nodes, byName)
 	}
 	for _, pool := range p.Pools {
-		k.pools = append(k.pools, &datastore.Pool{Spec: datastore.PoolSpec{CIDR: pool.CIDR, BlockSize: pool.BlockSize, Communities: pool.Communities}})
+		k.pools = append(k.pools, &datastore.Pool{Spec: datastore.PoolSpec{CIDR: pool.CIDR, BlockSize: pool.BlockSize, Communities: pool.Communities, Encap: pool.Encap}})
 	}
 	var usual datastore.BGPConfig
 	usual.SetDefaults()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"netctl/commands/retry"
+	"netctl/datastore"
 	"netctl/netdev/kernel"
 	"netctl/routing"
 	"netctl/routing/bgp"
@@ -151,6 +152,9 @@ type loop struct {
 	leaving   map[netip.Addr]routing.Peer
 	passwords passwords
 	unread    []string // what is wrong with them
+	// neighbours are those of the tunnels' devices, once met: once they were written.
+	neighbours []routing.Neighbour
+	met        bool
 }
 
 // engine is one life of the BGP engine: what is fixed for it, and how it ends.
@@ -185,6 +189,7 @@ func (l *loop) follow(ctx context.Context, plan routing.Plan) {
 	l.plan = plan
 	l.save()
 	l.believe()
+	l.travel(ctx)
 	err := l.run(ctx)
 	if err != nil && ctx.Err() == nil {
 		l.log.Error("configuration not followed", "error", err)
@@ -359,6 +364,22 @@ func (l *loop) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Rou
 	return stale, foreign
 }
 
+// travel has packets to other nodes travel as the plan says: first the devices of
+// tunnels know the nodes, then routes lead there.
+func (l *loop) travel(ctx context.Context) {
+	var links []string
+	for _, kind := range []datastore.TunnelKind{datastore.TunnelVXLAN, datastore.TunnelVXLAN6} {
+		links = append(links, l.cfg.Tunnels[kind])
+	}
+	if now := l.plan.Neighbours(l.cfg.Tunnels); !l.met || !slices.Equal(now, l.neighbours) {
+		l.neighbours, l.met = now, true
+		if err := l.own.SetNeighbours(ctx, links, now); err != nil && ctx.Err() == nil {
+			l.log.Warn("neighbours of a tunnel not written", "error", firstOf(err))
+		}
+	}
+	l.installer.travel(routing.NewFabric(l.plan, l.subnets, l.cfg.Tunnels))
+}
+
 // originate tells the engine what changed in what this node announces.
 func (l *loop) originate() {
 	if l.engine == nil {
@@ -419,6 +440,7 @@ func (l *loop) readSubnets(ctx context.Context) error {
 	if !slices.Equal(subnets, l.subnets) {
 		l.subnets = subnets
 		l.believe()
+		l.travel(ctx)
 	}
 	return nil
 }

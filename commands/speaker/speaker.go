@@ -31,6 +31,7 @@ import (
 	"netctl/datastore"
 	"netctl/datastore/etcd"
 	"netctl/datastore/identity"
+	"netctl/netdev"
 	"netctl/routing"
 	"netctl/routing/bgp"
 	"netctl/routing/fib"
@@ -57,6 +58,8 @@ type Config struct {
 	Reflector bool
 	// Credentials is the folder of this service's systemd credentials; "": there is none.
 	Credentials string
+	// Tunnels are the names of the tunnels' devices.
+	Tunnels map[datastore.TunnelKind]string
 	// Version is told on the socket.
 	Version string
 	// BootFile holds the boot ID; "" is /proc/sys/kernel/random/boot_id.
@@ -79,6 +82,9 @@ func (c *Config) setDefaults() error {
 	if c.LinkPrefix == "" {
 		c.LinkPrefix = "nc"
 	}
+	if c.Tunnels == nil {
+		c.Tunnels = netdev.DefaultTunnels()
+	}
 	if c.BootFile == "" {
 		c.BootFile = "/proc/sys/kernel/random/boot_id"
 	}
@@ -90,6 +96,7 @@ type table interface {
 	Routes(ctx context.Context) ([]routing.Route, error)
 	Connected(ctx context.Context) ([]routing.Route, error)
 	Apply(ctx context.Context, c routing.Changes) error
+	SetNeighbours(ctx context.Context, links []string, wanted []routing.Neighbour) error
 	Adopt(routes []routing.Route)
 	Resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error)
 	Watch(ctx context.Context, ignore fib.Ignore, fn func(fib.Event)) error

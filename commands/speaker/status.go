@@ -120,6 +120,13 @@ func (s *speaker) status() control.SpeakerStatus {
 	for _, p := range s.installer.unresolved() {
 		st.Problems = append(st.Problems, fmt.Sprintf("route %s is not installed: its next hop cannot be reached", p))
 	}
+	if list := s.installer.tunnelless(); len(list) > 0 && !s.bare {
+		var names []string
+		for _, a := range list {
+			names = append(names, plan.Names([]netip.Addr{a}))
+		}
+		st.Problems = append(st.Problems, fmt.Sprintf("reached without the tunnel that a pool asks for, which is not on both nodes: %s; see `netctl status` there", bounded(names)))
+	}
 	for _, r := range s.own.Missing() {
 		st.Problems = append(st.Problems, fmt.Sprintf("route %s is not in the kernel: its interface is down, or another program's route is in its place", r))
 	}

@@ -29,6 +29,7 @@ type Fake struct {
 	host     []Address
 	forward  []string
 	watchers map[int]chan Event
+	tunnels  map[string]fakeTunnel // by name
 }
 
 type fakeWire struct {

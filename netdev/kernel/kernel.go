@@ -1,10 +1,10 @@
-// Package kernel owns the network interfaces of endpoints: it makes their veth
-// pairs, sets both sides up, takes them out of service, and tells what
+// Package kernel owns the network interfaces of endpoints and the devices of tunnels:
+// it makes veth pairs, sets both sides up, takes them out of service, and tells what
 // interfaces and addresses the host has.
 //
 // It never writes a route outside an endpoint's own namespace (routing/fib does),
 // never filters a packet, never executes a program, and changes only interfaces
-// that carry netdev.Group or netdev.GroupRetired.
+// that carry netdev.Group, netdev.GroupRetired or netdev.GroupTunnel.
 //
 // Invariants: an endpoint's peer is born inside its namespace, so that nothing is
 // ever moved; Create leaves the host side down, so that ACLs are in place before

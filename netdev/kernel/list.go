@@ -108,7 +108,7 @@ func (k *Kernel) Addresses() ([]Address, error) {
 			}
 			links[a.index] = l
 		}
-		if l.group != netdev.Group && l.group != netdev.GroupRetired {
+		if l.group != netdev.Group && l.group != netdev.GroupRetired && l.group != netdev.GroupTunnel {
 			forwards, err := k.sys.read("ipv4/conf", l.Name+"/forwarding")
 			list = append(list, Address{
 				Prefix: a.prefix, Subnet: a.subnet, Link: l.Name, Index: l.Index, MTU: l.MTU,

@@ -25,6 +25,8 @@ type Fake struct {
 	tables  []*fakeKernel
 	refuse  func(op string, r routing.Route) error
 	unheard bool
+	// neighbours are those that every tunnel's device has, by its name.
+	neighbours map[string][]routing.Neighbour
 }
 
 type fakeRoute struct {
@@ -34,7 +36,7 @@ type fakeRoute struct {
 
 // NewFake returns a kernel without routes in which every link is up.
 func NewFake() *Fake {
-	return &Fake{routes: map[routing.Key]fakeRoute{}, down: map[string]bool{}}
+	return &Fake{routes: map[routing.Key]fakeRoute{}, down: map[string]bool{}, neighbours: map[string][]routing.Neighbour{}}
 }
 
 // Table returns the table of a protocol. Unlike the real kernel the Fake takes any
@@ -96,6 +98,7 @@ func (f *Fake) Link(name string, up bool) {
 	}
 	f.down[name] = !up
 	if !up {
+		delete(f.neighbours, name)
 		for k, r := range f.routes {
 			if slices.ContainsFunc(r.route.NextHops, func(h routing.NextHop) bool { return h.Link == name }) {
 				delete(f.routes, k)
@@ -186,6 +189,23 @@ func (k *fakeKernel) hear(until time.Time) (heard, error) {
 }
 
 func (k *fakeKernel) close() error { return nil }
+
+func (k *fakeKernel) neighbours(_ context.Context, link string, wanted []routing.Neighbour) error {
+	k.fake.mu.Lock()
+	defer k.fake.mu.Unlock()
+	if k.fake.down[link] {
+		return unix.ENODEV
+	}
+	k.fake.neighbours[link] = wanted
+	return nil
+}
+
+// Neighbours are those of a tunnel's device.
+func (f *Fake) Neighbours(link string) []routing.Neighbour {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.neighbours[link]
+}
 
 func (k *fakeKernel) dump(_ context.Context, protocol uint8) ([]routing.Route, error) {
 	k.fake.mu.Lock()

@@ -1,5 +1,6 @@
 // Package fib owns the kernel's routes of one protocol number in the main table
-// of one network namespace: it reads, writes and watches them over rtnetlink.
+// of one network namespace, and what devices of tunnels have to know of the nodes
+// that routes lead to: it reads, writes and watches them over rtnetlink.
 //
 // It never changes, replaces or deletes a route of another protocol, runs no
 // program, and decides nothing: what should be is the caller's, as
@@ -60,6 +61,8 @@ type kernel interface {
 	// dump reads a protocol's routes.
 	dump(ctx context.Context, protocol uint8) ([]routing.Route, error)
 	resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error)
+	// neighbours makes the permanent entries of a tunnel's device what is wanted.
+	neighbours(ctx context.Context, link string, wanted []routing.Neighbour) error
 	// listen makes hear hear, from now on and anew after something was lost.
 	listen(ctx context.Context, ignore Ignore) error
 	// hear waits until something happened, until a time (zero: for ever), or for
@@ -97,7 +100,8 @@ type Table struct {
 	wanted wanted
 	// failed are the routes that are not in the kernel although they are wanted,
 	// and those that are not wanted and could not be deleted.
-	failed map[key]retry
+	failed     map[key]retry
+	neighbours neighbours
 	// watching: what is wanted and has not failed is in the kernel, or about to
 	// be put back.
 	watching bool

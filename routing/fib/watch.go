@@ -93,6 +93,7 @@ func (t *Table) mend(ctx context.Context, h heard, ignore Ignore) (due time.Time
 			return due, err
 		}
 		t.watching = true
+		t.mendNeighbours(ctx, h)
 		if len(t.wanted.routes)+len(t.failed) > 0 {
 			var refused *RouteError
 			if _, err := t.compare(ctx, false); err != nil && !errors.As(err, &refused) {
@@ -100,6 +101,7 @@ func (t *Table) mend(ctx context.Context, h heard, ignore Ignore) (due time.Time
 			}
 		}
 	} else {
+		t.mendNeighbours(ctx, h)
 		t.lostWith(h.down)
 		t.again(ctx, t.touched(h), false)
 	}
@@ -107,6 +109,11 @@ func (t *Table) mend(ctx context.Context, h heard, ignore Ignore) (due time.Time
 	t.again(ctx, t.overdue(now), true)
 	for _, r := range t.failed {
 		if !r.due.IsZero() && (due.IsZero() || r.due.Before(due)) {
+			due = r.due
+		}
+	}
+	for _, r := range t.neighbours.failed {
+		if due.IsZero() || r.due.Before(due) {
 			due = r.due
 		}
 	}
@@ -195,6 +202,7 @@ func (t *Table) again(ctx context.Context, keys []key, timed bool) {
 func (t *Table) Compare(ctx context.Context) (routing.Changes, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.mendNeighbours(ctx, heard{lost: true})
 	return t.compare(ctx, true)
 }
 

@@ -1,0 +1,134 @@
+package routing
+
+import (
+	"net/netip"
+	"slices"
+
+	"netctl/datastore"
+)
+
+// Tunnel is a way to another node inside packets between the two nodes' addresses.
+type Tunnel struct {
+	Kind datastore.TunnelKind `json:"kind"`
+	// Hop is the address that the node is the next hop by, and Remote the one that
+	// packets are sent to.
+	Hop    netip.Addr `json:"hop"`
+	Remote netip.Addr `json:"remote"`
+	// MAC is the hardware address of the node's end, of VXLAN.
+	MAC string `json:"mac,omitempty"`
+}
+
+// tunnels are those from a node to the others: of each kind that both take packets
+// from, for each address of the other. Of VXLAN one suffices, over IPv4 if it can.
+func tunnels(self *datastore.Node, nodes []*datastore.Node) (list []Tunnel) {
+	for _, n := range nodes {
+		if n == self {
+			continue
+		}
+		vxlan := false
+		for _, kind := range []datastore.TunnelKind{datastore.TunnelIPIP, datastore.TunnelVXLAN, datastore.TunnelVXLAN6} {
+			v6 := kind == datastore.TunnelVXLAN6
+			_, ours := endOf(self, kind)
+			end, theirs := endOf(n, kind)
+			remote := n.Address(v6)
+			if !ours || !theirs || !remote.IsValid() || v6 && vxlan {
+				continue
+			}
+			vxlan = vxlan || kind == datastore.TunnelVXLAN
+			for _, hop := range addresses(n) {
+				if kind != datastore.TunnelIPIP || hop.Is4() {
+					list = append(list, Tunnel{Kind: kind, Hop: hop, Remote: remote, MAC: end.MAC})
+				}
+			}
+		}
+	}
+	return list
+}
+
+func endOf(n *datastore.Node, kind datastore.TunnelKind) (datastore.Tunnel, bool) {
+	i := slices.IndexFunc(n.Status.Tunnels, func(t datastore.Tunnel) bool { return t.Kind == kind })
+	if i < 0 {
+		return datastore.Tunnel{}, false
+	}
+	return n.Status.Tunnels[i], true
+}
+
+// Fabric decides how packets to other nodes travel. It is not changed after it is
+// made; nil: without tunnels.
+type Fabric struct {
+	pools   []Pool
+	subnets []netip.Prefix
+	links   map[datastore.TunnelKind]string
+	tunnels map[netip.Addr][]datastore.TunnelKind // by next hop
+}
+
+// NewFabric is that of a plan on a host that is connected to subnets; links are the
+// devices of its tunnels.
+func NewFabric(p Plan, subnets []netip.Prefix, links map[datastore.TunnelKind]string) *Fabric {
+	f := &Fabric{pools: p.Pools, subnets: subnets, links: links, tunnels: map[netip.Addr][]datastore.TunnelKind{}}
+	for _, t := range p.Tunnels {
+		f.tunnels[t.Hop] = append(f.tunnels[t.Hop], t.Kind)
+	}
+	return f
+}
+
+// Pool is the pool that holds a prefix; the zero Prefix: none does.
+func (f *Fabric) Pool(p netip.Prefix) netip.Prefix {
+	if f != nil {
+		for _, pool := range f.pools {
+			if pool.CIDR.Bits() <= p.Bits() && pool.CIDR.Contains(p.Addr()) {
+				return pool.CIDR
+			}
+		}
+	}
+	return netip.Prefix{}
+}
+
+// SamePools says whether both know the same pools.
+func (f *Fabric) SamePools(o *Fabric) bool {
+	if f == nil || o == nil {
+		return f == o
+	}
+	return slices.EqualFunc(f.pools, o.pools, func(a, b Pool) bool { return a.CIDR == b.CIDR })
+}
+
+// Via is how packets to addresses of a pool go to a BGP next hop that the kernel
+// reaches by plain: through a tunnel where the pool asks for one. lacking says that it
+// does and that not both ends have one.
+func (f *Fabric) Via(pool netip.Prefix, hop netip.Addr, plain NextHop) (via NextHop, lacking bool) {
+	if f == nil {
+		return plain, false
+	}
+	i := slices.IndexFunc(f.pools, func(p Pool) bool { return p.CIDR == pool })
+	if i < 0 {
+		return plain, false
+	}
+	kinds, near := f.pools[i].Encap.Tunnels()
+	if len(kinds) == 0 || !near && slices.ContainsFunc(f.subnets, func(s netip.Prefix) bool { return s.Contains(hop) }) {
+		return plain, false
+	}
+	for _, kind := range kinds {
+		if link := f.links[kind]; link != "" && slices.Contains(f.tunnels[hop], kind) {
+			return NextHop{Addr: hop, Link: link, Onlink: true}, false
+		}
+	}
+	return plain, true
+}
+
+// Neighbour is what the device of a VXLAN tunnel has to know of another node: frames
+// for the next hop Hop go to the hardware address MAC, and those to Remote.
+type Neighbour struct {
+	Link        string
+	Hop, Remote netip.Addr
+	MAC         string
+}
+
+// Neighbours are those that a plan's tunnels need, of the devices links.
+func (p Plan) Neighbours(links map[datastore.TunnelKind]string) (list []Neighbour) {
+	for _, t := range p.Tunnels {
+		if link := links[t.Kind]; link != "" && t.MAC != "" {
+			list = append(list, Neighbour{Link: link, Hop: t.Hop, Remote: t.Remote, MAC: t.MAC})
+		}
+	}
+	return list
+}

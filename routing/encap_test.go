@@ -1,0 +1,116 @@
+package routing
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"netctl/datastore"
+)
+
+func withTunnels(n *datastore.Node, kinds ...datastore.TunnelKind) *datastore.Node {
+	for _, k := range kinds {
+		t := datastore.Tunnel{Kind: k}
+		if k != datastore.TunnelIPIP {
+			t.MAC = "02:" + n.Metadata.Name
+		}
+		n.Status.Tunnels = append(n.Status.Tunnels, t)
+	}
+	return n
+}
+
+// TestTunnels: a tunnel needs both ends, each address of the other node is a next hop
+// through it, and VXLAN goes over IPv4 where both have that.
+func TestTunnels(t *testing.T) {
+	all := []datastore.TunnelKind{datastore.TunnelIPIP, datastore.TunnelVXLAN, datastore.TunnelVXLAN6}
+	nodes := []*datastore.Node{
+		withTunnels(node("both", 0, "192.168.99.1/24", "fd00:99::1/64"), all...),
+		withTunnels(node("other", 0, "192.168.98.2/24", "fd00:98::2/64"), all...),
+		withTunnels(node("four", 0, "192.168.98.4/24"), datastore.TunnelVXLAN),
+		withTunnels(node("six", 0, "fd00:98::6/64"), datastore.TunnelVXLAN6),
+		node("none", 0, "192.168.98.7/24"),
+	}
+	for self, want := range []string{
+		0: "ipip 192.168.98.2>192.168.98.2 , vxlan 192.168.98.2>192.168.98.2 02:other, vxlan fd00:98::2>192.168.98.2 02:other, " +
+			"vxlan 192.168.98.4>192.168.98.4 02:four, vxlan6 fd00:98::6>fd00:98::6 02:six",
+		2: "vxlan 192.168.99.1>192.168.99.1 02:both, vxlan fd00:99::1>192.168.99.1 02:both, vxlan 192.168.98.2>192.168.98.2 02:other, vxlan fd00:98::2>192.168.98.2 02:other",
+		3: "vxlan6 192.168.99.1>fd00:99::1 02:both, vxlan6 fd00:99::1>fd00:99::1 02:both, vxlan6 192.168.98.2>fd00:98::2 02:other, vxlan6 fd00:98::2>fd00:98::2 02:other",
+		4: "",
+	} {
+		if self == 1 {
+			continue
+		}
+		var got []string
+		for _, x := range tunnels(nodes[self], nodes) {
+			got = append(got, fmt.Sprintf("%s %s>%s %s", x.Kind, x.Hop, x.Remote, x.MAC))
+		}
+		if got := strings.Join(got, ", "); got != want {
+			t.Errorf("of %s:\n%s, want\n%s", nodes[self].Metadata.Name, got, want)
+		}
+	}
+}
+
+// TestFabric: which way packets go, by the pool's setting, what both nodes have, and
+// whether the next hop is in a connected subnet.
+func TestFabric(t *testing.T) {
+	near, far, old := netip.MustParseAddr("192.168.99.2"), netip.MustParseAddr("192.168.98.2"), netip.MustParseAddr("192.168.98.3")
+	far6, only6 := netip.MustParseAddr("fd00:98::2"), netip.MustParseAddr("fd00:98::6")
+	var p Plan
+	for _, hop := range []netip.Addr{near, far} {
+		p.Tunnels = append(p.Tunnels, Tunnel{Kind: datastore.TunnelIPIP, Hop: hop, Remote: hop}, Tunnel{Kind: datastore.TunnelVXLAN, Hop: hop, Remote: hop, MAC: "02:00:00:00:00:01"})
+	}
+	p.Tunnels = append(p.Tunnels, Tunnel{Kind: datastore.TunnelVXLAN, Hop: far6, Remote: far, MAC: "02:00:00:00:00:01"},
+		Tunnel{Kind: datastore.TunnelVXLAN6, Hop: only6, Remote: only6, MAC: "02:00:00:00:00:06"})
+	pools := map[datastore.Encap]netip.Prefix{}
+	for i, e := range datastore.Encaps() {
+		pools[e] = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i), 0, 0}), 16)
+		p.Pools = append(p.Pools, Pool{CIDR: pools[e], BlockSize: 26, Encap: e})
+	}
+	links := map[datastore.TunnelKind]string{datastore.TunnelIPIP: "tunl0", datastore.TunnelVXLAN: "vx", datastore.TunnelVXLAN6: "vx6"}
+	f := NewFabric(p, prefixes("192.168.99.0/24"), links)
+	plain := NextHop{Addr: netip.MustParseAddr("192.168.99.254"), Link: "eth1"}
+	for _, c := range []struct {
+		pool    datastore.Encap
+		hop     netip.Addr
+		link    string // plain: eth1
+		lacking bool
+	}{
+		{datastore.EncapNone, far, "eth1", false},
+		{datastore.EncapIPIP, far, "tunl0", false},
+		{datastore.EncapIPIP, near, "tunl0", false},
+		{datastore.EncapIPIP, old, "eth1", true},
+		{datastore.EncapIPIP, far6, "eth1", true},
+		{datastore.EncapIPIPCrossSubnet, far, "tunl0", false},
+		{datastore.EncapIPIPCrossSubnet, near, "eth1", false},
+		{datastore.EncapVXLAN, far, "vx", false},
+		{datastore.EncapVXLAN, near, "vx", false},
+		{datastore.EncapVXLAN, far6, "vx", false},
+		{datastore.EncapVXLAN, only6, "vx6", false},
+		{datastore.EncapVXLAN, old, "eth1", true},
+		{datastore.EncapVXLANCrossSubnet, far, "vx", false},
+		{datastore.EncapVXLANCrossSubnet, near, "eth1", false},
+		{datastore.EncapVXLANCrossSubnet, old, "eth1", true},
+	} {
+		want := plain
+		if c.link != "eth1" {
+			want = NextHop{Addr: c.hop, Link: c.link, Onlink: true}
+		}
+		pool := f.Pool(netip.PrefixFrom(pools[c.pool].Addr().Next(), 32))
+		if via, lacking := f.Via(pool, c.hop, plain); via != want || lacking != c.lacking {
+			t.Errorf("pool with %s, next hop %s: %s, lacking %v, want %s, %v", c.pool, c.hop, via, lacking, want, c.lacking)
+		}
+	}
+	if via, lacking := f.Via(f.Pool(prefix("172.16.0.0/24")), far, plain); via != plain || lacking {
+		t.Errorf("outside every pool: %s, lacking %v", via, lacking)
+	}
+	var none *Fabric
+	if via, lacking := none.Via(none.Pool(pools[datastore.EncapVXLAN]), far, plain); via != plain || lacking {
+		t.Errorf("without a plan: %s, lacking %v", via, lacking)
+	}
+	want := []Neighbour{{"vx", near, near, "02:00:00:00:00:01"}, {"vx", far, far, "02:00:00:00:00:01"}, {"vx", far6, far, "02:00:00:00:00:01"}, {"vx6", only6, only6, "02:00:00:00:00:06"}}
+	if got := p.Neighbours(links); !slices.Equal(got, want) {
+		t.Errorf("neighbours %v, want %v", got, want)
+	}
+}
