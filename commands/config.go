@@ -70,6 +70,9 @@ func settingTable() []setting {
 		{"speaker::port", 179, "speaker-port", "NETCTL_SPEAKER_PORT", "TCP `port` of BGP"},
 		{"routes::agentProtocol", 87, "routes-agent-protocol", "NETCTL_ROUTES_AGENT_PROTOCOL", "route protocol `number` of the agent"},
 		{"routes::speakerProtocol", 88, "routes-speaker-protocol", "NETCTL_ROUTES_SPEAKER_PROTOCOL", "route protocol `number` of the speaker"},
+		{"tunnels::ipip", "tunl0", "tunnels-ipip", "NETCTL_TUNNELS_IPIP", "`interface` of IPIP tunnels"},
+		{"tunnels::vxlan", "vxlan.netctl", "tunnels-vxlan", "NETCTL_TUNNELS_VXLAN", "`interface` of VXLAN tunnels over IPv4"},
+		{"tunnels::vxlan6", "vxlan6.netctl", "tunnels-vxlan6", "NETCTL_TUNNELS_VXLAN6", "`interface` of VXLAN tunnels over IPv6"},
 	}
 }
 
@@ -105,7 +108,8 @@ type settings struct {
 		Socket string
 		Port   int
 	}
-	Routes struct{ AgentProtocol, SpeakerProtocol int }
+	Routes  struct{ AgentProtocol, SpeakerProtocol int }
+	Tunnels struct{ IPIP, VXLAN, VXLAN6 string }
 
 	origin map[string]string // key to flag, environment, file or default
 }

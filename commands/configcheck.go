@@ -47,6 +47,9 @@ func (s *settings) validate() error {
 		{"speaker::port", between(s.Speaker.Port, 1, 65535)},
 		{"routes::agentProtocol", between(s.Routes.AgentProtocol, 5, 255)},
 		{"routes::speakerProtocol", between(s.Routes.SpeakerProtocol, 5, 255)},
+		{"tunnels::ipip", netdev.ValidTunnel(s.Tunnels.IPIP, s.Agent.LinkPrefix)},
+		{"tunnels::vxlan", netdev.ValidTunnel(s.Tunnels.VXLAN, s.Agent.LinkPrefix)},
+		{"tunnels::vxlan6", netdev.ValidTunnel(s.Tunnels.VXLAN6, s.Agent.LinkPrefix)},
 	} {
 		if c.err != nil {
 			return s.wrong(c.key, c.err)
@@ -61,6 +64,19 @@ func (s *settings) validate() error {
 			key = "routes::agentProtocol"
 		}
 		return s.wrong(key, fmt.Errorf("%d: agent and speaker must have different numbers", s.Routes.SpeakerProtocol))
+	}
+	return s.checkTunnelNames()
+}
+
+// checkTunnelNames refuses two tunnels of one name; at fault is one that was set.
+func (s *settings) checkTunnelNames() error {
+	names := map[string]string{"tunnels::ipip": s.Tunnels.IPIP, "tunnels::vxlan": s.Tunnels.VXLAN, "tunnels::vxlan6": s.Tunnels.VXLAN6}
+	for key, name := range names {
+		for other, same := range names {
+			if key != other && name == same && s.origin[key] != "default" {
+				return s.wrong(key, fmt.Errorf("%q: another tunnel has that name", name))
+			}
+		}
 	}
 	return nil
 }

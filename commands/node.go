@@ -23,7 +23,7 @@ func supervisedRoles() []string { return []string{"datastore", "agent", "speaker
 func newNodeCommand(a *app) *cobra.Command {
 	cmd := roleCommand(a, "node", "Run every role of this node, or show and change nodes",
 		"  netctl node --config /etc/netctl.yaml\n  netctl node show",
-		[]string{"etcd", "agent", "speaker", "routes"},
+		[]string{"etcd", "agent", "speaker", "routes", "tunnels"},
 		func(ctx context.Context, s *settings) error { return runNode(ctx, a, s) })
 	for _, st := range settingTable() {
 		if st.key == "roles" {

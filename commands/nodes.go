@@ -109,7 +109,7 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 		}
 	}
 	err = a.remove(ctx, datastore.KindNode, []string{name}, force, func(view *datastore.View, _ datastore.Object) ([]datastore.Object, error) {
-		return asObjects(slices.DeleteFunc(view.BlocksOf(name), func(b *datastore.Block) bool { return len(b.Spec.Allocations) > 0 })), nil
+		return asObjects(slices.DeleteFunc(view.BlocksOf(name), (*datastore.Block).InUse)), nil
 	})
 	if err != nil {
 		return err

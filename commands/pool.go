@@ -312,7 +312,7 @@ func (a *app) removePool(ctx context.Context, name string, force bool) error {
 	var used error
 	err := a.remove(ctx, datastore.KindPool, []string{name}, force, func(view *datastore.View, o datastore.Object) ([]datastore.Object, error) {
 		blocks := view.BlocksIn(o.(*datastore.Pool))
-		if slices.ContainsFunc(blocks, func(b *datastore.Block) bool { return len(b.Spec.Allocations) > 0 }) {
+		if slices.ContainsFunc(blocks, (*datastore.Block).InUse) {
 			used = view.CheckDelete(o)
 			return nil, used
 		}

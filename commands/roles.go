@@ -9,12 +9,13 @@ import (
 
 	"netctl/commands/agent"
 	"netctl/commands/speaker"
+	"netctl/datastore"
 )
 
 func newAgentCommand(a *app) *cobra.Command {
 	return roleCommand(a, "agent", "Run this node's agent: it wires, routes and protects endpoints",
 		"  netctl agent --config /etc/netctl.yaml\n  netctl agent --config /etc/netctl.yaml --log-level debug",
-		[]string{"agent", "routes"},
+		[]string{"agent", "routes", "tunnels"},
 		func(ctx context.Context, s *settings) error {
 			cfg, err := s.agentConfig()
 			if err != nil {
@@ -27,7 +28,7 @@ func newAgentCommand(a *app) *cobra.Command {
 func newSpeakerCommand(a *app) *cobra.Command {
 	return roleCommand(a, "speaker", "Run this node's BGP speaker: it announces and learns blocks",
 		"  netctl speaker --config /etc/netctl.yaml\n  netctl speaker --config /etc/netctl.yaml --speaker-port 1179",
-		[]string{"speaker", "routes"},
+		[]string{"speaker", "routes", "tunnels"},
 		func(ctx context.Context, s *settings) error {
 			return speaker.Run(ctx, s.speakerConfig(), newLogger(a.err, "speaker", s))
 		})
@@ -50,7 +51,7 @@ func (s *settings) agentConfig() (agent.Config, error) {
 		StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Agent.Socket,
 		Interface: s.Agent.Interface, LinkPrefix: s.Agent.LinkPrefix, MTU: s.Agent.MTU,
 		Gateway:   netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
-		LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, RouteProtocol: s.Routes.AgentProtocol,
+		LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, RouteProtocol: s.Routes.AgentProtocol, Tunnels: s.tunnels(),
 	}
 	for _, text := range s.Agent.Addresses {
 		addr, err := netip.ParseAddr(text)
@@ -72,7 +73,13 @@ func (s *settings) agentConfig() (agent.Config, error) {
 func (s *settings) speakerConfig() speaker.Config {
 	return speaker.Config{
 		Store: s.storeOptions(), Node: s.Node, StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Speaker.Socket, Port: s.Speaker.Port,
-		AgentProtocol: s.Routes.AgentProtocol, SpeakerProtocol: s.Routes.SpeakerProtocol, LinkPrefix: s.Agent.LinkPrefix, Version: version,
+		AgentProtocol: s.Routes.AgentProtocol, SpeakerProtocol: s.Routes.SpeakerProtocol, LinkPrefix: s.Agent.LinkPrefix, Tunnels: s.tunnels(), Version: version,
 		Credentials: os.Getenv("CREDENTIALS_DIRECTORY"), // systemd.exec(5)
+	}
+}
+
+func (s *settings) tunnels() map[datastore.TunnelKind]string {
+	return map[datastore.TunnelKind]string{
+		datastore.TunnelIPIP: s.Tunnels.IPIP, datastore.TunnelVXLAN: s.Tunnels.VXLAN, datastore.TunnelVXLAN6: s.Tunnels.VXLAN6,
 	}
 }

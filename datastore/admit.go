@@ -147,7 +147,7 @@ func (v *View) CheckDelete(o Object) error {
 	var by []string
 	switch o := o.(type) {
 	case *Pool:
-		held := slices.DeleteFunc(v.BlocksIn(o), func(b *Block) bool { return len(b.Spec.Allocations) == 0 })
+		held := slices.DeleteFunc(v.BlocksIn(o), func(b *Block) bool { return !b.InUse() })
 		by = append(by, users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }),
 			networks(func(n *Network) bool { return slices.Contains(n.Spec.Pools, o.Spec.CIDR) }))
 	case *Profile:
@@ -156,7 +156,7 @@ func (v *View) CheckDelete(o Object) error {
 	case *Network:
 		by = append(by, endpoints(v.EndpointsIn(name)))
 	case *Node:
-		held := slices.DeleteFunc(v.BlocksOf(name), func(b *Block) bool { return len(b.Spec.Allocations) == 0 })
+		held := slices.DeleteFunc(v.BlocksOf(name), func(b *Block) bool { return !b.InUse() })
 		by = append(by, endpoints(v.EndpointsOf(name)), users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }))
 	}
 	by = slices.DeleteFunc(by, func(s string) bool { return s == "" })

@@ -2,6 +2,8 @@ package datastore
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 )
 
 // maxBlockBits is the base-2 logarithm of the largest block.
@@ -23,6 +25,18 @@ func (b *Block) SetDefaults() {
 // Size is the number of addresses of the block.
 func (b *Block) Size() int {
 	return 1 << (b.Spec.CIDR.Addr().BitLen() - b.Spec.CIDR.Bits())
+}
+
+// tunnelHandle begins the handles of nodes' own addresses in tunnels.
+const tunnelHandle = "tunnel/"
+
+// TunnelHandle is who holds the addresses of a node's own in tunnels.
+func TunnelHandle(node string) string { return tunnelHandle + node }
+
+// InUse says whether anybody but tunnels, which come and go by themselves, holds an
+// address of the block.
+func (b *Block) InUse() bool {
+	return slices.ContainsFunc(b.Spec.Allocations, func(a Allocation) bool { return !strings.HasPrefix(a.Handle, tunnelHandle) })
 }
 
 // Validate implements Object.

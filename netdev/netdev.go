@@ -9,22 +9,19 @@
 // name alone; a link of netctl is known by its group, never by its name.
 package netdev
 
-import (
-	"net/netip"
-
-	"netctl/datastore"
-)
+import "net/netip"
 
 // DefaultPrefix starts the name of the host side of every endpoint unless the
 // configuration says otherwise.
 const DefaultPrefix = "nc"
 
-// The device groups (ip-link(8), group) that mark links of netctl: Group those
-// in service, GroupRetired those that are down and wait for their deletion.
+// The device groups (ip-link(8), group) that mark links of netctl: Group those of
+// endpoints in service, GroupRetired those that are down and wait for their deletion,
+// GroupTunnel devices of tunnels to other nodes.
 const (
 	Group        uint32 = 0x6e63
 	GroupRetired uint32 = 0x6e64
-	GroupTunnel  uint32 = 0x6e65 // a tunnel to other nodes
+	GroupTunnel  uint32 = 0x6e65
 )
 
 // HostMAC is the hardware address of the host side of every endpoint.
@@ -37,12 +34,6 @@ const (
 	MinMTU6 = 1280
 	MaxMTU  = 65535
 )
-
-// DefaultTunnels are the names of the devices of tunnels unless the configuration says
-// otherwise. The kernel makes tunl0 itself.
-func DefaultTunnels() map[datastore.TunnelKind]string {
-	return map[datastore.TunnelKind]string{datastore.TunnelIPIP: "tunl0", datastore.TunnelVXLAN: "vxlan.netctl", datastore.TunnelVXLAN6: "vxlan6.netctl"}
-}
 
 // Gateway4 is the next hop that endpoints use for IPv4. It is on no interface:
 // proxy ARP answers for it.

@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 
@@ -14,8 +15,25 @@ type Tunnel struct {
 	// packets are sent to.
 	Hop    netip.Addr `json:"hop"`
 	Remote netip.Addr `json:"remote"`
+	// Gateway is what routes through the tunnel name: Hop, but of IPv6 the link-local
+	// address that follows from MAC, since the kernel takes no gateway on a device that
+	// it knows another way to.
+	Gateway netip.Addr `json:"gateway"`
 	// MAC is the hardware address of the node's end, of VXLAN.
 	MAC string `json:"mac,omitempty"`
+}
+
+// gatewayOf is what routes to hop through the tunnel to mac name.
+func gatewayOf(hop netip.Addr, mac string) (netip.Addr, bool) {
+	if hop.Is4() {
+		return hop, true
+	}
+	m, err := net.ParseMAC(mac)
+	if err != nil || len(m) != 6 {
+		return netip.Addr{}, false
+	}
+	// RFC 4291, appendix A.
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]}), true
 }
 
 // tunnels are those from a node to the others: of each kind that both take packets
@@ -36,8 +54,8 @@ func tunnels(self *datastore.Node, nodes []*datastore.Node) (list []Tunnel) {
 			}
 			vxlan = vxlan || kind == datastore.TunnelVXLAN
 			for _, hop := range addresses(n) {
-				if kind != datastore.TunnelIPIP || hop.Is4() {
-					list = append(list, Tunnel{Kind: kind, Hop: hop, Remote: remote, MAC: end.MAC})
+				if gateway, ok := gatewayOf(hop, end.MAC); ok {
+					list = append(list, Tunnel{Kind: kind, Hop: hop, Remote: remote, Gateway: gateway, MAC: end.MAC})
 				}
 			}
 		}
@@ -59,15 +77,15 @@ type Fabric struct {
 	pools   []Pool
 	subnets []netip.Prefix
 	links   map[datastore.TunnelKind]string
-	tunnels map[netip.Addr][]datastore.TunnelKind // by next hop
+	tunnels map[netip.Addr][]Tunnel // by next hop
 }
 
 // NewFabric is that of a plan on a host that is connected to subnets; links are the
 // devices of its tunnels.
 func NewFabric(p Plan, subnets []netip.Prefix, links map[datastore.TunnelKind]string) *Fabric {
-	f := &Fabric{pools: p.Pools, subnets: subnets, links: links, tunnels: map[netip.Addr][]datastore.TunnelKind{}}
+	f := &Fabric{pools: p.Pools, subnets: subnets, links: links, tunnels: map[netip.Addr][]Tunnel{}}
 	for _, t := range p.Tunnels {
-		f.tunnels[t.Hop] = append(f.tunnels[t.Hop], t.Kind)
+		f.tunnels[t.Hop] = append(f.tunnels[t.Hop], t)
 	}
 	return f
 }
@@ -108,26 +126,45 @@ func (f *Fabric) Via(pool netip.Prefix, hop netip.Addr, plain NextHop) (via Next
 		return plain, false
 	}
 	for _, kind := range kinds {
-		if link := f.links[kind]; link != "" && slices.Contains(f.tunnels[hop], kind) {
-			return NextHop{Addr: hop, Link: link, Onlink: true}, false
+		for _, t := range f.tunnels[hop] {
+			if via, ok := t.via(f.links); ok && t.Kind == kind {
+				return via, false
+			}
 		}
 	}
 	return plain, true
 }
 
+// via is the next hop of routes through the tunnel; false: it has no device.
+func (t Tunnel) via(links map[datastore.TunnelKind]string) (NextHop, bool) {
+	link := links[t.Kind]
+	return NextHop{Addr: t.Gateway, Link: link, Onlink: true}, link != ""
+}
+
+// Behind are the BGP next hops that routes through tunnels are for, by what these name.
+func (p Plan) Behind(links map[datastore.TunnelKind]string) map[NextHop][]netip.Addr {
+	out := map[NextHop][]netip.Addr{}
+	for _, t := range p.Tunnels {
+		if via, ok := t.via(links); ok && t.Gateway != t.Hop {
+			out[via] = append(out[via], t.Hop)
+		}
+	}
+	return out
+}
+
 // Neighbour is what the device of a VXLAN tunnel has to know of another node: frames
-// for the next hop Hop go to the hardware address MAC, and those to Remote.
+// for Gateway go to the hardware address MAC, and those to Remote.
 type Neighbour struct {
-	Link        string
-	Hop, Remote netip.Addr
-	MAC         string
+	Link            string
+	Gateway, Remote netip.Addr
+	MAC             string
 }
 
 // Neighbours are those that a plan's tunnels need, of the devices links.
 func (p Plan) Neighbours(links map[datastore.TunnelKind]string) (list []Neighbour) {
 	for _, t := range p.Tunnels {
 		if link := links[t.Kind]; link != "" && t.MAC != "" {
-			list = append(list, Neighbour{Link: link, Hop: t.Hop, Remote: t.Remote, MAC: t.MAC})
+			list = append(list, Neighbour{Link: link, Gateway: t.Gateway, Remote: t.Remote, MAC: t.MAC})
 		}
 	}
 	return list

@@ -14,7 +14,7 @@ func withTunnels(n *datastore.Node, kinds ...datastore.TunnelKind) *datastore.No
 	for _, k := range kinds {
 		t := datastore.Tunnel{Kind: k}
 		if k != datastore.TunnelIPIP {
-			t.MAC = "02:" + n.Metadata.Name
+			t.MAC = map[string]string{"both": "02:00:00:00:00:01", "other": "02:00:00:00:00:02", "four": "02:00:00:00:00:04", "six": "02:00:00:00:00:06"}[n.Metadata.Name]
 		}
 		n.Status.Tunnels = append(n.Status.Tunnels, t)
 	}
@@ -33,10 +33,10 @@ func TestTunnels(t *testing.T) {
 		node("none", 0, "192.168.98.7/24"),
 	}
 	for self, want := range []string{
-		0: "ipip 192.168.98.2>192.168.98.2 , vxlan 192.168.98.2>192.168.98.2 02:other, vxlan fd00:98::2>192.168.98.2 02:other, " +
-			"vxlan 192.168.98.4>192.168.98.4 02:four, vxlan6 fd00:98::6>fd00:98::6 02:six",
-		2: "vxlan 192.168.99.1>192.168.99.1 02:both, vxlan fd00:99::1>192.168.99.1 02:both, vxlan 192.168.98.2>192.168.98.2 02:other, vxlan fd00:98::2>192.168.98.2 02:other",
-		3: "vxlan6 192.168.99.1>fd00:99::1 02:both, vxlan6 fd00:99::1>fd00:99::1 02:both, vxlan6 192.168.98.2>fd00:98::2 02:other, vxlan6 fd00:98::2>fd00:98::2 02:other",
+		0: "ipip 192.168.98.2>192.168.98.2 , vxlan 192.168.98.2>192.168.98.2 02:00:00:00:00:02, vxlan fd00:98::2>192.168.98.2 02:00:00:00:00:02, " +
+			"vxlan 192.168.98.4>192.168.98.4 02:00:00:00:00:04, vxlan6 fd00:98::6>fd00:98::6 02:00:00:00:00:06",
+		2: "vxlan 192.168.99.1>192.168.99.1 02:00:00:00:00:01, vxlan fd00:99::1>192.168.99.1 02:00:00:00:00:01, vxlan 192.168.98.2>192.168.98.2 02:00:00:00:00:02, vxlan fd00:98::2>192.168.98.2 02:00:00:00:00:02",
+		3: "vxlan6 192.168.99.1>fd00:99::1 02:00:00:00:00:01, vxlan6 fd00:99::1>fd00:99::1 02:00:00:00:00:01, vxlan6 192.168.98.2>fd00:98::2 02:00:00:00:00:02, vxlan6 fd00:98::2>fd00:98::2 02:00:00:00:00:02",
 		4: "",
 	} {
 		if self == 1 {
@@ -45,6 +45,9 @@ func TestTunnels(t *testing.T) {
 		var got []string
 		for _, x := range tunnels(nodes[self], nodes) {
 			got = append(got, fmt.Sprintf("%s %s>%s %s", x.Kind, x.Hop, x.Remote, x.MAC))
+			if x.Gateway != x.Hop && (x.Hop.Is4() || x.Gateway != netip.MustParseAddr("fe80::ff:fe00:"+x.MAC[16:])) {
+				t.Errorf("gateway %s to %s", x.Gateway, x.Hop)
+			}
 		}
 		if got := strings.Join(got, ", "); got != want {
 			t.Errorf("of %s:\n%s, want\n%s", nodes[self].Metadata.Name, got, want)
@@ -59,10 +62,12 @@ func TestFabric(t *testing.T) {
 	far6, only6 := netip.MustParseAddr("fd00:98::2"), netip.MustParseAddr("fd00:98::6")
 	var p Plan
 	for _, hop := range []netip.Addr{near, far} {
-		p.Tunnels = append(p.Tunnels, Tunnel{Kind: datastore.TunnelIPIP, Hop: hop, Remote: hop}, Tunnel{Kind: datastore.TunnelVXLAN, Hop: hop, Remote: hop, MAC: "02:00:00:00:00:01"})
+		p.Tunnels = append(p.Tunnels, Tunnel{Kind: datastore.TunnelIPIP, Hop: hop, Remote: hop, Gateway: hop},
+			Tunnel{Kind: datastore.TunnelVXLAN, Hop: hop, Remote: hop, Gateway: hop, MAC: "02:00:00:00:00:01"})
 	}
-	p.Tunnels = append(p.Tunnels, Tunnel{Kind: datastore.TunnelVXLAN, Hop: far6, Remote: far, MAC: "02:00:00:00:00:01"},
-		Tunnel{Kind: datastore.TunnelVXLAN6, Hop: only6, Remote: only6, MAC: "02:00:00:00:00:06"})
+	link := map[netip.Addr]netip.Addr{far6: netip.MustParseAddr("fe80::ff:fe00:1"), only6: netip.MustParseAddr("fe80::ff:fe00:6")}
+	p.Tunnels = append(p.Tunnels, Tunnel{Kind: datastore.TunnelVXLAN, Hop: far6, Remote: far, Gateway: link[far6], MAC: "02:00:00:00:00:01"},
+		Tunnel{Kind: datastore.TunnelVXLAN6, Hop: only6, Remote: only6, Gateway: link[only6], MAC: "02:00:00:00:00:06"})
 	pools := map[datastore.Encap]netip.Prefix{}
 	for i, e := range datastore.Encaps() {
 		pools[e] = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i), 0, 0}), 16)
@@ -96,6 +101,12 @@ func TestFabric(t *testing.T) {
 		want := plain
 		if c.link != "eth1" {
 			want = NextHop{Addr: c.hop, Link: c.link, Onlink: true}
+			if c.hop.Is6() {
+				want.Addr = link[c.hop]
+				if behind := p.Behind(links)[want]; !slices.Equal(behind, []netip.Addr{c.hop}) {
+					t.Errorf("behind %s: %v", want, behind)
+				}
+			}
 		}
 		pool := f.Pool(netip.PrefixFrom(pools[c.pool].Addr().Next(), 32))
 		if via, lacking := f.Via(pool, c.hop, plain); via != want || lacking != c.lacking {
@@ -109,7 +120,7 @@ func TestFabric(t *testing.T) {
 	if via, lacking := none.Via(none.Pool(pools[datastore.EncapVXLAN]), far, plain); via != plain || lacking {
 		t.Errorf("without a plan: %s, lacking %v", via, lacking)
 	}
-	want := []Neighbour{{"vx", near, near, "02:00:00:00:00:01"}, {"vx", far, far, "02:00:00:00:00:01"}, {"vx", far6, far, "02:00:00:00:00:01"}, {"vx6", only6, only6, "02:00:00:00:00:06"}}
+	want := []Neighbour{{"vx", near, near, "02:00:00:00:00:01"}, {"vx", far, far, "02:00:00:00:00:01"}, {"vx", link[far6], far, "02:00:00:00:00:01"}, {"vx6", link[only6], only6, "02:00:00:00:00:06"}}
 	if got := p.Neighbours(links); !slices.Equal(got, want) {
 		t.Errorf("neighbours %v, want %v", got, want)
 	}

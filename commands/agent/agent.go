@@ -78,6 +78,7 @@ type agent struct {
 	service  *workload.Service
 	joiner   *joiner
 	returner *returner
+	tunnels  *tunneller
 	reporter *control.Reporter
 	api      *api
 	detaches *detaches
@@ -185,6 +186,8 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	a.rehost, a.forward = make(chan struct{}, 1), make(chan struct{}, 1)
 	l.changedHost = func() { poke(a.rehost); poke(a.forward) }
 	a.loop = l
+	a.tunnels = &tunneller{loop: l, changed: make(chan struct{}, 1)}
+	l.changedTunnels = func() { poke(a.tunnels.changed) }
 	a.returner = &returner{loop: l, changed: make(chan struct{}, 1)}
 	l.addresses = ipam.NewIndex(func(node string) {
 		if node == a.cfg.Node || node == "" {
@@ -192,6 +195,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 		}
 	})
 	a.returner.addresses = ipam.New(ipam.Config{Node: a.cfg.Node, Store: o.store, Boot: a.boot, Index: l.addresses, Quarantine: a.cfg.quarantine})
+	a.tunnels.addresses = a.returner.addresses
 	a.service = workload.New(workload.Config{
 		Node: a.cfg.Node, LinkPrefix: a.cfg.LinkPrefix, Gateway: a.cfg.Gateway, Boot: a.boot,
 		Links: o.links, Reconciler: l, Forget: o.forget, Store: o.store, Records: l.records, Log: a.log,
@@ -266,6 +270,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: "follow the datastore", Do: func(ctx context.Context) error { return a.follow(ctx, o) }},
 		{Name: a.reporter.String(), Do: a.reporter.Run},
 		{Name: a.returner.String(), Do: a.returner.Run},
+		{Name: a.tunnels.String(), Do: a.tunnels.Run},
 		{Name: "keep the registration", Do: a.watchHost},
 		{Name: "let forwarding through", Do: func(ctx context.Context) error { return a.keepForward(ctx, o.forward) }},
 		{Name: "compare", Do: a.compare},

@@ -40,6 +40,8 @@ type Config struct {
 	Interface string
 	// LinkPrefix starts the name of every link of an endpoint.
 	LinkPrefix string
+	// Tunnels are the names of the tunnels' devices.
+	Tunnels map[datastore.TunnelKind]string
 	// MTU of workload interfaces in bytes; 0: the cluster's setting, else that of
 	// the interface with the node's address.
 	MTU int
@@ -77,6 +79,9 @@ func (c *Config) finish() error {
 	}
 	if c.RouteProtocol == 0 {
 		c.RouteProtocol = routing.ProtocolAgent
+	}
+	if c.Tunnels == nil {
+		c.Tunnels = netdev.DefaultTunnels()
 	}
 	if !c.Gateway.IsValid() {
 		c.Gateway = netdev.Gateway4()

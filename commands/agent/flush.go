@@ -38,6 +38,7 @@ func (l *loop) flush(ctx context.Context) {
 	if l.flushFilter(ctx) {
 		l.flushLinks()
 	}
+	l.flushTunnels()
 	l.flushRoutes(ctx)
 }
 
@@ -64,6 +65,7 @@ func (l *loop) readHost() {
 			l.filtering.index.SetSubnets(l.links.subnets())
 			l.noteOverlaps()
 			l.noteOwn()
+			l.tunnels.changed = true
 			l.changedHost()
 		}
 	}

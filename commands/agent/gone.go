@@ -14,8 +14,9 @@ import (
 func (l *loop) event(e kernel.Event) {
 	switch e.Change {
 	case kernel.Resync:
-		l.links.resync, l.links.resyncHost = true, true
+		l.links.resync, l.links.resyncHost, l.tunnels.resync = true, true, true
 	case kernel.HostChanged:
+		l.tunnels.event(e)
 		switch _, ours := l.links.recorded(e.Index); {
 		case ours && e.Gone:
 			l.linkGone(e)

@@ -16,6 +16,7 @@ import (
 	"netctl/commands/control"
 	"netctl/commands/workload"
 	"netctl/datastore"
+	"netctl/netdev"
 	"netctl/netdev/kernel"
 	"netctl/routing"
 )
@@ -84,9 +85,12 @@ func (j *joiner) register(ctx context.Context) (int64, error) {
 		nodes []*datastore.Node
 		have  []kernel.Address
 		known []netip.Addr
+		ends  []datastore.Tunnel
+		told  bool // of ends
 	)
 	if err := j.loop.do(ctx, func() {
 		node, nodes, have, known = j.loop.view.Node(j.cfg.Node), j.loop.view.Nodes(), j.loop.links.addrs, j.loop.knownBy()
+		ends, told = j.loop.tunnels.ends(netdev.TunnelMAC(j.host)), j.loop.tunnels.known
 	}); err != nil {
 		return 0, err
 	}
@@ -117,6 +121,9 @@ func (j *joiner) register(ctx context.Context) (int64, error) {
 		}
 		s := &n.Status
 		s.Host, s.Version, s.Subnets = j.host, j.cfg.Version, subnets(have)
+		if told { // else they are as they were
+			s.Tunnels = ends
+		}
 		return fingerprint(n) != before, nil
 	}
 	return j.write(ctx, node, set)

@@ -28,6 +28,7 @@ type hostLinks interface {
 	Loopback() (was bool, err error)
 	Forwarding4() (was bool, err error)
 	Forwarding6() (was bool, err error)
+	tunnelLinks
 }
 
 // routes is what the loop asks of routing/fib.
@@ -74,6 +75,7 @@ type loop struct {
 	filtering  *filtering
 	table      *table
 	forwarding *forwarding
+	tunnels    *tunnels
 	flows      *flows
 	problems   *problems
 	rule       string    // which rule chose the node's address
@@ -87,6 +89,8 @@ type loop struct {
 	release func(ctx context.Context, endpoint string) error
 	// changedHost is told that addresses of the host changed.
 	changedHost func()
+	// changedTunnels is told that addresses in tunnels may be needed, or not any more.
+	changedTunnels func()
 	// report is told that something that is reported may have changed.
 	report func()
 	// synced is told that the agent is in sync.
@@ -100,12 +104,13 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 		queue: newQueue(), cfg: cfg, log: log, started: time.Now(), boots: &boots{},
 		view: datastore.NewView(), standing: &standing{outage: datastore.NewOutage(log)},
 		links: newLinks(k), table: newTable(r),
-		report: func() {}, changedHost: func() {}, synced: func() {}, retryDetaches: func() {},
+		report: func() {}, changedHost: func() {}, changedTunnels: func() {}, synced: func() {}, retryDetaches: func() {},
 	}
 	l.problems = newProblems(log, func() { l.post(func() {}) })
 	l.locals = newLocals(cfg.LinkPrefix, l.links)
 	l.blocks = &blocks{node: cfg.Node, view: l.view, table: l.table, returning: map[netip.Prefix]bool{}}
 	l.forwarding = newForwarding(k, l.problems, log)
+	l.tunnels = newTunnels(k, cfg.Tunnels)
 	options := acl.Options{LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost}
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows)
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
@@ -143,6 +148,7 @@ func (l *loop) run(ctx context.Context) error {
 func (l *loop) compare() {
 	l.links.resync, l.links.resyncHost, l.filtering.resync, l.table.resync = true, true, true, true
 	l.forwarding.doubt()
+	l.tunnels.resync = true
 	l.compareRoutes()
 }
 

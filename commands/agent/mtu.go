@@ -29,10 +29,16 @@ func (l *loop) tooLarge() string {
 	if u.MTU == 0 {
 		return ""
 	}
-	n, largest := 0, 0
+	n, largest, plain, pools := 0, 0, u, l.tunnelled()
 	for _, lo := range l.locals.named {
-		if mtu := l.links.present[lo.link].MTU; lo.ep != nil && mtu > u.MTU {
-			n, largest = n+1, max(largest, mtu)
+		mtu := l.links.present[lo.link].MTU
+		if lo.ep == nil || mtu == 0 {
+			continue
+		}
+		if of := plain.Of(lo.ep.Spec.Addresses, pools); mtu > of.MTU {
+			if n, largest = n+1, max(largest, mtu); of.MTU < u.MTU {
+				u = of
+			}
 		}
 	}
 	switch n {

@@ -36,7 +36,7 @@ func (l *loop) Begin(ctx context.Context, endpoint, network string, profiles []s
 }
 
 func (l *loop) known(lo *local, network string, profiles []string) workload.Known {
-	k := workload.Known{Endpoint: lo.ep, Cluster: l.standing.cluster, MTU: l.mtu(), Uplink: l.uplink()}
+	k := workload.Known{Endpoint: lo.ep, Cluster: l.standing.cluster, MTU: l.mtu(), Uplink: l.uplink(), Tunnelled: l.tunnelled()}
 	_, k.Linked = l.links.present[lo.link]
 	if network != "" {
 		k.Network = l.view.Network(network)

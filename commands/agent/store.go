@@ -159,16 +159,25 @@ func (l *loop) changed(c datastore.Change) {
 		l.blocks.changed(c.Name, old, b)
 		l.overlap(old, b)
 		l.poolless(old, b)
+		if l.tunnels.block(c.Name, datastore.TunnelHandle(l.cfg.Node), b) {
+			l.changedTunnels()
+		}
 	case datastore.KindPool:
 		l.noteGateway()
+		l.tunnels.changed = true
+		l.changedTunnels()
 		for _, b := range l.view.BlocksOf(l.cfg.Node) {
 			l.poolless(b, b)
 		}
 	case datastore.KindNode:
+		n, _ := c.New.(*datastore.Node)
 		if c.Name == l.cfg.Node {
 			l.noteOwn()
+			l.tunnels.changed = true
+			l.changedTunnels()
+		} else {
+			l.tunnels.node(c.Name, n)
 		}
-		n, _ := c.New.(*datastore.Node)
 		old, _ := c.Old.(*datastore.Node)
 		if c.Name == l.cfg.Node && l.standing.stage == ready && old != nil && (n == nil || n.Status.Host != old.Status.Host) {
 			l.changedHost() // somebody else removed or took the node

@@ -334,7 +334,7 @@ func (l *loop) stop() {
 // that no peer can have announced are returned as foreign.
 func (l *loop) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Route, foreign []routing.Route) {
 	peers := map[netip.Addr]bool{}
-	behind := map[routing.NextHop][]netip.Addr{}
+	behind := l.plan.Behind(l.cfg.Tunnels)
 	for _, p := range l.plan.Peers {
 		for _, a := range append([]netip.Addr{p.Address}, p.Aliases...) {
 			peers[a] = true

@@ -262,10 +262,13 @@ func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datas
 		Endpoint: ep.Metadata.Name, Link: ep.Spec.Link, LinkMAC: netdev.HostMAC, Interface: ep.Spec.Interface,
 		MTU: req.MTU, Addresses: ep.Spec.Addresses,
 	}
+	uplink := known.Uplink.Of(ep.Spec.Addresses, known.Tunnelled)
 	if a.MTU == 0 {
-		a.MTU = known.MTU
+		if a.MTU = known.MTU; uplink != known.Uplink {
+			a.MTU = min(a.MTU, uplink.MTU)
+		}
 	}
-	if text := known.Uplink.Exceeded(a.MTU); text != "" {
+	if text := uplink.Exceeded(a.MTU); text != "" {
 		a.Warning = "endpoint " + a.Endpoint + " " + text
 		s.Log.Warn("mtu above the uplink's", "endpoint", a.Endpoint, "cause", text)
 	}

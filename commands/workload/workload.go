@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"netctl/datastore"
@@ -78,6 +79,8 @@ type Known struct {
 	MTU int
 	// Uplink is what leads to the other nodes.
 	Uplink Uplink
+	// Tunnelled are the pools whose packets to other nodes may take a tunnel.
+	Tunnelled []PoolUplink
 	// Cluster is whose store it is.
 	Cluster datastore.Cluster
 }
@@ -87,6 +90,23 @@ type Known struct {
 type Uplink struct {
 	Link string
 	MTU  int
+}
+
+// PoolUplink is what leads packets to addresses of a pool to the other nodes.
+type PoolUplink struct {
+	CIDR netip.Prefix
+	Uplink
+}
+
+// Of is what leads packets of an endpoint with these addresses to the other nodes: of
+// u and the tunnels of its pools the one that has least room.
+func (u Uplink) Of(addrs []netip.Addr, pools []PoolUplink) Uplink {
+	for _, p := range pools {
+		if p.MTU < u.MTU && slices.ContainsFunc(addrs, p.CIDR.Contains) {
+			u = p.Uplink
+		}
+	}
+	return u
 }
 
 // Exceeded says, of what has that MTU, what is wrong with it; "": it fits.

@@ -141,6 +141,16 @@ func (s *space) held(handle string) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
+// Held are the addresses of a block that handle holds.
+func Held(b *datastore.Block, handle string) (list []netip.Addr) {
+	for _, a := range b.Spec.Allocations {
+		if a.Handle == handle {
+			list = append(list, addressOf(b.Spec.CIDR, a.Ordinal))
+		}
+	}
+	return list
+}
+
 // take allocates a free ordinal; its quarantine is over.
 func (s *space) take(a datastore.Allocation) netip.Addr {
 	spec := &s.block.Spec

@@ -91,10 +91,10 @@ func (n *rtnetlink) neighbours(ctx context.Context, link string, wanted []routin
 	for _, w := range wanted {
 		mac, err := net.ParseMAC(w.MAC)
 		if err != nil || len(mac) != 6 {
-			return fmt.Errorf("neighbour %s of %s: %q is no hardware address", w.Hop, link, w.MAC)
+			return fmt.Errorf("neighbour %s of %s: %q is no hardware address", w.Gateway, link, w.MAC)
 		}
 		want[neighbour{mac: string(mac)}] = string(w.Remote.AsSlice())
-		want[neighbour{hop: w.Hop}] = string(mac)
+		want[neighbour{hop: w.Gateway}] = string(mac)
 	}
 	var errs []error
 	change := func(k neighbour, kind, flags uint16, value string) {
@@ -119,7 +119,7 @@ func (n *rtnetlink) neighbours(ctx context.Context, link string, wanted []routin
 }
 
 // neighbour is the key of an entry: of the forwarding database a hardware address,
-// whose value is the remote address; of the neighbour table a next hop, whose value is
+// whose value is the remote address; of the neighbour table a gateway, whose value is
 // the hardware address. Values are bytes.
 type neighbour struct {
 	mac string

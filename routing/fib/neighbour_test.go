@@ -11,8 +11,8 @@ import (
 	"netctl/routing"
 )
 
-func neighbourOf(hop, remote, mac string) routing.Neighbour {
-	return routing.Neighbour{Link: "vx", Hop: netip.MustParseAddr(hop), Remote: netip.MustParseAddr(remote), MAC: mac}
+func neighbourOf(gateway, remote, mac string) routing.Neighbour {
+	return routing.Neighbour{Link: "vx", Gateway: netip.MustParseAddr(gateway), Remote: netip.MustParseAddr(remote), MAC: mac}
 }
 
 func bridge(t *testing.T) string {
@@ -63,21 +63,23 @@ func TestNeighbours(t *testing.T) {
 		}
 	}
 	a := neighbourOf("10.8.0.2", "10.8.0.2", "02:00:00:00:00:02")
-	a6 := neighbourOf("fd00:8::2", "10.8.0.2", "02:00:00:00:00:02")
+	a6 := neighbourOf("fe80::2", "10.8.0.2", "02:00:00:00:00:02")
 	b := neighbourOf("10.8.0.3", "10.8.0.3", "02:00:00:00:00:03")
 	set(a, a6, b)
-	all := []string{"02:00:00:00:00:02 10.8.0.2", "02:00:00:00:00:03 10.8.0.3", "10.8.0.2 02:00:00:00:00:02", "10.8.0.3 02:00:00:00:00:03", "fd00:8::2 02:00:00:00:00:02"}
+	all := []string{"02:00:00:00:00:02 10.8.0.2", "02:00:00:00:00:03 10.8.0.3", "10.8.0.2 02:00:00:00:00:02", "10.8.0.3 02:00:00:00:00:03", "fe80::2 02:00:00:00:00:02"}
 	want(all...)
 	b.Remote, b.MAC = netip.MustParseAddr("10.8.0.33"), "02:00:00:00:00:33"
 	a.Remote, a6.Remote = netip.MustParseAddr("10.8.0.22"), netip.MustParseAddr("10.8.0.22")
 	set(a, a6, b)
-	want("02:00:00:00:00:02 10.8.0.22", "02:00:00:00:00:33 10.8.0.33", "10.8.0.2 02:00:00:00:00:02", "10.8.0.3 02:00:00:00:00:33", "fd00:8::2 02:00:00:00:00:02")
+	want("02:00:00:00:00:02 10.8.0.22", "02:00:00:00:00:33 10.8.0.33", "10.8.0.2 02:00:00:00:00:02", "10.8.0.3 02:00:00:00:00:33", "fe80::2 02:00:00:00:00:02")
 	set(a)
 	want("02:00:00:00:00:02 10.8.0.22", "10.8.0.2 02:00:00:00:00:02")
 	// A route by the tunnel comes back after what it needs, when the device does.
-	hop := routing.NextHop{Addr: a.Hop, Link: "vx", Onlink: true}
+	hop := routing.NextHop{Addr: a.Gateway, Link: "vx", Onlink: true}
 	r := routing.Route{Prefix: netip.MustParsePrefix("10.65.0.0/26"), NextHops: []routing.NextHop{hop}, Metric: 32}
-	if err := table.Apply(t.Context(), routing.Changes{Put: []routing.Route{r}}); err != nil {
+	hop6 := routing.NextHop{Addr: a6.Gateway, Link: "vx", Onlink: true}
+	r6 := routing.Route{Prefix: netip.MustParsePrefix("fd80::/122"), NextHops: []routing.NextHop{hop6}, Metric: 1056}
+	if err := table.Apply(t.Context(), routing.Changes{Put: []routing.Route{r, r6}}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, end := context.WithCancel(t.Context())
@@ -86,7 +88,12 @@ func TestNeighbours(t *testing.T) {
 	<-heard
 	ip(t, "link del vx")
 	add()
-	eventually(t, "the route", func() bool { return strings.Contains(ip(t, "route show 10.65.0.0/26"), "via 10.8.0.2 dev vx") })
+	eventually(t, "the routes", func() bool {
+		return strings.Contains(ip(t, "route show 10.65.0.0/26"), "via 10.8.0.2 dev vx") && strings.Contains(ip(t, "-6 route show fd80::/122"), "via fe80::2 dev vx")
+	})
+	if have, err := table.Routes(t.Context()); err != nil || len(have) != 2 || !have[0].Equal(r) || !have[1].Equal(r6) {
+		t.Errorf("routes %v, %v", have, err)
+	}
 	want("02:00:00:00:00:02 10.8.0.22", "10.8.0.2 02:00:00:00:00:02")
 	ip(t, "neigh flush dev vx nud permanent")
 	if _, err := table.Compare(t.Context()); err != nil {
