@@ -63,7 +63,6 @@ func (a *app) writeAndTell(cmd *cobra.Command, list []manifest, mode writeMode, 
 		if err = cmp.Or(err, printing); err != nil || len(pools) == 0 {
 			return err
 		}
-		a.warnUnused(list)
 		return a.warnSubnets(cmd.Context(), pools)
 	}
 	s, err := a.store(cmd.Context())

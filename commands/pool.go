@@ -119,7 +119,12 @@ func addPoolFlags(cmd *cobra.Command) *poolFlags {
 	var names []string
 	for _, e := range datastore.Encaps() {
 		if e != datastore.EncapNone {
-			f.encap[e] = cmd.Flags().Bool(string(e), false, "record that packets between nodes are to be encapsulated ("+string(e)+"; this version routes without a tunnel)")
+			kinds, near := e.Tunnels()
+			where := "between nodes"
+			if !near {
+				where = "between nodes that are not in one subnet"
+			}
+			f.encap[e] = cmd.Flags().Bool(string(e), false, "packets "+where+" go through "+strings.ToUpper(string(kinds[0]))+" tunnels")
 			names = append(names, string(e))
 		}
 	}
@@ -185,22 +190,7 @@ func (a *app) addPools(ctx context.Context, f *poolFlags, cidrs []netip.Prefix) 
 	if err := a.write(ctx, list, modeCreate, func(planned) {}); err != nil {
 		return err
 	}
-	a.warnUnused(list)
 	return a.warnSubnets(ctx, cidrs)
-}
-
-// warnUnused tells which settings of pools are kept for nodes that know them, but
-// change nothing on nodes of this version.
-func (a *app) warnUnused(list []manifest) {
-	for _, m := range list {
-		p, ok := m.object.(*datastore.Pool)
-		if !ok {
-			continue
-		}
-		if p.Spec.Encap != "" && p.Spec.Encap != datastore.EncapNone {
-			a.warn("pool %s: encap %s is recorded, but nodes of this version route without a tunnel", p.Spec.CIDR, p.Spec.Encap)
-		}
-	}
 }
 
 // warnSubnets tells which of the nodes' own subnets new pools contain: allowed,
