@@ -60,6 +60,7 @@ type Config struct {
 	BootIDFile string
 
 	quarantine time.Duration // of released addresses; 0: ipam.Quarantine, but in tests
+	tunnelRest time.Duration // of tunnels' devices; 0: the constant of that name, but in tests
 }
 
 // finish fills in the defaults and checks the rest; errors name the setting.

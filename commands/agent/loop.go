@@ -110,7 +110,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.locals = newLocals(cfg.LinkPrefix, l.links)
 	l.blocks = &blocks{node: cfg.Node, view: l.view, table: l.table, returning: map[netip.Prefix]bool{}}
 	l.forwarding = newForwarding(k, l.problems, log)
-	l.tunnels = newTunnels(k, cfg.Tunnels)
+	l.tunnels = newTunnels(k, cfg)
 	options := acl.Options{LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost}
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows)
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -20,7 +21,7 @@ import (
 type tunnels struct {
 	kernel tunnelLinks
 	names  map[datastore.TunnelKind]string
-	rest   time.Duration // tunnelRest, but in tests
+	rest   time.Duration // how long a device stays that nobody asks for
 
 	there   map[datastore.TunnelKind]kernel.Tunnel // as they were set
 	indexes map[int]bool                           // of the devices
@@ -44,9 +45,9 @@ type tunnelLinks interface {
 // take to hear of that.
 const tunnelRest = 5 * time.Minute
 
-func newTunnels(k tunnelLinks, names map[datastore.TunnelKind]string) *tunnels {
+func newTunnels(k tunnelLinks, cfg Config) *tunnels {
 	return &tunnels{
-		kernel: k, names: names, rest: tunnelRest, there: map[datastore.TunnelKind]kernel.Tunnel{}, indexes: map[int]bool{},
+		kernel: k, names: cfg.Tunnels, rest: cmp.Or(cfg.tunnelRest, tunnelRest), there: map[datastore.TunnelKind]kernel.Tunnel{}, indexes: map[int]bool{},
 		until: map[datastore.TunnelKind]time.Time{}, held: map[string][]netip.Addr{}, only6: map[string]bool{}, resync: true,
 	}
 }

@@ -56,11 +56,13 @@ func newLossy(t *testing.T, restartTime int) *lossy {
 	other := machine("b", "192.168.99.2/24")
 	other.Spec.Addresses = append(other.Spec.Addresses, netip.MustParsePrefix("fd00:99::2/64"))
 	third := machine("c", "192.168.99.3/24")
+	l.self.Status.Tunnels = []datastore.Tunnel{{Kind: datastore.TunnelIPIP}, {Kind: datastore.TunnelVXLAN, MAC: "02:00:00:00:00:01"}}
+	other.Status.Tunnels = []datastore.Tunnel{{Kind: datastore.TunnelIPIP}, {Kind: datastore.TunnelVXLAN, MAC: "02:00:00:00:00:02"}}
 	third.Spec.AS = 65003
 	hold := 9
 	for i, o := range []datastore.Object{
 		l.self, other, third,
-		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.65.0.0/16"), BlockSize: 28}},
+		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.65.0.0/16"), BlockSize: 28, Encap: datastore.EncapVXLAN}},
 		&datastore.BGPConfig{Metadata: datastore.Metadata{Name: "default"}, Spec: datastore.BGPConfigSpec{DefaultAS: 64600, HoldTime: &hold, RestartTime: restartTime}},
 		&datastore.Peer{Metadata: datastore.Metadata{Name: "tor"}, Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.254"), AS: 65001, Node: "a"}},
 	} {

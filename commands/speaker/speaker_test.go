@@ -18,6 +18,7 @@ import (
 
 	"netctl/commands/control"
 	"netctl/datastore"
+	"netctl/netdev"
 	"netctl/netdev/netlab"
 	"netctl/routing"
 	"netctl/routing/bgp"
@@ -368,6 +369,9 @@ func FuzzMemory(f *testing.F) {
 		s.nextHops = newTracker(t.Context(), s.own, "nc", s.log)
 		l := &loop{speaker: s, plan: m.Plan}
 		l.believe()
+		l.cfg.Tunnels = netdev.DefaultTunnels()
+		l.travel(t.Context())
+		_, _ = l.adopt(t.Context(), nil)
 		if ok, _ := l.imports(netip.Addr{}, netip.MustParsePrefix("0.0.0.0/0"), netip.Addr{}); ok {
 			t.Error("a default route is believed")
 		}
