@@ -112,7 +112,8 @@ func (f *Fabric) SamePools(o *Fabric) bool {
 
 // Via is how packets to addresses of a pool go to a BGP next hop that the kernel
 // reaches by plain: through a tunnel where the pool asks for one. lacking says that it
-// does and that not both ends have one.
+// does and that not both ends have it. Then packets take another that both have, as
+// while a pool goes from one kind to the other, before they go without.
 func (f *Fabric) Via(pool netip.Prefix, hop netip.Addr, plain NextHop) (via NextHop, lacking bool) {
 	if f == nil {
 		return plain, false
@@ -130,6 +131,11 @@ func (f *Fabric) Via(pool netip.Prefix, hop netip.Addr, plain NextHop) (via Next
 			if via, ok := t.via(f.links); ok && t.Kind == kind {
 				return via, false
 			}
+		}
+	}
+	for _, t := range f.tunnels[hop] {
+		if via, ok := t.via(f.links); ok {
+			return via, true
 		}
 	}
 	return plain, true

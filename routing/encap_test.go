@@ -59,12 +59,14 @@ func TestTunnels(t *testing.T) {
 // whether the next hop is in a connected subnet.
 func TestFabric(t *testing.T) {
 	near, far, old := netip.MustParseAddr("192.168.99.2"), netip.MustParseAddr("192.168.98.2"), netip.MustParseAddr("192.168.98.3")
+	half := netip.MustParseAddr("192.168.98.5") // has no IPIP
 	far6, only6 := netip.MustParseAddr("fd00:98::2"), netip.MustParseAddr("fd00:98::6")
 	var p Plan
 	for _, hop := range []netip.Addr{near, far} {
 		p.Tunnels = append(p.Tunnels, Tunnel{Kind: datastore.TunnelIPIP, Hop: hop, Remote: hop, Gateway: hop},
 			Tunnel{Kind: datastore.TunnelVXLAN, Hop: hop, Remote: hop, Gateway: hop, MAC: "02:00:00:00:00:01"})
 	}
+	p.Tunnels = append(p.Tunnels, Tunnel{Kind: datastore.TunnelVXLAN, Hop: half, Remote: half, Gateway: half, MAC: "02:00:00:00:00:05"})
 	link := map[netip.Addr]netip.Addr{far6: netip.MustParseAddr("fe80::ff:fe00:1"), only6: netip.MustParseAddr("fe80::ff:fe00:6")}
 	p.Tunnels = append(p.Tunnels, Tunnel{Kind: datastore.TunnelVXLAN, Hop: far6, Remote: far, Gateway: link[far6], MAC: "02:00:00:00:00:01"},
 		Tunnel{Kind: datastore.TunnelVXLAN6, Hop: only6, Remote: only6, Gateway: link[only6], MAC: "02:00:00:00:00:06"})
@@ -86,7 +88,8 @@ func TestFabric(t *testing.T) {
 		{datastore.EncapIPIP, far, "tunl0", false},
 		{datastore.EncapIPIP, near, "tunl0", false},
 		{datastore.EncapIPIP, old, "eth1", true},
-		{datastore.EncapIPIP, far6, "eth1", true},
+		{datastore.EncapIPIP, half, "vx", true},
+		{datastore.EncapNone, half, "eth1", false},
 		{datastore.EncapIPIPCrossSubnet, far, "tunl0", false},
 		{datastore.EncapIPIPCrossSubnet, near, "eth1", false},
 		{datastore.EncapVXLAN, far, "vx", false},
@@ -120,7 +123,7 @@ func TestFabric(t *testing.T) {
 	if via, lacking := none.Via(none.Pool(pools[datastore.EncapVXLAN]), far, plain); via != plain || lacking {
 		t.Errorf("without a plan: %s, lacking %v", via, lacking)
 	}
-	want := []Neighbour{{"vx", near, near, "02:00:00:00:00:01"}, {"vx", far, far, "02:00:00:00:00:01"}, {"vx", link[far6], far, "02:00:00:00:00:01"}, {"vx6", link[only6], only6, "02:00:00:00:00:06"}}
+	want := []Neighbour{{"vx", near, near, "02:00:00:00:00:01"}, {"vx", far, far, "02:00:00:00:00:01"}, {"vx", half, half, "02:00:00:00:00:05"}, {"vx", link[far6], far, "02:00:00:00:00:01"}, {"vx6", link[only6], only6, "02:00:00:00:00:06"}}
 	if got := p.Neighbours(links); !slices.Equal(got, want) {
 		t.Errorf("neighbours %v, want %v", got, want)
 	}
