@@ -37,7 +37,7 @@ func newSpeakerCommand(a *app) *cobra.Command {
 func newReflectorCommand(a *app) *cobra.Command {
 	return roleCommand(a, "reflector", "Run a BGP route reflector on a machine without an agent",
 		"  netctl reflector --config /etc/netctl.yaml\n  netctl reflector --config /etc/netctl.yaml --speaker-port 1179",
-		[]string{"speaker", "routes"},
+		[]string{"speaker", "routes", "tunnels"},
 		func(ctx context.Context, s *settings) error {
 			cfg := s.speakerConfig()
 			cfg.Reflector = true
