@@ -131,7 +131,7 @@ func newEndpointRemoveCommand(a *app) *cobra.Command {
 		Example: "  netctl endpoint remove slave/manual/db/eth0\n" +
 			"  netctl endpoint show --host slave --orchestrator manual --detailed",
 		Args: cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeFirst(datastore.KindProfile, func(v *datastore.View) []string {
+		ValidArgsFunction: a.completeFirst(datastore.KindEndpoint, func(v *datastore.View) []string {
 			s, err := a.settings()
 			if err != nil {
 				return nil
@@ -157,8 +157,12 @@ func newEndpointRemoveCommand(a *app) *cobra.Command {
 				return err
 			}
 			defer a.waiting("the agent")()
-			return control.NewAgentClient(s.Agent.Socket).Detach(ctx,
+			later, err := control.DetachOrKeep(ctx, control.NewAgentClient(s.Agent.Socket), filepath.Join(s.RunDir, "pending"),
 				control.DetachRequest{Target: control.Target{Orchestrator: part[1], Workload: part[2], Interface: part[3]}})
+			if later != nil {
+				a.warn("%v; the endpoint is released once that is over", later)
+			}
+			return err
 		},
 	}
 }

@@ -86,7 +86,10 @@ func (d *detaches) run(ctx context.Context) error {
 // fails for its own reasons is shown and kept; it does not hold up the others.
 func (d *detaches) workOff(ctx context.Context) error {
 	all, err := control.ReadPending(d.dir)
-	errs := []error{err}
+	var errs []error
+	if err != nil {
+		errs = append(errs, err)
+	}
 	var away error
 	for _, p := range all {
 		err := d.one(ctx, p)
@@ -94,14 +97,18 @@ func (d *detaches) workOff(ctx context.Context) error {
 			away = err
 			break
 		}
-		errs = append(errs, err)
+		if err != nil {
+			errs = append(errs, err)
+		}
 	}
-	failed := errors.Join(errs...)
-	d.left.Store(away != nil || failed != nil)
+	d.left.Store(away != nil || len(errs) > 0)
 	if e := d.loop.do(ctx, func() {
 		text := ""
-		if failed != nil {
-			text = failed.Error()
+		if len(errs) > 0 {
+			text = errs[0].Error()
+		}
+		if more := len(errs) - 1; more > 0 { // most often for the same reason
+			text += fmt.Sprintf("; and %d more", more)
 		}
 		if away == nil {
 			d.loop.problems.note(pending, text)

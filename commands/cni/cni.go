@@ -177,18 +177,14 @@ func (c *call) del() ([]byte, error) {
 	req := control.DetachRequest{Target: c.target(), Network: datastore.ForeignName(c.conf.Name)}
 	ctx, cancel := context.WithTimeout(c.ctx, delTimeout)
 	defer cancel()
-	err := c.agent().Detach(ctx, req)
+	later, err := control.DetachOrKeep(ctx, c.agent(), filepath.Join(filepath.Dir(c.socket()), "pending"), req)
 	switch {
 	case errors.Is(err, datastore.ErrNotFound):
 		return nil, nil
-	case !absent(err):
-		return nil, err
+	case later != nil:
+		c.warn(later.Error() + "; the endpoint is released once that is over")
 	}
-	if e := control.StorePending(filepath.Join(filepath.Dir(c.socket()), "pending"), req); e != nil {
-		return nil, errorf(codeTryAgain, "%v; %v", err, e)
-	}
-	c.warn(err.Error() + "; the agent will release the endpoint when it is back")
-	return nil, nil
+	return nil, err
 }
 
 func (c *call) check() ([]byte, error) {

@@ -74,10 +74,3 @@ func (c *call) failure(err error) *failure {
 	}
 	return f
 }
-
-// absent reports whether the agent could not take the request now but will be
-// able to later.
-func absent(err error) bool {
-	var e *control.Error
-	return errors.As(err, &e) && (e.Code == control.CodeUnavailable || e.Code == control.CodeDetached)
-}

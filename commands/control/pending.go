@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -19,6 +20,20 @@ import (
 type Pending struct {
 	Path    string
 	Request DetachRequest
+}
+
+// DetachOrKeep has the agent detach; where it cannot now and will be able to later, the
+// request is kept in dir, and later says why.
+func DetachOrKeep(ctx context.Context, agent *AgentClient, dir string, r DetachRequest) (later, err error) {
+	err = agent.Detach(ctx, r)
+	var e *Error
+	if !errors.As(err, &e) || e.Code != CodeUnavailable && e.Code != CodeDetached {
+		return nil, err
+	}
+	if keepErr := StorePending(dir, r); keepErr != nil {
+		return nil, fmt.Errorf("%w; %w", err, keepErr)
+	}
+	return err, nil
 }
 
 // StorePending keeps r in dir until the agent works it off: one file, complete

@@ -30,7 +30,11 @@ func (p *planner) eligible(v6 bool, n *datastore.Node) (pools []*datastore.Pool,
 		switch {
 		case pool.Spec.CIDR.Addr().Is6() != v6:
 		case pool.Spec.Disabled:
-			refused = append(refused, pool.Spec.CIDR.String()+" is disabled")
+			word := " is disabled"
+			if pool.Spec.Removed {
+				word = " is removed"
+			}
+			refused = append(refused, pool.Spec.CIDR.String()+word)
 		case !listed && !selects(pool, n):
 			refused = append(refused, fmt.Sprintf("%s does not select node %s", pool.Spec.CIDR, p.node))
 		default:
