@@ -157,8 +157,11 @@ func newEndpointRemoveCommand(a *app) *cobra.Command {
 				return err
 			}
 			defer a.waiting("the agent")()
-			later, err := control.DetachOrKeep(ctx, control.NewAgentClient(s.Agent.Socket), filepath.Join(s.RunDir, "pending"),
-				control.DetachRequest{Target: control.Target{Orchestrator: part[1], Workload: part[2], Interface: part[3]}})
+			r := control.DetachRequest{Target: control.Target{Orchestrator: part[1], Workload: part[2], Interface: part[3]}}
+			if err = control.NewAgentClient(s.Agent.Socket).Detach(ctx, r); control.NotRunning(err) {
+				return err // nothing has been done yet
+			}
+			later, err := control.Keep(filepath.Join(s.RunDir, "pending"), r, err)
 			if later != nil {
 				a.warn("%v; the endpoint is released once that is over", later)
 			}

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -12,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"netctl/datastore"
 )
@@ -22,18 +22,22 @@ type Pending struct {
 	Request DetachRequest
 }
 
-// DetachOrKeep has the agent detach; where it cannot now and will be able to later, the
-// request is kept in dir, and later says why.
-func DetachOrKeep(ctx context.Context, agent *AgentClient, dir string, r DetachRequest) (later, err error) {
-	err = agent.Detach(ctx, r)
+// Keep takes what came of a detach: where the agent cannot do it now and will be able to
+// later, the request is kept in dir, and later says why.
+func Keep(dir string, r DetachRequest, detached error) (later, err error) {
 	var e *Error
-	if !errors.As(err, &e) || e.Code != CodeUnavailable && e.Code != CodeDetached {
-		return nil, err
+	if !errors.As(detached, &e) || e.Code != CodeUnavailable && e.Code != CodeDetached {
+		return nil, detached
 	}
-	if keepErr := StorePending(dir, r); keepErr != nil {
-		return nil, fmt.Errorf("%w; %w", err, keepErr)
+	if err := StorePending(dir, r); err != nil {
+		return nil, fmt.Errorf("%w; %w", detached, err)
 	}
-	return err, nil
+	return detached, nil
+}
+
+// NotRunning says that nobody listens on a role's socket.
+func NotRunning(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // StorePending keeps r in dir until the agent works it off: one file, complete
