@@ -161,7 +161,7 @@ func newEndpointRemoveCommand(a *app) *cobra.Command {
 			if err = control.NewAgentClient(s.Agent.Socket).Detach(ctx, r); control.NotRunning(err) {
 				return err // nothing has been done yet
 			}
-			later, err := control.Keep(filepath.Join(s.RunDir, "pending"), r, err)
+			later, err := control.KeepDetach(filepath.Join(s.RunDir, "pending"), r, err)
 			if later != nil {
 				a.warn("%v; the endpoint is released once that is over", later)
 			}

@@ -177,7 +177,7 @@ func (c *call) del() ([]byte, error) {
 	req := control.DetachRequest{Target: c.target(), Network: datastore.ForeignName(c.conf.Name)}
 	ctx, cancel := context.WithTimeout(c.ctx, delTimeout)
 	defer cancel()
-	later, err := control.Keep(filepath.Join(filepath.Dir(c.socket()), "pending"), req, c.agent().Detach(ctx, req))
+	later, err := control.KeepDetach(filepath.Join(filepath.Dir(c.socket()), "pending"), req, c.agent().Detach(ctx, req))
 	switch {
 	case errors.Is(err, datastore.ErrNotFound):
 		return nil, nil

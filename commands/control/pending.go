@@ -22,9 +22,9 @@ type Pending struct {
 	Request DetachRequest
 }
 
-// Keep takes what came of a detach: where the agent cannot do it now and will be able to
+// KeepDetach takes what came of a detach: where the agent cannot do it now and will be able to
 // later, the request is kept in dir, and later says why.
-func Keep(dir string, r DetachRequest, detached error) (later, err error) {
+func KeepDetach(dir string, r DetachRequest, detached error) (later, err error) {
 	var e *Error
 	if !errors.As(detached, &e) || e.Code != CodeUnavailable && e.Code != CodeDetached {
 		return nil, detached
