@@ -37,7 +37,8 @@ func KeepDetach(dir string, r DetachRequest, detached error) (later, err error) 
 
 // NotRunning says that nobody listens on a role's socket.
 func NotRunning(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+	var a *absence
+	return errors.As(err, &a) && (errors.Is(a.cause, fs.ErrNotExist) || errors.Is(a.cause, syscall.ECONNREFUSED))
 }
 
 // StorePending keeps r in dir until the agent works it off: one file, complete
