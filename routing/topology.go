@@ -251,6 +251,20 @@ func (p Peer) Type() string {
 	return "node-to-node mesh"
 }
 
+// NodeCount is how many nodes the sessions were planned for.
+func (p Plan) NodeCount() int {
+	if len(p.Members) > 0 {
+		return len(p.Members)
+	}
+	n := 1
+	for _, peer := range p.Peers {
+		if peer.Configured == nil {
+			n++
+		}
+	}
+	return n
+}
+
 // Names says who peers and nodes are, by their addresses: "n2 (192.168.99.103)".
 func (p Plan) Names(addrs []netip.Addr) string {
 	names := make([]string, len(addrs))

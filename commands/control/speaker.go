@@ -22,7 +22,9 @@ type SpeakerStatus struct {
 	Bare bool `json:"bare,omitempty"`
 	// Addresses are this node's, as the speaker last knew them.
 	Addresses []netip.Addr `json:"addresses"`
-	Sessions  []Session    `json:"sessions"`
+	// Nodes is how many nodes the sessions were planned for, this one among them.
+	Nodes    int       `json:"nodes,omitempty"`
+	Sessions []Session `json:"sessions"`
 	// Refused names prefixes that the import guard turned down, up to 100 a
 	// session; what a session has received and not accepted counts them.
 	Refused  []string `json:"refused,omitempty"`

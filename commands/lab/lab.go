@@ -219,15 +219,20 @@ func ailments(ctx context.Context, h *netlab.Host, peers int) (wrong []string) {
 		return append(wrong, err.Error())
 	}
 	wrong = append(wrong, speaker.Problems...)
-	for _, s := range speaker.Sessions {
-		if s.State == "Established" {
-			peers--
-		} else if s.Reason != "" {
+	missing := 0
+	for _, s := range speaker.Sessions { // with all nodes, or with their reflectors
+		switch {
+		case s.State == "Established":
+		case s.Reason != "":
 			wrong = append(wrong, fmt.Sprintf("session to %s is down: %s", s.Peer, s.Reason))
+		default:
+			missing++
 		}
 	}
-	if peers > 0 {
-		wrong = append(wrong, fmt.Sprintf("%d sessions are missing", peers))
+	if unknown := peers + 1 - speaker.Nodes; unknown > 0 {
+		wrong = append(wrong, fmt.Sprintf("%d nodes are not known yet", unknown))
+	} else if missing > 0 || peers > 0 && len(speaker.Sessions) == 0 {
+		wrong = append(wrong, fmt.Sprintf("%d sessions are missing", max(missing, 1)))
 	}
 	return wrong
 }

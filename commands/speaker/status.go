@@ -110,7 +110,7 @@ func (s *speaker) status() control.SpeakerStatus {
 	st := control.SpeakerStatus{
 		Version: s.cfg.Version, Node: s.cfg.Node, PID: os.Getpid(), RouterID: plan.RouterID, AS: plan.AS, ASSource: plan.ASSource(), Addresses: plan.Addresses,
 		Sessions: sessions, Detached: s.state.detached, Store: s.state.away, Problems: slices.Clone(plan.Problems),
-		Bare: s.bare,
+		Bare: s.bare, Nodes: plan.NodeCount(),
 	}
 	alien := s.state.alien
 	s.state.mu.Unlock()
