@@ -93,7 +93,7 @@ func kernelRoutes(ctx context.Context, s *settings) ([]shownRoute, error) {
 			return nil, err
 		}
 		for _, r := range connected {
-			if !r.Prefix.Addr().IsLinkLocalUnicast() && !r.Prefix.Addr().IsMulticast() && !r.Prefix.Addr().IsLoopback() {
+			if !r.Prefix.Addr().IsMulticast() && !r.Prefix.Addr().IsLoopback() {
 				out = append(out, shown(r, "kernel"))
 			}
 		}

@@ -433,7 +433,7 @@ func (l *loop) readSubnets(ctx context.Context) error {
 	var subnets []netip.Prefix
 	for _, r := range routes {
 		ours := slices.ContainsFunc(r.NextHops, func(h routing.NextHop) bool { return strings.HasPrefix(h.Link, l.cfg.LinkPrefix) })
-		if !ours && !r.Prefix.Addr().IsLinkLocalUnicast() {
+		if !ours {
 			subnets = append(subnets, r.Prefix)
 		}
 	}

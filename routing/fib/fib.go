@@ -134,7 +134,7 @@ func (t *Table) Routes(ctx context.Context) ([]routing.Route, error) {
 }
 
 // Connected returns the routes the kernel itself made for the addresses of
-// links: the connected subnets of both families, link-local ones included.
+// links: the connected subnets of both families, without link-local ones.
 func (t *Table) Connected(ctx context.Context) ([]routing.Route, error) {
 	return t.read(ctx, unix.RTPROT_KERNEL)
 }

@@ -181,7 +181,11 @@ func (n *rtnetlink) dump(ctx context.Context, protocol uint8) ([]routing.Route, 
 		request := appendNumber(appendRtMsg(nil, all, unix.RT_TABLE_MAIN, protocol, 0, 0, 0), unix.RTA_TABLE, unix.RT_TABLE_MAIN)
 		var m routeMessage
 		err := n.requests.ask(ctx, unix.RTM_GETROUTE, unix.NLM_F_DUMP, request, list.reset, func(b []byte) {
-			if m.parse(b) == nil && m.protocol == protocol && m.table == unix.RT_TABLE_MAIN && !m.cached() {
+			switch {
+			case m.parse(b) != nil || m.protocol != protocol || m.table != unix.RT_TABLE_MAIN || m.cached():
+			case protocol == unix.RTPROT_KERNEL && m.prefix.Addr().IsLinkLocalUnicast():
+				// Every link has one, and to ask for its name costs the kernel a look at all namespaces.
+			default:
 				list.add(&m)
 			}
 		})
