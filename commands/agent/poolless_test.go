@@ -28,7 +28,7 @@ func TestRemovedPoolGoesWithItsLastAddress(t *testing.T) {
 	if w.fib.String() != routes || len(w.status().Problems) != 0 {
 		t.Errorf("routes:\n%s\nproblems %q", w.fib, w.status().Problems)
 	}
-	if _, err := w.attach("c2", "web", 102); !errors.Is(err, datastore.ErrExhausted) || !strings.Contains(err.Error(), "10.65.0.0/24 is disabled") {
+	if _, err := w.attach("c2", "web", 102); !errors.Is(err, datastore.ErrExhausted) || !strings.Contains(err.Error(), "10.65.0.0/24 is removed") {
 		t.Errorf("an attach: %v", err)
 	}
 	if err := w.detach("c1"); err != nil {
