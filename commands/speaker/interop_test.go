@@ -304,19 +304,7 @@ router bgp 64511
 		}
 		b.WriteString(" exit-address-family\n")
 	}
-	conf, api := filepath.Join(dir, "bgpd.conf"), filepath.Join(dir, "zserv")
-	file(t, conf, b.String())
-	file(t, filepath.Join(dir, "zebra.conf"), "")
-	netlab.Must(t, h, "chown", "-R", "frr:frr", dir)
-	common := func(name string) []string {
-		return []string{"/usr/lib/frr/" + name, "-f", filepath.Join(dir, name+".conf"), "-i", filepath.Join(dir, name+".pid"), "-z", api,
-			"--vty_socket", dir, "-u", "frr", "-g", "frr", "-P", "0", "--log", "stdout"}
-	}
-	daemon(t, h, "zebra", common("zebra")...)
-	netlab.Until(t, 20*time.Second, "zebra", func() string { _, err := os.Stat(api); return text(err) })
-	start := func() *netlab.Process {
-		return daemon(t, h, "bgpd", append(common("bgpd"), "-l", h.Addr.Addr().String())...)
-	}
+	start := frrDaemons(t, h, dir, b.String())
 	p := start()
 	vtysh := func(line string) {
 		netlab.Must(t, h, "vtysh", "--vty_socket", dir, "-c", "configure", "-c", "router bgp 64511", "-c", "address-family ipv4 unicast", "-c", line)
@@ -416,4 +404,22 @@ func TestGateway(t *testing.T) {
 		t.Errorf("flood: %s", result)
 	}
 	r.expect(n1.host, "88", want...)
+}
+
+// frrDaemons starts zebra, and returns what starts bgpd with a configuration.
+func frrDaemons(t testing.TB, h *netlab.Host, dir, conf string) (start func() *netlab.Process) {
+	t.Helper()
+	api := filepath.Join(dir, "zserv")
+	file(t, filepath.Join(dir, "bgpd.conf"), conf)
+	file(t, filepath.Join(dir, "zebra.conf"), "")
+	netlab.Must(t, h, "chown", "-R", "frr:frr", dir)
+	common := func(name string) []string {
+		return []string{"/usr/lib/frr/" + name, "-f", filepath.Join(dir, name+".conf"), "-i", filepath.Join(dir, name+".pid"), "-z", api,
+			"--vty_socket", dir, "-u", "frr", "-g", "frr", "-P", "0", "--log", "stdout"}
+	}
+	daemon(t, h, "zebra", common("zebra")...)
+	netlab.Until(t, 20*time.Second, "zebra", func() string { _, err := os.Stat(api); return text(err) })
+	return func() *netlab.Process {
+		return daemon(t, h, "bgpd", append(common("bgpd"), "-l", h.Addr.Addr().String())...)
+	}
 }

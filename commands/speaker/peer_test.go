@@ -114,19 +114,7 @@ router bgp %d
 		fmt.Fprintf(&b, "  neighbor %[1]s activate\n  neighbor %[1]s next-hop-self\n", n.Addr.Addr())
 	}
 	b.WriteString(" exit-address-family\n")
-	conf, api := filepath.Join(dir, "bgpd.conf"), filepath.Join(dir, "zserv")
-	file(t, conf, b.String())
-	file(t, filepath.Join(dir, "zebra.conf"), "")
-	netlab.Must(t, h, "chown", "-R", "frr:frr", dir)
-	common := func(name string) []string {
-		return []string{"/usr/lib/frr/" + name, "-f", filepath.Join(dir, name+".conf"), "-i", filepath.Join(dir, name+".pid"), "-z", api,
-			"--vty_socket", dir, "-u", "frr", "-g", "frr", "-P", "0", "--log", "stdout"}
-	}
-	daemon(t, h, "zebra", common("zebra")...)
-	netlab.Until(t, 20*time.Second, "zebra", func() string { _, err := os.Stat(api); return text(err) })
-	start := func() *netlab.Process {
-		return daemon(t, h, "bgpd", append(common("bgpd"), "-l", h.Addr.Addr().String())...)
-	}
+	start := frrDaemons(t, h, dir, b.String())
 	p := start()
 	return &tor{as: as, lo: lo, foreign: &foreign{host: h, proto: "bgp", routes: func(want ...string) []string { return torLines(20, want) },
 		restart: func() { p.Kill(); p = start() }},
