@@ -3,10 +3,12 @@ package identity_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -98,7 +100,7 @@ func (n *node) Replace(s datastore.Snapshot) error {
 	for _, e := range s.Entries {
 		n.keys[strings.TrimPrefix(e.Key, datastore.Prefix)] = true
 	}
-	n.calls <- "replace"
+	n.calls <- "replace " + strings.Join(slices.Sorted(maps.Keys(n.keys)), " ")
 	return nil
 }
 
@@ -142,6 +144,25 @@ func (n *node) until(t *testing.T, text string) string {
 	}
 }
 
+// knows reads calls up to the one that brought key: an event or a new listing.
+func (n *node) knows(t *testing.T, key string) {
+	t.Helper()
+	deadline := time.After(patience)
+	for {
+		select {
+		case got := <-n.calls:
+			switch {
+			case got == "apply "+key, strings.HasPrefix(got, "replace ") && slices.Contains(strings.Fields(got), key):
+				return
+			case strings.HasPrefix(got, "detached"):
+				t.Fatalf("before %q is known: %s", key, got)
+			}
+		case <-deadline:
+			t.Fatalf("%q is not known", key)
+		}
+	}
+}
+
 // TestEtcdComesBack follows a real etcd through a restart, a restored backup and
 // an empty folder.
 func TestEtcdComesBack(t *testing.T) {
@@ -170,11 +191,7 @@ func TestEtcdComesBack(t *testing.T) {
 	}
 	srv.start(t)
 	putEventually(t, store, "b")
-	for !n.has("b") {
-		if got := <-n.calls; strings.HasPrefix(got, "detached") {
-			t.Fatalf("after a restart: %s", got)
-		}
-	}
+	n.knows(t, "b")
 
 	// The backup is from before b.
 	srv.stop(t)
@@ -233,11 +250,15 @@ func adopted(t *testing.T, s datastore.Store, n *node, dir string, generation in
 	n.until(t, "replace")
 }
 
+// putEventually writes a new key once, also where the answer to a commit was lost.
 func putEventually(t *testing.T, s datastore.Store, key string) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		_, err := s.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: datastore.Prefix + key, Value: []byte("v")}}})
-		if err == nil {
+		_, err := s.Commit(t.Context(), datastore.Txn{
+			If:   []datastore.Condition{{Key: datastore.Prefix + key}},
+			Then: []datastore.Op{{Key: datastore.Prefix + key, Value: []byte("v")}},
+		})
+		if err == nil || errors.Is(err, datastore.ErrExists) {
 			return
 		}
 		if time.Now().After(deadline) {
