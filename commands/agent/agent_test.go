@@ -298,7 +298,7 @@ func TestNameTaken(t *testing.T) {
 	if err := w.stop(); err != nil {
 		t.Fatal(err)
 	}
-	w.cfg.StateDir = stateDir(t) // another machine
+	w.cfg.StateDir = t.TempDir() // another machine
 	w.nft, w.fib = nil, nil
 	w = &world{t: t, cfg: w.cfg, boot: "b", links: w.links, fib: newWorld(t).fib, nft: newWorld(t).nft, store: w.store}
 	w.start()

@@ -50,23 +50,6 @@ type world struct {
 	stop func() error
 }
 
-// stateDir is a folder that something may still be written to when the test ends:
-// the store's revision is noted with a delay.
-func stateDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("", "agent-state-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		for range 100 {
-			if os.RemoveAll(dir) == nil {
-				return
-			}
-		}
-	})
-	return dir
-}
-
 // unresolved is a table of a host without routes to others.
 type unresolved struct{ *fib.Table }
 
@@ -77,7 +60,7 @@ func (unresolved) Resolve(context.Context, netip.Addr) (routing.NextHop, error) 
 func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, boot: "boot-1", links: &kernel.Fake{}, fib: fib.NewFake(), nft: &nft.Fake{}, store: memory.New(),
-		cfg: Config{Node: "n1", StateDir: stateDir(t), RunDir: t.TempDir(), LostAfter: time.Hour},
+		cfg: Config{Node: "n1", StateDir: t.TempDir(), RunDir: t.TempDir(), LostAfter: time.Hour},
 	}
 	w.links.SetAddresses(kernel.Address{Prefix: netip.MustParsePrefix("192.168.99.102/24"), Subnet: netip.MustParsePrefix("192.168.99.0/24"), Link: "eth1", Index: 2})
 	return w
@@ -173,7 +156,7 @@ func (w *world) start() {
 		if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errEnded) {
 			return err
 		}
-		return nil
+		return guard.Close()
 	})
 	w.t.Cleanup(func() { _ = w.stop() })
 }
