@@ -110,6 +110,42 @@ func attachRows(t *testing.T, h *netlab.Host) []row {
 	}
 }
 
+// openRow kills a node's agent while somebody flushes the packet filter, and counts
+// the denied echoes of one a millisecond that are answered until its successor has
+// closed it.
+func openRow(t *testing.T, h *netlab.Host) row {
+	to := netip.MustParseAddr("10.65.200.1")
+	netlab.Attached(t, h, "guarded", "bench", "IP="+to.String())
+	flood, err := netlab.StartFlood(netlab.Attached(t, h, "stranger", "elsewhere", ""), to, time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer flood.Stop()
+	var open []time.Duration
+	for range 5 {
+		time.Sleep(11 * time.Second) // the supervisor starts at once who ran for 10 s
+		before := flood.Answered()
+		agent, err := h.Find("netctl-agent")
+		if err != nil || len(agent) != 1 {
+			t.Fatalf("the agent: %v, %v", agent, err)
+		}
+		if err := unix.Kill(agent[0], unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		netlab.Must(t, h, "nft", "flush", "ruleset")
+		netlab.Until(t, 20*time.Second, "closed again", func() string {
+			answered := flood.Answered()
+			time.Sleep(100 * time.Millisecond)
+			if more := flood.Answered() - answered; more > 0 {
+				return fmt.Sprint(more, " denied echoes answered")
+			}
+			return ""
+		})
+		open = append(open, time.Duration(flood.Answered()-before)*time.Millisecond)
+	}
+	return row{"agent killed and ruleset flushed: open, median of 5", median(open), 30, "ms", "limit", 1}
+}
+
 func container(t *testing.T, h *netlab.Host, name string) *netlab.Container {
 	t.Helper()
 	c, err := h.Container(name)
@@ -269,6 +305,7 @@ func TestBench(t *testing.T) {
 		l := upLab(t, 2)
 		rows = append(rows, attachRows(t, l.Hosts[0])...)
 		rows = append(rows, reachRows(t, l.Hosts[0], l.Hosts[1])...)
+		rows = append(rows, openRow(t, l.Hosts[1]))
 	})
 	// Alone: processes of another lab would share the memory of the program.
 	t.Run("idle", func(t *testing.T) { rows = append(rows, idleRows(t)...) })

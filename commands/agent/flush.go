@@ -17,14 +17,15 @@ import (
 // links up, then routes. A failure is tried again when it is due and keeps new
 // endpoints from going up, nothing else.
 func (l *loop) flush(ctx context.Context) {
+	frozen := l.standing.frozen()
+	if frozen {
+		l.holdFilter(ctx) // before all else: who starts may find it open
+	}
 	l.forwarding.keep()
 	l.readHost()
 	l.holdLinks()
 	switch {
-	case ctx.Err() != nil:
-		return
-	case l.standing.frozen():
-		l.holdFilter(ctx)
+	case ctx.Err() != nil, frozen:
 		return
 	case l.filtering.behind && l.filtering.index.Work():
 		// A new index denies what waits for selectors: until it is whole, the kernel and

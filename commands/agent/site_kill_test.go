@@ -21,7 +21,7 @@ import (
 // then of a detach. The runtime, told of a failure, detaches, as it always does;
 // after that nothing of the workload is left anywhere.
 func killed(t *testing.T, s *site) {
-	base, kernel := len(s.endpoints()), s.kernel()
+	base, kernel := len(s.endpoints()), s.settled()
 	for i := range 8 {
 		c := s.container(fmt.Sprint("kill", i))
 		if i%2 == 1 {
@@ -83,7 +83,7 @@ func nothingLeft(t *testing.T, s *site, base int, kernel string) {
 // and detach. They do what plugins do: an attach waits for the agent, and none may
 // fail; a detach that failed is left in the folder of pending ones.
 func retried(t *testing.T, s *site, kills int) {
-	base, kernel := len(s.endpoints()), s.kernel()
+	base, kernel := len(s.endpoints()), s.settled()
 	s.wait = 30 * time.Second
 	defer func() { s.wait = 0 }()
 	ctx, stop := context.WithCancel(t.Context())

@@ -257,6 +257,26 @@ func (s *site) kernel() string {
 	return strings.Join(lines, "\n")
 }
 
+// ourLink finds the names of links of ours.
+var ourLink = regexp.MustCompile(`\bnc[0-9a-f]{11}\b`)
+
+// settled is the kernel's state once it names no link that is gone: a detach returns
+// before the packet filter has forgotten the endpoint.
+func (s *site) settled() (state string) {
+	s.t.Helper()
+	s.until("what left is forgotten", func() string {
+		links := netlab.Must(s.t, s.node, "ip", "-o", "link", "show", "group", "28259")
+		state = s.kernel()
+		for _, name := range ourLink.FindAllString(state, -1) {
+			if !strings.Contains(links, name) {
+				return name + " is gone and still named"
+			}
+		}
+		return ""
+	})
+	return state
+}
+
 func (s *site) has(what string, wants ...string) {
 	s.t.Helper()
 	s.until(what, func() string {

@@ -24,8 +24,8 @@ import (
 	"netctl/commands/control"
 )
 
-// The back-off of a role that ends: doubled from backoffMin each time, back to
-// it once the role has run backoffReset.
+// The back-off of a role that ends: none once the role has run backoffReset, then
+// doubled from backoffMin each time.
 const (
 	backoffMin   = 10 * time.Millisecond
 	backoffMax   = 30 * time.Second
@@ -106,9 +106,9 @@ type backoff struct{ next, limit time.Duration }
 
 func newBackoff(role string) backoff {
 	if role == "speaker" || role == "reflector" {
-		return backoff{backoffMin, soonMax}
+		return backoff{0, soonMax}
 	}
-	return backoff{backoffMin, backoffMax}
+	return backoff{0, backoffMax}
 }
 
 // synced says that the role was in sync.
@@ -117,10 +117,10 @@ func (b *backoff) synced() { b.limit = soonMax }
 // after is the wait after a run of the given length.
 func (b *backoff) after(ran time.Duration) time.Duration {
 	if ran >= backoffReset {
-		b.next = backoffMin
+		b.next = 0
 	}
 	wait := min(b.next, b.limit)
-	b.next = min(2*wait, b.limit)
+	b.next = min(max(2*wait, backoffMin), b.limit)
 	return wait
 }
 
