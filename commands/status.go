@@ -100,6 +100,9 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 		listing = reading
 	}
 	view, storeErr := a.list(listing, store, neededForStatus(cmp.Or(node, s.Node), local, all))
+	if errors.Is(storeErr, context.DeadlineExceeded) {
+		storeErr = fmt.Errorf("%w: no answer within %s", datastore.ErrUnavailable, statusTime)
+	}
 	how := <-health
 	switch {
 	case local:

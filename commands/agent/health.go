@@ -32,7 +32,7 @@ func (l *loop) reportStatus(ctx context.Context) (r datastore.ReportStatus, ok b
 	_ = l.do(ctx, func() {
 		l.idle++
 		if ok = l.standing.stage == ready && !l.standing.frozen(); ok {
-			r = datastore.ReportStatus{Started: l.started.UTC().Truncate(time.Second), Problems: l.problemList(), Behind: !l.inSync(), Endpoints: l.locals.count}
+			r = datastore.ReportStatus{Started: l.started.UTC().Truncate(time.Second), Problems: l.problemList(), Behind: !l.inSync(), Endpoints: l.endpoints()}
 		}
 	})
 	return r, ok
@@ -64,12 +64,25 @@ func (l *loop) inSync() bool {
 	return l.standing.stage == ready && l.filtering.err == nil && l.table.err == nil
 }
 
+// endpoints is how many this node has: by the records while the view is not (yet) what
+// the node should be.
+func (l *loop) endpoints() int {
+	if !l.standing.frozen() {
+		return l.locals.count
+	}
+	names := map[string]bool{}
+	for _, w := range l.links.wires {
+		names[w.endpoint] = true
+	}
+	return len(names)
+}
+
 // status is the answer of the control socket.
 func (l *loop) status() control.AgentStatus {
 	s := control.AgentStatus{
 		Version: l.cfg.Version, Node: l.cfg.Node, PID: os.Getpid(), Started: l.started,
 		InSync:    l.inSync(),
-		Endpoints: l.locals.count, Lost: l.locals.lost(), Problems: l.problemList(), AddressRule: l.rule,
+		Endpoints: l.endpoints(), Lost: l.locals.lost(), Problems: l.problemList(), AddressRule: l.rule,
 	}
 	switch l.standing.stage {
 	case detached:

@@ -66,6 +66,7 @@ func TestHandsOnAHost(t *testing.T) {
 		{"ip link set $0 group default", "group is 0, not 28259"},
 		{"ip link set $0 down; ip link set $0 up", ""},
 		{"ip -6 addr flush dev $0 || true", "address fe80::ecee:eeff:feee:eeee/64 is missing"},
+		{"ip addr add 192.0.2.77/24 dev $0", "it has the address of somebody else: [192.0.2.77/24]"},
 		{"echo 1 > /proc/sys/net/ipv6/conf/$0/addr_gen_mode; ip link set $0 down; ip link set $0 up", "addr_gen_mode is 1, not 0"},
 		{"echo 1 > /proc/sys/net/ipv6/conf/$0/disable_ipv6", "disable_ipv6 is 1, not 0"},
 		{"ip link add br0 type bridge; ip link set br0 up; ip link set $0 master br0", "master is "},

@@ -57,7 +57,7 @@ func device(index int) *netlink.Device {
 
 // hostNet is an address with its host prefix.
 func hostNet(a netip.Addr) *net.IPNet {
-	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+	return network(netip.PrefixFrom(a, a.BitLen()))
 }
 
 // newAddress is a host address; an IPv6 one without duplicate address detection

@@ -187,6 +187,7 @@ func (s *side) facts() []fact {
 		put:     func() error { return s.k.raise(*l) },
 		born:    true, raises: true,
 	})
+	list = append(list, s.addressed())
 	if s.wire.has(false) {
 		list = append(list, s.linkLocal())
 	}
@@ -240,10 +241,10 @@ func (s *side) setting(x setting) fact {
 // linkLocal is the address that workloads use as gateway. The kernel makes it once
 // the link has a carrier; flushed, it does not make it again.
 func (s *side) linkLocal() fact {
-	want := netip.PrefixFrom(netdev.HostLinkLocal(), 64)
+	want := ownAddress()
 	text := fmt.Sprintf("%s: address %s is missing", s.wire.Link, want)
 	address := func() *netlink.Addr {
-		return &netlink.Addr{IPNet: &net.IPNet{IP: want.Addr().AsSlice(), Mask: net.CIDRMask(want.Bits(), want.Addr().BitLen())}, Flags: unix.IFA_F_NODAD, Scope: unix.RT_SCOPE_LINK}
+		return &netlink.Addr{IPNet: network(want), Flags: unix.IFA_F_NODAD, Scope: unix.RT_SCOPE_LINK}
 	}
 	var dead bool
 	return fact{
@@ -251,7 +252,7 @@ func (s *side) linkLocal() fact {
 			if s.link.flags&unix.IFF_LOWER_UP == 0 {
 				return "", nil
 			}
-			list, err := s.k.addresses6(s.link.Index)
+			list, err := s.k.addressesOn(s.link.Index, unix.AF_INET6)
 			if err != nil {
 				return "", err
 			}
@@ -279,10 +280,50 @@ func (s *side) linkLocal() fact {
 	}
 }
 
-// addresses6 lists the IPv6 addresses of one link.
-func (k *Kernel) addresses6(index int) (list []rawAddress, err error) {
+// ownAddress is the only address that a link has.
+func ownAddress() netip.Prefix { return netip.PrefixFrom(netdev.HostLinkLocal(), 64) }
+
+func network(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// addressed is that the link has no address beside its own: with each comes a subnet
+// that this host would look for at the workload.
+func (s *side) addressed() fact {
+	var foreign []netip.Prefix
+	return fact{
+		differs: func() (string, error) {
+			foreign = nil
+			for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+				list, err := s.k.addressesOn(s.link.Index, family)
+				if err != nil {
+					return "", err
+				}
+				for _, a := range list {
+					if a.prefix != ownAddress() {
+						foreign = append(foreign, a.prefix)
+					}
+				}
+			}
+			return when(len(foreign) > 0, fmt.Sprintf("%s: it has the address of somebody else: %v", s.wire.Link, foreign)), nil
+		},
+		put: func() error {
+			for _, p := range foreign {
+				// What a deleted one was the first of went with it (promote_secondaries).
+				if err := s.k.host.AddrDel(device(s.link.Index), &netlink.Addr{IPNet: network(p)}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+					return err
+				}
+			}
+			return nil
+		},
+		born: true,
+	}
+}
+
+// addressesOn lists the addresses of one family on one link.
+func (k *Kernel) addressesOn(index int, family byte) (list []rawAddress, err error) {
 	head := make([]byte, unix.SizeofIfAddrmsg)
-	head[0] = unix.AF_INET6
+	head[0] = family
 	binary.NativeEndian.PutUint32(head[4:], uint32(index))
 	res, err := k.conn.dump(message(unix.RTM_GETADDR, 0, head, nil))
 	if err != nil {

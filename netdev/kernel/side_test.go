@@ -83,6 +83,7 @@ func TestHold(t *testing.T) {
 		{"ip link set nc0 arp off", "nc0: arp is off"},
 		{"ip link set nc0 multicast off", "nc0: multicast is off"},
 		{"ip -6 addr flush dev nc0", "nc0: address fe80::ecee:eeff:feee:eeee/64 is missing"},
+		{"ip addr add 192.0.2.77/24 dev nc0; ip addr add 192.0.2.78/24 dev nc0; ip addr add 2001:db8::7/64 dev nc0", "nc0: it has the address of somebody else: [192.0.2.77/24 192.0.2.78/24 2001:db8::7/64]"},
 		{sysctl("ipv6/conf/nc0/addr_gen_mode", "1") + "; ip link set nc0 down; ip link set nc0 up", "nc0: addr_gen_mode is 1, not 0"},
 		{sysctl("ipv6/conf/nc0/disable_ipv6", "1"), "nc0: disable_ipv6 is 1, not 0"},
 		{sysctl("ipv6/conf/nc0/accept_ra", "2"), "nc0: accept_ra is 2, not 0"},

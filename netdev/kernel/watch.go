@@ -149,7 +149,7 @@ func event(m netlink.Message, ours map[int]bool, port uint32) (Event, bool) {
 			return Event{Change: Resync}, true
 		}
 		if serving, is := ours[a.index]; is {
-			return Event{Change: SideChanged, Index: a.index}, serving && m.Header.Type == unix.RTM_DELADDR
+			return Event{Change: SideChanged, Index: a.index}, serving && (m.Header.Type == unix.RTM_NEWADDR) == (a.prefix != ownAddress())
 		}
 		return Event{Change: HostChanged, Index: a.index}, true
 	case unix.RTM_NEWNETCONF:
