@@ -197,7 +197,7 @@ func TestAFloodOfStrangersIsBounded(t *testing.T) {
 	}
 	a, n := l.hosts["a"], l.hosts["n"]
 	l.router.Run("ip", "addr", "add", "10.200.0.1/16", "dev", "up0")
-	l.router.Run("ip", "addr", "add", "fd0a::1/64", "dev", "up0")
+	l.router.Run("ip", "addr", "add", "fd0a::1/64", "dev", "up0", "nodad")
 	n.Run("ip", "addr", "add", "10.200.255.9/16", "dev", "eth0")
 	l.frames(a, unix.ETH_P_IP, flood, func(i int) []byte {
 		p := udp("10.0.0.1", "192.0.2.9", 1000)

@@ -91,7 +91,11 @@ func (l *lab) addHost(name, link string, group uint32, addrs ...string) *host {
 	for _, s := range addrs {
 		a := netip.MustParseAddr(s)
 		h.addrs = append(h.addrs, a)
-		h.Run("ip", "addr", "add", netip.PrefixFrom(a, a.BitLen()).String(), "dev", "eth0")
+		add := []string{"ip", "addr", "add", netip.PrefixFrom(a, a.BitLen()).String(), "dev", "eth0"}
+		if a.Is6() {
+			add = append(add, "nodad") // or it cannot be bound to for a moment, whatever accept_dad is
+		}
+		h.Run(add...)
 		l.router.Run("ip", "route", "add", s, "dev", link)
 		l.router.Run("ip", "neigh", "replace", s, "lladdr", mac.String(), "dev", link)
 	}

@@ -85,7 +85,11 @@ func (a *api) check(ctx context.Context, r control.CheckRequest) (struct{}, erro
 		return struct{}{}, err
 	}
 	defer ns.Close()
-	return struct{}{}, a.service.Check(ctx, r, ns)
+	if err = a.service.Check(ctx, r, ns); err != nil && a.loop.putBack(ctx, r.Target) == nil {
+		// What others changed a moment ago (a plugin behind ours, the MAC) is ours to mend.
+		err = a.service.Check(ctx, r, ns)
+	}
+	return struct{}{}, err
 }
 
 func (a *api) status(ctx context.Context, _ struct{}) (s control.AgentStatus, err error) {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -8,7 +9,9 @@ import (
 	"slices"
 	"strings"
 
+	"netctl/commands/control"
 	"netctl/commands/workload"
+	"netctl/netdev"
 	"netctl/netdev/kernel"
 )
 
@@ -156,6 +159,19 @@ func (l *loop) hold(w attached, raise bool) bool {
 	now.Name, now.Altered, now.Up = link, false, now.Up || raise
 	l.links.present[link] = now
 	return true
+}
+
+// putBack waits until the link of an endpoint is what an attach makes of it, as far as
+// it can be.
+func (l *loop) putBack(ctx context.Context, t control.Target) error {
+	link := netdev.LinkName(l.cfg.LinkPrefix, t.Endpoint(l.cfg.Node))
+	if err := l.do(ctx, func() { l.links.hold[link] = true }); err != nil {
+		return err
+	}
+	return l.await(ctx, func() (bool, error) {
+		w := l.links.wires[link]
+		return !l.links.hold[link] || l.problems.text[w.problem()] != "", nil
+	})
 }
 
 // uplinks notes where what other nodes send to endpoints of this one is dropped.

@@ -89,6 +89,15 @@ func TestHandsOnAHost(t *testing.T) {
 			t.Fatalf("after %q", hand.do)
 		}
 	}
+	// What the kernel tells nobody of is put back by a CHECK.
+	delay := "/proc/sys/net/ipv4/neigh/" + link + "/proxy_delay"
+	netlab.Must(t, s.node, "sh", "-c", "echo 80 > "+delay)
+	if text := whole(); text != "" {
+		t.Error(text)
+	}
+	if v := strings.TrimSpace(netlab.Must(t, s.node, "cat", delay)); v != "0" {
+		t.Errorf("proxy_delay is %s after a CHECK", v)
+	}
 	// While the agent is away, and then the store.
 	s.agent.Kill()
 	<-s.agent.Done()
