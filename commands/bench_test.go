@@ -306,6 +306,7 @@ func TestBench(t *testing.T) {
 		rows = append(rows, attachRows(t, l.Hosts[0])...)
 		rows = append(rows, reachRows(t, l.Hosts[0], l.Hosts[1])...)
 		rows = append(rows, openRow(t, l.Hosts[1]))
+		rows = append(rows, routedRows(t, l.Hosts[0], l.Hosts[1])...)
 	})
 	// Alone: processes of another lab would share the memory of the program.
 	t.Run("idle", func(t *testing.T) { rows = append(rows, idleRows(t)...) })
