@@ -23,6 +23,12 @@ func (v *View) CheckPut(o Object) error {
 		return &FieldError{Field: "kind", Value: string(KindReport), Reason: "is written by the nodes' roles alone"}
 	case *Peer:
 		return v.checkPeer(o)
+	case *BGPConfig:
+		for i, f := range o.Spec.Filters {
+			if err := v.checkFilters(indexed("spec.filters", i)+".filters", f.Filters); err != nil {
+				return err
+			}
+		}
 	case *Pool:
 		return v.checkPool(o)
 	case *Network:
@@ -112,10 +118,22 @@ func (v *View) checkPool(p *Pool) error {
 // checkPeer refuses two peers of one address for the same nodes. Where several scopes
 // have a node in common, routing.Plan says which peer is the node's.
 func (v *View) checkPeer(p *Peer) error {
+	if err := v.checkFilters("spec.filters", p.Spec.Filters); err != nil {
+		return err
+	}
 	for _, other := range v.Peers() {
 		if other.Metadata.Name != p.Metadata.Name && other.Spec.Address == p.Spec.Address && other.Scope() == p.Scope() {
 			return &FieldError{Field: "spec.address", Value: p.Spec.Address.String(),
 				Reason: fmt.Sprintf("is that of peer %s already, for the same nodes (%s)", other.Metadata.Name, p.Scope())}
+		}
+	}
+	return nil
+}
+
+func (v *View) checkFilters(field string, names []string) error {
+	for i, name := range names {
+		if v.BGPFilter(name) == nil {
+			return &FieldError{Field: indexed(field, i), Value: name, Reason: "there is no such filter"}
 		}
 	}
 	return nil
@@ -133,8 +151,8 @@ func (v *View) BlocksIn(p *Pool) []*Block {
 }
 
 // CheckDelete says what uses an object: addresses of a pool, endpoints and
-// networks of a profile, endpoints of a network or node. The error wraps
-// ErrInUse.
+// networks of a profile, endpoints of a network or node, peers of a filter. The error
+// wraps ErrInUse.
 func (v *View) CheckDelete(o Object) error {
 	name := o.Meta().Name
 	endpoints := func(list []*Endpoint) string {
@@ -155,6 +173,12 @@ func (v *View) CheckDelete(o Object) error {
 			networks(func(n *Network) bool { return n.Spec.Profile == name }))
 	case *Network:
 		by = append(by, endpoints(v.EndpointsIn(name)))
+	case *BGPFilter:
+		peers := slices.DeleteFunc(v.Peers(), func(p *Peer) bool { return !slices.Contains(p.Spec.Filters, name) })
+		by = append(by, users("peer", peers, func(p *Peer) string { return p.Metadata.Name }))
+		if slices.ContainsFunc(v.BGP().Spec.Filters, func(f PeerFilters) bool { return slices.Contains(f.Filters, name) }) {
+			by = append(by, "bgpconfig "+DefaultName)
+		}
 	case *Node:
 		held := slices.DeleteFunc(v.BlocksOf(name), func(b *Block) bool { return !b.InUse() })
 		by = append(by, endpoints(v.EndpointsOf(name)), users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }))

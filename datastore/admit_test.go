@@ -155,3 +155,42 @@ func TestOverlappingPoolsAtTheSameTime(t *testing.T) {
 		t.Errorf("a pool of its own: %v", err)
 	}
 }
+
+// TestFiltersAreNamed: who names a filter that is not there is refused, and so is to
+// remove one that somebody names.
+func TestFiltersAreNamed(t *testing.T) {
+	put := func(v *datastore.View, o datastore.Object) {
+		t.Helper()
+		o.SetDefaults()
+		_, op, err := datastore.OpPut(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := v.Apply(datastore.Entry{Key: op.Key, Value: op.Value, Revision: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	peer := &datastore.Peer{Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.1"), AS: 1, Filters: []string{"tor"}}}
+	config := &datastore.BGPConfig{Spec: datastore.BGPConfigSpec{Filters: []datastore.PeerFilters{{Peers: "all()", Filters: []string{"tor"}}}}}
+	filter := &datastore.BGPFilter{Metadata: datastore.Metadata{Name: "tor"}}
+	v := datastore.NewView()
+	peer.SetDefaults()
+	config.SetDefaults()
+	if peer.Metadata.Needs != 2 || config.Metadata.Needs != 2 {
+		t.Errorf("older netctls pass over the filters: needs %d and %d", peer.Metadata.Needs, config.Metadata.Needs)
+	}
+	for o, want := range map[datastore.Object]string{peer: `spec.filters[0] "tor": there is no such filter`, config: `spec.filters[0].filters[0] "tor": there is no such filter`} {
+		if err := v.CheckPut(o); err == nil || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+	put(v, filter)
+	if err := errors.Join(v.CheckPut(peer), v.CheckPut(config), v.CheckDelete(filter)); err != nil {
+		t.Error(err)
+	}
+	put(v, peer)
+	put(v, config)
+	if err := v.CheckDelete(filter); !errors.Is(err, datastore.ErrInUse) || !strings.Contains(err.Error(), "peer 192.168.99.1 and bgpconfig default") {
+		t.Errorf("removed: %v", err)
+	}
+}

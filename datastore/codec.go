@@ -19,6 +19,8 @@ func New(k Kind) (Object, error) {
 		return &Node{}, nil
 	case KindPeer:
 		return &Peer{}, nil
+	case KindBGPFilter:
+		return &BGPFilter{}, nil
 	case KindPool:
 		return &Pool{}, nil
 	case KindBlock:

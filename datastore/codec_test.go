@@ -13,6 +13,18 @@ import (
 // samples is one object of every kind with every field set.
 func samples() []Object {
 	when := time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
+	filterRule := func(s string) FilterRule {
+		r, err := ParseFilterRule(s)
+		if err != nil {
+			panic(err)
+		}
+		return r
+	}
+	filterRules := []FilterRule{
+		filterRule(`accept prefix 0.0.0.0/0, 10.0.0.0/8 ge 9 and not pool 10.0.0.0/8 and community no-export, 1:*:3 and as-path "_65001_" and source local, 10.0.0.1 ` +
+			`then local-pref 200 and med 7 and remove community 64512:*, 1:2:* and add community 1:2, 1:2:3 and prepend 3`),
+		filterRule("accept next-hop 10.0.0.0/24 then community 64512:1"),
+	}
 	rule := func(s string) Rule {
 		r, err := ParseRule(s)
 		if err != nil {
@@ -40,10 +52,11 @@ func samples() []Object {
 				[]netip.Addr{addr("10.0.0.48"), addr("fd00::1")}, []string{"dataman"}, []Port{{"http", "tcp", 80}}}},
 		&Profile{Metadata{Name: "dataman"}, ProfileSpec{[]string{"dataman", "x"}, map[string]string{"k": "v"},
 			[]Rule{rule("allow from tag app-A"), rule(`deny tcp from not selector "a == 'b'" to ports 1:2,http`)}, []Rule{}}},
-		&BGPConfig{Metadata{Name: "default"}, BGPConfigSpec{64513, new(false), Topology{TopologyReflectors, 7}, new(0), 10}},
+		&BGPConfig{Metadata{Name: "default", Needs: needsFilters}, BGPConfigSpec{64513, new(false), Topology{TopologyReflectors, 7}, new(0), 10, []PeerFilters{{"role == 'tor'", []string{"tor"}}}}},
+		&BGPFilter{Metadata{Name: "tor"}, BGPFilterSpec{filterRules, FilterNext, filterRules, FilterReject}},
 		&Config{Metadata{Name: "default"}, ConfigSpec{1440}},
-		&Peer{Metadata{Name: "tor-a1", Labels: map[string]string{"rack": "A 1"}}, PeerSpec{addr("192.168.99.1"), 4200000001, "", "rack == 'A1'", "the rack's switch", 1179,
-			64600, 2, 0, &PeerPassword{"/etc/netctl-peers/tor", ""}, addr("192.168.99.102"), []string{"ipv4", "ipv6"}, true, new(0), 3, 7, "self", "all", []string{"64512:1", "64512:1:2", "blackhole"}, []string{"default", "foreign", "blocks", "blackhole"}, 100, 50, "warn", "for repair"}},
+		&Peer{Metadata{Name: "tor-a1", Labels: map[string]string{"rack": "A 1"}, Needs: needsFilters}, PeerSpec{addr("192.168.99.1"), 4200000001, "", "rack == 'A1'", "the rack's switch", 1179,
+			64600, 2, 0, &PeerPassword{"/etc/netctl-peers/tor", ""}, addr("192.168.99.102"), []string{"ipv4", "ipv6"}, true, new(0), 3, 7, "self", "all", []string{"64512:1", "64512:1:2", "blackhole"}, []string{"default", "foreign", "blocks", "blackhole"}, 100, 50, "stop", 30, []string{"tor", "all"}, true, 1000, "for repair"}},
 		&Peer{Metadata: Metadata{Name: "fd00:99::1-slave"}, Spec: PeerSpec{Address: addr("fd00:99::1"), AS: 65001, Node: "slave", Port: 179, TTLSecurity: 1, Password: &PeerPassword{"", "tor"}}},
 	}
 }

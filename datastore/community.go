@@ -65,3 +65,39 @@ func checkCommunities(field string, list []string) error {
 	}
 	return each(field, list, func(s string) error { _, err := ParseCommunity(s); return err })
 }
+
+// parts are those that count.
+func (c Community) parts() []uint32 {
+	if c.Large {
+		return c.Parts[:]
+	}
+	return c.Parts[:2]
+}
+
+// String is the community as ParseCommunity reads it, by its name if it has one.
+func (c Community) String() string { return CommunityPattern{Community: c}.String() }
+
+// String is the pattern as it is written.
+func (p CommunityPattern) String() string {
+	if !p.Large && p.Parts[0] == 0xffff && p.Any == [3]bool{} {
+		for _, name := range CommunityNames() {
+			if low, _ := wellKnown(name); low == p.Parts[1] {
+				return name
+			}
+		}
+	}
+	var words []string
+	for i, n := range p.parts() {
+		if p.Any[i] {
+			words = append(words, "*")
+		} else {
+			words = append(words, strconv.FormatUint(uint64(n), 10))
+		}
+	}
+	return strings.Join(words, ":")
+}
+
+// CommunityNames are the names of well-known communities.
+func CommunityNames() []string {
+	return []string{"no-export", "no-advertise", "no-export-subconfed", "graceful-shutdown", "blackhole"}
+}

@@ -46,6 +46,9 @@ func (c *BGPConfig) SetDefaults() {
 	if s.RestartTime == 0 {
 		s.RestartTime = 120
 	}
+	if len(s.Filters) > 0 {
+		c.Metadata.Needs = max(c.Metadata.Needs, needsFilters)
+	}
 }
 
 // Validate implements Object.
@@ -64,6 +67,15 @@ func (c *BGPConfig) Validate() error {
 	}
 	if s.RestartTime < 0 || s.RestartTime > 4095 {
 		return &FieldError{Field: "spec.restartTime", Value: decimal(s.RestartTime), Reason: "must be from 1 to 4095 seconds (RFC 4724)"}
+	}
+	for i, f := range s.Filters {
+		field := indexed("spec.filters", i)
+		if _, err := ParseSelector(f.Peers); err != nil {
+			return at(field+".peers", err)
+		}
+		if err := each(field+".filters", f.Filters, CheckName); err != nil {
+			return err
+		}
 	}
 	return firstError(checkMeta(c), checkAS("spec.defaultAS", s.DefaultAS, true))
 }

@@ -240,13 +240,13 @@ func TestFormerKeysVanish(t *testing.T) {
 
 // TestWhatMustNotBeGuessed: values that no tolerance lets through.
 func TestWhatMustNotBeGuessed(t *testing.T) {
-	const newer = `metadata.needs "2": the object is for a newer netctl, this one knows the model up to version 1`
+	newer := fmt.Sprintf(`metadata.needs "9": the object is for a newer netctl, this one knows the model up to version %d`, ModelVersion)
 	profile := func(metadata, spec string) string {
 		return `{"apiVersion":"netctl/v1","kind":"Profile","spec":{` + spec + `},"metadata":{"name":"p"` + metadata + `}}`
 	}
 	for _, c := range []struct{ raw, want string }{
-		{profile(`,"needs":2`, ``), newer},
-		{profile(`,"needs":2`, `"inbound":[{"allow":"all"}]`), newer},
+		{profile(`,"needs":9`, ``), newer},
+		{profile(`,"needs":9`, `"inbound":[{"allow":"all"}]`), newer},
 		{profile(`,"needs":-1`, ``), `metadata.needs "-1": must be a version of the model`},
 		{profile(``, `"inbound":[{"allow":"all"}]`), `spec.inbound[0]: must be a text, not an object`},
 		{profile(``, `"inbound":["allow at night"]`), `spec.inbound[0]: rule: "at": expected`},

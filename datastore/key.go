@@ -20,7 +20,7 @@ const PoolsKey = Prefix + "pools"
 // Kinds returns every kind, in the order in which a cluster is written: what is
 // referred to comes before what refers to it.
 func Kinds() []Kind {
-	return []Kind{KindConfig, KindBGPConfig, KindNode, KindPeer, KindPool, KindReservation,
+	return []Kind{KindConfig, KindBGPFilter, KindBGPConfig, KindNode, KindPeer, KindPool, KindReservation,
 		KindBlock, KindProfile, KindNetwork, KindEndpoint, KindReport}
 }
 
@@ -67,7 +67,7 @@ func checkObjectName(k Kind, name string) error {
 		if name != DefaultName {
 			err = &FieldError{Value: name, Reason: "the only " + string(k) + " is called " + DefaultName}
 		}
-	case KindNode, KindReservation, KindNetwork, KindProfile:
+	case KindNode, KindBGPFilter, KindReservation, KindNetwork, KindProfile:
 		err = CheckName(name)
 	case KindPeer:
 		err = checkPeerName(name)
@@ -105,6 +105,8 @@ func kindOf(word string) Kind {
 		return KindNode
 	case "peers":
 		return KindPeer
+	case "bgpfilters":
+		return KindBGPFilter
 	case "pools":
 		return KindPool
 	case "blocks":

@@ -12,7 +12,7 @@ const APIVersion = "netctl/v1"
 // ModelVersion is the version of the model that this netctl knows. Additions that an
 // older netctl may pass over do not change it; whoever uses one that it must not
 // pass over sets the object's Metadata.Needs to the version that brought it.
-const ModelVersion = 1
+const ModelVersion = 2
 
 // Kind names a kind of object, as in a manifest's kind field.
 type Kind string
@@ -21,6 +21,7 @@ type Kind string
 const (
 	KindNode        Kind = "Node"
 	KindPeer        Kind = "Peer"
+	KindBGPFilter   Kind = "BGPFilter"
 	KindPool        Kind = "Pool"
 	KindBlock       Kind = "Block"
 	KindReservation Kind = "Reservation"
@@ -204,6 +205,16 @@ type PeerSpec struct {
 	PrefixLimit   int    `json:"prefixLimit,omitempty"`
 	PrefixWarning int    `json:"prefixWarning,omitempty"`
 	PrefixAction  string `json:"prefixAction,omitempty"`
+	// PrefixRestart is how many seconds a session rests that the limit ended; default: 1,
+	// doubling to 60.
+	PrefixRestart int `json:"prefixRestart,omitempty"`
+	// Filters are the names of BGPFilters, in the order in which they are asked, before
+	// those of BGPConfig.
+	Filters []string `json:"filters,omitempty"`
+	// Aggregate has the peer told of pools as a whole, in place of what lies in them.
+	Aggregate bool `json:"aggregate,omitempty"`
+	// RouteBudget is how many of the cluster's routes the peer has room for; 0: nobody counts.
+	RouteBudget int `json:"routeBudget,omitempty"`
 	// Shutdown, if not empty, keeps the session down; the peer is told the text.
 	Shutdown string `json:"shutdown,omitempty"`
 }
@@ -428,6 +439,14 @@ type BGPConfigSpec struct {
 	HoldTime *int `json:"holdTime,omitempty"`
 	// RestartTime in seconds (default 120), RFC 4724.
 	RestartTime int `json:"restartTime,omitempty"`
+	// Filters gives filters to peers of kind Peer, behind those that they name themselves.
+	Filters []PeerFilters `json:"filters,omitempty"`
+}
+
+// PeerFilters gives filters to the Peers that a selector picks by their labels.
+type PeerFilters struct {
+	Peers   string   `json:"peers"`
+	Filters []string `json:"filters"`
 }
 
 // Topology is the shape of the sessions between nodes.

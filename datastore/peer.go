@@ -50,7 +50,14 @@ func (p *Peer) SetDefaults() {
 	if s.Port == 0 {
 		s.Port = 179
 	}
+	if len(s.Filters) > 0 || s.Aggregate {
+		p.Metadata.Needs = max(p.Metadata.Needs, needsFilters)
+	}
 }
+
+// needsFilters is the ModelVersion that brought filters and aggregates: who does not know
+// them would announce and believe more than is wanted.
+const needsFilters = 2
 
 // PeerName is what a peer is called unless somebody says otherwise: its address, and
 // behind it the node, if it is one node's.
@@ -149,6 +156,15 @@ func (s *PeerSpec) checkRoutes() error {
 	if s.PrefixLimit < 0 || s.PrefixLimit > maxPrefixLimit {
 		return &FieldError{Field: "spec.prefixLimit", Value: decimal(s.PrefixLimit), Reason: fmt.Sprintf("must be from 1 to %d", maxPrefixLimit)}
 	}
+	if s.PrefixRestart < 0 || s.PrefixRestart > 86400 {
+		return &FieldError{Field: "spec.prefixRestart", Value: decimal(s.PrefixRestart), Reason: "must be from 1 to 86400 seconds"}
+	}
+	if s.PrefixRestart > 0 && s.PrefixAction == LimitWarns {
+		return &FieldError{Field: "spec.prefixRestart", Value: decimal(s.PrefixRestart), Reason: "stands beside prefixAction warn, which ends no session"}
+	}
+	if s.RouteBudget < 0 || s.RouteBudget > maxPrefixLimit {
+		return &FieldError{Field: "spec.routeBudget", Value: decimal(s.RouteBudget), Reason: fmt.Sprintf("must be from 1 to %d", maxPrefixLimit)}
+	}
 	if s.PrefixWarning < 0 || s.PrefixWarning > 100 {
 		return &FieldError{Field: "spec.prefixWarning", Value: decimal(s.PrefixWarning), Reason: "must be from 1 to 100 percent of the limit"}
 	}
@@ -160,6 +176,7 @@ func (s *PeerSpec) checkRoutes() error {
 		at("spec.announce", oneOf(s.Announce, "", AnnounceOwn, AnnounceAll)),
 		at("spec.prefixAction", oneOf(s.PrefixAction, "", LimitStops, LimitWarns)),
 		each("spec.accept", s.Accept, func(a string) error { return oneOf(a, AcceptDefault, AcceptForeign, AcceptBlocks, AcceptBlackhole) }),
+		each("spec.filters", s.Filters, CheckName),
 		checkCommunities("spec.communities", s.Communities))
 }
 

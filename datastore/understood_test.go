@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// newer is the value of a profile as a netctl of model version 2 may write it.
+// newer is the value of a profile as a netctl of model version 9 may write it.
 func newer(name string) []byte {
-	return fmt.Appendf(nil, `{"apiVersion":"netctl/v1","kind":"Profile","metadata":{"name":%q,"needs":2},"spec":{"inbound":[{"allow":"at night"}]}}`, name)
+	return fmt.Appendf(nil, `{"apiVersion":"netctl/v1","kind":"Profile","metadata":{"name":%q,"needs":9},"spec":{"inbound":[{"allow":"at night"}]}}`, name)
 }
 
 func profileValue(t *testing.T, name, tag string) (key string, value []byte) {
@@ -64,7 +64,7 @@ func TestUnderstoodAcrossRestarts(t *testing.T) {
 		t.Fatalf("got %+v, %v", changes, err)
 	}
 	check(again, "x", false, 1)
-	if want := `/netctl/v1/profiles/p: metadata.needs "2": the object is for a newer netctl, this one knows the model up to version 1; what this node last understood of it stays in force`; len(again.Problems()) != 1 || again.Problems()[0] != want {
+	if want := `/netctl/v1/profiles/p: metadata.needs "9": the object is for a newer netctl, this one knows the model up to version 2; what this node last understood of it stays in force`; len(again.Problems()) != 1 || again.Problems()[0] != want {
 		t.Fatalf("got %q", again.Problems())
 	}
 	if changes, _ := again.Replace(Snapshot{Revision: 3, Entries: []Entry{{Key: key, Value: newer("p"), Revision: 3}}}); len(changes) != 0 {

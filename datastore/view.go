@@ -332,6 +332,12 @@ func (v *View) Peer(name string) *Peer { return one[*Peer](v, name) }
 // Peers returns the peers by name.
 func (v *View) Peers() []*Peer { return all[*Peer](v) }
 
+// BGPFilter returns the filter of that name or nil.
+func (v *View) BGPFilter(name string) *BGPFilter { return one[*BGPFilter](v, name) }
+
+// BGPFilters returns the filters by name.
+func (v *View) BGPFilters() []*BGPFilter { return all[*BGPFilter](v) }
+
 // Pool returns the pool of that name (PoolName) or nil.
 func (v *View) Pool(name string) *Pool { return one[*Pool](v, name) }
 

@@ -71,7 +71,7 @@ func TestProfileForANewerAgent(t *testing.T) {
 	w.mustAttach("c1", "web", 101)
 	before := w.nft.String()
 	key := datastore.KindPrefix(datastore.KindProfile) + "web"
-	old := w.rewrite(key, `"metadata":{"name":"web"`, `"metadata":{"name":"web","needs":2`)
+	old := w.rewrite(key, `"metadata":{"name":"web"`, `"metadata":{"name":"web","needs":9`)
 	told := func() string {
 		for _, p := range w.status().Problems {
 			if strings.Contains(p, `needs "2"`) && strings.Contains(p, "stays in force") {

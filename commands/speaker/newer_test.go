@@ -20,7 +20,7 @@ func TestNodeForANewerSpeaker(t *testing.T) {
 	self, peer := stored(t, 1, machine("a", "192.168.99.1/24")), stored(t, 2, machine("b", "192.168.99.2/24"))
 	newer := peer
 	newer.Revision = 3
-	newer.Value = []byte(strings.Replace(string(peer.Value), `{"name":"b"`, `{"name":"b","needs":2`, 1))
+	newer.Value = []byte(strings.Replace(string(peer.Value), `{"name":"b"`, `{"name":"b","needs":9`, 1))
 	follow := func(before routing.Plan) *follower {
 		f := newFollower("a", hostFile(t, "a"), &state{}, func() {}, slog.New(slog.DiscardHandler))
 		f.resume(before)
