@@ -51,10 +51,16 @@ type Attributes struct {
 // Verdict is what becomes of a route.
 type Verdict struct {
 	Accept bool
-	// Set is what is changed, nil for nothing; who has the same pointer has the same change.
-	Set *datastore.FilterSet
+	// Set is what is changed; nil: nothing.
+	Set *Changed
 	// By says which filter and rule decided: "filter tor, import rule 2: reject pool any".
 	By string
+}
+
+// Changed is what a rule changes, and how that is written: equal texts are equal changes.
+type Changed struct {
+	datastore.FilterSet
+	Text string
 }
 
 // Policy is the filters of a peer in one direction, compiled. It is not changed after it
@@ -160,7 +166,7 @@ func compile(d Direction, filters []Filter, pools []netip.Prefix) *Policy {
 				one.tests = append(one.tests, test{t.Not, compileTerm(t, pools)})
 			}
 			if !r.Set.IsZero() {
-				one.Set = &r.Set
+				one.Set = &Changed{r.Set, r.Set.String()}
 			}
 			p.decisions = append(p.decisions, one)
 		}

@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
+
+	"netctl/routing"
 )
 
 // Attribute types (RFC 4271, section 5; 1997, 4456, 4760, 4360, 6793, 8092).
@@ -50,8 +52,8 @@ type carried struct {
 	value       []byte
 }
 
-// attrs are the attributes of a path: immutable, and interned per session, so
-// that one pointer is one set to be packed together.
+// attrs are the attributes of a path: immutable but for what filters keep with them, and
+// interned per session, so that one pointer is one set to be packed together.
 type attrs struct {
 	// id is equal for equal attributes of equal sessions; empty for
 	// attributes that are never compared (own and adopted ones).
@@ -75,6 +77,13 @@ type attrs struct {
 	adopted bool
 	// only is nextHop as a list, which all routes of these attributes share.
 	only hops
+	// tellMED has the MED leave the AS, since a filter set it towards the peer.
+	tellMED bool
+	// raw is what a filter made these of; nil: nobody changed them. seen and variants are
+	// the RIB's: what filters read here, and what they made of it.
+	raw      *attrs
+	seen     *routing.Attributes
+	variants map[variant]*attrs
 }
 
 // hops is the next hop as a list that must not be changed.

@@ -3,7 +3,8 @@
 //
 // It owns the sessions, what peers announced and what they were told. It
 // knows neither the kernel nor the datastore: best paths leave through the
-// Installer, own prefixes come in by Originate, policy is the Import function.
+// Installer, own prefixes come in by Originate, policy is the Import function and
+// the peers' filters.
 //
 // Invariants: one goroutine (Speaker.Run) owns the RIB, every peer's counters
 // and the Adj-RIB-Out, and never waits for a peer. A goroutine per peer owns its state
@@ -17,6 +18,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"time"
+
+	"netctl/routing"
 )
 
 // Port is where BGP speakers listen (RFC 4271, section 8.2.1).
@@ -193,6 +196,9 @@ type PeerConfig struct {
 	KeepaliveTime time.Duration
 	// NextHop is the one of learnt routes.
 	NextHop NextHopMode
+	// ImportFilter and ExportFilter choose among what Import takes and what would be
+	// announced, and change it; nil: nothing. The same pointer is the same filter.
+	ImportFilter, ExportFilter *routing.Policy
 	// OwnOnly announces what Originate named, and nothing learnt.
 	OwnOnly bool
 	// Communities are added to all that the peer is told.

@@ -152,26 +152,30 @@ func (g *group) export(best *path, family Family) *path {
 func (g *group) tell(d *dest, ps *parcels) {
 	prefix, family := d.key.Prefix(), d.family()
 	have, had := g.sent[prefix]
+	var attrs *attrs
 	want := g.export(d.best, family)
-	if want == nil {
+	if want != nil {
+		attrs, _ = g.filterOut(d, want)
+	}
+	if attrs == nil {
 		if had {
 			g.forget(prefix, have)
 			ps.add(parcelKey{except: have.source}, prefix)
 		}
 		return
 	}
-	if had && have.source == want.peer && have.attrs.same(want.attrs) {
+	if had && have.source == want.peer && have.attrs.same(attrs) {
 		return
 	}
 	if had {
 		g.forget(prefix, have)
 	}
-	g.sent[prefix] = told{want.attrs, want.peer}
+	g.sent[prefix] = told{attrs, want.peer}
 	g.sources[want.peer]++
 	if ps == nil {
 		return
 	}
-	ps.add(parcelKey{attrs: want.attrs, except: want.peer}, prefix)
+	ps.add(parcelKey{attrs: attrs, except: want.peer}, prefix)
 	if had && have.source != want.peer && want.peer != nil {
 		ps.add(parcelKey{only: want.peer}, prefix)
 	}

@@ -337,7 +337,7 @@ func (f *fsm) session() *session {
 func (s *session) lookFor(c PeerConfig) outlook {
 	look := outlook{
 		external: c.AS != s.localAS, as4: s.open.as4, localAS: s.localAS, families: s.families,
-		ownOnly: c.OwnOnly, mode: c.NextHop, draining: c.Draining,
+		ownOnly: c.OwnOnly, mode: c.NextHop, draining: c.Draining, export: c.ExportFilter,
 	}
 	more := c.Communities
 	if c.Draining {

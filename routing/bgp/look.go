@@ -17,7 +17,7 @@ const (
 	ViewAll        View = iota // every path, and what became of it
 	ViewReceived               // those of Query.Peer
 	ViewAdvertised             // what Query.Peer was told
-	ViewRejected               // those that Import turned down
+	ViewRejected               // those that were turned down, and what Query.Peer is not told since its filter says so
 )
 
 // Query asks what the speaker knows.
@@ -96,6 +96,19 @@ func (r *rib) lookAt(d *dest, q Query) (out []Path) {
 		return []Path{p.session.look.told(d, t)}
 	}
 	all := slices.Collect(d.all())
+	if p := r.peers[q.Peer]; q.View == ViewRejected && p != nil && p.session != nil {
+		g := p.session.group
+		if best := g.export(d.best, d.family()); best != nil && best.peer != p {
+			if told, by := g.filterOut(d, best); told == nil {
+				shown := best.attrs.shown(d)
+				if best.peer != nil {
+					shown.Peer = best.peer.config.Address
+				}
+				shown.Best, shown.Why = true, "not announced to it: "+by
+				out = append(out, shown)
+			}
+		}
+	}
 	for _, p := range all {
 		switch {
 		case q.View == ViewRejected && !p.refused,
@@ -140,7 +153,10 @@ func (o *outlook) told(d *dest, t told) Path {
 	}
 	path := t.attrs.path
 	if o.external {
-		path, p.LocalPref, p.HasMED, p.MED = prepend(path, o.localAS), 0, false, 0
+		path, p.LocalPref = prepend(path, o.localAS), 0
+		if !t.attrs.tellMED {
+			p.HasMED, p.MED = false, 0
+		}
 	} else if o.draining {
 		p.LocalPref = 0
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
+
+	"netctl/routing"
 )
 
 // outlook is how a peer has to be spoken to; peers with the same one share
@@ -18,9 +20,10 @@ type outlook struct {
 	// client: what internal peers announce is reflected to it; clusterID is ours.
 	client    bool
 	clusterID netip.Addr
-	ownOnly   bool        // as PeerConfig.OwnOnly
-	draining  bool        // as PeerConfig.Draining
-	mode      NextHopMode // as PeerConfig.NextHop
+	ownOnly   bool            // as PeerConfig.OwnOnly
+	draining  bool            // as PeerConfig.Draining
+	mode      NextHopMode     // as PeerConfig.NextHop
+	export    *routing.Policy // as PeerConfig.ExportFilter
 	// communities and large are added to all, as they are on the wire.
 	communities, large string
 	// nextHop is the one of own routes, by family, and of learnt ones where it is not
@@ -31,7 +34,7 @@ type outlook struct {
 // writing is what of an outlook shows in the bytes of a path; the rest says which paths a
 // peer is told.
 func (o outlook) writing() outlook {
-	o.client, o.ownOnly = false, false
+	o.client, o.ownOnly, o.export = false, false, nil
 	return o
 }
 
@@ -63,7 +66,7 @@ func (o *outlook) attributes(a *attrs, family Family) []byte {
 		b = appendAttr(b, flagTransitive, attrNextHop, o.hop(a, IPv4).AsSlice())
 	}
 	// MED stays in the AS that it was given to (RFC 4271, section 5.1.4).
-	if a.hasMED && !o.external {
+	if a.hasMED && (!o.external || a.tellMED) {
 		b = appendAttr(b, flagOptional, attrMED, binary.BigEndian.AppendUint32(nil, a.med))
 	}
 	if !o.external {

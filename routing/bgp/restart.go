@@ -211,7 +211,10 @@ func (r *rib) up(s *session) {
 		p.renewed = true
 		r.wind(p, markerTime)
 	}
-	s.look.client = p.config.Client
+	// The state machine may not have heard yet of the latest configuration.
+	clusterID := s.look.clusterID
+	s.look = s.lookFor(p.config)
+	s.look.client, s.look.clusterID = p.config.Client, clusterID
 	r.join(s)
 }
 

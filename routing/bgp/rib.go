@@ -259,7 +259,7 @@ func (r *rib) set(p *peer, prefix netip.Prefix, a *attrs, stale bool) {
 		d = r.touch(prefix)
 	}
 	old := d.from(p)
-	if old != nil && !old.stale && old.attrs.same(a) {
+	if old != nil && !old.stale && old.attrs.received().same(a) {
 		return
 	}
 	r.mark(d)
@@ -271,20 +271,25 @@ func (r *rib) set(p *peer, prefix netip.Prefix, a *attrs, stale bool) {
 	r.judge(p, d, old)
 }
 
-// judge asks Import about a path of a peer, and says whether the answer is another
-// one than before.
+// judge asks Import and the peer's filter about a path, and says whether the answer is
+// another one than before.
 func (r *rib) judge(p *peer, d *dest, path *path) (changed bool) {
+	old, a := path.attrs, path.attrs.received()
+	path.attrs = a
 	ok, reason := true, ""
-	if path.attrs.blackhole && !p.config.Blackhole {
+	if a.blackhole && !p.config.Blackhole {
 		ok, reason = false, "carries the community BLACKHOLE, which this peer may not use"
 	} else if r.config.Import != nil {
-		ok, reason = r.config.Import(p.config.Address, d.key.Prefix(), path.attrs.nextHop)
+		ok, reason = r.config.Import(p.config.Address, d.key.Prefix(), a.nextHop)
+	}
+	if ok {
+		path.attrs, ok, reason = p.filterIn(d, a)
 	}
 	was, had := p.refused[d]
 	path.refused = !ok
 	if ok {
 		delete(p.refused, d)
-		return had
+		return had || path.attrs != old
 	}
 	why := unique.Make(cmp.Or(reason, "refused"))
 	if p.refused == nil {

@@ -333,7 +333,7 @@ func (s *Speaker) configure(peers []PeerConfig, wanted map[netip.Addr]bool) {
 		p.config = c
 		p.fsm.want(c, false)
 		r.employ(p, client)
-		if was.Outside != c.Outside || was.Blackhole != c.Blackhole {
+		if was.Outside != c.Outside || was.Blackhole != c.Blackhole || was.ImportFilter != c.ImportFilter {
 			for d, path := range p.all() {
 				r.judge(p, d, path)
 				r.mark(d)
