@@ -2,8 +2,10 @@ package routing
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"netctl/datastore"
 )
@@ -15,6 +17,9 @@ type Configured struct {
 	Spec datastore.PeerSpec `json:"spec"`
 	// Node is the name of the node that has the address, "" if none has.
 	Node string `json:"node,omitempty"`
+	// Others are the addresses of the other nodes that have the peer, where its routes are
+	// counted.
+	Others []netip.Addr `json:"others,omitempty"`
 }
 
 // AddPeers adds the configured peers that a node has to its plan. Of several with one
@@ -67,6 +72,7 @@ func (p *Plan) problem(format string, args ...any) {
 // addPeer adds one, or says why it cannot be.
 func (p *Plan) addPeer(c *datastore.Peer, nodes []*datastore.Node) {
 	name, s := c.Metadata.Name, c.Spec
+	s.Filters = p.filtersOf(c)
 	if slices.Contains(p.Addresses, s.Address) {
 		// A node that is every other node's peer is none of its own.
 		if rankOf(c) == ofNode {
@@ -86,6 +92,8 @@ func (p *Plan) addPeer(c *datastore.Peer, nodes []*datastore.Node) {
 		if list := addresses(n); slices.Contains(list, s.Address) {
 			peer.Configured.Node = n.Metadata.Name
 			peer.Aliases = slices.DeleteFunc(list, func(a netip.Addr) bool { return a == s.Address })
+		} else if s.RouteBudget > 0 && n.Metadata.Name != p.Node && c.Selects(n.Metadata.Name, n.Metadata.Labels) {
+			peer.Configured.Others = append(peer.Configured.Others, list...)
 		}
 	}
 	var ends []netip.Addr // of the node, one a family
@@ -114,6 +122,57 @@ func (p *Plan) addPeer(c *datastore.Peer, nodes []*datastore.Node) {
 	default:
 		p.Peers = append(p.Peers, peer)
 	}
+}
+
+// filtersOf are the names of a peer's filters, in order: its own, and then those that the
+// cluster's configuration gives it.
+func (p *Plan) filtersOf(c *datastore.Peer) []string {
+	names := slices.Clone(c.Spec.Filters)
+	for _, f := range p.PeerFilters {
+		if s, err := datastore.ParseSelector(f.Peers); err == nil && s.Matches(c.Metadata.Labels) {
+			names = append(names, slices.DeleteFunc(slices.Clone(f.Filters), func(name string) bool { return slices.Contains(names, name) })...)
+		}
+	}
+	return names
+}
+
+// AddFilters adds the filters that the plan's peers name. Who names one that is not there
+// believes nothing, and tells nothing.
+func (p *Plan) AddFilters(filters []*datastore.BGPFilter) {
+	peers := map[string][]string{} // by filter
+	for _, peer := range p.Peers {
+		if c := peer.Configured; c != nil {
+			for _, name := range c.Spec.Filters {
+				peers[name] = append(peers[name], peer.Name)
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(peers)) {
+		f := Filter{Name: name}
+		if i := slices.IndexFunc(filters, func(o *datastore.BGPFilter) bool { return o.Metadata.Name == name }); i >= 0 {
+			f.Spec = filters[i].Spec
+		} else {
+			f.Missing = true
+			p.problem("filter %s does not exist, or cannot be read: nothing is taken from the peers that name it, and they are told nothing: %s; "+
+				"put it back (`netctl bgp filter add`), or take it out of them", name, strings.Join(peers[name], ", "))
+		}
+		p.Filters = append(p.Filters, f)
+	}
+}
+
+// FiltersOf are a peer's filters, in their order.
+func (p *Plan) FiltersOf(peer Peer) (out []Filter) {
+	if peer.Configured == nil {
+		return nil
+	}
+	for _, name := range peer.Configured.Spec.Filters {
+		f := Filter{Name: name, Missing: true}
+		if i := slices.IndexFunc(p.Filters, func(f Filter) bool { return f.Name == name }); i >= 0 {
+			f = p.Filters[i]
+		}
+		out = append(out, f)
+	}
+	return out
 }
 
 func familyName(a netip.Addr) string {

@@ -76,6 +76,9 @@ type Plan struct {
 	// that nodes are no peers by themselves.
 	DefaultAS uint32 `json:"defaultAS,omitempty"`
 	NoMesh    bool   `json:"noMesh,omitempty"`
+	// PeerFilters gives filters to configured peers; Filters are those that peers have, by name.
+	PeerFilters []datastore.PeerFilters `json:"peerFilters,omitempty"`
+	Filters     []Filter                `json:"filters,omitempty"`
 	// Topology is the configured one.
 	Topology datastore.Topology `json:"topology,omitzero"`
 	// Kept says that the datastore has lost some of this, which is kept for a
@@ -98,7 +101,7 @@ func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *da
 	p := Plan{Node: node}
 	p.HoldTime, p.RestartTime = *bgp.Spec.HoldTime, bgp.Spec.RestartTime
 	p.DefaultAS, p.NoMesh = bgp.Spec.DefaultAS, !*bgp.Spec.Mesh
-	p.Topology = bgp.Spec.Topology
+	p.Topology, p.PeerFilters = bgp.Spec.Topology, bgp.Spec.Filters
 	for _, pool := range pools {
 		p.Pools = append(p.Pools, Pool{CIDR: pool.Spec.CIDR, BlockSize: pool.Spec.BlockSize, Communities: pool.Spec.Communities, Encap: pool.Spec.Encap})
 	}

@@ -15,8 +15,8 @@ import (
 )
 
 // follower turns what the datastore holds into plans. Its methods are called by
-// datastore.Follow, one at a time, but for the timer's; it keeps nodes, pools, peers
-// and the BGP configuration only.
+// datastore.Follow, one at a time, but for the timer's; it keeps nodes, pools, peers,
+// filters and the BGP configuration only.
 //
 // What the datastore lost while it was not followed, or together with this
 // node's own object, goes only after the restart time: an etcd that came back
@@ -64,7 +64,7 @@ func (f *follower) resume(p routing.Plan) {
 
 // kinds are those that the speaker works by.
 func kinds() []datastore.Kind {
-	return []datastore.Kind{datastore.KindNode, datastore.KindPool, datastore.KindPeer, datastore.KindBGPConfig}
+	return []datastore.Kind{datastore.KindNode, datastore.KindPool, datastore.KindPeer, datastore.KindBGPFilter, datastore.KindBGPConfig}
 }
 
 // Replace implements datastore.Follower.
@@ -221,6 +221,7 @@ func (f *follower) plan() {
 	nodes := f.kept.withNodes(f.view.Nodes())
 	p := routing.Mesh(f.node, nodes, f.kept.withPools(f.view.Pools()), f.kept.config(f.view))
 	p.AddPeers(nodes, f.kept.withPeers(f.view.Peers()))
+	p.AddFilters(slices.Concat(f.view.BGPFilters(), f.kept.filters))
 	p.AddDrains(nodes)
 	p.Problems = append(p.Problems, f.view.Problems()...)
 	p.Understood, _ = f.view.Understood()

@@ -15,11 +15,12 @@ import (
 // kept is what the speaker worked by and the datastore does not hold any more:
 // just so much of the objects as a plan is made of. The zero value keeps nothing.
 type kept struct {
-	nodes []*datastore.Node
-	pools []*datastore.Pool
-	peers []*datastore.Peer
-	bgp   *datastore.BGPConfig // nil: not kept
-	until time.Time
+	nodes   []*datastore.Node
+	pools   []*datastore.Pool
+	peers   []*datastore.Peer
+	filters []*datastore.BGPFilter
+	bgp     *datastore.BGPConfig // nil: not kept
+	until   time.Time
 }
 
 // planned returns the objects that plan was made of: none of the zero plan, which
@@ -93,10 +94,15 @@ func planned(node string, p routing.Plan) kept {
 	for _, pool := range p.Pools {
 		k.pools = append(k.pools, &datastore.Pool{Spec: datastore.PoolSpec{CIDR: pool.CIDR, BlockSize: pool.BlockSize, Communities: pool.Communities, Encap: pool.Encap}})
 	}
+	for _, f := range p.Filters {
+		if !f.Missing {
+			k.filters = append(k.filters, &datastore.BGPFilter{Metadata: datastore.Metadata{Name: f.Name}, Spec: f.Spec})
+		}
+	}
 	var usual datastore.BGPConfig
 	usual.SetDefaults()
 	bgp := datastore.BGPConfig{Spec: datastore.BGPConfigSpec{
-		DefaultAS: p.DefaultAS, Mesh: new(!p.NoMesh), Topology: p.Topology, HoldTime: new(p.HoldTime), RestartTime: p.RestartTime,
+		DefaultAS: p.DefaultAS, Mesh: new(!p.NoMesh), Topology: p.Topology, HoldTime: new(p.HoldTime), RestartTime: p.RestartTime, Filters: p.PeerFilters,
 	}}
 	if bgp.SetDefaults(); !reflect.DeepEqual(bgp, usual) {
 		k.bgp = &bgp
@@ -123,6 +129,7 @@ func (k *kept) settle(v *datastore.View) {
 			slices.ContainsFunc(v.Peers(), func(o *datastore.Peer) bool { return o.Spec.Address == p.Spec.Address })
 	})
 	k.pools = slices.DeleteFunc(k.pools, func(p *datastore.Pool) bool { return v.Pool(datastore.PoolName(p.Spec.CIDR)) != nil })
+	k.filters = slices.DeleteFunc(k.filters, func(f *datastore.BGPFilter) bool { return v.BGPFilter(f.Metadata.Name) != nil })
 	if v.Object(datastore.KindBGPConfig, datastore.DefaultName) != nil {
 		k.bgp = nil
 	}
@@ -139,13 +146,15 @@ func (k *kept) deleted(key string) {
 		k.peers = slices.DeleteFunc(k.peers, func(p *datastore.Peer) bool { return p.Metadata.Name == name })
 	case kind == datastore.KindPool:
 		k.pools = slices.DeleteFunc(k.pools, func(p *datastore.Pool) bool { return datastore.PoolName(p.Spec.CIDR) == name })
+	case kind == datastore.KindBGPFilter:
+		k.filters = slices.DeleteFunc(k.filters, func(f *datastore.BGPFilter) bool { return f.Metadata.Name == name })
 	case kind == datastore.KindBGPConfig:
 		k.bgp = nil
 	}
 }
 
 func (k *kept) empty() bool {
-	return len(k.nodes) == 0 && len(k.pools) == 0 && len(k.peers) == 0 && k.bgp == nil
+	return len(k.nodes) == 0 && len(k.pools) == 0 && len(k.peers) == 0 && len(k.filters) == 0 && k.bgp == nil
 }
 
 func (k *kept) withNodes(nodes []*datastore.Node) []*datastore.Node {
@@ -201,6 +210,13 @@ func (k *kept) String() string {
 			names = append(names, p.Metadata.Name)
 		}
 		words = append(words, "peers "+bounded(names))
+	}
+	if len(k.filters) > 0 {
+		var names []string
+		for _, f := range k.filters {
+			names = append(names, f.Metadata.Name)
+		}
+		words = append(words, "filters "+bounded(names))
 	}
 	if k.bgp != nil {
 		words = append(words, "bgpconfig "+datastore.DefaultName)

@@ -151,6 +151,7 @@ type loop struct {
 	// leaving are peers that are to go, by address; the engine knows which are gone.
 	leaving   map[netip.Addr]routing.Peer
 	passwords passwords
+	policies  routing.Policies
 	unread    []string // what is wrong with them
 	// neighbours are those of the tunnels' devices, once met: once they were written.
 	neighbours []routing.Neighbour

@@ -25,6 +25,7 @@ const (
 
 func (l *loop) peers() []bgp.PeerConfig {
 	l.unread = nil
+	l.policies.Begin()
 	out := make([]bgp.PeerConfig, 0, len(l.plan.Peers)+len(l.leaving))
 	for _, p := range l.plan.Peers {
 		out = append(out, l.peer(p))
@@ -51,6 +52,8 @@ func (l *loop) peer(p routing.Peer) bgp.PeerConfig {
 	}
 	if p.Configured != nil {
 		l.configure(&c, p.Configured.Spec)
+		filters, pools := l.plan.FiltersOf(p), l.plan.CIDRs()
+		c.ImportFilter, c.ExportFilter = l.policies.Compile(routing.Import, filters, pools), l.policies.Compile(routing.Export, filters, pools)
 		c.Outside = p.Configured.Node == ""
 		if l.plan.External(p) {
 			c.OwnOnly = p.Configured.Spec.Announce != datastore.AnnounceAll

@@ -179,6 +179,9 @@ type PeerConfig struct {
 	// Session.Full say so; 0: no limit. PrefixWarning has it say so before.
 	PrefixLimit, PrefixWarning int
 	LimitWarns                 bool
+	// LimitRest is how long a session rests that the limit ended; 0: 1 s, doubling to a
+	// minute; negative: until one of these settings is another.
+	LimitRest time.Duration
 	// LocalAS is the AS number that this side has towards the peer, and the only one of
 	// ours that it sees; 0: Config.AS.
 	LocalAS uint32

@@ -66,14 +66,21 @@ func (f *fault) message() []byte {
 	return finish(append(b, payload...), 0)
 }
 
+// isLimit says whether the prefix limit ended the session.
+func (f *fault) isLimit() bool {
+	if f.code == codeCease && f.subcode == ceaseHard && len(f.payload) >= 2 {
+		return (&fault{code: f.payload[0], subcode: f.payload[1]}).isLimit()
+	}
+	return f.code == codeCease && f.subcode == ceaseLimit
+}
+
 // holds reports whether the idle state is kept for a while: errors that will
 // come back, not lost connections.
 func (f *fault) holds() bool {
 	if f.code == codeCease && f.subcode == ceaseHard && len(f.payload) >= 2 {
 		return (&fault{code: f.payload[0], subcode: f.payload[1]}).holds()
 	}
-	return f.code == codeHeader || f.code == codeOpen || f.code == codeUpdate ||
-		f.code == codeCease && f.subcode == ceaseLimit
+	return f.code == codeHeader || f.code == codeOpen || f.code == codeUpdate || f.isLimit()
 }
 
 // notification reads a received NOTIFICATION; body has at least two bytes.

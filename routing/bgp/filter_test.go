@@ -45,7 +45,9 @@ func TestFilters(t *testing.T) {
 		}
 		us := " via " + usID + " path"
 		own := "10.65.0.0/26" + us
-		with := func() *attrs { return &attrs{rest: attached(Communities{Standard: []uint32{1<<16 | 1, 2<<16 | 2}}.wire())} }
+		with := func() *attrs {
+			return &attrs{rest: attached(Communities{Standard: []uint32{1<<16 | 1, 2<<16 | 2}}.wire())}
+		}
 		c.sends("10.9.0.4", with(), "10.40.0.0/16", "10.41.0.0/16")
 		c.sends("10.9.0.4", &attrs{}, "10.42.0.0/16", "172.16.0.0/12")
 		changed := " path 65004 65004 65004 pref 200 {Communities: 2:2, 64512:9}"

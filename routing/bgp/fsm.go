@@ -48,6 +48,9 @@ type fsm struct {
 	idleTime  time.Duration // the next idle hold
 	idleUntil time.Time
 	wasUp     bool
+	// stays: it rests until the limits are others than limited.
+	stays   bool
+	limited limits
 
 	incoming chan incoming
 	accepted chan net.Conn
@@ -250,8 +253,11 @@ func (f *fsm) idle(ctx context.Context) state {
 			return nil
 		}
 		wait := time.Until(f.idleUntil)
-		if !f.off() && wait <= 0 {
+		if !f.off() && !f.stays && wait <= 0 {
 			break
+		}
+		if f.stays {
+			wait = time.Hour
 		}
 		if f.off() {
 			words := "shut down: " + f.config.Shutdown
@@ -267,10 +273,13 @@ func (f *fsm) idle(ctx context.Context) state {
 		case connected:
 			_ = ev.conn.Close()
 		case mustEnd, reconfigured:
+			if f.limited != (limits{}) && f.limited != f.config.limits() {
+				f.stays, f.idleUntil = false, time.Time{}
+			}
 			f.enter("Idle")
 		}
 	}
-	f.idleUntil = time.Time{}
+	f.idleUntil, f.limited = time.Time{}, limits{}
 	if f.config.Passive {
 		// "In response to a ManualStart_with_PassiveTcpEstablishment event
 		// (Event 4) …, the local system … changes its state to Active."

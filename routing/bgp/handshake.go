@@ -152,7 +152,14 @@ func (f *fsm) down(ctx context.Context, flt *fault) state {
 	if flt != nil {
 		f.noted("this side said " + flt.words)
 		f.because(flt.words)
-		if flt.holds() {
+		if flt.isLimit() {
+			f.limited, f.stays = f.config.limits(), f.config.LimitRest < 0
+		}
+		switch rest := f.config.LimitRest; {
+		case f.stays:
+		case flt.isLimit() && rest > 0:
+			f.idleUntil = time.Now().Add(rest)
+		case flt.holds():
 			return f.rest
 		}
 	}

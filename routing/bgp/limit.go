@@ -1,6 +1,18 @@
 package bgp
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
+
+// limits are the settings of a peer's prefix limit.
+type limits struct {
+	limit int
+	warns bool
+	rest  time.Duration
+}
+
+func (p PeerConfig) limits() limits { return limits{p.PrefixLimit, p.LimitWarns, p.LimitRest} }
 
 // isFull says whether the peer sends as many prefixes as are to be said.
 func (p *peer) isFull() bool {

@@ -203,6 +203,9 @@ func (r *rib) apply(s *session, changes []change) {
 	if limit := p.config.PrefixLimit; limit > 0 && !p.config.LimitWarns && r.holds(p, changes, limit) > limit {
 		flt := cease(ceaseLimit, "")
 		flt.words = fmt.Sprintf("sent more prefixes than its limit of %d", limit)
+		if p.config.LimitRest < 0 {
+			flt.words += "; its session stays down until that is changed"
+		}
 		p.fsm.end(flt)
 		return
 	}

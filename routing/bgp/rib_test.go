@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -189,6 +190,43 @@ func TestPrefixLimit(t *testing.T) {
 			t.Errorf("deleted %v", d)
 		}
 	})
+}
+
+// TestLimitRest: a session that the limit ended rests as long as is said, or until the
+// limit is another.
+func TestLimitRest(t *testing.T) {
+	for rest, words := range map[time.Duration]string{
+		20 * time.Second: "Idle: sent more prefixes than its limit of 2, retry in 20 s",
+		-1:               "Idle: sent more prefixes than its limit of 2; its session stays down until that is changed",
+	} {
+		p := robotPeer("10.9.0.2")
+		p.PrefixLimit, p.LimitRest = 2, rest
+		play(t, Config{}, []PeerConfig{p}, func(g *stage) {
+			much := func() {
+				t.Helper()
+				r := g.up(nil)
+				r.send(announce("10.9.0.2", "10.1.0.0/26", "10.1.0.64/26", "10.1.0.128/26"))
+				g.words(words)
+			}
+			much()
+			if rest > 0 {
+				time.Sleep(rest - time.Millisecond)
+				g.words(strings.Replace(words, "20 s", "1 s", 1))
+				much()
+			} else {
+				time.Sleep(time.Hour)
+				g.words(words)
+				p.Description = "another"
+				_ = g.s.Configure([]PeerConfig{p})
+				g.words(words)
+			}
+			p.PrefixLimit = 3
+			_ = g.s.Configure([]PeerConfig{p})
+			r := g.up(nil)
+			r.send(announce("10.9.0.2", "10.1.0.0/26", "10.1.0.64/26", "10.1.0.128/26"))
+			g.has("10.1.0.0/26 via 10.9.0.2", "10.1.0.128/26 via 10.9.0.2", "10.1.0.64/26 via 10.9.0.2")
+		})
+	}
 }
 
 // Import is asked for each path, again on Reimport, and its reasons are shown.
