@@ -160,6 +160,9 @@ func sessionText(s control.BGPSession, now time.Time) string {
 	if s.Limit > 0 {
 		line("Prefix limit", "%d", s.Limit)
 	}
+	if s.Budget > 0 {
+		line("Route budget", "%d of %d, by all nodes that have the peer", s.Burden, s.Budget)
+	}
 	line("Messages", "%d in, %d out; %d and %d of them UPDATEs", s.MessagesIn, s.MessagesOut, s.UpdatesIn, s.UpdatesOut)
 	at("Last error", s.LastError, s.LastErrorAt)
 	at("Last notification", s.Notice, s.NoticeAt)

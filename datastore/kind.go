@@ -201,7 +201,8 @@ type PeerSpec struct {
 	Accept []string `json:"accept,omitempty"`
 	// PrefixLimit is how many prefixes the peer may send, default 10000; PrefixWarning at
 	// how many percent of it is warned, default 75; PrefixAction what becomes of the
-	// session of one that sends more: "stop" (default) or "warn".
+	// session of one that sends more: "stop" (default), "warn", or "end", which stops it
+	// until the Peer is changed.
 	PrefixLimit   int    `json:"prefixLimit,omitempty"`
 	PrefixWarning int    `json:"prefixWarning,omitempty"`
 	PrefixAction  string `json:"prefixAction,omitempty"`

@@ -33,6 +33,7 @@ const (
 	AcceptBlackhole  = "blackhole"
 	LimitStops       = "stop"
 	LimitWarns       = "warn"
+	LimitEnds        = "end"
 )
 
 // Kind returns KindPeer.
@@ -159,8 +160,8 @@ func (s *PeerSpec) checkRoutes() error {
 	if s.PrefixRestart < 0 || s.PrefixRestart > 86400 {
 		return &FieldError{Field: "spec.prefixRestart", Value: decimal(s.PrefixRestart), Reason: "must be from 1 to 86400 seconds"}
 	}
-	if s.PrefixRestart > 0 && s.PrefixAction == LimitWarns {
-		return &FieldError{Field: "spec.prefixRestart", Value: decimal(s.PrefixRestart), Reason: "stands beside prefixAction warn, which ends no session"}
+	if s.PrefixRestart > 0 && s.PrefixAction != "" && s.PrefixAction != LimitStops {
+		return &FieldError{Field: "spec.prefixRestart", Value: decimal(s.PrefixRestart), Reason: "stands beside prefixAction " + s.PrefixAction + ", after which nothing starts again"}
 	}
 	if s.RouteBudget < 0 || s.RouteBudget > maxPrefixLimit {
 		return &FieldError{Field: "spec.routeBudget", Value: decimal(s.RouteBudget), Reason: fmt.Sprintf("must be from 1 to %d", maxPrefixLimit)}
@@ -174,7 +175,7 @@ func (s *PeerSpec) checkRoutes() error {
 	return firstError(
 		at("spec.nextHop", oneOf(s.NextHop, "", NextHopSelf, NextHopUnchanged)),
 		at("spec.announce", oneOf(s.Announce, "", AnnounceOwn, AnnounceAll)),
-		at("spec.prefixAction", oneOf(s.PrefixAction, "", LimitStops, LimitWarns)),
+		at("spec.prefixAction", oneOf(s.PrefixAction, "", LimitStops, LimitWarns, LimitEnds)),
 		each("spec.accept", s.Accept, func(a string) error { return oneOf(a, AcceptDefault, AcceptForeign, AcceptBlocks, AcceptBlackhole) }),
 		each("spec.filters", s.Filters, CheckName),
 		checkCommunities("spec.communities", s.Communities))

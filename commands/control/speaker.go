@@ -81,12 +81,15 @@ type BGPSession struct {
 	Offered  []string `json:"offered,omitempty"`
 	Heard    []string `json:"heard,omitempty"`
 	// Established counts how often the session came up.
-	Established int       `json:"established"`
-	MessagesIn  uint64    `json:"messagesIn"`
-	MessagesOut uint64    `json:"messagesOut"`
-	UpdatesIn   uint64    `json:"updatesIn"`
-	UpdatesOut  uint64    `json:"updatesOut"`
-	Limit       int       `json:"prefixLimit,omitempty"`
+	Established int    `json:"established"`
+	MessagesIn  uint64 `json:"messagesIn"`
+	MessagesOut uint64 `json:"messagesOut"`
+	UpdatesIn   uint64 `json:"updatesIn"`
+	UpdatesOut  uint64 `json:"updatesOut"`
+	Limit       int    `json:"prefixLimit,omitempty"`
+	// Burden is how many routes all nodes tell the peer, Budget how many it has room for.
+	Burden      int       `json:"routes,omitempty"`
+	Budget      int       `json:"routeBudget,omitempty"`
 	LastError   string    `json:"lastError,omitempty"`
 	LastErrorAt time.Time `json:"lastErrorAt,omitzero"`
 	Notice      string    `json:"lastNotification,omitempty"`

@@ -96,6 +96,7 @@ func (s *state) session(peer string) (out control.BGPSession, err error) {
 		MessagesIn: e.MessagesIn, MessagesOut: e.MessagesOut, UpdatesIn: e.UpdatesIn, UpdatesOut: e.UpdatesOut,
 		LastError: e.Reason, LastErrorAt: utc(e.ReasonAt), Notice: e.Notice, NoticeAt: utc(e.NoticeAt),
 	}
+	out.Burden, out.Budget = burden(engine, plan, address)
 	for _, f := range e.Families {
 		out.Families = append(out.Families, f.String())
 	}

@@ -238,6 +238,7 @@ func (l *loop) run(ctx context.Context) error {
 	}
 	switch {
 	case l.engine != nil:
+		l.engine.Aggregate(l.aggregates())
 		return l.engine.Configure(l.peers())
 	case p.RouterID.IsValid():
 		return l.start(ctx, want)
@@ -294,6 +295,7 @@ func (l *loop) start(ctx context.Context, want fixed) error {
 	if err != nil {
 		return err
 	}
+	b.Aggregate(l.aggregates())
 	if err := b.Configure(l.peers()); err != nil {
 		return err
 	}

@@ -86,6 +86,11 @@ func (l *loop) configure(c *bgp.PeerConfig, s datastore.PeerSpec) {
 	c.LocalAS = s.LocalAS
 	c.PrefixLimit, c.LimitWarns = cmp.Or(s.PrefixLimit, foreignLimit), s.PrefixAction == datastore.LimitWarns
 	c.PrefixWarning = max(1, c.PrefixLimit*cmp.Or(s.PrefixWarning, foreignWarning)/100)
+	c.LimitRest = time.Duration(s.PrefixRestart) * time.Second
+	if s.PrefixAction == datastore.LimitEnds {
+		c.LimitRest = -1
+	}
+	c.Aggregate = s.Aggregate
 	switch s.NextHop {
 	case datastore.NextHopSelf:
 		c.NextHop = bgp.NextHopThisSide
@@ -112,6 +117,20 @@ func communities(texts []string) (c bgp.Communities) {
 		}
 	}
 	return c
+}
+
+// aggregates are the pools that peers may be told as a whole, if any asks for it. One that
+// is a single block is that already.
+func (l *loop) aggregates() (list []netip.Prefix) {
+	if !slices.ContainsFunc(l.plan.Peers, func(p routing.Peer) bool { return p.Configured != nil && p.Configured.Spec.Aggregate }) {
+		return nil
+	}
+	for _, p := range l.plan.Pools {
+		if p.CIDR.Bits() < p.BlockSize {
+			list = append(list, p.CIDR)
+		}
+	}
+	return list
 }
 
 // tags are the communities of an own prefix: its pool's.

@@ -102,6 +102,24 @@ func (s *state) report(started time.Time, bare bool) func(context.Context) (data
 	}
 }
 
+// nearlyFull is from how many hundredths of a peer's table on that is said.
+const nearlyFull = 80
+
+// burden is how many routes a peer is told by all nodes that have it, and how many it has
+// room for; 0: nobody said.
+func burden(engine *bgp.Speaker, plan routing.Plan, peer netip.Addr) (routes, budget int) {
+	i := slices.IndexFunc(plan.Peers, func(p routing.Peer) bool { return p.Address == peer })
+	if i < 0 || plan.Peers[i].Configured == nil || plan.Peers[i].Configured.Spec.RouteBudget == 0 {
+		return 0, 0
+	}
+	c := plan.Peers[i].Configured
+	others := map[netip.Addr]bool{}
+	for _, a := range c.Others {
+		others[a] = true
+	}
+	return engine.Burden(peer, others), c.Spec.RouteBudget
+}
+
 // status is the answer on the control socket.
 func (s *speaker) status() control.SpeakerStatus {
 	sessions, _ := s.state.sessions()
@@ -140,6 +158,10 @@ func (s *speaker) status() control.SpeakerStatus {
 	for _, e := range engine.Status() {
 		if e.Full {
 			st.Problems = append(st.Problems, fmt.Sprintf("peer %s sends %d prefixes; its limit is %d", plan.Names([]netip.Addr{e.Peer}), e.Received, e.Limit))
+		}
+		if n, budget := burden(engine, plan, e.Peer); budget > 0 && 100*n >= nearlyFull*budget {
+			st.Problems = append(st.Problems, fmt.Sprintf("peer %s is told %d routes by the nodes that have it; it has room for %d (routeBudget): "+
+				"have it told aggregates, or less by a filter", plan.Names([]netip.Addr{e.Peer}), n, budget))
 		}
 		for _, r := range e.Refused {
 			st.Refused = append(st.Refused, fmt.Sprintf("%s from %s: %s", r.Prefix, plan.Names([]netip.Addr{e.Peer}), r.Reason))

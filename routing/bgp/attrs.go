@@ -72,6 +72,8 @@ type attrs struct {
 	external bool
 	// What communities say: not to other AS, to nobody, to be discarded.
 	noExport, noAdvertise, blackhole bool
+	// aggregate is set of the own path of an aggregate, see its constants.
+	aggregate uint8
 	// adopted marks a route that was found in the kernel, of which only the
 	// next hop is known.
 	adopted bool

@@ -64,7 +64,7 @@ type Route struct {
 	Prefix   netip.Prefix
 	NextHops []netip.Addr
 	// Peer is the session address of the peer whose path is the best one;
-	// not set in Config.Stale.
+	// not set in Config.Stale, and of an aggregate.
 	Peer netip.Addr
 	// Stale says that the best path is kept for a restart (RFC 4724).
 	Stale bool
@@ -204,6 +204,8 @@ type PeerConfig struct {
 	ImportFilter, ExportFilter *routing.Policy
 	// OwnOnly announces what Originate named, and nothing learnt.
 	OwnOnly bool
+	// Aggregate tells the peer what Speaker.Aggregate named in place of what lies in it.
+	Aggregate bool
 	// Communities are added to all that the peer is told.
 	Communities Communities
 	// Draining tells the peer to prefer every other path (RFC 8326): all that it is told

@@ -85,13 +85,21 @@ func (a *attrs) heed(list []uint32) {
 	}
 }
 
+// ownKey is what own prefixes of one set of attributes share; the communities are as they
+// are on the wire.
+type ownKey struct {
+	ownKind
+	standard, large string
+}
+
 // ownAttrs are the attributes of an own prefix; those of equal communities are one set.
-func (r *rib) ownAttrs(tags Communities) *attrs {
+func (r *rib) ownAttrs(kind ownKind, tags Communities) *attrs {
 	standard, large := tags.wire()
-	key := [2]string{standard, large}
+	key := ownKey{kind, standard, large}
 	a := r.own[key]
 	if a == nil {
 		a = &attrs{localPref: defaultLocalPref, rest: attached(standard, large)}
+		kind.shape(a)
 		a.heed(tags.Standard)
 		r.own[key] = a
 	}
@@ -113,7 +121,11 @@ func (r *rib) retag() {
 		if own == nil {
 			continue
 		}
-		if a := r.ownAttrs(r.tags(d.key.Prefix())); a != own.attrs {
+		kind := ownKind{aggregate: own.attrs.aggregate}
+		if kind.aggregate > 0 {
+			kind.family = d.family()
+		}
+		if a := r.ownAttrs(kind, r.tags(d.key.Prefix())); a != own.attrs {
 			own.attrs = a
 			r.mark(d)
 		}

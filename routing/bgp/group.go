@@ -120,13 +120,17 @@ func (r *rib) leave(s *session) {
 	}
 }
 
-// export is the path that the group is told for a best path; nil for none.
-func (g *group) export(best *path, family Family) *path {
+// export is the path that the group is told of a prefix, unless a filter says otherwise;
+// nil for none.
+func (g *group) export(d *dest) *path {
+	best, family := d.best, d.family()
 	switch {
 	case best == nil || best.attrs.adopted || !g.look.families[family] || !g.look.hop(best.attrs, family).IsValid():
 		return nil
 	case best.attrs.noAdvertise, best.attrs.noExport && g.look.external, best.attrs.blackhole && best.peer != nil:
 		return nil // RFC 1997; RFC 7999, section 3.2
+	case best.attrs.aggregate > 0 && (!g.look.aggregate || g.look.ownOnly && best.attrs.aggregate != aggregateOwn), g.hides(d):
+		return nil
 	case best.peer == nil:
 		return best
 	case best.external() && best.peer.config.Outside:
@@ -150,10 +154,10 @@ func (g *group) export(best *path, family Family) *path {
 
 // tell brings g.sent up to date for d and notes in ps what that means.
 func (g *group) tell(d *dest, ps *parcels) {
-	prefix, family := d.key.Prefix(), d.family()
+	prefix := d.key.Prefix()
 	have, had := g.sent[prefix]
 	var attrs *attrs
-	want := g.export(d.best, family)
+	want := g.export(d)
 	if want != nil {
 		attrs, _ = g.filterOut(d, want)
 	}

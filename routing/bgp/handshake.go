@@ -344,7 +344,7 @@ func (f *fsm) session() *session {
 func (s *session) lookFor(c PeerConfig) outlook {
 	look := outlook{
 		external: c.AS != s.localAS, as4: s.open.as4, localAS: s.localAS, families: s.families,
-		ownOnly: c.OwnOnly, mode: c.NextHop, draining: c.Draining, export: c.ExportFilter,
+		ownOnly: c.OwnOnly, mode: c.NextHop, draining: c.Draining, export: c.ExportFilter, aggregate: c.Aggregate,
 	}
 	more := c.Communities
 	if c.Draining {

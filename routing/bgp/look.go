@@ -98,7 +98,7 @@ func (r *rib) lookAt(d *dest, q Query) (out []Path) {
 	all := slices.Collect(d.all())
 	if p := r.peers[q.Peer]; q.View == ViewRejected && p != nil && p.session != nil {
 		g := p.session.group
-		if best := g.export(d.best, d.family()); best != nil && best.peer != p {
+		if best := g.export(d); best != nil && best.peer != p {
 			if told, by := g.filterOut(d, best); told == nil {
 				shown := best.attrs.shown(d)
 				if best.peer != nil {
@@ -228,6 +228,9 @@ func communityText(c uint32) string {
 
 // won says why the best path is.
 func won(best *path, all []*path) string {
+	if best.attrs.aggregate > 0 {
+		return "best: the aggregate of what lies in it; what is nobody's there is dropped"
+	}
 	if best.peer == nil {
 		return "best: this node's own"
 	}

@@ -24,6 +24,7 @@ type outlook struct {
 	draining  bool            // as PeerConfig.Draining
 	mode      NextHopMode     // as PeerConfig.NextHop
 	export    *routing.Policy // as PeerConfig.ExportFilter
+	aggregate bool            // as PeerConfig.Aggregate
 	// communities and large are added to all, as they are on the wire.
 	communities, large string
 	// nextHop is the one of own routes, by family, and of learnt ones where it is not
@@ -34,7 +35,7 @@ type outlook struct {
 // writing is what of an outlook shows in the bytes of a path; the rest says which paths a
 // peer is told.
 func (o outlook) writing() outlook {
-	o.client, o.ownOnly, o.export = false, false, nil
+	o.client, o.ownOnly, o.aggregate, o.export = false, false, false, nil
 	return o
 }
 

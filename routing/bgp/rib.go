@@ -28,7 +28,10 @@ type rib struct {
 	// dirty are the destinations that changed since the last flush.
 	dirty  []*dest
 	groups map[outlook]*group
-	own    map[[2]string]*attrs // by communities
+	own    map[ownKey]*attrs
+	// aggregates are what is told in place of what lies in them, and parts what that is.
+	aggregates []*aggregate
+	parts      map[*dest]part
 	// found are routes of the kernel that wait for the first Configure.
 	found []Route
 	// deferred: reflected routes and End-of-RIBs wait, see await; overdue: they have
@@ -151,7 +154,7 @@ func newRIB(c *Config, after func(time.Duration, func()) *time.Timer) *rib {
 	return &rib{
 		config: c, log: c.Log, after: after,
 		peers: map[netip.Addr]*peer{}, dests: map[routing.Packed]*dest{}, groups: map[outlook]*group{},
-		own: map[[2]string]*attrs{}, found: c.Stale,
+		own: map[ownKey]*attrs{}, found: c.Stale,
 	}
 }
 
@@ -189,7 +192,7 @@ func (r *rib) originate(add, withdraw []netip.Prefix) {
 	}
 	for _, prefix := range add {
 		if d := r.touch(prefix); d.from(nil) == nil {
-			d.paths = &path{next: d.paths, attrs: r.ownAttrs(r.tags(prefix))}
+			d.paths = &path{next: d.paths, attrs: r.ownAttrs(ownKind{}, r.tags(prefix))}
 		}
 	}
 }
@@ -376,9 +379,21 @@ func (r *rib) hand(b *batch) {
 func (r *rib) flush() {
 	released := r.release()
 	var b batch
-	for _, d := range r.dirty {
+	var changed []*aggregate
+	settle := func(d *dest) {
 		if now := r.decide(d); !slices.Equal(now.addrs(), d.installed.addrs()) {
 			r.install(&b, d, now)
+		}
+		if g := r.gather(d); g != nil && !slices.Contains(changed, g) {
+			changed = append(changed, g)
+		}
+	}
+	for _, d := range r.dirty {
+		settle(d)
+	}
+	for i := 0; i < len(changed); i++ {
+		if d := r.assemble(changed[i]); d != nil {
+			settle(d)
 		}
 	}
 	r.hand(&b)
@@ -409,14 +424,17 @@ func (r *rib) flush() {
 // decide sets d's best path and returns the next hops to be installed.
 func (r *rib) decide(d *dest) *hops {
 	if only := d.paths; only != nil && only.next == nil && !only.refused {
-		if d.best = only; only.peer == nil {
+		if d.best = only; only.peer == nil && only.attrs.aggregate == 0 {
 			return nil
 		}
 		return only.attrs.hops()
 	}
 	best, equal := decide(slices.DeleteFunc(slices.Collect(d.all()), func(p *path) bool { return p.refused }))
-	if d.best = best; best == nil || best.peer == nil {
+	switch d.best = best; {
+	case best == nil, best.peer == nil && best.attrs.aggregate == 0:
 		return nil
+	case best.peer == nil:
+		return best.attrs.hops()
 	}
 	outside := func(p *path) bool { return p.peer.config.Outside }
 	if len(equal) > 1 && r.config.SinglePath != nil && r.config.SinglePath(d.key.Prefix()) {
@@ -430,10 +448,11 @@ func (r *rib) decide(d *dest) *hops {
 
 // route is d as the kernel has it.
 func (d *dest) route() Route {
-	return Route{
-		Prefix: d.key.Prefix(), NextHops: d.installed.addrs(),
-		Peer: d.best.peer.config.Address, Stale: d.best.stale,
+	out := Route{Prefix: d.key.Prefix(), NextHops: d.installed.addrs(), Stale: d.best.stale}
+	if d.best.peer != nil {
+		out.Peer = d.best.peer.config.Address
 	}
+	return out
 }
 
 // routes lists what is installed.
