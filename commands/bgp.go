@@ -14,7 +14,7 @@ import (
 func newBGPCommand(a *app) *cobra.Command {
 	return group("bgp", "Show and change the cluster's BGP configuration",
 		"  netctl bgp node-mesh\n  netctl bgp default-node-as 64512",
-		newNodeMeshCommand(a), newDefaultASCommand(a), newTopologyCommand(a), newPeerCommand(a), newBGPRoutesCommand(a), newBGPSessionCommand(a))
+		newNodeMeshCommand(a), newDefaultASCommand(a), newTopologyCommand(a), newPeerCommand(a), newFilterCommand(a), newBGPRoutesCommand(a), newBGPSessionCommand(a))
 }
 
 func newNodeMeshCommand(a *app) *cobra.Command {

@@ -76,6 +76,8 @@ func columns(kind datastore.Kind) []column {
 		return nodeColumns()
 	case datastore.KindPeer:
 		return peerColumns()
+	case datastore.KindBGPFilter:
+		return filterColumns()
 	case datastore.KindBlock:
 		return append([]column{
 			col("CIDR", func(b *datastore.Block) string { return b.Spec.CIDR.String() }),

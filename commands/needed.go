@@ -57,6 +57,17 @@ func neededToPut(list ...datastore.Object) needed {
 		switch o := o.(type) {
 		case *datastore.Peer:
 			n.all(datastore.KindPeer)
+			for _, f := range o.Spec.Filters {
+				n.one(datastore.KindBGPFilter, f)
+			}
+		case *datastore.BGPConfig:
+			for _, f := range o.Spec.Filters {
+				for _, name := range f.Filters {
+					n.one(datastore.KindBGPFilter, name)
+				}
+			}
+		case *datastore.BGPFilter: // what can never match is said
+			n.all(datastore.KindPool)
 		case *datastore.Pool:
 			n.all(datastore.KindPool, datastore.KindBlock)
 		case *datastore.Network:
@@ -81,6 +92,8 @@ func neededToDelete(kind datastore.Kind, names ...string) needed {
 	switch kind {
 	case datastore.KindPool:
 		n.all(datastore.KindBlock, datastore.KindNetwork)
+	case datastore.KindBGPFilter:
+		n.all(datastore.KindPeer, datastore.KindBGPConfig)
 	case datastore.KindProfile:
 		n.all(datastore.KindEndpoint, datastore.KindNetwork)
 	case datastore.KindNetwork:

@@ -67,6 +67,10 @@ func peerOptions(s datastore.PeerSpec) []string {
 	add(s.PrefixLimit > 0, "prefix-limit=%d", s.PrefixLimit)
 	add(s.PrefixWarning > 0, "prefix-warning=%d%%", s.PrefixWarning)
 	add(s.PrefixAction != "", "prefix-action=%s", s.PrefixAction)
+	add(s.PrefixRestart > 0, "prefix-restart=%d", s.PrefixRestart)
+	add(len(s.Filters) > 0, "filters=%s", strings.Join(s.Filters, "+"))
+	add(s.Aggregate, "aggregate")
+	add(s.RouteBudget > 0, "route-budget=%d", s.RouteBudget)
 	return out
 }
 
@@ -145,7 +149,12 @@ func addPeerFlags(a *app, cmd *cobra.Command) *peerFlags {
 	f.StringSliceVar(&s.Accept, "accept", nil, "what is believed: default, foreign, blocks, blackhole (see docs/routing.md)")
 	f.StringSliceVar(&s.Communities, "community", nil, "`communities` that it is told everything with: 64512:1, the large 64512:1:2, no-export, …")
 	f.IntVar(&s.PrefixWarning, "prefix-warning", 0, "warn at so many `percent` of the limit (default 75)")
-	f.StringVar(&s.PrefixAction, "prefix-action", "", "what more prefixes do: stop the session (default), or only warn")
+	f.StringVar(&s.PrefixAction, "prefix-action", "", "what more prefixes do: stop the session for a while (default), end it until the peer is changed, or only warn")
+	f.IntVar(&s.PrefixRestart, "prefix-restart", 0, "how many `seconds` the session is stopped (default 1, doubling to 60)")
+	f.StringSliceVar(&s.Filters, "filter", nil, "`names` of filters for what it announces and is told, in their order")
+	_ = cmd.RegisterFlagCompletionFunc("filter", a.complete(datastore.KindBGPFilter, filterNames))
+	f.BoolVar(&s.Aggregate, "aggregate", false, "tell it of pools as a whole, in place of the blocks and addresses in them")
+	f.IntVar(&s.RouteBudget, "route-budget", 0, "warn when the nodes tell it nearly so many `routes`")
 	f.IntVar(&s.PrefixLimit, "prefix-limit", 0, "how many prefixes it may send (default 10000)")
 	f.StringVar(&s.Shutdown, "shutdown", "", "keep the session down; the peer is told this `text`")
 	for flag, words := range map[string][]string{
@@ -153,7 +162,7 @@ func addPeerFlags(a *app, cmd *cobra.Command) *peerFlags {
 		"next-hop":      {datastore.NextHopSelf, datastore.NextHopUnchanged},
 		"announce":      {datastore.AnnounceOwn, datastore.AnnounceAll},
 		"accept":        {datastore.AcceptDefault, datastore.AcceptForeign, datastore.AcceptBlocks, datastore.AcceptBlackhole},
-		"prefix-action": {datastore.LimitStops, datastore.LimitWarns},
+		"prefix-action": {datastore.LimitStops, datastore.LimitWarns, datastore.LimitEnds},
 	} {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}

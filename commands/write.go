@@ -28,7 +28,7 @@ const maxRaces = 20
 type planned struct {
 	manifest
 	verb string // created, updated or unchanged
-	note string // what else it does
+	note string // what else it does, or what of it is of no use
 	cond datastore.Condition
 	op   datastore.Op
 }
@@ -166,6 +166,9 @@ func planOne(view *datastore.View, m manifest, mode writeMode) (planned, error) 
 	if err := view.CheckPut(o); err != nil {
 		return p, err
 	}
+	if f, ok := o.(*datastore.BGPFilter); ok {
+		p.note = filterNotes(view, f)
+	}
 	var err error
 	if p.cond, p.op, err = datastore.OpPut(o); err != nil || old == nil {
 		return p, err
@@ -192,11 +195,16 @@ func noteOn(old, o datastore.Object) string {
 	return fmt.Sprintf("another %s ends its running sessions", strings.Join(fields, ", "))
 }
 
-// tell prints what a plan does to an object.
-func (a *app) tell(p planned, how string) error {
+// noted warns of what else a plan does.
+func (a *app) noted(p planned) {
 	if p.note != "" {
 		a.warn("%s: %s", label(p.object), p.note)
 	}
+}
+
+// tell prints what a plan does to an object.
+func (a *app) tell(p planned, how string) error {
+	a.noted(p)
 	_, err := fmt.Fprintf(a.out, "%s %s%s\n", label(p.object), p.verb, how)
 	return err
 }
@@ -255,7 +263,7 @@ func firstTxn(view *datastore.View, plans []planned) (int, datastore.Txn) {
 
 // create writes one object that must not exist.
 func (a *app) create(ctx context.Context, o datastore.Object) error {
-	return a.write(ctx, []manifest{{object: o}}, modeCreate, func(planned) {})
+	return a.write(ctx, []manifest{{object: o}}, modeCreate, a.noted)
 }
 
 // remove deletes objects of a kind, one after the other, each after check found

@@ -20,21 +20,23 @@ import (
 //
 // The error is a *SyntaxError.
 func ParseFilterRule(s string) (FilterRule, error) {
-	words, err := lexFilter(s)
+	p, err := newFilterParser("filter rule", s)
 	if err != nil {
 		return FilterRule{}, err
 	}
-	p := &filterParser{ruleParser{words: words}}
 	return p.rule()
 }
 
-// lexFilter is lexRule with commas as words of their own.
-func lexFilter(s string) ([]ruleWord, error) {
+// filterParser is a ruleParser of another language, in which commas are words.
+type filterParser struct {
+	ruleParser
+	language string
+}
+
+func newFilterParser(language, s string) (*filterParser, error) {
 	words, err := lexRule(s)
 	if err != nil {
-		if e, ok := err.(*SyntaxError); ok {
-			e.Language = languageFilter
-		}
+		err.(*SyntaxError).Language = language
 		return nil, err
 	}
 	var out []ruleWord
@@ -56,19 +58,15 @@ func lexFilter(s string) ([]ruleWord, error) {
 			rest = rest[n:]
 		}
 	}
-	return out, nil
+	return &filterParser{ruleParser{words: out}, language}, nil
 }
-
-const languageFilter = "filter rule"
 
 // maxTerms bounds the terms of a rule.
 const maxTerms = 32
 
-type filterParser struct{ ruleParser }
-
 func (p *filterParser) expected(what string) error {
 	err := p.ruleParser.expected(what)
-	err.(*SyntaxError).Language = languageFilter
+	err.(*SyntaxError).Language = p.language
 	return err
 }
 

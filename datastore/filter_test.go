@@ -2,6 +2,7 @@ package datastore
 
 import (
 	"errors"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -144,4 +145,79 @@ func FuzzFilterRule(f *testing.F) {
 			t.Fatalf("%q is %q, and that %q, %v", s, r, again, err)
 		}
 	})
+}
+
+// TestDeadRules: what can never match is said, and nothing else.
+func TestDeadRules(t *testing.T) {
+	pools := []netip.Prefix{netip.MustParsePrefix("10.65.0.0/16"), netip.MustParsePrefix("fd00:65::/64")}
+	for _, c := range []struct {
+		rules []string
+		want  string
+	}{
+		{[]string{"accept"}, ""},
+		{[]string{"accept prefix 10.65.0.0/16 le 24 and pool any"}, ""},
+		{[]string{"accept prefix 10.66.0.0/16 le 24 and pool any"}, "rule 1 never matches: no prefix is left by pool any"},
+		{[]string{"accept prefix 10.65.0.0/16 and prefix 10.65.0.0/16 ge 17"}, "rule 1 never matches: no prefix is left by prefix 10.65.0.0/16 ge 17"},
+		{[]string{"accept prefix 10.0.0.0/8 le 32 and not prefix 0.0.0.0/0 le 32"}, "rule 1 never matches: no prefix is left by not prefix 0.0.0.0/0 le 32"},
+		{[]string{"accept prefix 10.0.0.0/8 le 32 and not prefix 0.0.0.0/0 le 31"}, ""},
+		{[]string{"accept pool 10.99.0.0/16"}, "rule 1 never matches: there is no pool 10.99.0.0/16"},
+		{[]string{"accept pool 10.65.7.0/24"}, ""},
+		{[]string{"accept source local"}, "rule 1 never matches: no route is from there"},
+		{[]string{"accept source external and source reflected"}, "rule 1 never matches: no route is from there"},
+		{[]string{"accept source node and not source internal, external"}, "rule 1 never matches: no route is from there"},
+		{[]string{"accept source 10.0.0.1 and source 10.0.0.2"}, "rule 1 never matches: no route is from there"},
+		{[]string{"accept source 10.0.0.1, node and source outside, internal and not source reflected"}, ""},
+		{[]string{"accept next-hop 10.0.0.0/8 and next-hop 10.1.0.0/16, 11.0.0.0/8 and next-hop 10.2.0.0/16"}, "rule 1 never matches: no next hop lies in all of that"},
+		{[]string{"accept next-hop 10.0.0.0/8 and next-hop 10.1.0.0/16, 11.0.0.0/8 and not next-hop 10.2.0.0/16"}, ""},
+		{[]string{"accept community 1:1 and not community 1:1"}, "rule 1 never matches: community 1:1 and the opposite"},
+		{[]string{"reject", "accept pool any"}, "rule 2 never matches: rule 1 takes all that it would"},
+		{[]string{"reject prefix 10.0.0.0/8 le 24", "accept prefix 10.1.0.0/16 le 24", "accept prefix 10.1.0.0/16 le 25"}, "rule 2 never matches: rule 1 takes all that it would"},
+		{[]string{"reject prefix 10.0.0.0/8 le 32, fd00::/8 le 128", "accept pool any"}, "rule 2 never matches: rule 1 takes all that it would"},
+		{[]string{"reject prefix 10.0.0.0/8 le 32", "accept pool any"}, ""},
+		{[]string{"reject community 1:1 and pool any", "accept pool any", "accept community 1:1 and pool 10.65.0.0/16 and source node"}, "rule 3 never matches: rule 1 takes all that it would"},
+		{[]string{"reject source local", "accept source external"}, "rule 1 never matches: no route is from there"},
+		{[]string{"reject not pool any", "accept not pool any and community 1:1"}, "rule 2 never matches: rule 1 takes all that it would"},
+		{[]string{"reject not pool any", "accept prefix 10.66.0.0/16"}, ""},
+	} {
+		f := &BGPFilter{}
+		for _, s := range c.rules {
+			r, err := ParseFilterRule(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.Spec.Import = append(f.Spec.Import, r)
+		}
+		want := c.want
+		if want != "" {
+			want = "import " + want
+		}
+		if got := strings.Join(f.Dead(pools), "; "); got != want {
+			t.Errorf("%q: %q, want %q", c.rules, got, want)
+		}
+	}
+	r, _ := ParseFilterRule("accept source local")
+	if got := (&BGPFilter{Spec: BGPFilterSpec{Export: []FilterRule{r}}}).Dead(nil); got != nil {
+		t.Error(got)
+	}
+	if got := (&BGPFilter{}).Dead(nil); len(got) != 1 || !strings.Contains(got[0], "says nothing") {
+		t.Error(got)
+	}
+}
+
+func TestFilterRoute(t *testing.T) {
+	r, err := ParseFilterRoute(`reject 10.65.1.0/26 as-path " 65001  {1,2}" community 1:1, no-export next-hop 192.168.99.1 source outside, 192.168.99.1`)
+	want := FilterRoute{FilterReject, netip.MustParsePrefix("10.65.1.0/26"), netip.MustParseAddr("192.168.99.1"), "65001 {1,2}",
+		[]Community{{Parts: [3]uint32{1, 1}}, {Parts: [3]uint32{0xffff, 0xff01}}}, []FilterSource{{Word: "outside"}, {Peer: netip.MustParseAddr("192.168.99.1")}}}
+	if err != nil || !reflect.DeepEqual(r, want) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	for in, want := range map[string]string{
+		"": "expected a prefix", "accept": "expected a prefix", "10.0.0.1/8": "expected 10.0.0.0/8", "10.0.0.0/8 med 1": "as-path, community, next-hop, source or the end",
+		"10.0.0.0/8 as-path 65001": "in double quotes", `10.0.0.0/8 as-path "x"`: "in double quotes", "10.0.0.0/8 next-hop 10.0.0.0/8": "expected an address",
+		"10.0.0.0/8 community 1:*": "expected a community", "10.0.0.0/8 source local source node": "each property once",
+	} {
+		if _, err := ParseFilterRoute(in); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", in, err, want)
+		}
+	}
 }
