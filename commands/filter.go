@@ -182,8 +182,8 @@ func newFilterTestCommand(a *app) *cobra.Command {
 		Long: "Try the filters of a manifest with routes, without a datastore or a peer: each route, what becomes of it, and which rule decided. Several\n" +
 			"filters in the file are a peer's, in their order; pools in it count, beside --pool. A route is\n" +
 			"    [accept|reject] PREFIX [as-path \"AS AS …\"] [community C{, C}] [next-hop ADDRESS] [source SOURCE{, SOURCE}]\n" +
-			"and is, unless source says otherwise, from a router outside of another AS, with --export this node's own. The exit code is 3 if a\n" +
-			"route that says what is to become of it fares otherwise.",
+			"and is, unless source says otherwise, from a router outside of another AS, with --export this node's own.\n\n" +
+			"Exit codes: 0 done, 1 failed, 2 usage, 3 a route that says what is to become of it fares otherwise.",
 		Example: "  netctl bgp filter test tor.yaml 0.0.0.0/0 'reject 10.65.1.0/26 as-path \"65001\"'\n" +
 			"  netctl bgp filter test tor.yaml --export --pool 10.65.0.0/16 --routes routes.txt",
 		Args: cobra.MinimumNArgs(1),
