@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
+
 	"netctl/datastore"
 	"netctl/routing"
 )
@@ -131,4 +133,30 @@ func TestFilterCommunitiesAreHeeded(t *testing.T) {
 		_ = g.s.Configure(slices.Clone(peers))
 		g.has("10.1.0.0/16 via 10.9.0.4", "10.2.0.0/16 via 10.9.0.4", "10.3.0.0/16 via 10.9.0.4", "10.4.0.0/16 via 10.9.0.4", "10.5.0.0/16 via 10.9.0.4")
 	})
+}
+
+// TestFilterOfANewSession: a session that comes up just when its peer is given another
+// filter has that one.
+func TestFilterOfANewSession(t *testing.T) {
+	reject := policy(t, routing.Export, "reject")
+	for range 40 {
+		p := bgpPeer("10.9.0.4", 65004, nil)
+		play(t, Config{}, []PeerConfig{p}, func(g *stage) {
+			g.s.Originate(prefixes("10.65.0.0/26"), nil)
+			r := <-g.dialled
+			r.as = p.AS
+			r.expect(codec.BGP_MSG_OPEN)
+			r.send(theirOpen(func(o *open) { o.as, o.id, o.as4 = p.AS, p.Address, true }))
+			g.quiet()
+			p.ExportFilter = reject
+			_ = g.s.Configure([]PeerConfig{p})
+			r.send(keepalive())
+			if got := r.heard(map[string]string{}); len(got) > 0 {
+				t.Errorf("told %q", got)
+			}
+		})
+		if t.Failed() {
+			return
+		}
+	}
 }
