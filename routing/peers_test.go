@@ -2,6 +2,7 @@ package routing
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -156,5 +157,45 @@ func TestDrainedIsNoReflector(t *testing.T) {
 	}
 	if after := reflectors(); len(before) != 2 || len(after) != 2 || slices.Contains(after, before[0]) || !slices.Contains(after, before[1]) {
 		t.Errorf("reflectors were %v and are %v", before, after)
+	}
+}
+
+// TestAddFilters: a peer's own filters come first, then those of the cluster, each once;
+// who names one that is not there is said.
+func TestAddFilters(t *testing.T) {
+	bgp := &datastore.BGPConfig{Spec: datastore.BGPConfigSpec{Filters: []datastore.PeerFilters{
+		{Peers: "role == 'tor'", Filters: []string{"racks", "own"}}, {Peers: "all()", Filters: []string{"all"}},
+	}}}
+	bgp.SetDefaults()
+	nodes := []*datastore.Node{{Metadata: datastore.Metadata{Name: "a"}, Spec: datastore.NodeSpec{Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.99.1/24")}}},
+		{Metadata: datastore.Metadata{Name: "b"}, Spec: datastore.NodeSpec{Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.99.2/24")}}},
+		{Metadata: datastore.Metadata{Name: "c", Labels: map[string]string{"rack": "c"}}, Spec: datastore.NodeSpec{Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.99.3/24")}}}}
+	tor := peer("tor", "192.168.99.254", 65001, func(s *datastore.PeerSpec) {
+		s.Filters, s.RouteBudget, s.NodeSelector = []string{"own"}, 7, "!has(rack)"
+	})
+	tor.Metadata.Labels = map[string]string{"role": "tor"}
+	other := peer("other", "192.168.99.253", 65001, nil)
+	p := Mesh("a", nodes, nil, bgp)
+	p.AddPeers(nodes, []*datastore.Peer{other, tor})
+	p.AddFilters([]*datastore.BGPFilter{
+		{Metadata: datastore.Metadata{Name: "all"}, Spec: datastore.BGPFilterSpec{ImportDefault: datastore.FilterAccept}},
+		{Metadata: datastore.Metadata{Name: "own"}}, {Metadata: datastore.Metadata{Name: "unused"}},
+	})
+	got := map[string]string{}
+	for _, x := range p.Peers {
+		var words []string
+		for _, f := range p.FiltersOf(x) {
+			words = append(words, fmt.Sprintf("%s %v %s", f.Name, f.Missing, f.Spec.ImportDefault))
+		}
+		got[x.Name] = strings.Join(words, ", ")
+		if x.Name == "tor" && fmt.Sprint(x.Configured.Others) != "[192.168.99.2]" {
+			t.Errorf("others that have it: %v", x.Configured.Others)
+		}
+	}
+	if want := map[string]string{"tor": "own false , racks true , all false accept", "other": "all false accept", "b": "", "c": ""}; !maps.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if len(p.Filters) != 3 || len(p.Problems) != 1 || !strings.HasPrefix(p.Problems[0], "filter racks does not exist, or cannot be read: nothing is taken from the peers that name it, and they are told nothing: tor;") {
+		t.Errorf("%+v %q", p.Filters, p.Problems)
 	}
 }

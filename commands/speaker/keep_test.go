@@ -63,8 +63,12 @@ func newLossy(t *testing.T, restartTime int) *lossy {
 	for i, o := range []datastore.Object{
 		l.self, other, third,
 		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.65.0.0/16"), BlockSize: 28, Encap: datastore.EncapVXLAN}},
-		&datastore.BGPConfig{Metadata: datastore.Metadata{Name: "default"}, Spec: datastore.BGPConfigSpec{DefaultAS: 64600, HoldTime: &hold, RestartTime: restartTime}},
-		&datastore.Peer{Metadata: datastore.Metadata{Name: "tor"}, Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.254"), AS: 65001, Node: "a"}},
+		&datastore.BGPConfig{Metadata: datastore.Metadata{Name: "default"}, Spec: datastore.BGPConfigSpec{DefaultAS: 64600, HoldTime: &hold, RestartTime: restartTime,
+			Filters: []datastore.PeerFilters{{Peers: "role == 'tor'", Filters: []string{"all"}}}}},
+		&datastore.Peer{Metadata: datastore.Metadata{Name: "tor", Labels: map[string]string{"role": "tor"}},
+			Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.254"), AS: 65001, Node: "a", Filters: []string{"tor"}}},
+		&datastore.BGPFilter{Metadata: datastore.Metadata{Name: "all"}, Spec: datastore.BGPFilterSpec{Import: filterRules(t, "reject pool any"), Export: filterRules(t, "accept then med 1")}},
+		&datastore.BGPFilter{Metadata: datastore.Metadata{Name: "tor"}, Spec: datastore.BGPFilterSpec{ExportDefault: datastore.FilterNext}},
 	} {
 		o.SetDefaults()
 		l.all = append(l.all, stored(t, int64(i+1), o))
@@ -131,7 +135,7 @@ func TestKept(t *testing.T) {
 			if len(p.Pools) > 0 || p.Kept || p.HoldTime != 90 || p.DefaultAS != 64511 || len(p.Peers) > 1 {
 				t.Errorf("afterwards %+v", p)
 			}
-			if l.log.count("not put back into the datastore, removed") != 1 || l.log.count("pools 10.65.0.0/16; peers tor; bgpconfig default") != 2 {
+			if l.log.count("not put back into the datastore, removed") != 1 || l.log.count("pools 10.65.0.0/16; peers tor; filters all, tor; bgpconfig default") != 2 {
 				t.Errorf("said %s", l.log.b.String())
 			}
 		})
@@ -180,7 +184,7 @@ func TestKeptComesBack(t *testing.T) {
 	if p = l.next(); len(p.Peers) != 3 || p.Peers[1].Name != "e" {
 		t.Fatalf("renamed: %+v", p)
 	}
-	l.apply(stored(t, 13, moved), l.all[3], l.all[4], l.all[5])
+	l.apply(append([]datastore.Entry{stored(t, 13, moved)}, l.all[3:]...)...)
 	if p = l.next(); p.Kept || len(p.Problems) > 0 || l.expiry != nil {
 		t.Fatalf("all is back: %+v", p)
 	}
