@@ -28,15 +28,11 @@ func ParseFilterRule(s string) (FilterRule, error) {
 }
 
 // filterParser is a ruleParser of another language, in which commas are words.
-type filterParser struct {
-	ruleParser
-	language string
-}
+type filterParser struct{ ruleParser }
 
 func newFilterParser(language, s string) (*filterParser, error) {
-	words, err := lexRule(s)
+	words, err := lexRule(language, s)
 	if err != nil {
-		err.(*SyntaxError).Language = language
 		return nil, err
 	}
 	var out []ruleWord
@@ -58,17 +54,11 @@ func newFilterParser(language, s string) (*filterParser, error) {
 			rest = rest[n:]
 		}
 	}
-	return &filterParser{ruleParser{words: out}, language}, nil
+	return &filterParser{ruleParser{language: language, words: out}}, nil
 }
 
 // maxTerms bounds the terms of a rule.
 const maxTerms = 32
-
-func (p *filterParser) expected(what string) error {
-	err := p.ruleParser.expected(what)
-	err.(*SyntaxError).Language = p.language
-	return err
-}
 
 func (p *filterParser) rule() (FilterRule, error) {
 	var r FilterRule

@@ -21,11 +21,11 @@ import (
 // Each kind of term stands at most once on a side, ports need tcp, udp or sctp,
 // and all CIDRs and an ICMP are of one family. The error is a *SyntaxError.
 func ParseRule(s string) (Rule, error) {
-	words, err := lexRule(s)
+	words, err := lexRule(languageRule, s)
 	if err != nil {
 		return Rule{}, err
 	}
-	p := &ruleParser{words: words}
+	p := &ruleParser{language: languageRule, words: words}
 	return p.rule()
 }
 
@@ -36,10 +36,12 @@ type ruleWord struct {
 	end    bool
 }
 
+const languageRule = "rule"
+
 // lexRule splits at blanks; a word in double quotes may hold blanks and the
 // escapes \" and \\.
-func lexRule(s string) ([]ruleWord, error) {
-	if err := checkText("rule", s); err != nil {
+func lexRule(language, s string) ([]ruleWord, error) {
+	if err := checkText(language, s); err != nil {
 		return nil, err
 	}
 	var words []ruleWord
@@ -54,7 +56,7 @@ func lexRule(s string) ([]ruleWord, error) {
 		if w.text = s[pos : pos+n]; s[pos] == '"' {
 			w.quoted = true
 			if w.text, n = unquoteWord(s[pos:]); n == 0 {
-				return nil, &SyntaxError{Language: "rule", Word: s[pos:], Expected: "a closing quote and then a blank", Column: w.column}
+				return nil, &SyntaxError{Language: language, Word: s[pos:], Expected: "a closing quote and then a blank", Column: w.column}
 			}
 		}
 		words = append(words, w)
@@ -82,6 +84,7 @@ func unquoteWord(s string) (string, int) {
 }
 
 type ruleParser struct {
+	language string
 	words  []ruleWord // ends with one that has end set
 	pos    int
 	r      Rule
@@ -103,7 +106,7 @@ func (p *ruleParser) accept(keyword string) bool {
 
 func (p *ruleParser) expected(what string) error {
 	w := p.peek()
-	e := &SyntaxError{Language: "rule", Word: w.text, Expected: what, Column: w.column}
+	e := &SyntaxError{Language: p.language, Word: w.text, Expected: what, Column: w.column}
 	if p.pos > 0 {
 		e.After = p.words[p.pos-1].text
 	}

@@ -9,7 +9,7 @@ import (
 
 // SyntaxError is a mistake in a rule or a selector. It wraps ErrInvalid.
 type SyntaxError struct {
-	Language string // "rule" or "selector"
+	Language string // "rule", "selector", …
 	Word     string // the word that is wrong; empty: the text ends too early
 	Expected string
 	After    string // the word before, if that helps
