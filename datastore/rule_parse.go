@@ -85,11 +85,11 @@ func unquoteWord(s string) (string, int) {
 
 type ruleParser struct {
 	language string
-	words  []ruleWord // ends with one that has end set
-	pos    int
-	r      Rule
-	family netip.Addr // any address of the family the rule is bound to
-	bound  string     // the word that bound it
+	words    []ruleWord // ends with one that has end set
+	pos      int
+	r        Rule
+	family   netip.Addr // any address of the family the rule is bound to
+	bound    string     // the word that bound it
 }
 
 func (p *ruleParser) peek() ruleWord { return p.words[p.pos] }

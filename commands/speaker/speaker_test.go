@@ -310,6 +310,8 @@ func TestMemory(t *testing.T) {
 	c := &datastore.BGPConfig{}
 	c.SetDefaults()
 	m := lastRun{Boot: "x", Plan: routing.Mesh("a", nodes, nil, c)}
+	m.Plan.Filters = []routing.Filter{{Name: "gone", Missing: true}, {Name: "tor", Spec: datastore.BGPFilterSpec{
+		Import: filterRules(t, `accept prefix 10.0.0.0/8 le 24 and as-path "_1_" then community 1:1`), ImportDefault: datastore.FilterReject}}}
 	for range 2 {
 		if err := remember(control.Keep(filepath.Dir(file), datastore.FileOptions{}), m); err != nil {
 			t.Fatal(err)

@@ -112,6 +112,17 @@ func TestAggregates(t *testing.T) {
 	})
 }
 
+// TestAggregateIPv6: the discard route is of the pool's family.
+func TestAggregateIPv6(t *testing.T) {
+	play(t, Config{}, nil, func(g *stage) {
+		g.s.Aggregate(prefixes("10.65.0.0/16", "fd80::/64"))
+		g.s.Originate(prefixes("fd80::/122", "fd80:0:0:1::/122"), nil)
+		g.has("fd80::/64 via ::")
+		g.s.Originate(nil, prefixes("fd80::/122"))
+		g.has()
+	})
+}
+
 // TestBurden counts what a switch hears from all nodes together.
 func TestBurden(t *testing.T) {
 	peers := []PeerConfig{bgpPeer("10.9.0.2", robotAS, nil), bgpPeer("10.9.0.3", robotAS, nil), bgpPeer("10.9.0.4", 65004, func(p *PeerConfig) { p.OwnOnly = true }), bgpPeer("10.9.0.5", 65005, nil)}

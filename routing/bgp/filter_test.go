@@ -71,6 +71,8 @@ func TestFilters(t *testing.T) {
 		look(Query{View: ViewRejected}, "10.41.0.0/16 10.9.0.4 100 [65004] refused: filter f, import rule 1: reject prefix 10.41.0.0/16",
 			"172.16.0.0/12 10.9.0.4 100 [65004] refused: filter f, import default: reject")
 		look(Query{View: ViewRejected, Peer: addr("10.9.0.5")}, "10.42.0.0/16 10.9.0.4 100 [65004] not announced to it: filter f, export default: reject")
+		look(Query{View: ViewReceived, Peer: addr("10.9.0.4"), Covers: addr("10.40.0.1")}, "10.40.0.0/16 10.9.0.4 100 [65004] best: the only one")
+		look(Query{Covers: addr("10.40.0.1")}, "10.40.0.0/16 10.9.0.4 200 [65004 65004 65004] best: the only one")
 		look(Query{View: ViewAdvertised, Peer: addr("10.9.0.5"), Prefix: prefixes("10.65.0.0/26")[0]}, "10.65.0.0/26 invalid IP 0 [64511 64511 64511] advertised")
 		// What came is judged by another filter, by none, and again by that, without a word
 		// of the peer; what is the same is not told again.

@@ -116,6 +116,9 @@ func (r *rib) lookAt(d *dest, q Query) (out []Path) {
 			continue
 		}
 		shown := p.attrs.shown(d)
+		if q.View == ViewReceived { // before a filter changed it
+			shown = p.attrs.received().shown(d)
+		}
 		if p.peer != nil {
 			shown.Peer = p.peer.config.Address
 		}
