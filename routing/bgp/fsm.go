@@ -48,7 +48,7 @@ type fsm struct {
 	idleTime  time.Duration // the next idle hold
 	idleUntil time.Time
 	wasUp     bool
-	// stays: it rests until the limits are others than limited.
+	// stays: it rests until the limits are others than limited, or it was shut down.
 	stays   bool
 	limited limits
 
@@ -273,7 +273,7 @@ func (f *fsm) idle(ctx context.Context) state {
 		case connected:
 			_ = ev.conn.Close()
 		case mustEnd, reconfigured:
-			if f.limited != (limits{}) && f.limited != f.config.limits() {
+			if f.limited != (limits{}) && (f.off() || f.limited != f.config.limits()) {
 				f.stays, f.idleUntil = false, time.Time{}
 			}
 			f.enter("Idle")

@@ -219,6 +219,11 @@ func TestLimitRest(t *testing.T) {
 				p.Description = "another"
 				_ = g.s.Configure([]PeerConfig{p})
 				g.words(words)
+				for _, p.Shutdown = range []string{"for a look", ""} { // which starts it anew
+					_ = g.s.Configure([]PeerConfig{p})
+					g.quiet()
+				}
+				much()
 			}
 			p.PrefixLimit = 3
 			_ = g.s.Configure([]PeerConfig{p})
