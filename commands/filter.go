@@ -173,19 +173,18 @@ func newFilterRemoveCommand(a *app) *cobra.Command {
 }
 
 func newFilterTestCommand(a *app) *cobra.Command {
-	var exports bool
 	var pools []string
-	var file string
+	var file, direction string
 	cmd := &cobra.Command{
 		Use:   "test FILE [ROUTE…]",
 		Short: "Try filters with routes, without a datastore or a peer",
 		Long: "Try the filters of a manifest with routes, without a datastore or a peer: each route, what becomes of it, and which rule decided. Several\n" +
 			"filters in the file are a peer's, in their order; pools in it count, beside --pool. A route is\n" +
 			"    [accept|reject] PREFIX [as-path \"AS AS …\"] [community C{, C}] [next-hop ADDRESS] [source SOURCE{, SOURCE}]\n" +
-			"and is, unless source says otherwise, from a router outside of another AS, with --export this node's own.\n\n" +
+			"and is, unless source says otherwise, from a router outside of another AS, on export this node's own.\n\n" +
 			"Exit codes: 0 done, 1 failed, 2 usage, 3 a route that says what is to become of it fares otherwise.",
 		Example: "  netctl bgp filter test tor.yaml 0.0.0.0/0 'reject 10.65.1.0/26 as-path \"65001\"'\n" +
-			"  netctl bgp filter test tor.yaml --export --pool 10.65.0.0/16 --routes routes.txt",
+			"  netctl bgp filter test tor.yaml --direction export --pool 10.65.0.0/16 --routes routes.txt",
 		Args: cobra.MinimumNArgs(1),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 0 {
@@ -195,7 +194,8 @@ func newFilterTestCommand(a *app) *cobra.Command {
 		},
 	}
 	f := addFormat(cmd)
-	cmd.Flags().BoolVar(&exports, "export", false, "try the rules for what peers are told")
+	cmd.Flags().StringVar(&direction, "direction", string(routing.Import), "which rules to try: import or export")
+	_ = cmd.RegisterFlagCompletionFunc("direction", cobra.FixedCompletions([]string{string(routing.Import), string(routing.Export)}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().StringSliceVar(&pools, "pool", nil, "`CIDR` of a pool")
 	cmd.Flags().StringVar(&file, "routes", "", "`file` of routes, one a line; # begins a comment")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -207,9 +207,8 @@ func newFilterTestCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		test.direction = routing.Import
-		if exports {
-			test.direction = routing.Export
+		if test.direction = routing.Direction(direction); test.direction != routing.Import && test.direction != routing.Export {
+			return usage("--direction %s is neither import nor export", direction)
 		}
 		results, wrong := test.run(routes)
 		show := func() error { return a.print(resultText(results)) }
