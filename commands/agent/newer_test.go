@@ -74,7 +74,7 @@ func TestProfileForANewerAgent(t *testing.T) {
 	old := w.rewrite(key, `"metadata":{"name":"web"`, `"metadata":{"name":"web","needs":9`)
 	told := func() string {
 		for _, p := range w.status().Problems {
-			if strings.Contains(p, `needs "2"`) && strings.Contains(p, "stays in force") {
+			if strings.Contains(p, `needs "9"`) && strings.Contains(p, "stays in force") {
 				return ""
 			}
 		}
