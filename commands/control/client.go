@@ -84,7 +84,11 @@ func (c *AgentClient) insist(ctx context.Context, ask func() error) error {
 		if name != "" && name != filepath.Base(c.socket) {
 			return nil
 		}
-		for err = ask(); isCutOff(err) && pause(waiting, cutOffPause); err = ask() {
+		for again := true; again; {
+			if now := ask(); !isLate(now) { // err says why nobody answered before
+				err = now
+			}
+			again = isCutOff(err) && pause(waiting, cutOffPause)
 		}
 		if c.wasThere(err) {
 			return nil
@@ -171,6 +175,12 @@ func pause(ctx context.Context, d time.Duration) bool {
 func isCutOff(err error) bool {
 	var a *absence
 	return errors.As(err, &a) && a.cutOff
+}
+
+// isLate says that it was the caller's own time that ended before somebody listened.
+func isLate(err error) bool {
+	var a *absence
+	return errors.As(err, &a) && errors.Is(a.cause, context.DeadlineExceeded)
 }
 
 // timeoutHeader says how long the caller waits for the answer: the other side ends
