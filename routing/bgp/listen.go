@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"netctl/routing/gate"
 )
 
 const (
@@ -78,7 +80,7 @@ func (s *Speaker) accept(ctx context.Context, c net.Conn) {
 		return
 	}
 	if tcp, ok := c.(*net.TCPConn); ok {
-		_ = attach(tcp, nil) // the listener's is no use any more
+		_ = gate.Attach(tcp, nil) // the listener's is no use any more
 	}
 	s.tasks.Go(func() {
 		select {

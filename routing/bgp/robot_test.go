@@ -145,21 +145,21 @@ type robot struct {
 	in chan incoming
 	// pause stops the reading while it is held; a channel of one, since a
 	// bubble does not wait for a mutex.
-	pause gate
+	pause latch
 	as    uint32
 	// ends counts the End-of-RIBs that heard saw.
 	ends int
 }
 
-// gate is a lock that synctest can wait for.
-type gate chan struct{}
+// latch is a lock that synctest can wait for.
+type latch chan struct{}
 
-func (g gate) Lock()   { g <- struct{}{} }
-func (g gate) Unlock() { <-g }
-func (g gate) wait()   { g <- struct{}{}; <-g }
+func (g latch) Lock()   { g <- struct{}{} }
+func (g latch) Unlock() { <-g }
+func (g latch) wait()   { g <- struct{}{}; <-g }
 
 func newRobot(t *testing.T, c net.Conn) *robot {
-	r := &robot{t, c, make(chan incoming, 10000), make(gate, 1), robotAS, 0}
+	r := &robot{t, c, make(chan incoming, 10000), make(latch, 1), robotAS, 0}
 	go func() {
 		defer close(r.in)
 		var buf []byte
