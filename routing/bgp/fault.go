@@ -34,6 +34,7 @@ const (
 	ceaseChange    = codec.BGP_ERROR_SUB_OTHER_CONFIGURATION_CHANGE
 	ceaseCollision = codec.BGP_ERROR_SUB_CONNECTION_COLLISION_RESOLUTION
 	ceaseHard      = codec.BGP_ERROR_SUB_HARD_RESET
+	ceaseBFD       = 10 // RFC 9384
 )
 
 // cease is a Cease with the text of RFC 9003.
@@ -139,7 +140,7 @@ func codeNames(code uint8) string {
 	return fmt.Sprintf("error %d", code)
 }
 
-// subcodeName follows RFC 4271 (sections 6.1–6.3), 4486, 5492, 6608 and 8538.
+// subcodeName follows RFC 4271 (sections 6.1–6.3), 4486, 5492, 6608, 8538 and 9384.
 func subcodeName(code, subcode uint8) string {
 	var names []string
 	switch code {
@@ -156,7 +157,7 @@ func subcodeName(code, subcode uint8) string {
 		names = []string{"unexpected message in OpenSent", "unexpected message in OpenConfirm", "unexpected message in Established"}
 	case codeCease:
 		names = []string{"too many prefixes", "administrative shutdown", "peer de-configured", "administrative reset",
-			"connection rejected", "configuration change", "connection collision", "out of resources", "hard reset"}
+			"connection rejected", "configuration change", "connection collision", "out of resources", "hard reset", "BFD down"}
 	}
 	if subcode == 0 || int(subcode) > len(names) {
 		return ""

@@ -170,6 +170,7 @@ func (f *fsm) down(ctx context.Context, flt *fault) state {
 func (f *fsm) established(ctx context.Context) state {
 	s := f.session()
 	since := time.Now()
+	s.since = since
 	f.wasUp, f.failures = true, 0
 	if !f.speaker.do(ctx, func() { f.speaker.rib.up(s) }) {
 		return nil

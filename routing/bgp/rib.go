@@ -130,6 +130,7 @@ type session struct {
 	open     *open // the peer's
 	families [2]bool
 	hold     time.Duration
+	since    time.Time // it is Established
 	// notification: both sides said N (RFC 8538).
 	notification bool
 	local        netip.Addr // our end
