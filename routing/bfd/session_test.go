@@ -248,12 +248,26 @@ func TestChangedTimers(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		a.alarms()
 		b.alarms()
-		// Without an answer the old ones stay in force, where that is safe.
+		// Without an answer the old ones stay in force, where that is safe: not to send less,
+		// and not to expect more.
+		now(400*ms, 3)
+		time.Sleep(10 * time.Second)
+		check(400*ms, 1200*ms, 1200*ms)
 		b.cut.Store(true)
-		now(300*ms, 3)
-		if s := a.Status(); s.Every != 100*ms || s.Detection != 900*ms || !a.machine.poll {
+		now(200*ms, 3)
+		if s := a.Status(); s.Every != 200*ms || s.Detection != 1200*ms || !a.machine.poll {
 			t.Errorf("unanswered: %+v, poll %v", s, a.machine.poll)
 		}
+		now(600*ms, 3)
+		if s := a.Status(); s.Every != 200*ms || s.Detection != 1800*ms || !a.machine.poll {
+			t.Errorf("unanswered: %+v, poll %v", s, a.machine.poll)
+		}
+		// An answer to the first question is none to the second.
+		b.cut.Store(false)
+		time.Sleep(10 * time.Second)
+		check(600*ms, 1800*ms, 1800*ms)
+		a.alarms()
+		b.alarms()
 	})
 }
 
