@@ -156,6 +156,12 @@ func sessionText(s control.BGPSession, now time.Time) string {
 	list("Families", s.Families)
 	list("Offered", s.Offered)
 	list("Heard", s.Heard)
+	if d := s.BFDSession; d != nil {
+		line("BFD", "%s since %s", s.BFD, clock(d.Since, now))
+		line("BFD timers", "a packet every %g ms, dead after %g ms; came up %s", d.Interval, d.Detection, count(d.Ups, "time"))
+		line("BFD packets", "%d in, %d out", d.In, d.Out)
+		at("BFD diagnostic", d.LastDiagnostic, d.LastDiagnosticAt)
+	}
 	line("Prefixes", "%d received, %d accepted, %d sent, %d stale", s.Received, s.Accepted, s.Sent, s.Stale)
 	if s.Limit > 0 {
 		line("Prefix limit", "%d", s.Limit)
@@ -167,4 +173,19 @@ func sessionText(s control.BGPSession, now time.Time) string {
 	at("Last error", s.LastError, s.LastErrorAt)
 	at("Last notification", s.Notice, s.NoticeAt)
 	return b.String()
+}
+
+// sessionInfo is a session in one line.
+func sessionInfo(s control.Session) string {
+	info := s.State
+	if s.State != established && s.Reason != "" {
+		info += ": " + s.Reason
+	}
+	if s.BFD != "" {
+		info += ", BFD " + s.BFD
+	}
+	if s.Stale > 0 {
+		info += fmt.Sprintf(", %d stale", s.Stale)
+	}
+	return info
 }

@@ -2,6 +2,7 @@ package commands
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,6 +59,19 @@ Messages:          9 in, 8 out; 3 and 1 of them UPDATEs
 Last error:        connection closed by peer (13:40:00)
 Last notification: peer says administrative shutdown: repair (2026-03-02)
 `
+	if got := sessionText(s, now); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	s.BFD, s.BFDSession = "up", &control.BFDSession{
+		State: "Up", RemoteState: "Up", Since: now.Add(-time.Minute), Ups: 2, Interval: 100, Detection: 300.5,
+		LastDiagnostic: "control detection time expired", LastDiagnosticAt: now.Add(-2 * time.Minute), In: 7, Out: 8,
+	}
+	want = strings.Replace(want, "Established since", "Established, BFD up since", 1)
+	want = strings.Replace(want, "Prefixes:", `BFD:               up since 15:39:00
+BFD timers:        a packet every 100 ms, dead after 300.5 ms; came up 2 times
+BFD packets:       7 in, 8 out
+BFD diagnostic:    control detection time expired (15:38:00)
+Prefixes:`, 1)
 	if got := sessionText(s, now); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -120,6 +121,7 @@ func columns(kind datastore.Kind) []column {
 			col("Topology", func(c *datastore.BGPConfig) string { return string(c.Spec.Topology.Mode) }),
 			col("Hold time", func(c *datastore.BGPConfig) string { return strconv.Itoa(*c.Spec.HoldTime) + " s" }),
 			col("Restart time", func(c *datastore.BGPConfig) string { return strconv.Itoa(c.Spec.RestartTime) + " s" }),
+			col("BFD", func(c *datastore.BGPConfig) string { return bfdTimers(c.Spec.BFD) }),
 		}
 	case datastore.KindConfig:
 		return []column{
@@ -240,4 +242,12 @@ func onOff(b bool) string {
 		return "on"
 	}
 	return "off"
+}
+
+// bfdTimers are those of BFD, as people say them.
+func bfdTimers(b *datastore.BFD) string {
+	if b == nil {
+		return "off"
+	}
+	return fmt.Sprintf("%d × %d ms", b.Multiplier, b.Interval)
 }

@@ -55,6 +55,7 @@ func peerOptions(s datastore.PeerSpec) []string {
 	add(len(s.Families) > 0, "%s", strings.Join(s.Families, "+"))
 	add(s.HoldTime != nil, "hold=%d", deref(s.HoldTime))
 	add(s.ConnectRetry > 0, "connect-retry=%d", s.ConnectRetry)
+	add(s.BFD != nil, "bfd=%s", strings.ReplaceAll(bfdTimers(s.BFD), " ", ""))
 	add(s.KeepaliveTime > 0, "keepalive=%d", s.KeepaliveTime)
 	add(s.LocalAS > 0, "local-as=%d", s.LocalAS)
 	add(s.Multihop > 0, "multihop=%d", s.Multihop)
@@ -120,6 +121,8 @@ func newPeerAddCommand(a *app) *cobra.Command {
 type peerFlags struct {
 	name, source string
 	hold         int
+	withBFD      bool
+	bfd          datastore.BFD
 	password     datastore.PeerPassword
 	spec         datastore.PeerSpec
 }
@@ -137,6 +140,9 @@ func addPeerFlags(a *app, cmd *cobra.Command) *peerFlags {
 	f.IntVar(&p.hold, "hold-time", -1, "hold time in `seconds`, 0 for none (default: the cluster's)")
 	f.IntVar(&s.ConnectRetry, "connect-retry", 0, "longest wait between two dials in `seconds` (default 5)")
 	f.IntVar(&s.KeepaliveTime, "keepalive", 0, "`seconds` between two KEEPALIVEs (default: a third of the hold time)")
+	f.BoolVar(&p.withBFD, "bfd", false, "end the session as soon as BFD finds the path dead (implied by the next two)")
+	f.IntVar(&p.bfd.Interval, "bfd-interval", 0, "`milliseconds` between two BFD packets (default 100)")
+	f.IntVar(&p.bfd.Multiplier, "bfd-multiplier", 0, "after how many `intervals` without one the path is dead (default 3)")
 	f.Uint32Var(&s.LocalAS, "local-as", 0, "AS `number` that the node has towards it (default: the node's)")
 	f.IntVar(&s.Multihop, "multihop", 0, "how many `hops` a peer of another AS may be away (default 1)")
 	f.IntVar(&s.TTLSecurity, "ttl-security", 0, "how many `hops` it may be away, which its packets must prove (GTSM, RFC 5082)")
@@ -188,6 +194,9 @@ func (f *peerFlags) peer(address, as string) (*datastore.Peer, error) {
 	}
 	if f.hold >= 0 {
 		s.HoldTime = &f.hold
+	}
+	if f.withBFD || f.bfd != (datastore.BFD{}) {
+		s.BFD = &f.bfd
 	}
 	p := &datastore.Peer{Metadata: datastore.Metadata{Name: f.name}, Spec: s}
 	p.SetDefaults()

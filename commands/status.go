@@ -314,17 +314,6 @@ func (r *nodeReport) finish() {
 // established is the state of a session that is up (RFC 4271, section 8.2.2).
 const established = "Established"
 
-func sessionInfo(s control.Session) string {
-	info := s.State
-	if s.State != established && s.Reason != "" {
-		info += ": " + s.Reason
-	}
-	if s.Stale > 0 {
-		info += fmt.Sprintf(", %d stale", s.Stale)
-	}
-	return info
-}
-
 func (a *app) showReports(f format, reports []*nodeReport, all bool) error {
 	var err error
 	switch f {

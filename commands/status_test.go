@@ -76,6 +76,11 @@ No IPv6 address configured.
 		t.Errorf("healthy %v, got\n%swant\n%s", r.Healthy, got, want)
 	}
 
+	r.Sessions[0].BFD = "down: nothing heard"
+	if got := sessionInfo(r.Sessions[0]); got != "Established, BFD down: nothing heard" {
+		t.Errorf("got %q", got)
+	}
+	r.Sessions[0].BFD = ""
 	r.Sessions[0].State, r.Sessions[0].Off = "Idle", true
 	if r.finish(); !r.Healthy {
 		t.Errorf("a session that is shut down on purpose: %q", r.Problems)

@@ -49,6 +49,7 @@ func (c *BGPConfig) SetDefaults() {
 	if len(s.Filters) > 0 {
 		c.Metadata.Needs = max(c.Metadata.Needs, needsFilters)
 	}
+	s.BFD.setDefaults()
 }
 
 // Validate implements Object.
@@ -77,7 +78,7 @@ func (c *BGPConfig) Validate() error {
 			return err
 		}
 	}
-	return firstError(checkMeta(c), checkAS("spec.defaultAS", s.DefaultAS, true))
+	return firstError(checkMeta(c), checkAS("spec.defaultAS", s.DefaultAS, true), s.BFD.validate())
 }
 
 // Kind returns KindConfig.

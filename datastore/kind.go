@@ -186,6 +186,9 @@ type PeerSpec struct {
 	KeepaliveTime int `json:"keepaliveTime,omitempty"`
 	// ConnectRetry is the longest wait between two dials, in seconds; default 5.
 	ConnectRetry int `json:"connectRetry,omitempty"`
+	// BFD ends the session as soon as the path to the peer is found dead; nil: only its
+	// hold time does.
+	BFD *BFD `json:"bfd,omitempty"`
 	// NextHop is what becomes of the next hop of learnt routes: "self", "unchanged";
 	// default: unchanged within the AS.
 	NextHop string `json:"nextHop,omitempty"`
@@ -261,6 +264,8 @@ type SessionStatus struct {
 	Reason string     `json:"reason,omitempty"`
 	// Off says that it is down because somebody wants it so.
 	Off bool `json:"off,omitempty"`
+	// BFD says in words how BFD is, where it is asked for: "up", "down: …".
+	BFD string `json:"bfd,omitempty"`
 }
 
 // Encap is how packets to another node travel.
@@ -442,6 +447,8 @@ type BGPConfigSpec struct {
 	RestartTime int `json:"restartTime,omitempty"`
 	// Filters gives filters to peers of kind Peer, behind those that they name themselves.
 	Filters []PeerFilters `json:"filters,omitempty"`
+	// BFD between nodes that share a subnet; nil: none.
+	BFD *BFD `json:"bfd,omitempty"`
 }
 
 // PeerFilters gives filters to the Peers that a selector picks by their labels.

@@ -54,6 +54,7 @@ func (p *Peer) SetDefaults() {
 	if len(s.Filters) > 0 || s.Aggregate {
 		p.Metadata.Needs = max(p.Metadata.Needs, needsFilters)
 	}
+	s.BFD.setDefaults()
 }
 
 // needsFilters is the ModelVersion that brought filters and aggregates: who does not know
@@ -94,7 +95,7 @@ func (p *Peer) Validate() error {
 			return at("spec.nodeSelector", err)
 		}
 	}
-	return firstError(s.checkSession(), s.checkRoutes(), checkWords("spec.description", s.Description), checkWords("spec.shutdown", s.Shutdown))
+	return firstError(s.checkSession(), s.BFD.validate(), s.checkHops(), s.checkRoutes(), checkWords("spec.description", s.Description), checkWords("spec.shutdown", s.Shutdown))
 }
 
 // checkSession checks how the session is held.

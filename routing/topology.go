@@ -72,6 +72,8 @@ type Plan struct {
 	// HoldTime and RestartTime are in seconds.
 	HoldTime    int `json:"holdTime"`
 	RestartTime int `json:"restartTime"`
+	// BFD is that between nodes.
+	BFD *datastore.BFD `json:"bfd,omitempty"`
 	// DefaultAS is the AS number of nodes without one of their own; NoMesh says
 	// that nodes are no peers by themselves.
 	DefaultAS uint32 `json:"defaultAS,omitempty"`
@@ -101,7 +103,7 @@ func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *da
 	p := Plan{Node: node}
 	p.HoldTime, p.RestartTime = *bgp.Spec.HoldTime, bgp.Spec.RestartTime
 	p.DefaultAS, p.NoMesh = bgp.Spec.DefaultAS, !*bgp.Spec.Mesh
-	p.Topology, p.PeerFilters = bgp.Spec.Topology, bgp.Spec.Filters
+	p.Topology, p.PeerFilters, p.BFD = bgp.Spec.Topology, bgp.Spec.Filters, bgp.Spec.BFD
 	for _, pool := range pools {
 		p.Pools = append(p.Pools, Pool{CIDR: pool.Spec.CIDR, BlockSize: pool.Spec.BlockSize, Communities: pool.Spec.Communities, Encap: pool.Spec.Encap})
 	}

@@ -94,6 +94,28 @@ type BGPSession struct {
 	LastErrorAt time.Time `json:"lastErrorAt,omitzero"`
 	Notice      string    `json:"lastNotification,omitempty"`
 	NoticeAt    time.Time `json:"lastNotificationAt,omitzero"`
+	// BFDSession is set where BFD watches the path.
+	BFDSession *BFDSession `json:"bfdSession,omitempty"`
+}
+
+// BFDSession is all about the BFD session with a peer. Times are in milliseconds.
+type BFDSession struct {
+	State       string    `json:"state"` // AdminDown, Down, Init or Up
+	RemoteState string    `json:"remoteState"`
+	Since       time.Time `json:"since"`
+	// Ups counts how often it came up.
+	Ups int `json:"ups"`
+	// Interval is the agreed time between two of our packets, Detection how long the
+	// neighbour may be silent.
+	Interval  float64 `json:"interval"`
+	Detection float64 `json:"detection"`
+	// LastDiagnostic is why it was last not up any more.
+	LastDiagnostic      string    `json:"lastDiagnostic,omitempty"`
+	LastDiagnosticAt    time.Time `json:"lastDiagnosticAt,omitzero"`
+	Discriminator       uint32    `json:"discriminator"`
+	RemoteDiscriminator uint32    `json:"remoteDiscriminator"`
+	In                  uint64    `json:"packetsIn"`
+	Out                 uint64    `json:"packetsOut"`
 }
 
 // Session is a BGP session with its numbers of prefixes.

@@ -97,6 +97,9 @@ func (s *state) session(peer string) (out control.BGPSession, err error) {
 		LastError: e.Reason, LastErrorAt: utc(e.ReasonAt), Notice: e.Notice, NoticeAt: utc(e.NoticeAt),
 	}
 	out.Burden, out.Budget = burden(engine, plan, address)
+	if path, is := s.watched()[address]; is {
+		out.BFDSession = showBFD(path)
+	}
 	for _, f := range e.Families {
 		out.Families = append(out.Families, f.String())
 	}

@@ -406,7 +406,8 @@ func TestGateway(t *testing.T) {
 	r.expect(n1.host, "88", want...)
 }
 
-// frrDaemons starts zebra, and returns what starts bgpd with a configuration.
+// frrDaemons starts zebra and bfdd, the latter if the configuration has to do with it, and
+// returns what starts bgpd with a configuration.
 func frrDaemons(t testing.TB, h *netlab.Host, dir, conf string) (start func() *netlab.Process) {
 	t.Helper()
 	api := filepath.Join(dir, "zserv")
@@ -419,6 +420,12 @@ func frrDaemons(t testing.TB, h *netlab.Host, dir, conf string) (start func() *n
 	}
 	daemon(t, h, "zebra", common("zebra")...)
 	netlab.Until(t, 20*time.Second, "zebra", func() string { _, err := os.Stat(api); return text(err) })
+	if strings.Contains(conf, " bfd") {
+		file(t, filepath.Join(dir, "bfdd.conf"), "bfd\n profile lab\n  detect-multiplier 50\n  transmit-interval 100\n  receive-interval 100\n")
+		ctl := filepath.Join(dir, "bfdd.sock")
+		daemon(t, h, "bfdd", append(common("bfdd"), "--bfdctl", ctl)...)
+		netlab.Until(t, 20*time.Second, "bfdd", func() string { _, err := os.Stat(ctl); return text(err) })
+	}
 	return func() *netlab.Process {
 		return daemon(t, h, "bgpd", append(common("bgpd"), "-l", h.Addr.Addr().String())...)
 	}

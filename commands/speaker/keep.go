@@ -102,7 +102,7 @@ func planned(node string, p routing.Plan) kept {
 	var usual datastore.BGPConfig
 	usual.SetDefaults()
 	bgp := datastore.BGPConfig{Spec: datastore.BGPConfigSpec{
-		DefaultAS: p.DefaultAS, Mesh: new(!p.NoMesh), Topology: p.Topology, HoldTime: new(p.HoldTime), RestartTime: p.RestartTime, Filters: p.PeerFilters,
+		DefaultAS: p.DefaultAS, Mesh: new(!p.NoMesh), Topology: p.Topology, HoldTime: new(p.HoldTime), RestartTime: p.RestartTime, Filters: p.PeerFilters, BFD: p.BFD,
 	}}
 	if bgp.SetDefaults(); !reflect.DeepEqual(bgp, usual) {
 		k.bgp = &bgp

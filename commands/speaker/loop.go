@@ -152,7 +152,8 @@ type loop struct {
 	leaving   map[netip.Addr]routing.Peer
 	passwords passwords
 	policies  routing.Policies
-	unread    []string // what is wrong with them
+	unread    []string            // what is wrong with them
+	watched   map[netip.Addr]bool // by BFD
 	// neighbours are those of the tunnels' devices, once met: once they were written.
 	neighbours []routing.Neighbour
 	met        bool
@@ -202,6 +203,7 @@ func (l *loop) follow(ctx context.Context, plan routing.Plan) {
 	}
 	plan.Problems = slices.Concat(plan.Problems, l.unread)
 	l.state.setPlan(plan)
+	l.detect()
 	l.originate()
 	l.sessionChanged()
 }
@@ -444,6 +446,7 @@ func (l *loop) readSubnets(ctx context.Context) error {
 		l.subnets = subnets
 		l.believe()
 		l.travel(ctx)
+		l.detect()
 	}
 	return nil
 }

@@ -25,6 +25,7 @@ type tor struct {
 	as       uint32
 	lo       string // an address of its own
 	sessions func() string
+	set      func(lines ...string) // of FRR's configuration
 	quit     func()
 }
 
@@ -44,7 +45,8 @@ func (x *tor) peer(change func(*datastore.PeerSpec), password string) *datastore
 	return p
 }
 
-func startTorBIRD(r *rig, h *netlab.Host, as uint32, nodes []*netlab.Host) *tor {
+// startTorBIRD: more are lines of every session, and behind the first one of all.
+func startTorBIRD(r *rig, h *netlab.Host, as uint32, nodes []*netlab.Host, more ...string) *tor {
 	t := r.t
 	lo := "172.31.2.1"
 	netlab.Must(t, h, "ip", "addr", "add", lo+"/32", "dev", "lo")
@@ -56,11 +58,13 @@ func startTorBIRD(r *rig, h *netlab.Host, as uint32, nodes []*netlab.Host) *tor 
 	for _, p := range append(torRoutes, "198.51.100.9/32") {
 		fmt.Fprintf(&b, " route %s blackhole;", p)
 	}
-	b.WriteString(" }\nprotocol kernel k4 { persist; graceful restart on; ipv4 { import none; export where source = RTS_BGP; }; }\n")
+	watched := len(more) > 1
+	more = append(more, "", "")
+	b.WriteString(" }\n" + strings.Join(more[1:], "\n") + "\nprotocol kernel k4 { persist; graceful restart on; ipv4 { import none; export where source = RTS_BGP; }; }\n")
 	for i, n := range nodes {
 		fmt.Fprintf(&b, `protocol bgp peer%d {
   local %s as %d; neighbor %s as 64511;
-  password "%s"; ttl security on;
+  password "%s"; ttl security on; %s
   hold time 9; connect delay time 1; connect retry time 1; error wait time 1, 2;
   graceful restart on; graceful restart time 30;
   ipv4 { import filter { if (65535, 0) ~ bgp_community then bgp_local_pref = 0; accept; }; next hop self; export filter {
@@ -69,7 +73,7 @@ func startTorBIRD(r *rig, h *netlab.Host, as uint32, nodes []*netlab.Host) *tor 
     accept;
   }; };
 }
-`, i, h.Addr.Addr(), as, n.Addr.Addr(), torSecret)
+`, i, h.Addr.Addr(), as, n.Addr.Addr(), torSecret, more[0])
 	}
 	file(t, conf, b.String())
 	args := []string{"/usr/sbin/bird", "-f", "-c", conf, "-s", ctl, "-P", filepath.Join(dir, "pid")}
@@ -77,12 +81,17 @@ func startTorBIRD(r *rig, h *netlab.Host, as uint32, nodes []*netlab.Host) *tor 
 	return &tor{as: as, lo: lo, foreign: &foreign{host: h, proto: "bird", routes: func(want ...string) []string { return torLines(32, want) },
 		restart: func() { p.Kill(); p = daemon(t, h, "bird", append(args, "-R")...) }},
 		sessions: func() string {
-			return netlab.Must(t, h, "/usr/sbin/birdc", "-s", ctl, "show protocols all") + netlab.Must(t, h, "/usr/sbin/birdc", "-s", ctl, "show route all")
+			out := netlab.Must(t, h, "/usr/sbin/birdc", "-s", ctl, "show protocols all") + netlab.Must(t, h, "/usr/sbin/birdc", "-s", ctl, "show route all")
+			if watched {
+				out += netlab.Must(t, h, "/usr/sbin/birdc", "-s", ctl, "show bfd sessions")
+			}
+			return out
 		},
 		quit: func() { p.Kill() }}
 }
 
-func startTorFRR(r *rig, h *netlab.Host, as uint32, nodes []*netlab.Host) *tor {
+// startTorFRR: more are settings of every neighbour, in place of GTSM.
+func startTorFRR(r *rig, h *netlab.Host, as uint32, nodes []*netlab.Host, more ...string) *tor {
 	t := r.t
 	lo := "172.31.3.1"
 	netlab.Must(t, h, "ip", "addr", "add", lo+"/32", "dev", "lo")
@@ -92,6 +101,9 @@ func startTorFRR(r *rig, h *netlab.Host, as uint32, nodes []*netlab.Host) *tor {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if len(more) == 0 {
+		more = []string{"ttl-security hops 1"}
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, `
 router bgp %d
@@ -103,8 +115,11 @@ router bgp %d
  bgp graceful-restart preserve-fw-state
 `, as, h.Addr.Addr())
 	for _, n := range nodes {
-		fmt.Fprintf(&b, " neighbor %[1]s remote-as 64511\n neighbor %[1]s password %[2]s\n neighbor %[1]s ttl-security hops 1\n"+
+		fmt.Fprintf(&b, " neighbor %[1]s remote-as 64511\n neighbor %[1]s password %[2]s\n"+
 			" neighbor %[1]s timers 3 9\n neighbor %[1]s timers connect 1\n", n.Addr.Addr(), torSecret)
+		for _, m := range more {
+			fmt.Fprintf(&b, " neighbor %s %s\n", n.Addr.Addr(), m)
+		}
 	}
 	b.WriteString(" address-family ipv4 unicast\n  network 172.31.3.0/24\n")
 	for _, p := range torRoutes {
@@ -120,6 +135,18 @@ router bgp %d
 		restart: func() { p.Kill(); p = start() }},
 		sessions: func() string {
 			return netlab.Must(t, h, "vtysh", "--vty_socket", dir, "-c", "show bgp neighbors")
+		},
+		set: func(lines ...string) {
+			args := []string{"vtysh", "--vty_socket", dir, "-c", "configure"}
+			for _, l := range lines {
+				args = append(args, "-c", l)
+			}
+			netlab.Until(t, 20*time.Second, "bgpd takes "+lines[len(lines)-1], func() string {
+				if out, err := netlab.Try(t, h, args...); err != nil {
+					return out + err.Error()
+				}
+				return ""
+			})
 		},
 		quit: func() { p.Kill() }}
 }

@@ -33,6 +33,7 @@ import (
 	"netctl/datastore/identity"
 	"netctl/netdev"
 	"netctl/routing"
+	"netctl/routing/bfd"
 	"netctl/routing/bgp"
 	"netctl/routing/fib"
 )
@@ -171,6 +172,7 @@ type speaker struct {
 	state      *state
 	reporter   *control.Reporter
 	warden     *warden
+	detector   *bfd.Engine
 	last       lastRun       // of the last run
 	kept       *control.Kept // lastRunFile
 }
@@ -179,6 +181,8 @@ func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datasto
 	s := &speaker{cfg: cfg, log: log, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent)}
 	_, s.bare = own.(bare)
 	s.state = &state{}
+	s.detector = bfd.New(bfd.Config{OnDown: s.state.pathDown, OnChange: s.sessionChanged, Log: log})
+	s.state.detector = s.detector
 	s.kept = control.Keep(cfg.StateDir, datastore.FileOptions{})
 	s.reporter = control.NewReporter(cfg.Node, datastore.ReportSpeaker, store, s.state.report(time.Now(), s.bare), log)
 	s.follower = newFollower(cfg.Node, s.hostFile(), s.state, s.reporter.Wake, log)
@@ -238,6 +242,7 @@ func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []
 		{Name: s.reporter.String(), Do: s.reporter.Run},
 		{Name: "watch the reflectors", Do: s.warden.run},
 		{Name: "speak", Do: s.reconcile},
+		{Name: "watch the paths", Do: s.detector.Run},
 		{Name: "follow the datastore", Do: func(ctx context.Context) error {
 			err := datastore.Follow(ctx, s.store, kinds(), s.guard, s.follower)
 			if ctx.Err() != nil {

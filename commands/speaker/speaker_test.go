@@ -21,6 +21,7 @@ import (
 	"netctl/netdev"
 	"netctl/netdev/netlab"
 	"netctl/routing"
+	"netctl/routing/bfd"
 	"netctl/routing/bgp"
 	"netctl/routing/fib"
 )
@@ -350,6 +351,7 @@ func FuzzMemory(f *testing.F) {
 	}
 	f.Add(seed)
 	f.Add([]byte(`{"boot":"x","plan":{"as":1,"routerID":"1.2.3.4","peers":[{"nextHops":[""]}],"pools":[{"cidr":""}]}}`))
+	f.Add([]byte(`{"plan":{"bfd":{"interval":-1,"multiplier":256},"peers":[{"address":"1.2.3.4"}]}}`))
 	f.Add([]byte(`{`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		var m lastRun
@@ -381,6 +383,7 @@ func FuzzMemory(f *testing.F) {
 		if err == nil {
 			_ = b.Configure(l.peers())
 		}
+		bfd.New(bfd.Config{}).Configure(watchable(l.plan, func(netip.Addr) bool { return true }))
 	})
 }
 

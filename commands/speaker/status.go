@@ -13,6 +13,7 @@ import (
 	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/routing"
+	"netctl/routing/bfd"
 	"netctl/routing/bgp"
 )
 
@@ -22,10 +23,11 @@ type state struct {
 	mu       sync.Mutex
 	engine   *bgp.Speaker // nil: does not run
 	plan     routing.Plan
-	detached string // why
-	away     string // why the store does not answer
-	answered bool   // the store did, since the start
-	alien    string // why the node is not this host's
+	detached string      // why
+	away     string      // why the store does not answer
+	answered bool        // the store did, since the start
+	alien    string      // why the node is not this host's
+	detector *bfd.Engine // nil: none are watched; it is safe for concurrent use itself
 }
 
 func (s *state) setEngine(e *bgp.Speaker) {
@@ -76,13 +78,19 @@ func (s *state) sessions() (sessions []control.Session, attached bool) {
 	for _, p := range plan.Peers {
 		types[p.Address] = p.Type()
 	}
+	watched := s.watched()
 	for _, e := range engine.Status() {
 		if e.State == "Established" {
 			e.Reason = "" // it is that of the session before
 		}
+		words := ""
+		if path, is := watched[e.Peer]; is {
+			words = path.Words()
+		}
 		sessions = append(sessions, control.Session{
 			SessionStatus: datastore.SessionStatus{
 				Peer: e.Peer, Type: types[e.Peer], State: e.State, Since: e.Since.UTC().Truncate(time.Second), Reason: e.Reason, Off: e.Off,
+				BFD: words,
 			},
 			Received: e.Received, Accepted: e.Accepted, Sent: e.Sent, Stale: e.Stale,
 		})
@@ -155,7 +163,10 @@ func (s *speaker) status() control.SpeakerStatus {
 	for _, c := range engine.Conflicts() {
 		st.Problems = append(st.Problems, fmt.Sprintf("prefix %s is announced by several nodes: %s", c.Prefix, plan.Names(c.NextHops)))
 	}
-	for _, e := range engine.Status() {
+	details := engine.Status()
+	st.Problems = append(st.Problems, s.detector.Problems()...)
+	st.Problems = append(st.Problems, unwatched(plan, details, s.state.watched())...)
+	for _, e := range details {
 		if e.Full {
 			st.Problems = append(st.Problems, fmt.Sprintf("peer %s sends %d prefixes; its limit is %d", plan.Names([]netip.Addr{e.Peer}), e.Received, e.Limit))
 		}

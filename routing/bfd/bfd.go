@@ -27,6 +27,9 @@ type Peer struct {
 	// Multiplier is how many of them may be lost, the last one included, until the
 	// neighbour takes the path for dead. Ours is the neighbour's to choose.
 	Multiplier uint8
+	// Away is how long this system may be away when Run ends, until the neighbour takes the
+	// path for dead. The next Run goes on with what is up then. 0: it is switched off.
+	Away time.Duration
 }
 
 // Config is an Engine.
@@ -71,12 +74,12 @@ func (s Status) Words() string {
 		return "switched off"
 	case s.State == Init:
 		return "coming up"
-	case s.Trouble != "":
-		return "down: " + s.Trouble
 	case s.Heard && s.RemoteState == AdminDown:
 		return "down: switched off by the neighbour"
 	case s.Diag != DiagNone:
 		return "down: " + s.why()
+	case s.Trouble != "":
+		return "down: " + s.Trouble
 	}
 	return "down: nothing heard"
 }

@@ -14,6 +14,12 @@ import (
 	"time"
 )
 
+// The intervals that are kept.
+const (
+	shortest = time.Millisecond
+	longest  = time.Minute
+)
+
 // listenRetry is between two tries to listen on an address.
 const listenRetry = time.Second
 
@@ -31,7 +37,6 @@ type Engine struct {
 	ended    bool
 	wanted   map[pathKey]Peer
 	sessions map[pathKey]*session
-	numbered map[uint32]*session
 	ears     map[netip.Addr]*ear
 }
 
@@ -61,7 +66,7 @@ func New(c Config) *Engine {
 	}
 	return &Engine{
 		config: c, open: openReceiver, dial: dial,
-		wanted: map[pathKey]Peer{}, sessions: map[pathKey]*session{}, numbered: map[uint32]*session{}, ears: map[netip.Addr]*ear{},
+		wanted: map[pathKey]Peer{}, sessions: map[pathKey]*session{}, ears: map[netip.Addr]*ear{},
 	}
 }
 
@@ -90,6 +95,7 @@ func (e *Engine) Configure(peers []Peer) {
 	defer e.mu.Unlock()
 	clear(e.wanted)
 	for _, p := range peers {
+		p.Interval, p.Multiplier = min(max(p.Interval, shortest), longest), max(p.Multiplier, 1)
 		e.wanted[pathKey{p.Address, p.Local}] = p
 	}
 	if e.ctx != nil && !e.ended {
@@ -137,23 +143,31 @@ func (e *Engine) apply() {
 
 // start begins a session. The caller holds mu.
 func (e *Engine) start(p Peer) {
-	number := rand.Uint32()
-	for number == 0 || e.numbered[number] != nil {
-		number = rand.Uint32()
-	}
 	mouth := &mouth{dial: func() (net.Conn, error) { return e.dial(p) }}
-	s := newSession(p, number, &e.config, mouth.send, func() bool { return e.unread(p.Local) })
-	e.sessions[s.key], e.numbered[number] = s, s
+	s := newSession(p, e.number(), &e.config, mouth.send, func() bool { return e.unread(p.Local) })
+	e.sessions[s.key] = s
 	e.tasks.Go(func() {
 		s.run(e.ctx)
 		mouth.close()
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		delete(e.numbered, number)
 		if e.sessions[s.key] == s {
 			delete(e.sessions, s.key)
 		}
 	})
+}
+
+// number is a discriminator that no session has. The caller holds mu.
+func (e *Engine) number() uint32 {
+	for {
+		n, taken := rand.Uint32(), false
+		for _, s := range e.sessions {
+			taken = taken || s.named(n)
+		}
+		if n != 0 && !taken {
+			return n
+		}
+	}
 }
 
 // mouth is the socket of one session, opened when there is something to send.
@@ -244,22 +258,12 @@ func (e *Engine) hear(local netip.Addr, socket receiver) {
 			continue
 		}
 		e.mu.Lock()
-		s := e.find(p, pathKey{from, local})
+		s := e.sessions[pathKey{from, local}]
 		e.mu.Unlock()
 		if s != nil {
 			s.deliver(p)
 		}
 	}
-}
-
-// find is the session that a packet is for: by our discriminator, which its addresses must
-// bear out, or if it has none by these alone (RFC 5881, section 3).
-func (e *Engine) find(p Packet, k pathKey) *session {
-	s := e.sessions[k]
-	if p.Yours != 0 && e.numbered[p.Yours] != s {
-		return nil
-	}
-	return s
 }
 
 // Status returns all sessions that are wanted, by address.

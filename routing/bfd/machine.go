@@ -2,9 +2,7 @@ package bfd
 
 import "time"
 
-// slow is the shortest interval of a session that is not up: "When bfd.SessionState is not
-// Up, the system MUST set bfd.DesiredMinTxInterval to a value of not less than one second"
-// (RFC 5880, section 6.8.3).
+// slow is the shortest interval of a session that is not up (RFC 5880, section 6.8.3).
 const slow = time.Second
 
 // machine is a session's state machine: the variables of RFC 5880, section 6.8.1, and
@@ -30,17 +28,30 @@ type machine struct {
 	remoteIndependent bool
 }
 
-// newMachine is a session that is administratively down: its first packet says so, whatever
-// session the neighbour has from an earlier life of this system, and so ends that one without
-// an alarm (RFC 5882, section 3.2). See open.
+// newMachine is a session that is down.
 func newMachine(interval time.Duration, multiplier uint8, discriminator uint32) *machine {
 	m := &machine{
 		interval: interval, multiplier: multiplier, local: discriminator,
-		state: AdminDown, remoteState: Down, remoteRx: time.Microsecond,
+		state: Down, remoteState: Down, remoteRx: time.Microsecond,
 	}
 	m.minTx, m.minRx = max(slow, interval), interval
 	m.usedTx, m.usedRx = m.minTx, m.minRx
 	return m
+}
+
+// resume goes on with the session that an earlier life of this system had, and that the
+// neighbour still takes for up: by the discriminator that it has of that one nothing ever
+// happened (RFC 5882, section 3.3).
+func (m *machine) resume(discriminator uint32) {
+	m.local = discriminator
+	m.enter(Up, DiagNone)
+}
+
+// pause prepares the neighbour for a silence: what restarts on purpose may make the detection
+// time longer than its restart takes (RFC 5882, section 4.3.2.2).
+func (m *machine) pause(d time.Duration) {
+	m.minTx = max(m.minTx, d/time.Duration(m.multiplier)+time.Microsecond)
+	m.poll = true
 }
 
 // open ends the state AdminDown.
@@ -74,19 +85,15 @@ func (m *machine) adjust() {
 	if tx == m.minTx && rx == m.minRx {
 		return
 	}
-	// "If either bfd.DesiredMinTxInterval is changed or bfd.RequiredMinRxInterval is changed,
-	// a Poll Sequence MUST be initiated".
+	// A change is told by a Poll Sequence, and one during that by another.
 	m.pollAgain = m.poll
 	m.poll = true
-	// "If bfd.DesiredMinTxInterval is increased and bfd.SessionState is Up, the actual
-	// transmission interval used MUST NOT change until the Poll Sequence described above has
-	// terminated."
+	// The neighbour of a session that is up goes by the old values until it has answered:
+	// so long nothing is sent less often than it expects.
 	if m.minTx = tx; m.state != Up || tx < m.usedTx {
 		m.usedTx = tx
 	}
-	// "If bfd.RequiredMinRxInterval is reduced and bfd.SessionState is Up, the previous value
-	// of bfd.RequiredMinRxInterval MUST be used when calculating the Detection Time for the
-	// remote system until the Poll Sequence described above has terminated."
+	// Nor is anything expected more often than it sends.
 	if m.minRx = rx; m.state != Up || rx > m.usedRx {
 		m.usedRx = rx
 	}
@@ -104,7 +111,7 @@ func (m *machine) receive(p Packet) (answer bool) {
 	}
 	switch m.state {
 	case AdminDown:
-		return false // "Discard the packet."
+		return false // it is discarded
 	case Down:
 		switch p.State {
 		case Down:
@@ -132,8 +139,7 @@ func (m *machine) expire() {
 	if m.state == Init || m.state == Up {
 		m.enter(Down, DiagExpired)
 	}
-	// "This variable MUST be set to zero if a Detection Time passes without the receipt of a
-	// valid, authenticated BFD packet from the remote system." What it said of itself goes, too.
+	// Its discriminator is forgotten (section 6.8.1), and what it said of itself, too.
 	m.remote, m.remoteRx, m.remoteDemand = 0, time.Microsecond, false
 	m.poll, m.pollAgain = false, false
 	m.usedTx, m.usedRx = m.minTx, m.minRx
@@ -153,8 +159,7 @@ func (m *machine) every() time.Duration {
 	if m.remoteRx == 0 {
 		return 0
 	}
-	// "the remote system wishes … that the local system cease the periodic transmission of
-	// BFD Control packets" (section 6.8.6), but for a Poll Sequence (section 6.6).
+	// It asks for silence (Demand mode, section 6.6), but for a Poll Sequence.
 	if m.remoteDemand && m.state == Up && m.remoteState == Up && !m.poll {
 		return 0
 	}

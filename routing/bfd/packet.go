@@ -84,8 +84,6 @@ func Parse(b []byte) (p Packet, err error) {
 	case int(b[3]) < packetLen || int(b[3]) > len(b):
 		return p, fmt.Errorf("length %d of a packet of %d bytes", b[3], len(b))
 	case b[1]&bitAuth != 0:
-		// "If the A bit is set and no authentication is in use (bfd.AuthType is zero), the
-		// packet MUST be discarded."
 		return p, errors.New("authenticated, and nobody agreed on that")
 	case b[2] == 0:
 		return p, errors.New("detection multiplier 0")
@@ -103,8 +101,6 @@ func Parse(b []byte) (p Packet, err error) {
 	case p.Mine == 0:
 		return p, errors.New("discriminator 0")
 	case p.Yours == 0 && p.State != Down && p.State != AdminDown:
-		// "If the Your Discriminator field is zero and the State field is not Down or
-		// AdminDown, the packet MUST be discarded."
 		return p, fmt.Errorf("state %v without our discriminator", p.State)
 	}
 	return p, nil

@@ -51,37 +51,40 @@ func TestDiscarded(t *testing.T) {
 	}
 }
 
-// FuzzParse: what is taken in is what would be sent, and a session that hears it
-// keeps to what it may do.
+// FuzzParse: what is taken in is what would be sent, and a session that hears it, packet
+// after packet, keeps to what it may do.
 func FuzzParse(f *testing.F) {
+	down := Packet{State: Down, Multiplier: 3, Mine: 1, MinTx: time.Second, MinRx: time.Second}
+	initial, up := down, down
+	initial.State, initial.Yours = Init, 7
+	up.State, up.Yours = Up, 7
 	f.Add(whole.Append(nil))
-	f.Add(Packet{State: Down, Multiplier: 3, Mine: 1, MinTx: time.Second, MinRx: time.Second}.Append(nil))
-	m := newMachine(100*time.Millisecond, 3, 7)
-	m.open()
+	f.Add(up.Append(initial.Append(down.Append(nil))))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		p, err := Parse(b)
-		if err != nil {
-			return
-		}
-		if again, err := Parse(p.Append(nil)); err != nil || again != p {
-			t.Errorf("%x: %+v, again %+v, %v", b, p, again, err)
-		}
-		was := m.state
-		answer := m.receive(p)
-		if answer != p.Poll || m.state == AdminDown || was == Down && m.state == Up && p.State != Init {
-			t.Errorf("%+v: %v became %v, answer %v", p, was, m.state, answer)
-		}
-		if d := m.detection(); d < 100*time.Millisecond {
-			t.Errorf("%+v: detection time %v", p, d)
-		}
-		if every := m.every(); every != 0 && every < 100*time.Millisecond {
-			t.Errorf("%+v: a packet every %v", p, every)
-		}
-		if out := m.packet(answer); out.Poll && out.Final {
-			t.Errorf("%+v: %+v", p, out)
-		}
-		if len(b)%7 == 0 {
-			m.expire()
+		m := newMachine(100*time.Millisecond, 3, 7)
+		for ; len(b) > 0; b = b[min(len(b), packetLen):] {
+			p, err := Parse(b)
+			if err != nil {
+				m.expire()
+				continue
+			}
+			if again, err := Parse(p.Append(nil)); err != nil || again != p {
+				t.Errorf("%x: %+v, again %+v, %v", b, p, again, err)
+			}
+			was := m.state
+			answer := m.receive(p)
+			if answer != p.Poll || m.state == AdminDown || was == Down && m.state == Up && p.State != Init {
+				t.Errorf("%+v: %v became %v, answer %v", p, was, m.state, answer)
+			}
+			if d := m.detection(); d < 100*time.Millisecond {
+				t.Errorf("%+v: detection time %v", p, d)
+			}
+			if every := m.every(); every != 0 && every < 100*time.Millisecond {
+				t.Errorf("%+v: a packet every %v", p, every)
+			}
+			if out := m.packet(answer); out.Poll && out.Final {
+				t.Errorf("%+v: %+v", p, out)
+			}
 		}
 	})
 }

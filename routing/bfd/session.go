@@ -41,12 +41,16 @@ type session struct {
 	heard     time.Time // the last packet
 	heardUp   time.Time // the last one of a session that is up
 	farewells int       // that are left
+	listening bool      // nothing was sent yet
 	loggedAt  time.Time
 
 	in      chan Packet
 	control chan struct{}
 
-	mu     sync.Mutex
+	mu sync.Mutex
+	// number is our discriminator; new: no packet was taken yet.
+	number uint32
+	new    bool
 	wanted *Peer // nil: the session is to end
 	gone   bool  // it has
 	status Status
@@ -56,8 +60,8 @@ func newSession(p Peer, discriminator uint32, c *Config, send func([]byte) error
 	return &session{
 		key: pathKey{p.Address, p.Local}, config: c, log: c.Log.With("peer", p.Address),
 		machine: newMachine(p.Interval, p.Multiplier, discriminator), send: send, unread: unread,
-		in: make(chan Packet, queueLen), control: make(chan struct{}, 1),
-		wanted: &p, status: Status{Peer: p.Address, Local: p.Local, State: AdminDown, Since: time.Now(), Mine: discriminator},
+		in: make(chan Packet, queueLen), control: make(chan struct{}, 1), number: discriminator, new: true,
+		wanted: &p, status: Status{Peer: p.Address, Local: p.Local, State: Down, Since: time.Now()},
 	}
 }
 
@@ -76,12 +80,30 @@ func (s *session) want(p *Peer) bool {
 	return true
 }
 
-// deliver takes a packet for the session; it never blocks.
+// deliver takes a packet of the session's addresses, by which a neighbour has one session at
+// most (RFC 5881, section 3); it never blocks. If it names a discriminator it must be ours, but the
+// first one may name that of an earlier life.
 func (s *session) deliver(p Packet) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.Yours != 0 && p.Yours != s.number {
+		if !s.new || p.State != Up {
+			return
+		}
+		s.number = p.Yours
+	}
+	s.new = false
 	select {
 	case s.in <- p:
 	default:
 	}
+}
+
+// named says whether a discriminator is the session's.
+func (s *session) named(n uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.number == n
 }
 
 // Status is the session's.
@@ -92,19 +114,18 @@ func (s *session) Status() Status {
 }
 
 // run speaks until the session is not wanted any more, or ctx ends: of that the neighbour
-// hears once, since this system has no time to lose then.
+// hears once, since this system has no time to lose then. First it listens whether the
+// neighbour has a session with an earlier life of this system, which the first packet would end.
 func (s *session) run(ctx context.Context) {
-	s.tx, s.detect = time.NewTimer(slow), time.NewTimer(time.Hour)
+	s.tx, s.detect = time.NewTimer(max(slow, s.machine.interval)), time.NewTimer(time.Hour)
 	defer s.tx.Stop()
 	defer s.detect.Stop()
-	s.transmit(false)
-	s.machine.open()
+	s.listening = true
 	for {
 		s.settle()
 		select {
 		case <-ctx.Done():
-			s.machine.close()
-			s.transmit(false)
+			s.leave()
 			return
 		case <-s.control:
 			if s.obey(); s.machine.state == AdminDown && s.machine.every() == 0 && s.end() {
@@ -126,6 +147,22 @@ func (s *session) run(ctx context.Context) {
 	}
 }
 
+// leave tells the neighbour that this system ends.
+func (s *session) leave() {
+	s.mu.Lock()
+	p := s.wanted
+	s.mu.Unlock()
+	switch {
+	case s.listening:
+		return
+	case p != nil && p.Away > 0 && s.machine.state == Up:
+		s.machine.pause(p.Away)
+	default:
+		s.machine.close()
+	}
+	s.transmit(false)
+}
+
 // obey takes what was ordered.
 func (s *session) obey() {
 	s.mu.Lock()
@@ -136,6 +173,9 @@ func (s *session) obey() {
 		s.farewells = 0
 		s.machine.tune(p.Interval, p.Multiplier)
 		s.machine.open()
+	case s.listening:
+		s.machine.close()
+		s.farewells = 1 // nobody knows of it
 	case s.farewells == 0:
 		// "BFD Control packets SHOULD be transmitted for at least a Detection Time after
 		// transitioning to AdminDown state" (RFC 5880, section 6.8.16).
@@ -154,6 +194,10 @@ func (s *session) end() bool {
 
 func (s *session) receive(p Packet) {
 	was := s.machine.state
+	s.listening = false
+	if p.Yours != 0 && p.Yours != s.machine.local && was == Down {
+		s.machine.resume(p.Yours)
+	}
 	answer := s.machine.receive(p)
 	s.heard = time.Now()
 	if s.machine.state == Up && p.State == Up {
@@ -218,9 +262,7 @@ func (s *session) moved(was State) {
 		s.loggedAt = time.Now()
 		s.log.Info("BFD session is " + status.Words())
 	}
-	// "If a BFD session transitions from Up state to AdminDown, or the session transitions
-	// from Up to Down because the remote system is indicating that the session is in state
-	// AdminDown, clients SHOULD NOT take any control protocol action" (RFC 5882, section 3.2).
+	// AdminDown, ours or the neighbour's, says nothing of the path (RFC 5882, section 3.2).
 	if left && (m.diag != DiagNeighbour || m.remoteState != AdminDown) && s.config.OnDown != nil {
 		s.config.OnDown(s.key.peer, s.heardUp, status.why())
 	}
@@ -232,6 +274,9 @@ func (s *session) moved(was State) {
 // settle sends at once what is news to the neighbour (section 6.8.7), has the timer run by
 // what is agreed, and shows it.
 func (s *session) settle() {
+	if s.listening {
+		return
+	}
 	news := s.machine.packet(false)
 	last := s.sent
 	news.Poll, last.Poll, last.Final = false, false, false
@@ -250,14 +295,12 @@ func (s *session) settle() {
 	if s.status.State != m.state { // by order
 		s.status.State, s.status.Since = m.state, time.Now()
 	}
-	s.status.RemoteState, s.status.Every, s.status.Yours = m.remoteState, m.every(), m.remote
+	s.status.RemoteState, s.status.Every, s.status.Mine, s.status.Yours = m.remoteState, m.every(), m.local, m.remote
 	s.status.Detection = m.detection()
 }
 
-// jitter is the time to the next packet: "The interval MUST be reduced by a random value
-// of 0 to 25% … If bfd.DetectMult is equal to 1, the interval between transmitted BFD Control
-// packets MUST be no more than 90% of the negotiated transmission interval, and MUST be no
-// less than 75%" (section 6.8.7).
+// jitter is the time to the next packet: the agreed one less 0 to 25 %, or where one lost
+// packet is one too many, less 10 to 25 % (section 6.8.7).
 func (s *session) jitter() time.Duration {
 	most := 25.0
 	if s.machine.multiplier == 1 {
@@ -268,6 +311,7 @@ func (s *session) jitter() time.Duration {
 
 // transmit sends what is to be told, whatever the timer says, and sets that.
 func (s *session) transmit(final bool) {
+	s.listening = false
 	p := s.machine.packet(final)
 	s.sent = p
 	err := s.send(p.Append(make([]byte, 0, packetLen)))

@@ -153,7 +153,7 @@ func TestDetection(t *testing.T) {
 				last := at[len(at)-1]
 				time.Sleep(time.Until(last.Add(c.want - 1)))
 				a.is(Up)
-				time.Sleep(1)
+				time.Sleep(time.Nanosecond)
 				a.is(Down)
 				a.alarms("control detection time expired")
 				if !a.downAt[0].Equal(last.Add(c.want)) || !a.heard[0].Equal(last) {
@@ -304,22 +304,30 @@ func TestSwitchedOff(t *testing.T) {
 	})
 }
 
-// A process that ends, or is killed, and comes again: its first packet says that its former
-// session was no path. So nobody raises an alarm, unless it is away for longer than the
-// detection time without a word.
+// A process that ends, or is killed, and comes again goes on with the session that the
+// neighbour still has. So nobody raises an alarm, unless it was killed and is away for longer
+// than the detection time, or than it said.
 func TestRestart(t *testing.T) {
+	silence := []string{"control detection time expired"}
 	for name, c := range map[string]struct {
-		killed bool
-		away   time.Duration
-		alarms []string
+		killed    bool
+		say, away time.Duration
+		alarms    []string
+		ups       int // of the neighbour
 	}{
-		"ends":               {false, 10 * time.Second, nil},
-		"is killed":          {true, 250 * ms, nil},
-		"is killed at once":  {true, 0, nil},
-		"is killed for long": {true, time.Second, []string{"control detection time expired"}},
+		"ends":               {say: 20 * time.Second, away: 19 * time.Second, ups: 1},
+		"ends at once":       {say: 20 * time.Second, away: 0, ups: 1},
+		"ends for long":      {say: 20 * time.Second, away: 25 * time.Second, alarms: silence, ups: 2},
+		"ends for good":      {away: 10 * time.Second, ups: 2},
+		"is killed":          {killed: true, say: 20 * time.Second, away: 190 * ms, ups: 1},
+		"is killed at once":  {killed: true, say: 20 * time.Second, ups: 1},
+		"is killed for long": {killed: true, say: 20 * time.Second, away: time.Second, alarms: silence, ups: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			link(t, alike(100*ms), [2]uint8{3, 3}, func(a, b *end) {
+				p := *a.wanted
+				p.Away = c.say
+				a.want(&p)
 				// The last packet was just sent.
 				sent, _ := a.since(time.Time{})
 				for n := len(sent); n == len(sent); {
@@ -327,6 +335,11 @@ func TestRestart(t *testing.T) {
 					sent, _ = a.since(time.Time{})
 				}
 				a.cut.Store(c.killed)
+				a.reach(nil)
+				if !c.killed {
+					a.reach(b.deliver)
+				}
+				b.reach(nil)
 				a.stop()
 				time.Sleep(c.away)
 				next := newEnd(t, "10.9.0.1", "10.9.0.2", 100*ms, 3)
@@ -338,9 +351,38 @@ func TestRestart(t *testing.T) {
 				b.is(Up)
 				b.alarms(c.alarms...)
 				next.alarms()
+				if got := b.Status(); got.Ups != c.ups || got.Detection != 300*ms || next.Status().Detection != 300*ms {
+					t.Errorf("came up %d times, want %d: %+v", got.Ups, c.ups, got)
+				}
+				b.cut.Store(true)
+				time.Sleep(time.Second)
+				next.alarms(silence...)
 			})
 		})
 	}
+}
+
+// Only the first packet may name a discriminator that is not ours, and only one of a
+// session that is up.
+func TestForeignDiscriminator(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newEnd(t, "10.9.0.1", "10.9.0.2", 100*ms, 3)
+		a.start()
+		defer func() { a.stop() }()
+		synctest.Wait()
+		p := Packet{State: Init, Multiplier: 3, Mine: 1, Yours: 99, MinTx: 100 * ms, MinRx: 100 * ms}
+		a.deliver(p)
+		a.is(Down)
+		p.State, p.Yours = Down, 0
+		a.deliver(p)
+		a.is(Init)
+		p.State, p.Yours = Up, 99
+		a.deliver(p)
+		a.is(Init)
+		if got := a.Status(); got.In != 1 || got.Mine == 99 {
+			t.Errorf("%+v", got)
+		}
+	})
 }
 
 // A process that was late itself reads what has come before it raises an alarm, but not for ever.

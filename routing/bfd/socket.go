@@ -85,8 +85,8 @@ func (u udpReceiver) unread() bool {
 	return err == nil && size > 0
 }
 
-// dial opens the socket that speaks to a peer, from a port that nobody has: "The source port
-// MUST be in the range 49152 through 65535" (RFC 5881, section 4). It hears nothing but that nobody listens.
+// dial opens the socket that speaks to a peer, from a port that nobody has (RFC 5881, section
+// 4). It hears nothing but that nobody listens there.
 func dial(p Peer) (c net.Conn, err error) {
 	four := p.Address.Is4()
 	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {

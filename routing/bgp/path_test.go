@@ -72,7 +72,7 @@ func TestPathDownBeforeTheSession(t *testing.T) {
 		synctest.Wait()
 		g.s.PathDown(addr("10.9.0.2"), time.Now(), "control detection time expired")
 		g.has(bothRoutes...)
-		r = g.up(withGR(true, true, true))
+		g.up(withGR(true, true, true))
 		g.has(bothRoutes...)
 		g.words("Established")
 	})
