@@ -39,6 +39,9 @@ type LinkMessage struct {
 // Up says that the link is up administratively.
 func (l LinkMessage) Up() bool { return l.Flags&1 != 0 }
 
+// Running says that the link is up and has a carrier (IFF_RUNNING, IFF_LOWER_UP).
+func (l LinkMessage) Running() bool { return l.Up() && l.Flags&(1<<6|1<<16) != 0 }
+
 var errLinkMessage = errors.New("link message: malformed")
 
 // ParseLink reads the body of an RTM_NEWLINK or RTM_DELLINK message.

@@ -84,12 +84,15 @@ type NextHop struct {
 	Onlink bool
 }
 
-// Route is one route of the main table. Its protocol is that of the table it is
+// Route is one route of a table. Its protocol is that of the table it is
 // read from or written to; its scope follows from the next hops, as with
 // `ip route`: link without a gateway, else global.
 type Route struct {
-	Prefix   netip.Prefix
-	Type     Type
+	Prefix netip.Prefix
+	Type   Type
+	// Object is the next-hop object that the kernel's route names; 0: it has its next
+	// hops itself. It is read, not asked for.
+	Object   uint32
 	NextHops []NextHop
 	// Metric is the priority; 0 is the kernel's default of the family (0 for
 	// IPv4, 1024 for IPv6).

@@ -57,6 +57,10 @@ type Config struct {
 	// Reflector starts without an agent: where that has no route in the kernel, nothing
 	// is announced and installed, only reflected.
 	Reflector bool
+	// MaxPaths is how many next hops a route has at most; 0 is 16.
+	MaxPaths int
+	// Resilient has few flows move when next hops of a route come and go.
+	Resilient bool
 	// Credentials is the folder of this service's systemd credentials; "": there is none.
 	Credentials string
 	// Tunnels are the names of the tunnels' devices.
@@ -66,6 +70,9 @@ type Config struct {
 	// BootFile holds the boot ID; "" is /proc/sys/kernel/random/boot_id.
 	BootFile string
 }
+
+// DefaultMaxPaths is how many next hops a route has at most.
+const DefaultMaxPaths = 16
 
 func (c *Config) setDefaults() error {
 	if c.Socket == "" {
@@ -79,6 +86,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.SpeakerProtocol == 0 {
 		c.SpeakerProtocol = routing.ProtocolSpeaker
+	}
+	if c.MaxPaths == 0 {
+		c.MaxPaths = DefaultMaxPaths
 	}
 	if c.LinkPrefix == "" {
 		c.LinkPrefix = "nc"
@@ -116,12 +126,12 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	defer lock.Close()
-	agentTable, err := fib.Open(cfg.AgentProtocol, log)
+	agentTable, err := fib.Open(fib.Config{Protocol: cfg.AgentProtocol}, log)
 	if err != nil {
 		return err
 	}
 	defer agentTable.Close()
-	ownTable, err := fib.Open(cfg.SpeakerProtocol, log)
+	ownTable, err := fib.Open(fib.Config{Protocol: cfg.SpeakerProtocol, Groups: true, Resilient: cfg.Resilient}, log)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -27,6 +28,8 @@ type Fake struct {
 	unheard bool
 	// neighbours are those that every tunnel's device has, by its name.
 	neighbours map[string][]routing.Neighbour
+	objects    map[uint32]object
+	messages   int
 }
 
 type fakeRoute struct {
@@ -36,17 +39,29 @@ type fakeRoute struct {
 
 // NewFake returns a kernel without routes in which every link is up.
 func NewFake() *Fake {
-	return &Fake{routes: map[routing.Key]fakeRoute{}, down: map[string]bool{}, neighbours: map[string][]routing.Neighbour{}}
+	return &Fake{routes: map[routing.Key]fakeRoute{}, down: map[string]bool{}, neighbours: map[string][]routing.Neighbour{}, objects: map[uint32]object{}}
 }
 
 // Table returns the table of a protocol. Unlike the real kernel the Fake takes any
 // name for a link.
-func (f *Fake) Table(protocol int) *Table {
+func (f *Fake) Table(protocol int) *Table { return f.Open(Config{Protocol: protocol}) }
+
+// Open is Table with more to say.
+func (f *Fake) Open(c Config) *Table {
+	k := &fakeKernel{fake: f, protocol: c.Protocol, poke: make(chan struct{}, 1)}
+	f.mu.Lock()
+	f.tables = append(f.tables, k)
+	f.mu.Unlock()
+	return newTable(c, k, slog.New(slog.DiscardHandler))
+}
+
+// Messages is how many changes of routes and objects were written since it was asked.
+func (f *Fake) Messages() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	k := &fakeKernel{fake: f, protocol: protocol, poke: make(chan struct{}, 1)}
-	f.tables = append(f.tables, k)
-	return newTable(protocol, k, slog.New(slog.DiscardHandler))
+	n := f.messages
+	f.messages = 0
+	return n
 }
 
 // Fail has every write of a Table asked about first: an error refuses it. The
@@ -99,8 +114,13 @@ func (f *Fake) Link(name string, up bool) {
 	f.down[name] = !up
 	if !up {
 		delete(f.neighbours, name)
+		for id, o := range f.objects {
+			if o.hop.Link == name && len(o.members) == 0 {
+				f.remove(id)
+			}
+		}
 		for k, r := range f.routes {
-			if slices.ContainsFunc(r.route.NextHops, func(h routing.NextHop) bool { return h.Link == name }) {
+			if r.route.Object == 0 && slices.ContainsFunc(r.route.NextHops, func(h routing.NextHop) bool { return h.Link == name }) {
 				delete(f.routes, k)
 			}
 		}
@@ -116,6 +136,93 @@ func (f *Fake) Link(name string, up bool) {
 			}
 		})
 	}
+}
+
+// Flush deletes every next-hop object, as another program would.
+func (f *Fake) Flush() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(f.objects)) {
+		f.remove(id)
+	}
+	for _, k := range f.tables {
+		k.tell(func(h *heard) { h.objects = true })
+	}
+}
+
+// remove takes an object out of the groups that have it, and away with the routes that
+// name it.
+func (f *Fake) remove(id uint32) {
+	delete(f.objects, id)
+	for gid, g := range f.objects {
+		if i := slices.Index(g.members, id); i >= 0 {
+			if g.members = slices.Delete(slices.Clone(g.members), i, i+1); len(g.members) == 0 {
+				f.remove(gid)
+			} else {
+				f.objects[gid] = g
+			}
+		}
+	}
+	for k, r := range f.routes {
+		if r.route.Object == id {
+			delete(f.routes, k)
+		}
+	}
+}
+
+// whole is a route with the next hops of the object that it names.
+func (f *Fake) whole(r routing.Route) routing.Route {
+	if r.Object != 0 {
+		r.NextHops = nil
+		for _, id := range f.objects[r.Object].members {
+			r.NextHops = append(r.NextHops, f.objects[id].hop)
+		}
+		r.NextHops = order(r.NextHops)
+	}
+	return r
+}
+
+func (k *fakeKernel) objects(context.Context) ([]object, error) {
+	k.fake.mu.Lock()
+	defer k.fake.mu.Unlock()
+	var out []object
+	for id, o := range k.fake.objects {
+		if ours(id, uint8(k.protocol)) {
+			out = append(out, o)
+		}
+	}
+	return out, nil
+}
+
+func (k *fakeKernel) resilient(context.Context) error { return nil }
+
+func (k *fakeKernel) putObject(o object, replace bool) error {
+	f := k.fake
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.messages++
+	_, exists := f.objects[o.id]
+	switch {
+	case exists && !replace:
+		return unix.EEXIST
+	case len(o.members) == 0 && f.down[o.hop.Link]:
+		return unix.ENETDOWN
+	}
+	for _, id := range o.members {
+		if _, ok := f.objects[id]; !ok {
+			return unix.EINVAL
+		}
+	}
+	f.objects[o.id] = o
+	return nil
+}
+
+func (k *fakeKernel) deleteObject(id uint32) error {
+	k.fake.mu.Lock()
+	defer k.fake.mu.Unlock()
+	k.fake.messages++
+	k.fake.remove(id)
+	return nil
 }
 
 // tell notifies every table but the one that made the change.
@@ -213,7 +320,7 @@ func (k *fakeKernel) dump(_ context.Context, protocol uint8) ([]routing.Route, e
 	var out []routing.Route
 	for _, r := range k.fake.routes {
 		if r.protocol == int(protocol) {
-			out = append(out, r.route)
+			out = append(out, k.fake.whole(r.route))
 		}
 	}
 	return out, nil
@@ -223,7 +330,10 @@ func (k *fakeKernel) write(changes []change, refused func(int, error)) {
 	k.fake.mu.Lock()
 	defer k.fake.mu.Unlock()
 	for i, c := range changes {
-		if err := k.apply(c.op, c.key.route(c.action)); err != nil {
+		k.fake.messages++
+		r := c.key.route(c.action)
+		r.Object = c.action.id()
+		if err := k.apply(c.op, r); err != nil {
 			refused(i, err)
 		}
 	}
@@ -250,6 +360,12 @@ func (k *fakeKernel) apply(op op, r routing.Route) error {
 	if r.Type == routing.Unicast && len(r.NextHops) == 0 {
 		return errors.New("no next hop")
 	}
+	if r.Object != 0 {
+		if _, ok := f.objects[r.Object]; !ok {
+			return unix.EINVAL
+		}
+		r.NextHops = nil
+	}
 	for _, h := range r.NextHops {
 		if f.down[h.Link] {
 			return unix.ENETDOWN
@@ -267,6 +383,7 @@ func (k *fakeKernel) resolve(_ context.Context, addr netip.Addr) (routing.NextHo
 	best := -1
 	var hop routing.NextHop
 	for _, r := range k.fake.routes {
+		r.route = k.fake.whole(r.route)
 		if r.route.Prefix.Contains(addr) && r.route.Prefix.Bits() > best && len(r.route.NextHops) > 0 {
 			best, hop = r.route.Prefix.Bits(), r.route.NextHops[0]
 		}
@@ -286,7 +403,7 @@ func (f *Fake) String() string {
 	defer f.mu.Unlock()
 	var routes []fakeRoute
 	for _, r := range f.routes {
-		routes = append(routes, r)
+		routes = append(routes, fakeRoute{r.protocol, f.whole(r.route)})
 	}
 	slices.SortFunc(routes, func(a, b fakeRoute) int { return routing.Compare(a.route, b.route) })
 	var b strings.Builder
@@ -313,7 +430,11 @@ func Line(r routing.Route, protocol int) string {
 	if v6 && metric == 0 {
 		metric = defaultMetric6
 	}
-	b.WriteString(strings.TrimRight(head.String(), " ") + " proto " + routing.ProtocolName(protocol))
+	text := strings.TrimRight(head.String(), " ")
+	if r.Object != 0 {
+		text = strings.Replace(text, destination(r.Prefix), fmt.Sprintf("%s nhid %d", destination(r.Prefix), r.Object), 1)
+	}
+	b.WriteString(text + " proto " + routing.ProtocolName(protocol))
 	if !v6 && hop.Link != "" && !hop.Addr.IsValid() {
 		b.WriteString(" scope link")
 	}
@@ -332,4 +453,9 @@ func Line(r routing.Route, protocol int) string {
 		}
 	}
 	return b.String()
+}
+
+// destination is what `ip route` prints of a prefix.
+func destination(p netip.Prefix) string {
+	return strings.TrimSpace(routing.Route{Prefix: p}.String())
 }

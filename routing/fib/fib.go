@@ -63,6 +63,13 @@ type kernel interface {
 	resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error)
 	// neighbours makes the permanent entries of a tunnel's device what is wanted.
 	neighbours(ctx context.Context, link string, wanted []routing.Neighbour) error
+	// objects reads this protocol's next-hop objects, putObject and deleteObject change
+	// one: a new one is refused with EEXIST if its ID is taken, by whomever.
+	objects(ctx context.Context) ([]object, error)
+	putObject(o object, replace bool) error
+	deleteObject(id uint32) error
+	// resilient fails where groups cannot be.
+	resilient(ctx context.Context) error
 	// listen makes hear hear, from now on and anew after something was lost.
 	listen(ctx context.Context, ignore Ignore) error
 	// hear waits until something happened, until a time (zero: for ever), or for
@@ -101,26 +108,54 @@ type Table struct {
 	// failed are the routes that are not in the kernel although they are wanted,
 	// and those that are not wanted and could not be deleted.
 	failed     map[key]retry
+	objects    objects
 	neighbours neighbours
 	// watching: what is wanted and has not failed is in the kernel, or about to
 	// be put back.
 	watching bool
 }
 
+// Config says which routes a Table has and how it writes them.
+type Config struct {
+	Protocol int
+	// Groups has routes to several next hops, and those many of which have one next hop,
+	// name an object of the kernel where it has these.
+	Groups bool
+	// Resilient has the flows over the next hops that stay not move when others come and
+	// go; needs Groups.
+	Resilient bool
+}
+
 // Open returns the table of the calling thread's network namespace.
-func Open(protocol int, log *slog.Logger) (*Table, error) {
-	if protocol < 5 || protocol > 255 {
-		return nil, fmt.Errorf("open routes of protocol %d: not between 5 and 255", protocol)
+func Open(c Config, log *slog.Logger) (*Table, error) {
+	if c.Protocol < 5 || c.Protocol > 255 {
+		return nil, fmt.Errorf("open routes of protocol %d: not between 5 and 255", c.Protocol)
 	}
-	k, err := openKernel(uint8(protocol))
+	k, err := openKernel(uint8(c.Protocol))
 	if err != nil {
 		return nil, err
 	}
-	return newTable(protocol, k, log), nil
+	return newTable(c, k, log), nil
 }
 
-func newTable(protocol int, k kernel, log *slog.Logger) *Table {
-	return &Table{protocol: uint8(protocol), log: log, kernel: k, wanted: newWanted(), failed: map[key]retry{}}
+func newTable(c Config, k kernel, log *slog.Logger) *Table {
+	t := &Table{protocol: uint8(c.Protocol), log: log, kernel: k, failed: map[key]retry{}}
+	t.objects = objects{protocol: t.protocol, resilient: c.Resilient, hops: map[routing.NextHop]uint32{}}
+	groups := c.Groups
+	if groups {
+		if _, err := t.readObjects(context.Background()); err != nil {
+			log.Info("routes have their next hops themselves", "error", err)
+			groups = false
+		}
+	}
+	if c.Resilient && groups {
+		if err := k.resilient(context.Background()); err != nil {
+			log.Warn("groups of next hops are not resilient: this kernel has none that are", "error", err)
+			t.objects.resilient = false
+		}
+	}
+	t.wanted = newWanted(groups)
+	return t
 }
 
 // Close releases the sockets and ends Watch; the routes stay.
@@ -171,11 +206,15 @@ func (t *Table) Apply(ctx context.Context, c routing.Changes) error {
 	}
 	w.flush()
 	t.wanted.routes = routing.Fit(t.wanted.routes, &t.wanted.most)
+	carries := t.carries(c.Put)
 	for _, r := range c.Put {
 		k := keyOf(r.Key())
 		old := t.wanted.routes[k]
 		_, failed := t.failed[k]
 		there := t.watching && old != nil && !failed
+		if c := carries[old]; c != nil && there && string(t.wanted.name(r)) == c.name {
+			continue
+		}
 		a := t.wanted.put(r)
 		switch {
 		case !there:
@@ -183,6 +222,10 @@ func (t *Table) Apply(ctx context.Context, c routing.Changes) error {
 		case old != a:
 			w.add(change{opReplace, k, a})
 		}
+	}
+	if len(carries) > 0 {
+		w.flush()
+		w.carry(carries)
 	}
 	return w.end()
 }
@@ -192,11 +235,17 @@ func (t *Table) Apply(ctx context.Context, c routing.Changes) error {
 func (t *Table) Adopt(routes []routing.Route) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.wanted = newWanted()
+	t.wanted = newWanted(t.wanted.groups)
 	clear(t.failed)
+	known := map[uint32]*action{}
 	for _, r := range routes {
-		t.wanted.put(r)
+		if t.wanted.groups && ours(r.Object, t.protocol) {
+			t.wanted.use(keyOf(r.Key()), t.wanted.adopted(r, known))
+		} else {
+			t.wanted.put(r)
+		}
 	}
+	t.objects.doubt = true
 }
 
 // Missing returns the wanted routes that are not in the kernel: refused by it,
@@ -224,6 +273,8 @@ type writer struct {
 	errors []error
 	exist  []change // additions that found their place taken
 	done   int
+	// unready are actions whose object could not be made, and why.
+	unready map[*action]error
 }
 
 func (t *Table) writer(ctx context.Context) *writer {
@@ -231,6 +282,10 @@ func (t *Table) writer(ctx context.Context) *writer {
 }
 
 func (w *writer) add(c change) {
+	if err := w.ready(c.action); err != nil {
+		w.refused(c, err)
+		return
+	}
 	if w.batch = append(w.batch, c); len(w.batch) == batch {
 		w.flush()
 	}
@@ -274,6 +329,7 @@ func (w *writer) end() error {
 	if len(w.errors) > 0 {
 		w.table.kernel.interrupt() // Watch waits for their due times
 	}
+	w.table.collect()
 	return errors.Join(w.errors...)
 }
 
@@ -298,7 +354,7 @@ func (w *writer) replace() {
 		switch {
 		case !ok:
 			w.refused(c, ErrForeign)
-		case old.Equal(c.key.route(c.action)):
+		case old.Equal(c.key.route(c.action)) && old.Object == c.action.id():
 			w.done++
 			delete(t.failed, c.key)
 		default:
@@ -315,6 +371,9 @@ func (w *writer) refused(c change, err error) {
 	r := t.failed[c.key]
 	if w.timed || r.due.IsZero() {
 		r = r.next(w.now)
+	}
+	if c.action != nil && c.action.group != nil {
+		t.objects.doubt = true
 	}
 	t.failed[c.key] = r
 }

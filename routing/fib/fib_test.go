@@ -87,7 +87,7 @@ func lines(protocol int, routes []routing.Route) string {
 
 func open(t *testing.T, protocol int) *Table {
 	t.Helper()
-	table, err := Open(protocol, slog.New(slog.DiscardHandler))
+	table, err := Open(Config{Protocol: protocol}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -456,7 +456,7 @@ func BenchmarkApply(b *testing.B) {
 	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		b.Fatalf("%v %s", err, out)
 	}
-	table, err := Open(88, slog.New(slog.DiscardHandler))
+	table, err := Open(Config{Protocol: 88}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}

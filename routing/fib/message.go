@@ -22,6 +22,7 @@ type routeMessage struct {
 	protocol, kind uint8 // RTPROT_…, RTN_…
 	flags          uint32
 	table, metric  uint32
+	object         uint32 // the next-hop object that it names; 0: none
 	hops           []hopMessage
 }
 
@@ -98,6 +99,8 @@ func (m *routeMessage) parse(b []byte) error {
 			m.metric, ok = number(value)
 		case unix.RTA_TABLE:
 			m.table, ok = number(value)
+		case rtaNextHopID:
+			m.object, ok = number(value)
 		case unix.RTA_MULTIPATH:
 			ok = m.multipath(value, bits)
 		}

@@ -177,7 +177,7 @@ func TestWritten(t *testing.T) {
 			f := NewFake()
 			counter := &countingKernel{fakeKernel: &fakeKernel{fake: f, protocol: 88, poke: make(chan struct{}, 1)}}
 			f.tables = append(f.tables, counter.fakeKernel)
-			table := newTable(88, counter, slog.New(slog.DiscardHandler))
+			table := newTable(Config{Protocol: 88}, counter, slog.New(slog.DiscardHandler))
 			follow(t, table)
 			if err := table.Apply(ctx, routing.Changes{Put: many(n)}); err != nil {
 				t.Fatal(err)

@@ -126,6 +126,10 @@ func (n *rtnetlink) encode(a *action) (encoded, error) {
 		return encoded{}, errors.New("no next hop")
 	}
 	e := encoded{action: a, kind: unix.RTN_UNICAST}
+	if a.group != nil {
+		e.hops = appendNumber(nil, rtaNextHopID, a.group.id)
+		return e, nil
+	}
 	hops := make([]hopMessage, 0, len(a.hops))
 	for _, h := range a.hops {
 		index, err := n.names.index(h.Link)
@@ -174,10 +178,17 @@ func (n *rtnetlink) request(b []byte, c change, way encoded) []byte {
 // dump reads the routes of a protocol in the main table, of both families. Routes
 // with an equal next hop share its slice.
 func (n *rtnetlink) dump(ctx context.Context, protocol uint8) ([]routing.Route, error) {
+	var grouped map[uint32][]routing.NextHop
+	if protocol == n.protocol {
+		var err error
+		if grouped, err = n.grouped(ctx); err != nil {
+			return nil, err
+		}
+	}
 	n.names.reset()
 	var out []routing.Route
 	for _, all := range []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)} {
-		list := routeList{shared: map[hopMessage][]routing.NextHop{}}
+		list := routeList{shared: map[hopMessage][]routing.NextHop{}, grouped: grouped}
 		request := appendNumber(appendRtMsg(nil, all, unix.RT_TABLE_MAIN, protocol, 0, 0, 0), unix.RTA_TABLE, unix.RT_TABLE_MAIN)
 		var m routeMessage
 		err := n.requests.ask(ctx, unix.RTM_GETROUTE, unix.NLM_F_DUMP, request, list.reset, func(b []byte) {
@@ -203,12 +214,42 @@ func (n *rtnetlink) dump(ctx context.Context, protocol uint8) ([]routing.Route, 
 	return out, nil
 }
 
+// grouped are the next hops of our objects that are groups.
+func (n *rtnetlink) grouped(ctx context.Context) (map[uint32][]routing.NextHop, error) {
+	list, err := n.objects(ctx)
+	if errors.Is(err, unix.EOPNOTSUPP) || len(list) == 0 {
+		return nil, nil // the kernel has no objects, or none of ours
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read next-hop objects: %w", err)
+	}
+	byID := map[uint32]routing.NextHop{}
+	for _, o := range list {
+		byID[o.id] = o.hop
+	}
+	grouped := map[uint32][]routing.NextHop{}
+	for _, o := range list {
+		if len(o.members) == 0 {
+			continue
+		}
+		hops := make([]routing.NextHop, len(o.members))
+		for i, id := range o.members {
+			hops[i] = byID[id]
+		}
+		grouped[o.id] = order(hops)
+	}
+	return grouped, nil
+}
+
 // routeList collects routes while they are read. The links of next hops are named
 // afterwards, since that takes questions of their own.
 type routeList struct {
 	routes  []routing.Route
 	shared  map[hopMessage][]routing.NextHop
 	unnamed []unnamedHop
+	// grouped are the next hops of our objects: of a route that names one the kernel may
+	// say no more than its ID (net.ipv4.nexthop_compat_mode).
+	grouped map[uint32][]routing.NextHop
 }
 
 type unnamedHop struct {
@@ -223,7 +264,10 @@ func (l *routeList) reset() {
 
 func (l *routeList) add(m *routeMessage) {
 	r := m.route()
-	if r.Type == routing.Unicast {
+	r.Object = m.object
+	if hops, ok := l.grouped[m.object]; ok && m.object != 0 {
+		r.NextHops = hops
+	} else if r.Type == routing.Unicast {
 		if r.NextHops = l.shared[m.hops[0]]; r.NextHops == nil || len(m.hops) > 1 {
 			r.NextHops = m.nextHops()
 			for i, h := range m.hops {
@@ -264,7 +308,7 @@ func (n *rtnetlink) listen(ctx context.Context, ignore Ignore) error {
 	if err := n.events.attach(filter(n.protocol, n.requests.port, ignore)); err != nil {
 		return fmt.Errorf("filter notifications: %w", err)
 	}
-	for _, g := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
+	for _, g := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEXTHOP} {
 		if err := n.events.join(g); err != nil {
 			return fmt.Errorf("join group %d: %w", g, err)
 		}
@@ -298,6 +342,10 @@ func (n *rtnetlink) hear(until time.Time) (heard, error) {
 			n.heardLink(m, &h)
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			n.heardRoute(m, &h)
+		case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
+			if o, _, _, ok := parseObject(m.body); ok && m.port != n.requests.port && ours(o.id, n.protocol) {
+				h.objects = true
+			}
 		}
 		return nil
 	})
@@ -306,6 +354,12 @@ func (n *rtnetlink) hear(until time.Time) (heard, error) {
 		n.poked.Store(false)
 	case errors.Is(err, unix.ENOBUFS), errors.Is(err, errShort):
 		h.lost = true
+		for err = os.ErrDeadlineExceeded; errors.Is(err, os.ErrDeadlineExceeded); err = n.events.drain() {
+			n.events.until(time.Time{}) // whom interrupt wakes is told the next time
+		}
+		if err != nil {
+			return heard{}, err
+		}
 	case err != nil:
 		return heard{}, err
 	}
@@ -362,6 +416,9 @@ func (n *rtnetlink) heardLink(m message, h *heard) {
 		up = false
 	} else {
 		n.links[index] = l
+	}
+	if old.Running() != (up && l.Running()) && !n.ignore.link(l.Name) {
+		h.carrier = append(h.carrier, l.Name)
 	}
 	if old.Up() && (!up || old.Name != l.Name) && !n.ignore.link(old.Name) {
 		h.down = append(h.down, old.Name)

@@ -74,7 +74,7 @@ func (s *socket) close() error { return s.file.Close() }
 // message is one netlink message; body is valid until the socket is read again.
 type message struct {
 	kind, flags uint16
-	seq         uint32
+	seq, port   uint32 // port is who asked for it, or for what it tells of
 	body        []byte
 }
 
@@ -125,6 +125,26 @@ func (s *socket) readAll(most int, fn func(message) error) error {
 	return failed
 }
 
+// drain throws away what waits. A socket that overran drops what comes, without a word
+// of it, until it was empty.
+func (s *socket) drain() error {
+	var failed error
+	if err := s.raw.Read(func(fd uintptr) bool {
+		for {
+			if _, failed = unix.Read(int(fd), s.buf); errors.Is(failed, unix.EAGAIN) {
+				failed = nil
+				return true
+			}
+			if failed != nil && !errors.Is(failed, unix.EINTR) && !errors.Is(failed, unix.ENOBUFS) {
+				return true
+			}
+		}
+	}); err != nil {
+		return err
+	}
+	return failed
+}
+
 // split calls fn for each message of a datagram (struct nlmsghdr).
 func split(b []byte, fn func(message) error) error {
 	for len(b) > 0 {
@@ -137,7 +157,7 @@ func split(b []byte, fn func(message) error) error {
 		}
 		m := message{
 			kind: binary.NativeEndian.Uint16(b[4:]), flags: binary.NativeEndian.Uint16(b[6:]),
-			seq: binary.NativeEndian.Uint32(b[8:]), body: b[unix.NLMSG_HDRLEN:n],
+			seq: binary.NativeEndian.Uint32(b[8:]), port: binary.NativeEndian.Uint32(b[12:]), body: b[unix.NLMSG_HDRLEN:n],
 		}
 		if err := fn(m); err != nil {
 			return err

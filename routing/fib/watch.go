@@ -45,6 +45,9 @@ type heard struct {
 	changes  []Change
 	foreign  []netip.Prefix
 	up, down []string
+	// carrier are links that lost or got their carrier, which takes objects along.
+	carrier []string
+	objects bool // another program changed objects of ours
 	// touched are the keys of all routes of the main table that are in it.
 	touched []key
 }
@@ -103,12 +106,24 @@ func (t *Table) mend(ctx context.Context, h heard, ignore Ignore) (due time.Time
 	} else {
 		t.mendNeighbours(ctx, h)
 		t.lostWith(h.down)
-		t.again(ctx, t.touched(h), false)
+		var gone []key
+		if t.objectsConcerned(h, time.Now()) {
+			if gone, err = t.mendObjects(ctx); err != nil {
+				return due, err
+			}
+		}
+		t.again(ctx, append(t.touched(h), gone...), false)
+		t.collect()
 	}
 	now := time.Now()
 	t.again(ctx, t.overdue(now), true)
 	for _, r := range t.failed {
 		if !r.due.IsZero() && (due.IsZero() || r.due.Before(due)) {
+			due = r.due
+		}
+	}
+	for a := range t.wanted.grouped {
+		if r := a.group.retry; a.short() && !r.due.IsZero() && (due.IsZero() || r.due.Before(due)) {
 			due = r.due
 		}
 	}
@@ -128,7 +143,7 @@ func (t *Table) lostWith(down []string) {
 		return
 	}
 	for k, a := range t.wanted.routes {
-		if _, failed := t.failed[k]; !failed && a.over(down) {
+		if _, failed := t.failed[k]; !failed && a.group == nil && a.over(down) {
 			t.failed[k] = retry{}
 		}
 	}
@@ -143,7 +158,7 @@ func (t *Table) touched(h heard) []key {
 			keys = append(keys, k)
 		}
 	}
-	if len(h.up)+len(h.foreign) > 0 {
+	if len(h.up)+len(h.carrier)+len(h.foreign) > 0 {
 		for k := range t.failed {
 			if a := t.wanted.routes[k]; a != nil && a.concerns(h) {
 				keys = append(keys, k)
@@ -155,7 +170,7 @@ func (t *Table) touched(h heard) []key {
 
 // concerns says whether a burst is about the links or gateways of an action.
 func (a *action) concerns(h heard) bool {
-	return a.over(h.up) || slices.ContainsFunc(a.hops, func(hop routing.NextHop) bool {
+	return a.over(h.up) || a.over(h.carrier) || slices.ContainsFunc(a.hops, func(hop routing.NextHop) bool {
 		return slices.ContainsFunc(h.foreign, func(p netip.Prefix) bool { return p.Contains(hop.Addr) })
 	})
 }
@@ -210,6 +225,9 @@ func (t *Table) Compare(ctx context.Context) (routing.Changes, error) {
 // be deleted before.
 func (t *Table) compare(ctx context.Context, strict bool) (routing.Changes, error) {
 	var made routing.Changes
+	if _, err := t.mendObjects(ctx); err != nil {
+		return made, err
+	}
 	have, err := t.kernel.dump(ctx, t.protocol)
 	if err != nil {
 		return made, err
@@ -224,7 +242,7 @@ func (t *Table) compare(ctx context.Context, strict bool) (routing.Changes, erro
 		case a == nil && (strict || failed):
 			made.Delete = append(made.Delete, r)
 			w.add(change{op: opDelete, key: k})
-		case a != nil && want.Equal(r):
+		case a != nil && want.Equal(r) && r.Object == a.id():
 			present[k] = true
 			delete(t.failed, k)
 		case a != nil:
@@ -240,6 +258,9 @@ func (t *Table) compare(ctx context.Context, strict bool) (routing.Changes, erro
 		}
 	}
 	err = w.end()
+	if strict {
+		err = errors.Join(err, t.collectAll(ctx, have))
+	}
 	failed := func(r routing.Route) bool { _, failed := t.failed[keyOf(r.Key())]; return failed }
 	made.Put, made.Delete = slices.DeleteFunc(made.Put, failed), slices.DeleteFunc(made.Delete, failed)
 	slices.SortFunc(made.Put, routing.Compare)
