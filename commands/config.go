@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -70,6 +71,8 @@ func settingTable() []setting {
 		{"speaker::port", 179, "speaker-port", "NETCTL_SPEAKER_PORT", "TCP `port` of BGP"},
 		{"routes::agentProtocol", 87, "routes-agent-protocol", "NETCTL_ROUTES_AGENT_PROTOCOL", "route protocol `number` of the agent"},
 		{"routes::speakerProtocol", 88, "routes-speaker-protocol", "NETCTL_ROUTES_SPEAKER_PROTOCOL", "route protocol `number` of the speaker"},
+		{"routes::maxPaths", 16, "routes-max-paths", "NETCTL_ROUTES_MAX_PATHS", "`number` of next hops that a route of the speaker has at most"},
+		{"routes::resilient", false, "routes-resilient", "NETCTL_ROUTES_RESILIENT", "move few flows when next hops of a route come and go"},
 		{"tunnels::ipip", "tunl0", "tunnels-ipip", "NETCTL_TUNNELS_IPIP", "`interface` of IPIP tunnels"},
 		{"tunnels::vxlan", "vxlan.netctl", "tunnels-vxlan", "NETCTL_TUNNELS_VXLAN", "`interface` of VXLAN tunnels over IPv4"},
 		{"tunnels::vxlan6", "vxlan6.netctl", "tunnels-vxlan6", "NETCTL_TUNNELS_VXLAN6", "`interface` of VXLAN tunnels over IPv6"},
@@ -108,7 +111,11 @@ type settings struct {
 		Socket string
 		Port   int
 	}
-	Routes  struct{ AgentProtocol, SpeakerProtocol int }
+	Routes struct {
+		AgentProtocol, SpeakerProtocol int
+		MaxPaths                       int
+		Resilient                      bool
+	}
 	Tunnels struct{ IPIP, VXLAN, VXLAN6 string }
 
 	origin map[string]string // key to flag, environment, file or default
@@ -135,6 +142,8 @@ func (s setting) addTo(fs *pflag.FlagSet) {
 		fs.StringSlice(s.flag, def, s.usage)
 	case int:
 		fs.Int(s.flag, def, s.usage)
+	case bool:
+		fs.Bool(s.flag, def, s.usage)
 	case time.Duration:
 		fs.Duration(s.flag, def, s.usage)
 	}
@@ -206,6 +215,8 @@ func (s setting) check(v *viper.Viper, origin string) error {
 		if _, ok := raw.(int); !ok {
 			_, err = fmt.Sscanf(text+"\n", "%d\n", new(int))
 		}
+	case bool:
+		_, err = strconv.ParseBool(text)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %s: %q is not %s", origin, strings.ReplaceAll(s.key, delimiter, "."), text, s.kind())
@@ -219,6 +230,8 @@ func (s setting) kind() string {
 		return "a duration such as 5m"
 	case int:
 		return "a whole number"
+	case bool:
+		return "true or false"
 	case []string:
 		return "a list of strings"
 	}

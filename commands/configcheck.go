@@ -47,6 +47,7 @@ func (s *settings) validate() error {
 		{"speaker::port", between(s.Speaker.Port, 1, 65535)},
 		{"routes::agentProtocol", between(s.Routes.AgentProtocol, 5, 255)},
 		{"routes::speakerProtocol", between(s.Routes.SpeakerProtocol, 5, 255)},
+		{"routes::maxPaths", between(s.Routes.MaxPaths, 1, 256)},
 		{"tunnels::ipip", netdev.ValidTunnel(s.Tunnels.IPIP, s.Agent.LinkPrefix)},
 		{"tunnels::vxlan", netdev.ValidTunnel(s.Tunnels.VXLAN, s.Agent.LinkPrefix)},
 		{"tunnels::vxlan6", netdev.ValidTunnel(s.Tunnels.VXLAN6, s.Agent.LinkPrefix)},

@@ -74,6 +74,7 @@ func (s *settings) speakerConfig() speaker.Config {
 	return speaker.Config{
 		Store: s.storeOptions(), Node: s.Node, StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Speaker.Socket, Port: s.Speaker.Port,
 		AgentProtocol: s.Routes.AgentProtocol, SpeakerProtocol: s.Routes.SpeakerProtocol, LinkPrefix: s.Agent.LinkPrefix, Tunnels: s.tunnels(), Version: version,
+		MaxPaths: s.Routes.MaxPaths, Resilient: s.Routes.Resilient,
 		Credentials: os.Getenv("CREDENTIALS_DIRECTORY"), // systemd.exec(5)
 	}
 }

@@ -61,6 +61,102 @@ func TestFabric(t *testing.T) {
 	}
 }
 
+// TestSpines has two spines (BIRD) announce the same routes to a leaf. They are one route
+// each to both; when a spine dies its routes are moved by the object that they name, and
+// so they are when it is back, and a restarted speaker goes on with that object.
+func TestSpines(t *testing.T) {
+	const routes = 5000
+	r := newRig(t, netlab.Options{Nodes: 3})
+	leaf := r.node(r.lab.Hosts[0])
+	var vias []string
+	start := map[int]func() *netlab.Process{}
+	spines := map[int]*netlab.Process{}
+	for i, spine := range r.lab.Hosts[1:] {
+		dir := t.TempDir()
+		conf := filepath.Join(dir, "bird.conf")
+		var b strings.Builder
+		fmt.Fprintf(&b, `router id %[1]s;
+protocol device { }
+protocol bgp leaf { local %[1]s as %[2]d; neighbor %[3]s as 64511; connect delay time 1; connect retry time 1; error wait time 1, 2;
+  graceful restart off; ipv4 { import none; export all; next hop self; }; }
+protocol static { ipv4;
+`, spine.Addr.Addr(), 65001+i, leaf.host.Addr.Addr())
+		a := netip.MustParseAddr("20.0.0.0")
+		for range routes {
+			fmt.Fprintf(&b, "route %s/32 blackhole;\n", a)
+			a = a.Next()
+		}
+		file(t, conf, b.String()+"}\n")
+		start[i] = func() *netlab.Process {
+			return daemon(t, spine, "bird", "/usr/sbin/bird", "-f", "-c", conf, "-s", filepath.Join(dir, "ctl"), "-P", filepath.Join(dir, "pid"))
+		}
+		spines[i] = start[i]()
+		vias = append(vias, "nexthop via "+spine.Addr.Addr().String()+" dev eth1 weight 1")
+		r.create(&datastore.Peer{Metadata: datastore.Metadata{Name: fmt.Sprint("spine-", i)}, Spec: datastore.PeerSpec{Address: spine.Addr.Addr(), AS: 65001 + uint32(i)}})
+	}
+	// objects are what each route names.
+	objects := func() map[string]string {
+		out := netlab.Must(t, leaf.host, "ip", "-o", "route", "show", "proto", "88")
+		named := map[string]string{}
+		for _, line := range strings.Split(out, "\n") {
+			if f := strings.Fields(line); len(f) > 2 && f[1] == "nhid" {
+				named[f[0]] = f[2]
+			}
+		}
+		return named
+	}
+	through := func(what string, want ...string) {
+		t.Helper()
+		netlab.Until(t, 20*time.Second, what, func() string {
+			out := netlab.Must(t, leaf.host, "ip", "route", "show", "20.0.0.77")
+			for _, via := range vias {
+				hop := strings.TrimPrefix(strings.TrimSuffix(via, " weight 1"), "nexthop ")
+				if strings.Contains(out, hop) != strings.Contains(strings.Join(want, "\n"), via) {
+					return out
+				}
+			}
+			if len(objects()) != routes {
+				return netlab.Must(t, leaf.host, "sh", "-c", "ip nexthop; ip route show proto 88 | head -3")
+			}
+			return ""
+		})
+	}
+	through("every route goes to both spines", vias...)
+	before := objects()
+	spines[0].Kill()
+	through("to the other one", vias[1])
+	moved := 0
+	for route, id := range objects() {
+		if id != before[route] {
+			moved++
+		}
+	}
+	if moved > 64 {
+		t.Errorf("%d routes name another object after a spine died", moved)
+	}
+	start[0]()
+	through("to both again", vias...)
+	leaf.proc.Kill()
+	<-leaf.proc.Done()
+	leaf.up()
+	netlab.Until(t, 20*time.Second, "nothing is stale", func() string {
+		s, err := leaf.status()
+		if err != nil || len(s.Sessions) != 2 {
+			return fmt.Sprint(s, err)
+		}
+		for _, x := range s.Sessions {
+			if x.State != "Established" || x.Stale > 0 || x.Accepted != routes {
+				return fmt.Sprintf("%+v", x)
+			}
+		}
+		return ""
+	})
+	through("to both after a restart", vias...)
+	if out := netlab.Must(t, leaf.host, "ip", "nexthop"); strings.Count(out, "\n") > 12 {
+		t.Errorf("objects are left:\n%s", out)
+	}
+}
+
 // TestDrain drains a node that others are reached through: n1 tells a switch of all nodes'
 // blocks, as n2 does, and the switch's way to n3 is n1. Not a packet between the others is
 // lost, when it is drained and when it is taken into use again.

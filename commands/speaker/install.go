@@ -165,6 +165,7 @@ func (i *installer) write(ctx context.Context) {
 		w.add(c)
 	}
 	w.flush()
+	w.apply(routing.Changes{Put: w.moves})
 	if stale || i.others {
 		i.noteLacking()
 	}
@@ -306,7 +307,10 @@ type writes struct {
 	*installer
 	ctx     context.Context
 	changes routing.Changes
-	made    int
+	// moves are routes that go elsewhere. They are written together: many of them may
+	// be moved at once by what they have in common.
+	moves []routing.Route
+	made  int
 }
 
 // add makes the kernel's route to a prefix what its best path says; none without a
@@ -322,9 +326,12 @@ func (w *writes) add(c *bgp.Change) {
 		r.Type = routing.Blackhole
 	}
 	w.note(c.Prefix, way != nil && len(r.NextHops) == 0 && !way.drop)
-	if len(r.NextHops) > 0 || r.Type == routing.Blackhole {
+	switch put := len(r.NextHops) > 0 || r.Type == routing.Blackhole; {
+	case put && len(c.Was) > 0:
+		w.moves = append(w.moves, r)
+	case put:
 		w.changes.Put = append(w.changes.Put, r)
-	} else {
+	default:
 		w.changes.Delete = append(w.changes.Delete, r)
 	}
 	if w.made++; w.made%mostChanges == 0 {
@@ -333,13 +340,17 @@ func (w *writes) add(c *bgp.Change) {
 }
 
 func (w *writes) flush() {
-	if w.changes.Empty() {
+	w.apply(w.changes)
+	w.changes.Put, w.changes.Delete = w.changes.Put[:0], w.changes.Delete[:0]
+}
+
+func (w *writes) apply(c routing.Changes) {
+	if c.Empty() {
 		return
 	}
-	if err := w.table.Apply(w.ctx, w.changes); err != nil && w.ctx.Err() == nil {
+	if err := w.table.Apply(w.ctx, c); err != nil && w.ctx.Err() == nil {
 		w.log.Warn("routes not installed", "error", firstOf(err))
 	}
-	w.changes.Put, w.changes.Delete = w.changes.Put[:0], w.changes.Delete[:0]
 }
 
 // note books whether a best path has no usable next hop.

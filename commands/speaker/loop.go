@@ -292,7 +292,7 @@ func (l *loop) start(ctx context.Context, want fixed) error {
 		RestartTime: time.Duration(want.restartTime) * time.Second,
 		Restarting:  l.ranBefore, ForwardingPreserved: preserved, Stale: stale,
 		Import: l.imports, SinglePath: func(p netip.Prefix) bool { return l.belief.Load().InPool(p) },
-		Tags: l.tags, Installer: l.installer, OnSessionChange: l.sessionChanged, Log: l.log,
+		MaxPaths: l.cfg.MaxPaths, Tags: l.tags, Installer: l.installer, OnSessionChange: l.sessionChanged, Log: l.log,
 	})
 	if err != nil {
 		return err

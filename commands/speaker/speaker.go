@@ -71,9 +71,6 @@ type Config struct {
 	BootFile string
 }
 
-// DefaultMaxPaths is how many next hops a route has at most.
-const DefaultMaxPaths = 16
-
 func (c *Config) setDefaults() error {
 	if c.Socket == "" {
 		c.Socket = filepath.Join(c.RunDir, "speaker.sock")
@@ -88,7 +85,7 @@ func (c *Config) setDefaults() error {
 		c.SpeakerProtocol = routing.ProtocolSpeaker
 	}
 	if c.MaxPaths == 0 {
-		c.MaxPaths = DefaultMaxPaths
+		c.MaxPaths = 16
 	}
 	if c.LinkPrefix == "" {
 		c.LinkPrefix = "nc"

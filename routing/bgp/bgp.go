@@ -117,6 +117,8 @@ type Config struct {
 	// SinglePath says that a prefix never becomes a multipath route (one
 	// inside a pool). Nil: equal best paths always become one.
 	SinglePath func(netip.Prefix) bool
+	// MaxPaths is how many next hops a route has at most; 0: as many as there are.
+	MaxPaths int
 	// Tags are the communities of an own prefix; nil: none. Called in the RIB's goroutine.
 	Tags      func(netip.Prefix) Communities
 	Installer Installer

@@ -81,18 +81,38 @@ func decide(paths []*path) (best *path, equal []*path) {
 	if len(set) == 0 {
 		return nil, nil
 	}
-	best = slices.MinFunc(set, func(a, b *path) int {
-		// f: "the lowest BGP Identifier value", then the shorter
-		// CLUSTER_LIST (RFC 4456, section 9), g: "the lowest peer address".
-		if c := a.routerID().Compare(b.routerID()); c != 0 {
-			return c
+	return slices.MinFunc(set, prefer), set
+}
+
+// prefer orders equal paths by the tie-breaks.
+func prefer(a, b *path) int {
+	// f: "the lowest BGP Identifier value", then the shorter
+	// CLUSTER_LIST (RFC 4456, section 9), g: "the lowest peer address".
+	if c := a.routerID().Compare(b.routerID()); c != 0 {
+		return c
+	}
+	if c := len(a.attrs.clusters) - len(b.attrs.clusters); c != 0 {
+		return c
+	}
+	return a.peer.config.Address.Compare(b.peer.config.Address)
+}
+
+// most are those of equal paths that lead to no more next hops than limit, by the
+// tie-breaks; a limit of 0 is none.
+func most(equal []*path, limit int) []*path {
+	if limit == 0 || len(equal) <= limit {
+		return equal
+	}
+	slices.SortFunc(equal, prefer)
+	seen := map[netip.Addr]bool{}
+	return slices.DeleteFunc(equal, func(p *path) bool {
+		hop := p.attrs.nextHop
+		if !seen[hop] && len(seen) == limit {
+			return true
 		}
-		if c := len(a.attrs.clusters) - len(b.attrs.clusters); c != 0 {
-			return c
-		}
-		return a.peer.config.Address.Compare(b.peer.config.Address)
+		seen[hop] = true
+		return false
 	})
-	return best, set
 }
 
 // order puts true before false.

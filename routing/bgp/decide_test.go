@@ -84,3 +84,29 @@ func TestDecideAnyOrder(t *testing.T) {
 		}
 	}
 }
+
+// Of more equal paths than a route may have next hops, those that the tie-breaks prefer
+// stay, whatever the order they are given in; paths to one next hop count once.
+func TestMostPaths(t *testing.T) {
+	var list []*path
+	for _, a := range []string{"10.9.0.2", "10.9.0.3", "10.9.0.4", "10.9.0.5"} {
+		list = append(list, contender(a, func(p *path) {
+			if a == "10.9.0.3" {
+				p.attrs.nextHop = addr("10.9.0.2") // a reflector's
+			}
+			p.attrs.only = hops{[]netip.Addr{p.attrs.nextHop}}
+		}))
+	}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for limit, want := range [][]netip.Addr{
+		{addr("10.9.0.2"), addr("10.9.0.4"), addr("10.9.0.5")}, {addr("10.9.0.2")}, {addr("10.9.0.2"), addr("10.9.0.4")},
+		{addr("10.9.0.2"), addr("10.9.0.4"), addr("10.9.0.5")},
+	} {
+		for range 10 {
+			rnd.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+			if got := nextHops(most(slices.Clone(list), limit)).addrs(); !slices.Equal(got, want) {
+				t.Errorf("of %d next hops: %v, want %v", limit, got, want)
+			}
+		}
+	}
+}

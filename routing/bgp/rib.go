@@ -355,24 +355,35 @@ func (r *rib) reinstall(nextHops map[netip.Addr]bool) {
 // the first, others are decided about.
 const installBatch = 4096
 
-// batch collects changes for the Installer.
-type batch []Change
+// batch collects changes for the Installer. Those of a flush that have routes go
+// elsewhere are handed together, so that it sees which all go the same way.
+type batch struct{ changes, moves []Change }
 
 // install makes now the next hops that the Installer knows of d.
 func (r *rib) install(b *batch, d *dest, now *hops) {
-	*b = append(*b, Change{Prefix: d.key.Prefix(), Was: d.installed.addrs(), Now: now.addrs()})
+	c := Change{Prefix: d.key.Prefix(), Was: d.installed.addrs(), Now: now.addrs()}
 	d.installed = now
-	if len(*b) == installBatch {
-		r.hand(b)
+	if len(c.Was) > 0 && len(c.Now) > 0 {
+		b.moves = append(b.moves, c)
+		return
+	}
+	if b.changes = append(b.changes, c); len(b.changes) == installBatch {
+		r.tell(b.changes)
+		b.changes = nil
 	}
 }
 
 // hand gives the Installer what was collected.
 func (r *rib) hand(b *batch) {
-	if len(*b) > 0 && r.config.Installer != nil {
-		r.config.Installer.Install(*b)
+	r.tell(b.changes)
+	r.tell(b.moves)
+	*b = batch{}
+}
+
+func (r *rib) tell(changes []Change) {
+	if len(changes) > 0 && r.config.Installer != nil {
+		r.config.Installer.Install(changes)
 	}
-	*b = nil
 }
 
 // flush decides about everything that changed, tells the Installer and then
@@ -444,7 +455,7 @@ func (r *rib) decide(d *dest) *hops {
 		}
 		equal = slices.DeleteFunc(equal, func(p *path) bool { return !outside(p) })
 	}
-	return nextHops(equal)
+	return nextHops(most(equal, r.config.MaxPaths))
 }
 
 // route is d as the kernel has it.

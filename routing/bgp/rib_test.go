@@ -282,6 +282,39 @@ func TestMultipath(t *testing.T) {
 	})
 }
 
+// A route has no more next hops than MaxPaths says, and when a session ends all routes
+// that go elsewhere are told together.
+func TestMaxPaths(t *testing.T) {
+	peers := []PeerConfig{robotPeer("10.9.0.2"), robotPeer("10.9.0.3"), robotPeer("10.9.0.4")}
+	play(t, Config{MaxPaths: 2}, peers, func(g *stage) {
+		var prefixes, want, after []string
+		for i := range 2 * installBatch {
+			p := fmt.Sprintf("10.%d.%d.0/24", 1+i/250, i%250)
+			prefixes = append(prefixes, p)
+			want = append(want, p+" via 10.9.0.2 10.9.0.3")
+			after = append(after, p+" via 10.9.0.3 10.9.0.4")
+		}
+		var robots []*robot
+		for _, p := range peers {
+			r := g.incoming(p.Address.String())
+			r.establish(func(o *open) { o.id = p.Address })
+			for list := range slices.Chunk(prefixes, 500) {
+				r.send(announce(p.Address.String(), list...))
+			}
+			robots = append(robots, r)
+		}
+		slices.Sort(want)
+		slices.Sort(after)
+		g.has(want...)
+		before := g.k.count()
+		_ = robots[0].c.Close()
+		g.has(after...)
+		if n := g.k.count() - before; n != 1 {
+			t.Errorf("told in %d parts", n)
+		}
+	})
+}
+
 // Many changes that arrive together are one batch, a single one waits for
 // nothing.
 func TestBatches(t *testing.T) {

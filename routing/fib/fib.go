@@ -207,12 +207,31 @@ func (t *Table) Apply(ctx context.Context, c routing.Changes) error {
 	w.flush()
 	t.wanted.routes = routing.Fit(t.wanted.routes, &t.wanted.most)
 	carries := t.carries(c.Put)
-	for _, r := range c.Put {
+	joining := t.put(w, c.Put, carries)
+	if len(carries) > 0 {
+		w.flush()
+		w.carry(carries)
+		t.put(w, joining, nil)
+	}
+	return w.end()
+}
+
+// put makes routes wanted and writes them, but those that are carried; those that are
+// to do what these will are left for later.
+func (t *Table) put(w *writer, routes []routing.Route, carries map[*action]*carry) (joining []routing.Route) {
+	targets := map[string]bool{}
+	for _, c := range carries {
+		targets[c.name] = true
+	}
+	for _, r := range routes {
 		k := keyOf(r.Key())
 		old := t.wanted.routes[k]
 		_, failed := t.failed[k]
 		there := t.watching && old != nil && !failed
-		if c := carries[old]; c != nil && there && string(t.wanted.name(r)) == c.name {
+		if len(carries) > 0 && targets[string(t.wanted.name(r))] {
+			if c := carries[old]; c == nil || !there || string(t.wanted.name(r)) != c.name {
+				joining = append(joining, r)
+			}
 			continue
 		}
 		a := t.wanted.put(r)
@@ -223,11 +242,7 @@ func (t *Table) Apply(ctx context.Context, c routing.Changes) error {
 			w.add(change{opReplace, k, a})
 		}
 	}
-	if len(carries) > 0 {
-		w.flush()
-		w.carry(carries)
-	}
-	return w.end()
+	return joining
 }
 
 // Adopt makes routes, which the kernel has already, all that is wanted, without
