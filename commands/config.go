@@ -71,6 +71,7 @@ func settingTable() []setting {
 		{"speaker::port", 179, "speaker-port", "NETCTL_SPEAKER_PORT", "TCP `port` of BGP"},
 		{"routes::agentProtocol", 87, "routes-agent-protocol", "NETCTL_ROUTES_AGENT_PROTOCOL", "route protocol `number` of the agent"},
 		{"routes::speakerProtocol", 88, "routes-speaker-protocol", "NETCTL_ROUTES_SPEAKER_PROTOCOL", "route protocol `number` of the speaker"},
+		{"routes::table", 0, "routes-table", "NETCTL_ROUTES_TABLE", "`number` of the kernel's table that routes are in (0: the main one)"},
 		{"routes::maxPaths", 16, "routes-max-paths", "NETCTL_ROUTES_MAX_PATHS", "`number` of next hops that a route of the speaker has at most"},
 		{"routes::resilient", false, "routes-resilient", "NETCTL_ROUTES_RESILIENT", "move few flows when next hops of a route come and go"},
 		{"tunnels::ipip", "tunl0", "tunnels-ipip", "NETCTL_TUNNELS_IPIP", "`interface` of IPIP tunnels"},
@@ -113,7 +114,7 @@ type settings struct {
 	}
 	Routes struct {
 		AgentProtocol, SpeakerProtocol int
-		MaxPaths                       int
+		Table, MaxPaths                int
 		Resilient                      bool
 	}
 	Tunnels struct{ IPIP, VXLAN, VXLAN6 string }

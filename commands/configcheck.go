@@ -47,6 +47,7 @@ func (s *settings) validate() error {
 		{"speaker::port", between(s.Speaker.Port, 1, 65535)},
 		{"routes::agentProtocol", between(s.Routes.AgentProtocol, 5, 255)},
 		{"routes::speakerProtocol", between(s.Routes.SpeakerProtocol, 5, 255)},
+		{"routes::table", checkTable(s.Routes.Table)},
 		{"routes::maxPaths", between(s.Routes.MaxPaths, 1, 256)},
 		{"tunnels::ipip", netdev.ValidTunnel(s.Tunnels.IPIP, s.Agent.LinkPrefix)},
 		{"tunnels::vxlan", netdev.ValidTunnel(s.Tunnels.VXLAN, s.Agent.LinkPrefix)},
@@ -67,6 +68,14 @@ func (s *settings) validate() error {
 		return s.wrong(key, fmt.Errorf("%d: agent and speaker must have different numbers", s.Routes.SpeakerProtocol))
 	}
 	return s.checkTunnelNames()
+}
+
+// checkTable refuses the tables that the kernel fills itself.
+func checkTable(n int) error {
+	if n == 253 || n == 255 {
+		return fmt.Errorf("%d: that table is the kernel's; 0 is the main one, and any other number does", n)
+	}
+	return between(n, 0, 1<<31-1)
 }
 
 // checkTunnelNames refuses two tunnels of one name; at fault is one that was set.

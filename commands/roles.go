@@ -51,7 +51,7 @@ func (s *settings) agentConfig() (agent.Config, error) {
 		StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Agent.Socket,
 		Interface: s.Agent.Interface, LinkPrefix: s.Agent.LinkPrefix, MTU: s.Agent.MTU,
 		Gateway:   netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
-		LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, RouteProtocol: s.Routes.AgentProtocol, Tunnels: s.tunnels(),
+		LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, RouteProtocol: s.Routes.AgentProtocol, RouteTable: s.Routes.Table, Tunnels: s.tunnels(),
 	}
 	for _, text := range s.Agent.Addresses {
 		addr, err := netip.ParseAddr(text)
@@ -74,7 +74,7 @@ func (s *settings) speakerConfig() speaker.Config {
 	return speaker.Config{
 		Store: s.storeOptions(), Node: s.Node, StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Speaker.Socket, Port: s.Speaker.Port,
 		AgentProtocol: s.Routes.AgentProtocol, SpeakerProtocol: s.Routes.SpeakerProtocol, LinkPrefix: s.Agent.LinkPrefix, Tunnels: s.tunnels(), Version: version,
-		MaxPaths: s.Routes.MaxPaths, Resilient: s.Routes.Resilient,
+		Table: s.Routes.Table, MaxPaths: s.Routes.MaxPaths, Resilient: s.Routes.Resilient,
 		Credentials: os.Getenv("CREDENTIALS_DIRECTORY"), // systemd.exec(5)
 	}
 }

@@ -72,7 +72,7 @@ func newRouteShowCommand(a *app) *cobra.Command {
 func kernelRoutes(ctx context.Context, s *settings) ([]shownRoute, error) {
 	var out []shownRoute
 	for _, protocol := range []int{s.Routes.AgentProtocol, s.Routes.SpeakerProtocol} {
-		t, err := fib.Open(fib.Config{Protocol: protocol}, slog.New(slog.DiscardHandler))
+		t, err := fib.Open(fib.Config{Protocol: protocol, Anywhere: true}, slog.New(slog.DiscardHandler))
 		if err != nil {
 			return nil, err
 		}

@@ -30,6 +30,8 @@ type Guard struct {
 	Addresses []netip.Addr
 	// Own are the addresses of this node.
 	Own []netip.Addr
+	// Apart: routes are in a table that is looked into before those of connected subnets.
+	Apart bool
 }
 
 // Check says whether a prefix announced by a node is installed, and if not, why.
@@ -87,6 +89,9 @@ func (g *Guard) checkForeign(p netip.Prefix) (ok bool, reason string) {
 	for _, s := range g.Subnets {
 		if inside(p, []netip.Prefix{s}) {
 			return false, fmt.Sprintf("inside the connected subnet %s", s)
+		}
+		if g.Apart && inside(s, []netip.Prefix{p}) {
+			return false, fmt.Sprintf("holds the connected subnet %s, which a route in a table of its own would go before", s)
 		}
 	}
 	for _, a := range g.Own {

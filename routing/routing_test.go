@@ -169,6 +169,13 @@ func TestGuard(t *testing.T) {
 			t.Errorf("foreign %s: %v %q, want %q", p, ok, reason, want)
 		}
 	}
+	apart := *g
+	apart.Apart = true
+	for p, want := range map[string]string{"0.0.0.0/0": "", "172.30.0.0/24": "", "172.18.0.0/15": "holds the connected subnet 172.18.0.0/16, which a route in a table of its own would go before"} {
+		if ok, reason := apart.CheckAs(Accept{Default: true, Foreign: true}, prefix(p)); ok != (want == "") || reason != want {
+			t.Errorf("in a table of its own, foreign %s: %v %q, want %q", p, ok, reason, want)
+		}
+	}
 	for p, want := range map[string]string{ // default, foreign and blocks by themselves
 		"0.0.0.0/0":          "true false false",
 		"172.20.0.0/26":      "false true false",

@@ -99,7 +99,7 @@ func (a *agent) open(ctx context.Context) (err error) {
 		return err
 	}
 	a.closers = append(a.closers, a.kernel.Close)
-	if a.fib, err = fib.Open(fib.Config{Protocol: a.cfg.RouteProtocol}, a.log); err != nil {
+	if a.fib, err = fib.Open(fib.Config{Protocol: a.cfg.RouteProtocol, Number: a.cfg.RouteTable}, a.log); err != nil {
 		return err
 	}
 	a.closers = append(a.closers, a.fib.Close)

@@ -56,6 +56,8 @@ type Config struct {
 	WorkloadToHost []acl.HostPort
 	// RouteProtocol marks the agent's routes in the kernel.
 	RouteProtocol int
+	// RouteTable is the kernel's table that they are in; 0 is the main one.
+	RouteTable int
 	// BootIDFile is kernel.BootIDFile but in tests.
 	BootIDFile string
 

@@ -35,6 +35,7 @@ type hostLinks interface {
 type routes interface {
 	Routes(ctx context.Context) ([]routing.Route, error)
 	Adopt(routes []routing.Route)
+	Gather(ctx context.Context) error
 	Apply(ctx context.Context, c routing.Changes) error
 	Missing() []routing.Route
 }

@@ -133,6 +133,9 @@ func (t *table) readMissing() {
 
 // read takes what the kernel holds; everything is compared then.
 func (t *table) read(ctx context.Context) error {
+	if err := t.kernel.Gather(ctx); err != nil {
+		return err
+	}
 	have, err := t.kernel.Routes(ctx)
 	if err != nil {
 		return err

@@ -17,6 +17,7 @@ type bare struct{}
 func (bare) Routes(context.Context) ([]routing.Route, error)    { return nil, nil }
 func (bare) Connected(context.Context) ([]routing.Route, error) { return nil, nil }
 func (bare) Apply(context.Context, routing.Changes) error       { return nil }
+func (bare) Gather(context.Context) error                       { return nil }
 func (bare) Adopt([]routing.Route)                              {}
 func (bare) Missing() []routing.Route                           { return nil }
 func (bare) Compare(context.Context) (routing.Changes, error)   { return routing.Changes{}, nil }

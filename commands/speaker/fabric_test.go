@@ -1,6 +1,7 @@
 package speaker
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"os"
@@ -154,6 +155,70 @@ protocol static { ipv4;
 	through("to both after a restart", vias...)
 	if out := netlab.Must(t, leaf.host, "ip", "nexthop"); strings.Count(out, "\n") > 12 {
 		t.Errorf("objects are left:\n%s", out)
+	}
+}
+
+// TestTable has a node's routes go to a table of their own and back to the main one, the
+// speaker's and then the agent's, as the configuration says at each start: not a packet
+// is lost, and what the node announces stays announced.
+func TestTable(t *testing.T) {
+	r := newRig(t, netlab.Options{Nodes: 2})
+	r.pool("10.65.0.0/16")
+	n1, n2 := r.node(r.lab.Hosts[0]), r.node(r.lab.Hosts[1])
+	n1.block("10.65.0.0/26")
+	n2.block("10.65.1.0/26")
+	from := n1.endpoint("c1", "10.65.0.5")
+	n2.endpoint("c2", "10.65.1.5")
+	via := "10.65.1.0/26 via " + n2.host.Addr.Addr().String() + " dev eth1"
+	r.expect(n1.host, "88", via)
+	netlab.Must(t, from, "ping", "-n", "-c1", "-W5", "10.65.1.5")
+	flood, err := netlab.StartFlood(from, netip.MustParseAddr("10.65.1.5"), 2*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := r.monitor(n2.host)
+	n1.ip("rule add priority 8700 lookup 1000 suppress_prefixlength 0 protocol 87") // as the agent does
+	for i, table := range []int{1000, 0} {
+		n1.proc.Kill()
+		<-n1.proc.Done()
+		n1.cfg.Table = table
+		n1.up()
+		r.settle(1)
+		netlab.Until(t, 20*time.Second, fmt.Sprint("the route is in table ", table), func() string {
+			number := cmp.Or(table, 254)
+			out := n1.ip("route show table all proto 88")
+			if in := n1.ip(fmt.Sprintf("route show table %d proto 88", number)); !strings.Contains(in, via) || strings.Count(out, "\n") != 1 {
+				return out
+			}
+			return ""
+		})
+		if rules := n1.ip("rule"); (table != 0) != strings.Contains(rules, "8800:") {
+			t.Errorf("with table %d the rules are\n%s", table, rules)
+		}
+		// The agent's, as Gather has them go.
+		to, was := "1000", "254"
+		if table == 0 {
+			to, was = was, to
+		}
+		n1.ip("route add 10.65.0.5 dev ncc1 proto 87 table " + to)
+		n1.ip("route add blackhole 10.65.0.0/26 proto 87 table " + to)
+		n1.ip("route del blackhole 10.65.0.0/26 table " + was)
+		n1.ip("route del 10.65.0.5 table " + was)
+		// All that came before is heard of once this is.
+		more := fmt.Sprintf("10.65.%d.0/26", 10+i)
+		n1.ip("route add blackhole " + more + " proto 87 table " + to)
+		netlab.Until(t, 20*time.Second, "the other node hears of one more block", func() string {
+			if out := n2.ip("route show proto 88"); !strings.Contains(out, more) {
+				return out
+			}
+			return ""
+		})
+	}
+	if result := flood.Stop(); len(result.Lost) > 0 || result.Sent == 0 {
+		t.Errorf("flood: %s", result)
+	}
+	if lost := gone.deletions(t); len(lost) > 0 {
+		t.Errorf("the other node lost %q", lost)
 	}
 }
 

@@ -265,6 +265,9 @@ func (l *loop) save() {
 
 // start begins a life of the engine with the routes the kernel holds.
 func (l *loop) start(ctx context.Context, want fixed) error {
+	if err := l.own.Gather(ctx); err != nil {
+		return err
+	}
 	held, err := l.own.Routes(ctx)
 	if err != nil {
 		return err

@@ -165,7 +165,7 @@ func (l *loop) imports(peer netip.Addr, prefix netip.Prefix, nextHop netip.Addr)
 // believe renews the guard and has everything that peers said judged again if
 // it changed.
 func (l *loop) believe() {
-	g := &belief{Guard: routing.Guard{Pools: l.plan.Pools, Subnets: l.subnets, Addresses: l.plan.Nodes, Own: l.plan.Addresses}, accept: map[netip.Addr]routing.Accept{}}
+	g := &belief{Guard: routing.Guard{Pools: l.plan.Pools, Subnets: l.subnets, Addresses: l.plan.Nodes, Own: l.plan.Addresses, Apart: l.cfg.Table != 0}, accept: map[netip.Addr]routing.Accept{}}
 	for _, p := range l.plan.Peers {
 		if p.Configured != nil {
 			g.accept[p.Address] = l.plan.Accepts(p)

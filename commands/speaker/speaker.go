@@ -57,6 +57,8 @@ type Config struct {
 	// Reflector starts without an agent: where that has no route in the kernel, nothing
 	// is announced and installed, only reflected.
 	Reflector bool
+	// Table is the kernel's table that routes are in; 0 is the main one.
+	Table int
 	// MaxPaths is how many next hops a route has at most; 0 is 16.
 	MaxPaths int
 	// Resilient has few flows move when next hops of a route come and go.
@@ -106,6 +108,7 @@ type table interface {
 	Apply(ctx context.Context, c routing.Changes) error
 	SetNeighbours(ctx context.Context, links []string, wanted []routing.Neighbour) error
 	Adopt(routes []routing.Route)
+	Gather(ctx context.Context) error
 	Resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error)
 	Watch(ctx context.Context, ignore fib.Ignore, fn func(fib.Event)) error
 	Missing() []routing.Route
@@ -123,12 +126,12 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	defer lock.Close()
-	agentTable, err := fib.Open(fib.Config{Protocol: cfg.AgentProtocol}, log)
+	agentTable, err := fib.Open(fib.Config{Protocol: cfg.AgentProtocol, Number: cfg.Table, Anywhere: true}, log)
 	if err != nil {
 		return err
 	}
 	defer agentTable.Close()
-	ownTable, err := fib.Open(fib.Config{Protocol: cfg.SpeakerProtocol, Groups: true, Resilient: cfg.Resilient}, log)
+	ownTable, err := fib.Open(fib.Config{Protocol: cfg.SpeakerProtocol, Number: cfg.Table, Defaults: true, Groups: true, Resilient: cfg.Resilient}, log)
 	if err != nil {
 		return err
 	}

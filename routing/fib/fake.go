@@ -194,6 +194,12 @@ func (k *fakeKernel) objects(context.Context) ([]object, error) {
 	return out, nil
 }
 
+func (k *fakeKernel) elsewhere(context.Context) (map[uint32][]routing.Route, error) { return nil, nil }
+
+func (k *fakeKernel) purge(uint32, []key) {}
+
+func (k *fakeKernel) rules(context.Context, []rule) error { return nil }
+
 func (k *fakeKernel) resilient(context.Context) error { return nil }
 
 func (k *fakeKernel) putObject(o object, replace bool) error {

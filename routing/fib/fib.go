@@ -61,6 +61,12 @@ type kernel interface {
 	// dump reads a protocol's routes.
 	dump(ctx context.Context, protocol uint8) ([]routing.Route, error)
 	resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error)
+	// elsewhere reads this protocol's routes in other tables, by table.
+	elsewhere(ctx context.Context) (map[uint32][]routing.Route, error)
+	// purge deletes routes of this protocol from another table.
+	purge(table uint32, keys []key)
+	// rules makes the rules marked with this protocol what is wanted.
+	rules(ctx context.Context, wanted []rule) error
 	// neighbours makes the permanent entries of a tunnel's device what is wanted.
 	neighbours(ctx context.Context, link string, wanted []routing.Neighbour) error
 	// objects reads this protocol's next-hop objects, putObject and deleteObject change
@@ -96,7 +102,7 @@ const (
 
 func (o op) String() string { return [...]string{"add", "replace", "delete"}[o] }
 
-// Table is the routes of one protocol number in the main table. It is safe for
+// Table is the routes of one protocol number in one table of the kernel. It is safe for
 // concurrent use.
 type Table struct {
 	protocol uint8
@@ -109,6 +115,7 @@ type Table struct {
 	// and those that are not wanted and could not be deleted.
 	failed     map[key]retry
 	objects    objects
+	rules      rules
 	neighbours neighbours
 	// watching: what is wanted and has not failed is in the kernel, or about to
 	// be put back.
@@ -118,6 +125,15 @@ type Table struct {
 // Config says which routes a Table has and how it writes them.
 type Config struct {
 	Protocol int
+	// Number is the table that the routes are in; 0: the main one. Another one is led to
+	// by rules, see Gather.
+	Number int
+	// Defaults has a default route in another table than the main one used where that has
+	// none; else it is not used.
+	Defaults bool
+	// Anywhere reads the routes of every table: it is for a Table that only reads what
+	// another program is moving.
+	Anywhere bool
 	// Groups has routes to several next hops, and those many of which have one next hop,
 	// name an object of the kernel where it has these.
 	Groups bool
@@ -131,7 +147,7 @@ func Open(c Config, log *slog.Logger) (*Table, error) {
 	if c.Protocol < 5 || c.Protocol > 255 {
 		return nil, fmt.Errorf("open routes of protocol %d: not between 5 and 255", c.Protocol)
 	}
-	k, err := openKernel(uint8(c.Protocol))
+	k, err := openKernel(c)
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +155,7 @@ func Open(c Config, log *slog.Logger) (*Table, error) {
 }
 
 func newTable(c Config, k kernel, log *slog.Logger) *Table {
-	t := &Table{protocol: uint8(c.Protocol), log: log, kernel: k, failed: map[key]retry{}}
+	t := &Table{protocol: uint8(c.Protocol), log: log, kernel: k, failed: map[key]retry{}, rules: rules{wanted: rulesOf(c)}}
 	t.objects = objects{protocol: t.protocol, resilient: c.Resilient, hops: map[routing.NextHop]uint32{}}
 	groups := c.Groups
 	if groups {

@@ -192,19 +192,7 @@ func testObjectsInKernel(t *testing.T, resilient bool) {
 	a, b := []string{"va 10.9.0.2", "va fd00:9::2"}, []string{"vc 10.8.0.2", "vc fd00:8::2"}
 	both := append(through(routes, a[0], b[0]), through(routes, a[1], b[1])...)
 	one := append(through(routes, b[0]), through(routes, b[1])...)
-	ctx, end := context.WithCancel(t.Context())
-	ended, began := make(chan error, 1), make(chan struct{}, 1)
-	go func() {
-		ended <- table.Watch(ctx, Ignore{}, func(e Event) {
-			if e.Lost {
-				select {
-				case began <- struct{}{}:
-				default:
-				}
-			}
-		})
-	}()
-	<-began
+	stop := watchedUntil(t, table)
 	apply := func(want []routing.Route) {
 		t.Helper()
 		if err := table.Apply(t.Context(), routing.Changes{Put: want}); err != nil {
@@ -257,9 +245,7 @@ func testObjectsInKernel(t *testing.T, resilient bool) {
 	eventually(t, "back after a change", func() bool { return there() && !strings.Contains(ip(t, "nexthop"), "10.9.0.77") })
 
 	// Another life of the program goes on with what it finds.
-	if end(); <-ended != nil {
-		t.Error("the first life's watch failed")
-	}
+	stop()
 	again, messages := counted(t, config)
 	have, err := again.Routes(t.Context())
 	if err != nil {
@@ -278,5 +264,28 @@ func testObjectsInKernel(t *testing.T, resilient bool) {
 	}
 	if out := ip(t, "nexthop"); out != "" {
 		t.Errorf("objects are left:\n%s", out)
+	}
+}
+
+// watchedUntil has the table watched until it is told to stop.
+func watchedUntil(t *testing.T, table *Table) (stop func()) {
+	t.Helper()
+	ctx, end := context.WithCancel(t.Context())
+	began, ended := make(chan struct{}, 1), make(chan error, 1)
+	go func() {
+		ended <- table.Watch(ctx, Ignore{}, func(Event) {
+			select {
+			case began <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	<-began
+	return func() {
+		t.Helper()
+		end()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package fib
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -32,6 +33,8 @@ const (
 // other one notifications.
 type rtnetlink struct {
 	protocol         uint8
+	table            uint32
+	anywhere         bool // routes of every table are ours
 	requests, events *socket
 	names            linkNames
 	out              []byte // requests being written
@@ -41,9 +44,12 @@ type rtnetlink struct {
 	ignore Ignore
 	links  map[uint32]netdev.LinkMessage // as last heard
 	poked  atomic.Bool
+	// astray: with anywhere, a route was seen in another table; then what goes from one
+	// may be in another.
+	astray bool
 }
 
-func openKernel(protocol uint8) (*rtnetlink, error) {
+func openKernel(c Config) (*rtnetlink, error) {
 	requests, err := dial(answerBuffer)
 	if err != nil {
 		return nil, err
@@ -52,7 +58,8 @@ func openKernel(protocol uint8) (*rtnetlink, error) {
 	if err != nil {
 		return nil, errors.Join(err, requests.close())
 	}
-	return &rtnetlink{protocol: protocol, requests: requests, events: events, names: linkNames{socket: requests}}, nil
+	table := uint32(cmp.Or(c.Number, unix.RT_TABLE_MAIN))
+	return &rtnetlink{protocol: uint8(c.Protocol), table: table, anywhere: c.Anywhere, requests: requests, events: events, names: linkNames{socket: requests}}, nil
 }
 
 func (n *rtnetlink) close() error { return errors.Join(n.requests.close(), n.events.close()) }
@@ -154,15 +161,16 @@ func (n *rtnetlink) request(b []byte, c change, way encoded) []byte {
 	switch c.op {
 	case opDelete:
 		b = n.requests.begin(b, unix.RTM_DELROUTE, 0)
-		b = appendRtMsg(b, p, unix.RT_TABLE_MAIN, n.protocol, unix.RT_SCOPE_NOWHERE, 0, 0)
+		b = appendRtMsg(b, p, unix.RT_TABLE_UNSPEC, n.protocol, unix.RT_SCOPE_NOWHERE, 0, 0)
 	case opAdd:
 		b = n.requests.begin(b, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-		b = appendRtMsg(b, p, unix.RT_TABLE_MAIN, n.protocol, way.scope, way.kind, way.flags)
+		b = appendRtMsg(b, p, unix.RT_TABLE_UNSPEC, n.protocol, way.scope, way.kind, way.flags)
 	case opReplace:
 		b = n.requests.begin(b, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
-		b = appendRtMsg(b, p, unix.RT_TABLE_MAIN, n.protocol, way.scope, way.kind, way.flags)
+		b = appendRtMsg(b, p, unix.RT_TABLE_UNSPEC, n.protocol, way.scope, way.kind, way.flags)
 	}
 	b = appendAddress(b, unix.RTA_DST, p.Addr())
+	b = appendNumber(b, unix.RTA_TABLE, n.table)
 	metric := c.key.metric
 	if metric == 0 && !c.key.prefix.Is4() {
 		metric = defaultMetric6
@@ -175,9 +183,34 @@ func (n *rtnetlink) request(b []byte, c change, way encoded) []byte {
 	return b
 }
 
-// dump reads the routes of a protocol in the main table, of both families. Routes
-// with an equal next hop share its slice.
+// dump reads the routes of a protocol, of both families: in our table, the kernel's in
+// the main one. Routes with an equal next hop share its slice.
 func (n *rtnetlink) dump(ctx context.Context, protocol uint8) ([]routing.Route, error) {
+	table := n.table
+	switch {
+	case protocol != n.protocol:
+		table = unix.RT_TABLE_MAIN
+	case n.anywhere:
+		table = unix.RT_TABLE_UNSPEC
+	}
+	tables, err := n.dumpTables(ctx, protocol, table)
+	if err != nil {
+		return nil, fmt.Errorf("read routes of protocol %d: %w", protocol, err)
+	}
+	if len(tables) == 1 {
+		for _, routes := range tables {
+			return routes, nil
+		}
+	}
+	var out []routing.Route
+	for _, routes := range tables {
+		out = append(out, routes...)
+	}
+	return out, nil
+}
+
+// dumpTables is dump of one table, or of each (RT_TABLE_UNSPEC).
+func (n *rtnetlink) dumpTables(ctx context.Context, protocol uint8, table uint32) (map[uint32][]routing.Route, error) {
 	var grouped map[uint32][]routing.NextHop
 	if protocol == n.protocol {
 		var err error
@@ -186,17 +219,25 @@ func (n *rtnetlink) dump(ctx context.Context, protocol uint8) ([]routing.Route, 
 		}
 	}
 	n.names.reset()
-	var out []routing.Route
+	out := map[uint32][]routing.Route{}
 	for _, all := range []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)} {
-		list := routeList{shared: map[hopMessage][]routing.NextHop{}, grouped: grouped}
-		request := appendNumber(appendRtMsg(nil, all, unix.RT_TABLE_MAIN, protocol, 0, 0, 0), unix.RTA_TABLE, unix.RT_TABLE_MAIN)
+		lists := map[uint32]*routeList{}
+		request := appendRtMsg(nil, all, unix.RT_TABLE_UNSPEC, protocol, 0, 0, 0)
+		if table != unix.RT_TABLE_UNSPEC {
+			request = appendNumber(request, unix.RTA_TABLE, table)
+		}
 		var m routeMessage
-		err := n.requests.ask(ctx, unix.RTM_GETROUTE, unix.NLM_F_DUMP, request, list.reset, func(b []byte) {
+		err := n.requests.ask(ctx, unix.RTM_GETROUTE, unix.NLM_F_DUMP, request, func() { clear(lists) }, func(b []byte) {
 			switch {
-			case m.parse(b) != nil || m.protocol != protocol || m.table != unix.RT_TABLE_MAIN || m.cached():
+			case m.parse(b) != nil || m.protocol != protocol || m.cached() || table != unix.RT_TABLE_UNSPEC && m.table != table:
 			case protocol == unix.RTPROT_KERNEL && m.prefix.Addr().IsLinkLocalUnicast():
 				// Every link has one, and to ask for its name costs the kernel a look at all namespaces.
 			default:
+				list := lists[m.table]
+				if list == nil {
+					list = &routeList{shared: map[hopMessage][]routing.NextHop{}, grouped: grouped}
+					lists[m.table] = list
+				}
 				list.add(&m)
 			}
 		})
@@ -204,12 +245,14 @@ func (n *rtnetlink) dump(ctx context.Context, protocol uint8) ([]routing.Route, 
 			continue // the family has no table yet, or is not in this kernel
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read routes of protocol %d: %w", protocol, err)
+			return nil, err
 		}
-		for _, h := range list.unnamed {
-			h.hop.Link = n.names.name(h.link)
+		for id, list := range lists {
+			for _, h := range list.unnamed {
+				h.hop.Link = n.names.name(h.link)
+			}
+			out[id] = append(out[id], list.routes...)
 		}
-		out = append(out, list.routes...)
 	}
 	return out, nil
 }
@@ -255,11 +298,6 @@ type routeList struct {
 type unnamedHop struct {
 	hop  *routing.NextHop
 	link uint32
-}
-
-func (l *routeList) reset() {
-	l.routes, l.unnamed = nil, nil
-	clear(l.shared)
 }
 
 func (l *routeList) add(m *routeMessage) {
@@ -308,7 +346,7 @@ func (n *rtnetlink) listen(ctx context.Context, ignore Ignore) error {
 	if err := n.events.attach(filter(n.protocol, n.requests.port, ignore)); err != nil {
 		return fmt.Errorf("filter notifications: %w", err)
 	}
-	for _, g := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEXTHOP} {
+	for _, g := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEXTHOP, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE} {
 		if err := n.events.join(g); err != nil {
 			return fmt.Errorf("join group %d: %w", g, err)
 		}
@@ -346,6 +384,10 @@ func (n *rtnetlink) hear(until time.Time) (heard, error) {
 			if o, _, _, ok := parseObject(m.body); ok && m.port != n.requests.port && ours(o.id, n.protocol) {
 				h.objects = true
 			}
+		case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+			if _, protocol, ok := parseRule(m.body); ok && m.port != n.requests.port && protocol == n.protocol {
+				h.rules = true
+			}
 		}
 		return nil
 	})
@@ -371,13 +413,18 @@ func (n *rtnetlink) heardRoute(msg message, h *heard) {
 	if m.parse(msg.body) != nil || m.cached() {
 		return
 	}
-	main := m.table == unix.RT_TABLE_MAIN
+	here := m.table == n.table
+	if n.anywhere && m.protocol == n.protocol && !here {
+		here, n.astray = true, true
+	}
 	switch {
 	case m.protocol != n.protocol:
 		if foreign(m.prefix) {
 			h.foreign = append(h.foreign, m.prefix)
 		}
-	case main:
+	case here && n.astray && msg.kind == unix.RTM_DELROUTE:
+		h.lost = true
+	case here:
 		r := m.route()
 		if r.Type == routing.Unicast {
 			r.NextHops = m.nextHops()
@@ -387,7 +434,7 @@ func (n *rtnetlink) heardRoute(msg message, h *heard) {
 		}
 		h.changes = append(h.changes, Change{r, msg.kind == unix.RTM_DELROUTE})
 	}
-	if main {
+	if here {
 		h.touched = append(h.touched, keyOf(m.key()))
 	}
 }

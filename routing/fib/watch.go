@@ -47,7 +47,8 @@ type heard struct {
 	up, down []string
 	// carrier are links that lost or got their carrier, which takes objects along.
 	carrier []string
-	objects bool // another program changed objects of ours
+	// objects, rules: another program changed some of ours.
+	objects, rules bool
 	// touched are the keys of all routes of the main table that are in it.
 	touched []key
 }
@@ -116,11 +117,19 @@ func (t *Table) mend(ctx context.Context, h heard, ignore Ignore) (due time.Time
 		t.collect()
 	}
 	now := time.Now()
+	if t.rules.kept && (h.lost || h.rules || !t.rules.retry.due.IsZero() && !t.rules.retry.due.After(now)) {
+		if err := t.mendRules(ctx); err != nil {
+			t.log.Warn("rules not put right", "error", err)
+		}
+	}
 	t.again(ctx, t.overdue(now), true)
 	for _, r := range t.failed {
 		if !r.due.IsZero() && (due.IsZero() || r.due.Before(due)) {
 			due = r.due
 		}
+	}
+	if r := t.rules.retry; !r.due.IsZero() && (due.IsZero() || r.due.Before(due)) {
+		due = r.due
 	}
 	for a := range t.wanted.grouped {
 		if r := a.group.retry; a.short() && !r.due.IsZero() && (due.IsZero() || r.due.Before(due)) {
