@@ -34,7 +34,7 @@ type nextHop struct {
 }
 
 func newRouteCommand(a *app) *cobra.Command {
-	return group("route", "Show the routes of a node", "  netctl route show\n  netctl route show --node slave2", newRouteShowCommand(a))
+	return group("route", "Show the routes of a node, and the way of packets", "  netctl route show\n  netctl route show --node slave2\n  netctl route trace 10.65.1.5", newRouteShowCommand(a), newRouteTraceCommand(a))
 }
 
 func newRouteShowCommand(a *app) *cobra.Command {

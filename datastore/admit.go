@@ -70,7 +70,7 @@ func (v *View) checkAddresses(e *Endpoint) error {
 		if old != nil && slices.Contains(old.Spec.Addresses, a) {
 			continue
 		}
-		if handle := v.holder(a); handle != e.Metadata.Name {
+		if handle := v.Holder(a); handle != e.Metadata.Name {
 			reason := "no block holds it for this endpoint; an attach draws addresses"
 			if handle != "" {
 				reason = "is held by " + handle
@@ -81,8 +81,8 @@ func (v *View) checkAddresses(e *Endpoint) error {
 	return nil
 }
 
-// holder is the handle that holds an address; "": no block says so.
-func (v *View) holder(a netip.Addr) string {
+// Holder is the handle that holds an address; "": no block says so.
+func (v *View) Holder(a netip.Addr) string {
 	for bits := a.BitLen() - maxBlockBits; bits <= a.BitLen(); bits++ {
 		b := v.Block(PoolName(netip.PrefixFrom(a, bits)))
 		if b == nil {

@@ -36,6 +36,14 @@ func gatewayOf(hop netip.Addr, mac string) (netip.Addr, bool) {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]}), true
 }
 
+// Ends says whether a gateway is that of a tunnel which ends at a node: see Tunnel.Gateway.
+func Ends(n *datastore.Node, gateway netip.Addr) bool {
+	return slices.ContainsFunc(n.Status.Tunnels, func(t datastore.Tunnel) bool {
+		a, ok := gatewayOf(netip.IPv6Unspecified(), t.MAC)
+		return ok && a == gateway
+	})
+}
+
 // tunnels are those from a node to the others: of each kind that both take packets
 // from, for each address of the other. Of VXLAN one suffices, over IPv4 if it can.
 func tunnels(self *datastore.Node, nodes []*datastore.Node) (list []Tunnel) {
