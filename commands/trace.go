@@ -454,7 +454,14 @@ func (t traced) text() string {
 			fmt.Fprintf(&b, "    %s\n", n)
 		}
 	}
-	return b.String() + map[bool]string{true: "Arrives: ", false: "Does not arrive: "}[t.Arrives] + t.End + "\n"
+	end := "Does not arrive: "
+	switch {
+	case t.Arrives && t.Node == "":
+		end = "Leaves: "
+	case t.Arrives:
+		end = "Arrives: "
+	}
+	return b.String() + end + t.End + "\n"
 }
 
 func (n tracedGoing) String() string {

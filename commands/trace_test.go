@@ -127,7 +127,7 @@ Arrives: endpoint n2/docker/wa/eth0 (docker/wa) on n2`},
 		{"8.8.8.8", match("0.0.0.0/0", 16, hop("192.168.99.254", "eth1")), nil, true, `
 1 n1: 0.0.0.0/0, DHCP
     via 192.168.99.254 dev eth1 MTU 1500
-Arrives: handed to 192.168.99.254, which netctl knows nothing of`},
+Leaves: handed to 192.168.99.254, which netctl knows nothing of`},
 		{"10.65.77.1", match("0.0.0.0/0", 16, hop("192.168.99.254", "eth1")), nil, false, `
 1 n1: 0.0.0.0/0, DHCP
     via 192.168.99.254 dev eth1 MTU 1500
