@@ -270,13 +270,12 @@ func (t *Table) Adopt(routes []routing.Route) {
 	clear(t.failed)
 	known := map[uint32]*action{}
 	for _, r := range routes {
-		if t.wanted.groups && ours(r.Object, t.protocol) {
-			t.wanted.use(keyOf(r.Key()), t.wanted.adopted(r, known))
-		} else {
-			t.wanted.put(r)
+		if !t.wanted.groups || !ours(r.Object, t.protocol) {
+			r.Object = 0
 		}
+		t.wanted.use(keyOf(r.Key()), t.wanted.adopted(r, known))
 	}
-	t.objects.doubt = true
+	t.objects.doubt, t.objects.adopted = true, true
 }
 
 // Missing returns the wanted routes that are not in the kernel: refused by it,
@@ -385,7 +384,7 @@ func (w *writer) replace() {
 		switch {
 		case !ok:
 			w.refused(c, ErrForeign)
-		case old.Equal(c.key.route(c.action)) && old.Object == c.action.id():
+		case old.Equal(c.key.route(c.action)) && c.action.names(old):
 			w.done++
 			delete(t.failed, c.key)
 		default:

@@ -49,6 +49,8 @@ type objects struct {
 	last uint32 // ID that was given
 	// doubt: the kernel may have others than is known.
 	doubt bool
+	// adopted: what is wanted was told; before, routes may name what nobody here knows of.
+	adopted bool
 	// unused are groups that no wanted route names.
 	unused []uint32
 }
@@ -140,6 +142,11 @@ func (a *action) id() uint32 {
 		return 0
 	}
 	return a.group.id
+}
+
+// names says whether the kernel's route names the object that it should, or none.
+func (a *action) names(r routing.Route) bool {
+	return r.Object == a.id() && (a.group == nil || a.group.id != 0)
 }
 
 // carry is an object that is made into another one with all the routes that name it.
@@ -333,7 +340,7 @@ func (t *Table) collect() {
 	o := &t.objects
 	o.unused = append(o.unused, t.wanted.unused...)
 	t.wanted.unused = nil
-	if len(t.failed) > 0 {
+	if len(t.failed) > 0 || !o.adopted {
 		return
 	}
 	for _, id := range o.unused {

@@ -44,6 +44,7 @@ func TestObjectMoves(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			f := NewFake()
 			table := f.Open(Config{Protocol: 88, Groups: true})
+			table.Adopt(nil)
 			follow(t, table)
 			other := route("10.7.0.0/24", c)
 			step := func(name string, put []routing.Route) {
@@ -135,6 +136,72 @@ func TestObjectsRepaired(t *testing.T) {
 	})
 }
 
+// TestObjectsStay: as long as nobody said what is wanted, routes and objects of a life
+// before stay whatever happens; then they are gone on with.
+func TestObjectsStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := NewFake()
+		before := f.Open(Config{Protocol: 88, Groups: true})
+		want := append(through(200, "va 10.9.0.2", "vc 10.8.0.2"), through(400, "vc 10.8.0.3")[200:]...)
+		if err := before.Apply(t.Context(), routing.Changes{Put: want}); err != nil {
+			t.Fatal(err)
+		}
+		table := f.Open(Config{Protocol: 88, Groups: true})
+		follow(t, table)
+		f.Link("vd", false)
+		f.Link("vd", true)
+		f.mu.Lock()
+		for _, k := range f.tables {
+			k.tell(func(h *heard) { h.objects = true })
+		}
+		f.mu.Unlock()
+		synctest.Wait()
+		if !follows(t, table, want) {
+			t.Fatalf("before Adopt:\n%s", f)
+		}
+		have, err := table.Routes(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		table.Adopt(have)
+		f.Messages()
+		f.Link("vd", false)
+		synctest.Wait()
+		if made, err := table.Compare(t.Context()); err != nil || !made.Empty() || f.Messages() > 0 || !follows(t, table, want) {
+			t.Errorf("after Adopt: %v, %v\n%s", made, err, f)
+		}
+	})
+}
+
+// TestObjectsOfBefore: routes that a version without objects wrote are moved one by one
+// at first, and right.
+func TestObjectsOfBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := NewFake()
+		before := f.Open(Config{Protocol: 88})
+		old := append(through(200, "va 10.9.0.2"), route("10.1.0.0/26", "va 10.9.0.2", "vc 10.8.0.2"))
+		if err := before.Apply(t.Context(), routing.Changes{Put: old}); err != nil {
+			t.Fatal(err)
+		}
+		table := f.Open(Config{Protocol: 88, Groups: true})
+		have, err := table.Routes(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		table.Adopt(have)
+		follow(t, table)
+		for _, hop := range []string{"va 10.9.0.2", "vc 10.8.0.2", "vc 10.8.0.3"} {
+			want := append(through(400, hop), route("10.1.0.0/26", hop, "vc 10.8.0.7"))
+			if err := table.Apply(t.Context(), routing.Changes{Put: want}); err != nil {
+				t.Fatal(err)
+			}
+			if !follows(t, table, want) {
+				t.Fatalf("through %s:\n%s", hop, f)
+			}
+		}
+	})
+}
+
 // messages counts what is written to the kernel.
 type messages struct {
 	kernel
@@ -169,29 +236,29 @@ func counted(t *testing.T, c Config) (*Table, *messages) {
 	return table, m
 }
 
-// TestObjectsInKernel: 10,000 routes of each family over two next hops are moved by a
+// TestObjectsInKernel: 10,000 routes over two next hops, and some of IPv6, are moved by a
 // few messages, and are there again after each way to lose them.
 func TestObjectsInKernel(t *testing.T) {
-	for _, resilient := range []bool{false, true} {
-		t.Run(fmt.Sprintf("resilient=%v", resilient), func(t *testing.T) { testObjectsInKernel(t, resilient) })
-	}
+	t.Run("plain", func(t *testing.T) { testObjectsInKernel(t, false, 10_000) })
+	t.Run("resilient", func(t *testing.T) { testObjectsInKernel(t, true, 300) })
 }
 
-func testObjectsInKernel(t *testing.T, resilient bool) {
+func testObjectsInKernel(t *testing.T, resilient bool, routes int) {
 	namespace(t)
-	const routes = 10_000
+	const routes6 = 300
 	config := Config{Protocol: 88, Groups: true, Resilient: resilient}
 	table, messages := counted(t, config)
 	if !table.wanted.groups {
 		t.Skip("this kernel has no next-hop objects")
 	}
+	table.Adopt(nil)
 	ip(t, "addr add fd00:8::1/64 dev vc nodad")
 	// Others' objects, one of them where the first of ours would be.
 	ip(t, "nexthop add id 5 via 10.9.0.5 dev va protocol static")
 	ip(t, "nexthop add id 880000001 via 10.9.0.6 dev va protocol static")
 	a, b := []string{"va 10.9.0.2", "va fd00:9::2"}, []string{"vc 10.8.0.2", "vc fd00:8::2"}
-	both := append(through(routes, a[0], b[0]), through(routes, a[1], b[1])...)
-	one := append(through(routes, b[0]), through(routes, b[1])...)
+	both := append(through(routes, a[0], b[0]), through(routes6, a[1], b[1])...)
+	one := append(through(routes, b[0]), through(routes6, b[1])...)
 	stop := watchedUntil(t, table)
 	apply := func(want []routing.Route) {
 		t.Helper()
@@ -227,7 +294,7 @@ func testObjectsInKernel(t *testing.T, resilient bool) {
 	for _, link := range []string{"va", "vc"} {
 		ip(t, "link set dev "+link+" down")
 	}
-	eventually(t, "no routes without links", func() bool { return len(table.Missing()) == 2*routes })
+	eventually(t, "no routes without links", func() bool { return len(table.Missing()) == routes+routes6 })
 	for _, link := range []string{"va", "vc"} {
 		ip(t, "link set dev "+link+" up")
 	}

@@ -135,8 +135,18 @@ func (w *wanted) action(r routing.Route) *action {
 	return a
 }
 
-// adopted is what the routes do that name an object with that ID.
+// adopted is what a route of the kernel does: those that name the same object have one
+// action, known by its ID, and those that name none have next hops of their own.
 func (w *wanted) adopted(r routing.Route, known map[uint32]*action) *action {
+	if r.Object == 0 {
+		name := w.name(r)
+		a := w.actions[string(name)]
+		if a == nil {
+			a = w.keep(r, string(name), nil)
+			w.actions[a.name] = a
+		}
+		return a
+	}
 	a := known[r.Object]
 	if a == nil {
 		name := string(w.name(r))

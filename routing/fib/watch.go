@@ -251,7 +251,7 @@ func (t *Table) compare(ctx context.Context, strict bool) (routing.Changes, erro
 		case a == nil && (strict || failed):
 			made.Delete = append(made.Delete, r)
 			w.add(change{op: opDelete, key: k})
-		case a != nil && want.Equal(r) && r.Object == a.id():
+		case a != nil && want.Equal(r) && a.names(r):
 			present[k] = true
 			delete(t.failed, k)
 		case a != nil:
