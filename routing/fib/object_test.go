@@ -202,6 +202,30 @@ func TestObjectsOfBefore(t *testing.T) {
 	})
 }
 
+// TestObjectsReadBack writes objects of every kind of next hop: the kernel has them as
+// they were meant.
+func TestObjectsReadBack(t *testing.T) {
+	namespace(t)
+	table, messages := counted(t, Config{Protocol: 88, Groups: true})
+	table.Adopt(nil)
+	want := slices.Concat(
+		through(100, "va 10.77.0.2 onlink"), // as through a tunnel
+		[]routing.Route{
+			route("10.1.0.0/26", "va 10.77.0.2 onlink", "vc 10.8.0.2"), route("10.1.1.0/26", "va 10.9.0.2", "vc 10.8.0.2"), route("10.1.2.0/26", "va 10.9.0.2"),
+			route("fd11::/122", "va fd00:9::2", "vc fe80::1"), route("fd11::40/122", "va fe80::2 onlink", "va fe80::3 onlink"),
+		})
+	if err := table.Apply(t.Context(), routing.Changes{Put: want}); err != nil {
+		t.Fatal(err)
+	}
+	messages.count = 0
+	if made, err := table.Compare(t.Context()); err != nil || !made.Empty() || messages.count > 0 || !follows(t, table, want) {
+		t.Errorf("%v, %v, %d messages\n%s%s%s", made, err, messages.count, ip(t, "nexthop"), ip(t, "route"), ip(t, "-6 route"))
+	}
+	if out := ip(t, "route show 10.1.2.0/26"); strings.Contains(out, "nhid") {
+		t.Errorf("a single route: %s", out)
+	}
+}
+
 // messages counts what is written to the kernel.
 type messages struct {
 	kernel
