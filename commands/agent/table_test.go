@@ -215,3 +215,35 @@ func TestAReadFindsWhatWasMissing(t *testing.T) {
 		t.Errorf("%v, missing %v", err, tab.missing)
 	}
 }
+
+// gathering notes in which order the kernel's routes are asked for.
+type gathering struct {
+	*fib.Table
+	calls []string
+}
+
+func (g *gathering) Gather(ctx context.Context) error {
+	g.calls = append(g.calls, "gather")
+	return g.Table.Gather(ctx)
+}
+
+func (g *gathering) Routes(ctx context.Context) ([]routing.Route, error) {
+	g.calls = append(g.calls, "read")
+	return g.Table.Routes(ctx)
+}
+
+// TestTableGathers: what another configuration had elsewhere is brought to the table
+// before that is read, at the start and whenever it is read anew.
+func TestTableGathers(t *testing.T) {
+	g := &gathering{Table: fib.NewFake().Table(87)}
+	tab := newTable(g)
+	for range 2 {
+		tab.resync = true
+		if err := tab.flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := fmt.Sprint(g.calls); got != "[gather read gather read]" {
+		t.Errorf("called %s", got)
+	}
+}

@@ -53,7 +53,7 @@ func (t *Table) Gather(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read routes of other tables: %w", err)
 	}
-	var errs []error
+	var errs []*RouteError
 	moved := map[uint32][]key{}
 	// Another role's rule may lead to the table already: what is more specific is there
 	// before what it is a part of, and goes after it.
@@ -85,8 +85,8 @@ func (t *Table) Gather(ctx context.Context) error {
 		}
 	}
 	t.rules.kept = true
-	if len(errs) > 0 {
-		return errors.Join(errs...) // as it was: nothing is lost
+	if len(errs) > 0 { // those stay where they are until the next time
+		t.log.Warn("routes not moved to another table", "routes", len(errs), "error", errs[0])
 	}
 	if err := t.kernel.rules(ctx, append(t.rules.wanted, rule{})); err != nil {
 		return fmt.Errorf("rules of routes: %w", err)
