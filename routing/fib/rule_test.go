@@ -1,10 +1,13 @@
 package fib
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -41,14 +44,7 @@ func TestGather(t *testing.T) {
 	ip(t, "route add 10.200.0.0/24 via 10.9.0.9 proto static")
 	ip(t, "rule add priority 77 from all lookup 78 protocol static")
 	for _, number := range []int{1000, 200, 0} {
-		monitor := exec.Command("ip", "monitor", "route", "rule")
-		var out bytes.Buffer
-		monitor.Stdout = &out
-		if err := monitor.Start(); err != nil {
-			t.Fatal(err)
-		}
-		ip(t, "route add 10.201.0.0/24 via 10.9.0.9 proto static")
-		ip(t, "route del 10.201.0.0/24")
+		saw := monitored(t)
 		table, messages := counted(t, Config{Protocol: 88, Number: number, Groups: true, Defaults: true})
 		if err := table.Gather(ctx); err != nil {
 			t.Fatal(err)
@@ -86,11 +82,7 @@ func TestGather(t *testing.T) {
 			eventually(t, "the routes are back", func() bool { return follows(t, table, want) })
 			stop()
 		}
-		if err := monitor.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		_ = monitor.Wait()
-		checkOrder(t, number, out.String())
+		checkOrder(t, number, saw())
 	}
 	if got := ip(t, "route show proto static") + ip(t, "rule"); !strings.Contains(got, "10.200.0.0/24") || !strings.Contains(got, "lookup 78") {
 		t.Errorf("of others there is\n%s", got)
@@ -105,12 +97,47 @@ func TestGather(t *testing.T) {
 	}
 }
 
+// monitored records the changes of routes from now on, and returns them in the end.
+func monitored(t *testing.T) (saw func() string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "monitor")
+	out, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	monitor := exec.Command("ip", "monitor", "route")
+	monitor.Stdout = out
+	if err := errors.Join(monitor.Start(), out.Close()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = monitor.Process.Kill() })
+	mark := func(prefix string) (text string) {
+		eventually(t, "the monitor shows "+prefix, func() bool {
+			ip(t, "route add "+prefix+" via 10.9.0.9 proto static")
+			ip(t, "route del "+prefix)
+			b, err := os.ReadFile(file)
+			text = string(b)
+			return err == nil && strings.Contains(text, prefix)
+		})
+		return text
+	}
+	mark("10.201.0.0/24")
+	return func() string {
+		text := mark("10.202.0.0/24")
+		if err := monitor.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = monitor.Wait()
+		return text
+	}
+}
+
 // checkOrder looks at what a monitor saw: nothing was deleted from where it was before
 // it was where it goes.
 func checkOrder(t *testing.T, number int, saw string) {
 	t.Helper()
 	to := fmt.Sprintf(" table %d ", number)
-	added := map[string]bool{}
+	added, last, deleted := map[string]bool{}, 128, false
 	for _, line := range strings.Split(saw, "\n") {
 		line = strings.Replace(line, "proto netctl-bgp", "proto 88", 1)
 		if !strings.Contains(line, "proto 88") || strings.Contains(line, "lookup") {
@@ -118,10 +145,24 @@ func checkOrder(t *testing.T, number int, saw string) {
 		}
 		here := strings.Contains(line+" ", to) || number == 0 && !strings.Contains(line, " table ")
 		f := strings.Fields(strings.TrimPrefix(strings.TrimPrefix(line, "Deleted "), "blackhole "))
+		gone := strings.HasPrefix(line, "Deleted ")
+		// What is more specific is there before what it is a part of: all is written by length.
+		if deleted = deleted || gone; !deleted && here {
+			bits := 32
+			if p, err := netip.ParsePrefix(f[0]); err == nil {
+				bits = p.Bits()
+			} else if strings.Contains(f[0], ":") {
+				bits = 128
+			}
+			if bits > last {
+				t.Errorf("to table %d: %q came after a /%d", number, line, last)
+			}
+			last = bits
+		}
 		switch {
-		case here && !strings.HasPrefix(line, "Deleted "):
+		case here && !gone:
 			added[f[0]] = true
-		case !here && strings.HasPrefix(line, "Deleted ") && !added[f[0]]:
+		case !here && gone && !added[f[0]]:
 			t.Errorf("to table %d: %q came too early", number, line)
 		}
 	}
