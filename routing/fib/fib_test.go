@@ -289,6 +289,16 @@ func TestPutBack(t *testing.T) {
 	ip(t, "route replace 10.1.0.0/26 via 10.9.0.77 proto 88")
 	eventually(t, "back after a change", whole)
 
+	for _, a := range []string{"10.9.0.1/24", "fd00:9::1/64"} {
+		other := strings.Replace(a, "1/", "88/", 1)
+		ip(t, "addr del "+a+" dev va")
+		ip(t, "addr add "+other+" dev va")
+		eventually(t, "back after another address in place of "+a, whole)
+		ip(t, "addr del "+other+" dev va")
+		ip(t, "addr add "+a+" dev va")
+		eventually(t, "back after "+a, whole)
+	}
+
 	ip(t, "route flush proto 88")
 	ip(t, "-6 route flush proto 88")
 	eventually(t, "back after a flush", whole)

@@ -335,6 +335,13 @@ func testObjectsInKernel(t *testing.T, resilient bool, routes int) {
 	}
 	eventually(t, "back after a change", func() bool { return there() && !strings.Contains(ip(t, "nexthop"), "10.9.0.77") })
 
+	for _, a := range []string{"10.9.0.1/24", "fd00:9::1/64"} {
+		other := strings.Replace(a, "1/", "88/", 1)
+		ip(t, "addr del "+a+" dev va")
+		ip(t, "addr add "+other+" dev va")
+		eventually(t, "back after another address in place of "+a, there)
+	}
+
 	// Another life of the program goes on with what it finds.
 	stop()
 	again, messages := counted(t, config)

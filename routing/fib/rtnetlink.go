@@ -422,6 +422,9 @@ func (n *rtnetlink) heardRoute(msg message, h *heard) {
 		if foreign(m.prefix) {
 			h.foreign = append(h.foreign, m.prefix)
 		}
+		if msg.kind == unix.RTM_DELROUTE && m.kind == unix.RTN_LOCAL && m.prefix.Addr().Is4() {
+			h.unaddressed = append(h.unaddressed, n.linkName(m.hops[0].link))
+		}
 	case here && n.astray && msg.kind == unix.RTM_DELROUTE:
 		h.lost = true
 	case here:

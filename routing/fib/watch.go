@@ -47,6 +47,9 @@ type heard struct {
 	up, down []string
 	// carrier are links that lost or got their carrier, which takes objects along.
 	carrier []string
+	// unaddressed are links that lost an IPv4 address: the last one takes the link's
+	// routes along, without a word of them.
+	unaddressed []string
 	// objects, rules: another program changed some of ours.
 	objects, rules bool
 	// touched are the keys of all routes of the main table that are in it.
@@ -106,7 +109,7 @@ func (t *Table) mend(ctx context.Context, h heard, ignore Ignore) (due time.Time
 		}
 	} else {
 		t.mendNeighbours(ctx, h)
-		t.lostWith(h.down)
+		t.lostWith(slices.Concat(h.down, h.unaddressed))
 		var gone []key
 		if t.objectsConcerned(h, time.Now()) {
 			if gone, err = t.mendObjects(ctx); err != nil {
@@ -179,7 +182,7 @@ func (t *Table) touched(h heard) []key {
 
 // concerns says whether a burst is about the links or gateways of an action.
 func (a *action) concerns(h heard) bool {
-	return a.over(h.up) || a.over(h.carrier) || slices.ContainsFunc(a.hops, func(hop routing.NextHop) bool {
+	return a.over(h.up) || a.over(h.carrier) || a.over(h.unaddressed) || slices.ContainsFunc(a.hops, func(hop routing.NextHop) bool {
 		return slices.ContainsFunc(h.foreign, func(p netip.Prefix) bool { return p.Contains(hop.Addr) })
 	})
 }
