@@ -18,6 +18,8 @@ func (s setting) sample(n int) (text, yaml string) {
 	switch s.def.(type) {
 	case int:
 		text = fmt.Sprint(100 + n)
+	case bool:
+		text = fmt.Sprint(n != 2)
 	case time.Duration:
 		text = fmt.Sprintf("%ds", 100+n)
 	case []string:
