@@ -32,6 +32,7 @@ type Index struct {
 	wired       map[string]wiring              // link to what it has now
 	onLink      []Element                      // subnets of the host
 	nat         nat
+	mss         map[string]int // MTU that a link's connections are kept to
 	pending     pending
 	gifts       map[string]*gifts       // by list of profiles
 	filling     []string                // selectors whose members are being looked for, in turn
@@ -59,6 +60,7 @@ func NewIndex(node string, o Options) *Index {
 		links:       map[string]map[string]struct{}{},
 		wired:       map[string]wiring{},
 		nat:         newNAT(),
+		mss:         map[string]int{},
 		pending:     newPending(),
 		gifts:       map[string]*gifts{},
 		waiting:     map[string][]*liveChain{},

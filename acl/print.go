@@ -204,6 +204,9 @@ func (r *Rule) String() string {
 	if r.Log != "" {
 		words = append(words, fmt.Sprintf("log group %d prefix %q", NFLogGroup, r.Log))
 	}
+	if r.MSS != 0 {
+		words = append(words, fmt.Sprintf("tcp option maxseg size set %d", r.MSS))
+	}
 	if r.Counter {
 		words = append(words, "counter")
 	}
@@ -235,7 +238,7 @@ func (t Term) text(transport string) string {
 		field = transport + strings.TrimPrefix(field, "th")
 	}
 	op := " "
-	if t.Not && t.Field == CTStatus {
+	if t.Not && t.Field.bits() {
 		op = " ! " // none of the bits
 	} else if t.Not {
 		op = " != "
@@ -255,6 +258,8 @@ func (t Term) value() string {
 		return t.Prefix.String()
 	case t.Field == CTStatus && t.Number == statusConfirmed:
 		return "confirmed"
+	case t.Field == TCPFlags && t.Number == tcpSYN:
+		return "syn"
 	case t.Field == NFProto && t.Number == nfIPv4:
 		return "ipv4"
 	case t.Field == NFProto && t.Number == nfIPv6:
@@ -286,6 +291,10 @@ func (f Field) family() uint32 {
 	return 0
 }
 
+// bits says that the bits of a Term's Number are looked at: one of them, or with Not
+// none.
+func (f Field) bits() bool { return f == CTStatus || f == TCPFlags }
+
 // String is the field as nft writes it.
 func (f Field) String() string {
 	names := [...]string{
@@ -297,7 +306,7 @@ func (f Field) String() string {
 		SrcNamedPort4: "ip saddr . meta l4proto . th sport", DstNamedPort4: "ip daddr . meta l4proto . th dport",
 		SrcNamedPort6: "ip6 saddr . meta l4proto . th sport", DstNamedPort6: "ip6 daddr . meta l4proto . th dport",
 		LinkPair: "iifname . oifname", LinkDstIP4: "iifname . ip daddr", LinkDstIP6: "iifname . ip6 daddr", LinkARPIP4: "iifname . arp saddr ip",
-		CTStatus: "ct status",
+		CTStatus: "ct status", TCPFlags: "tcp flags",
 	}
 	if int(f) < len(names) {
 		return names[f]

@@ -38,6 +38,7 @@ const (
 	LinkDstIP6                     // InLink . DstIP6
 	LinkARPIP4                     // InLink . sender's address, of an ARP packet
 	CTStatus                       // bits of the connection tracking entry's status
+	TCPFlags                       // bits of the flags of a TCP segment
 )
 
 // The values of NFProto.
@@ -97,12 +98,13 @@ type Limit struct {
 	Over        bool
 }
 
-// Rule is one rule of a chain: if all Match hold, then limit, log, count and the
-// verdict, in this order.
+// Rule is one rule of a chain: if all Match hold, then limit, log, segment size, count
+// and the verdict, in this order.
 type Rule struct {
 	Match   []Term
 	Limit   Limit
 	Log     string // prefix of an NFLOG message; empty: none
+	MSS     uint16 // a larger maximum segment size that a TCP segment tells becomes this; 0: none
 	Counter bool
 	Verdict Verdict
 	Comment string // readable origin, at most 127 bytes
@@ -110,7 +112,7 @@ type Rule struct {
 
 // Equal says whether two rules are the same, comment and all.
 func (r Rule) Equal(o Rule) bool {
-	return r.Limit == o.Limit && r.Log == o.Log && r.Counter == o.Counter && r.Verdict == o.Verdict && r.Comment == o.Comment &&
+	return r.Limit == o.Limit && r.Log == o.Log && r.MSS == o.MSS && r.Counter == o.Counter && r.Verdict == o.Verdict && r.Comment == o.Comment &&
 		slices.Equal(r.Match, o.Match)
 }
 

@@ -179,7 +179,7 @@ func (a *app) showRoutes(f format, routes []shownRoute) error {
 // text is the route as `ip route` prints it.
 func (s shownRoute) text() string {
 	r := s.route
-	r.Metric = 0
+	r.Metric, r.MTU = 0, 0
 	if len(r.NextHops) > 1 {
 		hops := r.NextHops
 		r.NextHops = nil
@@ -195,6 +195,9 @@ func (s shownRoute) text() string {
 	}
 	if s.Metric != 0 {
 		text += fmt.Sprintf(" metric %d", s.Metric)
+	}
+	if s.route.MTU != 0 {
+		text += fmt.Sprintf(" mtu %d", s.route.MTU)
 	}
 	return text
 }

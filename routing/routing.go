@@ -97,6 +97,8 @@ type Route struct {
 	// Metric is the priority; 0 is the kernel's default of the family (0 for
 	// IPv4, 1024 for IPv6).
 	Metric int
+	// MTU is that of the way, in bytes; 0: that of the link.
+	MTU int
 }
 
 // Key is what a route is known by.
@@ -111,7 +113,7 @@ func (r Route) Key() Key { return Key{r.Prefix, r.Metric} }
 // Equal says whether both routes do the same; the order of next hops does not
 // matter.
 func (r Route) Equal(o Route) bool {
-	return r.Key() == o.Key() && r.Type == o.Type && slices.Equal(sorted(r.NextHops), sorted(o.NextHops))
+	return r.Key() == o.Key() && r.Type == o.Type && r.MTU == o.MTU && slices.Equal(sorted(r.NextHops), sorted(o.NextHops))
 }
 
 func sorted(hops []NextHop) []NextHop {
@@ -155,6 +157,9 @@ func (r Route) String() string {
 	}
 	if r.Metric != 0 {
 		fmt.Fprintf(&b, " metric %d", r.Metric)
+	}
+	if r.MTU != 0 {
+		fmt.Fprintf(&b, " mtu %d", r.MTU)
 	}
 	if len(r.NextHops) > 1 {
 		for _, h := range sorted(r.NextHops) {

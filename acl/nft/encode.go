@@ -76,6 +76,11 @@ func encodeRule(chain *nftables.Chain, r *acl.Rule) *nftables.Rule {
 			Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX, Group: acl.NFLogGroup, Data: []byte(r.Log),
 		})
 	}
+	if r.MSS != 0 {
+		const maxseg, value = 2, 2 // the option's kind, and where in it its value is (RFC 9293, section 3.2)
+		out.Exprs = append(out.Exprs, &expr.Immediate{Register: regValue, Data: binary.BigEndian.AppendUint16(nil, r.MSS)},
+			&expr.Exthdr{SourceRegister: regValue, Type: maxseg, Offset: value, Len: 2, Op: expr.ExthdrOpTcpopt})
+	}
 	if r.Counter {
 		out.Exprs = append(out.Exprs, &expr.Counter{})
 	}
@@ -114,12 +119,13 @@ func encodeTerm(t acl.Term) []expr.Any {
 		return append(out, &expr.Lookup{SourceRegister: regValue, SetName: t.Set, Invert: t.Not})
 	}
 	op := expr.CmpOpEq
-	if t.Field == acl.CTStatus { // bits: one of them, or with Not none
-		bits, none := binaryutil.NativeEndian.PutUint32(t.Number), make([]byte, 4)
+	if t.Field == acl.CTStatus || t.Field == acl.TCPFlags { // bits: one of them, or with Not none
+		bits := termValue(t)
+		none := make([]byte, len(bits))
 		if !t.Not {
 			op = expr.CmpOpNeq
 		}
-		return append(out, &expr.Bitwise{SourceRegister: regValue, DestRegister: regValue, Len: 4, Mask: bits, Xor: none},
+		return append(out, &expr.Bitwise{SourceRegister: regValue, DestRegister: regValue, Len: uint32(len(bits)), Mask: bits, Xor: none},
 			&expr.Cmp{Op: op, Register: regValue, Data: none})
 	}
 	if t.Not {
@@ -156,7 +162,7 @@ func termValue(t acl.Term) []byte {
 	switch t.Field {
 	case acl.SrcPort, acl.DstPort:
 		return binary.BigEndian.AppendUint16(nil, uint16(t.Number))
-	case acl.InGroup, acl.OutGroup, acl.CTState:
+	case acl.InGroup, acl.OutGroup, acl.CTState, acl.CTStatus:
 		return binaryutil.NativeEndian.PutUint32(t.Number)
 	}
 	return []byte{byte(t.Number)}
@@ -201,6 +207,8 @@ func load(f acl.Field) []expr.Any {
 		return []expr.Any{transport(0, 1, regValue)}
 	case acl.ICMPCode, acl.ICMP6Code:
 		return []expr.Any{transport(1, 1, regValue)}
+	case acl.TCPFlags:
+		return []expr.Any{transport(13, 1, regValue)}
 	case acl.SrcIP4:
 		return []expr.Any{network(12, 4, regValue)}
 	case acl.DstIP4:

@@ -18,10 +18,10 @@ func blockRoute(b *datastore.Block) routing.Route {
 	return routing.Route{Prefix: b.Spec.CIDR, Type: routing.Blackhole}
 }
 
-// endpointRoutes lead to an endpoint of this node.
-func endpointRoutes(e *datastore.Endpoint) (out []routing.Route) {
+// endpointRoutes lead to an endpoint of this node; mtu is theirs, 0: the link's.
+func endpointRoutes(e *datastore.Endpoint, mtu int) (out []routing.Route) {
 	for _, a := range e.Spec.Addresses {
-		out = append(out, routing.Route{Prefix: single(a), NextHops: []routing.NextHop{{Link: e.Spec.Link}}})
+		out = append(out, routing.Route{Prefix: single(a), NextHops: []routing.NextHop{{Link: e.Spec.Link}}, MTU: mtu})
 	}
 	return out
 }
@@ -29,14 +29,14 @@ func endpointRoutes(e *datastore.Endpoint) (out []routing.Route) {
 // desiredRoutes is all that the kernel's table should hold of this agent: the
 // gateway's route, one for each block of the node, and those of the endpoints whose
 // links can be used.
-func desiredRoutes(gateway netip.Addr, blocks []*datastore.Block, endpoints []*datastore.Endpoint, usable func(*datastore.Endpoint) bool) []routing.Route {
+func desiredRoutes(gateway netip.Addr, blocks []*datastore.Block, endpoints []*datastore.Endpoint, usable func(*datastore.Endpoint) bool, narrow func(*datastore.Endpoint) int) []routing.Route {
 	want := []routing.Route{gatewayRoute(gateway)}
 	for _, b := range blocks {
 		want = append(want, blockRoute(b))
 	}
 	for _, e := range endpoints {
 		if usable(e) {
-			want = append(want, endpointRoutes(e)...)
+			want = append(want, endpointRoutes(e, narrow(e))...)
 		}
 	}
 	return want

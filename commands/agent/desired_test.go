@@ -19,7 +19,8 @@ func TestDesiredRoutes(t *testing.T) {
 		return e
 	}
 	endpoints := []*datastore.Endpoint{endpoint("nc1", "10.0.0.48", "fd80::5"), endpoint("nc2", "10.0.0.49")}
-	want := desiredRoutes(netdev.Gateway4(), blocks, endpoints, func(e *datastore.Endpoint) bool { return e.Spec.Link != "nc2" })
+	want := desiredRoutes(netdev.Gateway4(), blocks, endpoints, func(e *datastore.Endpoint) bool { return e.Spec.Link != "nc2" },
+		func(*datastore.Endpoint) int { return 1400 })
 	var got []string
 	for _, r := range want {
 		got = append(got, r.String())
@@ -27,8 +28,8 @@ func TestDesiredRoutes(t *testing.T) {
 	if text := strings.Join(got, "\n"); text != `169.254.1.1 dev lo
 blackhole 10.0.0.0/26
 blackhole fd80::/122
-10.0.0.48 dev nc1
-fd80::5 dev nc1` {
+10.0.0.48 dev nc1 mtu 1400
+fd80::5 dev nc1 mtu 1400` {
 		t.Errorf("routes:\n%s", text)
 	}
 }

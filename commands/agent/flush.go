@@ -39,8 +39,11 @@ func (l *loop) flush(ctx context.Context) {
 	if l.flushFilter(ctx) {
 		l.flushLinks()
 	}
+	l.sizes.changed = l.sizes.changed || l.tunnels.changed
 	l.flushTunnels()
+	narrowed := l.narrowRoutes()
 	l.flushRoutes(ctx)
+	l.resize(narrowed)
 }
 
 // readHost reads links and addresses anew where events were missed.
@@ -147,6 +150,7 @@ func (l *loop) flushLinks() {
 			} else if !l.links.leftAlone[lo.link] && !l.retire(lo) {
 				continue
 			}
+			l.filtering.index.SetMSS(lo.link, 0)
 			l.locals.drop(lo)
 		case !linked:
 			l.missed(lo)
@@ -284,7 +288,7 @@ func (l *loop) flushRoutes(ctx context.Context) {
 // route has the table want an endpoint's routes, if they can be in the kernel.
 func (l *loop) route(name string) {
 	if lo := l.locals.named[name]; lo != nil && lo.ep != nil && l.usable(lo.ep) {
-		l.table.want("endpoint "+name, endpointRoutes(lo.ep)...)
+		l.table.want("endpoint "+name, endpointRoutes(lo.ep, lo.narrow)...)
 		return
 	}
 	l.table.want("endpoint " + name)

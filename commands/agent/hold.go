@@ -30,9 +30,10 @@ func (l *loop) recall() {
 
 // learn takes note of a link as it was attached.
 func (l *loop) learn(rec *workload.Record) {
-	w := attached{rec.Wire(l.boots.this, l.cfg.Gateway), rec.Endpoint.Metadata.Name}
+	w := attached{Wire: rec.Wire(l.boots.this, l.cfg.Gateway), endpoint: rec.Endpoint.Metadata.Name, place: rec.Place(), fit: rec.FitMTU}
 	w.MAC = rec.Attachment.MAC
 	l.links.forget(w.Link)
+	l.sizes.forget(w.endpoint)
 	l.links.wires[w.Link] = w
 	l.links.names[w.Index] = w.Link
 }
@@ -90,7 +91,7 @@ func (l *loop) wireOf(link string, lo *local) (w attached, ok bool) {
 		return w, ok
 	}
 	rec := workload.Record{Endpoint: lo.ep}
-	return attached{rec.Wire(l.boots.this, l.cfg.Gateway), lo.name}, true
+	return attached{Wire: rec.Wire(l.boots.this, l.cfg.Gateway), endpoint: lo.name}, true
 }
 
 // holdLinks compares the links of which somebody may have changed something with

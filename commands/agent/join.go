@@ -86,11 +86,14 @@ func (j *joiner) register(ctx context.Context) (int64, error) {
 		have  []kernel.Address
 		known []netip.Addr
 		ends  []datastore.Tunnel
-		told  bool // of ends
+		told  bool // whether others are told ends
 	)
 	if err := j.loop.do(ctx, func() {
 		node, nodes, have, known = j.loop.view.Node(j.cfg.Node), j.loop.view.Nodes(), j.loop.links.addrs, j.loop.knownBy()
 		ends, told = j.loop.tunnels.ends(netdev.TunnelMAC(j.host)), j.loop.tunnels.known
+		if told && len(j.loop.locals.sized) > 0 { // no packet is sent through one that is too large for it
+			told, j.loop.sizes.waited = false, true
+		}
 	}); err != nil {
 		return 0, err
 	}

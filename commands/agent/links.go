@@ -32,6 +32,8 @@ type links struct {
 type attached struct {
 	kernel.Wire
 	endpoint string
+	place    kernel.Place // of its workload's namespace
+	fit      bool         // its MTU is what the way to the other nodes has room for
 }
 
 func newLinks(k hostLinks) *links {

@@ -20,6 +20,7 @@ type local struct {
 	filtered   bool                // its ACLs are in the kernel
 	releasing  bool                // it is gone and being released
 	lost       time.Time           // since when the link is missing; zero: it is not
+	narrow     int                 // MTU of its routes, while its link may have a larger one; 0: the link's
 }
 
 // locals are the endpoints of this node that the view has or that somebody is at
@@ -32,10 +33,11 @@ type locals struct {
 	count int             // of those that are in the view
 	dirty map[string]bool // their link is to be looked at
 	moved map[string]bool // their routes are to be looked at
+	sized map[string]bool // their MTU is to be looked at
 }
 
 func newLocals(linkPrefix string, k *links) *locals {
-	return &locals{linkPrefix: linkPrefix, links: k, named: map[string]*local{}, dirty: map[string]bool{}, moved: map[string]bool{}}
+	return &locals{linkPrefix: linkPrefix, links: k, named: map[string]*local{}, dirty: map[string]bool{}, moved: map[string]bool{}, sized: map[string]bool{}}
 }
 
 // of is the endpoint of that name, made if it is new.
@@ -56,6 +58,7 @@ func (s *locals) set(name string, ep *datastore.Endpoint) {
 		s.count += map[bool]int{true: -1, false: 1}[ep == nil]
 	}
 	lo.ep = ep
+	s.sized[name] = true
 	if ep == nil {
 		lo.leaving, lo.lost = false, time.Time{}
 	} else if lo.link != ep.Spec.Link {

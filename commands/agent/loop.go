@@ -28,6 +28,7 @@ type hostLinks interface {
 	Loopback() (was bool, err error)
 	Forwarding4() (was bool, err error)
 	Forwarding6() (was bool, err error)
+	Resize(w kernel.Wire, at kernel.Place, mtu int) error
 	tunnelLinks
 }
 
@@ -77,6 +78,7 @@ type loop struct {
 	table      *table
 	forwarding *forwarding
 	tunnels    *tunnels
+	sizes      *sizes
 	flows      *flows
 	problems   *problems
 	rule       string    // which rule chose the node's address
@@ -112,6 +114,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.blocks = &blocks{node: cfg.Node, view: l.view, table: l.table, returning: map[netip.Prefix]bool{}}
 	l.forwarding = newForwarding(k, l.problems, log)
 	l.tunnels = newTunnels(k, cfg)
+	l.sizes = &sizes{stuck: map[string]bool{}, said: map[string]string{}}
 	options := acl.Options{LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost}
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows)
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
@@ -150,12 +153,13 @@ func (l *loop) compare() {
 	l.links.resync, l.links.resyncHost, l.filtering.resync, l.table.resync = true, true, true, true
 	l.forwarding.doubt()
 	l.tunnels.resync = true
+	l.sizes.again(l.locals)
 	l.compareRoutes()
 }
 
 // compareRoutes works out anew which routes are wanted.
 func (l *loop) compareRoutes() {
-	want := desiredRoutes(l.cfg.Gateway, l.blocks.own(), l.view.EndpointsOf(l.cfg.Node), l.usable)
+	want := desiredRoutes(l.cfg.Gateway, l.blocks.own(), l.view.EndpointsOf(l.cfg.Node), l.usable, l.narrow)
 	slices.SortFunc(want, routing.Compare)
 	want = slices.CompactFunc(want, func(a, b routing.Route) bool { return a.Key() == b.Key() })
 	if slices.EqualFunc(want, l.table.all(), routing.Route.Equal) || len(l.locals.moved) > 0 {

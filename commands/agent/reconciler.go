@@ -36,7 +36,7 @@ func (l *loop) Begin(ctx context.Context, endpoint, network string, profiles []s
 }
 
 func (l *loop) known(lo *local, network string, profiles []string) workload.Known {
-	k := workload.Known{Endpoint: lo.ep, Cluster: l.standing.cluster, MTU: l.mtu(), Uplink: l.uplink(), Tunnelled: l.tunnelled()}
+	k := workload.Known{Endpoint: lo.ep, Cluster: l.standing.cluster, Ways: l.ways()}
 	_, k.Linked = l.links.present[lo.link]
 	if network != "" {
 		k.Network = l.view.Network(network)
@@ -73,6 +73,7 @@ func (l *loop) End(endpoint string) {
 			lo.created = false
 		}
 		l.locals.mark(endpoint)
+		l.locals.sized[endpoint] = true
 	})
 }
 

@@ -162,6 +162,8 @@ func (l *loop) changed(c datastore.Change) {
 		if l.tunnels.block(c.Name, datastore.TunnelHandle(l.cfg.Node), b) {
 			l.changedTunnels()
 		}
+	case datastore.KindConfig:
+		l.sizes.changed = true
 	case datastore.KindPool:
 		l.noteGateway()
 		l.tunnels.changed = true

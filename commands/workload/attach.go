@@ -262,13 +262,10 @@ func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datas
 		Endpoint: ep.Metadata.Name, Link: ep.Spec.Link, LinkMAC: netdev.HostMAC, Interface: ep.Spec.Interface,
 		MTU: req.MTU, Addresses: ep.Spec.Addresses,
 	}
-	uplink := known.Uplink.Of(ep.Spec.Addresses, known.Tunnelled)
 	if a.MTU == 0 {
-		if a.MTU = known.MTU; uplink != known.Uplink {
-			a.MTU = min(a.MTU, uplink.MTU)
-		}
+		a.MTU = known.Ways.Of(ep.Spec.Addresses)
 	}
-	if text := uplink.Exceeded(a.MTU); text != "" {
+	if text := known.Ways.Uplink.Of(ep.Spec.Addresses, known.Ways.Tunnelled).Exceeded(a.MTU); text != "" {
 		a.Warning = "endpoint " + a.Endpoint + " " + text
 		s.Log.Warn("mtu above the uplink's", "endpoint", a.Endpoint, "cause", text)
 	}
@@ -287,7 +284,7 @@ func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datas
 		return a, err
 	}
 	a.MAC = made.MAC
-	rec := &Record{Endpoint: ep, Attachment: a, Boot: s.Boot, Index: made.Index, Netns: req.NetnsPath, Dev: ns.Dev, Ino: ns.Ino, Cluster: known.Cluster}
+	rec := &Record{Endpoint: ep, Attachment: a, FitMTU: req.MTU == 0, Boot: s.Boot, Index: made.Index, Netns: req.NetnsPath, Dev: ns.Dev, Ino: ns.Ino, Cluster: known.Cluster}
 	if err := s.Records.Put(rec); err != nil {
 		return a, err
 	}

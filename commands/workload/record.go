@@ -24,6 +24,9 @@ type Record struct {
 	Endpoint *datastore.Endpoint `json:"endpoint"`
 	// Attachment is what the caller was told.
 	Attachment control.Attachment `json:"attachment"`
+	// FitMTU says that nobody asked for an MTU: it is what the way to the other nodes
+	// has room for.
+	FitMTU bool `json:"fitMTU,omitempty"`
 	// Boot is the boot the attach happened in, Index the link's in that boot, Dev and
 	// Ino the namespace, Netns where its caller found it.
 	Boot  string `json:"boot"`
@@ -49,6 +52,9 @@ func (rec *Record) Wire(boot string, gateway netip.Addr) kernel.Wire {
 	}
 	return w
 }
+
+// Place is where the workload's namespace was found.
+func (rec *Record) Place() kernel.Place { return kernel.Place{Path: rec.Netns, Dev: rec.Dev, Ino: rec.Ino} }
 
 // Records keeps one file for each attached endpoint, 0600, in a folder that goes
 // with the boot, as the endpoints do. They come back if somebody removes them.

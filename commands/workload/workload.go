@@ -75,14 +75,33 @@ type Known struct {
 	Network *datastore.Network
 	// Profiles are those that were asked for, or the network's.
 	Profiles []*datastore.Profile
-	// MTU in bytes for a request that has none; 0: the kernel's default.
+	// Ways are those to the other nodes.
+	Ways Ways
+	// Cluster is whose store it is.
+	Cluster datastore.Cluster
+}
+
+// Ways is what leads packets to the other nodes, and how large they may be.
+type Ways struct {
+	// MTU in bytes of an endpoint that asks for none; 0: the kernel's default.
 	MTU int
 	// Uplink is what leads to the other nodes.
 	Uplink Uplink
 	// Tunnelled are the pools whose packets to other nodes may take a tunnel.
 	Tunnelled []PoolUplink
-	// Cluster is whose store it is.
-	Cluster datastore.Cluster
+}
+
+// Of is the MTU of an endpoint with these addresses that asks for none.
+func (w Ways) Of(addrs []netip.Addr) int {
+	if way := w.Uplink.Of(addrs, w.Tunnelled); way != w.Uplink {
+		return min(w.MTU, way.MTU)
+	}
+	return w.MTU
+}
+
+// Equal says whether both are the same ways.
+func (w Ways) Equal(o Ways) bool {
+	return w.MTU == o.MTU && w.Uplink == o.Uplink && slices.Equal(w.Tunnelled, o.Tunnelled)
 }
 
 // Uplink is the interface that leads to the other nodes; its MTU is in bytes, 0: not

@@ -53,10 +53,7 @@ func (w *Wire) prepare() (mac net.HardwareAddr, err error) {
 	if len(w.Addresses) == 0 {
 		return nil, fmt.Errorf("interface %s: no address: %w", w.Interface, datastore.ErrInvalid)
 	}
-	lowest := netdev.MinMTU
-	if w.has(false) {
-		lowest = netdev.MinMTU6
-	}
+	lowest := w.lowestMTU()
 	if w.MTU != 0 && (w.MTU < lowest || w.MTU > netdev.MaxMTU) {
 		return nil, fmt.Errorf("interface %s: mtu %d: must be %d to %d: %w", w.Interface, w.MTU, lowest, netdev.MaxMTU, datastore.ErrInvalid)
 	}

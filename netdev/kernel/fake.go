@@ -167,6 +167,22 @@ func (f *Fake) Hold(w Wire, raise bool) (differed []string, err error) {
 	return differed, nil
 }
 
+// Resize is Kernel.Resize.
+func (f *Fake) Resize(w Wire, at Place, mtu int) error {
+	if err := f.fail("resize", w.Link); err != nil {
+		return fmt.Errorf("mtu of %s: %w", w.Link, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	have := f.find(w.Link, w.Index)
+	if have == nil || int(at.Ino) != have.Netns {
+		return fmt.Errorf("mtu of %s: %w", w.Link, os.ErrNotExist)
+	}
+	have.MTU = mtu
+	f.tell(have.event())
+	return nil
+}
+
 // SetDown sets a link down as another program would.
 func (f *Fake) SetDown(link string) error {
 	f.mu.Lock()

@@ -450,6 +450,9 @@ func Line(r routing.Route, protocol int) string {
 	if hop.Onlink {
 		b.WriteString(" onlink")
 	}
+	if r.MTU != 0 {
+		fmt.Fprintf(&b, " mtu %d", r.MTU)
+	}
 	if v6 {
 		b.WriteString(" pref medium")
 	}

@@ -113,13 +113,15 @@ func route(prefix string, hops ...string) routing.Route {
 func every() []routing.Route {
 	metric := route("10.1.5.0/26", "va 10.9.0.2")
 	metric.Metric = 7
+	narrow, narrow6 := route("10.1.4.2/32", "va"), route("fd11::82/128", "va")
+	narrow.MTU, narrow6.MTU = 1400, 1300
 	routes := []routing.Route{
 		route("10.1.0.0/26", "va 10.9.0.2"),
 		route("10.1.1.0/26", "va 10.9.0.2", "vc 10.8.0.2"),
 		route("10.1.2.0/26", "va 10.77.0.2 onlink"),
 		route("10.1.3.0/26"),
 		route("10.1.4.1/32", "va"),
-		metric,
+		metric, narrow, narrow6,
 		route("169.254.1.1/32", "lo"),
 		route("fd11::/122"),
 		route("fd11::40/122", "va fd00:9::2", "va fd00:9::3"),
@@ -165,16 +167,16 @@ func TestApplyReadsBack(t *testing.T) {
 	changed := []routing.Route{
 		route("10.1.0.0/26", "vc 10.8.0.9"), route("10.1.1.0/26", "va 10.9.0.2"), route("10.1.2.0/26"),
 		route("10.1.3.0/26", "va 10.9.0.2"), route("fd11::/122", "va fd00:9::2"), route("fd11::40/122", "va fd00:9::7"),
-		route("fd11::c0/122", "va fd00:9::2", "va fd00:9::9"),
+		route("fd11::c0/122", "va fd00:9::2", "va fd00:9::9"), route("10.1.4.2/32", "va"),
 	}
-	if err := table.Apply(ctx, routing.Changes{Put: changed, Delete: []routing.Route{route("10.1.4.1/32"), route("fd11::81/128"), route("10.99.0.0/26")}}); err != nil {
+	if err := table.Apply(ctx, routing.Changes{Put: changed, Delete: []routing.Route{route("10.1.4.1/32"), route("fd11::81/128"), route("fd11::82/128"), route("10.99.0.0/26")}}); err != nil {
 		t.Fatal(err)
 	}
 	have, err = table.Routes(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	metric := want[5]
+	metric := want[slices.IndexFunc(want, func(r routing.Route) bool { return r.Metric == 7 })]
 	expect := append(slices.Clone(changed), metric, route("169.254.1.1/32", "lo"))
 	if c := routing.Diff(expect, have); !c.Empty() {
 		t.Errorf("after replacing, missing %v, too much %v", c.Put, c.Delete)

@@ -23,6 +23,7 @@ type routeMessage struct {
 	flags          uint32
 	table, metric  uint32
 	object         uint32 // the next-hop object that it names; 0: none
+	mtu            uint32
 	hops           []hopMessage
 }
 
@@ -44,7 +45,7 @@ func (m *routeMessage) key() routing.Key {
 // route is m in routing's words, without the next hops.
 func (m *routeMessage) route() routing.Route {
 	k := m.key()
-	r := routing.Route{Prefix: k.Prefix, Metric: k.Metric}
+	r := routing.Route{Prefix: k.Prefix, Metric: k.Metric, MTU: int(m.mtu)}
 	if m.kind == unix.RTN_BLACKHOLE {
 		r.Type = routing.Blackhole
 	}
@@ -101,6 +102,8 @@ func (m *routeMessage) parse(b []byte) error {
 			m.table, ok = number(value)
 		case rtaNextHopID:
 			m.object, ok = number(value)
+		case unix.RTA_METRICS:
+			m.mtu, ok = pathMTU(value)
 		case unix.RTA_MULTIPATH:
 			ok = m.multipath(value, bits)
 		}
@@ -117,6 +120,21 @@ func (m *routeMessage) parse(b []byte) error {
 		return errRoute
 	}
 	return nil
+}
+
+// pathMTU finds the MTU among the metrics of a route; 0: there is none.
+func pathMTU(b []byte) (mtu uint32, ok bool) {
+	for len(b) > 0 {
+		kind, value, rest, ok := netdev.Attribute(b)
+		if ok && kind == unix.RTAX_MTU {
+			mtu, ok = number(value)
+		}
+		if !ok {
+			return 0, false
+		}
+		b = rest
+	}
+	return mtu, true
 }
 
 // multipath reads a list of struct rtnexthop, each with its attributes.
@@ -169,6 +187,13 @@ func appendNumber(b []byte, kind uint16, value uint32) []byte {
 	b = binary.NativeEndian.AppendUint16(b, 8)
 	b = binary.NativeEndian.AppendUint16(b, kind)
 	return binary.NativeEndian.AppendUint32(b, value)
+}
+
+// appendMTU appends a route's metrics, with an MTU alone.
+func appendMTU(b []byte, mtu uint32) []byte {
+	b = binary.NativeEndian.AppendUint16(b, 4+8)
+	b = binary.NativeEndian.AppendUint16(b, unix.RTA_METRICS)
+	return appendNumber(b, unix.RTAX_MTU, mtu)
 }
 
 // appendAddress appends an attribute that holds an address; both families' are

@@ -152,6 +152,9 @@ func (n *rtnetlink) encode(a *action) (encoded, error) {
 		e.scope = unix.RT_SCOPE_LINK // IPv6 does not look at it
 	}
 	e.hops = appendHops(nil, hops)
+	if a.mtu != 0 {
+		e.hops = appendMTU(e.hops, uint32(a.mtu))
+	}
 	return e, nil
 }
 

@@ -2,6 +2,7 @@ package fib
 
 import (
 	"cmp"
+	"encoding/binary"
 	"maps"
 	"slices"
 
@@ -26,6 +27,7 @@ func compareKeys(a, b key) int {
 // that name an object the one of that object.
 type action struct {
 	kind  routing.Type
+	mtu   int
 	hops  []routing.NextHop
 	users int
 	name  string
@@ -39,14 +41,14 @@ func (a *action) over(links []string) bool {
 
 // does says whether a route does the same, whose next hops are in the same order.
 func (a *action) does(r routing.Route) bool {
-	return a.kind == r.Type && slices.Equal(a.hops, r.NextHops)
+	return a.kind == r.Type && a.mtu == r.MTU && slices.Equal(a.hops, r.NextHops)
 }
 
 // route is the route that does this; the next hops are shared.
 func (k key) route(a *action) routing.Route {
 	r := routing.Route{Prefix: k.prefix.Prefix(), Metric: int(k.metric)}
 	if a != nil {
-		r.Type, r.NextHops = a.kind, a.hops
+		r.Type, r.MTU, r.NextHops = a.kind, a.mtu, a.hops
 	}
 	return r
 }
@@ -110,9 +112,10 @@ func (w *wanted) remove(k key) {
 // an object.
 const fewUsers = 64
 
-// groupable says whether a route can name an object: it has gateways.
+// groupable says whether a route can name an object: it has gateways, and nothing that
+// is the route's own.
 func groupable(r routing.Route) bool {
-	return r.Type == routing.Unicast && len(r.NextHops) > 0 &&
+	return r.Type == routing.Unicast && r.MTU == 0 && len(r.NextHops) > 0 &&
 		!slices.ContainsFunc(r.NextHops, func(h routing.NextHop) bool { return !h.Addr.IsValid() })
 }
 
@@ -162,7 +165,7 @@ func (w *wanted) adopted(r routing.Route, known map[uint32]*action) *action {
 
 // keep makes an action that is not known by name yet.
 func (w *wanted) keep(r routing.Route, name string, g *group) *action {
-	a := &action{kind: r.Type, hops: order(r.NextHops), name: name, group: g}
+	a := &action{kind: r.Type, mtu: r.MTU, hops: order(r.NextHops), name: name, group: g}
 	if g != nil {
 		w.grouped[a] = struct{}{}
 	}
@@ -192,7 +195,7 @@ func (w *wanted) name(r routing.Route) []byte {
 	if len(hops) > 1 {
 		hops = order(hops)
 	}
-	w.text = append(w.text[:0], byte(r.Type))
+	w.text = binary.NativeEndian.AppendUint32(append(w.text[:0], byte(r.Type)), uint32(r.MTU))
 	for _, h := range hops {
 		w.text = h.Addr.AppendTo(w.text)
 		w.text = append(append(append(w.text, ' '), h.Link...), ' ')
