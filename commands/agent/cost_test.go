@@ -232,8 +232,7 @@ func (w *world) settled() {
 	}
 	// Something of every kind that is followed has that revision or a later one once
 	// this has been seen.
-	mark := &datastore.Config{Metadata: datastore.Metadata{Name: datastore.DefaultName}}
-	mark.Spec.MTU = 1400 + int(snap.Revision%2)
+	mark := &datastore.Config{Metadata: datastore.Metadata{Name: datastore.DefaultName, Labels: map[string]string{"mark": fmt.Sprint(snap.Revision)}}}
 	_, op, err := datastore.OpPut(mark)
 	if err != nil {
 		w.t.Fatal(err)

@@ -17,6 +17,7 @@ type sizes struct {
 	stuck   map[string]bool   // endpoints that cannot be changed until something else does
 	said    map[string]string // why, by endpoint
 	changed bool              // the ways may be others
+	rested  bool              // a tunnel that was not asked for any more is gone
 	waited  bool              // others were not told of a tunnel, since endpoints were to be changed first
 }
 
@@ -87,11 +88,11 @@ func (l *loop) narrow(e *datastore.Endpoint) int {
 // nothing larger by the time that their workloads take nothing larger.
 func (l *loop) narrowRoutes() (found []string) {
 	if l.sizes.changed {
-		l.sizes.changed = false
-		if now := l.ways(); !now.Equal(l.sizes.ways) {
-			l.sizes.ways = now
+		now := l.ways()
+		if l.sizes.rested || !now.Equal(l.sizes.ways) {
+			l.sizes.again(l.locals)
 		}
-		l.sizes.again(l.locals)
+		l.sizes.ways, l.sizes.changed, l.sizes.rested = now, false, false
 	}
 	for _, name := range slices.Collect(maps.Keys(l.locals.sized)) {
 		lo := l.locals.named[name]

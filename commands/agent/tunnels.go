@@ -279,7 +279,7 @@ func (l *loop) leaveTunnel(k datastore.TunnelKind, d kernel.Tunnel, resync bool)
 	l.problems.drop("tunnel " + d.Name)
 	delete(t.there, k)
 	delete(t.until, k)
-	l.sizes.changed = true
+	l.sizes.changed, l.sizes.rested = true, true
 	l.changedTunnels()
 }
 

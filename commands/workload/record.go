@@ -54,7 +54,9 @@ func (rec *Record) Wire(boot string, gateway netip.Addr) kernel.Wire {
 }
 
 // Place is where the workload's namespace was found.
-func (rec *Record) Place() kernel.Place { return kernel.Place{Path: rec.Netns, Dev: rec.Dev, Ino: rec.Ino} }
+func (rec *Record) Place() kernel.Place {
+	return kernel.Place{Path: rec.Netns, Dev: rec.Dev, Ino: rec.Ino}
+}
 
 // Records keeps one file for each attached endpoint, 0600, in a folder that goes
 // with the boot, as the endpoints do. They come back if somebody removes them.

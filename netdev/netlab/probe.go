@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,13 +9,17 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Flood sends one echo request after the other and counts the answers.
 type Flood struct {
 	conn    net.PacketConn
 	to      netip.Addr
+	data    int // bytes of a request, after the IP header
 	stop    chan struct{}
 	sender  chan struct{} // closed when the last request is out
 	reader  chan struct{}
@@ -41,13 +46,32 @@ func (r FloodResult) String() string {
 // StartFlood sends echo requests (RFC 792, RFC 4443 section 4.1) from a place, one
 // each interval.
 func StartFlood(from Place, to netip.Addr, interval time.Duration) (*Flood, error) {
+	return StartLargeFlood(from, to, interval, 0)
+}
+
+// StartLargeFlood is StartFlood with packets of size bytes, which routers may cut up if
+// they are of IPv4.
+func StartLargeFlood(from Place, to netip.Addr, interval time.Duration, size int) (*Flood, error) {
 	network, any := "ip4:icmp", "0.0.0.0"
 	if to.Is6() {
 		network, any = "ip6:ipv6-icmp", "::"
 	}
-	f := &Flood{to: to, stop: make(chan struct{}), sender: make(chan struct{}), reader: make(chan struct{})}
+	header := 20
+	if to.Is6() {
+		header = 40
+	}
+	f := &Flood{to: to, data: max(size-header, 12), stop: make(chan struct{}), sender: make(chan struct{}), reader: make(chan struct{})}
 	err := from.Do(func() (err error) { // a socket stays in the namespace it was made in
-		f.conn, err = net.ListenPacket(network, any)
+		may := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+			if to.Is4() {
+				control := c.Control(func(fd uintptr) {
+					err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+				})
+				err = errors.Join(control, err)
+			}
+			return err
+		}}
+		f.conn, err = may.ListenPacket(context.Background(), network, any)
 		return err
 	})
 	if err != nil {
@@ -75,7 +99,7 @@ func (f *Flood) send(interval time.Duration) {
 		f.mu.Lock()
 		f.answers = append(f.answers, false)
 		f.mu.Unlock()
-		if _, err := f.conn.WriteTo(echo(f.to.Is6(), n), dst); err != nil {
+		if _, err := f.conn.WriteTo(echo(f.to.Is6(), n, f.data), dst); err != nil {
 			f.mu.Lock()
 			f.sendErr++
 			f.mu.Unlock()
@@ -83,9 +107,9 @@ func (f *Flood) send(interval time.Duration) {
 	}
 }
 
-// echo is an echo request whose number is in the data, since 16 bits wrap.
-func echo(v6 bool, n uint32) []byte {
-	b := make([]byte, 12)
+// echo is an echo request of size bytes whose number is in the data, since 16 bits wrap.
+func echo(v6 bool, n uint32, size int) []byte {
+	b := make([]byte, size)
 	b[0] = 8
 	if v6 {
 		b[0] = 128
