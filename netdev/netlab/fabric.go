@@ -145,8 +145,8 @@ func (h *Host) linksReady(ctx context.Context, kind ...string) error {
 // ports forward only once it is up.
 func carries(line string, bridgesUp bool) bool {
 	switch {
-	case strings.Contains(line, "LOOPBACK"):
-		return true
+	case strings.Contains(line, "LOOPBACK") || strings.Contains(line, "@NONE: "):
+		return true // modules of tunnels put a device of theirs (tunl0) into every namespace
 	case strings.Contains(line, " bridge forward_delay "):
 		return strings.Contains(line, "LOWER_UP")
 	case bridgesUp && strings.Contains(line, "bridge_slave") && !strings.Contains(line, "bridge_slave state forwarding"):
