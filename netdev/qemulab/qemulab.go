@@ -77,7 +77,7 @@ const begin, end = "qemulab: begins", "qemulab: ended with "
 
 // copyConsole copies what the script wrote, and says how it ended.
 func copyConsole(out io.Writer, console io.Reader) error {
-	started, result := false, error(errNoEnd)
+	started, result := false, errNoEnd
 	lines := bufio.NewReader(console)
 	for {
 		line, err := lines.ReadString('\n')
