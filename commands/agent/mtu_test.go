@@ -100,8 +100,11 @@ func TestMTUFollows(t *testing.T) {
 		})
 	}
 	is(1500, 1500, "", "")
-	var early atomic.Bool
+	var early, wide atomic.Bool
 	w.links.Fail = func(op, object string) error {
+		if op == "resize" && !strings.Contains(w.fib.String(), " dev "+object+" proto netctl scope link mtu 1450") {
+			wide.Store(true)
+		}
 		if n, err := datastore.Get[*datastore.Node](context.Background(), w.db(), "n1"); op == "resize" && (err != nil || len(n.Status.Tunnels) > 0) {
 			early.Store(true)
 		}
@@ -110,6 +113,9 @@ func TestMTUFollows(t *testing.T) {
 	w.encap("10.0.0.0/16", datastore.EncapVXLAN)
 	w.tunnelled(datastore.TunnelVXLAN)
 	is(1450, 1500, fixed.Link, "mtu: an endpoint has an MTU of 1500, and vxlan.netctl")
+	if wide.Load() {
+		t.Error("the host could still send larger packets when the workload's side became smaller")
+	}
 	if early.Load() {
 		t.Error("others were told of the tunnel before endpoints had its MTU")
 	}
