@@ -76,7 +76,7 @@ func pathTable(answer control.BGPPaths, wide bool) string {
 	var rows [][]string
 	for _, p := range answer.Paths {
 		mark := map[bool]string{true: "*", false: map[bool]string{true: "=", false: ""}[p.Used]}[p.Best]
-		row := []string{mark, p.Prefix.String(), addressOr(p.NextHop, "own"), addressOr(p.Peer, "own"), p.ASPath, p.Why}
+		row := []string{mark, p.Prefix.String(), addressOr(p.NextHop, "own"), pathPeer(p), p.ASPath, p.Why}
 		if wide {
 			med := ""
 			if p.MED != nil {
@@ -91,6 +91,14 @@ func pathTable(answer control.BGPPaths, wide bool) string {
 		text += fmt.Sprintf("and %d more; name a prefix or a peer\n", answer.More)
 	}
 	return text
+}
+
+// pathPeer is whose a path is, and which of several: "10.9.0.1 #2".
+func pathPeer(p control.BGPPath) string {
+	if p.ID == 0 {
+		return addressOr(p.Peer, "own")
+	}
+	return fmt.Sprintf("%s #%d", addressOr(p.Peer, "own"), p.ID)
 }
 
 func addressOr(a netip.Addr, other string) string {
@@ -110,12 +118,14 @@ func newBGPSessionCommand(a *app) *cobra.Command {
 		ValidArgsFunction: a.completeFirst(datastore.KindPeer, peerNames),
 	}
 	f := addFormat(cmd)
+	var refresh bool
+	cmd.Flags().BoolVar(&refresh, "refresh", false, "ask the peer to tell all its routes again")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		s, err := a.settings()
 		if err != nil {
 			return err
 		}
-		session, err := control.NewSpeakerClient(s.Speaker.Socket).BGPSession(cmd.Context(), args[0])
+		session, err := control.NewSpeakerClient(s.Speaker.Socket).BGPSession(cmd.Context(), args[0], refresh)
 		if err != nil {
 			return err
 		}

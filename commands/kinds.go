@@ -121,6 +121,7 @@ func columns(kind datastore.Kind) []column {
 			col("Topology", func(c *datastore.BGPConfig) string { return string(c.Spec.Topology.Mode) }),
 			col("Hold time", func(c *datastore.BGPConfig) string { return strconv.Itoa(*c.Spec.HoldTime) + " s" }),
 			col("Restart time", func(c *datastore.BGPConfig) string { return strconv.Itoa(c.Spec.RestartTime) + " s" }),
+			col("Long-lived time", func(c *datastore.BGPConfig) string { return strconv.Itoa(c.Spec.LongLivedTime) + " s" }),
 			col("BFD", func(c *datastore.BGPConfig) string { return bfdTimers(c.Spec.BFD) }),
 		}
 	case datastore.KindConfig:

@@ -54,6 +54,7 @@ func peerOptions(s datastore.PeerSpec) []string {
 	add(s.SourceAddress.IsValid(), "source=%s", s.SourceAddress)
 	add(len(s.Families) > 0, "%s", strings.Join(s.Families, "+"))
 	add(s.HoldTime != nil, "hold=%d", deref(s.HoldTime))
+	add(s.LongLivedTime != nil, "long-lived=%d", deref(s.LongLivedTime))
 	add(s.ConnectRetry > 0, "connect-retry=%d", s.ConnectRetry)
 	add(s.BFD != nil, "bfd=%s", strings.ReplaceAll(bfdTimers(s.BFD), " ", ""))
 	add(s.KeepaliveTime > 0, "keepalive=%d", s.KeepaliveTime)
@@ -63,6 +64,8 @@ func peerOptions(s datastore.PeerSpec) []string {
 	add(s.Password != nil, "password")
 	add(s.NextHop != "", "next-hop-%s", s.NextHop)
 	add(s.Announce != "", "announce-%s", s.Announce)
+	add(s.AddPath != "", "add-path=%s", s.AddPath)
+	add(s.AddPathLimit > 0, "add-path-limit=%d", s.AddPathLimit)
 	add(len(s.Accept) > 0, "accept=%s", strings.Join(s.Accept, "+"))
 	out = append(out, s.Communities...)
 	add(s.PrefixLimit > 0, "prefix-limit=%d", s.PrefixLimit)
@@ -120,7 +123,7 @@ func newPeerAddCommand(a *app) *cobra.Command {
 // peerFlags are the options of a new peer.
 type peerFlags struct {
 	name, source string
-	hold         int
+	hold, long   int
 	withBFD      bool
 	bfd          datastore.BFD
 	password     datastore.PeerPassword
@@ -138,6 +141,7 @@ func addPeerFlags(a *app, cmd *cobra.Command) *peerFlags {
 	f.StringSliceVar(&s.Families, "family", nil, "families to offer: ipv4, ipv6 (default: those that the node has an address of)")
 	f.BoolVar(&s.Passive, "passive", false, "wait for it to connect")
 	f.IntVar(&p.hold, "hold-time", -1, "hold time in `seconds`, 0 for none (default: the cluster's)")
+	f.IntVar(&p.long, "long-lived-time", -1, "for how many `seconds` behind its restart time its routes are kept, 0 for none (RFC 9494; default: the cluster's)")
 	f.IntVar(&s.ConnectRetry, "connect-retry", 0, "longest wait between two dials in `seconds` (default 5)")
 	f.IntVar(&s.KeepaliveTime, "keepalive", 0, "`seconds` between two KEEPALIVEs (default: a third of the hold time)")
 	f.BoolVar(&p.withBFD, "bfd", false, "end the session as soon as BFD finds the path dead (implied by the next two)")
@@ -152,6 +156,8 @@ func addPeerFlags(a *app, cmd *cobra.Command) *peerFlags {
 	cmd.MarkFlagsMutuallyExclusive("ttl-security", "multihop")
 	f.StringVar(&s.NextHop, "next-hop", "", "next hop of learnt routes: self or unchanged (default: unchanged within the AS)")
 	f.StringVar(&s.Announce, "announce", "", "what a peer of another AS is told: own (default) or all, the other nodes' blocks too")
+	f.StringVar(&s.AddPath, "add-path", "", "several paths to a prefix (RFC 7911): send, receive or both (default: neither)")
+	f.IntVar(&s.AddPathLimit, "add-path-limit", 0, "how many `paths` of a prefix are sent, the best (default: all)")
 	f.StringSliceVar(&s.Accept, "accept", nil, "what is believed: default, foreign, blocks, blackhole (see docs/routing.md)")
 	f.StringSliceVar(&s.Communities, "community", nil, "`communities` that it is told everything with: 64512:1, the large 64512:1:2, no-export, …")
 	f.IntVar(&s.PrefixWarning, "prefix-warning", 0, "warn at so many `percent` of the limit (default 75)")
@@ -166,6 +172,7 @@ func addPeerFlags(a *app, cmd *cobra.Command) *peerFlags {
 	for flag, words := range map[string][]string{
 		"family":        {datastore.FamilyIPv4, datastore.FamilyIPv6},
 		"next-hop":      {datastore.NextHopSelf, datastore.NextHopUnchanged},
+		"add-path":      {datastore.AddPathSend, datastore.AddPathReceive, datastore.AddPathBoth},
 		"announce":      {datastore.AnnounceOwn, datastore.AnnounceAll},
 		"accept":        {datastore.AcceptDefault, datastore.AcceptForeign, datastore.AcceptBlocks, datastore.AcceptBlackhole},
 		"prefix-action": {datastore.LimitStops, datastore.LimitWarns, datastore.LimitEnds},
@@ -197,6 +204,9 @@ func (f *peerFlags) peer(address, as string) (*datastore.Peer, error) {
 	}
 	if f.withBFD || f.bfd != (datastore.BFD{}) {
 		s.BFD = &f.bfd
+	}
+	if f.long >= 0 {
+		s.LongLivedTime = &f.long
 	}
 	p := &datastore.Peer{Metadata: datastore.Metadata{Name: f.name}, Spec: s}
 	p.SetDefaults()

@@ -13,11 +13,15 @@ type Community struct {
 	Parts [3]uint32
 }
 
-// wellKnown are the communities that have names (RFC 1997, 7999, 8326).
+// wellKnown are the communities that have names (RFC 1997, 7999, 8326, 9494).
 func wellKnown(name string) (low uint32, ok bool) {
 	switch name {
 	case "graceful-shutdown":
 		return 0, true
+	case "llgr-stale":
+		return 6, true
+	case "no-llgr":
+		return 7, true
 	case "blackhole":
 		return 666, true
 	case "no-export":
@@ -42,7 +46,7 @@ func ParseCommunity(s string) (Community, error) {
 		bits = 32
 	}
 	wrong := &FieldError{Value: s[:min(len(s), 48)],
-		Reason: "is no community: 64512:1, the large 64512:1:2, no-export, no-advertise, no-export-subconfed, graceful-shutdown or blackhole"}
+		Reason: "is no community: 64512:1, the large 64512:1:2, no-export, no-advertise, no-export-subconfed, graceful-shutdown, no-llgr, llgr-stale or blackhole"}
 	if len(parts) != 2 && !c.Large {
 		return c, wrong
 	}
@@ -58,6 +62,17 @@ func ParseCommunity(s string) (Community, error) {
 
 // maxCommunities bounds how many an object adds: all of them travel in every message.
 const maxCommunities = 64
+
+// checkOwn refuses what would take a pool's addresses away from every node.
+func checkOwn(s string) error {
+	switch c, _ := ParseCommunity(s); c {
+	case Community{Parts: [3]uint32{0xffff, 666}}:
+		return &FieldError{Value: s, Reason: "has the other nodes discard what goes to the pool: give it to the peers that are to"}
+	case Community{Parts: [3]uint32{0xffff, 6}}:
+		return &FieldError{Value: s, Reason: "is not told to most nodes: it is for those who keep what is gone"}
+	}
+	return nil
+}
 
 func checkCommunities(field string, list []string) error {
 	if len(list) > maxCommunities {

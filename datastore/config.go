@@ -52,6 +52,14 @@ func (c *BGPConfig) SetDefaults() {
 	s.BFD.setDefaults()
 }
 
+// checkLongLived bounds what the capability can say (RFC 9494, section 3.1).
+func checkLongLived(seconds int) error {
+	if seconds < 0 || seconds >= 1<<24 {
+		return &FieldError{Field: "spec.longLivedTime", Value: decimal(seconds), Reason: "must be from 0 to 16777215 seconds (RFC 9494)"}
+	}
+	return nil
+}
+
 // Validate implements Object.
 func (c *BGPConfig) Validate() error {
 	s := c.Spec
@@ -68,6 +76,9 @@ func (c *BGPConfig) Validate() error {
 	}
 	if s.RestartTime < 0 || s.RestartTime > 4095 {
 		return &FieldError{Field: "spec.restartTime", Value: decimal(s.RestartTime), Reason: "must be from 1 to 4095 seconds (RFC 4724)"}
+	}
+	if err := checkLongLived(s.LongLivedTime); err != nil {
+		return err
 	}
 	for i, f := range s.Filters {
 		field := indexed("spec.filters", i)

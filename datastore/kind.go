@@ -184,6 +184,9 @@ type PeerSpec struct {
 	HoldTime *int `json:"holdTime,omitempty"`
 	// KeepaliveTime in seconds; default: a third of the hold time.
 	KeepaliveTime int `json:"keepaliveTime,omitempty"`
+	// LongLivedTime is for how many seconds behind its restart time the peer's routes are
+	// kept (RFC 9494), 0: they are not; default: BGPConfig's.
+	LongLivedTime *int `json:"longLivedTime,omitempty"`
 	// ConnectRetry is the longest wait between two dials, in seconds; default 5.
 	ConnectRetry int `json:"connectRetry,omitempty"`
 	// BFD ends the session as soon as the path to the peer is found dead; nil: only its
@@ -195,6 +198,10 @@ type PeerSpec struct {
 	// Announce is what a peer of another AS is told: "own" (default), this node's blocks
 	// and borrowed addresses; "all", those of other nodes too.
 	Announce string `json:"announce,omitempty"`
+	// AddPath has several paths to a prefix exchanged with the peer (RFC 7911): "send",
+	// "receive" or "both"; AddPathLimit is how many are sent at most, the best; default: all.
+	AddPath      string `json:"addPath,omitempty"`
+	AddPathLimit int    `json:"addPathLimit,omitempty"`
 	// Communities are added to all that the peer is told; see ParseCommunity.
 	Communities []string `json:"communities,omitempty"`
 	// Accept is what is believed: "default", the default route; "foreign", what is more
@@ -221,13 +228,6 @@ type PeerSpec struct {
 	RouteBudget int `json:"routeBudget,omitempty"`
 	// Shutdown, if not empty, keeps the session down; the peer is told the text.
 	Shutdown string `json:"shutdown,omitempty"`
-}
-
-// PeerPassword says where the nodes that have a peer find its password: in a file, or in
-// a systemd credential of the service.
-type PeerPassword struct {
-	File       string `json:"file,omitempty"`
-	Credential string `json:"credential,omitempty"`
 }
 
 // Report is what a role of a node tells people of itself; no role acts on it. Its
@@ -445,6 +445,9 @@ type BGPConfigSpec struct {
 	HoldTime *int `json:"holdTime,omitempty"`
 	// RestartTime in seconds (default 120), RFC 4724.
 	RestartTime int `json:"restartTime,omitempty"`
+	// LongLivedTime is for how many seconds behind that routes are kept, as the last
+	// resort (RFC 9494); default 0: they are not.
+	LongLivedTime int `json:"longLivedTime,omitempty"`
 	// Filters gives filters to peers of kind Peer, behind those that they name themselves.
 	Filters []PeerFilters `json:"filters,omitempty"`
 	// BFD between nodes that share a subnet; nil: none.

@@ -20,13 +20,16 @@ const (
 	FamilyIPv6 = "ipv6"
 )
 
-// What becomes of next hops, what is announced, what is believed, and what a peer's
+// What becomes of next hops, what is announced, who has several paths, what is believed, and what a peer's
 // prefix limit does.
 const (
 	NextHopSelf      = "self"
 	NextHopUnchanged = "unchanged"
 	AnnounceOwn      = "own"
 	AnnounceAll      = "all"
+	AddPathSend      = "send"
+	AddPathReceive   = "receive"
+	AddPathBoth      = "both"
 	AcceptDefault    = "default"
 	AcceptForeign    = "foreign"
 	AcceptBlocks     = "blocks"
@@ -35,6 +38,13 @@ const (
 	LimitWarns       = "warn"
 	LimitEnds        = "end"
 )
+
+// PeerPassword says where the nodes that have a peer find its password: in a file, or in
+// a systemd credential of the service.
+type PeerPassword struct {
+	File       string `json:"file,omitempty"`
+	Credential string `json:"credential,omitempty"`
+}
 
 // Kind returns KindPeer.
 func (*Peer) Kind() Kind { return KindPeer }
@@ -132,6 +142,11 @@ func (s *PeerSpec) checkSession() error {
 	if h := s.HoldTime; h != nil && *h != 0 && (*h < 3 || *h > 65535) {
 		return &FieldError{Field: "spec.holdTime", Value: decimal(*h), Reason: "must be 0 or from 3 to 65535 seconds (RFC 4271)"}
 	}
+	if s.LongLivedTime != nil {
+		if err := checkLongLived(*s.LongLivedTime); err != nil {
+			return err
+		}
+	}
 	if s.ConnectRetry < 0 || s.ConnectRetry > 3600 {
 		return &FieldError{Field: "spec.connectRetry", Value: decimal(s.ConnectRetry), Reason: "must be from 1 to 3600 seconds"}
 	}
@@ -173,7 +188,14 @@ func (s *PeerSpec) checkRoutes() error {
 	if len(s.Accept) == 1 && s.Accept[0] == AcceptBlackhole {
 		return &FieldError{Field: "spec.accept[0]", Value: AcceptBlackhole, Reason: "stands alone, and nothing is believed: add default, foreign or blocks"}
 	}
+	if s.AddPathLimit < 0 || s.AddPathLimit > 255 {
+		return &FieldError{Field: "spec.addPathLimit", Value: decimal(s.AddPathLimit), Reason: "must be from 1 to 255 paths"}
+	}
+	if s.AddPathLimit > 0 && s.AddPath != AddPathSend && s.AddPath != AddPathBoth {
+		return &FieldError{Field: "spec.addPathLimit", Value: decimal(s.AddPathLimit), Reason: "stands without addPath send or both: one path is sent"}
+	}
 	return firstError(
+		at("spec.addPath", oneOf(s.AddPath, "", AddPathSend, AddPathReceive, AddPathBoth)),
 		at("spec.nextHop", oneOf(s.NextHop, "", NextHopSelf, NextHopUnchanged)),
 		at("spec.announce", oneOf(s.Announce, "", AnnounceOwn, AnnounceAll)),
 		at("spec.prefixAction", oneOf(s.PrefixAction, "", LimitStops, LimitWarns, LimitEnds)),
@@ -215,7 +237,7 @@ func (p *Peer) ResetBy(next *Peer) (fields []string) {
 	}{
 		{"address", was.Address != now.Address}, {"as", was.AS != now.AS}, {"localAS", was.LocalAS != now.LocalAS},
 		{"password", (was.Password == nil) != (now.Password == nil)}, {"sourceAddress", was.SourceAddress != now.SourceAddress},
-		{"families", !slices.Equal(was.Families, now.Families)}, {"shutdown", was.Shutdown == "" && now.Shutdown != ""},
+		{"families", !slices.Equal(was.Families, now.Families)}, {"addPath", was.AddPath != now.AddPath}, {"shutdown", was.Shutdown == "" && now.Shutdown != ""},
 	} {
 		if f.changed {
 			fields = append(fields, f.name)

@@ -32,6 +32,16 @@ func (p Packed) Prefix() netip.Prefix {
 // Is4 says whether it is a prefix of IPv4.
 func (p Packed) Is4() bool { return p.four }
 
+// Append appends the prefix as BGP has it (RFC 4271, section 4.3): its length in bits, and
+// as many bytes as that needs.
+func (p Packed) Append(b []byte) []byte {
+	from := 0
+	if p.four {
+		from = 12
+	}
+	return append(append(b, p.bits), p.addr[from:from+(int(p.bits)+7)/8]...)
+}
+
 // ComparePacked orders by address, then by length.
 func ComparePacked(a, b Packed) int {
 	return cmp.Or(bytes.Compare(a.addr[:], b.addr[:]), cmp.Compare(a.bits, b.bits))

@@ -69,9 +69,10 @@ type Plan struct {
 	Pools     []Pool     `json:"pools"`
 	// Tunnels are those to other nodes.
 	Tunnels []Tunnel `json:"tunnels,omitempty"`
-	// HoldTime and RestartTime are in seconds.
-	HoldTime    int `json:"holdTime"`
-	RestartTime int `json:"restartTime"`
+	// HoldTime, RestartTime and LongLivedTime are in seconds.
+	HoldTime      int `json:"holdTime"`
+	RestartTime   int `json:"restartTime"`
+	LongLivedTime int `json:"longLivedTime,omitempty"`
 	// BFD is that between nodes.
 	BFD *datastore.BFD `json:"bfd,omitempty"`
 	// DefaultAS is the AS number of nodes without one of their own; NoMesh says
@@ -101,7 +102,7 @@ type Plan struct {
 // are in a fixed order.
 func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *datastore.BGPConfig) Plan {
 	p := Plan{Node: node}
-	p.HoldTime, p.RestartTime = *bgp.Spec.HoldTime, bgp.Spec.RestartTime
+	p.HoldTime, p.RestartTime, p.LongLivedTime = *bgp.Spec.HoldTime, bgp.Spec.RestartTime, bgp.Spec.LongLivedTime
 	p.DefaultAS, p.NoMesh = bgp.Spec.DefaultAS, !*bgp.Spec.Mesh
 	p.Topology, p.PeerFilters, p.BFD = bgp.Spec.Topology, bgp.Spec.Filters, bgp.Spec.BFD
 	for _, pool := range pools {

@@ -142,10 +142,11 @@ func (c *SpeakerClient) BGPRoutes(ctx context.Context, q BGPQuery) (BGPPaths, er
 	return p, call(ctx, c.socket, "speaker", http.MethodPost, "/v1/bgp/routes", q, &p)
 }
 
-// BGPSession returns all about the session with a peer, by its address or name.
-func (c *SpeakerClient) BGPSession(ctx context.Context, peer string) (BGPSession, error) {
+// BGPSession returns all about the session with a peer, by its address or name; refresh
+// has that asked to tell everything again.
+func (c *SpeakerClient) BGPSession(ctx context.Context, peer string, refresh bool) (BGPSession, error) {
 	var s BGPSession
-	return s, call(ctx, c.socket, "speaker", http.MethodPost, "/v1/bgp/session", BGPQuery{Peer: peer}, &s)
+	return s, call(ctx, c.socket, "speaker", http.MethodPost, "/v1/bgp/session", BGPQuery{Peer: peer, Refresh: refresh}, &s)
 }
 
 // absence is an Error of a call that nobody answered.

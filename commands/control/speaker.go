@@ -42,6 +42,8 @@ type BGPQuery struct {
 	Peer string `json:"peer,omitempty"`
 	// View is "", "received", "advertised" or "rejected".
 	View string `json:"view,omitempty"`
+	// Refresh has the peer asked to tell everything again (RFC 2918).
+	Refresh bool `json:"refresh,omitempty"`
 }
 
 // BGPPaths is the answer; More counts the paths that are left out.
@@ -52,18 +54,20 @@ type BGPPaths struct {
 
 // BGPPath is a way to a prefix. Without a peer it is this node's own.
 type BGPPath struct {
-	Prefix      netip.Prefix `json:"prefix"`
-	Peer        netip.Addr   `json:"peer,omitzero"`
-	NextHop     netip.Addr   `json:"nextHop,omitzero"`
-	ASPath      string       `json:"asPath,omitempty"`
-	Origin      string       `json:"origin"`
-	LocalPref   uint32       `json:"localPref"`
-	MED         *uint32      `json:"med,omitempty"`
-	Communities []string     `json:"communities,omitempty"`
-	Best        bool         `json:"best,omitempty"`
-	Used        bool         `json:"used,omitempty"`
-	Stale       bool         `json:"stale,omitempty"`
-	Why         string       `json:"why"`
+	Prefix netip.Prefix `json:"prefix"`
+	Peer   netip.Addr   `json:"peer,omitzero"`
+	// ID tells several paths of one peer, or to it, apart (RFC 7911).
+	ID          uint32     `json:"pathID,omitempty"`
+	NextHop     netip.Addr `json:"nextHop,omitzero"`
+	ASPath      string     `json:"asPath,omitempty"`
+	Origin      string     `json:"origin"`
+	LocalPref   uint32     `json:"localPref"`
+	MED         *uint32    `json:"med,omitempty"`
+	Communities []string   `json:"communities,omitempty"`
+	Best        bool       `json:"best,omitempty"`
+	Used        bool       `json:"used,omitempty"`
+	Stale       bool       `json:"stale,omitempty"`
+	Why         string     `json:"why"`
 }
 
 // BGPSession is all about one session (POST /v1/bgp/session with a BGPQuery's Peer).

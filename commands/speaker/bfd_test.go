@@ -81,7 +81,7 @@ func TestBFD(t *testing.T) {
 		}
 	}
 	all()
-	s, err := control.NewSpeakerClient(filepath.Join(n1.cfg.RunDir, "speaker.sock")).BGPSession(r.ctx, "bird")
+	s, err := control.NewSpeakerClient(filepath.Join(n1.cfg.RunDir, "speaker.sock")).BGPSession(r.ctx, "bird", false)
 	if d := s.BFDSession; err != nil || d == nil || s.BFD != "up" || d.State != "Up" || d.RemoteState != "Up" || d.Interval != 100 || d.Detection != 5000 ||
 		d.Ups == 0 || d.In == 0 || d.Out == 0 || d.Discriminator == 0 || d.RemoteDiscriminator == 0 {
 		t.Errorf("session %+v, %v", d, err)
@@ -113,7 +113,7 @@ func TestBFD(t *testing.T) {
 			}
 		}
 		netlab.Until(t, 20*time.Second, "all go by the new timers", func() string {
-			s, err := control.NewSpeakerClient(filepath.Join(n2.cfg.RunDir, "speaker.sock")).BGPSession(r.ctx, n1.host.Name)
+			s, err := control.NewSpeakerClient(filepath.Join(n2.cfg.RunDir, "speaker.sock")).BGPSession(r.ctx, n1.host.Name, false)
 			if err != nil || s.BFDSession == nil || s.BFDSession.Detection != 3000 {
 				return fmt.Sprintf("%+v, %v", s.BFDSession, err)
 			}
@@ -135,7 +135,7 @@ func TestBFD(t *testing.T) {
 		const dead = "down: control detection time expired"
 		n1.paths(dead, dead, "up", dead, "up")
 		n2.paths(dead, dead, dead, dead, dead)
-		s, err := control.NewSpeakerClient(filepath.Join(n1.cfg.RunDir, "speaker.sock")).BGPSession(r.ctx, "bird")
+		s, err := control.NewSpeakerClient(filepath.Join(n1.cfg.RunDir, "speaker.sock")).BGPSession(r.ctx, "bird", false)
 		if err != nil || s.Notice != "this side said BFD down: control detection time expired" || s.State == "Established" || s.BFDSession.LastDiagnostic != "control detection time expired" {
 			t.Errorf("session %+v, %v", s, err)
 		}
@@ -183,7 +183,7 @@ func (n *netctlNode) seen(bird *tor) (lines []string) {
 			}
 		}
 		for _, o := range n.rig.nodes {
-			if s, err := control.NewSpeakerClient(filepath.Join(o.cfg.RunDir, "speaker.sock")).BGPSession(n.rig.ctx, n.host.Name); err == nil && s.BFD == "up" {
+			if s, err := control.NewSpeakerClient(filepath.Join(o.cfg.RunDir, "speaker.sock")).BGPSession(n.rig.ctx, n.host.Name, false); err == nil && s.BFD == "up" {
 				lines = append(lines, fmt.Sprintf("came up %d times", s.BFDSession.Ups))
 			}
 		}

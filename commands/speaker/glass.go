@@ -59,7 +59,7 @@ func (s *state) paths(q control.BGPQuery) (control.BGPPaths, error) {
 	paths, more := engine.Look(ask)
 	for _, p := range paths {
 		shown := control.BGPPath{
-			Prefix: p.Prefix, Peer: p.Peer, NextHop: p.NextHop, ASPath: p.ASPath, Origin: p.Origin, LocalPref: p.LocalPref,
+			Prefix: p.Prefix, Peer: p.Peer, ID: p.ID, NextHop: p.NextHop, ASPath: p.ASPath, Origin: p.Origin, LocalPref: p.LocalPref,
 			Communities: p.Communities, Best: p.Best, Used: p.Used, Stale: p.Stale, Why: p.Why,
 		}
 		if p.HasMED {
@@ -72,7 +72,7 @@ func (s *state) paths(q control.BGPQuery) (control.BGPPaths, error) {
 }
 
 // session answers `netctl bgp session`.
-func (s *state) session(peer string) (out control.BGPSession, err error) {
+func (s *state) session(peer string, refresh bool) (out control.BGPSession, err error) {
 	engine, plan, err := s.running()
 	if err != nil {
 		return out, err
@@ -80,6 +80,11 @@ func (s *state) session(peer string) (out control.BGPSession, err error) {
 	address, err := find(plan, peer)
 	if err != nil {
 		return out, err
+	}
+	if refresh {
+		if err := engine.Refresh(address); err != nil {
+			return out, err
+		}
 	}
 	all, _ := s.sessions()
 	details := engine.Status()

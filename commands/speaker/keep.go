@@ -103,6 +103,7 @@ func planned(node string, p routing.Plan) kept {
 	usual.SetDefaults()
 	bgp := datastore.BGPConfig{Spec: datastore.BGPConfigSpec{
 		DefaultAS: p.DefaultAS, Mesh: new(!p.NoMesh), Topology: p.Topology, HoldTime: new(p.HoldTime), RestartTime: p.RestartTime, Filters: p.PeerFilters, BFD: p.BFD,
+		LongLivedTime: p.LongLivedTime,
 	}}
 	if bgp.SetDefaults(); !reflect.DeepEqual(bgp, usual) {
 		k.bgp = &bgp

@@ -63,7 +63,7 @@ func newLossy(t *testing.T, restartTime int) *lossy {
 	for i, o := range []datastore.Object{
 		l.self, other, third,
 		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.65.0.0/16"), BlockSize: 28, Encap: datastore.EncapVXLAN}},
-		&datastore.BGPConfig{Metadata: datastore.Metadata{Name: "default"}, Spec: datastore.BGPConfigSpec{DefaultAS: 64600, HoldTime: &hold, RestartTime: restartTime,
+		&datastore.BGPConfig{Metadata: datastore.Metadata{Name: "default"}, Spec: datastore.BGPConfigSpec{DefaultAS: 64600, HoldTime: &hold, RestartTime: restartTime, LongLivedTime: 3600,
 			Filters: []datastore.PeerFilters{{Peers: "role == 'tor'", Filters: []string{"all"}}}}},
 		&datastore.Peer{Metadata: datastore.Metadata{Name: "tor", Labels: map[string]string{"role": "tor"}},
 			Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.254"), AS: 65001, Node: "a", Filters: []string{"tor"}}},

@@ -296,12 +296,15 @@ func glass(t *testing.T, r *rig, n *netctlNode) {
 			t.Errorf("%+v: %q, want %q", c.q, got, c.want)
 		}
 	}
-	s, err := client.BGPSession(r.ctx, "bird")
+	s, err := client.BGPSession(r.ctx, "bird", false)
 	if err != nil || s.AS != 4200000001 || s.Name != "bird" || s.State != "Established" || s.HoldTime != 9 || s.Local != n.host.Addr.Addr() || s.RouterID != s.Peer ||
 		!slices.Contains(s.Heard, "4-byte AS numbers") || len(s.Offered) < 4 || s.Established != 1 || s.UpdatesIn == 0 || fmt.Sprint(s.Families) != "[ipv4]" {
 		t.Errorf("session %+v, %v", s, err)
 	}
-	if _, err := client.BGPSession(r.ctx, "nobody"); !errors.Is(err, datastore.ErrNotFound) {
+	if again, err := client.BGPSession(r.ctx, "bird", true); err != nil || again.Established != s.Established {
+		t.Errorf("a refresh: %+v, %v", again, err)
+	}
+	if _, err := client.BGPSession(r.ctx, "nobody", false); !errors.Is(err, datastore.ErrNotFound) {
 		t.Errorf("nobody's session: %v", err)
 	}
 }

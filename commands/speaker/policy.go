@@ -43,6 +43,7 @@ func (l *loop) peer(p routing.Peer) bgp.PeerConfig {
 		Address: p.Address, Port: uint16(l.cfg.Port), AS: p.AS, Description: p.Name, LocalAddress: p.Local,
 		NextHopSelf: p.NextHops, Aliases: p.Aliases, HoldTime: time.Duration(l.plan.HoldTime) * time.Second,
 		PrefixLimit: prefixLimit, Client: p.Client, Reflects: p.Reflects, Draining: l.plan.Drain != nil,
+		LongLived: time.Duration(l.plan.LongLivedTime) * time.Second,
 	}
 	if p.Reflects {
 		c.PrefixLimit = reflectorLimit
@@ -78,6 +79,10 @@ func (l *loop) configure(c *bgp.PeerConfig, s datastore.PeerSpec) {
 		}
 	}
 	c.TTLSecurity = s.TTLSecurity
+	if s.AddPath == datastore.AddPathSend || s.AddPath == datastore.AddPathBoth {
+		c.SendPaths = cmp.Or(s.AddPathLimit, -1)
+	}
+	c.ReceivePaths = s.AddPath == datastore.AddPathReceive || s.AddPath == datastore.AddPathBoth
 	c.Communities = communities(s.Communities)
 	c.Blackhole = slices.Contains(s.Accept, datastore.AcceptBlackhole)
 	c.Port, c.Passive, c.Shutdown = s.Port, s.Passive, s.Shutdown
@@ -99,6 +104,9 @@ func (l *loop) configure(c *bgp.PeerConfig, s datastore.PeerSpec) {
 	}
 	if s.Description != "" {
 		c.Description += ": " + s.Description
+	}
+	if s.LongLivedTime != nil {
+		c.LongLived = time.Duration(*s.LongLivedTime) * time.Second
 	}
 	if s.HoldTime != nil {
 		c.HoldTime = time.Duration(*s.HoldTime) * time.Second

@@ -233,7 +233,7 @@ func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []
 	}))
 	mux.Handle("POST /v1/bgp/routes", control.Call(func(_ context.Context, q control.BGPQuery) (control.BGPPaths, error) { return s.state.paths(q) }))
 	mux.Handle("POST /v1/bgp/session", control.Call(func(_ context.Context, q control.BGPQuery) (control.BGPSession, error) {
-		return s.state.session(q.Peer)
+		return s.state.session(q.Peer, q.Refresh)
 	}))
 	agent := func(ctx context.Context) error {
 		return s.agent.Watch(ctx, fib.Ignore{Foreign: true}, s.forward(ctx, true))

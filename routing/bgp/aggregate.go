@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"netctl/routing"
 )
 
 // aggregate is a prefix that peers may be told in place of what lies in it. As long as
@@ -114,7 +116,7 @@ func (r *rib) assemble(g *aggregate) *dest {
 	d := r.dest(g.prefix)
 	var have *path
 	if d != nil {
-		have = d.from(nil)
+		have = d.from(nil, 0)
 	}
 	state := g.state()
 	switch {
@@ -191,7 +193,7 @@ func (r *rib) burden(peer netip.Addr, others map[netip.Addr]bool) int {
 		if a := r.aggregateOf(prefix); g.look.aggregate && a != nil {
 			prefix = a.prefix
 		}
-		if _, sent := g.sent[prefix]; sent || told[prefix] {
+		if told[prefix] || len(g.told(routing.Pack(prefix))) > 0 {
 			continue
 		}
 		// To them it is their own.

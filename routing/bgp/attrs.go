@@ -72,6 +72,10 @@ type attrs struct {
 	external bool
 	// What communities say: not to other AS, to nobody, to be discarded.
 	noExport, noAdvertise, blackhole bool
+	// shutdown: about to go (RFC 8326).
+	shutdown bool
+	// Kept for long by somebody, or not to be (RFC 9494).
+	longStale, noLong bool
 	// aggregate is set of the own path of an aggregate, see its constants.
 	aggregate uint8
 	// adopted marks a route that was found in the kernel, of which only the

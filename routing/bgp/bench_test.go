@@ -178,11 +178,11 @@ func fanOut(b *testing.B, h *host, f fan) {
 			if f.single {
 				some = set[:1]
 			}
-			packed, _ := look.announce(&a, some, f.family)
+			packed, _ := look.announce(&a, bare(some), f.family)
 			all, set = append(all, packed.bytes...), set[len(some):]
 		}
 	}
-	none := withdraw(list, f.family)
+	none := (&outlook{}).withdraw(bare(list), f.family)
 	b.ResetTimer()
 	for range b.N {
 		_, _ = feeder.Write(all)

@@ -184,6 +184,14 @@ type PeerConfig struct {
 	// LimitRest is how long a session rests that the limit ended; 0: 1 s, doubling to a
 	// minute; negative: until one of these settings is another.
 	LimitRest time.Duration
+	// SendPaths announces up to so many paths to a prefix, < 0 all, to a peer that takes
+	// several (RFC 7911); 0: the best one. ReceivePaths takes several.
+	SendPaths    int
+	ReceivePaths bool
+	// LongLived, if > 0, keeps what the peer announced for so long behind its restart time,
+	// or as long as the peer says if that is less, and asks the same of it (RFC 9494); whole
+	// seconds up to MaxLongLived. It counts from the next session on.
+	LongLived time.Duration
 	// LocalAS is the AS number that this side has towards the peer, and the only one of
 	// ours that it sees; 0: Config.AS.
 	LocalAS uint32

@@ -69,17 +69,17 @@ func TestInstallComesInBatches(t *testing.T) {
 		*k = nil
 	}
 	a, b := wayTo("10.9.0.2"), wayTo("10.9.0.3")
-	r.apply(s, []change{{prefixes: prefixes, attrs: a}})
+	r.apply(s, []change{{reachable: reachable{prefixes: prefixes}, attrs: a}})
 	r.flush()
 	check("announced", "", "10.9.0.2", 3, len(prefixes))
-	r.apply(s, []change{{prefixes: prefixes[:5], attrs: b}, {prefixes: prefixes[5:10], attrs: a}})
+	r.apply(s, []change{{reachable: reachable{prefixes: prefixes[:5]}, attrs: b}, {reachable: reachable{prefixes: prefixes[5:10]}, attrs: a}})
 	r.flush()
 	check("changed", "10.9.0.2", "10.9.0.3", 1, 5)
 	r.reinstall(map[netip.Addr]bool{b.nextHop: true})
 	check("told again", "10.9.0.3", "10.9.0.3", 1, 5)
 	r.reinstall(map[netip.Addr]bool{netip.MustParseAddr("10.9.0.4"): true})
 	check("of nobody's next hop", "", "", 0, 0)
-	r.apply(s, []change{{prefixes: prefixes[:5]}})
+	r.apply(s, []change{{reachable: reachable{prefixes: prefixes[:5]}}})
 	r.flush()
 	check("withdrawn", "10.9.0.3", "", 1, 5)
 	r.down(&session{peer: s.peer}, endLost)
@@ -111,7 +111,7 @@ func TestPeersKeepTheirPlaces(t *testing.T) {
 		if n>>25&1 == 0 {
 			a = nil
 		}
-		r.apply(p.session, []change{{prefixes: []netip.Prefix{prefix}, attrs: a}})
+		r.apply(p.session, []change{{reachable: reachable{prefixes: []netip.Prefix{prefix}}, attrs: a}})
 		if want[p][prefix] = a; a == nil {
 			delete(want[p], prefix)
 		}
@@ -125,7 +125,7 @@ func TestPeersKeepTheirPlaces(t *testing.T) {
 			t.Errorf("%d prefixes, want %d", len(p.in), len(has))
 		}
 		for at, d := range p.in {
-			if path := d.from(p); path == nil || int(path.at) != at || path.attrs != has[d.key.Prefix()] {
+			if path := d.from(p, 0); path == nil || int(path.at) != at || path.attrs != has[d.key.Prefix()] {
 				t.Errorf("%s at %d: %+v", d.key.Prefix(), at, path)
 			}
 		}
@@ -150,7 +150,7 @@ func TestARouteTakesLittleMemory(t *testing.T) {
 		return int64(m.HeapAlloc)
 	}
 	before := live()
-	r.apply(s, []change{{prefixes: hosts(count), attrs: a}})
+	r.apply(s, []change{{reachable: reachable{prefixes: hosts(count)}, attrs: a}})
 	r.flush()
 	if each := (live() - before) / count; each > 160 {
 		t.Errorf("%d bytes for each route", each)

@@ -9,6 +9,8 @@ import (
 // Well-known communities.
 const (
 	GracefulShutdown  uint32 = 0xffff0000 // RFC 8326: about to go, prefer anything else
+	LLGRStale         uint32 = 0xffff0006 // RFC 9494: kept for long; anything else is better
+	NoLLGR            uint32 = 0xffff0007 // RFC 9494: not to be kept so
 	Blackhole         uint32 = 0xffff029a // RFC 7999: discard packets to it
 	NoExport          uint32 = 0xffffff01 // RFC 1997: not outside the AS
 	NoAdvertise       uint32 = 0xffffff02 // RFC 1997: to nobody
@@ -69,12 +71,28 @@ func withMore(rest []carried, kind uint8, more string, size int) []carried {
 	return rest
 }
 
+// acrossAS is the value of extended communities without those that stay in their AS (RFC
+// 4360, section 6).
+func acrossAS(value []byte) (out []byte) {
+	const stays = 0x40
+	for one := range slices.Chunk(value, 8) {
+		if one[0]&stays == 0 {
+			out = append(out, one...)
+		}
+	}
+	return out
+}
+
 // heed reads the communities that mean something here.
 func (a *attrs) heed(list []uint32) {
 	for _, c := range list {
 		switch c {
 		case GracefulShutdown:
-			a.localPref = 0
+			a.shutdown = true
+		case LLGRStale:
+			a.longStale = true
+		case NoLLGR:
+			a.noLong = true
 		case Blackhole:
 			a.blackhole = true
 		case NoExport, NoExportSubconfed:
@@ -100,7 +118,9 @@ func (r *rib) ownAttrs(kind ownKind, tags Communities) *attrs {
 	if a == nil {
 		a = &attrs{localPref: defaultLocalPref, rest: attached(standard, large)}
 		kind.shape(a)
-		a.heed(tags.Standard)
+		if a.heed(tags.Standard); a.shutdown {
+			a.localPref = 0
+		}
 		r.own[key] = a
 	}
 	return a
@@ -117,7 +137,7 @@ func (r *rib) tags(prefix netip.Prefix) (c Communities) {
 // retag asks Tags again about every own prefix.
 func (r *rib) retag() {
 	for _, d := range r.dests {
-		own := d.from(nil)
+		own := d.from(nil, 0)
 		if own == nil {
 			continue
 		}

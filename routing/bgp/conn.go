@@ -70,6 +70,10 @@ type conn struct {
 // established is what a reader needs for UPDATEs.
 type established struct {
 	decoder decoder
+	// room is what the longest message may have.
+	room int
+	// enhanced: the markers of RFC 7313 mean something.
+	enhanced bool
 	// hand gives the RIB a batch and waits until it is taken; drained says
 	// that the queue was full and is empty.
 	hand    func([]change)
@@ -177,7 +181,11 @@ func (c *conn) messages(b []byte, events chan<- incoming) (rest []byte, end erro
 	}
 	defer flush()
 	for {
-		n, kind, f := frame(b)
+		room := maxMessage
+		if c.established != nil {
+			room = c.established.room
+		}
+		n, kind, f := frame(b, room)
 		if f != nil {
 			return b, f
 		}
@@ -198,10 +206,13 @@ func (c *conn) messages(b []byte, events chan<- incoming) (rest []byte, end erro
 			}
 			batch = append(batch, changes...)
 		case up != nil && kind == codec.BGP_MSG_ROUTE_REFRESH:
-			// Subtypes are of RFC 7313, which is not offered.
-			if f, ok := familyFrom(uint16(body[0])<<8|uint16(body[1]), body[3]); ok && body[2] == 0 && up.decoder.families[f] && !refresh[f] {
-				refresh[f] = true
-				batch = append(batch, change{refresh: true, family: f})
+			change, ok, f := up.refreshed(body)
+			if f != nil {
+				return b, f
+			}
+			if request := body[2] == refreshRequest; ok && !(request && refresh[change.family]) {
+				refresh[change.family] = refresh[change.family] || request
+				batch = append(batch, change)
 			}
 		default:
 			flush()

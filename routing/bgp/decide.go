@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 )
@@ -14,8 +15,18 @@ type path struct {
 	at    uint32 // place of the prefix in peer.in
 	// stale: kept for a restart, not announced again yet.
 	stale bool
+	// due: the peer is about to repeat what it announced, and has not repeated it yet.
+	due bool
 	// refused: Import turned it down; peer.refused says why.
 	refused bool
+}
+
+// id is the one that the peer gave the path, 0 if it has none (RFC 7911).
+func (p *path) id() uint32 {
+	if p.peer == nil || p.peer.ids == nil {
+		return 0
+	}
+	return p.peer.ids[p]
 }
 
 // external reports whether the path came from another AS.
@@ -56,9 +67,12 @@ func decide(paths []*path) (best *path, equal []*path) {
 		first := slices.MinFunc(set, better)
 		set = slices.DeleteFunc(set, func(p *path) bool { return better(first, p) < 0 })
 	}
+	// "the least preferred": what somebody keeps for long (RFC 9494, section 4.3).
+	keep(func(a, b *path) int { return order(!a.attrs.longStale, !b.attrs.longStale) })
+	left := slices.Clone(set)
 	set = slices.DeleteFunc(set, func(p *path) bool {
-		return p.stale && slices.ContainsFunc(paths, func(q *path) bool { return !q.stale }) &&
-			!slices.ContainsFunc(paths, func(q *path) bool { return !q.stale && q.copies(p) })
+		return p.stale && slices.ContainsFunc(left, func(q *path) bool { return !q.stale }) &&
+			!slices.ContainsFunc(left, func(q *path) bool { return !q.stale && q.copies(p) })
 	})
 	// 9.1.1: "the degree of preference" is LOCAL_PREF.
 	keep(func(a, b *path) int { return int(min(max(int64(b.attrs.localPref)-int64(a.attrs.localPref), -1), 1)) })
@@ -94,7 +108,10 @@ func prefer(a, b *path) int {
 	if c := len(a.attrs.clusters) - len(b.attrs.clusters); c != 0 {
 		return c
 	}
-	return a.peer.config.Address.Compare(b.peer.config.Address)
+	if c := a.peer.config.Address.Compare(b.peer.config.Address); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.id(), b.id()) // of one peer
 }
 
 // most are those of equal paths that lead to no more next hops than limit, by the

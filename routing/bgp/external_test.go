@@ -98,7 +98,7 @@ func (c *company) sends(who string, a *attrs, list ...string) {
 	c.t.Helper()
 	r := c.robots[who]
 	look := outlook{as4: true, external: r.as != robotAS, localAS: r.as, nextHop: [2]netip.Addr{addr(who)}}
-	b, ok := look.announce(a, prefixes(list...), IPv4)
+	b, ok := look.announce(a, bare(prefixes(list...)), IPv4)
 	if !ok {
 		c.t.Fatal("does not fit")
 	}
@@ -347,6 +347,10 @@ func TestCommunities(t *testing.T) {
 		peers[2].Blackhole = true
 		_ = g.s.Configure(slices.Clone(peers))
 		g.has("10.1.0.0/26 via 10.9.0.5", "10.2.0.0/26 via 10.9.0.5", "10.3.0.0/26 via 10.9.0.5", "10.4.0.0/26 via 0.0.0.0", "10.5.0.0/26 via 10.9.0.4")
+		c.sends("10.9.0.5", with(Blackhole), "0.0.0.0/0")
+		if r := g.s.Status()[2].Refused; len(r) != 1 || r[0].Reason != "carries the community BLACKHOLE, and would discard everything" {
+			t.Errorf("refused %v", r)
+		}
 		c.robots["10.9.0.2"].expect(0)
 	})
 }

@@ -26,6 +26,7 @@ const (
 	codeHold       = codec.BGP_ERROR_HOLD_TIMER_EXPIRED
 	codeFSM        = codec.BGP_ERROR_FSM_ERROR
 	codeCease      = codec.BGP_ERROR_CEASE
+	codeRefresh    = 7 // RFC 7313
 	codeSendHold   = 8 // RFC 9687
 	ceaseLimit     = codec.BGP_ERROR_SUB_MAXIMUM_NUMBER_OF_PREFIXES_REACHED
 	ceaseShutdown  = codec.BGP_ERROR_SUB_ADMINISTRATIVE_SHUTDOWN
@@ -81,7 +82,7 @@ func (f *fault) holds() bool {
 	if f.code == codeCease && f.subcode == ceaseHard && len(f.payload) >= 2 {
 		return (&fault{code: f.payload[0], subcode: f.payload[1]}).holds()
 	}
-	return f.code == codeHeader || f.code == codeOpen || f.code == codeUpdate || f.isLimit()
+	return f.code == codeHeader || f.code == codeOpen || f.code == codeUpdate || f.code == codeRefresh || f.isLimit()
 }
 
 // notification reads a received NOTIFICATION; body has at least two bytes.
@@ -134,13 +135,15 @@ func codeNames(code uint8) string {
 		return "state machine error"
 	case codeCease:
 		return "cease"
+	case codeRefresh:
+		return "ROUTE-REFRESH error"
 	case codeSendHold:
 		return "send hold timer expired"
 	}
 	return fmt.Sprintf("error %d", code)
 }
 
-// subcodeName follows RFC 4271 (sections 6.1–6.3), 4486, 5492, 6608, 8538 and 9384.
+// subcodeName follows RFC 4271 (sections 6.1–6.3), 4486, 5492, 6608, 7313, 8538 and 9384.
 func subcodeName(code, subcode uint8) string {
 	var names []string
 	switch code {
@@ -153,6 +156,8 @@ func subcodeName(code, subcode uint8) string {
 		names = []string{"malformed attribute list", "unrecognized well-known attribute", "missing well-known attribute",
 			"attribute flags error", "attribute length error", "invalid ORIGIN", "", "invalid NEXT_HOP",
 			"optional attribute error", "invalid network field", "malformed AS_PATH"}
+	case codeRefresh:
+		names = []string{"invalid message length"}
 	case codeFSM:
 		names = []string{"unexpected message in OpenSent", "unexpected message in OpenConfirm", "unexpected message in Established"}
 	case codeCease:

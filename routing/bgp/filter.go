@@ -132,11 +132,16 @@ func (a *attrs) recommune(list []datastore.Community) {
 			now.Standard = append(now.Standard, c.Parts[0]<<16|c.Parts[1])
 		}
 	}
+	if a.longStale {
+		now.Standard = append(now.Standard, LLGRStale) // "MUST NOT be removed" (RFC 9494, section 4.3)
+	}
 	a.rest = slices.DeleteFunc(slices.Clone(a.rest), func(c carried) bool { return c.kind == attrCommunities || c.kind == attrLarge })
 	standard, large := now.wire()
 	a.rest = withMore(withMore(a.rest, attrCommunities, standard, 4), attrLarge, large, 12)
-	a.noExport, a.noAdvertise, a.blackhole = false, false, false
-	a.heed(now.Standard)
+	a.noExport, a.noAdvertise, a.blackhole, a.shutdown, a.noLong = false, false, false, false, false
+	if a.heed(now.Standard); a.shutdown {
+		a.localPref = 0
+	}
 	if a.nextHop.IsValid() {
 		a.only.list = []netip.Addr{a.nextHop}
 		if a.blackhole {

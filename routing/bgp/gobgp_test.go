@@ -27,7 +27,7 @@ func (quiet) SetLevel(log.LogLevel)    {}
 func (quiet) GetLevel() log.LogLevel   { return 0 }
 
 // TestGoBGP talks to GoBGP's server in this process: routes both ways in both
-// families, and the session comes back after a restart of our side.
+// families, several paths from there, and the session comes back after a restart of our side.
 func TestGoBGP(t *testing.T) {
 	ctx := context.Background()
 	g := server.NewBgpServer(server.LoggerOption(quiet{}))
@@ -43,7 +43,8 @@ func TestGoBGP(t *testing.T) {
 		Asn: 64511, RouterId: "127.0.2.2", ListenPort: 1791, ListenAddresses: []string{"127.0.2.2"},
 	}}))
 	family := func(afi api.Family_Afi) *api.AfiSafi {
-		return &api.AfiSafi{Config: &api.AfiSafiConfig{Family: &api.Family{Afi: afi, Safi: api.Family_SAFI_UNICAST}, Enabled: true}}
+		return &api.AfiSafi{Config: &api.AfiSafiConfig{Family: &api.Family{Afi: afi, Safi: api.Family_SAFI_UNICAST}, Enabled: true},
+			AddPaths: &api.AddPaths{Config: &api.AddPathsConfig{Receive: true, SendMax: 4}}}
 	}
 	check(g.AddPeer(ctx, &api.AddPeerRequest{Peer: &api.Peer{
 		Conf:      &api.PeerConf{NeighborAddress: "127.0.2.1", PeerAsn: 64511},
@@ -56,15 +57,17 @@ func TestGoBGP(t *testing.T) {
 		return a
 	}
 	origin := pack(&api.OriginAttribute{Origin: 0})
-	_, err := g.AddPath(ctx, &api.AddPathRequest{Path: &api.Path{
-		Family: &api.Family{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST},
-		Nlri:   pack(&api.IPAddressPrefix{Prefix: "10.1.0.0", PrefixLen: 26}),
-		Pattrs: []*anypb.Any{origin, pack(&api.NextHopAttribute{NextHop: "127.0.2.2"})},
-	}})
-	check(err)
+	for i, hop := range []string{"127.0.2.2", "127.0.2.3"} {
+		_, err := g.AddPath(ctx, &api.AddPathRequest{Path: &api.Path{
+			Family: &api.Family{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST}, Identifier: uint32(i + 1),
+			Nlri:   pack(&api.IPAddressPrefix{Prefix: "10.1.0.0", PrefixLen: 26}),
+			Pattrs: []*anypb.Any{origin, pack(&api.NextHopAttribute{NextHop: hop})},
+		}})
+		check(err)
+	}
 	v6 := &api.Family{Afi: api.Family_AFI_IP6, Safi: api.Family_SAFI_UNICAST}
 	nlri := pack(&api.IPAddressPrefix{Prefix: "fd80:1::", PrefixLen: 122})
-	_, err = g.AddPath(ctx, &api.AddPathRequest{Path: &api.Path{
+	_, err := g.AddPath(ctx, &api.AddPathRequest{Path: &api.Path{
 		Family: v6, Nlri: nlri,
 		Pattrs: []*anypb.Any{origin, pack(&api.MpReachNLRIAttribute{Family: v6, NextHops: []string{"fd00::2"}, Nlris: []*anypb.Any{nlri}})},
 	}})
@@ -73,12 +76,13 @@ func TestGoBGP(t *testing.T) {
 	peers := []PeerConfig{{
 		Address: addr("127.0.2.2"), Port: 1791, AS: 64511, LocalAddress: addr("127.0.2.1"), Families: []Family{IPv4, IPv6},
 		NextHopSelf: []netip.Addr{addr("fd00::1")}, HoldTime: 9 * time.Second, ConnectRetry: time.Second,
+		SendPaths: -1, ReceivePaths: true,
 	}}
 	both := func(k *kernel) {
 		t.Helper()
 		want := []string{"10.0.0.0/26 via 127.0.2.1", "fd80::/122 via fd00::1"}
 		eventually(t, "routes at GoBGP", func() bool { return slices.Equal(learnt(t, g), want) })
-		mine := []string{"10.1.0.0/26 via 127.0.2.2", "fd80:1::/122 via fd00::2"}
+		mine := []string{"10.1.0.0/26 via 127.0.2.2 127.0.2.3", "fd80:1::/122 via fd00::2"}
 		eventually(t, "routes from GoBGP", func() bool { return slices.Equal(k.text(), mine) })
 	}
 	config.Installer = &kernel{}

@@ -4,6 +4,9 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
+
+	"netctl/routing"
 )
 
 // group is the Adj-RIB-Out of all peers that are told the same: what is decided,
@@ -14,9 +17,45 @@ type group struct {
 	look    outlook
 	members []*session
 	joining []*session
-	sent    map[netip.Prefix]told
+	sent    map[nlri]told
 	// sources counts the entries of sent by the peer that is left out.
 	sources map[*peer]int
+	// lanes are by prefix the paths that have IDs; see paths.go.
+	lanes map[routing.Packed][]lane
+}
+
+// session is an Established session as the RIB sees it.
+type session struct {
+	peer     *peer
+	conn     *conn
+	open     *open // the peer's
+	families [2]bool
+	// takes and sends say of which families several paths to a prefix come, and go (RFC 7911).
+	takes, sends [2]bool
+	hold         time.Duration
+	since        time.Time // it is Established
+	// long is by Family how long paths are kept behind the peer's restart time (RFC 9494).
+	long [2]time.Duration
+	// notification: both sides said N (RFC 8538).
+	notification bool
+	enhanced     bool       // both sides mark what they tell again (RFC 7313)
+	extended     bool       // both sides said that messages may be extended (RFC 8654)
+	local        netip.Addr // our end
+	localAS      uint32
+	look         outlook
+	group        *group
+	// behind holds the prefixes that a full queue did not take; nil as long as
+	// the peer keeps up.
+	behind map[nlri]struct{}
+	// former is what the group told that the session left for this one; nil: it left
+	// none, or was told the difference. formerLook is that group's.
+	former     map[nlri]told
+	formerLook outlook
+	// markers are owed behind these.
+	markers    []marker
+	refreshing [2]refreshing // by Family
+	// heard says of which families the peer's End-of-RIB came.
+	heard [2]bool
 }
 
 // told is what a group was told about a prefix; the source was not.
@@ -29,7 +68,7 @@ type told struct {
 // withdrawn, to all but one, or to one only.
 type parcel struct {
 	parcelKey
-	prefixes []netip.Prefix
+	prefixes []nlri
 }
 
 type parcelKey struct {
@@ -44,8 +83,10 @@ type parcels struct {
 	index map[parcelKey]*parcel
 }
 
-func (ps *parcels) add(k parcelKey, prefix netip.Prefix) {
-	k.family = FamilyOf(prefix.Addr())
+func (ps *parcels) add(k parcelKey, n nlri) {
+	if k.family = IPv4; !n.prefix.Is4() {
+		k.family = IPv6
+	}
 	p := ps.index[k]
 	if p == nil {
 		if ps.index == nil {
@@ -55,14 +96,14 @@ func (ps *parcels) add(k parcelKey, prefix netip.Prefix) {
 		ps.index[k] = p
 		ps.list = append(ps.list, p)
 	}
-	p.prefixes = append(p.prefixes, prefix)
+	p.prefixes = append(p.prefixes, n)
 }
 
 // join makes s a member of the group that it belongs to, from the next flush.
 func (r *rib) join(s *session) {
 	g := r.groups[s.look]
 	if g == nil {
-		g = &group{rib: r, look: s.look, sent: map[netip.Prefix]told{}, sources: map[*peer]int{}}
+		g = &group{rib: r, look: s.look, sent: map[nlri]told{}, sources: map[*peer]int{}, lanes: map[routing.Packed][]lane{}}
 		r.groups[s.look] = g
 		for _, d := range r.dests {
 			if !d.dirty {
@@ -93,15 +134,15 @@ func (r *rib) regroup(s *session, look outlook) {
 func (g *group) differ(s *session) {
 	var ps parcels
 	alike := s.formerLook.writing() == g.look.writing()
-	for prefix, t := range g.sent {
-		was, had := s.former[prefix]
+	for n, t := range g.sent {
+		was, had := s.former[n]
 		if had = alike && had && was.source != s.peer; t.source != s.peer && !(had && was.attrs.same(t.attrs)) {
-			ps.add(parcelKey{attrs: t.attrs}, prefix)
+			ps.add(parcelKey{attrs: t.attrs}, n)
 		}
 	}
-	for prefix, was := range s.former {
-		if t, has := g.sent[prefix]; was.source != s.peer && (!has || t.source == s.peer) {
-			ps.add(parcelKey{}, prefix)
+	for n, was := range s.former {
+		if t, has := g.sent[n]; was.source != s.peer && (!has || t.source == s.peer) {
+			ps.add(parcelKey{}, n)
 		}
 	}
 	s.former = nil
@@ -120,15 +161,17 @@ func (r *rib) leave(s *session) {
 	}
 }
 
-// export is the path that the group is told of a prefix, unless a filter says otherwise;
-// nil for none.
-func (g *group) export(d *dest) *path {
-	best, family := d.best, d.family()
+// export is the path that the group is told for one to d that it would be told, unless a
+// filter says otherwise; nil for none.
+func (g *group) export(d *dest, best *path) *path {
+	family := d.family()
 	switch {
 	case best == nil || best.attrs.adopted || !g.look.families[family] || !g.look.hop(best.attrs, family).IsValid():
 		return nil
 	case best.attrs.noAdvertise, best.attrs.noExport && g.look.external, best.attrs.blackhole && best.peer != nil:
 		return nil // RFC 1997; RFC 7999, section 3.2
+	case best.attrs.longStale && !g.look.longLived:
+		return nil // "SHOULD NOT be advertised to any neighbor from which the … Capability has not been received" (RFC 9494, section 4.3)
 	case best.attrs.aggregate > 0 && (!g.look.aggregate || g.look.ownOnly && best.attrs.aggregate != aggregateOwn), g.hides(d):
 		return nil
 	case best.peer == nil:
@@ -154,17 +197,21 @@ func (g *group) export(d *dest) *path {
 
 // tell brings g.sent up to date for d and notes in ps what that means.
 func (g *group) tell(d *dest, ps *parcels) {
-	prefix := d.key.Prefix()
-	have, had := g.sent[prefix]
+	if g.look.ids[d.family()] {
+		g.tellAll(d, ps)
+		return
+	}
+	n := nlri{prefix: d.key}
+	have, had := g.sent[n]
 	var attrs *attrs
-	want := g.export(d)
+	want := g.export(d, d.best)
 	if want != nil {
 		attrs, _ = g.filterOut(d, want)
 	}
 	if attrs == nil {
 		if had {
-			g.forget(prefix, have)
-			ps.add(parcelKey{except: have.source}, prefix)
+			g.forget(n, have)
+			ps.add(parcelKey{except: have.source}, n)
 		}
 		return
 	}
@@ -172,21 +219,21 @@ func (g *group) tell(d *dest, ps *parcels) {
 		return
 	}
 	if had {
-		g.forget(prefix, have)
+		g.forget(n, have)
 	}
-	g.sent[prefix] = told{attrs, want.peer}
+	g.sent[n] = told{attrs, want.peer}
 	g.sources[want.peer]++
 	if ps == nil {
 		return
 	}
-	ps.add(parcelKey{attrs: attrs, except: want.peer}, prefix)
+	ps.add(parcelKey{attrs: attrs, except: want.peer}, n)
 	if had && have.source != want.peer && want.peer != nil {
-		ps.add(parcelKey{only: want.peer}, prefix)
+		ps.add(parcelKey{only: want.peer}, n)
 	}
 }
 
-func (g *group) forget(prefix netip.Prefix, t told) {
-	delete(g.sent, prefix)
+func (g *group) forget(n nlri, t told) {
+	delete(g.sent, n)
 	if g.sources[t.source]--; g.sources[t.source] == 0 {
 		delete(g.sources, t.source)
 	}
@@ -224,7 +271,7 @@ func (g *group) flush(dirty []*dest) {
 		}
 		g.dump(fresh, Family(f))
 		for _, s := range fresh {
-			s.markers = append(s.markers, Family(f))
+			s.markers = append(s.markers, marker{family: Family(f)})
 			s.mark()
 		}
 	}
@@ -233,9 +280,9 @@ func (g *group) flush(dirty []*dest) {
 // dump sends all that the group was told of a family.
 func (g *group) dump(to []*session, family Family) {
 	var ps parcels
-	for prefix, t := range g.sent {
-		if FamilyOf(prefix.Addr()) == family {
-			ps.add(parcelKey{attrs: t.attrs, except: t.source}, prefix)
+	for n, t := range g.sent {
+		if n.prefix.Is4() == (family == IPv4) {
+			ps.add(parcelKey{attrs: t.attrs, except: t.source}, n)
 		}
 	}
 	for _, p := range ps.list {
@@ -257,11 +304,11 @@ func (g *group) deliver(p *parcel, to []*session) {
 			continue
 		}
 		if s.behind == nil {
-			s.behind = map[netip.Prefix]struct{}{}
+			s.behind = map[nlri]struct{}{}
 			g.rib.log.Debug("peer falls behind", "peer", s.peer.config.Address)
 		}
-		for _, prefix := range p.prefixes {
-			s.behind[prefix] = struct{}{}
+		for _, n := range p.prefixes {
+			s.behind[n] = struct{}{}
 		}
 	}
 }
@@ -270,17 +317,17 @@ func (g *group) deliver(p *parcel, to []*session) {
 // announced: the prefixes are withdrawn instead.
 func (g *group) pack(p *parcel) blob {
 	if p.attrs == nil {
-		return withdraw(p.prefixes, p.family)
+		return g.look.withdraw(p.prefixes, p.family)
 	}
 	b, ok := g.look.announce(p.attrs, p.prefixes, p.family)
 	if !ok {
 		g.rib.log.Warn("attributes too long to be announced", "prefixes", len(p.prefixes))
-		for _, prefix := range p.prefixes {
-			if t, ok := g.sent[prefix]; ok && t.attrs == p.attrs {
-				g.forget(prefix, t)
+		for _, n := range p.prefixes {
+			if t, ok := g.sent[n]; ok && t.attrs == p.attrs {
+				g.forget(n, t)
 			}
 		}
-		return withdraw(p.prefixes, p.family)
+		return g.look.withdraw(p.prefixes, p.family)
 	}
 	return b
 }
@@ -293,11 +340,11 @@ func (r *rib) drained(s *session) {
 	missed := s.behind
 	s.behind = nil
 	var ps parcels
-	for prefix := range missed {
-		if t, ok := s.group.sent[prefix]; ok && (t.source == nil || t.source != s.peer) {
-			ps.add(parcelKey{attrs: t.attrs}, prefix)
+	for n := range missed {
+		if t, ok := s.group.sent[n]; ok && (t.source == nil || t.source != s.peer) {
+			ps.add(parcelKey{attrs: t.attrs}, n)
 		} else {
-			ps.add(parcelKey{}, prefix)
+			ps.add(parcelKey{}, n)
 		}
 	}
 	for _, p := range ps.list {
@@ -306,10 +353,23 @@ func (r *rib) drained(s *session) {
 	s.mark()
 }
 
-// mark sends the End-of-RIBs that are owed, once nothing is missing before them
+// marker says that this was all of a family: an End-of-RIB, or once all was told again an
+// EoRR (RFC 7313).
+type marker struct {
+	family  Family
+	refresh bool
+}
+
+// mark sends the markers that are owed, once nothing is missing before them
 // and the queue has room; else drained does, or the end of the deferral.
 func (s *session) mark() {
-	for s.behind == nil && len(s.markers) > 0 && !s.group.rib.deferred.to(&s.look, s.markers[0]) && s.conn.queue(endOfRIB(s.markers[0])) {
+	for s.behind == nil && len(s.markers) > 0 {
+		switch m := s.markers[0]; {
+		case m.refresh:
+			s.conn.say(routeRefresh(m.family, refreshEnd))
+		case s.group.rib.deferred.to(&s.look, m.family) || !s.conn.queue(endOfRIB(m.family)):
+			return
+		}
 		s.markers = s.markers[1:]
 	}
 }

@@ -321,7 +321,12 @@ func (f *fsm) session() *session {
 	s := &session{peer: f.peer, conn: c, open: c.open, hold: f.holdTime(c.open), localAS: mine.as}
 	for i := range s.families {
 		s.families[i] = mine.families[i] && c.open.families[i]
+		s.takes[i] = s.families[i] && mine.paths[i]&codec.BGP_ADD_PATH_RECEIVE != 0 && c.open.paths[i]&codec.BGP_ADD_PATH_SEND != 0
+		s.sends[i] = s.families[i] && mine.paths[i]&codec.BGP_ADD_PATH_SEND != 0 && c.open.paths[i]&codec.BGP_ADD_PATH_RECEIVE != 0
 	}
+	s.enhanced = mine.enhanced && c.open.enhanced
+	s.extended = mine.extended && c.open.extended
+	s.long = mine.long.agreed(c.open.long)
 	s.notification = c.open.gr != nil && c.open.gr.notification
 	if s.local = c.local(); !s.local.IsValid() {
 		s.local = f.config.LocalAddress
@@ -331,10 +336,11 @@ func (f *fsm) session() *session {
 	to := f.speaker
 	c.established = &established{
 		decoder: decoder{
-			complaints: f.complaints, families: s.families, as4: c.open.as4,
+			complaints: f.complaints, families: s.families, ids: s.takes, as4: c.open.as4,
 			localAS: mine.as, ownAS: f.speaker.config.AS, peerAS: f.config.AS, routerID: f.speaker.config.RouterID, localIP: s.local,
 			clusterID: f.speaker.config.ClusterID, peerID: c.open.id,
 		},
+		room: roomFor(s.extended), enhanced: s.enhanced,
 		hand:    func(batch []change) { to.post(func() { to.rib.apply(s, batch) }) },
 		drained: func() { to.post(func() { to.rib.drained(s) }) },
 	}
@@ -344,8 +350,12 @@ func (f *fsm) session() *session {
 // lookFor is how the session's peer is spoken to by a configuration.
 func (s *session) lookFor(c PeerConfig) outlook {
 	look := outlook{
-		external: c.AS != s.localAS, as4: s.open.as4, localAS: s.localAS, families: s.families,
-		ownOnly: c.OwnOnly, mode: c.NextHop, draining: c.Draining, export: c.ExportFilter, aggregate: c.Aggregate,
+		external: c.AS != s.localAS, as4: s.open.as4, localAS: s.localAS, families: s.families, extended: s.extended, ids: s.sends,
+		longLived: s.open.long != nil,
+		ownOnly:   c.OwnOnly, mode: c.NextHop, draining: c.Draining, export: c.ExportFilter, aggregate: c.Aggregate,
+	}
+	if s.sends != [2]bool{} {
+		look.paths = c.SendPaths
 	}
 	more := c.Communities
 	if c.Draining {

@@ -27,8 +27,10 @@ type foreign struct {
 	host *host
 	// routes are those in the kernel.
 	routes func() []string
-	// restart kills it and starts it again.
-	restart func()
+	// restart kills it and starts it again; stop only kills it.
+	restart, stop func()
+	// ask is its answer to a command.
+	ask func(string) string
 }
 
 var (
@@ -172,7 +174,7 @@ func write(t testing.TB, dir, name, text string) string {
 }
 
 func startBIRD(h *host) foreign {
-	restart := startDaemonBIRD(h, `
+	return startDaemonBIRD(h, `
 router id `+theirAddress+`;
 graceful restart wait 30;
 protocol device { scan time 1; }
@@ -190,30 +192,34 @@ protocol bgp peer1 {
   ipv6 { import all; export where source = RTS_STATIC; next hop address `+theirAddress6+`; };
 }
 `)
-	return foreign{host: h, routes: func() []string { return h.routes("bird") }, restart: restart}
 }
 
 // startDaemonBIRD runs BIRD; restart kills it and starts it in recovery.
-func startDaemonBIRD(h *host, text string) (restart func()) {
+func startDaemonBIRD(h *host, text string) foreign {
 	dir := h.t.TempDir()
 	conf := write(h.t, dir, "bird.conf", text)
 	args := []string{"-f", "-c", conf, "-s", filepath.Join(dir, "ctl"), "-P", filepath.Join(dir, "pid")}
 	kill := h.daemon("/usr/sbin/bird", args...)
-	return func() {
-		kill()
-		kill = h.daemon("/usr/sbin/bird", append(args, "-R")...)
+	return foreign{
+		host:   h,
+		routes: func() []string { return h.routes("bird") },
+		stop:   func() { kill() },
+		restart: func() {
+			kill()
+			kill = h.daemon("/usr/sbin/bird", append(args, "-R")...)
+		},
+		ask: func(command string) string {
+			out, err := exec.Command("birdc", "-s", filepath.Join(dir, "ctl"), command).CombinedOutput()
+			if err != nil {
+				return err.Error()
+			}
+			return string(out)
+		},
 	}
 }
 
 func startFRR(h *host) foreign {
-	// FRR gives up root, so the folders above must be open to it.
-	dir, err := os.MkdirTemp("", fmt.Sprintf("netctl-frr-%d-", os.Getpid()))
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	h.t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	zebra := write(h.t, dir, "zebra.conf", "")
-	conf := write(h.t, dir, "bgpd.conf", `
+	return startDaemonFRR(h, `
 router bgp 64511
  bgp router-id `+theirAddress+`
  no bgp ebgp-requires-policy
@@ -236,6 +242,18 @@ router bgp 64511
   neighbor `+ourAddress+` next-hop-self
  exit-address-family
 `)
+}
+
+// startDaemonFRR runs zebra and bgpd; restart kills that and starts it again.
+func startDaemonFRR(h *host, text string) foreign {
+	// FRR gives up root, so the folders above must be open to it.
+	dir, err := os.MkdirTemp("", fmt.Sprintf("netctl-frr-%d-", os.Getpid()))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	zebra := write(h.t, dir, "zebra.conf", "")
+	conf := write(h.t, dir, "bgpd.conf", text)
 	api := filepath.Join(dir, "zserv")
 	if out, err := exec.Command("chown", "-R", "frr:frr", dir).CombinedOutput(); err != nil {
 		h.t.Fatalf("%s", out)
@@ -255,6 +273,14 @@ router bgp 64511
 	return foreign{
 		host:    h,
 		routes:  func() []string { return h.routes("bgp") },
+		stop:    func() { kill() },
 		restart: func() { kill(); kill = start() },
+		ask: func(command string) string {
+			out, err := exec.Command("vtysh", "--vty_socket", dir, "-d", "bgpd", "-c", command).CombinedOutput()
+			if err != nil {
+				return err.Error()
+			}
+			return string(out)
+		},
 	}
 }

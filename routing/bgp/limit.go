@@ -1,8 +1,9 @@
 package bgp
 
 import (
-	"net/netip"
 	"time"
+
+	"netctl/routing"
 )
 
 // limits are the settings of a peer's prefix limit.
@@ -33,7 +34,7 @@ func (r *rib) fill(p *peer) {
 	}
 }
 
-// holds is the number of prefixes of a peer that changes would leave, or what
+// holds is the number of paths of a peer that changes would leave, or what
 // bounds it if that is within the limit.
 func (r *rib) holds(p *peer, changes []change, limit int) int {
 	most := len(p.in)
@@ -45,16 +46,25 @@ func (r *rib) holds(p *peer, changes []change, limit int) int {
 	if most <= limit {
 		return most
 	}
-	held := map[netip.Prefix]bool{}
-	count := len(p.in)
+	held := map[nlri]bool{}
+	count := 0 // what is stale may come again with another ID
+	for _, path := range p.all() {
+		if !path.stale {
+			count++
+		}
+	}
 	for _, c := range changes {
-		for _, prefix := range c.prefixes {
-			has, seen := held[prefix]
+		for i, prefix := range c.prefixes {
+			key := nlri{routing.Pack(prefix), c.id(i)}
+			has, seen := held[key]
 			if !seen {
-				d := r.dest(prefix)
-				has = d != nil && d.from(p) != nil
+				d := r.dests[key.prefix]
+				if d != nil {
+					path := d.from(p, key.id)
+					has = path != nil && !path.stale
+				}
 			}
-			held[prefix] = c.attrs != nil
+			held[key] = c.attrs != nil
 			switch {
 			case c.attrs != nil && !has:
 				count++

@@ -36,6 +36,7 @@ type Query struct {
 type Path struct {
 	Prefix      netip.Prefix
 	Peer        netip.Addr // not valid: own
+	ID          uint32     // that tells several paths of one peer (RFC 7911), or to it, apart
 	NextHop     netip.Addr // not valid: own
 	ASPath      string
 	Origin      string
@@ -89,16 +90,19 @@ func (r *rib) lookAt(d *dest, q Query) (out []Path) {
 		if p == nil || p.session == nil {
 			return nil
 		}
-		t, ok := p.session.group.sent[d.key.Prefix()]
-		if !ok || t.source == p && p != nil {
-			return nil
+		for _, n := range p.session.group.told(d.key) {
+			if t := p.session.group.sent[n]; t.source != p {
+				shown := p.session.look.told(d, t)
+				shown.ID = n.id
+				out = append(out, shown)
+			}
 		}
-		return []Path{p.session.look.told(d, t)}
+		return out
 	}
 	all := slices.Collect(d.all())
 	if p := r.peers[q.Peer]; q.View == ViewRejected && p != nil && p.session != nil {
 		g := p.session.group
-		if best := g.export(d); best != nil && best.peer != p {
+		if best := g.export(d, d.best); best != nil && best.peer != p {
 			if told, by := g.filterOut(d, best); told == nil {
 				shown := best.attrs.shown(d)
 				if best.peer != nil {
@@ -120,13 +124,13 @@ func (r *rib) lookAt(d *dest, q Query) (out []Path) {
 			shown = p.attrs.received().shown(d)
 		}
 		if p.peer != nil {
-			shown.Peer = p.peer.config.Address
+			shown.Peer, shown.ID = p.peer.config.Address, p.id()
 		}
 		shown.Best, shown.Stale = p == d.best, p.stale
 		shown.Used = p.peer != nil && !p.refused && slices.Contains(d.installed.addrs(), p.attrs.only.list[0])
 		switch {
 		case p.refused:
-			shown.Used, shown.Why = false, "refused: "+p.peer.refused[d].Value()
+			shown.Used, shown.Why = false, "refused: "+p.peer.refused[p].Value()
 		case p == d.best:
 			shown.Why = won(p, all)
 		default:
@@ -142,7 +146,7 @@ func (r *rib) lookAt(d *dest, q Query) (out []Path) {
 		if c := order(a.Best, b.Best); c != 0 {
 			return c
 		}
-		return a.Peer.Compare(b.Peer)
+		return cmp.Or(a.Peer.Compare(b.Peer), cmp.Compare(a.ID, b.ID))
 	})
 	return out
 }
@@ -217,6 +221,10 @@ func communityText(c uint32) string {
 	switch c {
 	case GracefulShutdown:
 		return "graceful-shutdown"
+	case LLGRStale:
+		return "llgr-stale"
+	case NoLLGR:
+		return "no-llgr"
 	case Blackhole:
 		return "blackhole"
 	case NoExport:
@@ -264,6 +272,8 @@ func behind(p, best *path, all []*path) string {
 	switch {
 	case best.peer == nil:
 		return "a peer's word against this node's own"
+	case a.longStale && !b.longStale:
+		return "the community llgr-stale: its source is gone for long"
 	case p.stale && !best.stale:
 		return "the mark stale: it is kept for a restart"
 	case a.localPref < b.localPref:
@@ -283,6 +293,9 @@ func behind(p, best *path, all []*path) string {
 		return fmt.Sprintf(equally+"router ID %v, not %v", p.routerID(), best.routerID())
 	case len(a.clusters) != len(b.clusters):
 		return fmt.Sprintf(equally+"a cluster list of %d, not %d", len(a.clusters), len(b.clusters))
+	}
+	if p.peer == best.peer {
+		return fmt.Sprintf(equally+"path ID %d, not %d", p.id(), best.id())
 	}
 	return fmt.Sprintf(equally+"the address %v, not %v", p.peer.config.Address, best.peer.config.Address)
 }

@@ -34,7 +34,7 @@ func TestLook(t *testing.T) {
 		c.sends("10.9.0.9", &attrs{nextHop: addr("10.9.0.9"), localPref: 100, path: []segment{{codec.BGP_ASPATH_ATTR_TYPE_SEQ, []uint32{65004}}}}, "10.1.0.0/26")
 		// MED as a peer of another AS sends it; our own packer keeps it inside.
 		look := outlook{as4: true, localAS: 65004, nextHop: [2]netip.Addr{addr("10.9.0.7")}}
-		b, _ := look.announce(&attrs{med: 7, hasMED: true, path: []segment{{codec.BGP_ASPATH_ATTR_TYPE_SEQ, []uint32{65004}}}}, prefixes("10.1.0.0/26"), IPv4)
+		b, _ := look.announce(&attrs{med: 7, hasMED: true, path: []segment{{codec.BGP_ASPATH_ATTR_TYPE_SEQ, []uint32{65004}}}}, bare(prefixes("10.1.0.0/26")), IPv4)
 		c.robots["10.9.0.7"].send(b.bytes)
 		check := func(q Query, want ...string) {
 			t.Helper()
@@ -74,6 +74,22 @@ func TestLook(t *testing.T) {
 			"10.0.0.0/26 by invalid IP via "+usID+" path [64999] igp pref 0 med false 0 [0:5] best false used false: advertised",
 			"10.1.0.0/26 by 10.9.0.5 via "+usID+" path [64999 65004] igp pref 0 med false 0 [0:5] best false used false: advertised")
 		check(Query{Peer: addr("10.9.0.99"), View: ViewAdvertised})
+		// A question beside what has just arrived.
+		g.s.order(func() {
+			a := *g.s.rib.dest(prefixes("10.1.0.0/26")[0]).best.attrs
+			for _, who := range []string{"10.9.0.3", "10.9.0.4"} {
+				g.s.rib.set(g.s.rib.peers[addr(who)], prefixes("10.6.0.0/26")[0], 0, &a, false)
+			}
+		})
+		if paths, _ := g.s.Look(Query{Prefix: prefixes("10.6.0.0/26")[0], Limit: 9}); len(paths) != 2 || !paths[0].Best {
+			t.Errorf("what has just arrived: %+v", paths)
+		}
+		g.s.order(func() {
+			for _, who := range []string{"10.9.0.3", "10.9.0.4"} {
+				p, d := g.s.rib.peers[addr(who)], g.s.rib.dest(prefixes("10.6.0.0/26")[0])
+				g.s.rib.remove(p, d, d.from(p, 0))
+			}
+		})
 		if paths, more := g.s.Look(Query{Limit: 3}); len(paths) != 3 || more != 7 {
 			t.Errorf("%d paths and %d more", len(paths), more)
 		}

@@ -12,6 +12,9 @@ import (
 // asTrans stands for an AS number of four bytes in OPEN (RFC 6793, section 9).
 const asTrans = codec.AS_TRANS
 
+// capExtended is the Extended Message capability (RFC 8654), which the codec does not know.
+const capExtended codec.BGPCapabilityCode = 6
+
 // graceful is a Graceful Restart capability (RFC 4724, section 3).
 type graceful struct {
 	restarting   bool // R
@@ -21,6 +24,9 @@ type graceful struct {
 	forwarding   [2]bool // F
 }
 
+// lists reports whether a family is in the capability; nil: there is none.
+func (g *graceful) lists(f Family) bool { return g != nil && g.listed[f] }
+
 // open is an OPEN: ours to be sent or the peer's.
 type open struct {
 	as       uint32
@@ -29,7 +35,13 @@ type open struct {
 	families [2]bool
 	as4      bool
 	refresh  bool
-	gr       *graceful
+	enhanced bool // route refresh (RFC 7313)
+	// extended: messages may be longer than 4096 bytes (RFC 8654).
+	extended bool
+	// paths says by Family whether several paths are taken or sent (RFC 7911).
+	paths [2]codec.BGPAddPathMode
+	gr    *graceful
+	long  *longLived // stands only beside gr
 }
 
 // routeFamily is the codec's word for a family.
@@ -61,6 +73,21 @@ func (o *open) message() ([]byte, error) {
 		}
 	}
 	caps = append(caps, codec.NewCapRouteRefresh(), codec.NewCapFourOctetASNumber(o.as))
+	if o.enhanced {
+		caps = append(caps, codec.NewCapEnhancedRouteRefresh())
+	}
+	if o.extended {
+		caps = append(caps, codec.NewCapUnknown(capExtended, nil))
+	}
+	var several []*codec.CapAddPathTuple
+	for f, mode := range o.paths {
+		if mode != 0 {
+			several = append(several, codec.NewCapAddPathTuple(Family(f).routeFamily(), mode))
+		}
+	}
+	if several != nil {
+		caps = append(caps, codec.NewCapAddPath(several))
+	}
 	if o.gr != nil {
 		var tuples []*codec.CapGracefulRestartTuple
 		for f, on := range o.gr.listed {
@@ -69,6 +96,9 @@ func (o *open) message() ([]byte, error) {
 			}
 		}
 		caps = append(caps, codec.NewCapGracefulRestart(o.gr.restarting, o.gr.notification, uint16(o.gr.time/time.Second), tuples))
+	}
+	if o.long != nil {
+		caps = append(caps, o.long.capability())
 	}
 	as := uint16(asTrans)
 	if o.as <= 0xffff {
@@ -145,6 +175,9 @@ func parseOpen(b []byte) (*open, *fault) {
 	if !multiprotocol {
 		o.families[IPv4] = true
 	}
+	if o.gr == nil {
+		o.long = nil // means nothing alone (RFC 9494, section 3.1)
+	}
 	return o, nil
 }
 
@@ -168,6 +201,17 @@ func (o *open) capabilities(b []byte, multiprotocol *bool) *fault {
 			o.as, o.as4 = c.CapValue, true
 		case *codec.CapRouteRefresh:
 			o.refresh = true
+		case *codec.CapEnhancedRouteRefresh:
+			o.enhanced = true
+		case *codec.CapUnknown:
+			o.extended = o.extended || c.CapCode == capExtended && len(c.CapValue) == 0
+		case *codec.CapAddPath:
+			for _, t := range c.Tuples {
+				// Other modes are to be ignored (RFC 7911, section 4).
+				if f, ok := familyFrom(codec.RouteFamilyToAfiSafi(t.RouteFamily)); ok && t.Mode > 0 && t.Mode <= codec.BGP_ADD_PATH_BOTH {
+					o.paths[f] = t.Mode
+				}
+			}
 		case *codec.CapGracefulRestart:
 			g := &graceful{
 				restarting: c.Flags&0x08 != 0, notification: c.Flags&0x04 != 0,
@@ -179,6 +223,8 @@ func (o *open) capabilities(b []byte, multiprotocol *bool) *fault {
 				}
 			}
 			o.gr = g
+		case *codec.CapLongLivedGracefulRestart:
+			o.long = longLivedFrom(c)
 		}
 	}
 	return nil
@@ -211,6 +257,17 @@ func (o *open) words() (list []string) {
 	if o.refresh {
 		list = append(list, "route refresh")
 	}
+	if o.enhanced {
+		list = append(list, "enhanced route refresh")
+	}
+	if o.extended {
+		list = append(list, "extended messages")
+	}
+	for f, mode := range o.paths {
+		if mode != 0 {
+			list = append(list, fmt.Sprintf("several paths of %v: %s", Family(f), []string{"takes", "sends", "takes and sends"}[mode-1]))
+		}
+	}
 	if o.gr == nil {
 		return list
 	}
@@ -227,6 +284,9 @@ func (o *open) words() (list []string) {
 	}
 	if list = append(list, text); o.gr.notification {
 		list = append(list, "graceful restart after notifications")
+	}
+	if o.long != nil {
+		list = append(list, o.long.words())
 	}
 	return list
 }
@@ -249,4 +309,34 @@ func (o *open) accept(mine *open, peerAS uint32) *fault {
 		return &fault{codeOpen, 7, nil, "no common address family"}
 	}
 	return nil
+}
+
+// openFor is our OPEN to a peer.
+func (s *Speaker) openFor(p PeerConfig, wasUp bool) *open {
+	s.mu.Lock()
+	started := s.started
+	s.mu.Unlock()
+	o := &open{as: p.localAS(&s.config), hold: p.hold(), id: s.config.RouterID, as4: true, refresh: true, enhanced: true, extended: true}
+	o.gr = &graceful{
+		restarting:   s.config.Restarting && time.Since(started) < s.config.RestartTime,
+		notification: true, time: s.config.RestartTime,
+	}
+	if p.LongLived > 0 {
+		o.long = &longLived{}
+	}
+	for _, f := range p.families() {
+		o.families[f] = true
+		if p.ReceivePaths {
+			o.paths[f] |= codec.BGP_ADD_PATH_RECEIVE
+		}
+		if p.SendPaths != 0 {
+			o.paths[f] |= codec.BGP_ADD_PATH_SEND
+		}
+		o.gr.listed[f] = true
+		o.gr.forwarding[f] = wasUp || s.config.ForwardingPreserved[f]
+		if o.long != nil {
+			o.long.time[f], o.long.forwarding[f] = p.LongLived, o.gr.forwarding[f]
+		}
+	}
+	return o
 }

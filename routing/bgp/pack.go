@@ -17,9 +17,15 @@ type outlook struct {
 	as4      bool
 	localAS  uint32
 	families [2]bool
+	extended bool // messages (RFC 8654)
+	// ids says by Family whether paths have IDs, and then paths how many of a prefix are
+	// told: < 0, all (RFC 7911).
+	ids   [2]bool
+	paths int
 	// client: what internal peers announce is reflected to it; clusterID is ours.
 	client    bool
 	clusterID netip.Addr
+	longLived bool            // the peer knows what LLGR_STALE means (RFC 9494)
 	ownOnly   bool            // as PeerConfig.OwnOnly
 	draining  bool            // as PeerConfig.Draining
 	mode      NextHopMode     // as PeerConfig.NextHop
@@ -35,7 +41,7 @@ type outlook struct {
 // writing is what of an outlook shows in the bytes of a path; the rest says which paths a
 // peer is told.
 func (o outlook) writing() outlook {
-	o.client, o.ownOnly, o.aggregate, o.export = false, false, false, nil
+	o.client, o.ownOnly, o.aggregate, o.export, o.paths = false, false, false, nil, 0
 	return o
 }
 
@@ -94,7 +100,13 @@ func (o *outlook) attributes(a *attrs, family Family) []byte {
 		if c.kind == attrAggregator && (len(c.value) == 8) != o.as4 {
 			continue
 		}
-		b = appendAttr(b, c.flags, c.kind, c.value)
+		value := c.value
+		if c.kind == attrExtended && o.external {
+			if value = acrossAS(value); len(value) == 0 {
+				continue
+			}
+		}
+		b = appendAttr(b, c.flags, c.kind, value)
 	}
 	if wide && !o.as4 {
 		b = appendAttr(b, flagOptional|flagTransitive, attrPath4, encodePath(path, true))
@@ -132,9 +144,15 @@ func prepend(path []segment, as uint32) []segment {
 	return append([]segment{{codec.BGP_ASPATH_ATTR_TYPE_SEQ, []uint32{as}}}, path...)
 }
 
+// nlri is a prefix as a peer is told it, with the ID of its path if it has one.
+type nlri struct {
+	prefix routing.Packed
+	id     uint32
+}
+
 // announce packs prefixes of one family that share attributes into as few
 // UPDATEs as they need; false if the attributes leave no room for a prefix.
-func (o *outlook) announce(a *attrs, prefixes []netip.Prefix, family Family) (blob, bool) {
+func (o *outlook) announce(a *attrs, prefixes []nlri, family Family) (blob, bool) {
 	list := o.attributes(a, family)
 	var fixed []byte // in front of the prefixes, behind the withdrawn length
 	if family == IPv4 {
@@ -148,11 +166,15 @@ func (o *outlook) announce(a *attrs, prefixes []netip.Prefix, family Family) (bl
 		fixed = append(fixed, hop[:]...)
 		fixed = append(fixed, 0)
 	}
-	room := maxMessage - headerLen - 2 - len(fixed)
+	room := roomFor(o.extended) - headerLen - 2 - len(fixed)
 	if family == IPv6 {
 		room -= len(list)
 	}
-	if room < 17 {
+	least := 17 // for a prefix
+	if o.ids[family] {
+		least += 4
+	}
+	if room < least {
 		return blob{}, false
 	}
 	var out blob
@@ -161,7 +183,7 @@ func (o *outlook) announce(a *attrs, prefixes []netip.Prefix, family Family) (bl
 		b := append(appendHeader(out.bytes, codec.BGP_MSG_UPDATE), 0, 0)
 		attrsAt := len(b)
 		b = append(b, fixed...)
-		b, prefixes = fill(b, prefixes, room)
+		b, prefixes = fill(b, prefixes, room, o.ids[family])
 		if family == IPv6 {
 			binary.BigEndian.PutUint16(b[attrsAt+4:], uint16(len(b)-attrsAt-6))
 			b = append(b, list...)
@@ -174,7 +196,7 @@ func (o *outlook) announce(a *attrs, prefixes []netip.Prefix, family Family) (bl
 }
 
 // withdraw packs withdrawals of one family.
-func withdraw(prefixes []netip.Prefix, family Family) blob {
+func (o *outlook) withdraw(prefixes []nlri, family Family) blob {
 	var out blob
 	for len(prefixes) > 0 {
 		start := len(out.bytes)
@@ -182,12 +204,12 @@ func withdraw(prefixes []netip.Prefix, family Family) blob {
 		at := len(b)
 		if family == IPv4 {
 			b = append(b, 0, 0)
-			b, prefixes = fill(b, prefixes, maxMessage-headerLen-4)
+			b, prefixes = fill(b, prefixes, roomFor(o.extended)-headerLen-4, o.ids[family])
 			binary.BigEndian.PutUint16(b[at:], uint16(len(b)-at-2))
 			b = append(b, 0, 0)
 		} else {
 			b = append(b, 0, 0, 0, 0, flagOptional|flagExtended, attrUnreach, 0, 0, 0, codec.AFI_IP6, codec.SAFI_UNICAST)
-			b, prefixes = fill(b, prefixes, maxMessage-headerLen-11)
+			b, prefixes = fill(b, prefixes, roomFor(o.extended)-headerLen-11, o.ids[family])
 			binary.BigEndian.PutUint16(b[at+2:], uint16(len(b)-at-4))
 			binary.BigEndian.PutUint16(b[at+6:], uint16(len(b)-at-8))
 		}
@@ -198,14 +220,16 @@ func withdraw(prefixes []netip.Prefix, family Family) blob {
 }
 
 // fill appends prefixes until room bytes are used and returns the rest.
-func fill(b []byte, prefixes []netip.Prefix, room int) (_ []byte, rest []netip.Prefix) {
+func fill(b []byte, prefixes []nlri, room int, withIDs bool) (_ []byte, rest []nlri) {
+	end := len(b) + room
 	for i, p := range prefixes {
-		need := 1 + (p.Bits()+7)/8
-		if need > room {
-			return b, prefixes[i:]
+		had := len(b)
+		if withIDs {
+			b = binary.BigEndian.AppendUint32(b, p.id)
 		}
-		b = appendPrefix(b, p)
-		room -= need
+		if b = p.prefix.Append(b); len(b) > end {
+			return b[:had], prefixes[i:]
+		}
 	}
 	return b, nil
 }

@@ -91,7 +91,7 @@ func tell(a attrs, list ...string) []byte {
 	a.localPref = 100
 	var out []byte
 	for _, p := range prefixes(list...) {
-		b, _ := look.announce(&a, []netip.Prefix{p}, FamilyOf(p.Addr()))
+		b, _ := look.announce(&a, bare([]netip.Prefix{p}), FamilyOf(p.Addr()))
 		out = append(out, b.bytes...)
 	}
 	return out
@@ -170,7 +170,7 @@ func TestReflectionEndsAtTheAS(t *testing.T) {
 			t.Errorf("eBGP is told attributes %v", kinds)
 		}
 		look := outlook{external: true, as4: true, localAS: 64600, nextHop: [2]netip.Addr{addr("10.9.0.6")}}
-		b, _ := look.announce(&attrs{}, prefixes("10.4.0.0/16"), IPv4)
+		b, _ := look.announce(&attrs{}, bare(prefixes("10.4.0.0/16")), IPv4)
 		c.robots[6].send(b.bytes)
 		c.check(2, "10.4.0.0/16 10.9.0.6 invalid IP []")
 		c.check(4, "10.1.0.0/26 10.9.0.2 10.9.0.2 ["+usID+" 1.1.1.1]", "10.4.0.0/16 10.9.0.6 invalid IP []")

@@ -26,7 +26,7 @@ const (
 
 // keeps reports whether the routes of a family outlive the session.
 func (s *session) keeps(e ending, f Family) bool {
-	if s.open.gr == nil || !s.open.gr.listed[f] || e == endHard {
+	if s.open.gr == nil || !s.open.gr.listed[f] && s.long[f] == 0 || e == endHard {
 		return false
 	}
 	return e == endLost || s.notification
@@ -43,12 +43,16 @@ func (r *rib) adopt() {
 		if d.installed = &(hops{list}); len(list) == 1 && ways[list[0]] != nil {
 			d.installed = ways[list[0]].hops()
 		}
-		for _, hop := range list {
+		for i, hop := range list {
 			for _, p := range r.owners(hop) {
+				id := uint32(0)
+				if p.config.ReceivePaths {
+					id = uint32(i) // until the peer says which
+				}
 				if ways[hop] == nil {
 					ways[hop] = &attrs{nextHop: hop, adopted: true, only: hops{[]netip.Addr{hop}}}
 				}
-				r.set(p, route.Prefix, ways[hop], true)
+				r.set(p, route.Prefix, id, ways[hop], true)
 			}
 		}
 	}
@@ -56,7 +60,7 @@ func (r *rib) adopt() {
 }
 
 // owners are the peers that a route over a next hop may be from: the one that has it
-// as address or alias, and else all that reflect.
+// as address or alias, and else all that reflect or send several paths.
 func (r *rib) owners(hop netip.Addr) []*peer {
 	if p := r.peers[hop]; p != nil && !p.config.Reflects {
 		return []*peer{p}
@@ -68,6 +72,8 @@ func (r *rib) owners(hop netip.Addr) []*peer {
 			reflectors = append(reflectors, p)
 		case slices.Contains(p.config.Aliases, hop):
 			return []*peer{p}
+		case p.config.ReceivePaths:
+			reflectors = append(reflectors, p)
 		}
 	}
 	return reflectors
@@ -158,7 +164,7 @@ func (r *rib) drop(p *peer, which func(Family, *path) bool) {
 		switch {
 		case !path.stale:
 		case which(d.family(), path):
-			r.remove(p, d)
+			r.remove(p, d, path)
 		case !path.attrs.adopted:
 			rest++
 		}
@@ -172,6 +178,7 @@ func (r *rib) drop(p *peer, which func(Family, *path) bool) {
 // sweep is End-of-RIB: what the peer did not announce again is gone.
 func (r *rib) sweep(p *peer, family Family) {
 	r.drop(p, func(f Family, _ *path) bool { return f == family })
+	p.aging[family].stop()
 }
 
 // wind sets the clock of p's stale paths.
@@ -181,9 +188,15 @@ func (r *rib) wind(p *peer, d time.Duration) {
 	}
 	var clock *time.Timer
 	clock = r.after(d, func() {
-		if p.clock == clock {
-			r.drop(p, func(_ Family, path *path) bool { return !path.attrs.adopted })
+		if p.clock != clock {
+			return
 		}
+		p.clock, p.renewed = nil, false
+		if p.session == nil {
+			r.age(p, func(Family) bool { return true })
+			return
+		}
+		r.drop(p, func(f Family, path *path) bool { return !path.attrs.adopted && !p.ages(f, path) })
 	})
 	p.clock = clock
 }
@@ -200,6 +213,9 @@ func (r *rib) up(s *session) {
 			// nothing (BIRD clears it then).
 			return !s.families[f] || gr != nil && gr.restarting && !gr.forwarding[f]
 		}
+		if p.ages(f, path) {
+			return !s.keepsOld(f)
+		}
 		// "If the Forwarding State bit for a specific address family is
 		// not set …, or if a specific address family is not included …,
 		// or if the … Capability is not received … at all, then the
@@ -207,6 +223,11 @@ func (r *rib) up(s *session) {
 		// routes" (RFC 4724, section 4.2).
 		return !s.families[f] || gr == nil || !gr.listed[f] || !gr.forwarding[f]
 	})
+	for f := range p.aging {
+		if !s.keepsOld(Family(f)) {
+			p.aging[f].stop()
+		}
+	}
 	if p.clock != nil && !p.renewed {
 		p.renewed = true
 		r.wind(p, markerTime)
@@ -228,18 +249,28 @@ func (r *rib) down(s *session, e ending) {
 	}
 	p.session, r.moved = nil, true
 	r.leave(s)
-	kept := false
+	kept, aged := false, [2]bool{}
 	for d, path := range p.all() {
 		if s.keeps(e, d.family()) || path.stale && e == endLost {
 			if !path.stale {
 				path.stale = true
 				r.mark(d)
 			}
+			path.due = false
 			kept = kept || !path.attrs.adopted
+			aged[d.family()] = aged[d.family()] || p.ages(d.family(), path)
 			continue
 		}
-		r.remove(p, d)
+		r.remove(p, d, path)
 	}
+	for f := range p.aging {
+		if !aged[f] {
+			p.aging[f].stop()
+			p.aging[f].time = s.long[f]
+		}
+	}
+	// What the restart time is not about has none.
+	r.age(p, func(f Family) bool { return !s.open.gr.lists(f) })
 	switch {
 	case !kept && p.clock != nil:
 		p.clock.Stop()

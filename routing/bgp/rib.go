@@ -70,10 +70,20 @@ func (d *dest) all() iter.Seq[*path] {
 	}
 }
 
-// from is the path of a peer, or the own one (nil); nil: there is none.
-func (d *dest) from(p *peer) *path {
+// from is the path of a peer that has an ID, or the own one (of nil); nil: there is none.
+func (d *dest) from(p *peer, id uint32) *path {
 	for q := range d.all() {
-		if q.peer == p {
+		if q.peer == p && q.id() == id {
+			return q
+		}
+	}
+	return nil
+}
+
+// at is the path of a peer that has a place in peer.in.
+func (d *dest) at(p *peer, place uint32) *path {
+	for q := range d.all() {
+		if q.peer == p && q.at == place {
 			return q
 		}
 	}
@@ -94,9 +104,11 @@ type peer struct {
 	config PeerConfig
 	fsm    *fsm
 	full   bool    // PeerConfig.PrefixWarning was said
-	in     []*dest // Adj-RIB-In: the prefixes it has a path to
+	in     []*dest // Adj-RIB-In: the prefixes it has a path to, one for each path
 	// refused is why Import turned paths down. Few reasons hold for many.
-	refused map[*dest]unique.Handle[string]
+	refused map[*path]unique.Handle[string]
+	// ids are the IDs of paths (RFC 7911) but 0. Most peers have none.
+	ids map[*path]uint32
 	// session is set while Established.
 	session  *session
 	routerID netip.Addr
@@ -105,6 +117,7 @@ type peer struct {
 	// by a new session, which happens once.
 	clock   *time.Timer
 	renewed bool
+	aging   [2]aging // by Family, behind the clock
 	// leaving is since when the peer is to go; unclient ends the reflection to one that
 	// is no client any more.
 	leaving  time.Time
@@ -116,39 +129,11 @@ type peer struct {
 func (p *peer) all() iter.Seq2[*dest, *path] {
 	return func(yield func(*dest, *path) bool) {
 		for i := len(p.in) - 1; i >= 0; i-- {
-			if d := p.in[i]; !yield(d, d.from(p)) {
+			if d := p.in[i]; !yield(d, d.at(p, uint32(i))) {
 				return
 			}
 		}
 	}
-}
-
-// session is an Established session as the RIB sees it.
-type session struct {
-	peer     *peer
-	conn     *conn
-	open     *open // the peer's
-	families [2]bool
-	hold     time.Duration
-	since    time.Time // it is Established
-	// notification: both sides said N (RFC 8538).
-	notification bool
-	local        netip.Addr // our end
-	localAS      uint32
-	look         outlook
-	group        *group
-	// behind holds the prefixes that a full queue did not take; nil as long as
-	// the peer keeps up.
-	behind map[netip.Prefix]struct{}
-	// former is what the group told that the session left for this one; nil: it left
-	// none, or was told the difference. formerLook is that group's.
-	former     map[netip.Prefix]told
-	formerLook outlook
-	// markers are the End-of-RIBs owed behind these.
-	markers    []Family
-	refreshing [2]refreshing // by Family
-	// heard says of which families the peer's End-of-RIB came.
-	heard [2]bool
 }
 
 func newRIB(c *Config, after func(time.Duration, func()) *time.Timer) *rib {
@@ -185,14 +170,14 @@ func (r *rib) mark(d *dest) {
 func (r *rib) originate(add, withdraw []netip.Prefix) {
 	for _, prefix := range withdraw {
 		if d := r.dest(prefix); d != nil {
-			if own := d.from(nil); own != nil {
+			if own := d.from(nil, 0); own != nil {
 				d.take(own)
 			}
 			r.mark(d)
 		}
 	}
 	for _, prefix := range add {
-		if d := r.touch(prefix); d.from(nil) == nil {
+		if d := r.touch(prefix); d.from(nil, 0) == nil {
 			d.paths = &path{next: d.paths, attrs: r.ownAttrs(ownKind{}, r.tags(prefix))}
 		}
 	}
@@ -219,53 +204,35 @@ func (r *rib) apply(s *session, changes []change) {
 		case c.endOfRIB:
 			s.heard[c.family], r.moved = true, true
 			r.sweep(p, c.family)
-		case c.refresh:
+		case c.refresh == refreshRequest+1:
 			r.refresh(s, c.family)
+		case c.refresh == refreshBegin+1:
+			r.repeat(s, c.family)
+		case c.refresh == refreshEnd+1:
+			r.repeated(s, c.family)
 		}
-		for _, prefix := range c.prefixes {
-			if c.attrs == nil {
-				if d := r.dest(prefix); d != nil {
-					r.remove(p, d)
+		for i, prefix := range c.prefixes {
+			if c.attrs != nil {
+				r.set(p, prefix, c.id(i), c.attrs, false)
+			} else if d := r.dest(prefix); d != nil {
+				if old := d.from(p, c.id(i)); old != nil {
+					r.remove(p, d, old)
 				}
-			} else {
-				r.set(p, prefix, c.attrs, false)
 			}
 		}
 	}
 }
 
-// refreshPause is how long a session rests after a ROUTE-REFRESH was answered: those
-// that come meanwhile cost one dump together.
-const refreshPause = time.Second
-
-// refreshing is what becomes of the next ROUTE-REFRESH.
-type refreshing struct{ rests, again bool }
-
-// refresh tells a peer again what its group was told (RFC 2918).
-func (r *rib) refresh(s *session, family Family) {
-	state := &s.refreshing[family]
-	if state.rests {
-		state.again = true
-		return
-	}
-	*state = refreshing{rests: true}
-	s.group.dump([]*session{s}, family)
-	r.after(refreshPause, func() {
-		again := state.again
-		*state = refreshing{}
-		if again && s.peer.session == s {
-			r.refresh(s, family)
-		}
-	})
-}
-
-// set makes attrs the peer's path to a prefix.
-func (r *rib) set(p *peer, prefix netip.Prefix, a *attrs, stale bool) {
+// set makes attrs the peer's path to a prefix, of those with IDs the one with that.
+func (r *rib) set(p *peer, prefix netip.Prefix, id uint32, a *attrs, stale bool) {
 	d := r.dest(prefix)
 	if d == nil {
 		d = r.touch(prefix)
 	}
-	old := d.from(p)
+	old := d.from(p, id)
+	if old != nil {
+		old.due = false
+	}
 	if old != nil && !old.stale && old.attrs.received().same(a) {
 		return
 	}
@@ -273,6 +240,12 @@ func (r *rib) set(p *peer, prefix netip.Prefix, a *attrs, stale bool) {
 	if old == nil {
 		old = &path{next: d.paths, peer: p, at: uint32(len(p.in))}
 		d.paths, p.in = old, append(p.in, d)
+		if id != 0 {
+			if p.ids == nil {
+				p.ids = map[*path]uint32{}
+			}
+			p.ids[old] = id
+		}
 	}
 	old.attrs, old.stale = a, stale
 	r.judge(p, d, old)
@@ -280,45 +253,46 @@ func (r *rib) set(p *peer, prefix netip.Prefix, a *attrs, stale bool) {
 
 // judge asks Import and the peer's filter about a path, and says whether the answer is
 // another one than before.
-func (r *rib) judge(p *peer, d *dest, path *path) (changed bool) {
-	old, a := path.attrs, path.attrs.received()
-	path.attrs = a
+func (r *rib) judge(p *peer, d *dest, is *path) (changed bool) {
+	old, a := is.attrs, is.attrs.received()
+	is.attrs = a
 	ok, reason := true, ""
 	if a.blackhole && !p.config.Blackhole {
 		ok, reason = false, "carries the community BLACKHOLE, which this peer may not use"
+	} else if a.blackhole && d.key.Prefix().Bits() == 0 {
+		ok, reason = false, "carries the community BLACKHOLE, and would discard everything"
 	} else if r.config.Import != nil {
 		ok, reason = r.config.Import(p.config.Address, d.key.Prefix(), a.nextHop)
 	}
 	if ok {
-		path.attrs, ok, reason = p.filterIn(d, a)
+		is.attrs, ok, reason = p.filterIn(d, a)
 	}
-	was, had := p.refused[d]
-	path.refused = !ok
+	was, had := p.refused[is]
+	is.refused = !ok
 	if ok {
-		delete(p.refused, d)
-		return had || path.attrs != old
+		delete(p.refused, is)
+		return had || is.attrs != old
 	}
 	why := unique.Make(cmp.Or(reason, "refused"))
 	if p.refused == nil {
-		p.refused = map[*dest]unique.Handle[string]{}
+		p.refused = map[*path]unique.Handle[string]{}
 	}
-	p.refused[d] = why
+	p.refused[is] = why
 	return !had || why != was
 }
 
-// remove takes the peer's path away.
-func (r *rib) remove(p *peer, d *dest) {
-	old := d.from(p)
-	if old == nil {
-		return
-	}
+// remove takes a path of the peer away.
+func (r *rib) remove(p *peer, d *dest, old *path) {
 	last := len(p.in) - 1
 	moved := p.in[last]
-	moved.from(p).at, p.in[old.at], p.in[last] = old.at, moved, nil
+	moved.at(p, uint32(last)).at, p.in[old.at], p.in[last] = old.at, moved, nil
 	if p.in = p.in[:last]; last == 0 {
 		p.in = nil
 	}
-	delete(p.refused, d)
+	delete(p.refused, old)
+	if delete(p.ids, old); len(p.ids) == 0 {
+		p.ids = nil
+	}
 	d.take(old)
 	r.mark(d)
 }

@@ -74,7 +74,7 @@ func TestExport(t *testing.T) {
 		check(other, us)
 		check(ext, us, "10.1.0.0/26 "+usID)
 		look := outlook{as4: true, external: true, localAS: 64600, nextHop: [2]netip.Addr{addr("10.9.0.4")}}
-		b, _ := look.announce(&attrs{}, prefixes("10.4.0.0/16", "10.1.0.0/26"), IPv4)
+		b, _ := look.announce(&attrs{}, bare(prefixes("10.4.0.0/16", "10.1.0.0/26")), IPv4)
 		ext.send(b.bytes)
 		// The internal path has the shorter AS path and wins.
 		check(in, us, "10.4.0.0/16 10.9.0.4")

@@ -16,6 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"netctl/routing"
+
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
 
@@ -169,7 +171,7 @@ func newRobot(t *testing.T, c net.Conn) *robot {
 			n, err := c.Read(chunk)
 			buf = append(buf, chunk[:n]...)
 			for {
-				n, kind, f := frame(buf)
+				n, kind, f := frame(buf, maxExtended)
 				if f != nil {
 					t.Errorf("bad message from us: %v", f)
 					return
@@ -286,12 +288,20 @@ func (g *stage) up(change func(*open)) *robot {
 	return r
 }
 
+// bare are prefixes whose paths have no IDs.
+func bare(list []netip.Prefix) (out []nlri) {
+	for _, p := range list {
+		out = append(out, nlri{prefix: routing.Pack(p)})
+	}
+	return out
+}
+
 // announce is an UPDATE with IPv4 routes as an internal peer sends them.
 func announce(hop string, list ...string) []byte {
 	look := outlook{as4: true, families: [2]bool{true, true}}
 	var out []byte
 	for _, p := range prefixes(list...) {
-		b, _ := look.announce(&attrs{nextHop: addr(hop), localPref: 100}, []netip.Prefix{p}, FamilyOf(p.Addr()))
+		b, _ := look.announce(&attrs{nextHop: addr(hop), localPref: 100}, bare([]netip.Prefix{p}), FamilyOf(p.Addr()))
 		out = append(out, b.bytes...)
 	}
 	return out
@@ -300,7 +310,7 @@ func announce(hop string, list ...string) []byte {
 func withdrawal(list ...string) []byte {
 	var out []byte
 	for _, p := range prefixes(list...) {
-		out = append(out, withdraw([]netip.Prefix{p}, FamilyOf(p.Addr())).bytes...)
+		out = append(out, (&outlook{}).withdraw(bare([]netip.Prefix{p}), FamilyOf(p.Addr())).bytes...)
 	}
 	return out
 }

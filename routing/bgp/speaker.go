@@ -208,7 +208,8 @@ func (s *Speaker) order(f func()) {
 	}
 }
 
-// ask runs a question in the RIB's goroutine and waits; without Run it does not.
+// ask runs a question in the RIB's goroutine and waits; without Run it does not. What has
+// arrived before is decided about first: until then the best paths are those of before.
 func (s *Speaker) ask(f func()) {
 	s.mu.Lock()
 	running := s.running
@@ -217,7 +218,7 @@ func (s *Speaker) ask(f func()) {
 		return
 	}
 	done := make(chan struct{})
-	s.order(func() { f(); close(done) })
+	s.order(func() { s.rib.flush(); f(); close(done) })
 	select {
 	case <-done:
 	case <-s.ended:
@@ -292,6 +293,8 @@ func (p PeerConfig) check() error {
 		return fmt.Errorf("peer %v: hold time %v: neither 0 nor at least 3 s", p.Address, p.HoldTime)
 	case p.HoldTime > 65535*time.Second || p.HoldTime > 0 && p.HoldTime%time.Second != 0:
 		return fmt.Errorf("peer %v: hold time %v: not whole seconds up to 65535", p.Address, p.HoldTime)
+	case p.LongLived < 0 || p.LongLived > MaxLongLived || p.LongLived%time.Second != 0:
+		return fmt.Errorf("peer %v: long-lived time %v: not whole seconds up to %v", p.Address, p.LongLived, MaxLongLived)
 	case p.LocalAddress.IsValid() && p.LocalAddress.Is4() != p.Address.Is4():
 		return fmt.Errorf("peer %v: local address %v: of another family", p.Address, p.LocalAddress)
 	}
@@ -403,8 +406,11 @@ func (r *rib) forget(p *peer) {
 		p.clock.Stop()
 		p.clock, p.renewed = nil, false
 	}
-	for d := range p.all() {
-		r.remove(p, d)
+	for f := range p.aging {
+		p.aging[f].stop()
+	}
+	for d, path := range p.all() {
+		r.remove(p, d, path)
 	}
 }
 
@@ -422,6 +428,8 @@ func (p PeerConfig) ResetBy(next PeerConfig) string {
 		return "local address"
 	case !slices.Equal(p.families(), next.families()):
 		return "families"
+	case (p.SendPaths != 0) != (next.SendPaths != 0) || p.ReceivePaths != next.ReceivePaths:
+		return "several paths"
 	case !slices.Equal(p.NextHopSelf, next.NextHopSelf):
 		return "next hop"
 	}
@@ -466,22 +474,4 @@ func (s *Speaker) Reimport() { s.order(s.rib.reimport) }
 // Was and Now are equal then.
 func (s *Speaker) Reinstall(nextHops map[netip.Addr]bool) {
 	s.order(func() { s.rib.reinstall(nextHops) })
-}
-
-// openFor is our OPEN to a peer.
-func (s *Speaker) openFor(p PeerConfig, wasUp bool) *open {
-	s.mu.Lock()
-	started := s.started
-	s.mu.Unlock()
-	o := &open{as: p.localAS(&s.config), hold: p.hold(), id: s.config.RouterID, as4: true, refresh: true}
-	o.gr = &graceful{
-		restarting:   s.config.Restarting && time.Since(started) < s.config.RestartTime,
-		notification: true, time: s.config.RestartTime,
-	}
-	for _, f := range p.families() {
-		o.families[f] = true
-		o.gr.listed[f] = true
-		o.gr.forwarding[f] = wasUp || s.config.ForwardingPreserved[f]
-	}
-	return o
 }

@@ -69,7 +69,7 @@ func (p *peer) status() Session {
 		if !path.refused {
 			s.Accepted++
 		} else {
-			s.Refused = append(s.Refused, Refused{d.key.Prefix(), path.attrs.nextHop, p.refused[d].Value()})
+			s.Refused = append(s.Refused, Refused{d.key.Prefix(), path.attrs.nextHop, p.refused[path].Value()})
 		}
 	}
 	slices.SortFunc(s.Refused, func(a, b Refused) int { return a.Prefix.Compare(b.Prefix) })

@@ -12,12 +12,13 @@ import (
 
 // change is one part of an UPDATE as the RIB takes it.
 type change struct {
-	prefixes []netip.Prefix
-	attrs    *attrs // nil: withdrawn
-	// refresh and endOfRIB stand alone: a ROUTE-REFRESH (RFC 2918) and an
-	// End-of-RIB marker (RFC 4724, section 2) of family.
-	refresh, endOfRIB bool
-	family            Family
+	reachable
+	attrs *attrs // nil: withdrawn
+	// refresh and endOfRIB stand alone: a ROUTE-REFRESH, as one more than its subtype, and
+	// an End-of-RIB marker (RFC 4724, section 2) of family.
+	refresh  uint8
+	endOfRIB bool
+	family   Family
 }
 
 // interned is what a byte string of attributes means.
@@ -35,6 +36,7 @@ const maxInterned = 8192
 type decoder struct {
 	complaints        *complaints
 	families          [2]bool // agreed
+	ids               [2]bool // of these, whose paths come with IDs
 	as4               bool
 	localAS, peerAS   uint32
 	ownAS             uint32 // Config.AS, whatever localAS is
@@ -80,11 +82,11 @@ func (d *decoder) update(body []byte) (changes []change, err *fault) {
 	if len(body) == 4 {
 		return []change{{endOfRIB: true, family: IPv4}}, nil
 	}
-	withdrawn, ok := parsePrefixes(gone, IPv4)
+	withdrawn, ok := parsePrefixes(gone, IPv4, d.ids[IPv4])
 	if !ok {
 		return malformed(10, "malformed withdrawn prefix")
 	}
-	announced, ok := parsePrefixes(nlri, IPv4)
+	announced, ok := parsePrefixes(nlri, IPv4, d.ids[IPv4])
 	if !ok {
 		return malformed(10, "malformed prefix")
 	}
@@ -92,37 +94,37 @@ func (d *decoder) update(body []byte) (changes []change, err *fault) {
 	if f != nil {
 		return malformed(f.subcode, f.words)
 	}
-	if words := d.doubtful(&w, len(announced) > 0); words != "" {
+	if words := d.doubtful(&w, len(announced.prefixes) > 0); words != "" {
 		return malformed(1, words)
 	}
-	if len(withdrawn) > 0 && d.families[IPv4] {
-		changes = append(changes, change{prefixes: withdrawn})
+	if len(withdrawn.prefixes) > 0 && d.families[IPv4] {
+		changes = append(changes, change{reachable: withdrawn})
 	}
 	if w.hasUnreach {
 		c, words := d.unreach(w.unreach)
 		if words != "" {
 			return malformed(9, words)
 		}
-		if c.endOfRIB && (len(announced)+len(withdrawn) > 0 || w.hasReach || len(w.list) > 0) {
+		if c.endOfRIB && (len(announced.prefixes)+len(withdrawn.prefixes) > 0 || w.hasReach || len(w.list) > 0) {
 			c = change{}
 		}
 		if c.endOfRIB || len(c.prefixes) > 0 {
 			changes = append(changes, c)
 		}
 	}
-	if len(announced) > 0 && d.families[IPv4] {
+	if len(announced.prefixes) > 0 && d.families[IPv4] {
 		changes = append(changes, d.announce(announced, &w, netip.Addr{}, body))
 	}
 	if w.hasReach {
-		family, prefixes, hop, words := d.reach(w.reach)
+		family, list, hop, words := d.reach(w.reach)
 		if words != "" {
 			return malformed(9, words)
 		}
-		if len(prefixes) > 0 {
+		if len(list.prefixes) > 0 {
 			if !usable(hop, family) {
 				w.withdraw = "next hop " + hop.String() + " cannot be used"
 			}
-			changes = append(changes, d.announce(prefixes, &w, hop, body))
+			changes = append(changes, d.announce(list, &w, hop, body))
 		}
 	}
 	return changes, nil
@@ -130,10 +132,10 @@ func (d *decoder) update(body []byte) (changes []change, err *fault) {
 
 // announce turns prefixes and attributes into an announcement, or into a
 // withdrawal where the attributes do not stand. hop is the one of MP_REACH.
-func (d *decoder) announce(prefixes []netip.Prefix, w *found, hop netip.Addr, body []byte) change {
+func (d *decoder) announce(list reachable, w *found, hop netip.Addr, body []byte) change {
 	if w.withdraw != "" {
-		d.complaints.say(slog.LevelWarn, "routes treated as withdrawn", "message", body, "cause", w.withdraw, "prefixes", len(prefixes))
-		return change{prefixes: prefixes}
+		d.complaints.say(slog.LevelWarn, "routes treated as withdrawn", "message", body, "cause", w.withdraw, "prefixes", len(list.prefixes))
+		return change{reachable: list}
 	}
 	key := append(d.key[:0], byte(hop.BitLen()))
 	key = append(key, hop.AsSlice()...)
@@ -147,14 +149,14 @@ func (d *decoder) announce(prefixes []netip.Prefix, w *found, hop netip.Addr, bo
 	if !ok {
 		in = d.intern(string(key), w.list, hop)
 		if in.withdraw != "" {
-			d.complaints.say(slog.LevelWarn, "routes treated as withdrawn", "message", body, "cause", in.withdraw, "prefixes", len(prefixes))
+			d.complaints.say(slog.LevelWarn, "routes treated as withdrawn", "message", body, "cause", in.withdraw, "prefixes", len(list.prefixes))
 		}
 		if d.table == nil || len(d.table) >= maxInterned {
 			d.table = map[string]interned{}
 		}
 		d.table[string(key)] = in
 	}
-	return change{prefixes: prefixes, attrs: in.attrs}
+	return change{reachable: list, attrs: in.attrs}
 }
 
 // intern reads a set of attributes for the first time.
@@ -236,6 +238,9 @@ func (d *decoder) takeAll(a *attrs, list []carried) (seenPath bool, old *carried
 		}
 		seenPath = seenPath || c.kind == attrPath
 	}
+	if a.shutdown {
+		a.localPref = 0 // whichever came first in the message (RFC 8326, section 4.2)
+	}
 	return seenPath, old, ""
 }
 
@@ -289,6 +294,14 @@ func (d *decoder) take(a *attrs, c *carried) (words string) {
 	case *codec.PathAttributeClusterList:
 		for i := 0; i < len(c.value); i += 4 {
 			a.clusters = append(a.clusters, netip.AddrFrom4([4]byte(c.value[i:])))
+		}
+	case *codec.PathAttributeExtendedCommunities:
+		in := *c
+		if a.external {
+			in.value = acrossAS(in.value)
+		}
+		if len(in.value) > 0 {
+			a.carry(in)
 		}
 	default:
 		a.carry(*c)
@@ -392,35 +405,35 @@ func (d *decoder) walk(b []byte) (w found, f *fault) {
 // no prefixes. Of those that we know the prefixes must be well-formed all the same:
 // else the session ends, as where an agreed one's are not (RFC 7606, section 5.3). Others
 // are not looked into.
-func (d *decoder) reach(b []byte) (family Family, prefixes []netip.Prefix, hop netip.Addr, words string) {
+func (d *decoder) reach(b []byte) (family Family, list reachable, hop netip.Addr, words string) {
 	if len(b) < 5 {
-		return 0, nil, hop, "MP_REACH is too short"
+		return 0, reachable{}, hop, "MP_REACH is too short"
 	}
 	family, ok := familyFrom(binary.BigEndian.Uint16(b), b[2])
 	if !ok {
-		return 0, nil, hop, ""
+		return 0, reachable{}, hop, ""
 	}
 	n := int(b[3])
 	if len(b) < 4+n+1 {
-		return 0, nil, hop, "next hop exceeds MP_REACH"
+		return 0, reachable{}, hop, "next hop exceeds MP_REACH"
 	}
-	prefixes, ok = parsePrefixes(b[4+n+1:], family)
+	list, ok = parsePrefixes(b[4+n+1:], family, d.ids[family])
 	if !ok {
-		return 0, nil, hop, "malformed prefix in MP_REACH"
+		return 0, reachable{}, hop, "malformed prefix in MP_REACH"
 	}
 	// IPv6: the global address, and a link-local one behind it (RFC 2545,
 	// section 3).
 	switch {
 	case !d.families[family]:
-		return 0, nil, hop, ""
+		return 0, reachable{}, hop, ""
 	case family == IPv4 && n == 4:
 	case family == IPv6 && (n == 16 || n == 32):
 		n = 16
 	default:
-		return 0, nil, hop, fmt.Sprintf("MP_REACH has a next hop of %d bytes", n)
+		return 0, reachable{}, hop, fmt.Sprintf("MP_REACH has a next hop of %d bytes", n)
 	}
 	hop, _ = netip.AddrFromSlice(b[4 : 4+n])
-	return family, prefixes, hop, ""
+	return family, list, hop, ""
 }
 
 // unreach reads MP_UNREACH_NLRI (RFC 4760, section 4), as reach does.
@@ -432,7 +445,7 @@ func (d *decoder) unreach(b []byte) (c change, words string) {
 	if !ok {
 		return c, ""
 	}
-	c.prefixes, ok = parsePrefixes(b[3:], family)
+	c.reachable, ok = parsePrefixes(b[3:], family, d.ids[family])
 	switch {
 	case !ok:
 		return change{}, "malformed prefix in MP_UNREACH"

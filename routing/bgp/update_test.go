@@ -33,7 +33,7 @@ var (
 	okNextHop  = []byte{0x40, 3, 4, 10, 9, 0, 2}
 	okPref     = []byte{0x40, 5, 4, 0, 0, 0, 100}
 	okReach    = append([]byte{0x80, 14, 27, 0, 2, 1, 16, 0xfd, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0}, 40, 0xfd, 0x80, 0, 1, 0)
-	nlri       = []byte{26, 10, 1, 0, 0}
+	okNLRI     = []byte{26, 10, 1, 0, 0}
 )
 
 func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
@@ -42,8 +42,10 @@ func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 // 6.3): "reset 3/9", "withdraw", "announce", or nothing.
 func TestMalformed(t *testing.T) {
 	base := join(okOrigin, okPath, okNextHop, okPref)
-	with := func(parts ...[]byte) []byte { return updateBody(nil, join(append([][]byte{base}, parts...)...), nlri) }
-	without := func(parts ...[]byte) []byte { return updateBody(nil, join(parts...), nlri) }
+	with := func(parts ...[]byte) []byte {
+		return updateBody(nil, join(append([][]byte{base}, parts...)...), okNLRI)
+	}
+	without := func(parts ...[]byte) []byte { return updateBody(nil, join(parts...), okNLRI) }
 	for name, c := range map[string]struct {
 		body []byte
 		want string
@@ -106,7 +108,7 @@ func TestMalformed(t *testing.T) {
 		"reach of IPv4 multicast":  {updateBody(nil, []byte{0x80, 14, 11, 0, 1, 2, 4, 10, 9, 0, 2, 0, 33, 1}, nil), ""},
 		"reach":                    {updateBody(nil, join(okReach, okOrigin, okPath, okPref), nil), "announce fd80:1::/40"},
 		"reach, origin missing":    {updateBody(nil, join(okReach, okPath, okPref), nil), "withdraw fd80:1::/40"},
-		"reach and prefix":         {updateBody(nil, join(okReach, base), nlri), "announce 10.1.0.0/26, announce fd80:1::/40"},
+		"reach and prefix":         {updateBody(nil, join(okReach, base), okNLRI), "announce 10.1.0.0/26, announce fd80:1::/40"},
 		"reach of EVPN":            {updateBody(nil, join(okOrigin, okPath, okPref, []byte{0x80, 14, 12, 0, 25, 70, 4, 10, 0, 0, 1, 0, 2, 33, 1}), nil), ""},
 		"reach of FlowSpec":        {updateBody(nil, []byte{0x80, 14, 7, 0, 1, 133, 0, 0, 9, 9}, nil), ""},
 		"unreach of 2 bytes":       {updateBody(nil, []byte{0x80, 15, 2, 0, 2}, nil), "reset 3/9"},
@@ -117,14 +119,14 @@ func TestMalformed(t *testing.T) {
 		// Attributes without a route: what is wrong with one may have hidden routes.
 		"exceeds, no route":         {updateBody(nil, []byte{0x40, 1, 0x20, 0}, nil), "reset 3/1"},
 		"origin value, no route":    {updateBody(nil, []byte{0x40, 1, 1, 3}, nil), "reset 3/1"},
-		"flags, withdrawn":          {updateBody(nlri, []byte{0xc0, 1, 1, 0}, nil), "reset 3/1"},
+		"flags, withdrawn":          {updateBody(okNLRI, []byte{0xc0, 1, 1, 0}, nil), "reset 3/1"},
 		"cut behind unreach":        {updateBody(nil, []byte{0x80, 15, 5, 0, 2, 1, 8, 0xfd, 0x40}, nil), "reset 3/1"},
 		"origin value, unreach":     {updateBody(nil, []byte{0x40, 1, 1, 3, 0x80, 15, 5, 0, 2, 1, 8, 0xfd}, nil), "reset 3/1"},
 		"origin value, empty reach": {updateBody(nil, join(okReach[:2], []byte{21}, okReach[3:24], []byte{0x40, 1, 1, 3}), nil), "reset 3/1"},
 		"origin value, EVPN":        {updateBody(nil, join([]byte{0x40, 1, 1, 3}, []byte{0x80, 14, 12, 0, 25, 70, 4, 10, 0, 0, 1, 0, 2, 33, 1}), nil), ""},
 		"discarded, no route":       {updateBody(nil, []byte{0x40, 6, 1, 0}, nil), ""},
 		"sound, no route":           {updateBody(nil, join(okOrigin, okPath), nil), ""},
-		"withdrawal":                {updateBody(nlri, nil, nil), "withdraw 10.1.0.0/26"},
+		"withdrawal":                {updateBody(okNLRI, nil, nil), "withdraw 10.1.0.0/26"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := outcome(testDecoder(false), c.body); got != c.want {
@@ -195,7 +197,7 @@ func TestExternalUpdates(t *testing.T) {
 		"originator":   {join(okOrigin, okExternal, okNextHop, []byte{0x80, 9, 1, 9}), "announce 10.1.0.0/26"},
 		"cluster list": {join(okOrigin, okExternal, okNextHop, []byte{0x80, 10, 1, 9}), "announce 10.1.0.0/26"},
 	} {
-		if got := outcome(testDecoder(true), updateBody(nil, c.list, nlri)); got != c.want {
+		if got := outcome(testDecoder(true), updateBody(nil, c.list, okNLRI)); got != c.want {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
 		}
 	}
@@ -207,7 +209,7 @@ func TestCarried(t *testing.T) {
 	list := join(okOrigin, okPath, okNextHop, []byte{0x80, 4, 4, 0, 0, 0, 7}, []byte{0x40, 5, 4, 0, 0, 0, 55},
 		[]byte{0x40, 6, 0}, []byte{0xc0, 8, 4, 0xfb, 0xff, 0, 1}, []byte{0xe0, 16, 8, 1, 2, 3, 4, 5, 6, 7, 8})
 	last := join([]byte{0xc0, 32, 12}, bytes.Repeat([]byte{3}, 12))
-	changes, f := testDecoder(false).update(updateBody(nil, join(list, []byte{0xc0, 201, 2, 1, 2}, []byte{0x80, 202, 1, 1}, last), nlri))
+	changes, f := testDecoder(false).update(updateBody(nil, join(list, []byte{0xc0, 201, 2, 1, 2}, []byte{0x80, 202, 1, 1}, last), okNLRI))
 	if f != nil || len(changes) != 1 {
 		t.Fatal(changes, f)
 	}
@@ -224,31 +226,75 @@ func TestCarried(t *testing.T) {
 // An AGGREGATOR that is nobody is not passed on (RFC 7607).
 func TestAggregatorOfNobody(t *testing.T) {
 	for as, kept := range map[byte]int{0: 0, 7: 1} {
-		changes, f := testDecoder(false).update(updateBody(nil, join(okOrigin, okPath, okNextHop, okPref, []byte{0xc0, 7, 8, 0, 0, 0, as, 10, 9, 0, 7}), nlri))
+		changes, f := testDecoder(false).update(updateBody(nil, join(okOrigin, okPath, okNextHop, okPref, []byte{0xc0, 7, 8, 0, 0, 0, as, 10, 9, 0, 7}), okNLRI))
 		if f != nil || len(changes[0].attrs.rest) != kept {
 			t.Errorf("AS %d: %+v, %v", as, changes, f)
 		}
 	}
 }
 
-// GRACEFUL_SHUTDOWN takes a path out of use (RFC 8326).
+// GRACEFUL_SHUTDOWN takes a path out of use (RFC 8326), in whichever order attributes come.
 func TestGracefulShutdown(t *testing.T) {
-	changes, _ := testDecoder(false).update(updateBody(nil, join(okOrigin, okPath, okNextHop, okPref, []byte{0xc0, 8, 4, 0xff, 0xff, 0, 0}), nlri))
-	if a := changes[0].attrs; a == nil || a.localPref != 0 {
-		t.Errorf("%+v", a)
+	community := []byte{0xc0, 8, 4, 0xff, 0xff, 0, 0}
+	for _, list := range [][]byte{join(okOrigin, okPath, okNextHop, okPref, community), join(community, okPref, okNextHop, okPath, okOrigin)} {
+		changes, _ := testDecoder(false).update(updateBody(nil, list, okNLRI))
+		if a := changes[0].attrs; a == nil || a.localPref != 0 {
+			t.Errorf("%+v", a)
+		}
+	}
+}
+
+// Extended communities that are not transitive stay in the AS (RFC 4360, section 6).
+func TestExtendedCommunitiesStay(t *testing.T) {
+	stays, goes := []byte{0x43, 1, 2, 3, 4, 5, 6, 7}, []byte{0x03, 1, 2, 3, 4, 5, 6, 8}
+	attribute := func(parts ...[]byte) []byte {
+		v := join(parts...)
+		return appendAttr(nil, flagOptional|flagTransitive, attrExtended, v)
+	}
+	for _, c := range []struct{ sent, inside, outside []byte }{
+		{attribute(stays, goes, stays), attribute(stays, goes, stays), attribute(goes)},
+		{attribute(stays), attribute(stays), nil},
+		{attribute(goes), attribute(goes), attribute(goes)},
+	} {
+		for _, external := range []bool{false, true} {
+			path := map[bool][]byte{false: okPath, true: okExternal}[external]
+			changes, f := testDecoder(external).update(updateBody(nil, join(okOrigin, path, okNextHop, c.sent), okNLRI))
+			if f != nil || len(changes) != 1 {
+				t.Fatal(changes, f)
+			}
+			if external {
+				c.inside = c.outside
+			}
+			a := changes[0].attrs
+			for _, to := range []struct {
+				look outlook
+				want []byte
+			}{{outlook{as4: true}, c.inside}, {outlook{as4: true, external: true, localAS: 64511, nextHop: [2]netip.Addr{addr("10.9.0.2")}}, c.outside}} {
+				w, f := testDecoder(false).walk(to.look.attributes(a, IPv4))
+				var got []byte
+				for _, one := range w.list {
+					if one.kind == attrExtended {
+						got = appendAttr(nil, one.flags, one.kind, one.value)
+					}
+				}
+				if f != nil || !bytes.Equal(got, to.want) {
+					t.Errorf("%x from outside %v, to outside %v: %x, want %x", c.sent, external, to.look.external, got, to.want)
+				}
+			}
+		}
 	}
 }
 
 // Equal attributes are one pointer, so that they are packed together.
 func TestInterned(t *testing.T) {
 	d := testDecoder(false)
-	one, _ := d.update(updateBody(nil, join(okOrigin, okPath, okNextHop, okPref), nlri))
+	one, _ := d.update(updateBody(nil, join(okOrigin, okPath, okNextHop, okPref), okNLRI))
 	two, _ := d.update(updateBody(nil, join(okOrigin, okPath, okNextHop, okPref), []byte{8, 11}))
-	other, _ := d.update(updateBody(nil, join(okOrigin, okPath, []byte{0x40, 3, 4, 10, 9, 0, 3}, okPref), nlri))
+	other, _ := d.update(updateBody(nil, join(okOrigin, okPath, []byte{0x40, 3, 4, 10, 9, 0, 3}, okPref), okNLRI))
 	if one[0].attrs != two[0].attrs || one[0].attrs == other[0].attrs {
 		t.Error("not interned")
 	}
-	fresh, _ := testDecoder(false).update(updateBody(nil, join(okOrigin, okPath, okNextHop, okPref), nlri))
+	fresh, _ := testDecoder(false).update(updateBody(nil, join(okOrigin, okPath, okNextHop, okPref), okNLRI))
 	if !fresh[0].attrs.same(one[0].attrs) || fresh[0].attrs.same(other[0].attrs) {
 		t.Error("same")
 	}
@@ -258,7 +304,7 @@ func TestInterned(t *testing.T) {
 func TestTwoByteAS(t *testing.T) {
 	path := []segment{{2, []uint32{64600, 4200000001}}, {1, []uint32{4200000002, 7}}}
 	narrow := outlook{external: true, localAS: 64512, nextHop: [2]netip.Addr{addr("10.9.0.2")}}
-	b, ok := narrow.announce(&attrs{path: path}, prefixes("10.1.0.0/26"), IPv4)
+	b, ok := narrow.announce(&attrs{path: path}, bare(prefixes("10.1.0.0/26")), IPv4)
 	if !ok {
 		t.Fatal("not packed")
 	}
@@ -324,48 +370,59 @@ func randomPrefixes(rnd *rand.Rand, n int, family Family) []netip.Prefix {
 
 // What is packed comes out again, in messages as few and as full as can be.
 func TestPacking(t *testing.T) {
+	for _, extended := range []bool{false, true} {
+		testPacking(t, extended)
+	}
+}
+
+func testPacking(t *testing.T, extended bool) {
+	t.Helper()
+	room := roomFor(extended)
 	rnd := rand.New(rand.NewPCG(3, 4))
 	hops := [2]netip.Addr{addr("10.9.0.2"), addr("fd00::2")}
 	for _, family := range []Family{IPv4, IPv6} {
-		for _, n := range []int{0, 1, 2, 500, 5000} {
-			for _, extra := range []int{0, 100, 3900} {
+		for _, n := range []int{0, 1, 2, 500, room / 2} {
+			for _, extra := range []int{0, 100, room - 196} {
+				if extra > maxMessage && n > 500 {
+					continue // hundreds of MB
+				}
 				list := randomPrefixes(rnd, n, family)
 				a := &attrs{nextHop: hops[family], localPref: 7}
 				if extra > 0 {
 					a.carry(carried{0xe0, 200, make([]byte, extra)})
 				}
-				look := outlook{as4: true}
-				b, ok := look.announce(a, list, family)
+				look := outlook{as4: true, extended: extended}
+				b, ok := look.announce(a, bare(list), family)
 				if !ok {
 					t.Fatal("no room")
 				}
-				unpack(t, family, b, list, func(c change) bool {
+				unpack(t, room, family, b, list, func(c change) bool {
 					return c.attrs != nil && c.attrs.nextHop == hops[family] && c.attrs.localPref == 7
 				})
-				unpack(t, family, withdraw(list, family), list, func(c change) bool { return c.attrs == nil })
+				unpack(t, room, family, look.withdraw(bare(list), family), list, func(c change) bool { return c.attrs == nil })
 			}
 		}
 	}
 	a := &attrs{nextHop: hops[0]}
-	a.carry(carried{0xe0, 200, make([]byte, 4040)})
-	if _, ok := (&outlook{}).announce(a, prefixes("10.0.0.0/8"), IPv4); ok {
-		t.Error("attributes of 4040 bytes leave room")
+	a.carry(carried{0xe0, 200, make([]byte, room-56)})
+	if _, ok := (&outlook{extended: extended}).announce(a, bare(prefixes("10.0.0.0/8")), IPv4); ok {
+		t.Error("attributes leave no room")
 	}
 }
 
-func unpack(t *testing.T, family Family, b blob, want []netip.Prefix, right func(change) bool) {
+func unpack(t *testing.T, most int, family Family, b blob, want []netip.Prefix, right func(change) bool) {
 	t.Helper()
 	var got []netip.Prefix
 	rest, count, room := b.bytes, 0, 0
 	for len(rest) > 0 {
-		n, kind, f := frame(rest)
+		n, kind, f := frame(rest, most)
 		if f != nil || n == 0 || kind != codec.BGP_MSG_UPDATE {
 			t.Fatalf("message %d, %v", kind, f)
 		}
 		if room > 17 {
 			t.Errorf("message with %d bytes to spare before the last", room)
 		}
-		room = maxMessage - n
+		room = most - n
 		// The codec's own reading agrees.
 		if _, err := codec.ParseBGPMessage(rest[:n]); err != nil {
 			t.Fatal(err)

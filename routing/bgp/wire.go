@@ -9,15 +9,26 @@ import (
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
 
-// Sizes of RFC 4271, section 4.1.
+// Sizes of RFC 4271, section 4.1, and of RFC 8654, section 4.
 const (
-	headerLen  = 19
-	maxMessage = 4096
+	headerLen   = 19
+	maxMessage  = 4096
+	maxExtended = 65535
 )
 
+// roomFor is what the longest message may have.
+func roomFor(extended bool) int {
+	if extended {
+		return maxExtended
+	}
+	return maxMessage
+}
+
 // frame checks a message's header (RFC 4271, section 6.1; the codec does not)
-// and returns the message's length; 0 means that b does not hold it all.
-func frame(b []byte) (length int, kind uint8, f *fault) {
+// and returns the message's length; 0 means that b does not hold it all. room is what
+// the longest message may have: "all messages except for OPEN and KEEPALIVE" may be
+// extended ones, where those are agreed (RFC 8654, section 4).
+func frame(b []byte, room int) (length int, kind uint8, f *fault) {
 	if len(b) < headerLen {
 		return 0, 0, nil
 	}
@@ -27,10 +38,10 @@ func frame(b []byte) (length int, kind uint8, f *fault) {
 		}
 	}
 	length, kind = int(binary.BigEndian.Uint16(b[16:])), b[18]
-	least, most := 0, maxMessage
+	least, most := 0, room
 	switch kind {
 	case codec.BGP_MSG_OPEN:
-		least = 29
+		least, most = 29, maxMessage
 	case codec.BGP_MSG_UPDATE:
 		least = 23
 	case codec.BGP_MSG_NOTIFICATION:
@@ -78,50 +89,61 @@ func cut(b []byte) (field, rest []byte, ok bool) {
 	return b[:n], b[n:], true
 }
 
-// parsePrefixes reads prefixes of RFC 4271, section 4.3 (RFC 4760, section 5);
-// bits behind the length are irrelevant and cleared.
-func parsePrefixes(b []byte, family Family) (to []netip.Prefix, ok bool) {
+// reachable are the prefixes of a message, and where paths have IDs (RFC 7911) the ID of
+// each.
+type reachable struct {
+	prefixes []netip.Prefix
+	ids      []uint32
+}
+
+// id is that of a prefix's path, 0 where there are none.
+func (r *reachable) id(i int) uint32 {
+	if r.ids == nil {
+		return 0
+	}
+	return r.ids[i]
+}
+
+// parsePrefixes reads prefixes of RFC 4271, section 4.3 (RFC 4760, section 5), with an ID
+// before each where withIDs says so (RFC 7911, section 3); bits behind the length are
+// irrelevant and cleared.
+func parsePrefixes(b []byte, family Family, withIDs bool) (to reachable, ok bool) {
 	if len(b) > 0 {
-		to = make([]netip.Prefix, 0, len(b)/4+1)
+		to.prefixes = make([]netip.Prefix, 0, len(b)/4+1)
 	}
 	for len(b) > 0 {
+		if withIDs {
+			if len(b) < 5 {
+				return reachable{}, false
+			}
+			to.ids = append(to.ids, binary.BigEndian.Uint32(b))
+			b = b[4:]
+		}
 		bits := int(b[0])
 		n := (bits + 7) / 8
 		if len(b) < 1+n {
-			return nil, false
+			return reachable{}, false
 		}
 		var addr netip.Addr
 		if family == IPv4 {
 			if bits > 32 {
-				return nil, false
+				return reachable{}, false
 			}
 			var a [4]byte
 			copy(a[:], b[1:1+n])
 			addr = netip.AddrFrom4(a)
 		} else {
 			if bits > 128 {
-				return nil, false
+				return reachable{}, false
 			}
 			var a [16]byte
 			copy(a[:], b[1:1+n])
 			addr = netip.AddrFrom16(a)
 		}
-		to = append(to, netip.PrefixFrom(addr, bits).Masked())
+		to.prefixes = append(to.prefixes, netip.PrefixFrom(addr, bits).Masked())
 		b = b[1+n:]
 	}
 	return to, true
-}
-
-// appendPrefix is the inverse of parsePrefixes.
-func appendPrefix(b []byte, p netip.Prefix) []byte {
-	n := (p.Bits() + 7) / 8
-	b = append(b, byte(p.Bits()))
-	if a := p.Addr(); a.Is4() {
-		x := a.As4()
-		return append(b, x[:n]...)
-	}
-	x := p.Addr().As16()
-	return append(b, x[:n]...)
 }
 
 // appendAttr writes an attribute; the length's size follows its value.
