@@ -185,7 +185,7 @@ func (s shownRoute) text() string {
 		r.NextHops = nil
 		text := r.String() + " proto " + s.Protocol
 		for _, h := range hops {
-			text += " nexthop " + h.String()
+			text += " nexthop " + h.Of(r.Prefix)
 		}
 		return text
 	}

@@ -153,7 +153,7 @@ func (r Route) String() string {
 	}
 	b.WriteString(destination(r.Prefix))
 	if len(r.NextHops) == 1 {
-		b.WriteString(" " + r.NextHops[0].String())
+		b.WriteString(" " + r.NextHops[0].Of(r.Prefix))
 	}
 	if r.Metric != 0 {
 		fmt.Fprintf(&b, " metric %d", r.Metric)
@@ -163,17 +163,27 @@ func (r Route) String() string {
 	}
 	if len(r.NextHops) > 1 {
 		for _, h := range sorted(r.NextHops) {
-			b.WriteString(" nexthop " + h.String())
+			b.WriteString(" nexthop " + h.Of(r.Prefix))
 		}
 	}
 	return b.String()
 }
 
-// String prints the next hop as `ip route` does.
-func (h NextHop) String() string {
+// String prints the next hop as `ip route` does for a prefix of its family.
+func (h NextHop) String() string { return h.text("via") }
+
+// Of prints the next hop of a prefix as `ip route` does.
+func (h NextHop) Of(p netip.Prefix) string {
+	if h.Addr.Is6() && p.Addr().Is4() {
+		return h.text("via inet6")
+	}
+	return h.text("via")
+}
+
+func (h NextHop) text(via string) string {
 	var parts []string
 	if h.Addr.IsValid() {
-		parts = append(parts, "via", h.Addr.String())
+		parts = append(parts, via, h.Addr.String())
 	}
 	if h.Link != "" {
 		parts = append(parts, "dev", h.Link)

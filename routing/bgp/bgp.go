@@ -139,12 +139,16 @@ const (
 	NextHopUnchanged                    // kept
 )
 
-// PeerConfig is one neighbour; its Address is its identity.
+// PeerConfig is one neighbour; its Address is its identity. A link-local one has the name
+// of its link as zone, and so has LocalAddress, which it needs then: the session is that
+// link's, and next hops of it are taken.
 type PeerConfig struct {
 	Address netip.Addr
 	// Port to dial; 0 means Port.
-	Port        uint16
+	Port uint16
+	// AS is the peer's. With External, where it is 0, any but this side's is good.
 	AS          uint32
+	External    bool
 	Description string
 	// LocalAddress is bound when dialling; connections from the peer to
 	// another address are refused. Not valid: the kernel's choice. One that is not
@@ -237,7 +241,7 @@ type PeerConfig struct {
 type Session struct {
 	Peer        netip.Addr
 	Description string
-	AS          uint32
+	AS          uint32     // that of its OPEN, if PeerConfig has none
 	RouterID    netip.Addr // of the peer, from its OPEN
 	Local       netip.Addr
 	// State is Idle, Connect, Active, OpenSent, OpenConfirm or Established.

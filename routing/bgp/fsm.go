@@ -117,11 +117,14 @@ func (f *fsm) enter(name string) {
 	}
 	f.shown.retry, f.shown.local = f.idleUntil, netip.Addr{}
 	if f.conn != nil {
-		f.shown.local = f.conn.local()
+		f.shown.local = f.local(f.conn)
 	}
 	f.mu.Unlock()
 	f.speaker.sessionChanged()
 }
+
+// local is this side's address of a connection; the zone of a link-local one is the peer's.
+func (f *fsm) local(c *conn) netip.Addr { return c.local().WithZone(f.config.Address.Zone()) }
 
 // because notes why the session is not up.
 func (f *fsm) because(words string) {

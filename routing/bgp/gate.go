@@ -16,26 +16,38 @@ import (
 // peers', before it answers: to others the port is as if filtered.
 type portGate struct {
 	mu        sync.Mutex
-	program   []unix.SockFilter // nil: everybody may
 	peers     map[netip.Addr]uint8
-	listeners map[*net.TCPListener]bool
+	listeners map[*net.TCPListener]string // the link of one that is bound to it
 }
 
 func newPortGate() *portGate {
-	program, _ := gate.Program(nil)
-	return &portGate{program: program, listeners: map[*net.TCPListener]bool{}}
+	return &portGate{listeners: map[*net.TCPListener]string{}}
 }
 
-// add closes a listener to strangers.
-func (g *portGate) add(l net.Listener) error {
+// add closes a listener to strangers; link is that of a link-local address, which is
+// bound to it.
+func (g *portGate) add(l net.Listener, link string) error {
 	tcp, ok := l.(*net.TCPListener)
 	if !ok {
 		return nil
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.listeners[tcp] = true
-	return gate.Attach(tcp, g.program)
+	g.listeners[tcp] = link
+	program, err := g.program(link)
+	return errors.Join(err, gate.Attach(tcp, program))
+}
+
+// program is the filter of the listeners of a link, for the peers there; "": of all
+// others. nil: everybody may.
+func (g *portGate) program(link string) ([]unix.SockFilter, error) {
+	there := map[netip.Addr]uint8{}
+	for a, least := range g.peers {
+		if a.Zone() == link {
+			there[a] = least
+		}
+	}
+	return gate.Program(there)
 }
 
 func (g *portGate) remove(l net.Listener) {
@@ -55,9 +67,13 @@ func (g *portGate) admit(peers map[netip.Addr]uint8) error {
 	if g.peers != nil && maps.Equal(g.peers, peers) {
 		return nil
 	}
-	program, err := gate.Program(peers)
-	g.program, g.peers = program, peers
-	for l := range g.listeners {
+	g.peers = peers
+	_, err := g.program("")
+	for l, link := range g.listeners {
+		program, linkErr := g.program(link)
+		if link != "" {
+			err = errors.Join(err, linkErr)
+		}
 		if attachErr := gate.Attach(l, program); attachErr != nil {
 			// The old one would keep new peers out, and is counted beside the new one.
 			if attachErr = gate.Attach(l, nil); attachErr == nil {

@@ -64,7 +64,7 @@ func TestPortIsOpenToPeersAlone(t *testing.T) {
 				hosts = append(hosts, netip.IPv6Loopback())
 			}
 			g := newPortGate()
-			if err := g.add(l); err != nil {
+			if err := g.add(l, ""); err != nil {
 				t.Fatal(err)
 			}
 			for round := range 20 {
@@ -113,7 +113,7 @@ func TestALargeFilterIsReplaced(t *testing.T) {
 	to := l.Addr().(*net.TCPAddr).AddrPort()
 	peer, stranger := netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3")
 	g := newPortGate()
-	if err := g.add(l); err != nil {
+	if err := g.add(l, ""); err != nil {
 		t.Fatal(err)
 	}
 	var peers []netip.Addr

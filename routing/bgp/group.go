@@ -40,6 +40,7 @@ type session struct {
 	notification bool
 	enhanced     bool       // both sides mark what they tell again (RFC 7313)
 	extended     bool       // both sides said that messages may be extended (RFC 8654)
+	crossing     bool       // both sides said that IPv4 prefixes may have IPv6 next hops (RFC 8950)
 	local        netip.Addr // our end
 	localAS      uint32
 	look         outlook

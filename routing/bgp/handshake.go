@@ -327,8 +327,9 @@ func (f *fsm) session() *session {
 	s.enhanced = mine.enhanced && c.open.enhanced
 	s.extended = mine.extended && c.open.extended
 	s.long = mine.long.agreed(c.open.long)
+	s.crossing = mine.crossing && c.open.crossing && s.families[IPv4]
 	s.notification = c.open.gr != nil && c.open.gr.notification
-	if s.local = c.local(); !s.local.IsValid() {
+	if s.local = f.local(c); !s.local.IsValid() {
 		s.local = f.config.LocalAddress
 	}
 	s.look = s.lookFor(f.config)
@@ -337,8 +338,8 @@ func (f *fsm) session() *session {
 	c.established = &established{
 		decoder: decoder{
 			complaints: f.complaints, families: s.families, ids: s.takes, as4: c.open.as4,
-			localAS: mine.as, ownAS: f.speaker.config.AS, peerAS: f.config.AS, routerID: f.speaker.config.RouterID, localIP: s.local,
-			clusterID: f.speaker.config.ClusterID, peerID: c.open.id,
+			localAS: mine.as, ownAS: f.speaker.config.AS, peerAS: c.open.as, routerID: f.speaker.config.RouterID, localIP: s.local,
+			clusterID: f.speaker.config.ClusterID, peerID: c.open.id, crossing: s.crossing, zone: f.config.Address.Zone(),
 		},
 		room: roomFor(s.extended), enhanced: s.enhanced,
 		hand:    func(batch []change) { to.post(func() { to.rib.apply(s, batch) }) },
@@ -350,7 +351,7 @@ func (f *fsm) session() *session {
 // lookFor is how the session's peer is spoken to by a configuration.
 func (s *session) lookFor(c PeerConfig) outlook {
 	look := outlook{
-		external: c.AS != s.localAS, as4: s.open.as4, localAS: s.localAS, families: s.families, extended: s.extended, ids: s.sends,
+		external: s.open.as != s.localAS, as4: s.open.as4, localAS: s.localAS, families: s.families, extended: s.extended, crossing: s.crossing, ids: s.sends,
 		longLived: s.open.long != nil,
 		ownOnly:   c.OwnOnly, mode: c.NextHop, draining: c.Draining, export: c.ExportFilter, aggregate: c.Aggregate,
 	}
@@ -367,6 +368,9 @@ func (s *session) lookFor(c PeerConfig) outlook {
 	}
 	for _, a := range c.NextHopSelf {
 		look.nextHop[FamilyOf(a)] = a
+	}
+	if s.crossing && !look.nextHop[IPv4].IsValid() {
+		look.nextHop[IPv4] = look.nextHop[IPv6]
 	}
 	return look
 }

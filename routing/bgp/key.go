@@ -20,25 +20,25 @@ const maxKey = 80
 type keyring struct {
 	mu        sync.Mutex
 	keys      map[netip.Addr]string
-	listeners map[syscall.Conn]bool // true: of IPv4
-	wrong     map[netip.Addr]string // why a peer's key is not in place
+	listeners map[syscall.Conn]netip.Addr // what they listen on
+	wrong     map[netip.Addr]string       // why a peer's key is not in place
 }
 
 func newKeyring() *keyring {
-	return &keyring{listeners: map[syscall.Conn]bool{}, wrong: map[netip.Addr]string{}}
+	return &keyring{listeners: map[syscall.Conn]netip.Addr{}, wrong: map[netip.Addr]string{}}
 }
 
 // add gives a listener all keys.
-func (k *keyring) add(l any, four bool) {
+func (k *keyring) add(l any, on netip.Addr) {
 	c, ok := l.(syscall.Conn)
 	if !ok {
 		return
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.listeners[c] = four
+	k.listeners[c] = on
 	for a, key := range k.keys {
-		k.place(c, four, a, key)
+		k.place(c, on, a, key)
 	}
 }
 
@@ -61,8 +61,8 @@ func (k *keyring) set(keys map[netip.Addr]string) {
 			continue
 		}
 		delete(k.wrong, a)
-		for c, four := range k.listeners {
-			k.place(c, four, a, "")
+		for c, on := range k.listeners {
+			k.place(c, on, a, "")
 		}
 	}
 	for a, key := range keys {
@@ -70,15 +70,16 @@ func (k *keyring) set(keys map[netip.Addr]string) {
 			continue
 		}
 		delete(k.wrong, a)
-		for c, four := range k.listeners {
-			k.place(c, four, a, key)
+		for c, on := range k.listeners {
+			k.place(c, on, a, key)
 		}
 	}
 }
 
-// place gives one listener the key of a peer, or with "" takes it away.
-func (k *keyring) place(l syscall.Conn, four bool, a netip.Addr, key string) {
-	if a.Is4() != four {
+// place gives one listener the key of a peer, or with "" takes it away; not that of
+// another family or link.
+func (k *keyring) place(l syscall.Conn, on, a netip.Addr, key string) {
+	if a.Is4() != on.Is4() || a.Zone() != on.Zone() {
 		return
 	}
 	raw, err := l.SyscallConn()

@@ -30,8 +30,8 @@ func (s *Speaker) listen(ctx context.Context, a netip.AddrPort) {
 			}
 			continue
 		}
-		s.keys.add(l, a.Addr().Is4())
-		if err := s.gate.add(l); err != nil {
+		s.keys.add(l, a.Addr())
+		if err := s.gate.add(l, a.Addr().Zone()); err != nil {
 			s.log.Warn("the port is open to everybody", "address", a, "error", err)
 		}
 		s.problem(a, "")
@@ -41,7 +41,7 @@ func (s *Speaker) listen(ctx context.Context, a netip.AddrPort) {
 			if err != nil {
 				break
 			}
-			s.accept(ctx, c)
+			s.accept(ctx, c, a.Addr().Zone())
 		}
 		stop()
 		s.gate.remove(l)
@@ -51,9 +51,9 @@ func (s *Speaker) listen(ctx context.Context, a netip.AddrPort) {
 }
 
 // accept hands a connection to its peer's state machine; those of unknown
-// addresses are closed.
-func (s *Speaker) accept(ctx context.Context, c net.Conn) {
-	remote := addrOf(c.RemoteAddr()).WithZone("")
+// addresses are closed. link is that of the listener, if it is one link's.
+func (s *Speaker) accept(ctx context.Context, c net.Conn, link string) {
+	remote, here := addrOf(c.RemoteAddr()).WithZone(link), addrOf(c.LocalAddr()).WithZone(link)
 	s.mu.Lock()
 	f := s.machines[remote]
 	s.mu.Unlock()
@@ -65,8 +65,8 @@ func (s *Speaker) accept(ctx context.Context, c net.Conn) {
 	f.mu.Lock()
 	config := f.wanted
 	f.mu.Unlock()
-	if local := config.LocalAddress; local.IsValid() && addrOf(c.LocalAddr()) != local {
-		s.log.Debug("connection to another address", "peer", remote, "local", addrOf(c.LocalAddr()))
+	if local := config.LocalAddress; local.IsValid() && here != local {
+		s.log.Debug("connection to another address", "peer", remote, "local", here)
 		_ = c.Close()
 		return
 	}

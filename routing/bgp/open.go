@@ -40,8 +40,10 @@ type open struct {
 	extended bool
 	// paths says by Family whether several paths are taken or sent (RFC 7911).
 	paths [2]codec.BGPAddPathMode
-	gr    *graceful
-	long  *longLived // stands only beside gr
+	// crossing: IPv4 prefixes may have IPv6 next hops (RFC 8950, section 4).
+	crossing bool
+	gr       *graceful
+	long     *longLived // stands only beside gr
 }
 
 // routeFamily is the codec's word for a family.
@@ -50,6 +52,14 @@ func (f Family) routeFamily() codec.RouteFamily {
 		return codec.RF_IPv4_UC
 	}
 	return codec.RF_IPv6_UC
+}
+
+// afi is the family's number (RFC 4760).
+func (f Family) afi() uint8 {
+	if f == IPv4 {
+		return codec.AFI_IP
+	}
+	return codec.AFI_IP6
 }
 
 // familyFrom maps AFI and SAFI (RFC 4760).
@@ -87,6 +97,9 @@ func (o *open) message() ([]byte, error) {
 	}
 	if several != nil {
 		caps = append(caps, codec.NewCapAddPath(several))
+	}
+	if o.crossing {
+		caps = append(caps, codec.NewCapExtendedNexthop([]*codec.CapExtendedNexthopTuple{codec.NewCapExtendedNexthopTuple(codec.RF_IPv4_UC, codec.AFI_IP6)}))
 	}
 	if o.gr != nil {
 		var tuples []*codec.CapGracefulRestartTuple
@@ -212,6 +225,10 @@ func (o *open) capabilities(b []byte, multiprotocol *bool) *fault {
 					o.paths[f] = t.Mode
 				}
 			}
+		case *codec.CapExtendedNexthop:
+			for _, t := range c.Tuples {
+				o.crossing = o.crossing || *t == codec.CapExtendedNexthopTuple{NLRIAFI: codec.AFI_IP, NLRISAFI: codec.SAFI_UNICAST, NexthopAFI: codec.AFI_IP6}
+			}
 		case *codec.CapGracefulRestart:
 			g := &graceful{
 				restarting: c.Flags&0x08 != 0, notification: c.Flags&0x04 != 0,
@@ -268,6 +285,9 @@ func (o *open) words() (list []string) {
 			list = append(list, fmt.Sprintf("several paths of %v: %s", Family(f), []string{"takes", "sends", "takes and sends"}[mode-1]))
 		}
 	}
+	if o.crossing {
+		list = append(list, "ipv6 next hops of ipv4")
+	}
 	if o.gr == nil {
 		return list
 	}
@@ -292,9 +312,14 @@ func (o *open) words() (list []string) {
 }
 
 // accept checks the peer's OPEN against ours (RFC 4271, section 6.2) and
-// returns why not.
+// returns why not; peerAS 0: any external one.
 func (o *open) accept(mine *open, peerAS uint32) *fault {
-	if o.as != peerAS {
+	switch {
+	case peerAS == 0 && (o.as == 0 || o.as == asTrans):
+		return &fault{codeOpen, 2, nil, fmt.Sprintf("bad peer AS %d: reserved", o.as)}
+	case peerAS == 0 && o.as == mine.as:
+		return &fault{codeOpen, 2, nil, fmt.Sprintf("bad peer AS %d: this side's, and not an external one", o.as)}
+	case peerAS != 0 && o.as != peerAS:
 		return &fault{codeOpen, 2, nil, fmt.Sprintf("bad peer AS %d", o.as)}
 	}
 	// "An implementation MUST reject Hold Time values of one or two seconds."
@@ -326,6 +351,7 @@ func (s *Speaker) openFor(p PeerConfig, wasUp bool) *open {
 	}
 	for _, f := range p.families() {
 		o.families[f] = true
+		o.crossing = o.crossing || f == IPv4
 		if p.ReceivePaths {
 			o.paths[f] |= codec.BGP_ADD_PATH_RECEIVE
 		}

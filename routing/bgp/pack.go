@@ -36,6 +36,8 @@ type outlook struct {
 	// nextHop is the one of own routes, by family, and of learnt ones where it is not
 	// kept; not valid: such routes are not sent.
 	nextHop [2]netip.Addr
+	// crossing: IPv4 prefixes may have IPv6 next hops.
+	crossing bool
 }
 
 // writing is what of an outlook shows in the bytes of a path; the rest says which paths a
@@ -52,16 +54,21 @@ type blob struct {
 }
 
 // hop is the next hop that a is sent with; the one of a learnt path stays
-// within the AS (RFC 4271, section 5.1.3), unless somebody wants it otherwise.
+// within the AS (RFC 4271, section 5.1.3), unless somebody wants it otherwise or it is of
+// a link that nobody else has.
 func (o *outlook) hop(a *attrs, family Family) netip.Addr {
-	if a.nextHop.IsValid() && (o.mode == NextHopUnchanged || o.mode == NextHopUsual && !o.external) {
-		return a.nextHop
+	hop := o.nextHop[family]
+	if a.nextHop.IsValid() && !a.nextHop.IsLinkLocalUnicast() && (o.mode == NextHopUnchanged || o.mode == NextHopUsual && !o.external) {
+		hop = a.nextHop
 	}
-	return o.nextHop[family]
+	if hop.Is6() && family == IPv4 && !o.crossing {
+		return netip.Addr{} // only to who can take it (RFC 8950, section 4)
+	}
+	return hop
 }
 
-// attributes are those of a in ascending order, without next hop for
-// IPv6 (RFC 4760, section 3).
+// attributes are those of a in ascending order, without a next hop of
+// IPv6 (RFC 4760, section 3; RFC 8950, section 3).
 func (o *outlook) attributes(a *attrs, family Family) []byte {
 	b := appendAttr(nil, flagTransitive, attrOrigin, []byte{a.origin})
 	path := a.path
@@ -69,8 +76,8 @@ func (o *outlook) attributes(a *attrs, family Family) []byte {
 		path = prepend(path, o.localAS)
 	}
 	b = appendAttr(b, flagTransitive, attrPath, encodePath(path, o.as4))
-	if family == IPv4 {
-		b = appendAttr(b, flagTransitive, attrNextHop, o.hop(a, IPv4).AsSlice())
+	if hop := o.hop(a, family); hop.Is4() {
+		b = appendAttr(b, flagTransitive, attrNextHop, hop.AsSlice())
 	}
 	// MED stays in the AS that it was given to (RFC 4271, section 5.1.4).
 	if a.hasMED && (!o.external || a.tellMED) {
@@ -155,19 +162,20 @@ type nlri struct {
 func (o *outlook) announce(a *attrs, prefixes []nlri, family Family) (blob, bool) {
 	list := o.attributes(a, family)
 	var fixed []byte // in front of the prefixes, behind the withdrawn length
-	if family == IPv4 {
+	hop := o.hop(a, family)
+	if hop.Is4() {
 		fixed = binary.BigEndian.AppendUint16(nil, uint16(len(list)))
 		fixed = append(fixed, list...)
 	} else {
 		// MP_REACH comes first (RFC 7606, section 5.1), so the others
 		// follow the prefixes.
-		hop := o.hop(a, IPv6).As16()
-		fixed = append(fixed, 0, 0, flagOptional|flagExtended, attrReach, 0, 0, 0, codec.AFI_IP6, codec.SAFI_UNICAST, 16)
-		fixed = append(fixed, hop[:]...)
+		sixteen := hop.As16()
+		fixed = append(fixed, 0, 0, flagOptional|flagExtended, attrReach, 0, 0, 0, family.afi(), codec.SAFI_UNICAST, 16)
+		fixed = append(fixed, sixteen[:]...)
 		fixed = append(fixed, 0)
 	}
 	room := roomFor(o.extended) - headerLen - 2 - len(fixed)
-	if family == IPv6 {
+	if hop.Is6() {
 		room -= len(list)
 	}
 	least := 17 // for a prefix
@@ -184,7 +192,7 @@ func (o *outlook) announce(a *attrs, prefixes []nlri, family Family) (blob, bool
 		attrsAt := len(b)
 		b = append(b, fixed...)
 		b, prefixes = fill(b, prefixes, room, o.ids[family])
-		if family == IPv6 {
+		if hop.Is6() {
 			binary.BigEndian.PutUint16(b[attrsAt+4:], uint16(len(b)-attrsAt-6))
 			b = append(b, list...)
 			binary.BigEndian.PutUint16(b[attrsAt:], uint16(len(b)-attrsAt-2))

@@ -107,13 +107,17 @@ func (g *stage) dials() []time.Duration {
 // connect makes a connection between a peer and the speaker.
 func (g *stage) connect(peer netip.Addr) (*robot, net.Conn) {
 	a, b := net.Pipe()
-	return newRobot(g.t, a), pipe{b, addr(usID), peer}
+	us := addr(usID)
+	if peer.Is6() {
+		us = addr("fd00:9::10")
+	}
+	return newRobot(g.t, a), pipe{b, us, peer}
 }
 
 // incoming is a connection that the peer opened.
 func (g *stage) incoming(peer string) *robot {
 	r, ours := g.connect(addr(peer))
-	g.s.accept(context.Background(), ours)
+	g.s.accept(context.Background(), ours, addr(peer).Zone())
 	return r
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,11 @@ const farTTL = 255
 // nor a least TTL (RFC 5082). It answers with the largest TTL: a peer that demands it
 // of everything (RFC 5082, section 3) would not see the answer else.
 func openListener(ctx context.Context, a netip.AddrPort) (net.Listener, error) {
+	here, err := numbered(a.Addr())
+	if err != nil {
+		return nil, err
+	}
+	a = netip.AddrPortFrom(here, a.Port())
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		return control(c, func(fd int) error { return setTTL(fd, a.Addr().Is4(), farTTL) })
 	}}
@@ -27,22 +33,43 @@ func openListener(ctx context.Context, a netip.AddrPort) (net.Listener, error) {
 
 // dial opens a connection to a peer.
 func dial(ctx context.Context, p PeerConfig) (net.Conn, error) {
+	here, err := numbered(p.LocalAddress)
+	if err != nil {
+		return nil, err
+	}
+	there, err := numbered(p.Address)
+	if err != nil {
+		return nil, err
+	}
 	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 		return control(c, p.tune)
 	}}
 	d.SetMultipathTCP(false)
-	if p.LocalAddress.IsValid() {
-		d.LocalAddr = &net.TCPAddr{IP: p.LocalAddress.AsSlice(), Zone: p.LocalAddress.Zone()}
+	if here.IsValid() {
+		d.LocalAddr = &net.TCPAddr{IP: here.AsSlice(), Zone: here.Zone()}
 	}
 	port := p.Port
 	if port == 0 {
 		port = Port
 	}
-	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(p.Address, port).String())
+	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(there, port).String())
 	if err != nil {
 		return nil, fmt.Errorf("dial %v: %w", p.Address, err)
 	}
 	return c, nil
+}
+
+// numbered has the link's index as zone in place of its name, as it is now: the net
+// package knows for a minute what it was.
+func numbered(a netip.Addr) (netip.Addr, error) {
+	if a.Zone() == "" {
+		return a, nil
+	}
+	link, err := net.InterfaceByName(a.Zone())
+	if err != nil {
+		return a, fmt.Errorf("interface %s: %w", a.Zone(), err)
+	}
+	return a.WithZone(strconv.Itoa(link.Index)), nil
 }
 
 // tune gives a socket what the peer's connections have.

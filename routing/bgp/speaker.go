@@ -177,7 +177,7 @@ func (s *Speaker) listenFor(ctx context.Context) {
 	wanted := map[netip.AddrPort]bool{}
 	for _, p := range s.rib.peers {
 		a := p.config.LocalAddress
-		listened := slices.ContainsFunc(s.config.Listen, func(l netip.AddrPort) bool { return l.Addr() == a || l.Addr().IsUnspecified() })
+		listened := slices.ContainsFunc(s.config.Listen, func(l netip.AddrPort) bool { return l.Addr() == a || l.Addr().IsUnspecified() && a.Zone() == "" })
 		if a.IsValid() && len(s.config.Listen) > 0 && !listened {
 			wanted[netip.AddrPortFrom(a, s.config.Listen[0].Port())] = true
 		}
@@ -279,7 +279,9 @@ func (p PeerConfig) check() error {
 	switch {
 	case !p.Address.IsValid() || p.Address.IsUnspecified() || p.Address.IsMulticast() || p.Address.Is4In6():
 		return fmt.Errorf("peer %v: not an address to connect to", p.Address)
-	case p.AS == 0 || p.AS == asTrans:
+	case p.Address.IsLinkLocalUnicast() && (p.Address.Zone() == "" || p.LocalAddress.Zone() != p.Address.Zone()):
+		return fmt.Errorf("peer %v: link-local, and its link or this side's address there is not known", p.Address)
+	case p.External != (p.AS == 0) || p.AS == asTrans:
 		return fmt.Errorf("peer %v: AS %d: reserved", p.Address, p.AS)
 	case p.LocalAS == asTrans:
 		return fmt.Errorf("peer %v: local AS %d: reserved", p.Address, p.LocalAS)
@@ -323,7 +325,7 @@ func (s *Speaker) configure(peers []PeerConfig, wanted map[netip.Addr]bool) {
 			continue
 		}
 		was := p.config
-		if was.AS != c.AS {
+		if was.AS != c.AS || was.External != c.External {
 			r.forget(p)
 		}
 		if c.Leaving && !p.config.Leaving {
@@ -418,7 +420,7 @@ func (r *rib) forget(p *peer) {
 // the change is made in place.
 func (p PeerConfig) ResetBy(next PeerConfig) string {
 	switch {
-	case p.AS != next.AS:
+	case p.AS != next.AS || p.External != next.External:
 		return "AS"
 	case p.LocalAS != next.LocalAS:
 		return "local AS"

@@ -52,7 +52,7 @@ func (p *peer) status() Session {
 	}
 	s.Offered = f.speaker.openFor(p.config, p.ups > 0).words()
 	if up := p.session; up != nil {
-		s.Heard = up.open.words()
+		s.Heard, s.AS = up.open.words(), up.open.as
 		s.RouterID, s.HoldTime, s.Notification = up.open.id, up.hold, up.notification
 		s.GracefulRestart = up.open.gr != nil && up.open.gr.listed != [2]bool{}
 		for family, on := range up.families {

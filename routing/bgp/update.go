@@ -43,8 +43,12 @@ type decoder struct {
 	routerID, localIP netip.Addr
 	// clusterID is ours, peerID the peer's router ID.
 	clusterID, peerID netip.Addr
-	table             map[string]interned
-	key               []byte
+	// crossing: IPv4 prefixes may have IPv6 next hops. zone is the link of a session
+	// between link-local addresses, and that of next hops which are; "": they cannot be used.
+	crossing bool
+	zone     string
+	table    map[string]interned
+	key      []byte
 }
 
 // external reports whether the peer is in another AS.
@@ -116,12 +120,12 @@ func (d *decoder) update(body []byte) (changes []change, err *fault) {
 		changes = append(changes, d.announce(announced, &w, netip.Addr{}, body))
 	}
 	if w.hasReach {
-		family, list, hop, words := d.reach(w.reach)
+		list, hop, words := d.reach(w.reach)
 		if words != "" {
 			return malformed(9, words)
 		}
 		if len(list.prefixes) > 0 {
-			if !usable(hop, family) {
+			if !usable(hop) {
 				w.withdraw = "next hop " + hop.String() + " cannot be used"
 			}
 			changes = append(changes, d.announce(list, &w, hop, body))
@@ -282,7 +286,7 @@ func (d *decoder) take(a *attrs, c *carried) (words string) {
 		a.origin = v.Value
 	case *codec.PathAttributeNextHop:
 		a.nextHop, _ = netip.AddrFromSlice(c.value)
-		if !usable(a.nextHop, IPv4) {
+		if !usable(a.nextHop) {
 			return "next hop " + a.nextHop.String() + " cannot be used"
 		}
 	case *codec.PathAttributeMultiExitDisc:
@@ -405,35 +409,49 @@ func (d *decoder) walk(b []byte) (w found, f *fault) {
 // no prefixes. Of those that we know the prefixes must be well-formed all the same:
 // else the session ends, as where an agreed one's are not (RFC 7606, section 5.3). Others
 // are not looked into.
-func (d *decoder) reach(b []byte) (family Family, list reachable, hop netip.Addr, words string) {
+func (d *decoder) reach(b []byte) (list reachable, hop netip.Addr, words string) {
 	if len(b) < 5 {
-		return 0, reachable{}, hop, "MP_REACH is too short"
+		return reachable{}, hop, "MP_REACH is too short"
 	}
 	family, ok := familyFrom(binary.BigEndian.Uint16(b), b[2])
 	if !ok {
-		return 0, reachable{}, hop, ""
+		return reachable{}, hop, ""
 	}
 	n := int(b[3])
 	if len(b) < 4+n+1 {
-		return 0, reachable{}, hop, "next hop exceeds MP_REACH"
+		return reachable{}, hop, "next hop exceeds MP_REACH"
 	}
 	list, ok = parsePrefixes(b[4+n+1:], family, d.ids[family])
 	if !ok {
-		return 0, reachable{}, hop, "malformed prefix in MP_REACH"
+		return reachable{}, hop, "malformed prefix in MP_REACH"
 	}
-	// IPv6: the global address, and a link-local one behind it (RFC 2545,
-	// section 3).
 	switch {
 	case !d.families[family]:
-		return 0, reachable{}, hop, ""
+		return reachable{}, hop, ""
 	case family == IPv4 && n == 4:
-	case family == IPv6 && (n == 16 || n == 32):
-		n = 16
+	case (family == IPv6 || d.crossing) && (n == 16 || n == 32):
 	default:
-		return 0, reachable{}, hop, fmt.Sprintf("MP_REACH has a next hop of %d bytes", n)
+		return reachable{}, hop, fmt.Sprintf("MP_REACH has a next hop of %d bytes", n)
 	}
-	hop, _ = netip.AddrFromSlice(b[4 : 4+n])
-	return family, list, hop, ""
+	return list, d.nextHop(b[4 : 4+n]), ""
+}
+
+// nextHop reads the one of MP_REACH. Of IPv6 it may be two: the global address, and a
+// link-local one of the link that both sides share (RFC 2545, section 3; RFC 8950,
+// section 3). Where the session is of that link, the latter is what can be reached: some
+// write it alone, some behind nothing, some twice.
+func (d *decoder) nextHop(b []byte) netip.Addr {
+	hop, _ := netip.AddrFromSlice(b[:min(len(b), 16)])
+	if d.zone == "" {
+		return hop
+	}
+	if len(b) == 32 && netip.AddrFrom16([16]byte(b[16:])).IsLinkLocalUnicast() {
+		hop = netip.AddrFrom16([16]byte(b[16:]))
+	}
+	if hop.IsLinkLocalUnicast() {
+		hop = hop.WithZone(d.zone)
+	}
+	return hop
 }
 
 // unreach reads MP_UNREACH_NLRI (RFC 4760, section 4), as reach does.
@@ -466,8 +484,8 @@ func discard(hop netip.Addr) netip.Addr {
 }
 
 // usable reports whether a next hop can be one (RFC 4271, section 6.3; an IPv4-mapped
-// one cannot be routed to).
-func usable(a netip.Addr, family Family) bool {
-	return a.IsValid() && FamilyOf(a) == family && !a.IsUnspecified() && !a.IsMulticast() &&
-		!a.Is4In6() && !a.IsLinkLocalUnicast() && !(a.Is4() && a.As4()[0] >= 240)
+// one cannot be routed to, and a link-local one only where its link is known).
+func usable(a netip.Addr) bool {
+	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() &&
+		!a.Is4In6() && (!a.IsLinkLocalUnicast() || a.Zone() != "") && !(a.Is4() && a.As4()[0] >= 240)
 }

@@ -458,7 +458,7 @@ func Line(r routing.Route, protocol int) string {
 	}
 	if len(r.NextHops) > 1 {
 		for _, h := range slices.SortedFunc(slices.Values(r.NextHops), routing.CompareNextHops) {
-			fmt.Fprintf(&b, "\n\tnexthop via %s dev %s weight 1", h.Addr, h.Link)
+			fmt.Fprintf(&b, "\n\tnexthop %s weight 1", h.Of(r.Prefix))
 		}
 	}
 	return b.String()

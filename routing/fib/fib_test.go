@@ -122,8 +122,13 @@ func every() []routing.Route {
 		route("10.1.3.0/26"),
 		route("10.1.4.1/32", "va"),
 		metric, narrow, narrow6,
+		route("10.1.6.0/26", "va fd00:9::2"),
+		route("10.1.7.0/26", "va fe80::2"),
+		route("10.1.8.0/26", "va fe80::2", "vc fe80::3"),
+		route("10.1.9.0/26", "va 10.9.0.2", "vc fe80::3"),
 		route("169.254.1.1/32", "lo"),
 		route("fd11::/122"),
+		route("fd11::100/122", "va fe80::2"),
 		route("fd11::40/122", "va fd00:9::2", "va fd00:9::3"),
 		route("fd11::81/128", "va"),
 		route("fd11::c0/122", "va fd00:9::2"),
@@ -169,7 +174,11 @@ func TestApplyReadsBack(t *testing.T) {
 		route("10.1.3.0/26", "va 10.9.0.2"), route("fd11::/122", "va fd00:9::2"), route("fd11::40/122", "va fd00:9::7"),
 		route("fd11::c0/122", "va fd00:9::2", "va fd00:9::9"), route("10.1.4.2/32", "va"),
 	}
-	if err := table.Apply(ctx, routing.Changes{Put: changed, Delete: []routing.Route{route("10.1.4.1/32"), route("fd11::81/128"), route("fd11::82/128"), route("10.99.0.0/26")}}); err != nil {
+	gone := []routing.Route{
+		route("10.1.4.1/32"), route("fd11::81/128"), route("fd11::82/128"), route("10.99.0.0/26"),
+		route("10.1.7.0/26"), route("10.1.8.0/26"), route("10.1.9.0/26"), route("fd11::100/122"),
+	}
+	if err := table.Apply(ctx, routing.Changes{Put: append(changed, route("10.1.6.0/26", "vc fe80::4")), Delete: gone}); err != nil {
 		t.Fatal(err)
 	}
 	have, err = table.Routes(ctx)
@@ -177,7 +186,7 @@ func TestApplyReadsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	metric := want[slices.IndexFunc(want, func(r routing.Route) bool { return r.Metric == 7 })]
-	expect := append(slices.Clone(changed), metric, route("169.254.1.1/32", "lo"))
+	expect := append(slices.Clone(changed), metric, route("10.1.6.0/26", "vc fe80::4"), route("169.254.1.1/32", "lo"))
 	if c := routing.Diff(expect, have); !c.Empty() {
 		t.Errorf("after replacing, missing %v, too much %v", c.Put, c.Delete)
 	}

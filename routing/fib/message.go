@@ -94,6 +94,8 @@ func (m *routeMessage) parse(b []byte) error {
 			dst, ok = address(value, bits)
 		case unix.RTA_GATEWAY:
 			single.addr, ok = address(value, bits)
+		case unix.RTA_VIA:
+			single.addr, ok = via(value)
 		case unix.RTA_OIF:
 			single.link, ok = number(value)
 		case unix.RTA_PRIORITY:
@@ -150,8 +152,11 @@ func (m *routeMessage) multipath(b []byte, bits int) bool {
 		h := hopMessage{link: binary.NativeEndian.Uint32(b[4:]), onlink: b[2]&unix.RTNH_F_ONLINK != 0}
 		for list := b[unix.SizeofRtNexthop:n]; len(list) > 0; {
 			kind, value, rest, ok := netdev.Attribute(list)
-			if ok && kind == unix.RTA_GATEWAY {
+			switch {
+			case ok && kind == unix.RTA_GATEWAY:
 				h.addr, ok = address(value, bits)
+			case ok && kind == unix.RTA_VIA:
+				h.addr, ok = via(value)
 			}
 			if !ok {
 				return false
@@ -162,6 +167,20 @@ func (m *routeMessage) multipath(b []byte, bits int) bool {
 		b = b[min((n+3)&^3, len(b)):]
 	}
 	return true
+}
+
+// via reads a struct rtvia: a gateway of the other family.
+func via(b []byte) (netip.Addr, bool) {
+	if len(b) < 2 {
+		return netip.Addr{}, false
+	}
+	switch binary.NativeEndian.Uint16(b) {
+	case unix.AF_INET:
+		return address(b[2:], 32)
+	case unix.AF_INET6:
+		return address(b[2:], 128)
+	}
+	return netip.Addr{}, false
 }
 
 // address reads an address of the family with that many bits.
@@ -209,13 +228,26 @@ func appendAddress(b []byte, kind uint16, a netip.Addr) []byte {
 	return append(b, sixteen[:]...)
 }
 
+// appendGateway appends the gateway of a route to an IPv4 prefix (four) or an IPv6 one.
+func appendGateway(b []byte, four bool, a netip.Addr) []byte {
+	switch {
+	case !a.IsValid():
+		return b
+	case a.Is4() == four:
+		return appendAddress(b, unix.RTA_GATEWAY, a)
+	}
+	value := append(binary.NativeEndian.AppendUint16(nil, uint16(family(a))), a.AsSlice()...)
+	b = binary.NativeEndian.AppendUint16(b, uint16(4+len(value)))
+	b = binary.NativeEndian.AppendUint16(b, unix.RTA_VIA)
+	b = append(b, value...)
+	return append(b, make([]byte, -len(value)&3)...)
+}
+
 // appendHops appends where a unicast route goes: the gateway and interface of its
 // only next hop, or the list of all.
-func appendHops(b []byte, hops []hopMessage) []byte {
+func appendHops(b []byte, four bool, hops []hopMessage) []byte {
 	if len(hops) == 1 {
-		if hops[0].addr.IsValid() {
-			b = appendAddress(b, unix.RTA_GATEWAY, hops[0].addr)
-		}
+		b = appendGateway(b, four, hops[0].addr)
 		return appendNumber(b, unix.RTA_OIF, hops[0].link)
 	}
 	start := len(b)
@@ -225,9 +257,7 @@ func appendHops(b []byte, hops []hopMessage) []byte {
 		at := len(b)
 		b = append(b, 0, 0, onlink(h), 0)
 		b = binary.NativeEndian.AppendUint32(b, h.link)
-		if h.addr.IsValid() {
-			b = appendAddress(b, unix.RTA_GATEWAY, h.addr)
-		}
+		b = appendGateway(b, four, h.addr)
 		binary.NativeEndian.PutUint16(b[at:], uint16(len(b)-at))
 	}
 	binary.NativeEndian.PutUint16(b[start:], uint16(len(b)-start))

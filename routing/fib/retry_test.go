@@ -256,10 +256,12 @@ func TestPartlyRefused(t *testing.T) {
 func FuzzRouteMessage(f *testing.F) {
 	p4, p6 := netip.MustParsePrefix("10.1.0.0/26"), netip.MustParsePrefix("fd11::/122")
 	for _, hops := range [][]hopMessage{
+		{{netip.MustParseAddr("fe80::2"), 3, false}},
+		{{netip.MustParseAddr("fe80::2"), 3, false}, {netip.MustParseAddr("10.9.0.3"), 4, true}},
 		{{netip.MustParseAddr("10.9.0.2"), 3, false}},
 		{{netip.MustParseAddr("10.9.0.2"), 3, false}, {netip.MustParseAddr("10.9.0.3"), 4, true}},
 	} {
-		f.Add(appendHops(appendNumber(appendAddress(appendRtMsg(nil, p4, 254, 88, 0, 1, 0), unix.RTA_DST, p4.Addr()), unix.RTA_PRIORITY, 7), hops))
+		f.Add(appendHops(appendNumber(appendAddress(appendRtMsg(nil, p4, 254, 88, 0, 1, 0), unix.RTA_DST, p4.Addr()), unix.RTA_PRIORITY, 7), true, hops))
 	}
 	f.Add(appendAddress(appendRtMsg(nil, p6, 254, 88, 0, 6, 0), unix.RTA_DST, p6.Addr()))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -274,7 +276,7 @@ func FuzzRouteMessage(f *testing.F) {
 		// What was read can be written and read again.
 		var o routeMessage
 		b = appendAddress(appendRtMsg(nil, m.prefix, uint8(m.table), m.protocol, 0, m.kind, m.flags), unix.RTA_DST, m.prefix.Addr())
-		b = appendHops(appendNumber(appendNumber(b, unix.RTA_TABLE, m.table), unix.RTA_PRIORITY, m.metric), m.hops)
+		b = appendHops(appendNumber(appendNumber(b, unix.RTA_TABLE, m.table), unix.RTA_PRIORITY, m.metric), m.prefix.Addr().Is4(), m.hops)
 		if err := o.parse(b); err != nil || o.key() != m.key() || len(o.hops) != len(m.hops) || o.hops[0].addr != m.hops[0].addr {
 			t.Fatalf("read %+v, %v, then %+v", m, err, o)
 		}

@@ -72,9 +72,9 @@ func (n *rtnetlink) write(changes []change, failed func(int, error)) {
 	last := 0
 	var way encoded
 	for i, c := range changes {
-		if c.op != opDelete && c.action != way.action {
+		if four := c.key.prefix.Is4(); c.op != opDelete && (c.action != way.action || four != way.four) {
 			var err error
-			if way, err = n.encode(c.action); err != nil {
+			if way, err = n.encode(c.action, four); err != nil {
 				failed(i, err)
 				way = encoded{}
 				continue
@@ -117,22 +117,23 @@ type sent struct {
 	change int
 }
 
-// encoded is an action as the kernel takes it.
+// encoded is an action as the kernel takes it for prefixes of a family.
 type encoded struct {
 	action      *action
+	four        bool
 	scope, kind uint8
 	flags       uint32
 	hops        []byte
 }
 
-func (n *rtnetlink) encode(a *action) (encoded, error) {
+func (n *rtnetlink) encode(a *action, four bool) (encoded, error) {
 	if a.kind == routing.Blackhole {
-		return encoded{action: a, kind: unix.RTN_BLACKHOLE}, nil
+		return encoded{action: a, four: four, kind: unix.RTN_BLACKHOLE}, nil
 	}
 	if len(a.hops) == 0 {
 		return encoded{}, errors.New("no next hop")
 	}
-	e := encoded{action: a, kind: unix.RTN_UNICAST}
+	e := encoded{action: a, four: four, kind: unix.RTN_UNICAST}
 	if a.group != nil {
 		e.hops = appendNumber(nil, rtaNextHopID, a.group.id)
 		return e, nil
@@ -151,7 +152,7 @@ func (n *rtnetlink) encode(a *action) (encoded, error) {
 	if !hops[0].addr.IsValid() {
 		e.scope = unix.RT_SCOPE_LINK // IPv6 does not look at it
 	}
-	e.hops = appendHops(nil, hops)
+	e.hops = appendHops(nil, four, hops)
 	if a.mtu != 0 {
 		e.hops = appendMTU(e.hops, uint32(a.mtu))
 	}
