@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -26,7 +27,7 @@ func newBGPRoutesCommand(a *app) *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := addFormat(cmd)
-	cmd.Flags().StringVar(&q.Peer, "peer", "", "`address` or name of the only peer of interest")
+	cmd.Flags().StringVar(&q.Peer, "peer", "", "`address`, interface or name of the only peer of interest")
 	cmd.Flags().BoolVar(&received, "received", false, "what the peer announced")
 	cmd.Flags().BoolVar(&advertised, "advertised", false, "what the peer was told")
 	cmd.Flags().BoolVar(&rejected, "rejected", false, "what was refused")
@@ -95,10 +96,11 @@ func pathTable(answer control.BGPPaths, wide bool) string {
 
 // pathPeer is whose a path is, and which of several: "10.9.0.1 #2".
 func pathPeer(p control.BGPPath) string {
+	peer := cmp.Or(p.Interface, addressOr(p.Peer, "own"))
 	if p.ID == 0 {
-		return addressOr(p.Peer, "own")
+		return peer
 	}
-	return fmt.Sprintf("%s #%d", addressOr(p.Peer, "own"), p.ID)
+	return fmt.Sprintf("%s #%d", peer, p.ID)
 }
 
 func addressOr(a netip.Addr, other string) string {
@@ -112,7 +114,7 @@ func newBGPSessionCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "session PEER",
 		Short:             "Show all about one BGP session of this node",
-		Long:              "Show all about one BGP session of this node; PEER is the peer's address, or the name of the node or Peer.",
+		Long:              "Show all about one BGP session of this node; PEER is the peer's address or interface, or the name of the node or Peer.",
 		Example:           "  netctl bgp session 192.168.99.1\n  netctl bgp session slave2 -o json",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeFirst(datastore.KindPeer, peerNames),
@@ -152,9 +154,16 @@ func sessionText(s control.BGPSession, now time.Time) string {
 			line(what, "%s (%s)", text, clock(t, now))
 		}
 	}
-	line("Peer", "%s, %s, %s", s.Peer, s.Description, s.Type)
-	line("AS", "%d", s.AS)
-	line("State", "%s since %s", sessionInfo(s.Session), clock(s.Since, now))
+	line("Peer", "%s, %s, %s", s.Session.Name(), s.Description, s.Type)
+	if s.Interface != "" {
+		line("Peer address", "%s", addressOr(s.Peer, "not known"))
+	}
+	if s.AS != 0 {
+		line("AS", "%d", s.AS)
+	} else {
+		line("AS", "any external one")
+	}
+	line("State", "%s", strings.TrimSuffix(sessionInfo(s.Session)+" since "+clock(s.Since, now), " since "))
 	line("Established", "%s", count(s.Established, "time"))
 	if s.Local.IsValid() {
 		line("Local address", "%s", s.Local)

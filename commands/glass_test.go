@@ -75,4 +75,20 @@ Prefixes:`, 1)
 	if got := sessionText(s, now); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
+	s.BFD, s.BFDSession = "", nil
+	want = strings.Replace(want, "Established, BFD up since", "Established since", 1)
+	want = want[:strings.Index(want, "BFD:")] + want[strings.Index(want, "Prefixes:"):]
+	s.Interface, s.Peer = "eth1", addr("fe80::1%eth1")
+	want = strings.Replace(want, "10.9.0.1, tor: a switch, global\n", "eth1, tor: a switch, global\nPeer address:      fe80::1%eth1\n", 1)
+	if got := sessionText(s, now); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	silent := control.BGPSession{Session: control.Session{SessionStatus: datastore.SessionStatus{Interface: "eth1", Type: "global", State: "Idle", Reason: "interface eth1 is down"}}, Description: "eth1"}
+	if got, want := sessionText(silent, now), "Peer:              eth1, eth1, global\nPeer address:      not known\nAS:                any external one\nState:             Idle: interface eth1 is down\n"; !strings.HasPrefix(got, want) {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	at := control.BGPPaths{Paths: []control.BGPPath{{Prefix: netip.MustParsePrefix("10.0.0.0/26"), Peer: s.Peer, Interface: "eth1", NextHop: s.Peer, Why: "best"}}}
+	if got := pathTable(at, false); !strings.Contains(got, "| fe80::1%eth1 | eth1 |") {
+		t.Errorf("got\n%s", got)
+	}
 }

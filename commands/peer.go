@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,8 +32,10 @@ func newPeerShowCommand(a *app) *cobra.Command {
 func peerColumns() []column {
 	return append([]column{
 		col("Name", name[*datastore.Peer]),
-		col("Address", func(p *datastore.Peer) string { return p.Spec.Address.String() }),
-		col("AS Number", func(p *datastore.Peer) string { return strconv.FormatUint(uint64(p.Spec.AS), 10) }),
+		col("Address", func(p *datastore.Peer) string { return p.Spec.Neighbour() }),
+		col("AS Number", func(p *datastore.Peer) string {
+			return cmp.Or(p.Spec.RemoteAS, strconv.FormatUint(uint64(p.Spec.AS), 10))
+		}),
 		col("Scope", (*datastore.Peer).Scope),
 		col("Description", func(p *datastore.Peer) string { return p.Spec.Description }),
 	}, wide(
@@ -87,17 +90,21 @@ func deref(n *int) int {
 
 func newPeerAddCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "add IP as AS",
+		Use:   "add IP as AS | --interface NAME --remote-as AS",
 		Short: "Add a peer of every node, of one, or of those that a selector picks",
-		Long: "Add a peer of every node, or with --node of one, or with --selector of those whose labels match. What is settled here can be changed\n" +
-			"with `netctl edit peer NAME`; docs/routing.md says what ends a running session.",
+		Long: "Add a peer of every node, or with --node of one, or with --selector of those whose labels match. With --interface it is whoever is at\n" +
+			"the other end of the node's interface of that name, or of those that a pattern matches, and has no address (BGP unnumbered). AS is a\n" +
+			"number, or external for any but the node's, or internal for the node's. What is settled here can be changed with\n" +
+			"`netctl edit peer NAME`; docs/routing.md says what ends a running session.",
 		Example: "  netctl bgp peer add 192.168.99.1 as 65001 --selector \"rack == 'A1'\"\n" +
-			"  netctl bgp peer add 10.9.0.1 as 4200000001 --node slave --description 'top of rack'",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 3 || args[1] != "as" {
-				return errors.New("wrong arguments")
+			"  netctl bgp peer add 10.9.0.1 as 4200000001 --node slave --description 'top of rack'\n" +
+			"  netctl bgp peer add --interface eth1 --remote-as external",
+		Args: func(cmd *cobra.Command, args []string) error {
+			link, as := cmd.Flags().Changed("interface"), cmd.Flags().Changed("remote-as")
+			if link && as && len(args) == 0 || !link && !as && len(args) == 3 && args[1] == "as" {
+				return nil
 			}
-			return nil
+			return errors.New("wrong arguments")
 		},
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 1 {
@@ -108,6 +115,9 @@ func newPeerAddCommand(a *app) *cobra.Command {
 	}
 	f := addPeerFlags(a, cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			args = []string{"", "as", f.remote}
+		}
 		p, err := f.peer(args[0], args[2])
 		if err != nil {
 			return err
@@ -122,18 +132,20 @@ func newPeerAddCommand(a *app) *cobra.Command {
 
 // peerFlags are the options of a new peer.
 type peerFlags struct {
-	name, source string
-	hold, long   int
-	withBFD      bool
-	bfd          datastore.BFD
-	password     datastore.PeerPassword
-	spec         datastore.PeerSpec
+	name, source, remote string
+	hold, long           int
+	withBFD              bool
+	bfd                  datastore.BFD
+	password             datastore.PeerPassword
+	spec                 datastore.PeerSpec
 }
 
 func addPeerFlags(a *app, cmd *cobra.Command) *peerFlags {
 	p := &peerFlags{}
 	s, f := &p.spec, cmd.Flags()
-	f.StringVar(&p.name, "name", "", "what to call it (default: IP, or IP-NODE)")
+	f.StringVar(&p.name, "name", "", "what to call it (default: IP or interface, and of one node's -NODE behind it)")
+	f.StringVar(&s.Interface, "interface", "", "`name` or pattern of the interfaces at whose other end it is")
+	f.StringVar(&p.remote, "remote-as", "", "`AS` number of the peer of an interface, or external or internal")
 	addPeerScope(a, cmd, &s.Node, &s.NodeSelector)
 	f.StringVar(&s.Description, "description", "", "`text` that says who it is")
 	f.Uint16Var(&s.Port, "port", 0, "TCP `port` that it listens on (default 179)")
@@ -170,6 +182,7 @@ func addPeerFlags(a *app, cmd *cobra.Command) *peerFlags {
 	f.IntVar(&s.PrefixLimit, "prefix-limit", 0, "how many prefixes it may send (default 10000)")
 	f.StringVar(&s.Shutdown, "shutdown", "", "keep the session down; the peer is told this `text`")
 	for flag, words := range map[string][]string{
+		"remote-as":     {datastore.RemoteExternal, datastore.RemoteInternal},
 		"family":        {datastore.FamilyIPv4, datastore.FamilyIPv6},
 		"next-hop":      {datastore.NextHopSelf, datastore.NextHopUnchanged},
 		"add-path":      {datastore.AddPathSend, datastore.AddPathReceive, datastore.AddPathBoth},
@@ -185,10 +198,14 @@ func addPeerFlags(a *app, cmd *cobra.Command) *peerFlags {
 // peer is the peer that the command line describes.
 func (f *peerFlags) peer(address, as string) (*datastore.Peer, error) {
 	s, err := f.spec, error(nil)
-	if s.Address, err = parseAddress(address); err != nil {
-		return nil, err
+	if s.Interface == "" {
+		if s.Address, err = parseAddress(address); err != nil {
+			return nil, err
+		}
 	}
-	if s.AS, err = parseAS(as); err != nil {
+	if as == datastore.RemoteExternal || as == datastore.RemoteInternal {
+		s.RemoteAS = as
+	} else if s.AS, err = parseAS(as); err != nil {
 		return nil, err
 	}
 	if f.source != "" {
@@ -211,7 +228,7 @@ func (f *peerFlags) peer(address, as string) (*datastore.Peer, error) {
 	p := &datastore.Peer{Metadata: datastore.Metadata{Name: f.name}, Spec: s}
 	p.SetDefaults()
 	if err := p.Validate(); err != nil {
-		return nil, argument(fmt.Errorf("peer %s: %w", address, err))
+		return nil, argument(fmt.Errorf("peer %s: %w", s.Neighbour(), err))
 	}
 	return p, nil
 }
@@ -235,9 +252,9 @@ func (a *app) checkNode(ctx context.Context, name string) error {
 func newPeerRemoveCommand(a *app) *cobra.Command {
 	var node, selector string
 	cmd := &cobra.Command{
-		Use:   "remove IP",
+		Use:   "remove IP|INTERFACE",
 		Short: "Remove a peer: its session ends, and its routes go",
-		Long: "Remove a peer: its session ends, and its routes go. Where several scopes have a peer of that address, --node, --selector or its name\n" +
+		Long: "Remove a peer: its session ends, and its routes go. Where several scopes have a peer there, --node, --selector or its name\n" +
 			"says which.",
 		Example:           "  netctl bgp peer remove 192.168.99.1\n  netctl bgp peer remove 10.9.0.1 --node slave",
 		Args:              cobra.ExactArgs(1),
@@ -250,11 +267,14 @@ func newPeerRemoveCommand(a *app) *cobra.Command {
 			return err
 		}
 		address, _ := netip.ParseAddr(args[0])
+		at := func(p *datastore.Peer) bool {
+			return p.Spec.Address.IsValid() && p.Spec.Address == address || p.Spec.Interface == args[0]
+		}
 		peers := slices.DeleteFunc(view.Peers(), func(p *datastore.Peer) bool {
-			return p.Metadata.Name != args[0] && p.Spec.Address != address ||
+			return p.Metadata.Name != args[0] && !at(p) ||
 				node != "" && p.Spec.Node != node || selector != "" && p.Spec.NodeSelector != selector
 		})
-		if named := slices.IndexFunc(peers, func(p *datastore.Peer) bool { return p.Metadata.Name == args[0] && p.Spec.Address != address }); named >= 0 {
+		if named := slices.IndexFunc(peers, func(p *datastore.Peer) bool { return p.Metadata.Name == args[0] && !at(p) }); named >= 0 {
 			peers = peers[named : named+1]
 		}
 		switch len(peers) {
@@ -263,7 +283,7 @@ func newPeerRemoveCommand(a *app) *cobra.Command {
 		case 1:
 			return a.remove(cmd.Context(), datastore.KindPeer, objectNames(peers), false, nil)
 		}
-		return usage("several peers have the address %s: %s; say which with --node or --selector, or remove it by name", args[0], strings.Join(objectNames(peers), ", "))
+		return usage("several peers are at %s: %s; say which with --node or --selector, or remove it by name", args[0], strings.Join(objectNames(peers), ", "))
 	}
 	return cmd
 }

@@ -301,13 +301,15 @@ func (r *nodeReport) finish() {
 	for _, s := range r.Sessions {
 		r.RefusedCount += s.Received - s.Accepted
 		if s.State != established && !s.Off {
-			r.problem("BGP session to %s is down: %s", s.Peer, sessionInfo(s))
+			r.problem("BGP session to %s is down: %s", s.Name(), sessionInfo(s))
 		}
 	}
 	// An empty list is one in JSON too.
 	r.Problems, r.Refused = append([]string{}, r.Problems...), append([]string{}, r.Refused...)
 	r.Sessions = append([]control.Session{}, r.Sessions...)
-	slices.SortFunc(r.Sessions, func(x, y control.Session) int { return x.Peer.Compare(y.Peer) })
+	slices.SortFunc(r.Sessions, func(x, y control.Session) int {
+		return cmp.Or(x.Peer.WithZone("").Compare(y.Peer.WithZone("")), strings.Compare(x.Interface, y.Interface))
+	})
 	r.Healthy = len(r.Problems) == 0
 }
 
@@ -397,25 +399,27 @@ func (r *nodeReport) familyText(v6, wide bool, now time.Time) string {
 		family = "IPv6"
 	}
 	text := family + " BGP status\n"
-	i := slices.IndexFunc(r.Addresses, func(a netip.Addr) bool { return a.Is6() == v6 })
-	if i < 0 {
+	own := "link-local" // of peers of interfaces
+	if i := slices.IndexFunc(r.Addresses, func(a netip.Addr) bool { return a.Is6() == v6 }); i >= 0 {
+		own = r.Addresses[i].String()
+	} else if !v6 || !slices.ContainsFunc(r.Sessions, func(s control.Session) bool { return s.Interface != "" }) {
 		return text + "No " + family + " address configured.\n"
 	}
-	text += fmt.Sprintf("IP: %s    AS Number: %s\n", r.Addresses[i], r.AS)
+	text += fmt.Sprintf("IP: %s    AS Number: %s\n", own, r.AS)
 	header := []string{"Peer address", "Peer type", "State", "Since", "Info"}
 	if wide = wide && !r.remote; wide {
 		header = append(header, "Received", "Accepted", "Sent")
 	}
 	var rows [][]string
 	for _, s := range r.Sessions {
-		if s.Peer.Is6() != v6 {
+		if (s.Peer.Is6() || s.Interface != "") != v6 {
 			continue
 		}
 		state := "down"
 		if s.State == established {
 			state = "up"
 		}
-		row := []string{s.Peer.String(), s.Type, state, clock(s.Since, now), sessionInfo(s)}
+		row := []string{s.Name(), s.Type, state, clock(s.Since, now), sessionInfo(s)}
 		if wide {
 			row = append(row, strconv.Itoa(s.Received), strconv.Itoa(s.Accepted), strconv.Itoa(s.Sent))
 		}
@@ -429,29 +433,4 @@ func (r *nodeReport) familyText(v6, wide bool, now time.Time) string {
 		return text + "No " + family + " peers found.\n"
 	}
 	return text + table(header, rows)
-}
-
-// clock is a time of day, or a date if it is a day ago or more.
-func clock(t, now time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	if now.Sub(t) >= 24*time.Hour {
-		return t.Local().Format(time.DateOnly)
-	}
-	return t.Local().Format(time.TimeOnly)
-}
-
-// since is a duration as people say it: 17 minutes.
-func since(d time.Duration) string {
-	d = max(d, 0)
-	for _, u := range []struct {
-		unit time.Duration
-		noun string
-	}{{24 * time.Hour, "day"}, {time.Hour, "hour"}, {time.Minute, "minute"}} {
-		if d >= u.unit {
-			return count(int(d/u.unit), u.noun)
-		}
-	}
-	return count(int(d/time.Second), "second")
 }

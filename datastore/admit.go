@@ -115,15 +115,19 @@ func (v *View) checkPool(p *Pool) error {
 	return nil
 }
 
-// checkPeer refuses two peers of one address for the same nodes. Where several scopes
+// checkPeer refuses two peers of one address or interface for the same nodes. Where several scopes
 // have a node in common, routing.Plan says which peer is the node's.
 func (v *View) checkPeer(p *Peer) error {
 	if err := v.checkFilters("spec.filters", p.Spec.Filters); err != nil {
 		return err
 	}
 	for _, other := range v.Peers() {
-		if other.Metadata.Name != p.Metadata.Name && other.Spec.Address == p.Spec.Address && other.Scope() == p.Scope() {
-			return &FieldError{Field: "spec.address", Value: p.Spec.Address.String(),
+		if other.Metadata.Name != p.Metadata.Name && other.Spec.Neighbour() == p.Spec.Neighbour() && other.Scope() == p.Scope() {
+			field := "spec.address"
+			if p.Spec.Interface != "" {
+				field = "spec.interface"
+			}
+			return &FieldError{Field: field, Value: p.Spec.Neighbour(),
 				Reason: fmt.Sprintf("is that of peer %s already, for the same nodes (%s)", other.Metadata.Name, p.Scope())}
 		}
 	}

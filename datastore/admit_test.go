@@ -20,6 +20,7 @@ func populated(t *testing.T) (*memory.Store, *datastore.View) {
 	for _, o := range []datastore.Object{
 		&datastore.Node{Metadata: datastore.Metadata{Name: "n"}},
 		&datastore.Peer{Metadata: datastore.Metadata{Name: "tor"}, Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.1"), AS: 1}},
+		&datastore.Peer{Spec: datastore.PeerSpec{Interface: "swp*", AS: 1}},
 		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.0.0.0/16")}},
 		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.1.0.0/16")}},
 		&datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("10.0.0.0/26"), Affinity: "n",
@@ -73,6 +74,9 @@ func TestCheckPut(t *testing.T) {
 	}{
 		{&datastore.Peer{Metadata: datastore.Metadata{Name: "new"}, Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.1"), AS: 1}},
 			`spec.address "192.168.99.1": is that of peer tor already, for the same nodes (global)`},
+		{&datastore.Peer{Metadata: datastore.Metadata{Name: "new"}, Spec: datastore.PeerSpec{Interface: "swp*", AS: 2}},
+			`spec.interface "swp*": is that of peer swp already, for the same nodes (global)`},
+		{&datastore.Peer{Spec: datastore.PeerSpec{Interface: "eth1", AS: 2}}, ""},
 		{&datastore.Peer{Metadata: datastore.Metadata{Name: "tor"}, Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.1"), AS: 1}}, ""},
 		{&datastore.Peer{Metadata: datastore.Metadata{Name: "new"}, Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.1"), AS: 1, Node: "n"}}, ""},
 		{pool("10.2.0.0/16", 0), ""},

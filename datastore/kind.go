@@ -149,7 +149,7 @@ type Tunnel struct {
 }
 
 // Peer is a BGP neighbour that is configured: of every node, of one, or of those that a
-// selector picks. Its name is PeerName unless somebody gives it one.
+// selector picks. Its name is where it is unless somebody gives it one.
 type Peer struct {
 	Metadata Metadata `json:"metadata"`
 	Spec     PeerSpec `json:"spec"`
@@ -157,8 +157,14 @@ type Peer struct {
 
 // PeerSpec says who the neighbour is, which nodes have it, and how they speak to it.
 type PeerSpec struct {
-	Address netip.Addr `json:"address"`
-	AS      uint32     `json:"as"`
+	// Address or Interface is where the neighbour is: at an address, or at the other end
+	// of the node's interfaces of that name or pattern (path.Match), whoever that is.
+	Address   netip.Addr `json:"address,omitzero"`
+	Interface string     `json:"interface,omitempty"`
+	// AS is the neighbour's, or RemoteAS what it must be: "external", any but the node's;
+	// "internal", the node's.
+	AS       uint32 `json:"as,omitempty"`
+	RemoteAS string `json:"remoteAS,omitempty"`
 	// Node and NodeSelector say which nodes have the peer; without either all do.
 	Node         string `json:"node,omitempty"`
 	NodeSelector string `json:"nodeSelector,omitempty"`
@@ -253,19 +259,6 @@ type ReportStatus struct {
 	// Sessions are the BGP sessions, without their counters, which change all the
 	// time. Of the speaker only.
 	Sessions []SessionStatus `json:"sessions,omitempty"`
-}
-
-// SessionStatus is one BGP session as its node sees it.
-type SessionStatus struct {
-	Peer   netip.Addr `json:"peer"`
-	Type   string     `json:"type"` // "node-to-node mesh", "global", "node-specific", …
-	State  string     `json:"state"`
-	Since  time.Time  `json:"since"`
-	Reason string     `json:"reason,omitempty"`
-	// Off says that it is down because somebody wants it so.
-	Off bool `json:"off,omitempty"`
-	// BFD says in words how BFD is, where it is asked for: "up", "down: …".
-	BFD string `json:"bfd,omitempty"`
 }
 
 // Encap is how packets to another node travel.

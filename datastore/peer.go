@@ -2,7 +2,6 @@ package datastore
 
 import (
 	"fmt"
-	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -37,6 +36,8 @@ const (
 	LimitStops       = "stop"
 	LimitWarns       = "warn"
 	LimitEnds        = "end"
+	RemoteExternal   = "external"
+	RemoteInternal   = "internal"
 )
 
 // PeerPassword says where the nodes that have a peer find its password: in a file, or in
@@ -55,8 +56,8 @@ func (p *Peer) Meta() *Metadata { return &p.Metadata }
 // SetDefaults implements Object.
 func (p *Peer) SetDefaults() {
 	s := &p.Spec
-	if p.Metadata.Name == "" && s.Address.IsValid() {
-		p.Metadata.Name = PeerName(s.Address, s.Node)
+	if p.Metadata.Name == "" {
+		p.Metadata.Name = s.name()
 	}
 	if s.Port == 0 {
 		s.Port = 179
@@ -71,13 +72,27 @@ func (p *Peer) SetDefaults() {
 // them would announce and believe more than is wanted.
 const needsFilters = 2
 
-// PeerName is what a peer is called unless somebody says otherwise: its address, and
-// behind it the node, if it is one node's.
-func PeerName(a netip.Addr, node string) string {
-	if node == "" {
-		return a.String()
+// name is what a peer is called unless somebody says otherwise: its address, or its
+// interface without the signs of a pattern, and behind it the node, if it is one node's.
+func (s *PeerSpec) name() string {
+	name := strings.Trim(strings.Map(func(r rune) rune {
+		if strings.ContainsRune(`*?[]^\`, r) {
+			return -1
+		}
+		return r
+	}, s.Neighbour()), "_.-")
+	if name == "" || s.Node == "" {
+		return name
 	}
-	return a.String() + "-" + node
+	return name + "-" + s.Node
+}
+
+// Neighbour is where the peer is: its address or interface.
+func (s *PeerSpec) Neighbour() string {
+	if s.Address.IsValid() {
+		return s.Address.String()
+	}
+	return s.Interface
 }
 
 // checkPeerName takes IPv6 addresses beside names.
@@ -91,11 +106,8 @@ func (p *Peer) Validate() error {
 			return at("spec.node", err)
 		}
 	}
-	if err := firstError(checkAddr("spec.address", s.Address), checkMeta(p), checkAS("spec.as", s.AS, false)); err != nil {
+	if err := firstError(s.checkNeighbour(), checkMeta(p)); err != nil {
 		return err
-	}
-	if s.Address.IsLinkLocalUnicast() {
-		return &FieldError{Field: "spec.address", Value: s.Address.String(), Reason: "is link-local: a session needs an address that can be routed"}
 	}
 	if s.Node != "" && s.NodeSelector != "" {
 		return &FieldError{Field: "spec.nodeSelector", Value: s.NodeSelector, Reason: "stands beside node: a peer is one node's, or that of those a selector picks"}
@@ -106,6 +118,45 @@ func (p *Peer) Validate() error {
 		}
 	}
 	return firstError(s.checkSession(), s.BFD.validate(), s.checkHops(), s.checkRoutes(), checkWords("spec.description", s.Description), checkWords("spec.shutdown", s.Shutdown))
+}
+
+// checkNeighbour checks who the peer is.
+func (s *PeerSpec) checkNeighbour() error {
+	if s.Interface != "" {
+		if err := s.checkInterface(); err != nil {
+			return err
+		}
+	} else if err := checkAddr("spec.address", s.Address); err != nil {
+		return err
+	}
+	switch {
+	case s.Address.IsLinkLocalUnicast():
+		return &FieldError{Field: "spec.address", Value: s.Address.String(), Reason: "is link-local: name the interface instead, or an address that can be routed"}
+	case s.RemoteAS == "":
+		return checkAS("spec.as", s.AS, false)
+	case s.AS != 0:
+		return &FieldError{Field: "spec.remoteAS", Value: s.RemoteAS, Reason: "stands beside as: the peer has that AS number, or any external or internal one"}
+	}
+	return at("spec.remoteAS", oneOf(s.RemoteAS, RemoteExternal, RemoteInternal))
+}
+
+// checkInterface checks a peer that has no address.
+func (s *PeerSpec) checkInterface() error {
+	refuse := func(field, value, reason string) error {
+		return &FieldError{Field: field, Value: value, Reason: reason}
+	}
+	_, err := path.Match(s.Interface, "")
+	switch {
+	case s.Address.IsValid():
+		return refuse("spec.address", s.Address.String(), "stands beside interface: a peer is at an address or at the other end of an interface")
+	case err != nil || len(s.Interface) > MaxName || strings.ContainsFunc(s.Interface, func(r rune) bool { return r == '/' || r <= ' ' || r > '~' }):
+		return refuse("spec.interface", s.Interface[:min(len(s.Interface), 32)], "is no name or pattern of interfaces")
+	case s.SourceAddress.IsValid():
+		return refuse("spec.sourceAddress", s.SourceAddress.String(), "stands beside interface, whose link-local address is this side's")
+	case s.Multihop > 0:
+		return refuse("spec.multihop", decimal(s.Multihop), "stands beside interface, at whose other end the peer is")
+	}
+	return nil
 }
 
 // checkSession checks how the session is held.
@@ -122,7 +173,7 @@ func (s *PeerSpec) checkSession() error {
 		}
 	}
 	switch {
-	case s.LocalAS == s.AS:
+	case s.LocalAS == s.AS && s.AS != 0:
 		return &FieldError{Field: "spec.localAS", Value: decimal(s.LocalAS), Reason: "is the peer's: leave it out, or give the node that AS number"}
 	case s.Multihop < 0 || s.Multihop > 255:
 		return &FieldError{Field: "spec.multihop", Value: decimal(s.Multihop), Reason: "must be from 1 to 255 hops"}
@@ -235,7 +286,8 @@ func (p *Peer) ResetBy(next *Peer) (fields []string) {
 		name    string
 		changed bool
 	}{
-		{"address", was.Address != now.Address}, {"as", was.AS != now.AS}, {"localAS", was.LocalAS != now.LocalAS},
+		{"address", was.Address != now.Address}, {"interface", was.Interface != now.Interface}, {"as", was.AS != now.AS},
+		{"remoteAS", was.RemoteAS != now.RemoteAS}, {"localAS", was.LocalAS != now.LocalAS},
 		{"password", (was.Password == nil) != (now.Password == nil)}, {"sourceAddress", was.SourceAddress != now.SourceAddress},
 		{"families", !slices.Equal(was.Families, now.Families)}, {"addPath", was.AddPath != now.AddPath}, {"shutdown", was.Shutdown == "" && now.Shutdown != ""},
 	} {

@@ -20,13 +20,15 @@ func (p *Plan) AddDrains(nodes []*datastore.Node) {
 			ended[n.Metadata.Name] = d.Words()
 		}
 	}
-	for i, peer := range p.Peers {
-		name := peer.Name
-		if peer.Configured != nil {
-			name = peer.Configured.Node
-		}
-		if p.Peers[i].Drained = ended[name]; p.Drain != nil && p.Drain.Shutdown {
-			p.Peers[i].Drained = cmp.Or(p.Peers[i].Drained, p.Drain.Words())
+	for _, list := range [][]Peer{p.Peers, p.Interfaces} {
+		for i, peer := range list {
+			name := peer.Name
+			if peer.Configured != nil {
+				name = peer.Configured.Node
+			}
+			if list[i].Drained = ended[name]; p.Drain != nil && p.Drain.Shutdown {
+				list[i].Drained = cmp.Or(list[i].Drained, p.Drain.Words())
+			}
 		}
 	}
 }

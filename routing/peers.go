@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -31,18 +32,21 @@ func (p *Plan) AddPeers(nodes []*datastore.Node, peers []*datastore.Peer) {
 		return
 	}
 	self := nodes[i]
-	chosen := map[netip.Addr]*datastore.Peer{}
+	chosen := map[string]*datastore.Peer{}
 	for _, rank := range []int{ofNode, ofSelector, ofAll} {
 		for _, c := range peers {
 			if rankOf(c) != rank || !c.Selects(p.Node, self.Metadata.Labels) {
 				continue
 			}
-			switch first := chosen[c.Spec.Address]; {
+			where := c.Spec.Neighbour()
+			switch first := chosen[where]; {
 			case first == nil:
-				chosen[c.Spec.Address] = c
+				chosen[where] = c
 				p.addPeer(c, nodes)
+			case rankOf(first) == rank && c.Spec.Interface != "":
+				p.problem("peers %s and %s have the same interface %s: remove one of them", first.Metadata.Name, c.Metadata.Name, where)
 			case rankOf(first) == rank:
-				p.problem("peers %s and %s have the same address %s: remove one of them", first.Metadata.Name, c.Metadata.Name, c.Spec.Address)
+				p.problem("peers %s and %s have the same address %s: remove one of them", first.Metadata.Name, c.Metadata.Name, where)
 			}
 		}
 	}
@@ -65,6 +69,13 @@ func rankOf(c *datastore.Peer) int {
 	return ofAll
 }
 
+func typeOf(c *datastore.Peer) string {
+	if rankOf(c) == ofAll {
+		return "global"
+	}
+	return "node-specific"
+}
+
 func (p *Plan) problem(format string, args ...any) {
 	p.Problems = append(p.Problems, fmt.Sprintf(format, args...))
 }
@@ -73,6 +84,14 @@ func (p *Plan) problem(format string, args ...any) {
 func (p *Plan) addPeer(c *datastore.Peer, nodes []*datastore.Node) {
 	name, s := c.Metadata.Name, c.Spec
 	s.Filters = p.filtersOf(c)
+	as := s.AS
+	if s.RemoteAS == datastore.RemoteInternal {
+		as = cmp.Or(s.LocalAS, p.AS)
+	}
+	if s.Interface != "" {
+		p.Interfaces = append(p.Interfaces, Peer{Name: name, AS: as, Interface: s.Interface, Configured: &Configured{Type: typeOf(c), Spec: s}})
+		return
+	}
 	if slices.Contains(p.Addresses, s.Address) {
 		// A node that is every other node's peer is none of its own.
 		if rankOf(c) == ofNode {
@@ -84,10 +103,7 @@ func (p *Plan) addPeer(c *datastore.Peer, nodes []*datastore.Node) {
 		p.problem("peer %s has the address %s of node %s, which is a peer by itself: remove it, or end the mesh (`netctl bgp node-mesh off`)", name, s.Address, p.Peers[i].Name)
 		return
 	}
-	peer := Peer{Name: name, AS: s.AS, Address: s.Address, Local: s.SourceAddress, Configured: &Configured{Type: "global", Spec: s}}
-	if rankOf(c) != ofAll {
-		peer.Configured.Type = "node-specific"
-	}
+	peer := Peer{Name: name, AS: as, Address: s.Address, Local: s.SourceAddress, Configured: &Configured{Type: typeOf(c), Spec: s}}
 	for _, n := range nodes {
 		if list := addresses(n); slices.Contains(list, s.Address) {
 			peer.Configured.Node = n.Metadata.Name
@@ -117,11 +133,22 @@ func (p *Plan) addPeer(c *datastore.Peer, nodes []*datastore.Node) {
 	switch {
 	case !peer.Local.IsValid():
 		p.problem("peer %s cannot be spoken to from an %s address: this node has none; set sourceAddress", name, familyName(s.Address))
-	case len(peer.NextHops) == 0:
+	case len(peer.NextHops) == 0 && !peer.SpeaksIPv4():
 		p.problem("peer %s speaks %v only, and this node has no such address", name, s.Families)
 	default:
 		p.Peers = append(p.Peers, peer)
 	}
+}
+
+// SpeaksIPv4 says whether a session carries IPv4 whatever addresses this node has: over
+// IPv6 it can, with IPv6 next hops (RFC 8950).
+func (p Peer) SpeaksIPv4() bool { return p.Address.Is6() && p.offers(datastore.FamilyIPv4) }
+
+// SpeaksIPv6 says whether a session may carry IPv6.
+func (p Peer) SpeaksIPv6() bool { return p.offers(datastore.FamilyIPv6) }
+
+func (p Peer) offers(family string) bool {
+	return p.Configured == nil || len(p.Configured.Spec.Families) == 0 || slices.Contains(p.Configured.Spec.Families, family)
 }
 
 // filtersOf are the names of a peer's filters, in order: its own, and then those that the
@@ -140,7 +167,7 @@ func (p *Plan) filtersOf(c *datastore.Peer) []string {
 // believes nothing, and tells nothing.
 func (p *Plan) AddFilters(filters []*datastore.BGPFilter) {
 	peers := map[string][]string{} // by filter
-	for _, peer := range p.Peers {
+	for _, peer := range slices.Concat(p.Peers, p.Interfaces) {
 		if c := peer.Configured; c != nil {
 			for _, name := range c.Spec.Filters {
 				peers[name] = append(peers[name], peer.Name)

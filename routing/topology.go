@@ -16,7 +16,10 @@ type Peer struct {
 	// Name is the node's name, or that of a Peer.
 	Name string `json:"name"`
 	AS   uint32 `json:"as"`
-	// Address and Local are the ends of the session.
+	// Interface is where a neighbour is that is known by that alone: in Plan.Interfaces a
+	// name or pattern, in Plan.Peers the link that it was found on.
+	Interface string `json:"interface,omitempty"`
+	// Address and Local are the ends of the session. AS 0: any but this node's.
 	Address netip.Addr `json:"address"`
 	Local   netip.Addr `json:"local"`
 	// Aliases are the peer's other addresses.
@@ -62,6 +65,10 @@ type Plan struct {
 	Addresses []netip.Addr `json:"addresses"`
 	Nodes     []netip.Addr `json:"nodes"`
 	Peers     []Peer       `json:"peers"`
+	// Interfaces are the peers of interfaces, which AtLinks makes Peers, and Silent those
+	// that it cannot.
+	Interfaces []Peer   `json:"interfaces,omitempty"`
+	Silent     []Silent `json:"-"`
 	// Members are all nodes, where not all of them are peers.
 	Members []Member `json:"members,omitempty"`
 	// ClusterID is what this node reflects by.

@@ -54,8 +54,9 @@ type BGPPaths struct {
 
 // BGPPath is a way to a prefix. Without a peer it is this node's own.
 type BGPPath struct {
-	Prefix netip.Prefix `json:"prefix"`
-	Peer   netip.Addr   `json:"peer,omitzero"`
+	Prefix    netip.Prefix `json:"prefix"`
+	Peer      netip.Addr   `json:"peer,omitzero"`
+	Interface string       `json:"interface,omitempty"` // of a peer that is known by it
 	// ID tells several paths of one peer, or to it, apart (RFC 7911).
 	ID          uint32     `json:"pathID,omitempty"`
 	NextHop     netip.Addr `json:"nextHop,omitzero"`

@@ -224,7 +224,7 @@ func ailments(ctx context.Context, h *netlab.Host, peers int) (wrong []string) {
 		switch {
 		case s.State == "Established":
 		case s.Reason != "":
-			wrong = append(wrong, fmt.Sprintf("session to %s is down: %s", s.Peer, s.Reason))
+			wrong = append(wrong, fmt.Sprintf("session to %s is down: %s", s.Name(), s.Reason))
 		default:
 			missing++
 		}

@@ -20,6 +20,8 @@ type lastRun struct {
 	// Boot is the boot ID of that run: routes of another boot are gone.
 	Boot string       `json:"boot"`
 	Plan routing.Plan `json:"plan"`
+	// Ends are the links that a neighbour was found on.
+	Ends []routing.End `json:"ends,omitempty"`
 }
 
 // recall reads the file; the zero value if there is none.

@@ -25,14 +25,23 @@ func (s *state) running() (*bgp.Speaker, routing.Plan, error) {
 	return s.engine, s.plan, nil
 }
 
-// find is the session's address that a person means by an address or a name.
+// find is the session's address that a person means by an address, an interface or a name.
 func find(plan routing.Plan, text string) (netip.Addr, error) {
 	a, _ := netip.ParseAddr(text)
-	i := slices.IndexFunc(plan.Peers, func(p routing.Peer) bool { return p.Address == a || p.Name == text })
-	if i < 0 {
-		return a, fmt.Errorf("peer %s: %w", text, datastore.ErrNotFound)
+	for _, means := range []func(p routing.Peer) bool{
+		func(p routing.Peer) bool { return p.Address == a || p.Interface == text },
+		func(p routing.Peer) bool { return p.Name == text },
+	} {
+		if i := slices.IndexFunc(plan.Peers, means); i >= 0 {
+			return plan.Peers[i].Address, nil
+		}
 	}
-	return plan.Peers[i].Address, nil
+	for _, p := range plan.Silent {
+		if p.Interface == text || p.Name == text {
+			return a, fmt.Errorf("session with %s (%s): %w", text, p.Why, datastore.ErrNotFound)
+		}
+	}
+	return a, fmt.Errorf("peer %s: %w", text, datastore.ErrNotFound)
 }
 
 // paths answers `netctl bgp routes`.
@@ -59,7 +68,7 @@ func (s *state) paths(q control.BGPQuery) (control.BGPPaths, error) {
 	paths, more := engine.Look(ask)
 	for _, p := range paths {
 		shown := control.BGPPath{
-			Prefix: p.Prefix, Peer: p.Peer, ID: p.ID, NextHop: p.NextHop, ASPath: p.ASPath, Origin: p.Origin, LocalPref: p.LocalPref,
+			Prefix: p.Prefix, Peer: p.Peer, Interface: p.Peer.Zone(), ID: p.ID, NextHop: p.NextHop, ASPath: p.ASPath, Origin: p.Origin, LocalPref: p.LocalPref,
 			Communities: p.Communities, Best: p.Best, Used: p.Used, Stale: p.Stale, Why: p.Why,
 		}
 		if p.HasMED {
@@ -79,6 +88,11 @@ func (s *state) session(peer string, refresh bool) (out control.BGPSession, err 
 	}
 	address, err := find(plan, peer)
 	if err != nil {
+		for _, p := range plan.Silent {
+			if p.Interface == peer || p.Name == peer {
+				return control.BGPSession{Session: control.Session{SessionStatus: silent(p)}, Name: p.Name, Description: p.Name, AS: p.AS}, nil
+			}
+		}
 		return out, err
 	}
 	if refresh {

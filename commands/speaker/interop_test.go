@@ -326,26 +326,32 @@ router bgp 64511
 	}
 }
 
-// TestIPv6Only has two nodes without an IPv4 address.
+// TestIPv6Only has two nodes without an IPv4 address; IPv4 goes by IPv6 next hops.
 func TestIPv6Only(t *testing.T) {
 	r := newRig(t, netlab.Options{Nodes: 2, IPv6: true})
 	r.pool("fd80:24e2:f998:72d6::/64")
+	r.pool("10.65.0.0/16")
 	for _, h := range r.lab.Hosts {
 		netlab.Must(t, h, "ip", "addr", "flush", "dev", "eth1", "to", h.Addr.String())
 	}
 	n1, n2 := r.node6(r.lab.Hosts[0]), r.node6(r.lab.Hosts[1])
 	n1.block("fd80:24e2:f998:72d6::/122")
 	n2.block("fd80:24e2:f998:72d6::40/122")
+	n1.block("10.65.0.0/26")
+	n2.block("10.65.1.0/26")
+	d1 := n1.endpoint("d1", "10.65.0.5")
+	n2.endpoint("d2", "10.65.1.5")
 	c1 := n1.endpoint("c1", "fd80:24e2:f998:72d6::5")
 	n2.endpoint("c2", "fd80:24e2:f998:72d6::45")
-	to1 := "fd80:24e2:f998:72d6::40/122 via fd00:99::103 dev eth1"
-	r.expect(n1.host, "88", to1)
-	r.expect(n2.host, "88", "fd80:24e2:f998:72d6::/122 via fd00:99::102 dev eth1")
+	to1 := []string{"fd80:24e2:f998:72d6::40/122 via fd00:99::103 dev eth1", "10.65.1.0/26 via inet6 fd00:99::103 dev eth1"}
+	r.expect(n1.host, "88", to1...)
+	r.expect(n2.host, "88", "fd80:24e2:f998:72d6::/122 via fd00:99::102 dev eth1", "10.65.0.0/26 via inet6 fd00:99::102 dev eth1")
 	s, err := n1.status()
 	if err != nil || len(s.Sessions) != 1 || s.Sessions[0].Peer.String() != "fd00:99::103" || !s.RouterID.Is4() {
 		t.Errorf("status %+v, %v", s, err)
 	}
 	netlab.Must(t, c1, "ping", "-n", "-c1", "-W5", "fd80:24e2:f998:72d6::45")
+	netlab.Must(t, d1, "ping", "-n", "-c1", "-W5", "10.65.1.5")
 	for _, m := range []*monitor{r.monitor(n1.host), r.monitor(n2.host)} {
 		defer func() {
 			if gone := m.deletions(t); len(gone) > 0 {
@@ -358,7 +364,7 @@ func TestIPv6Only(t *testing.T) {
 	n1.up()
 	n2.up()
 	r.settle(1)
-	r.expect(n1.host, "88", to1)
+	r.expect(n1.host, "88", to1...)
 }
 
 // TestGateway has nodes in two subnets behind a router that knows their blocks:
@@ -427,6 +433,6 @@ func frrDaemons(t testing.TB, h *netlab.Host, dir, conf string) (start func() *n
 		netlab.Until(t, 20*time.Second, "bfdd", func() string { _, err := os.Stat(ctl); return text(err) })
 	}
 	return func() *netlab.Process {
-		return daemon(t, h, "bgpd", append(common("bgpd"), "-l", h.Addr.Addr().String())...)
+		return daemon(t, h, "bgpd", common("bgpd")...)
 	}
 }

@@ -64,7 +64,7 @@ func planned(node string, p routing.Plan) kept {
 			n.Status.Away = time.Unix(0, 0) // since when is nothing that a plan depends on
 		}
 	}
-	for _, peer := range p.Peers {
+	for _, peer := range slices.Concat(p.Peers, p.Interfaces) {
 		name := peer.Name
 		if c := peer.Configured; c != nil {
 			kept := &datastore.Peer{Metadata: datastore.Metadata{Name: peer.Name}, Spec: c.Spec}
@@ -81,7 +81,7 @@ func planned(node string, p routing.Plan) kept {
 		}
 		add(name, peer.AS, append([]netip.Addr{peer.Address}, peer.Aliases...))
 	}
-	if len(p.Peers) > 0 && len(p.Members) == 0 {
+	if len(p.Peers)+len(p.Interfaces) > 0 && len(p.Members) == 0 {
 		as := p.AS
 		if !p.OwnAS {
 			as = 0
@@ -127,7 +127,7 @@ func (k *kept) settle(v *datastore.View) {
 	})
 	k.peers = slices.DeleteFunc(k.peers, func(p *datastore.Peer) bool {
 		return v.Peer(p.Metadata.Name) != nil ||
-			slices.ContainsFunc(v.Peers(), func(o *datastore.Peer) bool { return o.Spec.Address == p.Spec.Address })
+			slices.ContainsFunc(v.Peers(), func(o *datastore.Peer) bool { return o.Spec.Neighbour() == p.Spec.Neighbour() })
 	})
 	k.pools = slices.DeleteFunc(k.pools, func(p *datastore.Pool) bool { return v.Pool(datastore.PoolName(p.Spec.CIDR)) != nil })
 	k.filters = slices.DeleteFunc(k.filters, func(f *datastore.BGPFilter) bool { return v.BGPFilter(f.Metadata.Name) != nil })

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -447,5 +448,49 @@ func TestKeptMembers(t *testing.T) {
 				t.Fatalf("%s planned\n%+v\nof what is kept\n%+v", n.Metadata.Name, p, again)
 			}
 		}
+	}
+}
+
+// TestKeptPeersOfInterfaces: they come back as they were, also from the file and without
+// the labels that chose them; one that is there again is not kept.
+func TestKeptPeersOfInterfaces(t *testing.T) {
+	config := &datastore.BGPConfig{}
+	config.SetDefaults()
+	*config.Spec.Mesh = false
+	self := machine("n1", "192.168.99.1/24")
+	self.Metadata.Labels = map[string]string{"rack": "a"}
+	p := routing.Mesh("n1", []*datastore.Node{self}, nil, config)
+	p.AddPeers([]*datastore.Node{self}, []*datastore.Peer{
+		atLink("eth*", func(s *datastore.PeerSpec) { s.NodeSelector = "rack == 'a'" }), atLink("swp1", nil),
+	})
+	text, err := json.Marshal(lastRun{Plan: p, Ends: []routing.End{{Link: "swp1", Remote: netip.MustParseAddr("fe80::1%swp1")}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back lastRun
+	if err := json.Unmarshal(text, &back); err != nil || back.Ends[0].Remote != netip.MustParseAddr("fe80::1%swp1") {
+		t.Fatal(back, err)
+	}
+	k := planned("n1", back.Plan)
+	var again routing.Plan
+	again.Node, again.Addresses, again.AS = p.Node, p.Addresses, p.AS
+	again.AddPeers(k.nodes, k.peers)
+	var got []string
+	for _, x := range again.Interfaces {
+		got = append(got, fmt.Sprintf("%s %s %v", x.Name, x.Interface, x.Configured.Spec.Accept))
+	}
+	if want := []string{"eth eth* [default foreign blocks]", "swp1 swp1 [default foreign blocks]"}; !slices.Equal(got, want) {
+		t.Errorf("kept %q, want %q", got, want)
+	}
+	v := datastore.NewView()
+	value, err := datastore.Encode(atLink("swp1", func(s *datastore.PeerSpec) { s.RemoteAS = datastore.RemoteInternal }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Replace(datastore.Snapshot{Entries: []datastore.Entry{{Key: "/netctl/v1/peers/swp1", Value: value}}}); err != nil {
+		t.Fatal(err)
+	}
+	if k.settle(v); len(k.peers) != 1 || k.peers[0].Metadata.Name != "eth" {
+		t.Errorf("kept %+v", k.peers)
 	}
 }

@@ -3,6 +3,7 @@ package speaker
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -43,6 +44,8 @@ func (s *speaker) reconcile(ctx context.Context) error {
 	defer compare.Stop()
 	defer func() { l.stop() }()
 	l.read(ctx)
+	l.ends = last.Ends
+	s.finder.Recall(last.Ends)
 	if last.Boot != "" {
 		l.follow(ctx, last.Plan)
 	}
@@ -58,6 +61,8 @@ func (s *speaker) reconcile(ctx context.Context) error {
 			return fmt.Errorf("bgp: %w", err)
 		case plan := <-s.follower.plans:
 			l.follow(ctx, plan)
+		case <-s.finder.Changed():
+			l.meet(ctx)
 		case e := <-s.kernel:
 			l.heard(ctx, e)
 		case <-due:
@@ -89,8 +94,32 @@ func (l *loop) tryAgain(ctx context.Context) {
 		l.originate()
 	}
 	if l.again.Again(tryEngine) {
-		l.follow(ctx, l.plan)
+		l.follow(ctx, l.planned)
 	}
+}
+
+// meet takes who is at the other ends of links.
+func (l *loop) meet(ctx context.Context) {
+	if ends := l.finder.Ends(); !slices.Equal(ends, l.ends) {
+		l.ends = ends
+		l.follow(ctx, l.planned)
+	}
+}
+
+// seek has neighbours looked for where peers of interfaces are: never at endpoints, nor
+// inside tunnels.
+func (l *loop) seek() {
+	peers := l.planned.Interfaces
+	if len(peers) == 0 {
+		l.ends = nil
+		l.finder.Look(nil)
+		return
+	}
+	tunnels := slices.Collect(maps.Values(l.cfg.Tunnels))
+	l.finder.Look(func(link string) bool {
+		return link != "lo" && !strings.HasPrefix(link, l.cfg.LinkPrefix) && !slices.Contains(tunnels, link) &&
+			slices.ContainsFunc(peers, func(p routing.Peer) bool { return p.OnLink(link) })
+	})
 }
 
 // read reads the agent's routes and the connected subnets anew.
@@ -120,7 +149,7 @@ func (l *loop) compare(ctx context.Context) {
 	l.originate()
 	l.recheck(nil, true)
 	if len(l.unread) > 0 || l.passwords.changed() {
-		l.follow(ctx, l.plan)
+		l.follow(ctx, l.planned)
 	}
 }
 
@@ -141,13 +170,16 @@ type loop struct {
 	boot                string
 	ranBefore, sameBoot bool
 
-	plan      routing.Plan
-	saved     lastRun
-	subnets   []netip.Prefix
-	announced *routing.Announced     // what the kernel has of the agent's routes
-	belief    atomic.Pointer[belief] // read by the engine's goroutine
-	engine    *engine
-	again     *retry.Schedule
+	// planned is what the datastore says, and plan the same with the peers of interfaces
+	// where they are: at the ends of links.
+	planned, plan routing.Plan
+	ends          []routing.End
+	saved         lastRun
+	subnets       []netip.Prefix
+	announced     *routing.Announced     // what the kernel has of the agent's routes
+	belief        atomic.Pointer[belief] // read by the engine's goroutine
+	engine        *engine
+	again         *retry.Schedule
 	// leaving are peers that are to go, by address; the engine knows which are gone.
 	leaving   map[netip.Addr]routing.Peer
 	passwords passwords
@@ -179,12 +211,15 @@ type fixed struct {
 
 // follow makes the engine run by plan, in place where that is possible. What the
 // engine refuses is reported and changes nothing.
-func (l *loop) follow(ctx context.Context, plan routing.Plan) {
-	l.part(plan)
-	if plan.AS == 0 || !plan.RouterID.IsValid() {
+func (l *loop) follow(ctx context.Context, planned routing.Plan) {
+	l.part(planned.AtLinks(l.ends))
+	if planned.AS == 0 || !planned.RouterID.IsValid() {
 		// This node is not in the datastore, or has no address: it has no peers.
-		plan.RouterID, plan.AS, plan.Addresses, plan.ClusterID = l.plan.RouterID, l.plan.AS, l.plan.Addresses, l.plan.ClusterID
+		planned.RouterID, planned.AS, planned.Addresses, planned.ClusterID = l.plan.RouterID, l.plan.AS, l.plan.Addresses, l.plan.ClusterID
 	}
+	l.planned = planned
+	l.seek()
+	plan := planned.AtLinks(l.ends)
 	if cidrs := plan.CIDRs(); !slices.Equal(cidrs, l.plan.CIDRs()) {
 		l.announced.SetPools(cidrs)
 	}
@@ -252,7 +287,12 @@ func (l *loop) run(ctx context.Context) error {
 // speaker that is killed in the next moment keeps the routes of the peers it finds
 // there, and no others.
 func (l *loop) save() {
-	m := lastRun{Boot: l.boot, Plan: l.plan}
+	m := lastRun{Boot: l.boot, Plan: l.planned}
+	for _, e := range l.ends {
+		if e.Remote.IsValid() {
+			m.Ends = append(m.Ends, routing.End{Link: e.Link, Local: e.Local, Remote: e.Remote})
+		}
+	}
 	if reflect.DeepEqual(m, l.saved) {
 		return
 	}
@@ -355,9 +395,13 @@ func (l *loop) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Rou
 	for _, r := range held {
 		path := bgp.Route{Prefix: r.Prefix, Stale: true}
 		for _, h := range r.NextHops {
+			hop := h.Addr
+			if hop.IsLinkLocalUnicast() {
+				hop = hop.WithZone(h.Link)
+			}
 			switch owners := behind[h]; {
-			case peers[h.Addr] || len(owners) == 0 && h.Addr.IsValid():
-				path.NextHops = append(path.NextHops, h.Addr)
+			case peers[hop] || len(owners) == 0 && hop.IsValid():
+				path.NextHops = append(path.NextHops, hop)
 			default:
 				path.NextHops = append(path.NextHops, owners...)
 			}

@@ -51,6 +51,12 @@ func (l *loop) peer(p routing.Peer) bgp.PeerConfig {
 	for _, a := range p.NextHops {
 		c.Families = append(c.Families, bgp.FamilyOf(a))
 	}
+	if p.Interface != "" && p.SpeaksIPv6() {
+		c.Families = append(c.Families, bgp.IPv6)
+	}
+	if p.SpeaksIPv4() && !slices.Contains(c.Families, bgp.IPv4) {
+		c.Families = slices.Insert(c.Families, 0, bgp.IPv4) // by IPv6 next hops
+	}
 	if p.Configured != nil {
 		l.configure(&c, p.Configured.Spec)
 		filters, pools := l.plan.FiltersOf(p), l.plan.CIDRs()
@@ -63,6 +69,7 @@ func (l *loop) peer(p routing.Peer) bgp.PeerConfig {
 			c.TTL = 1
 		}
 	}
+	c.External = p.AS == 0
 	c.Shutdown = cmp.Or(c.Shutdown, p.Drained)
 	return c
 }

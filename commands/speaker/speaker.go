@@ -36,6 +36,7 @@ import (
 	"netctl/routing/bfd"
 	"netctl/routing/bgp"
 	"netctl/routing/fib"
+	"netctl/routing/ra"
 )
 
 // Config is what the role runs with.
@@ -178,6 +179,7 @@ type speaker struct {
 	kernel     chan kernelEvent
 	follower   *follower
 	nextHops   *tracker
+	finder     *ra.Finder
 	installer  *installer
 	state      *state
 	reporter   *control.Reporter
@@ -198,6 +200,7 @@ func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datasto
 	s.follower = newFollower(cfg.Node, s.hostFile(), s.state, s.reporter.Wake, log)
 	s.follower.agentless = cfg.Reflector
 	s.warden = newWarden(cfg.Node, s.state, store, log)
+	s.finder = ra.New(log)
 	s.nextHops = newTracker(ctx, own, cfg.LinkPrefix, log)
 	s.installer = newInstaller(own, s.nextHops, s.reporter.Wake, log)
 	return s
@@ -249,6 +252,7 @@ func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []
 		{Name: "watch the agent's routes", Do: agent},
 		{Name: "watch routes", Do: func(ctx context.Context) error { return s.own.Watch(ctx, endpoints, s.forward(ctx, false)) }},
 		{Name: "install routes", Do: s.installer.run},
+		{Name: "find neighbours", Do: s.finder.Run},
 		{Name: s.reporter.String(), Do: s.reporter.Run},
 		{Name: "watch the reflectors", Do: s.warden.run},
 		{Name: "speak", Do: s.reconcile},

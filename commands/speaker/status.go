@@ -74,9 +74,9 @@ func (s *state) sessions() (sessions []control.Session, attached bool) {
 	if engine == nil {
 		return nil, attached
 	}
-	types := make(map[netip.Addr]string, len(plan.Peers))
+	peers := make(map[netip.Addr]routing.Peer, len(plan.Peers))
 	for _, p := range plan.Peers {
-		types[p.Address] = p.Type()
+		peers[p.Address] = p
 	}
 	watched := s.watched()
 	for _, e := range engine.Status() {
@@ -89,13 +89,24 @@ func (s *state) sessions() (sessions []control.Session, attached bool) {
 		}
 		sessions = append(sessions, control.Session{
 			SessionStatus: datastore.SessionStatus{
-				Peer: e.Peer, Type: types[e.Peer], State: e.State, Since: e.Since.UTC().Truncate(time.Second), Reason: e.Reason, Off: e.Off,
-				BFD: words,
+				Peer: e.Peer, Type: peers[e.Peer].Type(), State: e.State, Since: e.Since.UTC().Truncate(time.Second), Reason: e.Reason, Off: e.Off,
+				BFD: words, Interface: peers[e.Peer].Interface,
 			},
 			Received: e.Received, Accepted: e.Accepted, Sent: e.Sent, Stale: e.Stale,
 		})
 	}
+	for _, p := range plan.Silent {
+		sessions = append(sessions, control.Session{SessionStatus: silent(p)})
+	}
 	return sessions, attached
+}
+
+// silent is the session with a peer of an interface that cannot be spoken to.
+func silent(p routing.Silent) datastore.SessionStatus {
+	spec := p.Configured.Spec
+	return datastore.SessionStatus{
+		Interface: p.Interface, Type: p.Type(), State: "Idle", Reason: p.Why, Off: spec.Shutdown != "" || p.Drained != "",
+	}
 }
 
 // report is what the datastore is told.

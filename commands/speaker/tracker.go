@@ -46,9 +46,12 @@ func (t *tracker) check(a netip.Addr) (ok bool, reason string) {
 	return true, ""
 }
 
-// resolve is how the kernel reaches a; Link is "" if it does not. false: too many
-// next hops are known already.
+// resolve is how the kernel reaches a; Link is "" if it does not. One of a link needs no
+// asking. false: too many next hops are known already.
 func (t *tracker) resolve(a netip.Addr) (via routing.NextHop, ok bool) {
+	if link := a.Zone(); link != "" {
+		return routing.NextHop{Addr: a.WithZone(""), Link: link}, true
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	via, ok = t.via[a]
