@@ -120,11 +120,9 @@ func every() []routing.Route {
 		route("10.1.1.0/26", "va 10.9.0.2", "vc 10.8.0.2"),
 		route("10.1.2.0/26", "va 10.77.0.2 onlink"),
 		route("10.1.3.0/26"), route("10.1.4.1/32", "va"),
-		metric, narrow, narrow6,
-		route("10.1.6.0/26", "va fd00:9::2"), route("10.1.7.0/26", "va fe80::2"),
+		metric, narrow, narrow6, route("10.1.6.0/26", "va fd00:9::2"), route("10.1.7.0/26", "va fe80::2"),
 		route("10.1.8.0/26", "va fe80::2", "vc fe80::3"), route("10.1.9.0/26", "va 10.9.0.2", "vc fe80::3"),
-		route("169.254.1.1/32", "lo"),
-		route("fd11::/122"), route("fd11::100/122", "va fe80::2"),
+		route("169.254.1.1/32", "lo"), route("fd11::/122"), route("fd11::100/122", "va fe80::2"),
 		route("fd11::40/122", "va fd00:9::2", "va fd00:9::3"),
 		route("fd11::81/128", "va"), route("fd11::c0/122", "va fd00:9::2"),
 	}

@@ -172,7 +172,7 @@ func (f *Finder) attend(ctx context.Context) error {
 		if look == nil {
 			return nil
 		}
-		timer := time.NewTimer(r.next())
+		timer := time.NewTimer(r.next(time.Now()))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -277,12 +277,13 @@ func (r *run) send(now time.Time) {
 	}
 }
 
-// next is how long nothing is due.
-func (r *run) next() time.Duration {
+// next is how long nothing is due. What a link waits for that has no socket and whose
+// rest is over, an address, is heard of.
+func (r *run) next(now time.Time) time.Duration {
 	wait := time.Hour
 	for _, l := range r.links {
-		if l.socket != nil || !l.due.IsZero() {
-			wait = min(wait, time.Until(l.due))
+		if due := l.due.Sub(now); l.socket != nil || due > 0 {
+			wait = min(wait, due)
 		}
 	}
 	return max(wait, 0)

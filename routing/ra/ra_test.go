@@ -278,3 +278,16 @@ func TestALinkThatComesUpRests(t *testing.T) {
 		readers.Wait()
 	}
 }
+
+// TestNothingIsDue: a link that cannot be spoken on keeps nobody awake.
+func TestNothingIsDue(t *testing.T) {
+	now := time.Now()
+	r := &run{Finder: New(slog.New(slog.DiscardHandler)), links: map[int]*link{1: {state: state{name: "up1", up: true}, due: now.Add(-time.Second)}}}
+	if wait := r.next(now); wait != time.Hour {
+		t.Errorf("it waits %s", wait)
+	}
+	r.links[1].due = now.Add(time.Second)
+	if wait := r.next(now); wait != time.Second {
+		t.Errorf("it waits %s for a link that rests", wait)
+	}
+}
