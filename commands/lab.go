@@ -35,6 +35,7 @@ type labFile struct {
 	Nodes    int            `yaml:"nodes"`
 	Subnets  int            `yaml:"subnets"`
 	IPv6     bool           `yaml:"ipv6"`
+	IPv6Only bool           `yaml:"ipv6Only"`
 	Settings map[string]any `yaml:"settings"`
 }
 
@@ -45,13 +46,15 @@ func newLabUpCommand(a *app, dir *string) *cobra.Command {
 		Use:   "up",
 		Short: "Make the hosts, start the roles and wait until they are healthy",
 		Long: "Make the hosts, start the roles and wait until every node is healthy.\n\n" +
-			"The file may hold `nodes`, `subnets`, `ipv6` and `settings`, which are added to every node's configuration.",
+			"The file may hold `nodes`, `subnets`, `ipv6`, `ipv6Only` and `settings`, which are added to every node's configuration.",
 		Example: "  netctl lab up --nodes 2\n  netctl lab up --nodes 6 --subnets 2 --ipv6 --dir /tmp/lab",
 		Args:    cobra.NoArgs,
 	}
 	cmd.Flags().IntVar(&cfg.Nodes, "nodes", cfg.Nodes, "`number` of hosts")
 	cmd.Flags().IntVar(&cfg.Subnets, "subnets", cfg.Subnets, "`number` of subnets that the hosts are spread over")
 	cmd.Flags().BoolVar(&cfg.IPv6, "ipv6", false, "give the hosts IPv6 addresses too")
+	cmd.Flags().BoolVar(&cfg.IPv6Only, "ipv6-only", false, "give the hosts IPv6 addresses alone")
+	cmd.MarkFlagsMutuallyExclusive("ipv6", "ipv6-only")
 	cmd.Flags().StringVar(&file, "file", "", "YAML `file` that describes the lab; flags win")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if file != "" {
@@ -84,7 +87,7 @@ func readLabFile(name string, cmd *cobra.Command, cfg *lab.Config) error {
 	if err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}
-	in := labFile{Nodes: cfg.Nodes, Subnets: cfg.Subnets, IPv6: cfg.IPv6}
+	in := labFile{Nodes: cfg.Nodes, Subnets: cfg.Subnets, IPv6: cfg.IPv6, IPv6Only: cfg.IPv6Only}
 	if cfg.Settings, err = in.parse(text); err != nil {
 		return fmt.Errorf("lab %s: %w", name, err)
 	}
@@ -94,8 +97,8 @@ func readLabFile(name string, cmd *cobra.Command, cfg *lab.Config) error {
 	if !cmd.Flags().Changed("subnets") {
 		cfg.Subnets = in.Subnets
 	}
-	if !cmd.Flags().Changed("ipv6") {
-		cfg.IPv6 = in.IPv6
+	if !cmd.Flags().Changed("ipv6") && !cmd.Flags().Changed("ipv6-only") {
+		cfg.IPv6, cfg.IPv6Only = in.IPv6, in.IPv6Only
 	}
 	return nil
 }

@@ -30,6 +30,7 @@ type Config struct {
 	Dir            string
 	Nodes, Subnets int
 	IPv6           bool // addresses of fd00:99::/64 on the nodes
+	IPv6Only       bool // those and no others
 	// Settings is YAML in block style that is added to every node's configuration;
 	// it must not hold the keys of Reserved.
 	Settings string
@@ -53,9 +54,9 @@ const (
 func Up(ctx context.Context, cfg Config, progress io.Writer) (_ *netlab.Lab, err error) {
 	began := time.Now()
 	options := netlab.Options{
-		Dir: cfg.Dir, Nodes: cfg.Nodes, Subnets: cfg.Subnets, IPv6: cfg.IPv6, Persist: !cfg.OneProcess, Binary: cfg.Binary,
+		Dir: cfg.Dir, Nodes: cfg.Nodes, Subnets: cfg.Subnets, IPv6: cfg.IPv6, IPv6Only: cfg.IPv6Only, Persist: !cfg.OneProcess, Binary: cfg.Binary,
 	}
-	tables := neighbourTables("/proc", cfg.IPv6)
+	tables := neighbourTables("/proc", cfg.IPv6 || cfg.IPv6Only)
 	for _, t := range tables {
 		if err := t.roomFor(options.Neighbours()); err != nil {
 			return nil, err
@@ -135,7 +136,7 @@ const tlsFolder = "/var/lib/netctl-node/tls"
 // nodeConfig is the host's /etc/netctl.yaml.
 func nodeConfig(l *netlab.Lab, h *netlab.Host, settings string) string {
 	first := l.Hosts[0]
-	server := fmt.Sprintf("https://%s:%d", first.Addr.Addr(), etcdPort)
+	server := fmt.Sprintf("https://%s", netip.AddrPortFrom(first.Addr.Addr(), etcdPort))
 	files := pki.In(tlsFolder, h.Name)
 	tls := fmt.Sprintf("ca: %q, cert: %q, key: %q", files.CA, files.Cert, files.Key)
 	addrs := []string{fmt.Sprintf("%q", h.Addr.Addr())}

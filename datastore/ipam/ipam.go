@@ -68,8 +68,9 @@ func New(cfg Config) *Allocator {
 // is called again, possibly with other addresses, whenever the plan changes.
 type Commit func(addrs []netip.Addr) ([]datastore.Condition, []datastore.Op, error)
 
-// Request asks for one address of each family that is due: IPv4, unless Pools
-// has only IPv6 ones, and IPv6 if V6 is set or an IPv6 address is wanted.
+// Request asks for one address of each family that is due: IPv4, unless Pools, or
+// without it the cluster, has only IPv6 ones, and IPv6 if V6 is set, an IPv6 address is
+// wanted or there is nothing else.
 type Request struct {
 	// Handle is who holds the addresses: an endpoint's name. A handle that holds
 	// an address of a block of this node already gets that one again.

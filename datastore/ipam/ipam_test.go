@@ -324,6 +324,19 @@ func TestIPv6(t *testing.T) {
 	fails(t, n6, Request{Handle: "f", V6: true, Pools: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/26")}}, datastore.ErrExhausted, "no IPv6 pool for node n6")
 }
 
+// TestIPv6Alone: without an IPv4 pool an endpoint has an IPv6 address, asked for or not.
+func TestIPv6Alone(t *testing.T) {
+	w := newWorld(t, pool("fd80:24e2:f998:72d6::/64"), node("n6", "fd00:99::4/64"))
+	n6 := w.on("n6")
+	for _, req := range []Request{{Handle: "a"}, {Handle: "b", V6: true}, {Handle: "c", Pools: []netip.Prefix{netip.MustParsePrefix("fd80:24e2:f998:72d6::/64")}}} {
+		if got := w.assign(n6, req); len(got) != 1 || !strings.HasPrefix(got[0], "fd80:24e2:f998:72d6:") {
+			t.Errorf("%s got %v", req.Handle, got)
+		}
+	}
+	fails(t, w.on("n1"), Request{Handle: "d"}, datastore.ErrExhausted, "no IPv4 pool for node n1")
+	fails(t, n6, request("e", "10.0.0.1"), datastore.ErrInvalid, "no IPv4 pool for node n6")
+}
+
 // TestLargestBlock: a full one of the longest names can be stored.
 func TestLargestBlock(t *testing.T) {
 	long := strings.Repeat("n", datastore.MaxName)

@@ -27,12 +27,13 @@ func (p *planner) run() error {
 	if n == nil && !p.req.Restore {
 		return fmt.Errorf("node %s: %w", p.node, datastore.ErrNotFound)
 	}
-	for _, v6 := range []bool{false, true} {
+	due := p.due(n)
+	for i, v6 := range []bool{false, true} {
 		wish, err := p.wish(v6)
 		if err != nil {
 			return err
 		}
-		if !wish.IsValid() && !p.due(v6) {
+		if !wish.IsValid() && !due[i] {
 			continue
 		}
 		if v6 && !p.req.Restore && !n.Address(true).IsValid() {
@@ -73,15 +74,21 @@ func (p *planner) wish(v6 bool) (wish netip.Addr, err error) {
 	return wish, nil
 }
 
-// due reports whether an address of the family is due without a wish.
-func (p *planner) due(v6 bool) bool {
+// due are the families, IPv4 first, that an address is due of without a wish: IPv6
+// alone where there are pools of no other.
+func (p *planner) due(n *datastore.Node) (due [2]bool) {
 	if p.req.Restore {
-		return false
+		return due
 	}
-	if v6 {
-		return p.req.V6
+	pools := p.req.Pools
+	if len(pools) == 0 {
+		for _, pool := range p.index.sortedPools() {
+			pools = append(pools, pool.Spec.CIDR)
+		}
 	}
-	return len(p.req.Pools) == 0 || slices.ContainsFunc(p.req.Pools, func(c netip.Prefix) bool { return c.Addr().Is4() })
+	v4 := slices.ContainsFunc(pools, func(c netip.Prefix) bool { return c.Addr().Is4() })
+	v6 := len(pools) > 0 && !v4 && n.Address(true).IsValid()
+	return [2]bool{!v6 && (v4 || len(p.req.Pools) == 0), v6 || p.req.V6}
 }
 
 func (p *planner) one(v6 bool, wish netip.Addr, n *datastore.Node) (netip.Addr, error) {

@@ -13,34 +13,30 @@ import (
 // runs. The fabric's end of interface eth<i> of node<n> is called n<n>.<i>: to set
 // that down is to pull the cable.
 func (l *Lab) wire(o Options) error {
-	mgmt := netip.MustParsePrefix("192.168.1.0/24")
 	var f strings.Builder
 	var up strings.Builder
 	bridge := func(name string, addrs ...netip.Prefix) {
 		fmt.Fprintf(&f, "link add %s type bridge\n", name)
 		fmt.Fprintf(&up, "link set %s up\n", name)
 		for _, a := range addrs {
-			nodad := ""
-			if a.Addr().Is6() {
-				nodad = " nodad"
-			}
-			fmt.Fprintf(&f, "addr add %s dev %s%s\n", a, name, nodad)
+			f.WriteString(addAddress(a, name))
 		}
 	}
-	bridge("mgmt", hostIn(mgmt, 1))
+	bridge("mgmt", hostIn(o.mgmt(), 1))
 	for i := range o.Subnets {
-		addrs := []netip.Prefix{hostIn(subnet(i), 1)}
-		if o.IPv6 {
-			addrs = append(addrs, hostIn(subnet6(i), 1))
+		var addrs []netip.Prefix
+		for _, s := range o.subnets(i) {
+			addrs = append(addrs, hostIn(s, 1))
 		}
 		bridge(fmt.Sprintf("net%d", i), addrs...)
 	}
 	inner := make([]string, len(l.Hosts))
 	for i, h := range l.Hosts { // all have their addresses before the first is told of the others
 		at := i % o.Subnets
-		h.Main, h.Addr = hostIn(mgmt, firstHost+i), hostIn(subnet(at), firstHost+i)
-		if o.IPv6 {
-			h.Addr6 = hostIn(subnet6(at), firstHost+i)
+		list := o.subnets(at)
+		h.Main, h.Addr = hostIn(o.mgmt(), firstHost+i), hostIn(list[0], firstHost+i)
+		if len(list) > 1 {
+			h.Addr6 = hostIn(list[1], firstHost+i)
 		}
 		for n, master := range []string{"mgmt", fmt.Sprintf("net%d", at)} {
 			fmt.Fprintf(&f, "link add n%d.%d type veth peer name eth%d address %s netns %d\n", i+1, n, n, macOf(i, n), h.PID)
@@ -159,21 +155,30 @@ func carries(line string, bridgesUp bool) bool {
 func (h *Host) network(o Options, at int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "link set lo up\nlink set eth0 up\nlink set eth1 up\n")
-	fmt.Fprintf(&b, "addr add %s dev eth0\naddr add %s dev eth1\n", h.Main, h.Addr)
-	if o.IPv6 {
-		fmt.Fprintf(&b, "addr add %s dev eth1 nodad\n", h.Addr6)
+	b.WriteString(addAddress(h.Main, "eth0") + addAddress(h.Addr, "eth1"))
+	if h.Addr6.IsValid() {
+		b.WriteString(addAddress(h.Addr6, "eth1"))
 	}
 	fmt.Fprintf(&b, "route add default via %s\n", hostIn(h.Main.Masked(), 1).Addr())
 	for i := range o.Subnets {
 		if i == at {
 			continue
 		}
-		fmt.Fprintf(&b, "route add %s via %s\n", subnet(i), hostIn(subnet(at), 1).Addr())
-		if o.IPv6 {
-			fmt.Fprintf(&b, "route add %s via %s\n", subnet6(i), hostIn(subnet6(at), 1).Addr())
+		near := o.subnets(at)
+		for n, far := range o.subnets(i) {
+			fmt.Fprintf(&b, "route add %s via %s\n", far, hostIn(near[n], 1).Addr())
 		}
 	}
 	return b.String()
+}
+
+// addAddress is a line of ip -batch that gives an interface an address at once.
+func addAddress(a netip.Prefix, link string) string {
+	nodad := ""
+	if a.Addr().Is6() {
+		nodad = " nodad"
+	}
+	return fmt.Sprintf("addr add %s dev %s%s\n", a, link, nodad)
 }
 
 // batch makes settings with a shell and then runs ip -batch.

@@ -28,7 +28,8 @@ type Host struct {
 	Netns uint64 `json:"netns"`
 	Mount uint64 `json:"mount"`
 	// Main is the address of eth0, where the default route leads; Addr and Addr6
-	// are those of eth1, with their prefix lengths. Addr6 may be invalid.
+	// are those of eth1, with their prefix lengths. Addr6 is the second one, if any: in
+	// a lab of IPv6 only, Addr is an IPv6 address.
 	Main  netip.Prefix `json:"main,omitzero"`
 	Addr  netip.Prefix `json:"addr,omitzero"`
 	Addr6 netip.Prefix `json:"addr6,omitzero"`

@@ -41,8 +41,9 @@ type Options struct {
 	// Subnets is over how many subnets the second interfaces are spread, in turn;
 	// default 1. The fabric routes between them.
 	Subnets int
-	// IPv6 gives the second interfaces an address of fd00:99::/64 as well.
-	IPv6 bool
+	// IPv6 gives the second interfaces an address of fd00:99::/64 as well; IPv6Only
+	// gives every interface an IPv6 address and no other.
+	IPv6, IPv6Only bool
 	// Persist lets the lab outlive this process.
 	Persist bool
 	// Binary, if set, is linked as /opt/cni/bin/netctl in every host.
@@ -126,6 +127,8 @@ func (o Options) check() error {
 		return fmt.Errorf("lab: %d nodes: must be 1 to %d", o.Nodes, maxNodes)
 	case o.Subnets < 1 || o.Subnets > maxSubnets:
 		return fmt.Errorf("lab: %d subnets: must be 1 to %d", o.Subnets, maxSubnets)
+	case o.IPv6 && o.IPv6Only:
+		return fmt.Errorf("lab: IPv6 beside IPv4 and IPv6 only: choose one")
 	case os.Geteuid() != 0:
 		return fmt.Errorf("lab: needs root, for namespaces and mounts")
 	}
@@ -245,6 +248,25 @@ const (
 	maxSubnets = 50
 	firstHost  = 102
 )
+
+// mgmt is the first interfaces' subnet.
+func (o Options) mgmt() netip.Prefix {
+	if o.IPv6Only {
+		return netip.MustParsePrefix("fd00:1::/64")
+	}
+	return netip.MustParsePrefix("192.168.1.0/24")
+}
+
+// subnets are those of the second interfaces at place i, one a family.
+func (o Options) subnets(i int) []netip.Prefix {
+	switch {
+	case o.IPv6Only:
+		return []netip.Prefix{subnet6(i)}
+	case o.IPv6:
+		return []netip.Prefix{subnet(i), subnet6(i)}
+	}
+	return []netip.Prefix{subnet(i)}
+}
 
 // subnet is the second interfaces' subnet i, subnet6 its IPv6 sister.
 func subnet(i int) netip.Prefix {
