@@ -200,6 +200,9 @@ func sessionInfo(s control.Session) string {
 	if s.State != established && s.Reason != "" {
 		info += ": " + s.Reason
 	}
+	if s.State == established && s.Local.IsValid() && s.Local.Is4() != s.Peer.Is4() {
+		info += " over " + s.Local.String() // the peer's address does not answer
+	}
 	if s.BFD != "" {
 		info += ", BFD " + s.BFD
 	}

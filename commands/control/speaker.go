@@ -126,9 +126,11 @@ type BFDSession struct {
 // Session is a BGP session with its numbers of prefixes.
 type Session struct {
 	datastore.SessionStatus
-	Received int `json:"received"`
-	Accepted int `json:"accepted"`
-	Sent     int `json:"sent"`
+	// Local is this end of a session that is up.
+	Local    netip.Addr `json:"local,omitzero"`
+	Received int        `json:"received"`
+	Accepted int        `json:"accepted"`
+	Sent     int        `json:"sent"`
 	// Stale counts the received prefixes that are kept for a restart (RFC 4724).
 	Stale int `json:"stale,omitempty"`
 }

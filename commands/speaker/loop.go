@@ -250,16 +250,19 @@ func (s *speaker) sessionChanged() {
 }
 
 // part notes the peers that another topology has no sessions with, although they are
-// nodes still: theirs go when the others carry the routes.
+// nodes still, perhaps by another address: theirs go when the others carry the routes.
 func (l *loop) part(plan routing.Plan) {
 	for _, p := range l.plan.Peers {
 		l.leaving[p.Address] = p
 	}
+	nodes := map[string]bool{}
 	for _, p := range plan.Peers {
 		delete(l.leaving, p.Address)
+		nodes[p.Name] = p.Configured == nil
 	}
-	for a := range l.leaving {
-		if plan.NoMesh || plan.AS == 0 || !slices.Contains(plan.Nodes, a) {
+	for a, p := range l.leaving {
+		moved := p.Configured == nil && nodes[p.Name]
+		if plan.NoMesh || plan.AS == 0 || !slices.Contains(plan.Nodes, a) && !moved {
 			delete(l.leaving, a)
 		}
 	}

@@ -32,7 +32,10 @@ func (l *loop) peers() []bgp.PeerConfig {
 	}
 	for _, p := range l.leaving {
 		c := l.peer(p)
-		c.Leaving = true
+		c.Leaving, c.Spare = true, nil // whoever has the node's other addresses now
+		if i := slices.IndexFunc(l.plan.Peers, func(now routing.Peer) bool { return now.Configured == nil && now.Name == p.Name }); i >= 0 {
+			c.Heir = l.plan.Peers[i].Address
+		}
 		out = append(out, c)
 	}
 	return out
@@ -57,7 +60,9 @@ func (l *loop) peer(p routing.Peer) bgp.PeerConfig {
 	if p.SpeaksIPv4() && !slices.Contains(c.Families, bgp.IPv4) {
 		c.Families = slices.Insert(c.Families, 0, bgp.IPv4) // by IPv6 next hops
 	}
-	if p.Configured != nil {
+	if p.Configured == nil {
+		c.Spare = spare(p)
+	} else {
 		l.configure(&c, p.Configured.Spec)
 		filters, pools := l.plan.FiltersOf(p), l.plan.CIDRs()
 		c.ImportFilter, c.ExportFilter = l.policies.Compile(routing.Import, filters, pools), l.policies.Compile(routing.Export, filters, pools)
@@ -72,6 +77,19 @@ func (l *loop) peer(p routing.Peer) bgp.PeerConfig {
 	c.External = p.AS == 0
 	c.Shutdown = cmp.Or(c.Shutdown, p.Drained)
 	return c
+}
+
+// spare are the ends of the session with a node where its first address does not answer:
+// addresses of the other family, if both have it.
+func spare(p routing.Peer) (list []bgp.Ends) {
+	for _, local := range p.NextHops {
+		for _, remote := range p.Aliases {
+			if local != p.Local && local.Is4() == remote.Is4() {
+				list = append(list, bgp.Ends{Local: local, Remote: remote})
+			}
+		}
+	}
+	return list
 }
 
 // configure makes c what kind Peer says of it.

@@ -92,7 +92,7 @@ func (s *state) sessions() (sessions []control.Session, attached bool) {
 				Peer: e.Peer, Type: peers[e.Peer].Type(), State: e.State, Since: e.Since.UTC().Truncate(time.Second), Reason: e.Reason, Off: e.Off,
 				BFD: words, Interface: peers[e.Peer].Interface,
 			},
-			Received: e.Received, Accepted: e.Accepted, Sent: e.Sent, Stale: e.Stale,
+			Local: e.Local, Received: e.Received, Accepted: e.Accepted, Sent: e.Sent, Stale: e.Stale,
 		})
 	}
 	for _, p := range plan.Silent {

@@ -139,6 +139,9 @@ const (
 	NextHopUnchanged                    // kept
 )
 
+// Ends are two addresses that a session can be between.
+type Ends struct{ Local, Remote netip.Addr }
+
 // PeerConfig is one neighbour; its Address is its identity. A link-local one has the name
 // of its link as zone, and so has LocalAddress, which it needs then: the session is that
 // link's, and next hops of it are taken.
@@ -154,6 +157,9 @@ type PeerConfig struct {
 	// another address are refused. Not valid: the kernel's choice. One that is not
 	// in Config.Listen is listened on as long as the peer is there.
 	LocalAddress netip.Addr
+	// Spare are further ends of the session, dialled in turn with Address while there is
+	// no answer; the peer may come from there at any time.
+	Spare []Ends
 	// Families to offer; empty: the family of Address.
 	Families []Family
 	// NextHopSelf holds the addresses that own routes carry as next hop, one
@@ -179,6 +185,9 @@ type PeerConfig struct {
 	// Leaving has the peer removed by itself, and without a NOTIFICATION, once the
 	// others carry what came from it, see leave.go. One that is not there is not added.
 	Leaving bool
+	// Heir is the address of the peer that one that leaves is from now on: nobody misses
+	// what it carries of a family that the heir has not.
+	Heir netip.Addr
 	// Passive never dials.
 	Passive bool
 	// PrefixLimit ends the session when the peer sends more, or with LimitWarns only has

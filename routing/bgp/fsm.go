@@ -2,11 +2,13 @@ package bgp
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
@@ -45,6 +47,7 @@ type fsm struct {
 	dialled   chan dialled // not nil while a dial is under way
 	stopDial  context.CancelFunc
 	failures  int           // since the last session, for the dial's delay
+	silent    int           // dials in a row that nobody answered
 	idleTime  time.Duration // the next idle hold
 	idleUntil time.Time
 	wasUp     bool
@@ -185,6 +188,9 @@ func (f *fsm) next(ctx context.Context, timer <-chan time.Time) event {
 		case d := <-f.dialled:
 			f.dialled = nil
 			f.stopDial()
+			if f.silent++; d.err == nil || errors.Is(d.err, syscall.ECONNREFUSED) {
+				f.silent = 0
+			}
 			if d.err != nil {
 				return event{what: dialFailed, err: d.err}
 			}
@@ -230,7 +236,7 @@ func (f *fsm) orders() (flt *fault, end bool) {
 		if c == nil {
 			continue
 		}
-		if err := f.config.retune(c.Conn); err != nil {
+		if err := f.config.by(addrOf(c.RemoteAddr())).retune(c.Conn); err != nil {
 			f.log.Warn("connection cannot be set up anew", "error", err)
 		}
 	}
@@ -375,7 +381,7 @@ func (f *fsm) dial(ctx context.Context) {
 	if f.failures == 0 {
 		wait = rand.N(firstDial)
 	}
-	config, out := f.config, make(chan dialled, 1)
+	config, out := f.config.turn(f.silent), make(chan dialled, 1)
 	f.dialled = out
 	go func() {
 		var d dialled

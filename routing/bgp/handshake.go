@@ -171,7 +171,7 @@ func (f *fsm) established(ctx context.Context) state {
 	s := f.session()
 	since := time.Now()
 	s.since = since
-	f.wasUp, f.failures = true, 0
+	f.wasUp, f.failures, f.silent = true, 0, 0
 	if !f.speaker.do(ctx, func() { f.speaker.rib.up(s) }) {
 		return nil
 	}

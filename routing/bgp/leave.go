@@ -57,8 +57,10 @@ func (r *rib) ready(waited time.Duration) bool {
 
 // covered reports whether every prefix of p can be had from a peer that stays.
 func (r *rib) covered(p *peer) bool {
+	heir := r.peers[p.config.Heir]
 	for d, path := range p.all() {
-		if path.refused {
+		family := FamilyOf(d.key.Prefix().Addr())
+		if path.refused || heir != nil && heir.session != nil && !heir.session.families[family] {
 			continue
 		}
 		found := false

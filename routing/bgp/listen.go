@@ -56,6 +56,9 @@ func (s *Speaker) accept(ctx context.Context, c net.Conn, link string) {
 	remote, here := addrOf(c.RemoteAddr()).WithZone(link), addrOf(c.LocalAddr()).WithZone(link)
 	s.mu.Lock()
 	f := s.machines[remote]
+	if f == nil {
+		f = s.spares[remote]
+	}
 	s.mu.Unlock()
 	if f == nil {
 		s.log.Debug("connection from an address that is no peer", "peer", remote)
@@ -63,7 +66,7 @@ func (s *Speaker) accept(ctx context.Context, c net.Conn, link string) {
 		return
 	}
 	f.mu.Lock()
-	config := f.wanted
+	config := f.wanted.by(remote)
 	f.mu.Unlock()
 	if local := config.LocalAddress; local.IsValid() && here != local {
 		s.log.Debug("connection to another address", "peer", remote, "local", here)

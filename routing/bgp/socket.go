@@ -72,6 +72,27 @@ func numbered(a netip.Addr) (netip.Addr, error) {
 	return a.WithZone(strconv.Itoa(link.Index)), nil
 }
 
+// turn is p with the ends that are dialled after so many dials without an answer.
+func (p PeerConfig) turn(silent int) PeerConfig {
+	if n := silent % (1 + len(p.Spare)); n > 0 {
+		p.LocalAddress, p.Address = p.Spare[n-1].Local, p.Spare[n-1].Remote
+	}
+	return p
+}
+
+// by is p with the ends of a connection to or from remote.
+func (p PeerConfig) by(remote netip.Addr) PeerConfig {
+	if remote.IsValid() && remote.Is4() != p.Address.Is4() {
+		p.LocalAddress, p.Address = netip.Addr{}, remote
+	}
+	for _, e := range p.Spare {
+		if e.Remote == remote {
+			p.LocalAddress, p.Address = e.Local, e.Remote
+		}
+	}
+	return p
+}
+
 // tune gives a socket what the peer's connections have.
 func (p PeerConfig) tune(fd int) error {
 	ttl, four := p.TTL, p.Address.Is4()

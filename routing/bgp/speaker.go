@@ -36,6 +36,7 @@ type Speaker struct {
 	running  bool
 	queued   []func()
 	machines map[netip.Addr]*fsm
+	spares   map[netip.Addr]*fsm // by PeerConfig.Spare
 	problems map[string]string
 	// listening ends the listeners that peers need beside Config.Listen.
 	listening map[netip.AddrPort]context.CancelFunc
@@ -154,12 +155,24 @@ func (s *Speaker) commands(ctx context.Context) {
 			delete(s.machines, a)
 		}
 	}
+	s.spares = map[netip.Addr]*fsm{}
 	admitted, keys := map[netip.Addr]uint8{}, map[netip.Addr]string{}
-	for a, p := range s.rib.peers {
+	admit := func(a netip.Addr, p *peer) {
 		admitted[a] = p.config.leastTTL()
 		if p.config.Password != "" {
 			keys[a] = p.config.Password
 		}
+	}
+	for _, p := range s.rib.peers {
+		for _, ends := range p.config.Spare {
+			if s.rib.peers[ends.Remote] == nil {
+				s.spares[ends.Remote] = p.fsm
+				admit(ends.Remote, p)
+			}
+		}
+	}
+	for a, p := range s.rib.peers {
+		admit(a, p)
 	}
 	s.keys.set(keys)
 	if err := s.gate.admit(admitted); err != nil {
