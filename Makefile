@@ -56,7 +56,7 @@ docs: build ## docs/cli and docs/man from the command tree
 completions: docs ## completions of the three shells (written together with docs)
 
 bench: packages build ## ratios against references measured in the same run
-	go test -count=1 -tags bench -run 'TestBench$$|TestBenchScale' -v -timeout 30m ./commands
+	go test -count=1 -tags bench -run 'TestBench$$|TestBenchScale|TestBenchReflector' -v -timeout 30m ./commands
 	go test -count=1 -tags bench -run TestBenchRoutes -v -timeout 30m ./commands/speaker
 	go test -count=1 -tags bench -run TestBenchCluster -v -timeout 30m ./commands/agent
 

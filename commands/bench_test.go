@@ -280,22 +280,37 @@ func pause(ctx context.Context, d time.Duration) {
 // its metrics.
 func benchmark(t *testing.T, pkg, name, metric string) float64 {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "go", "test", "-run", "^$", "-bench", "^"+name+"$", "-benchtime", "10x", "netctl/"+pkg).CombinedOutput()
+	return benchmarks(t, pkg, name, 10, metric)[0]
+}
+
+// benchmarks runs a Go benchmark of another package and returns some of its metrics.
+func benchmarks(t *testing.T, pkg, name string, times int, metrics ...string) []float64 {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "test", "-run", "^$", "-bench", "^"+name+"$", "-benchtime", fmt.Sprint(times, "x"), "netctl/"+pkg).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", pkg, name, err, out)
 	}
 	for line := range strings.Lines(string(out)) {
 		f := strings.Fields(line)
-		if i := slices.Index(f, metric); i > 0 && strings.HasPrefix(f[0], name) {
+		if len(f) == 0 || !strings.HasPrefix(f[0], name) {
+			continue
+		}
+		var values []float64
+		for _, metric := range metrics {
+			i := slices.Index(f, metric)
+			if i < 1 {
+				t.Fatalf("%s %s: no %s in\n%s", pkg, name, metric, out)
+			}
 			v, err := strconv.ParseFloat(f[i-1], 64)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return v
+			values = append(values, v)
 		}
+		return values
 	}
-	t.Fatalf("%s %s: no %s in\n%s", pkg, name, metric, out)
-	return 0
+	t.Fatalf("%s %s: no result in\n%s", pkg, name, out)
+	return nil
 }
 
 // TestBench measures what netctl promises, each beside a reference of the same run.
@@ -312,12 +327,45 @@ func TestBench(t *testing.T) {
 	t.Run("idle", func(t *testing.T) { rows = append(rows, idleRows(t)...) })
 	rows = append(rows,
 		row{"speaker killed: start → Established, worst of 10", benchmark(t, "commands/speaker", "BenchmarkRestart", "worst-ms"), 1000, "ms", "limit", 1},
-		row{"BGP: 10k routes of one peer to 50 others", benchmark(t, "routing/bgp", "BenchmarkFanout", "ns/op") / 1e6, benchmark(t, "routing/bgp", "BenchmarkFanoutBIRD", "ns/op") / 1e6, "ms", "BIRD 2", 0},
+		row{"BGP: 10k routes of one peer to 50 others", benchmark(t, "routing/bgp", "BenchmarkFanout", "ns/op") / 1e6, benchmark(t, "routing/bgp", "BenchmarkFanoutBIRD", "ns/op") / 1e6, "ms", "BIRD 2", 0})
+	report(t, rows)
+}
+
+// TestBenchReflector measures the engine as a reflector beside BIRD as one.
+func TestBenchReflector(t *testing.T) {
+	rows := []row{
 		reflectorRow(t, "10k routes", "BenchmarkReflect10k", 0.2), reflectorRow(t, "100k routes", "BenchmarkReflect100k", 0.2),
 		reflectorRow(t, "100k IPv6 routes", "BenchmarkReflect6x100k", 0.2), reflectorRow(t, "10k, 100 attribute sets", "BenchmarkReflectSets10k", 0.2),
-		reflectorRow(t, "10k, one an UPDATE", "BenchmarkReflectSingle10k", 0.2), reflectorRow(t, "one route", "BenchmarkReflectOne", 1),
-		reflectorRow(t, "10k routes, 1,000 clients", "BenchmarkReflect1000Clients", 0.2))
+		reflectorRow(t, "10k, one an UPDATE", "BenchmarkReflectSingle10k", 0.2),
+		reflectorRow(t, "10k routes, 1,000 clients", "BenchmarkReflect1000Clients", 0.2),
+	}
+	t.Run("one route", func(t *testing.T) { rows = append(rows, oneRouteRows(t)...) })
+	t.Run("memory", func(t *testing.T) { rows = append(rows, reflectorMemoryRows(t)...) })
 	report(t, rows)
+}
+
+// oneRouteRows are how long one route takes to the last of 50 clients.
+func oneRouteRows(t *testing.T) []row {
+	const times = 1000
+	ours := benchmarks(t, "routing/bgp", "BenchmarkReflectOne", times, "p50-ms", "p99-ms")
+	birds := benchmarks(t, "routing/bgp", "BenchmarkReflectOneBIRD", times, "p50-ms", "p99-ms")
+	return []row{
+		{"BGP reflector, 50 clients: one route, p50", ours[0], birds[0], "ms", "BIRD 2", 1.1},
+		{"  p99", ours[1], birds[1] + 1, "ms", "BIRD 2 + 1 ms", 1},
+	}
+}
+
+// reflectorMemoryRows are what a process has with 100k routes, and what a client costs
+// that reads nothing while they come and go.
+func reflectorMemoryRows(t *testing.T) []row {
+	ours := benchmarks(t, "routing/bgp", "BenchmarkReflectMemory", 10, "MiB", "p50-ms")
+	birds := benchmarks(t, "routing/bgp", "BenchmarkReflectMemoryBIRD", 10, "MiB")
+	silent := benchmarks(t, "routing/bgp", "BenchmarkReflectMemorySilent", 10, "MiB", "p50-ms")
+	return []row{
+		{"BGP reflector, 100k routes: PSS", ours[0], birds[0], "MiB", "BIRD 2", 2},
+		{"  more with a client that reads nothing", max(0, silent[0]-ours[0]), 16, "MiB", "limit", 1},
+		{"  the others' time with it", silent[1], ours[1], "ms", "without it", 1.5},
+	}
 }
 
 // reflectorRow is a benchmark of the reflector beside BIRD's.

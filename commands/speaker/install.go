@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"time"
 
 	"netctl/routing"
 	"netctl/routing/bgp"
@@ -37,9 +38,10 @@ type installer struct {
 	writing sync.Mutex      // is held while routes are written; it guards what follows
 	by      *routing.Fabric // that the routes were made by
 	ways    map[string]*way
-	last    *way // the one asked for before, which is mostly the next one too
-	others  bool // there are other ways than lacking is of
-	made    int  // changes since memory was given back
+	last    *way        // the one asked for before, which is mostly the next one too
+	others  bool        // there are other ways than lacking is of
+	made    int         // changes since memory was given back
+	rested  *time.Timer // gives it back
 }
 
 // way is a list of BGP next hops and what the kernel and the fabric make of them. Best
@@ -174,13 +176,19 @@ func (i *installer) write(ctx context.Context) {
 	}
 	if i.made += w.made; i.made > bulk && len(i.work) == 0 {
 		i.made = 0
-		debug.FreeOSMemory()
+		if i.rested == nil {
+			i.rested = time.AfterFunc(restAfter, debug.FreeOSMemory)
+		}
+		i.rested.Reset(restAfter)
 	}
 }
 
 // bulk is how many changes leave so much garbage behind that it is given back to
-// the system once they are written.
-const bulk = 20_000
+// the system once they are written, and peers have been told: after restAfter.
+const (
+	bulk      = 20_000
+	restAfter = 300 * time.Millisecond
+)
 
 // moving are the next hops of the ways that the tracker's answers or the fabric make
 // others; all: those of every way.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +33,8 @@ type fan struct {
 	family       Family
 	single       bool
 	reflect      bool
+	silent       bool   // a client reads nothing
+	full         func() // is called once all routes are everywhere, before they go again
 }
 
 var fanTarget = netip.MustParseAddrPort("127.0.0.1:1792")
@@ -46,6 +49,15 @@ var fanFeeder = netip.MustParseAddr("127.2.0.1")
 type client struct {
 	net.Conn
 	gained, lost chan struct{}
+	deaf         chan struct{} // closed: it reads no more
+	ended        chan struct{}
+}
+
+// mute has the client read nothing any more.
+func (c *client) mute() {
+	close(c.deaf)
+	_ = c.SetReadDeadline(time.Now())
+	<-c.ended
 }
 
 // enter opens a session from an own loopback address of h. routes, if not 0, are
@@ -78,7 +90,7 @@ func enter(b *testing.B, h *host, from netip.Addr, as uint32, routes int) *clien
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	n := &client{c, make(chan struct{}, 1), make(chan struct{}, 1)}
+	n := &client{c, make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}), make(chan struct{})}
 	b.Cleanup(func() { _ = c.Close() })
 	go n.read(routes)
 	return n
@@ -111,7 +123,13 @@ func (c *client) read(routes int) {
 			list = list[head+n:]
 		}
 	}
+	defer close(c.ended)
 	for {
+		select {
+		case <-c.deaf:
+			return
+		default:
+		}
 		n, err := c.Read(chunk)
 		if err != nil {
 			return
@@ -153,6 +171,10 @@ func fanOut(b *testing.B, h *host, f fan) {
 	for i := range cmp.Or(f.clients, fanClients) {
 		clients = append(clients, enter(b, h, fanClient(i), fanAS, f.routes))
 	}
+	if f.silent { // the last one
+		clients[len(clients)-1].mute()
+		clients = clients[:len(clients)-1]
+	}
 	look := outlook{external: true, as4: true, localAS: feederAS, nextHop: [2]netip.Addr{fanFeeder, addr("fd00::200")}}
 	a := attrs{}
 	if f.reflect {
@@ -184,18 +206,27 @@ func fanOut(b *testing.B, h *host, f fan) {
 	}
 	none := (&outlook{}).withdraw(bare(list), f.family)
 	b.ResetTimer()
-	for range b.N {
+	took := make([]time.Duration, b.N)
+	for i := range b.N {
+		began := time.Now()
 		_, _ = feeder.Write(all)
 		for _, c := range clients {
 			await(b, c.gained)
 		}
+		took[i] = time.Since(began)
 		b.StopTimer()
+		if f.full != nil && i == b.N-1 {
+			f.full()
+		}
 		_, _ = feeder.Write(none.bytes)
 		for _, c := range clients {
 			await(b, c.lost)
 		}
 		b.StartTimer()
 	}
+	slices.Sort(took)
+	b.ReportMetric(took[(b.N-1)/2].Seconds()*1000, "p50-ms")
+	b.ReportMetric(took[(b.N-1)*99/100].Seconds()*1000, "p99-ms")
 }
 
 func (f fan) feederAS() uint32 {
@@ -217,19 +248,11 @@ func await(b *testing.B, done <-chan struct{}) {
 // engine measures this engine.
 func (f fan) engine(b *testing.B) {
 	h := newHost(b)
-	s, err := New(Config{RouterID: addr("127.0.0.1"), AS: fanAS, Listen: []netip.AddrPort{fanTarget}})
+	s, err := f.speaker()
 	if err != nil {
 		b.Fatal(err)
 	}
 	h.settle(s)
-	both := []Family{IPv4, IPv6}
-	peers := []PeerConfig{{Address: fanFeeder, AS: f.feederAS(), Passive: true, Client: f.reflect, Families: both}}
-	for i := range cmp.Or(f.clients, fanClients) {
-		peers = append(peers, PeerConfig{Address: fanClient(i), AS: fanAS, Passive: true, Client: f.reflect, Families: both})
-	}
-	if err := s.Configure(peers); err != nil {
-		b.Fatal(err)
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.Run(ctx) }()
@@ -237,9 +260,28 @@ func (f fan) engine(b *testing.B) {
 	fanOut(b, h, f)
 }
 
+// speaker is the engine that is measured.
+func (f fan) speaker() (*Speaker, error) {
+	s, err := New(Config{RouterID: addr("127.0.0.1"), AS: fanAS, Listen: []netip.AddrPort{fanTarget}})
+	if err != nil {
+		return nil, err
+	}
+	both := []Family{IPv4, IPv6}
+	peers := []PeerConfig{{Address: fanFeeder, AS: f.feederAS(), Passive: true, Client: f.reflect, Families: both}}
+	for i := range cmp.Or(f.clients, fanClients) {
+		peers = append(peers, PeerConfig{Address: fanClient(i), AS: fanAS, Passive: true, Client: f.reflect, Families: both})
+	}
+	return s, s.Configure(peers)
+}
+
 // bird measures BIRD in the same place.
 func (f fan) bird(b *testing.B) {
 	h := newHost(b)
+	f.startBIRD(h)
+	fanOut(b, h, f)
+}
+
+func (f fan) startBIRD(h *host) {
 	h.ip("addr add fd00::1/64 dev lo")
 	var conf strings.Builder
 	fmt.Fprintf(&conf, "router id 127.0.0.1;\nprotocol device {}\nprotocol static { ipv4; route 127.0.0.0/8 via \"lo\"; }\nprotocol direct { ipv6; }\n")
@@ -257,7 +299,6 @@ func (f fan) bird(b *testing.B) {
 		peer(i+1, fanClient(i), fanAS)
 	}
 	startDaemonBIRD(h, conf.String())
-	fanOut(b, h, f)
 }
 
 // BenchmarkFanout is the engine: 10k routes of one peer to 50 others; BenchmarkFanoutBIRD
@@ -282,10 +323,6 @@ func BenchmarkReflectSingle10kBIRD(b *testing.B) { reflected(10_000).one().bird(
 // Far more clients.
 func BenchmarkReflect1000Clients(b *testing.B)     { reflected(10_000).to(1000).engine(b) }
 func BenchmarkReflect1000ClientsBIRD(b *testing.B) { reflected(10_000).to(1000).bird(b) }
-
-// One route, as soon as the last client has it.
-func BenchmarkReflectOne(b *testing.B)     { reflected(1).engine(b) }
-func BenchmarkReflectOneBIRD(b *testing.B) { reflected(1).bird(b) }
 
 func reflected(routes int) fan { return fan{routes: routes, sets: 1, reflect: true} }
 
