@@ -37,7 +37,7 @@ func samples() []Object {
 	return []Object{
 		&Node{Metadata{Name: "slave", Labels: map[string]string{"rack": "A 1"}},
 			NodeSpec{[]netip.Prefix{cidr("192.168.99.102/24"), cidr("fd00:99::2/64")}, 64512, &Reflector{ReflectorAlways, addr("1.2.3.4"), "rack == 'A'"}, &Drain{"new disks", true}},
-			NodeStatus{"ab12", "1.0.0", []netip.Prefix{cidr("192.168.99.0/24")}, when, []Tunnel{{TunnelVXLAN, "02:00:00:00:00:01"}}}},
+			NodeStatus{"ab12", "1.0.0", 1, []netip.Prefix{cidr("192.168.99.0/24")}, when, []Tunnel{{TunnelVXLAN, "02:00:00:00:00:01"}}}},
 		&Report{Metadata{Name: "slave/agent"}, ReportStatus{Seen: when, Started: when, Problems: []string{"drift"}, Behind: true, Endpoints: 3}},
 		&Report{Metadata{Name: "slave/speaker"}, ReportStatus{Seen: when, Bare: true,
 			Sessions: []SessionStatus{{addr("192.168.99.103"), "node-to-node mesh", "up", when, "Established", true, "up", "eth1"}}}},

@@ -121,6 +121,9 @@ type NodeStatus struct {
 	Host string `json:"host,omitempty"`
 	// Version is the netctl version of the agent.
 	Version string `json:"version,omitempty"`
+	// Model is the ModelVersion that the node's netctl knows; 0: one of before that was
+	// told.
+	Model int `json:"model,omitempty"`
 	// Subnets are the connected subnets of every interface that is not ours.
 	Subnets []netip.Prefix `json:"subnets,omitempty"`
 	// Away is since when the reflectors have had no session with the node: it is not

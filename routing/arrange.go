@@ -56,17 +56,31 @@ func (m *member) name() string { return m.Metadata.Name }
 // meets says whether both have a family in common.
 func (m *member) meets(n *member) bool { return m.has[0] && n.has[0] || m.has[1] && n.has[1] }
 
+// reflectorModel is the first version of the model whose speakers reflect as is planned
+// here. Whoever changes what a reflector must know raises ModelVersion, and this.
+const reflectorModel = 1
+
 // mode is whether m is to be a reflector. A node that no agent of netctl has registered
 // runs somebody else's speaker, and becomes one only if a person says that it is. One
-// that is away or drained is not chosen.
+// that is away or drained, or whose netctl is too old for it, is not chosen.
 func (m *member) mode() datastore.ReflectorMode {
 	switch r := m.Spec.Reflector; {
 	case r != nil && r.Mode != "" && r.Mode != datastore.ReflectorAuto:
 		return r.Mode
-	case m.Status.Host == "", !m.Status.Away.IsZero(), m.Spec.Drain != nil:
+	case m.Status.Host == "", m.Status.Model < reflectorModel, !m.Status.Away.IsZero(), m.drained():
 		return datastore.ReflectorNever
 	}
 	return datastore.ReflectorAuto
+}
+
+func (m *member) drained() bool { return m.Spec.Drain != nil }
+
+// reflect makes m a reflector, for the clients that it is set to have.
+func (m *member) reflect() {
+	m.reflects = true
+	if r := m.Spec.Reflector; r != nil && r.Clients != "" {
+		m.clients, _ = datastore.ParseSelector(r.Clients) // checked by Validate
+	}
 }
 
 // least is how many reflectors of each family a zone and a client have.
@@ -116,16 +130,14 @@ func family(addr netip.Addr) int {
 // arrange makes reflectors and clients of the nodes of one AS.
 func (a *Arrangement) arrange(all []*member) {
 	for _, m := range all {
-		if m.mode() == datastore.ReflectorAlways {
-			m.reflects = true
-			if text := m.Spec.Reflector.Clients; text != "" {
-				m.clients, _ = datastore.ParseSelector(text) // checked by Validate
-			}
+		if m.mode() == datastore.ReflectorAlways && !m.drained() {
+			m.reflect()
 		}
 	}
 	for _, zone := range zones(all) {
 		choose(zone)
 	}
+	spare(all)
 	reflectors := slices.DeleteFunc(slices.Clone(all), func(m *member) bool { return !m.reflects })
 	a.reflects = a.reflects || len(reflectors) > 0
 	var has [2]int
@@ -197,15 +209,28 @@ func choose(zone []*member) {
 	})
 	for _, m := range willing {
 		if m.has[0] && lacking[0] > 0 || m.has[1] && lacking[1] > 0 {
-			m.reflects = true
-			if r := m.Spec.Reflector; r != nil && r.Clients != "" {
-				m.clients, _ = datastore.ParseSelector(r.Clients)
-			}
+			m.reflect()
 			for f, on := range m.has {
 				if on {
 					lacking[f]--
 				}
 			}
+		}
+	}
+}
+
+// spare lets nodes that are drained go on as the reflectors that they are set to be, in a
+// family that nobody else reflects.
+func spare(all []*member) {
+	var has [2]bool
+	for _, m := range all {
+		for f, on := range m.has {
+			has[f] = has[f] || on && m.reflects
+		}
+	}
+	for _, m := range all {
+		if m.mode() == datastore.ReflectorAlways && m.drained() && (m.has[0] && !has[0] || m.has[1] && !has[1]) {
+			m.reflect()
 		}
 	}
 }
@@ -372,7 +397,7 @@ func (a *Arrangement) list() []Member {
 	var out []Member
 	for _, name := range slices.Sorted(maps.Keys(a.members)) {
 		m := a.members[name]
-		one := Member{Name: name, AS: m.Spec.AS, Addresses: m.addrs, Reflector: m.Spec.Reflector, Host: m.Status.Host, Away: !m.Status.Away.IsZero() || m.Spec.Drain != nil}
+		one := Member{Name: name, AS: m.Spec.AS, Addresses: m.addrs, Reflector: m.Spec.Reflector, Host: m.Status.Host, Model: m.Status.Model, Away: !m.Status.Away.IsZero(), Drained: m.drained()}
 		switch {
 		case selects:
 			one.Labels = m.Metadata.Labels

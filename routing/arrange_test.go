@@ -20,7 +20,7 @@ func reflectorConfig() *datastore.BGPConfig {
 
 // one is a node in a zone with addresses of the families "4", "6" or "46".
 func one(i int, zone, families string) *datastore.Node {
-	n := &datastore.Node{Metadata: datastore.Metadata{Name: fmt.Sprintf("n%d", i)}, Status: datastore.NodeStatus{Host: "h"}}
+	n := &datastore.Node{Metadata: datastore.Metadata{Name: fmt.Sprintf("n%d", i)}, Status: datastore.NodeStatus{Host: "h", Model: datastore.ModelVersion}}
 	if zone != "" {
 		n.Metadata.Labels = map[string]string{datastore.ZoneLabel: zone}
 	}
@@ -48,6 +48,9 @@ func cluster(r *rand.Rand, odd bool) []*datastore.Node {
 			n = one(i, n.Metadata.Labels[datastore.ZoneLabel], []string{"46", "46", "4", "6"}[r.IntN(4)])
 			if r.IntN(8) == 0 {
 				n.Spec.AS = 64600
+			}
+			if r.IntN(8) == 0 {
+				n.Spec.Drain = &datastore.Drain{}
 			}
 			switch r.IntN(6) {
 			case 0:
@@ -275,6 +278,14 @@ func TestReflectorsByHand(t *testing.T) {
 		n.Status.Away = time.Unix(1, 0)
 		return n
 	}
+	drained := func(n *datastore.Node) *datastore.Node {
+		n.Spec.Drain = &datastore.Drain{}
+		return n
+	}
+	older := func(n *datastore.Node) *datastore.Node {
+		n.Status.Model = 0
+		return n
+	}
 	for name, c := range map[string]struct {
 		nodes []*datastore.Node
 		node  string
@@ -292,6 +303,16 @@ func TestReflectorsByHand(t *testing.T) {
 			"n0", "n1 client, n2 reflector, n3 reflector; n0 is the only reflector of zone \"a\", whose nodes use those of other zones too; `netctl node NAME set reflector always` makes another there"},
 		"one away, another by hand": {[]*datastore.Node{gone(one(0, "", "4")), one(1, "", "4"), set(gone(one(2, "", "4")), always)},
 			"n0", "n1 reflector, n2 reflector"},
+		"drained, another by hand": {[]*datastore.Node{set(drained(one(0, "", "4")), always), set(one(1, "", "4"), always), one(2, "", "4"), set(one(3, "", "4"), never)},
+			"n0", "n1 reflector, n2 reflector"},
+		"drained, another can": {[]*datastore.Node{set(drained(one(0, "", "4")), always), one(1, "", "4"), one(2, "", "4"), set(one(3, "", "4"), never)},
+			"n3", "n1 reflector, n2 reflector"},
+		"drained, nobody else": {[]*datastore.Node{set(drained(one(0, "", "4")), always), set(one(1, "", "4"), never), set(one(2, "", "4"), never)},
+			"n2", "n0 reflector"},
+		"drained, nobody else of IPv6": {[]*datastore.Node{set(drained(one(0, "", "46")), always), set(one(1, "", "4"), always), set(one(2, "", "46"), never)},
+			"n2", "n0 reflector, n1 reflector"},
+		"of an older netctl": {[]*datastore.Node{older(one(0, "", "4")), set(older(one(1, "", "4")), always), one(2, "", "4"), one(3, "", "4")},
+			"n0", "n1 reflector, n3 reflector"},
 		"one willing at all": {[]*datastore.Node{one(0, "", "4"), set(one(1, "", "4"), never), set(one(2, "", "4"), never)},
 			"n0", "n1 client, n2 client; n0 is the only reflector of AS 64511 with IPv4: no route is learnt while it is away; `netctl node NAME set reflector always` makes another"},
 		"none willing": {[]*datastore.Node{set(one(0, "", "4"), never), set(one(1, "", "4"), never), set(one(2, "", "4"), never)},

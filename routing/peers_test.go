@@ -136,7 +136,7 @@ func TestDrainedIsNoReflector(t *testing.T) {
 	var list []*datastore.Node
 	for i := range 60 {
 		n := node(fmt.Sprintf("n%d", i), 0, fmt.Sprintf("192.168.99.%d/24", i+1))
-		n.Status.Host = fmt.Sprintf("%016x", i)
+		n.Status.Host, n.Status.Model = fmt.Sprintf("%016x", i), datastore.ModelVersion
 		list = append(list, n)
 	}
 	bgp := &datastore.BGPConfig{}

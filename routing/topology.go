@@ -48,7 +48,9 @@ type Member struct {
 	Labels    map[string]string    `json:"labels,omitempty"`
 	Reflector *datastore.Reflector `json:"reflector,omitempty"`
 	Host      string               `json:"host,omitempty"`
+	Model     int                  `json:"model,omitempty"`
 	Away      bool                 `json:"away,omitempty"`
+	Drained   bool                 `json:"drained,omitempty"`
 }
 
 // Plan is all that a node's speaker needs of the datastore.

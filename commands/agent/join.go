@@ -123,7 +123,7 @@ func (j *joiner) register(ctx context.Context) (int64, error) {
 			maps.Copy(n.Metadata.Labels, j.cfg.Labels)
 		}
 		s := &n.Status
-		s.Host, s.Version, s.Subnets = j.host, j.cfg.Version, subnets(have)
+		s.Host, s.Version, s.Model, s.Subnets = j.host, j.cfg.Version, datastore.ModelVersion, subnets(have)
 		if told { // else they are as they were
 			s.Tunnels = ends
 		}

@@ -49,7 +49,7 @@ func TestOwnAddressGoes(t *testing.T) {
 	w.links.SetAddresses(eth1, on("eth1", "192.168.99.112/24"), six, on("eth2", "10.7.0.1/24"))
 	w.until(func() string {
 		n, err := datastore.Get[*datastore.Node](t.Context(), w.store, "n1")
-		if err != nil || len(n.Status.Subnets) != 3 {
+		if err != nil || len(n.Status.Subnets) != 3 || n.Status.Model != datastore.ModelVersion {
 			return fmt.Sprint(n, err)
 		}
 		return ""

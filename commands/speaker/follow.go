@@ -117,7 +117,7 @@ func matters(c datastore.Change) bool {
 	switch was := c.Old.(type) {
 	case *datastore.Node:
 		now, _ := c.New.(*datastore.Node)
-		return now == nil || was.Spec.AS != now.Spec.AS || was.Status.Host != now.Status.Host || !slices.Equal(was.Spec.Addresses, now.Spec.Addresses) ||
+		return now == nil || was.Spec.AS != now.Spec.AS || was.Status.Host != now.Status.Host || was.Status.Model != now.Status.Model || !slices.Equal(was.Spec.Addresses, now.Spec.Addresses) ||
 			!maps.Equal(was.Metadata.Labels, now.Metadata.Labels) || !reflect.DeepEqual(was.Spec.Reflector, now.Spec.Reflector) ||
 			!reflect.DeepEqual(was.Spec.Drain, now.Spec.Drain) || was.Status.Away.IsZero() != now.Status.Away.IsZero() ||
 			!slices.Equal(was.Status.Tunnels, now.Status.Tunnels)

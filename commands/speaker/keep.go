@@ -56,9 +56,12 @@ func planned(node string, p routing.Plan) kept {
 	for _, m := range p.Members {
 		add(m.Name, m.AS, m.Addresses)
 		n := k.nodes[len(k.nodes)-1]
-		n.Metadata.Labels, n.Spec.Reflector, n.Status.Host = m.Labels, m.Reflector, m.Host
-		if m.Name == node {
+		n.Metadata.Labels, n.Spec.Reflector, n.Status.Host, n.Status.Model = m.Labels, m.Reflector, m.Host, m.Model
+		switch {
+		case m.Name == node:
 			n.Spec.Drain = p.Drain
+		case m.Drained:
+			n.Spec.Drain = &datastore.Drain{}
 		}
 		if m.Away {
 			n.Status.Away = time.Unix(0, 0) // since when is nothing that a plan depends on

@@ -214,7 +214,7 @@ func stored(t *testing.T, revision int64, o datastore.Object) datastore.Entry {
 func machine(name, addr string) *datastore.Node {
 	return &datastore.Node{
 		Metadata: datastore.Metadata{Name: name}, Spec: datastore.NodeSpec{Addresses: []netip.Prefix{netip.MustParsePrefix(addr)}},
-		Status: datastore.NodeStatus{Host: hostOf(name)},
+		Status: datastore.NodeStatus{Host: hostOf(name), Model: datastore.ModelVersion},
 	}
 }
 
