@@ -24,6 +24,9 @@ import (
 	"netctl/netdev/netlab"
 )
 
+// crowdRole is many speakers in one process; nil: not for this run.
+var crowdRole func(ctx context.Context, config []byte) error
+
 // TestMain is also the roles: the test starts itself in the lab's hosts.
 func TestMain(m *testing.M) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -38,6 +41,8 @@ func TestMain(m *testing.M) {
 		if err = json.Unmarshal(text, &c); err == nil {
 			err = Run(ctx, c, log)
 		}
+	case "crowd":
+		err = crowdRole(ctx, text)
 	case "datastore":
 		var c embed.Config
 		if err = json.Unmarshal(text, &c); err == nil {
