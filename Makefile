@@ -57,7 +57,7 @@ completions: docs ## completions of the three shells (written together with docs
 
 bench: packages build ## ratios against references measured in the same run
 	go test -count=1 -tags bench -run 'TestBench$$|TestBenchScale|TestBenchReflector' -v -timeout 30m ./commands
-	go test -count=1 -tags bench -run TestBenchRoutes -v -timeout 30m ./commands/speaker
+	go test -count=1 -tags bench -run "TestBenchRoutes|TestBenchCrowd" -v -timeout 30m ./commands/speaker
 	go test -count=1 -tags bench -run TestBenchCluster -v -timeout 30m ./commands/agent
 
 budget: packages build ## size, start-up and memory against their limits

@@ -33,7 +33,7 @@ func (r *rig) over(v6 bool) {
 func TestOneFamilyLost(t *testing.T) {
 	r := newRig(t, netlab.Options{Nodes: 2, IPv6: true})
 	if _, err := datastore.Modify(r.ctx, r.store, datastore.DefaultName, func(c *datastore.BGPConfig) error {
-		*c.Spec.HoldTime = 3
+		*c.Spec.HoldTime, c.Spec.RestartTime = 3, 120
 		return nil
 	}); err != nil {
 		t.Fatal(err)
