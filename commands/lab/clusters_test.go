@@ -110,18 +110,20 @@ func TestTwoClusters(t *testing.T) {
 	apply(west, example[1])
 	sound(map[*netlab.Host]int{east[0]: 1, east[1]: 1, west: 0})
 
-	// West gives out addresses of east's pool, one of them that of a container there, and
-	// east those of west's.
+	// West, whose filter is gone, gives out addresses of a third pool, and of east's, one of
+	// them that of a container there.
 	flood, err := netlab.StartFlood(a, b4, 5*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
-	netlab.Must(t, west, "netctl", "pool", "add", netip.PrefixFrom(b4, 24).Masked().String())
+	netlab.Must(t, west, "netctl", "pool", "add", netip.PrefixFrom(b4, 24).Masked().String(), "10.67.0.0/24")
+	netlab.Attached(t, west, "other", "web", "IP=10.67.0.1")
 	netlab.Attached(t, west, "thief", "web", "IP="+b4.String())
+	apply(west, "{apiVersion: netctl/v1, kind: BGPFilter, metadata: {name: east}, spec: {importDefault: accept, exportDefault: accept}}")
 	for _, h := range east {
-		netlab.Until(t, patience, "what west announces of east's pool is refused", func() string {
+		netlab.Until(t, patience, "what is not west's is refused", func() string {
 			out, _ := netlab.Try(t, h, "netctl", "bgp", "routes", "--rejected")
-			if !strings.Contains(out, netip.PrefixFrom(b4, 26).Masked().String()) {
+			if !strings.Contains(out, netip.PrefixFrom(b4, 26).Masked().String()) || !strings.Contains(out, "10.67.0.0/26") {
 				return out
 			}
 			return ""
