@@ -55,10 +55,9 @@ func (l *loop) noteGateway() {
 	l.problems.note("gateway", text)
 }
 
-// unheard notes whether nobody hears of a block of this node (nil: it is gone) with
-// addresses in use: it is in no pool, or no session can carry it. was is what it was
-// before.
-func (l *loop) unheard(was, is *datastore.Block) {
+// poolless notes whether a block of this node (nil: it is gone) with addresses in use is
+// in no pool: nobody announces or believes it. was is what it was before.
+func (l *loop) poolless(was, is *datastore.Block) {
 	what := func(b *datastore.Block) string { return "block " + b.Spec.CIDR.String() }
 	if is == nil || is.Spec.Affinity != l.cfg.Node {
 		if was != nil {
@@ -67,21 +66,8 @@ func (l *loop) unheard(was, is *datastore.Block) {
 		return
 	}
 	text := ""
-	v6 := is.Spec.CIDR.Addr().Is6()
-	switch own := l.view.Node(l.cfg.Node); {
-	case len(is.Spec.Allocations) == 0:
-	case !slices.ContainsFunc(l.view.Pools(), func(p *datastore.Pool) bool { return p.Spec.CIDR.Overlaps(is.Spec.CIDR) }):
+	if len(is.Spec.Allocations) > 0 && !slices.ContainsFunc(l.view.Pools(), func(p *datastore.Pool) bool { return p.Spec.CIDR.Overlaps(is.Spec.CIDR) }) {
 		text = ipam.NoPool(is.Spec.CIDR)
-	case own != nil && own.Address(!v6).IsValid() && !own.Address(v6).IsValid():
-		family := map[bool]string{false: "IPv4", true: "IPv6"}[v6]
-		text = fmt.Sprintf("is announced to nobody, since this node has no %s address: no other node reaches the addresses in it; give the host one, or networks a pool of the other family", family)
 	}
 	l.problems.note(what(is), text)
-}
-
-// noteUnheard looks at all of them, after pools or this node's addresses changed.
-func (l *loop) noteUnheard() {
-	for _, b := range l.view.BlocksOf(l.cfg.Node) {
-		l.unheard(b, b)
-	}
 }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"netctl/datastore"
-	"netctl/netdev/kernel"
 )
 
 // TestRemovedPoolGoesWithItsLastAddress: what is in use of it stays wired, the blocks go
@@ -93,23 +92,4 @@ func TestBlockWithoutPool(t *testing.T) {
 	if got := w.status().Problems; len(got) != 0 {
 		t.Errorf("with a pool again: %q", got)
 	}
-}
-
-// TestBlockOfAnotherFamily: addresses of a family that the node has none of itself are
-// announced to nobody, which is said as long as it is so.
-func TestBlockOfAnotherFamily(t *testing.T) {
-	w := newWorld(t)
-	six := kernel.Address{Prefix: netip.MustParsePrefix("fd00:99::102/64"), Subnet: netip.MustParsePrefix("fd00:99::/64"), Link: "eth1", Index: 2}
-	w.links.SetAddresses(six)
-	w.pool("10.65.0.0/24")
-	w.start()
-	block := netip.PrefixFrom(w.mustAttach("c1", "web", 101).Addresses[0], 26).Masked()
-	want := "block " + block.String() + ": is announced to nobody, since this node has no IPv4 address: no other node reaches the addresses in it; give the host one, or networks a pool of the other family"
-	w.settled()
-	if got := w.status().Problems; !slices.Equal(got, []string{want}) {
-		t.Errorf("problems %q, want %q", got, want)
-	}
-	four := kernel.Address{Prefix: netip.MustParsePrefix("192.168.99.102/24"), Subnet: netip.MustParsePrefix("192.168.99.0/24"), Link: "eth1", Index: 2}
-	w.links.SetAddresses(four, six)
-	w.until(func() string { return strings.Join(w.status().Problems, "\n") })
 }

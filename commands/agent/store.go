@@ -158,7 +158,7 @@ func (l *loop) changed(c datastore.Change) {
 		old, _ := c.Old.(*datastore.Block)
 		l.blocks.changed(c.Name, old, b)
 		l.overlap(old, b)
-		l.unheard(old, b)
+		l.poolless(old, b)
 		if l.tunnels.block(c.Name, datastore.TunnelHandle(l.cfg.Node), b) {
 			l.changedTunnels()
 		}
@@ -168,12 +168,13 @@ func (l *loop) changed(c datastore.Change) {
 		l.noteGateway()
 		l.tunnels.changed = true
 		l.changedTunnels()
-		l.noteUnheard()
+		for _, b := range l.view.BlocksOf(l.cfg.Node) {
+			l.poolless(b, b)
+		}
 	case datastore.KindNode:
 		n, _ := c.New.(*datastore.Node)
 		if c.Name == l.cfg.Node {
 			l.noteOwn()
-			l.noteUnheard()
 			l.tunnels.changed = true
 			l.changedTunnels()
 		} else {
