@@ -23,6 +23,16 @@ type kept struct {
 	until   time.Time
 }
 
+// usedTunnels are this node's ends, as far as they were used.
+func usedTunnels(p routing.Plan) (own []datastore.Tunnel) {
+	for _, t := range p.Tunnels {
+		if end := (datastore.Tunnel{Kind: t.Kind}); !slices.Contains(own, end) {
+			own = append(own, end)
+		}
+	}
+	return own
+}
+
 // planned returns the objects that plan was made of: none of the zero plan, which
 // a node has before it ever saw the datastore. Nodes matter as peers only, and
 // this one as theirs.
@@ -31,12 +41,7 @@ func planned(node string, p routing.Plan) kept {
 	if p.RestartTime == 0 {
 		return k
 	}
-	var own []datastore.Tunnel // this node's ends, as far as they were used
-	for _, t := range p.Tunnels {
-		if end := (datastore.Tunnel{Kind: t.Kind}); !slices.Contains(own, end) {
-			own = append(own, end)
-		}
-	}
+	own := usedTunnels(p)
 	add := func(name string, as uint32, addrs []netip.Addr) {
 		n := &datastore.Node{Metadata: datastore.Metadata{Name: name}, Spec: datastore.NodeSpec{AS: as}}
 		for _, a := range addrs {
