@@ -84,12 +84,15 @@ func (r *Ruleset) Judge() *Judge { return &Judge{r, map[string]map[Element]Verdi
 
 // Eval is Ruleset.Eval.
 func (j *Judge) Eval(p Packet) Decision {
-	hooks := []string{ChainRawPre, ChainFwdFrom, ChainFwdTo}
+	hooks := []string{ChainRawPre, ChainWireGuardFwd, ChainFwdFrom, ChainFwdTo}
 	if p.OutLink == "" {
-		hooks = []string{ChainRawPre, ChainInHost}
+		hooks = []string{ChainRawPre, ChainWireGuardIn, ChainInHost}
 	}
 	w := walk{Judge: j, packet: p}
 	for _, h := range hooks {
+		if j.rules.Chains[h] == nil { // there are no such tunnels
+			continue
+		}
 		before := w.decision.Reason
 		w.decision.Allowed, w.decision.Chain, w.decision.Rule, w.decision.Reason = true, h, -1, ""
 		if w.chain(h, 0) == Drop {

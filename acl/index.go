@@ -33,6 +33,7 @@ type Index struct {
 	onLink      []Element                      // subnets of the host
 	nat         nat
 	mss         map[string]int // MTU that a link's connections are kept to
+	wireguard   uint16         // port of WireGuard tunnels; 0: there are none
 	pending     pending
 	gifts       map[string]*gifts       // by list of profiles
 	filling     []string                // selectors whose members are being looked for, in turn

@@ -77,6 +77,8 @@ func settingTable() []setting {
 		{"tunnels::ipip", "tunl0", "tunnels-ipip", "NETCTL_TUNNELS_IPIP", "`interface` of IPIP tunnels"},
 		{"tunnels::vxlan", "vxlan.netctl", "tunnels-vxlan", "NETCTL_TUNNELS_VXLAN", "`interface` of VXLAN tunnels over IPv4"},
 		{"tunnels::vxlan6", "vxlan6.netctl", "tunnels-vxlan6", "NETCTL_TUNNELS_VXLAN6", "`interface` of VXLAN tunnels over IPv6"},
+		{"tunnels::wireguard", "wg.netctl", "tunnels-wireguard", "NETCTL_TUNNELS_WIREGUARD", "`interface` of WireGuard tunnels"},
+		{"tunnels::wireguardPort", 51820, "tunnels-wireguard-port", "NETCTL_TUNNELS_WIREGUARD_PORT", "UDP `port` of WireGuard tunnels, the same on every node"},
 	}
 }
 
@@ -117,7 +119,10 @@ type settings struct {
 		Table, MaxPaths                int
 		Resilient                      bool
 	}
-	Tunnels struct{ IPIP, VXLAN, VXLAN6 string }
+	Tunnels struct {
+		IPIP, VXLAN, VXLAN6, WireGuard string
+		WireGuardPort                  int
+	}
 
 	origin map[string]string // key to flag, environment, file or default
 }

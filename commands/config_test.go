@@ -43,7 +43,7 @@ func (s setting) sample(n int) (text, yaml string) {
 			text = fmt.Sprintf("169.254.1.%d", 10+n)
 		case "etcd::peerURL":
 			text = fmt.Sprintf("https://10.0.0.%d:2380", n)
-		case "agent::linkPrefix", "node", "tunnels::ipip", "tunnels::vxlan", "tunnels::vxlan6":
+		case "agent::linkPrefix", "node", "tunnels::ipip", "tunnels::vxlan", "tunnels::vxlan6", "tunnels::wireguard":
 			text = fmt.Sprintf("v%d", n)
 		}
 	}

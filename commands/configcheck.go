@@ -52,6 +52,8 @@ func (s *settings) validate() error {
 		{"tunnels::ipip", netdev.ValidTunnel(s.Tunnels.IPIP, s.Agent.LinkPrefix)},
 		{"tunnels::vxlan", netdev.ValidTunnel(s.Tunnels.VXLAN, s.Agent.LinkPrefix)},
 		{"tunnels::vxlan6", netdev.ValidTunnel(s.Tunnels.VXLAN6, s.Agent.LinkPrefix)},
+		{"tunnels::wireguard", netdev.ValidTunnel(s.Tunnels.WireGuard, s.Agent.LinkPrefix)},
+		{"tunnels::wireguardPort", between(s.Tunnels.WireGuardPort, 1, 65535)},
 	} {
 		if c.err != nil {
 			return s.wrong(c.key, c.err)
@@ -80,7 +82,7 @@ func checkTable(n int) error {
 
 // checkTunnelNames refuses two tunnels of one name; at fault is one that was set.
 func (s *settings) checkTunnelNames() error {
-	names := map[string]string{"tunnels::ipip": s.Tunnels.IPIP, "tunnels::vxlan": s.Tunnels.VXLAN, "tunnels::vxlan6": s.Tunnels.VXLAN6}
+	names := map[string]string{"tunnels::ipip": s.Tunnels.IPIP, "tunnels::vxlan": s.Tunnels.VXLAN, "tunnels::vxlan6": s.Tunnels.VXLAN6, "tunnels::wireguard": s.Tunnels.WireGuard}
 	for key, name := range names {
 		for other, same := range names {
 			if key != other && name == same && s.origin[key] != "default" {

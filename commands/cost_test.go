@@ -188,7 +188,7 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 		"endpoint add": "asks the agent", "endpoint remove": "asks the agent", "route show": "the kernel, or blocks and endpoints of --node",
 		"route trace": "the kernel, and who may have the address: nodes, pools, blocks, endpoints and peers",
 		"ipam info":   "as pool show -o wide", "ipam release": "as pool show -o wide",
-		"node drain": "refuses a node with endpoints", "bgp routes": "asks the speaker", "bgp session": "asks the speaker",
+		"node drain": "refuses a node with endpoints", "node rotate-key": "refuses a node without a key", "bgp routes": "asks the speaker", "bgp session": "asks the speaker",
 		"node remove": "changes what others need here", "pool remove": "as node remove", "network remove": "as profile remove", "pool range": "as pool add", "help": "",
 	}
 	var walk func(c *cobra.Command, path []string)

@@ -16,7 +16,7 @@ import (
 
 // nodeNouns are the subcommands of netctl node beside the role.
 func nodeNouns(a *app) []*cobra.Command {
-	return []*cobra.Command{newNodeShowCommand(a), newNodeAddCommand(a), newNodeRemoveCommand(a), newNodeDrainCommand(a), newNodeUndrainCommand(a),
+	return []*cobra.Command{newNodeShowCommand(a), newNodeAddCommand(a), newNodeRemoveCommand(a), newNodeDrainCommand(a), newNodeUndrainCommand(a), newNodeRotateKeyCommand(a),
 		named("NAME", "Change one node", "  netctl node slave set as 64512\n  netctl node slave set labels rack=A1",
 			group("set", "Set a property of the node", "  netctl node slave set ip 192.168.99.102/24\n  netctl node slave set labels rack=A1 zone-",
 				newNodeSetIPCommand(a), newNodeSetASCommand(a), newNodeSetLabelsCommand(a), newNodeSetReflectorCommand(a)))}

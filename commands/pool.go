@@ -114,6 +114,14 @@ type poolFlags struct {
 	communities []string
 }
 
+// tunnelWord is what people call a kind of tunnel.
+func tunnelWord(k datastore.TunnelKind) string {
+	if k == datastore.TunnelWireGuard {
+		return "WireGuard"
+	}
+	return strings.ToUpper(string(k))
+}
+
 func addPoolFlags(cmd *cobra.Command) *poolFlags {
 	f := &poolFlags{encap: map[datastore.Encap]*bool{}}
 	var names []string
@@ -124,7 +132,7 @@ func addPoolFlags(cmd *cobra.Command) *poolFlags {
 			if !near {
 				where = "between nodes that are not in one subnet"
 			}
-			f.encap[e] = cmd.Flags().Bool(string(e), false, "packets "+where+" go through "+strings.ToUpper(string(kinds[0]))+" tunnels")
+			f.encap[e] = cmd.Flags().Bool(string(e), false, "packets "+where+" go through "+tunnelWord(kinds[0])+" tunnels")
 			names = append(names, string(e))
 		}
 	}

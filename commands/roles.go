@@ -52,6 +52,7 @@ func (s *settings) agentConfig() (agent.Config, error) {
 		Interface: s.Agent.Interface, LinkPrefix: s.Agent.LinkPrefix, MTU: s.Agent.MTU,
 		Gateway:   netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
 		LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, RouteProtocol: s.Routes.AgentProtocol, RouteTable: s.Routes.Table, Tunnels: s.tunnels(),
+		WireGuardPort: uint16(s.Tunnels.WireGuardPort),
 	}
 	for _, text := range s.Agent.Addresses {
 		addr, err := netip.ParseAddr(text)
@@ -81,6 +82,6 @@ func (s *settings) speakerConfig() speaker.Config {
 
 func (s *settings) tunnels() map[datastore.TunnelKind]string {
 	return map[datastore.TunnelKind]string{
-		datastore.TunnelIPIP: s.Tunnels.IPIP, datastore.TunnelVXLAN: s.Tunnels.VXLAN, datastore.TunnelVXLAN6: s.Tunnels.VXLAN6,
+		datastore.TunnelIPIP: s.Tunnels.IPIP, datastore.TunnelVXLAN: s.Tunnels.VXLAN, datastore.TunnelVXLAN6: s.Tunnels.VXLAN6, datastore.TunnelWireGuard: s.Tunnels.WireGuard,
 	}
 }

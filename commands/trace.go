@@ -222,7 +222,11 @@ func (t *tracer) follow(m fib.Match, peers []netip.Addr) traced {
 			}
 			going.Encapsulation = string(kind)
 			if n := t.view.Node(going.Node); n != nil {
-				if remote := n.Address(kind == datastore.TunnelVXLAN6); remote.IsValid() {
+				remote := n.Address(kind == datastore.TunnelVXLAN6)
+				if self := t.view.Node(t.settings.Node); kind == datastore.TunnelWireGuard && self != nil {
+					remote = routing.Between(self, n)
+				}
+				if remote.IsValid() {
 					going.Remote = remote.String()
 				}
 			}

@@ -59,7 +59,7 @@ func traceView(t *testing.T) *datastore.View {
 func TestTrace(t *testing.T) {
 	s := &settings{Node: "n1"}
 	s.Routes.AgentProtocol, s.Routes.SpeakerProtocol = 87, 88
-	s.Tunnels.IPIP, s.Tunnels.VXLAN, s.Tunnels.VXLAN6 = "tunl0", "vxlan.netctl", "vxlan6.netctl"
+	s.Tunnels.IPIP, s.Tunnels.VXLAN, s.Tunnels.VXLAN6, s.Tunnels.WireGuard = "tunl0", "vxlan.netctl", "vxlan6.netctl", "wg.netctl"
 	view := traceView(t)
 	match := func(prefix string, protocol int, hops ...routing.NextHop) fib.Match {
 		m := fib.Match{Route: routing.Route{Prefix: netip.MustParsePrefix(prefix), NextHops: hops}, Protocol: protocol, Table: 254}
@@ -90,6 +90,12 @@ Arrives: endpoint n2/docker/wa/eth0 (docker/wa) on n2`},
 		{"10.65.2.5", match("10.65.2.0/26", 88, hop("fe80::800:ff:fe00:2", "vxlan6.netctl")), []netip.Addr{n2}, true, `
 1 n1: 10.65.2.0/26, netctl's speaker, announced by n2
     via fe80::800:ff:fe00:2 dev vxlan6.netctl MTU 1500 in vxlan6 to n2 (fd00:99::2)
+2 n2: 10.65.2.5/32, netctl's agent (from the datastore)
+    dev nca
+Arrives: endpoint n2/docker/wa/eth0 (docker/wa) on n2`},
+		{"10.65.2.5", match("10.65.2.0/26", 88, hop("192.168.99.2", "wg.netctl")), []netip.Addr{n2}, true, `
+1 n1: 10.65.2.0/26, netctl's speaker, announced by n2
+    via 192.168.99.2 dev wg.netctl MTU 1500 in wireguard to n2 (192.168.99.2)
 2 n2: 10.65.2.5/32, netctl's agent (from the datastore)
     dev nca
 Arrives: endpoint n2/docker/wa/eth0 (docker/wa) on n2`},

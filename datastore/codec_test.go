@@ -36,8 +36,8 @@ func samples() []Object {
 	addr := netip.MustParseAddr
 	return []Object{
 		&Node{Metadata{Name: "slave", Labels: map[string]string{"rack": "A 1"}},
-			NodeSpec{[]netip.Prefix{cidr("192.168.99.102/24"), cidr("fd00:99::2/64")}, 64512, &Reflector{ReflectorAlways, addr("1.2.3.4"), "rack == 'A'"}, &Drain{"new disks", true}},
-			NodeStatus{"ab12", "1.0.0", 1, []netip.Prefix{cidr("192.168.99.0/24")}, when, []Tunnel{{TunnelVXLAN, "02:00:00:00:00:01"}}}},
+			NodeSpec{[]netip.Prefix{cidr("192.168.99.102/24"), cidr("fd00:99::2/64")}, 64512, &Reflector{ReflectorAlways, addr("1.2.3.4"), "rack == 'A'"}, &Drain{"new disks", true}, "QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE="},
+			NodeStatus{"ab12", "1.0.0", 1, []netip.Prefix{cidr("192.168.99.0/24")}, when, []Tunnel{{TunnelVXLAN, "02:00:00:00:00:01", "key", true}}}},
 		&Report{Metadata{Name: "slave/agent"}, ReportStatus{Seen: when, Started: when, Problems: []string{"drift"}, Behind: true, Endpoints: 3}},
 		&Report{Metadata{Name: "slave/speaker"}, ReportStatus{Seen: when, Bare: true,
 			Sessions: []SessionStatus{{addr("192.168.99.103"), "node-to-node mesh", "up", when, "Established", true, "up", "eth1"}}}},
@@ -167,7 +167,8 @@ func TestManifestErrors(t *testing.T) {
 		{pool(`"cidr":"10.0.0.0/8","blockSize":"26"`), `spec.blockSize "26": must be a whole number`},
 		{pool(`"cidr":"10.0.0.0/8","blockSize":26.5`), `spec.blockSize "26.5": must be a whole number`},
 		{pool(`"cidr":"fd00::/64","blockSize":117`), `must be from 118 to 128`},
-		{pool(`"cidr":"10.0.0.0/8","encap":"gre"`), `spec.encap "gre": must be one of [none ipip ipip-cross-subnet vxlan vxlan-cross-subnet]`},
+		{`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"a"},"spec":{"retiredKey":"abc"}}`, `spec.retiredKey "abc": must be a public key of WireGuard, 32 bytes in base64`},
+		{pool(`"cidr":"10.0.0.0/8","encap":"gre"`), `spec.encap "gre": must be one of [none ipip ipip-cross-subnet vxlan vxlan-cross-subnet wireguard wireguard-cross-subnet]`},
 		{pool(`"cidr":"fd00::/64","encap":"ipip"`), `spec.encap "ipip": carries IPv4 only`},
 		{pool(`"cidr":"10.0.0.0/8","natOutgoing":"yes"`), `spec.natOutgoing "yes": must be true or false`},
 		{pool(`"cidr":"10.0.0.0/8","communities":["export"]`), `spec.communities[0] "export": is no community`},

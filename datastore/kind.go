@@ -79,6 +79,9 @@ type NodeSpec struct {
 	Reflector *Reflector `json:"reflector,omitempty"`
 	// Drain takes the node out of use; nil: it is in use.
 	Drain *Drain `json:"drain,omitempty"`
+	// RetiredKey is a public key of WireGuard that the node is not to use any more: if it
+	// is the one of Status.Tunnels, its agent makes another.
+	RetiredKey string `json:"retiredKey,omitempty"`
 }
 
 // Drain is a node that is out of use: it takes no new endpoints, and its peers prefer
@@ -131,24 +134,6 @@ type NodeStatus struct {
 	Away time.Time `json:"away,omitzero"`
 	// Tunnels are those that the node takes packets from, at most one of each kind.
 	Tunnels []Tunnel `json:"tunnels,omitempty"`
-}
-
-// TunnelKind is a form of encapsulation between the addresses of two nodes.
-type TunnelKind string
-
-// The kinds of tunnels: IPv4 in IPv4, and either family in VXLAN between IPv4 or
-// IPv6 addresses.
-const (
-	TunnelIPIP   TunnelKind = "ipip"
-	TunnelVXLAN  TunnelKind = "vxlan"
-	TunnelVXLAN6 TunnelKind = "vxlan6"
-)
-
-// Tunnel is one end of tunnels to other nodes.
-type Tunnel struct {
-	Kind TunnelKind `json:"kind"`
-	// MAC is the hardware address of its device, of VXLAN.
-	MAC string `json:"mac,omitempty"`
 }
 
 // Peer is a BGP neighbour that is configured: of every node, of one, or of those that a
@@ -275,6 +260,9 @@ const (
 	EncapIPIPCrossSubnet  Encap = "ipip-cross-subnet"
 	EncapVXLAN            Encap = "vxlan"
 	EncapVXLANCrossSubnet Encap = "vxlan-cross-subnet"
+
+	EncapWireGuard            Encap = "wireguard"
+	EncapWireGuardCrossSubnet Encap = "wireguard-cross-subnet"
 )
 
 // Pool is a CIDR that endpoints draw addresses from. Its name is PoolName(CIDR).

@@ -1,6 +1,7 @@
 package datastore
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net/netip"
 	"time"
@@ -32,7 +33,15 @@ func (n *Node) Validate() error {
 		}
 		families[family] = true
 	}
-	return firstError(checkMeta(n), checkAS("spec.as", n.Spec.AS, true), n.Spec.Reflector.validate(), n.Spec.Drain.validate())
+	return firstError(checkMeta(n), checkAS("spec.as", n.Spec.AS, true), n.Spec.Reflector.validate(), n.Spec.Drain.validate(), checkKey("spec.retiredKey", n.Spec.RetiredKey))
+}
+
+// checkKey refuses what is no public key of WireGuard.
+func checkKey(field, key string) error {
+	if b, err := base64.StdEncoding.DecodeString(key); key != "" && (err != nil || len(b) != 32) {
+		return &FieldError{Field: field, Value: key, Reason: "must be a public key of WireGuard, 32 bytes in base64"}
+	}
+	return nil
 }
 
 func (d *Drain) validate() error {

@@ -7,7 +7,7 @@ import (
 
 // Encaps are the encapsulations a pool may have.
 func Encaps() []Encap {
-	return []Encap{EncapNone, EncapIPIP, EncapIPIPCrossSubnet, EncapVXLAN, EncapVXLANCrossSubnet}
+	return []Encap{EncapNone, EncapIPIP, EncapIPIPCrossSubnet, EncapVXLAN, EncapVXLANCrossSubnet, EncapWireGuard, EncapWireGuardCrossSubnet}
 }
 
 // Tunnels are the kinds of tunnels that packets to another node may take, best
@@ -18,6 +18,8 @@ func (e Encap) Tunnels() (kinds []TunnelKind, near bool) {
 		return []TunnelKind{TunnelIPIP}, e == EncapIPIP
 	case EncapVXLAN, EncapVXLANCrossSubnet:
 		return []TunnelKind{TunnelVXLAN, TunnelVXLAN6}, e == EncapVXLAN
+	case EncapWireGuard, EncapWireGuardCrossSubnet:
+		return []TunnelKind{TunnelWireGuard}, e == EncapWireGuard
 	}
 	return nil, false
 }

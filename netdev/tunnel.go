@@ -11,14 +11,20 @@ import (
 
 // TunnelKinds are the kinds of tunnels in the order in which they are told.
 func TunnelKinds() []datastore.TunnelKind {
-	return []datastore.TunnelKind{datastore.TunnelIPIP, datastore.TunnelVXLAN, datastore.TunnelVXLAN6}
+	return []datastore.TunnelKind{datastore.TunnelIPIP, datastore.TunnelVXLAN, datastore.TunnelVXLAN6, datastore.TunnelWireGuard}
 }
 
 // DefaultTunnels are the names of the devices of tunnels unless the configuration says
 // otherwise. The kernel makes tunl0 itself.
 func DefaultTunnels() map[datastore.TunnelKind]string {
-	return map[datastore.TunnelKind]string{datastore.TunnelIPIP: "tunl0", datastore.TunnelVXLAN: "vxlan.netctl", datastore.TunnelVXLAN6: "vxlan6.netctl"}
+	return map[datastore.TunnelKind]string{
+		datastore.TunnelIPIP: "tunl0", datastore.TunnelVXLAN: "vxlan.netctl", datastore.TunnelVXLAN6: "vxlan6.netctl", datastore.TunnelWireGuard: "wg.netctl",
+	}
 }
+
+// WireGuardPort is the UDP port of WireGuard tunnels unless the configuration says
+// otherwise.
+const WireGuardPort = 51820
 
 // TunnelMAC is the hardware address of a machine's end of tunnels, by its ID: unicast,
 // locally administered (IEEE 802, section 8.4).

@@ -45,19 +45,20 @@ func Ends(n *datastore.Node, gateway netip.Addr) bool {
 }
 
 // tunnels are those from a node to the others: of each kind that both take packets
-// from, for each address of the other. Of VXLAN one suffices, over IPv4 if it can.
+// from, for each address of the other. Of VXLAN one suffices, over IPv4 if it can, as
+// WireGuard goes.
 func tunnels(self *datastore.Node, nodes []*datastore.Node) (list []Tunnel) {
 	for _, n := range nodes {
 		if n == self {
 			continue
 		}
 		vxlan := false
-		for _, kind := range []datastore.TunnelKind{datastore.TunnelIPIP, datastore.TunnelVXLAN, datastore.TunnelVXLAN6} {
-			v6 := kind == datastore.TunnelVXLAN6
+		for _, kind := range []datastore.TunnelKind{datastore.TunnelIPIP, datastore.TunnelVXLAN, datastore.TunnelVXLAN6, datastore.TunnelWireGuard} {
+			v6 := kind == datastore.TunnelVXLAN6 || kind == datastore.TunnelWireGuard && !Between(self, n).Is4()
 			_, ours := endOf(self, kind)
 			end, theirs := endOf(n, kind)
 			remote := n.Address(v6)
-			if !ours || !theirs || !remote.IsValid() || v6 && vxlan {
+			if !ours || !theirs || !remote.IsValid() || kind == datastore.TunnelVXLAN6 && vxlan {
 				continue
 			}
 			vxlan = vxlan || kind == datastore.TunnelVXLAN
@@ -71,8 +72,20 @@ func tunnels(self *datastore.Node, nodes []*datastore.Node) (list []Tunnel) {
 	return list
 }
 
+// Between is the address of another node that a node sends to: of IPv4 if both have one.
+// The zero Addr: there is none.
+func Between(self, other *datastore.Node) netip.Addr {
+	for _, v6 := range []bool{false, true} {
+		if a := other.Address(v6); a.IsValid() && self.Address(v6).IsValid() {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// endOf is a node's end that others may send by.
 func endOf(n *datastore.Node, kind datastore.TunnelKind) (datastore.Tunnel, bool) {
-	i := slices.IndexFunc(n.Status.Tunnels, func(t datastore.Tunnel) bool { return t.Kind == kind })
+	i := slices.IndexFunc(n.Status.Tunnels, func(t datastore.Tunnel) bool { return t.Kind == kind && !t.Pending })
 	if i < 0 {
 		return datastore.Tunnel{}, false
 	}
@@ -177,7 +190,7 @@ type Neighbour struct {
 // Neighbours are those that a plan's tunnels need, of the devices links.
 func (p Plan) Neighbours(links map[datastore.TunnelKind]string) (list []Neighbour) {
 	for _, t := range p.Tunnels {
-		if link := links[t.Kind]; link != "" && t.MAC != "" {
+		if link := links[t.Kind]; link != "" && (t.Kind == datastore.TunnelVXLAN || t.Kind == datastore.TunnelVXLAN6) {
 			list = append(list, Neighbour{Link: link, Gateway: t.Gateway, Remote: t.Remote, MAC: t.MAC})
 		}
 	}

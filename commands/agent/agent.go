@@ -264,7 +264,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		}},
 		{Name: "watch other packet filters", Do: func(ctx context.Context) error { return o.filter.WatchOthers(ctx, func() { poke(a.forward) }) }},
 		{Name: "watch files", Do: func(ctx context.Context) error {
-			return control.WatchFolders(ctx, a.log, append(a.folders, a.detaches.folder(), l.records.Folder())...)
+			return control.WatchFolders(ctx, a.log, append(a.folders, a.detaches.folder(), l.records.Folder(), a.keyFolder())...)
 		}},
 		{Name: "work off pending detaches", Do: a.detaches.run},
 		{Name: "follow the datastore", Do: func(ctx context.Context) error { return a.follow(ctx, o) }},
@@ -364,4 +364,19 @@ func pause(ctx context.Context, d time.Duration) bool {
 	case <-t.C:
 		return true
 	}
+}
+
+// keyFolder is where the key of WireGuard is: somebody who removes or replaces it wants
+// another one.
+func (a *agent) keyFolder() control.Folder {
+	return control.Folder{Dir: a.cfg.StateDir, Look: func(name string) error {
+		if name == keyFile {
+			a.loop.post(func() {
+				if a.loop.wireguard.ready() {
+					a.loop.lookAtKey()
+				}
+			})
+		}
+		return nil
+	}}
 }

@@ -42,6 +42,8 @@ type Config struct {
 	LinkPrefix string
 	// Tunnels are the names of the tunnels' devices.
 	Tunnels map[datastore.TunnelKind]string
+	// WireGuardPort is the UDP port of WireGuard tunnels.
+	WireGuardPort uint16
 	// MTU of workload interfaces in bytes; 0: the cluster's setting, else that of
 	// the interface with the node's address.
 	MTU int
@@ -85,6 +87,9 @@ func (c *Config) finish() error {
 	}
 	if c.Tunnels == nil {
 		c.Tunnels = netdev.DefaultTunnels()
+	}
+	if c.WireGuardPort == 0 {
+		c.WireGuardPort = netdev.WireGuardPort
 	}
 	if !c.Gateway.IsValid() {
 		c.Gateway = netdev.Gateway4()

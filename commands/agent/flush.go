@@ -39,8 +39,10 @@ func (l *loop) flush(ctx context.Context) {
 	if l.flushFilter(ctx) {
 		l.flushLinks()
 	}
+	l.flushKey()
 	l.sizes.changed = l.sizes.changed || l.tunnels.changed
 	l.flushTunnels()
+	l.flushWireGuard()
 	narrowed := l.narrowRoutes()
 	l.flushRoutes(ctx)
 	l.resize(narrowed)

@@ -90,7 +90,7 @@ func (j *joiner) register(ctx context.Context) (int64, error) {
 	)
 	if err := j.loop.do(ctx, func() {
 		node, nodes, have, known = j.loop.view.Node(j.cfg.Node), j.loop.view.Nodes(), j.loop.links.addrs, j.loop.knownBy()
-		ends, told = j.loop.tunnels.ends(netdev.TunnelMAC(j.host)), j.loop.tunnels.known
+		ends, told = j.loop.ends(netdev.TunnelMAC(j.host)), j.loop.tunnels.known
 		if told && len(j.loop.locals.sized) > 0 { // no packet is sent through one that is too large for it
 			told, j.loop.sizes.waited = false, true
 		}

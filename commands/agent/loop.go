@@ -30,6 +30,7 @@ type hostLinks interface {
 	Forwarding6() (was bool, err error)
 	Resize(w kernel.Wire, at kernel.Place, mtu int) error
 	tunnelLinks
+	wireguardLinks
 }
 
 // routes is what the loop asks of routing/fib.
@@ -78,6 +79,7 @@ type loop struct {
 	table      *table
 	forwarding *forwarding
 	tunnels    *tunnels
+	wireguard  *wireguard
 	sizes      *sizes
 	flows      *flows
 	problems   *problems
@@ -114,6 +116,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.blocks = &blocks{node: cfg.Node, view: l.view, table: l.table, returning: map[netip.Prefix]bool{}}
 	l.forwarding = newForwarding(k, l.problems, log)
 	l.tunnels = newTunnels(k, cfg)
+	l.wireguard = newWireguard(k)
 	l.sizes = &sizes{stuck: map[string]bool{}, said: map[string]string{}}
 	options := acl.Options{LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost}
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows)

@@ -157,6 +157,7 @@ func (l *loop) changed(c datastore.Change) {
 		b, _ := c.New.(*datastore.Block)
 		old, _ := c.Old.(*datastore.Block)
 		l.blocks.changed(c.Name, old, b)
+		l.wireguard.block(c.Name, old, b)
 		l.overlap(old, b)
 		l.poolless(old, b)
 		if l.tunnels.block(c.Name, datastore.TunnelHandle(l.cfg.Node), b) {
@@ -175,11 +176,12 @@ func (l *loop) changed(c datastore.Change) {
 		n, _ := c.New.(*datastore.Node)
 		if c.Name == l.cfg.Node {
 			l.noteOwn()
-			l.tunnels.changed = true
+			l.tunnels.changed, l.wireguard.own = true, true
 			l.changedTunnels()
 		} else {
 			l.tunnels.node(c.Name, n)
 		}
+		l.wireguard.changed[c.Name] = true
 		old, _ := c.Old.(*datastore.Node)
 		if c.Name == l.cfg.Node && l.standing.stage == ready && old != nil && (n == nil || n.Status.Host != old.Status.Host) {
 			l.changedHost() // somebody else removed or took the node

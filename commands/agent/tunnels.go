@@ -53,15 +53,28 @@ func newTunnels(k tunnelLinks, cfg Config) *tunnels {
 }
 
 // overhead in bytes is what a tunnel puts around a packet: an IPv4 header; with VXLAN
-// an IPv4 or IPv6, a UDP, a VXLAN and an Ethernet header (RFC 7348, section 5).
-func overhead(k datastore.TunnelKind) int {
+// an IPv4 or IPv6, a UDP, a VXLAN and an Ethernet header (RFC 7348, section 5); with
+// WireGuard an IPv4 or IPv6 (v6), a UDP and its own header, and the tag.
+func overhead(k datastore.TunnelKind, v6 bool) int {
 	switch k {
 	case datastore.TunnelIPIP:
 		return 20
 	case datastore.TunnelVXLAN:
 		return 20 + 8 + 8 + 14
+	case datastore.TunnelVXLAN6:
+		return 40 + 8 + 8 + 14
 	}
-	return 40 + 8 + 8 + 14
+	const header, tag = 16, 16
+	if v6 {
+		return 40 + 8 + header + tag
+	}
+	return 20 + 8 + header + tag
+}
+
+// takes is how much of the MTU a kind takes on a node: WireGuard by the larger header if
+// some node is reached over IPv6.
+func (t *tunnels) takes(own *datastore.Node, k datastore.TunnelKind) int {
+	return overhead(k, !own.Address(false).IsValid() || len(t.only6) > 0 && own.Address(true).IsValid())
 }
 
 // block takes a change of a block (nil: it is gone) and says whether addresses of this
@@ -110,7 +123,8 @@ func (t *tunnels) addresses() (list []netip.Addr) {
 }
 
 // ends are what others are told.
-func (t *tunnels) ends(mac string) (list []datastore.Tunnel) {
+func (l *loop) ends(mac string) (list []datastore.Tunnel) {
+	t := l.tunnels
 	for _, k := range netdev.TunnelKinds() {
 		if _, ok := t.there[k]; !ok {
 			continue
@@ -118,6 +132,9 @@ func (t *tunnels) ends(mac string) (list []datastore.Tunnel) {
 		end := datastore.Tunnel{Kind: k}
 		if k != datastore.TunnelIPIP {
 			end.MAC = mac
+		}
+		if k == datastore.TunnelWireGuard {
+			end.Key, end.Pending = l.wireguard.public(), l.wireguard.pending
 		}
 		list = append(list, end)
 	}
@@ -130,7 +147,7 @@ func (t *tunnels) usable(own *datastore.Node, e datastore.Encap) (list []datasto
 	v4, v6 := own.Address(false).IsValid(), own.Address(true).IsValid()
 	kinds, _ := e.Tunnels()
 	for _, k := range kinds {
-		if k != datastore.TunnelVXLAN6 && v4 || k == datastore.TunnelVXLAN6 && v6 && (!v4 || len(t.only6) > 0) {
+		if k != datastore.TunnelVXLAN6 && v4 || k == datastore.TunnelVXLAN6 && v6 && (!v4 || len(t.only6) > 0) || k == datastore.TunnelWireGuard && v6 {
 			list = append(list, k)
 		}
 	}
@@ -147,12 +164,18 @@ func (l *loop) wantedTunnels() map[datastore.TunnelKind]kernel.Tunnel {
 	mtu, addrs := l.uplink().MTU, l.tunnels.addresses()
 	for _, p := range l.view.Pools() {
 		for _, k := range l.tunnels.usable(own, p.Spec.Encap) {
+			if k == datastore.TunnelWireGuard && !l.wireguard.ready() {
+				continue
+			}
 			d := kernel.Tunnel{Name: l.tunnels.names[k], Kind: k, Local: own.Address(k == datastore.TunnelVXLAN6)}
 			if mtu > 0 {
-				d.MTU = mtu - overhead(k)
+				d.MTU = mtu - l.tunnels.takes(own, k)
 			}
-			if k != datastore.TunnelIPIP {
+			switch k {
+			case datastore.TunnelVXLAN, datastore.TunnelVXLAN6:
 				d.MAC = netdev.TunnelMAC(l.host)
+			case datastore.TunnelWireGuard:
+				d.Local, d.Private, d.Port = netip.Addr{}, l.wireguard.key, l.cfg.WireGuardPort
 			}
 			for _, a := range addrs {
 				if k != datastore.TunnelIPIP || a.Is4() {
@@ -182,7 +205,7 @@ func (l *loop) flushTunnels() {
 		}
 		l.problems.solved("tunnels")
 	}
-	before, resync := t.ends(""), t.resync
+	before, resync := l.ends(""), t.resync
 	want := l.wantedTunnels()
 	t.changed, t.resync = false, false
 	for _, k := range netdev.TunnelKinds() {
@@ -197,7 +220,7 @@ func (l *loop) flushTunnels() {
 			l.problems.drop("tunnel " + t.names[k])
 		}
 	}
-	if first := !t.known; first || !slices.Equal(before, t.ends("")) {
+	if first := !t.known; first || !slices.Equal(before, l.ends("")) {
 		t.known = true
 		l.changedHost()
 	}
@@ -251,6 +274,9 @@ func (l *loop) setTunnel(k datastore.TunnelKind, d kernel.Tunnel) {
 	l.problems.solved(what)
 	if _, had := l.tunnels.there[k]; !had {
 		l.log.Info("tunnel set up", "link", d.Name, "addresses", d.Addresses, "mtu", d.MTU)
+		if k == datastore.TunnelWireGuard {
+			l.wireguard.resync = true // whoever took the device away took its peers along
+		}
 	}
 	l.tunnels.there[k], l.tunnels.indexes[index] = d, true
 }
@@ -266,7 +292,7 @@ func (l *loop) leaveTunnel(k datastore.TunnelKind, d kernel.Tunnel, resync bool)
 		time.AfterFunc(t.rest, func() { l.post(func() { t.changed = true }) })
 		return
 	case now.Before(until):
-		if resync && d.Local.IsValid() {
+		if resync && (d.Local.IsValid() || d.Port != 0) { // else it is of a life before
 			l.setTunnel(k, d)
 		}
 		return
@@ -274,6 +300,9 @@ func (l *loop) leaveTunnel(k datastore.TunnelKind, d kernel.Tunnel, resync bool)
 	if err := t.kernel.RemoveTunnel(d.Name); err != nil {
 		l.problems.failed("tunnel "+d.Name, err)
 		return
+	}
+	if k == datastore.TunnelWireGuard {
+		l.wireguard.gone()
 	}
 	l.log.Info("tunnel removed", "link", d.Name)
 	l.problems.drop("tunnel " + d.Name)
@@ -284,7 +313,7 @@ func (l *loop) leaveTunnel(k datastore.TunnelKind, d kernel.Tunnel, resync bool)
 }
 
 func sameTunnel(a, b kernel.Tunnel) bool {
-	return a.Name == b.Name && a.Local == b.Local && a.MAC == b.MAC && a.MTU == b.MTU && slices.Equal(a.Addresses, b.Addresses)
+	return a.Name == b.Name && a.Local == b.Local && a.MAC == b.MAC && a.MTU == b.MTU && a.Private == b.Private && a.Port == b.Port && slices.Equal(a.Addresses, b.Addresses)
 }
 
 // tunnelled are the pools whose packets to other nodes may go through a tunnel, each
@@ -297,7 +326,7 @@ func (l *loop) tunnelled() (list []workload.PoolUplink) {
 	for _, p := range l.view.Pools() {
 		of := workload.PoolUplink{CIDR: p.Spec.CIDR}
 		for _, k := range l.tunnels.usable(own, p.Spec.Encap) {
-			if room := u.MTU - overhead(k); of.MTU == 0 || room < of.MTU {
+			if room := u.MTU - l.tunnels.takes(own, k); of.MTU == 0 || room < of.MTU {
 				of.Uplink = workload.Uplink{Link: l.tunnels.names[k], MTU: room}
 			}
 		}

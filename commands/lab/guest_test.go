@@ -4,15 +4,19 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"netctl/datastore"
+	"netctl/netdev/kernel"
 	"netctl/netdev/netlab"
 	"netctl/netdev/qemulab"
 )
@@ -53,7 +57,7 @@ func TestInGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"IPIP"} {
+	for _, name := range []string{"IPIP", "WireGuard"} {
 		if !strings.Contains(out.String(), "--- PASS: TestGuest"+name+" ") {
 			t.Errorf("%s did not run", name)
 		}
@@ -209,4 +213,141 @@ func transfer(t *testing.T, from, at netlab.Place, to netip.Addr) {
 	if n := <-got; n != size {
 		t.Errorf("%d of %d bytes arrived", n, size)
 	}
+}
+
+// TestGuestWireGuard: a pool goes from IPIP to WireGuard and back without a lost packet,
+// what is on the wire can be read by nobody, a node takes another key, and the kernel has
+// the peers that it is told.
+func TestGuestWireGuard(t *testing.T) {
+	l, a, b, a4, b4 := guestLab(t, true)
+	n1, n2 := l.Hosts[0], l.Hosts[1]
+	const wg = "wg.netctl"
+	// The fabric of the lab does not know pools: packets need a tunnel from the start.
+	mode(t, n1, "ipip")
+	goes(t, n1, "tunl0", b4)
+	goes(t, n2, "tunl0", a4)
+	pings(t, a, b4)
+	unhurt(t, a, b4, "from IPIP to WireGuard", func() {
+		mode(t, n1, "wireguard")
+		goes(t, n1, wg, b4)
+		goes(t, n2, wg, a4)
+	})
+	fits(t, a, b, b4, 1440)
+	wire := capture(t, n1, "eth1", "udp port 51820", func() { pings(t, a, b4) })
+	if !strings.Contains(wire, "192.168.99.102.51820 > 192.168.100.103.51820: UDP") || strings.Contains(wire, a4.String()) || strings.Contains(wire, "ICMP") {
+		t.Errorf("on the wire:\n%s", wire)
+	}
+	// A packet that one node sends by the old key once the other has taken the new one is
+	// lost; so are none after that, and none goes another way.
+	before := publicKeyOf(t, n1)
+	flood, err := netlab.StartFlood(a, b4, 20*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	netlab.Must(t, n1, "netctl", "node", "rotate-key", n1.Name)
+	netlab.Until(t, patience, "another key", func() string {
+		if now := publicKeyOf(t, n1); now == before {
+			return now
+		}
+		return ""
+	})
+	pings(t, a, b4)
+	goes(t, n1, wg, b4)
+	goes(t, n2, wg, a4)
+	t.Logf("across a new key: %s", flood.Stop())
+	unhurt(t, a, b4, "after the new key", func() { pings(t, b, a4) })
+	if mode := netlab.Must(t, n1, "stat", "-c", "%a", "/var/lib/netctl-node/wireguard.key"); strings.TrimSpace(mode) != "600" {
+		t.Errorf("the key's file has mode %s", mode)
+	}
+	unhurt(t, a, b4, "from WireGuard to IPIP", func() {
+		mode(t, n1, "ipip")
+		goes(t, n1, "tunl0", b4)
+		goes(t, n2, "tunl0", a4)
+	})
+	healthyStatus(t, l)
+	keepsPeers(t, a)
+}
+
+// keepsPeers writes peers of a device in a container, and reads them back: addresses come,
+// move and go one by one.
+func keepsPeers(t *testing.T, at netlab.Place) {
+	t.Helper()
+	var k *kernel.Kernel
+	if err := at.Do(func() (err error) {
+		k, err = kernel.Open(slog.New(slog.DiscardHandler))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	const device = "wg.test"
+	if _, err := k.SetTunnel(kernel.Tunnel{Name: device, Kind: datastore.TunnelWireGuard, MTU: 1400, Private: kernel.WireGuardKey{8, 31: 64}, Port: 51820}); err != nil {
+		t.Fatal(err)
+	}
+	one, two, six, single := netip.MustParsePrefix("10.1.0.0/26"), netip.MustParsePrefix("10.1.0.64/26"), netip.MustParsePrefix("fd80::/122"), netip.MustParsePrefix("10.1.0.5/32")
+	first := kernel.WireGuardPeer{Key: kernel.WireGuardKey{1}, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Allowed: []netip.Prefix{one, two, six}, Asks: true}
+	second := kernel.WireGuardPeer{Key: kernel.WireGuardKey{2}, Endpoint: netip.MustParseAddrPort("[2001:db8::2]:51820"), Allowed: []netip.Prefix{single}}
+	has := func(want map[byte][]netip.Prefix) {
+		t.Helper()
+		peers, err := k.WireGuardPeers(device)
+		if err != nil {
+			t.Fatal(err)
+		}
+		have := map[byte][]netip.Prefix{}
+		for key, p := range peers {
+			slices.SortFunc(p.Allowed, datastore.ComparePrefix)
+			have[key[0]] = p.Allowed
+		}
+		if fmt.Sprint(have) != fmt.Sprint(want) {
+			t.Errorf("peers %v, want %v", have, want)
+		}
+	}
+	set := func(nobodys []netip.Prefix, remove []kernel.WireGuardKey, peers ...kernel.WireGuardPeer) {
+		t.Helper()
+		if err := k.SetWireGuardPeers(device, peers, nobodys, remove); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(nil, nil, first, second)
+	has(map[byte][]netip.Prefix{1: {one, two, six}, 2: {single}})
+	set([]netip.Prefix{two}, nil)
+	has(map[byte][]netip.Prefix{1: {one, six}, 2: {single}})
+	second.Allowed = append(second.Allowed, six)
+	set([]netip.Prefix{single}, nil, second)
+	has(map[byte][]netip.Prefix{1: {one}, 2: {six}})
+	set(nil, []kernel.WireGuardKey{first.Key})
+	has(map[byte][]netip.Prefix{2: {six}})
+}
+
+// unhurt floods while something happens, and for some packets after it, and wants none
+// lost.
+func unhurt(t *testing.T, from netlab.Place, to netip.Addr, what string, do func()) {
+	t.Helper()
+	flood, err := netlab.StartFlood(from, to, 20*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	do()
+	more := flood.Answered() + 20
+	netlab.Until(t, patience, "traffic", func() string {
+		if flood.Answered() < more {
+			return "none"
+		}
+		return ""
+	})
+	if r := flood.Stop(); len(r.Lost) > 0 {
+		t.Errorf("%s: %s: %v", what, r, r.Lost)
+	}
+}
+
+// publicKeyOf is the public key that a node tells of its end.
+func publicKeyOf(t *testing.T, h *netlab.Host) string {
+	t.Helper()
+	out := netlab.Must(t, h, "netctl", "get", "node", h.Name, "-o", "json")
+	_, rest, found := strings.Cut(out, `"key": "`)
+	if !found {
+		t.Fatalf("no key in %s", out)
+	}
+	key, _, _ := strings.Cut(rest, `"`)
+	return key
 }

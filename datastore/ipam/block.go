@@ -151,6 +151,21 @@ func Held(b *datastore.Block, handle string) (list []netip.Addr) {
 	return list
 }
 
+// Borrowed are the addresses of a block that other nodes than its own have, with these.
+func Borrowed(b *datastore.Block) map[netip.Addr]string {
+	var out map[netip.Addr]string
+	for _, a := range b.Spec.Allocations {
+		if a.Node == b.Spec.Affinity {
+			continue
+		}
+		if out == nil {
+			out = map[netip.Addr]string{}
+		}
+		out[addressOf(b.Spec.CIDR, a.Ordinal)] = a.Node
+	}
+	return out
+}
+
 // take allocates a free ordinal; its quarantine is over.
 func (s *space) take(a datastore.Allocation) netip.Addr {
 	spec := &s.block.Spec

@@ -22,6 +22,8 @@ type Fake struct {
 	// Fail, if set, is asked before each operation ("create", "up", "detach",
 	// "check", "hold", "forward", "netns") on an object; an error is returned instead.
 	Fail func(op, object string) error
+	// Silent, if set, says which peers of WireGuard do not answer.
+	Silent func(key WireGuardKey) bool
 
 	mu       sync.Mutex
 	index    int

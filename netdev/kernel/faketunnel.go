@@ -3,7 +3,10 @@ package kernel
 import (
 	"fmt"
 	"maps"
+	"net/netip"
+	"os"
 	"slices"
+	"time"
 )
 
 // SetTunnel is Kernel.SetTunnel.
@@ -21,7 +24,7 @@ func (f *Fake) SetTunnel(t Tunnel) (int, error) {
 		f.index++
 		old.index = f.index
 	}
-	f.tunnels[t.Name] = fakeTunnel{t, old.index}
+	f.tunnels[t.Name] = fakeTunnel{t, old.index, old.peers, old.told}
 	return old.index, nil
 }
 
@@ -29,6 +32,8 @@ func (f *Fake) SetTunnel(t Tunnel) (int, error) {
 type fakeTunnel struct {
 	Tunnel
 	index int
+	peers map[WireGuardKey]WireGuardPeer
+	told  int // how often one of them was written
 }
 
 // RemoveTunnel is Kernel.RemoveTunnel.
@@ -63,4 +68,63 @@ func (f *Fake) Tunnel(name string) (Tunnel, bool) {
 	defer f.mu.Unlock()
 	t, there := f.tunnels[name]
 	return t.Tunnel, there
+}
+
+// SetWireGuardPeers is Kernel.SetWireGuardPeers.
+func (f *Fake) SetWireGuardPeers(device string, peers []WireGuardPeer, nobodys []netip.Prefix, remove []WireGuardKey) error {
+	if err := f.fail("peers", device); err != nil {
+		return fmt.Errorf("peers of %s: %w", device, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t, there := f.tunnels[device]
+	if !there {
+		return fmt.Errorf("peers of %s: %w", device, os.ErrNotExist)
+	}
+	have := maps.Clone(t.peers)
+	if have == nil {
+		have = map[WireGuardKey]WireGuardPeer{}
+	}
+	take := func(list []netip.Prefix) { // an address is one peer's
+		for key, p := range have {
+			p.Allowed = slices.DeleteFunc(slices.Clone(p.Allowed), func(a netip.Prefix) bool { return slices.Contains(list, a) })
+			have[key] = p
+		}
+	}
+	for _, p := range peers {
+		take(p.Allowed)
+		p.Allowed = append(slices.Clone(have[p.Key].Allowed), p.Allowed...)
+		have[p.Key] = p
+		t.told++
+	}
+	take(nobodys)
+	for _, key := range remove {
+		delete(have, key)
+	}
+	t.peers = have
+	f.tunnels[device] = t
+	return nil
+}
+
+// WireGuardPeers is Kernel.WireGuardPeers: a peer answers unless f.Silent says otherwise.
+func (f *Fake) WireGuardPeers(device string) (map[WireGuardKey]WireGuardState, error) {
+	peers, _ := f.Peers(device)
+	have := map[WireGuardKey]WireGuardState{}
+	for _, p := range peers {
+		is := WireGuardState{Allowed: p.Allowed}
+		if f.Silent == nil || !f.Silent(p.Key) {
+			is.Answered = time.Now()
+		}
+		have[p.Key] = is
+	}
+	return have, nil
+}
+
+// Peers are those of a device of WireGuard tunnels, by their endpoints, and how often
+// one of them was written.
+func (f *Fake) Peers(device string) (list []WireGuardPeer, written int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.tunnels[device]
+	return slices.SortedFunc(maps.Values(t.peers), func(a, b WireGuardPeer) int { return a.Endpoint.Compare(b.Endpoint) }), t.told
 }

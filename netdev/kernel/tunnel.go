@@ -28,6 +28,9 @@ type Tunnel struct {
 	MTU   int    // bytes
 	// Addresses are the host's own in the tunnel.
 	Addresses []netip.Addr
+	// Private and Port are of WireGuard.
+	Private WireGuardKey
+	Port    uint16
 }
 
 // kernelsIPIP is the device that the kernel makes in every namespace with IPIP; it can
@@ -102,6 +105,9 @@ func (t Tunnel) link() netlink.Link {
 		}
 		return tun
 	}
+	if t.Kind == datastore.TunnelWireGuard {
+		return &netlink.Wireguard{LinkAttrs: attrs}
+	}
 	attrs.HardwareAddr, _ = net.ParseMAC(t.MAC)
 	return &netlink.Vxlan{LinkAttrs: attrs, VxlanId: vxlanID, SrcAddr: t.Local.AsSlice(), Port: vxlanPort, UDPCSum: true}
 }
@@ -113,8 +119,10 @@ func (t Tunnel) is(l netlink.Link) bool {
 	case *netlink.Iptun:
 		return t.Kind == datastore.TunnelIPIP && (t.Name == kernelsIPIP || l.Local.Equal(local))
 	case *netlink.Vxlan:
-		return t.Kind != datastore.TunnelIPIP && l.VxlanId == vxlanID && l.Port == vxlanPort && !l.Learning && !l.FlowBased &&
+		return (t.Kind == datastore.TunnelVXLAN || t.Kind == datastore.TunnelVXLAN6) && l.VxlanId == vxlanID && l.Port == vxlanPort && !l.Learning && !l.FlowBased &&
 			l.SrcAddr.Equal(local) && l.HardwareAddr.String() == t.MAC
+	case *netlink.Wireguard:
+		return t.Kind == datastore.TunnelWireGuard
 	}
 	return false
 }
@@ -131,6 +139,9 @@ func (k *Kernel) setUpTunnel(l *netlink.LinkAttrs, t Tunnel) error {
 	}
 	if l.Flags&net.FlagUp == 0 {
 		do(k.tunnelSettings(t))
+	}
+	if t.Kind == datastore.TunnelWireGuard {
+		do(k.setWireGuard(t))
 	}
 	do(k.tunnelAddresses(l.Index, t.Addresses))
 	if l.Flags&net.FlagUp == 0 {

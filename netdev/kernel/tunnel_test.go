@@ -116,3 +116,27 @@ func TestTunnelWithoutTheKernel(t *testing.T) {
 		t.Error("the kernel's device is not the default")
 	}
 }
+
+// TestWireGuardWithoutTheKernel: a kernel that has no such devices says so in words, and
+// there is nothing to remove.
+func TestWireGuardWithoutTheKernel(t *testing.T) {
+	h := newHost(t)
+	d := Tunnel{Name: "wg.test", Kind: datastore.TunnelWireGuard, MTU: 1440, Private: WireGuardKey{8, 31: 64}, Port: 51820}
+	_, err := h.SetTunnel(d)
+	if err == nil {
+		if err := h.RemoveTunnel(d.Name); err != nil {
+			t.Error(err)
+		}
+		t.Skip("this kernel has WireGuard")
+	}
+	if !errors.Is(err, unix.EOPNOTSUPP) || !strings.Contains(err.Error(), "tunnel wg.test: this kernel has no wireguard devices, nor a module for them") {
+		t.Errorf("wg.test: %v", err)
+	}
+	err = h.SetWireGuardPeers(d.Name, nil, nil, []WireGuardKey{{1}})
+	if _, read := h.WireGuardPeers(d.Name); !errors.Is(err, unix.EOPNOTSUPP) || !errors.Is(read, unix.EOPNOTSUPP) {
+		t.Errorf("peers: %v, %v", err, read)
+	}
+	if names, err := h.Tunnels(); err != nil || len(names) > 0 {
+		t.Errorf("tunnels %v, %v", names, err)
+	}
+}
