@@ -175,7 +175,7 @@ type outside struct {
 // build joins the parts; it starts nothing.
 func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l := newLoop(a.cfg, a.log, o.links, o.routes, o.filter)
-	l.flows = newFlows(a.log, o.forget, o.cut)
+	l.flows = newFlows(a.log, l.filtering.debt, o.forget, o.cut)
 	a.detaches = newDetaches(a.cfg.pendingDir(), l)
 	o.store = a.detaches.watching(o.store)
 	l.host = a.host

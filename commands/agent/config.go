@@ -129,6 +129,7 @@ func (c *Config) understoodFile() string {
 	return filepath.Join(c.StateDir, "understood.json")
 }
 func (c *Config) hostIDFile() string { return filepath.Join(c.StateDir, hostIDFile) }
+func (c *Config) debtFile() string   { return filepath.Join(c.RunDir, "flows-to-cut") }
 func (c *Config) filterFile() string { return filepath.Join(c.StateDir, "filter") }
 
 // ParseHostPort reads an entry of the setting agent.workloadToHost: tcp, udp or

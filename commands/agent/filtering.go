@@ -22,6 +22,7 @@ type filtering struct {
 	log     *slog.Logger
 	// repaired is told what holds, after a time in which it may not have.
 	repaired func(*acl.Ruleset)
+	debt     *debt
 
 	keepAt  time.Time         // when the journal, which failed, is tried again
 	resync  bool              // what the kernel holds is not known
@@ -34,7 +35,7 @@ type filtering struct {
 func newFiltering(node string, o acl.Options, f filter, path string, log *slog.Logger) *filtering {
 	return &filtering{
 		index: acl.NewIndex(node, o), options: o, filter: f, journal: acl.NewJournal(path), path: path, log: log,
-		repaired: func(*acl.Ruleset) {}, resync: true, behind: true,
+		repaired: func(*acl.Ruleset) {}, debt: newDebt("", log), resync: true, behind: true,
 	}
 }
 
@@ -50,10 +51,11 @@ func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 		rules := f.index.Ruleset()
 		// What the kernel held was right for its time, if it was held: flows that a rule
 		// of today denies go on, as they do where the rule changes before our eyes.
-		if wrote, err = f.filter.Sync(ctx, rules); wrote && (f.resync || !f.held) {
-			f.repaired(rules)
-		}
+		wrote, err = f.sync(ctx, rules, f.resync || !f.held)
 	case !delta.Empty():
+		if lacked {
+			f.debt.owe()
+		}
 		f.refused = f.refused.Without(delta)
 		err = f.filter.Apply(ctx, delta)
 	}
@@ -77,6 +79,19 @@ func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 	return whole, nil
 }
 
+// sync makes the kernel hold rules. doubted says that, where it held others, those may
+// have been of somebody else's making.
+func (f *filtering) sync(ctx context.Context, rules *acl.Ruleset, doubted bool) (wrote bool, err error) {
+	heir := f.debt.owe()
+	wrote, err = f.filter.Sync(ctx, rules)
+	if heir || wrote && doubted {
+		f.repaired(rules)
+	} else if err == nil {
+		f.debt.free()
+	}
+	return wrote, err
+}
+
 // putBack makes the kernel hold what it held last, by the journal, while the view is
 // not what this node should be. Without a journal nothing is known, and nothing done.
 func (f *filtering) putBack(ctx context.Context) error {
@@ -90,10 +105,7 @@ func (f *filtering) putBack(ctx context.Context) error {
 		return nil
 	}
 	rules = rules.WithStatic(f.options)
-	wrote, err := f.filter.Sync(ctx, rules)
-	if wrote {
-		f.repaired(rules)
-	}
+	_, err = f.sync(ctx, rules, true)
 	f.resync, f.held = err != nil, err == nil
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"netctl/acl"
+	"netctl/acl/conntrack"
 	"netctl/acl/nft"
 	"netctl/datastore"
 )
@@ -118,4 +119,64 @@ func TestARuleThatChangedMeanwhile(t *testing.T) {
 	if judged != 3 {
 		t.Errorf("one flushed before the first flush has flows judged %d times, want once", judged-2)
 	}
+}
+
+// TestTheDebtOutlivesTheAgent: an agent that ends between making the packet filter whole
+// and cutting the flows that began before leaves that to its successor, and one that cut
+// them leaves it nothing.
+func TestTheDebtOutlivesTheAgent(t *testing.T) {
+	dir, fake := t.TempDir(), &nft.Fake{}
+	cut, failing := 0, false
+	start := func() (*filtering, *flows) {
+		log := slog.New(slog.DiscardHandler)
+		f := newFiltering("n1", acl.Options{LinkPrefix: "nc"}, fake, filepath.Join(dir, "filter"), log)
+		f.debt = newDebt(filepath.Join(dir, "flows-to-cut"), log)
+		fl := newFlows(log, f.debt, nil, func(conntrack.Cutter) (int, error) {
+			if failing {
+				return 0, errors.New("no memory")
+			}
+			cut++
+			return 1, nil
+		})
+		f.repaired = func(r *acl.Ruleset) { fl.repaired(r, nil) }
+		return f, fl
+	}
+	run := func(f *filtering) {
+		t.Helper()
+		if err := f.putBack(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// works has the flows cut that are to be, as Run does.
+	works := func(fl *flows, want int) {
+		t.Helper()
+		cut = 0
+		_ = fl.work()
+		if cut != want {
+			t.Errorf("flows are cut %d times, want %d", cut, want)
+		}
+	}
+	f, fl := start()
+	run(f)
+	works(fl, 1)
+	f, fl = start()
+	run(f)
+	works(fl, 0)
+	fake.Flush()
+	f, _ = start()
+	run(f) // and is killed
+	f, fl = start()
+	run(f)
+	failing = true
+	works(fl, 0)
+	failing = false
+	f, fl = start()
+	run(f)
+	works(fl, 1)
+	f, fl = start()
+	run(f)
+	works(fl, 0)
 }

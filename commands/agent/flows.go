@@ -23,26 +23,28 @@ const flowsRest = 30 * time.Second
 // are detached. The loop tells it; it works by itself.
 type flows struct {
 	log    *slog.Logger
+	debt   *debt // that is paid by cut
 	forget func(addrs ...netip.Addr) error
 	cut    func(c conntrack.Cutter) (int, error)
 
 	mu     sync.Mutex
 	judge  *conntrack.Cutter // nil: nothing is to be cut
+	owed   int               // which debt that pays
 	gone   map[netip.Addr]bool
 	since  time.Time // the first of gone
 	urgent bool      // one of gone is another's already
 	wake   chan struct{}
 }
 
-func newFlows(log *slog.Logger, forget func(...netip.Addr) error, cut func(conntrack.Cutter) (int, error)) *flows {
-	return &flows{log: log, forget: forget, cut: cut, gone: map[netip.Addr]bool{}, wake: make(chan struct{}, 1)}
+func newFlows(log *slog.Logger, d *debt, forget func(...netip.Addr) error, cut func(conntrack.Cutter) (int, error)) *flows {
+	return &flows{log: log, debt: d, forget: forget, cut: cut, gone: map[netip.Addr]bool{}, wake: make(chan struct{}, 1)}
 }
 
 // repaired has the flows cut that r denies.
 func (f *flows) repaired(r *acl.Ruleset, host []netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.judge = &conntrack.Cutter{Rules: r, Group: netdev.Group, Host: host}
+	f.judge, f.owed = &conntrack.Cutter{Rules: r, Group: netdev.Group, Host: host}, f.debt.hand()
 	poke(f.wake)
 }
 
@@ -77,21 +79,21 @@ func (f *flows) moved(c datastore.Change) {
 
 // take returns what is to be done now, and after what time there is more to do; 0:
 // nothing.
-func (f *flows) take() (judge *conntrack.Cutter, gone []netip.Addr, more time.Duration) {
+func (f *flows) take() (judge *conntrack.Cutter, owed int, gone []netip.Addr, more time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	judge, f.judge = f.judge, nil
+	judge, owed, f.judge = f.judge, f.owed, nil
 	if len(f.gone) == 0 {
-		return judge, nil, 0
+		return judge, owed, nil, 0
 	}
 	if rest := flowsRest - time.Since(f.since); !f.urgent && rest > 0 {
-		return judge, nil, rest
+		return judge, owed, nil, rest
 	}
 	for a := range f.gone {
 		gone = append(gone, a)
 	}
 	f.gone, f.urgent = map[netip.Addr]bool{}, false
-	return judge, gone, 0
+	return judge, owed, gone, 0
 }
 
 // Run cuts and forgets until ctx ends.
@@ -105,23 +107,32 @@ func (f *flows) Run(ctx context.Context) error {
 		case <-f.wake:
 		case <-later.C:
 		}
-		judge, gone, more := f.take()
-		if judge != nil {
-			n, err := f.cut(*judge)
-			if n > 0 {
-				f.log.Warn("flows cut that policy denies", "flows", n)
-			}
-			if err != nil {
-				f.log.Error("flows that policy denies may go on", "error", err)
-			}
-		}
-		if len(gone) > 0 {
-			if err := f.forget(gone...); err != nil {
-				f.log.Error("flows of endpoints that are gone not forgotten", "addresses", len(gone), "error", err)
-			}
-		}
+		more := f.work()
 		if more > 0 {
 			later.Reset(more)
 		}
 	}
+}
+
+// work cuts and forgets what is to be now, and returns as take does after what time there
+// is more to do.
+func (f *flows) work() (more time.Duration) {
+	judge, owed, gone, more := f.take()
+	if judge != nil {
+		n, err := f.cut(*judge)
+		if n > 0 {
+			f.log.Warn("flows cut that policy denies", "flows", n)
+		}
+		if err != nil {
+			f.log.Error("flows that policy denies may go on", "error", err)
+		} else {
+			f.debt.settle(owed)
+		}
+	}
+	if len(gone) > 0 {
+		if err := f.forget(gone...); err != nil {
+			f.log.Error("flows of endpoints that are gone not forgotten", "addresses", len(gone), "error", err)
+		}
+	}
+	return more
 }

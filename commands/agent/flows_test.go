@@ -34,11 +34,11 @@ func TestAnAddressThatMovesHere(t *testing.T) {
 	}
 	change(nil, there)
 	change(there, nil)
-	if _, gone, more := l.flows.take(); len(gone) > 0 || more == 0 {
+	if _, _, gone, more := l.flows.take(); len(gone) > 0 || more == 0 {
 		t.Errorf("forgotten before anybody has it: %v, more after %v", gone, more)
 	}
 	change(nil, here)
-	if _, gone, more := l.flows.take(); !slices.Equal(gone, []netip.Addr{a}) || more != 0 {
+	if _, _, gone, more := l.flows.take(); !slices.Equal(gone, []netip.Addr{a}) || more != 0 {
 		t.Errorf("to be forgotten is %v, more after %v", gone, more)
 	}
 }

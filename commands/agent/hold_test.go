@@ -120,7 +120,7 @@ func TestForgetsFlowsOfOthers(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		var forgot []string
-		f := newFlows(slog.New(slog.DiscardHandler), func(addrs ...netip.Addr) error {
+		f := newFlows(slog.New(slog.DiscardHandler), newDebt("", nil), func(addrs ...netip.Addr) error {
 			for _, x := range addrs {
 				forgot = append(forgot, x.String())
 			}

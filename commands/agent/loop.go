@@ -122,7 +122,8 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows)
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
 	l.filtering.repaired = func(r *acl.Ruleset) { l.flows.repaired(r, l.links.own()) }
-	l.flows = newFlows(log, func(...netip.Addr) error { return nil }, func(conntrack.Cutter) (int, error) { return 0, nil })
+	l.filtering.debt = newDebt(cfg.debtFile(), log)
+	l.flows = newFlows(log, l.filtering.debt, func(...netip.Addr) error { return nil }, func(conntrack.Cutter) (int, error) { return 0, nil })
 	l.table.want("gateway", gatewayRoute(cfg.Gateway))
 	l.recallUnderstood()
 	return l
