@@ -83,6 +83,18 @@ func (l *lab) addHost(name, link string, group uint32, addrs ...string) *host {
 		h.Run("ip", "neigh", "replace", "fe80::1", "lladdr", hostMAC, "dev", "eth0")
 		h.Run("ip", "route", "add", "default", "via", "fe80::1", "dev", "eth0", "onlink")
 	}
+	// Until the kernel has looked at a link that came up it drops what is sent there.
+	for _, end := range []func() string{
+		func() string { return h.Run("ip", "-br", "link", "show", "eth0") },
+		func() string { return l.router.Run("ip", "-br", "link", "show", link) },
+	} {
+		netlab.Until(l.t, 10*time.Second, "links of "+name, func() string {
+			if line := end(); strings.Fields(line)[1] != "UP" {
+				return line
+			}
+			return ""
+		})
+	}
 	mac, err := net.ParseMAC(strings.Fields(h.Run("ip", "-br", "link", "show", "eth0"))[2])
 	if err != nil {
 		l.t.Fatal(err)
