@@ -100,6 +100,10 @@ func (v *View) Holder(a netip.Addr) string {
 }
 
 func (v *View) checkPool(p *Pool) error {
+	// Not by Validate: one that is stored is read as before.
+	if err := each("spec.communities", p.Spec.Communities, checkOwn); err != nil {
+		return err
+	}
 	for _, other := range v.Pools() {
 		if other.Metadata.Name != p.Metadata.Name && other.Spec.CIDR.Overlaps(p.Spec.CIDR) {
 			return &FieldError{Field: "spec.cidr", Value: p.Spec.CIDR.String(),

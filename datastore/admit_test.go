@@ -68,6 +68,11 @@ func TestCheckPut(t *testing.T) {
 	pool := func(cidr string, blockSize int) *datastore.Pool {
 		return &datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix(cidr), BlockSize: blockSize}}
 	}
+	told := func(communities ...string) *datastore.Pool {
+		p := pool("10.2.0.0/16", 0)
+		p.Spec.Communities = communities
+		return p
+	}
 	for _, c := range []struct {
 		o    datastore.Object
 		want string
@@ -83,6 +88,8 @@ func TestCheckPut(t *testing.T) {
 		{pool("10.0.0.0/16", 26), ""},
 		{pool("10.0.0.0/8", 0), `spec.cidr "10.0.0.0/8": overlaps the pool 10.0.0.0/16`},
 		{pool("10.0.1.0/24", 0), `spec.cidr "10.0.1.0/24": overlaps the pool 10.0.0.0/16`},
+		{told("no-llgr", "blackhole"), `spec.communities[1] "blackhole": has the other nodes discard what goes to the pool: give it to the peers that are to`},
+		{told("65535:6"), `spec.communities[0] "65535:6": is not told to most nodes: it is for those who keep what is gone`},
 		{pool("10.0.0.0/16", 28), `in use: blocks of /26 cannot become /28: there is block 10.0.0.0/26`},
 		{pool("10.7.0.0/16", 26), ""}, // over the block of a pool that is gone
 		{pool("10.7.0.0/16", 27), `in use: blocks of /26 cannot become /27: there is block 10.7.0.0/26`},

@@ -153,8 +153,6 @@ func TestManifestErrors(t *testing.T) {
 		{`{"apiVersion":"netctl/v1","kind":"Pool","kind":"Pool","spec":{"cidr":"10.0.0.0/8"}}`, `kind: given twice`},
 		{`{"apiVersion":"netctl/v1","kind":"Pool","spec":{"cidr":"10.0.0.0/8"},"status":{}}`, `status: unknown key`},
 		{pool(`"cidr":"10.0.0.0/8"`) + `{}`, `invalid character '{' after top-level value`},
-		{pool(`"cidr":"10.0.0.0/8","communities":["no-llgr","blackhole"]`), `spec.communities[1] "blackhole": has the other nodes discard`},
-		{pool(`"cidr":"10.0.0.0/8","communities":["65535:6"]`), `spec.communities[0] "65535:6": is not told to most nodes`},
 		{pool(`"cidr":"10.0.0.1/8"`), `spec.cidr "10.0.0.1/8": has bits set behind its prefix length; write 10.0.0.0/8`},
 		{pool(`"cidr":"10.0.0.0"`), `spec.cidr "10.0.0.0": is no CIDR, like 10.0.0.0/26`},
 		{pool(`"cidr":10`), `spec.cidr "10": must be a text`},

@@ -74,7 +74,7 @@ func (p *Pool) Validate() error {
 		return &FieldError{Field: "spec.encap", Value: string(s.Encap), Reason: "carries IPv4 only"}
 	}
 	_, err := ParseSelector(s.NodeSelector)
-	return firstError(at("spec.nodeSelector", err), checkCommunities("spec.communities", s.Communities), each("spec.communities", s.Communities, checkOwn))
+	return firstError(at("spec.nodeSelector", err), checkCommunities("spec.communities", s.Communities))
 }
 
 // checkBlockSize bounds the blocks: one holds at most 1024 addresses, because

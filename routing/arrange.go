@@ -57,8 +57,9 @@ func (m *member) name() string { return m.Metadata.Name }
 func (m *member) meets(n *member) bool { return m.has[0] && n.has[0] || m.has[1] && n.has[1] }
 
 // reflectorModel is the first version of the model whose speakers reflect as is planned
-// here. Whoever changes what a reflector must know raises ModelVersion, and this.
-const reflectorModel = 1
+// here; 0 is one that did not tell it yet, and they did so before. Whoever changes what a
+// reflector must know raises ModelVersion, and this.
+const reflectorModel = 0
 
 // mode is whether m is to be a reflector. A node that no agent of netctl has registered
 // runs somebody else's speaker, and becomes one only if a person says that it is. One

@@ -283,7 +283,7 @@ func TestReflectorsByHand(t *testing.T) {
 		return n
 	}
 	older := func(n *datastore.Node) *datastore.Node {
-		n.Status.Model = 0
+		n.Status.Model = reflectorModel - 1
 		return n
 	}
 	for name, c := range map[string]struct {

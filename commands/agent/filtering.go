@@ -51,7 +51,7 @@ func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 		rules := f.index.Ruleset()
 		// What the kernel held was right for its time, if it was held: flows that a rule
 		// of today denies go on, as they do where the rule changes before our eyes.
-		wrote, err = f.sync(ctx, rules, f.resync || !f.held)
+		wrote, err = f.sync(ctx, rules, f.resync || !f.held, lacked)
 	case !delta.Empty():
 		if lacked {
 			f.debt.owe()
@@ -80,13 +80,13 @@ func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 }
 
 // sync makes the kernel hold rules. doubted says that, where it held others, those may
-// have been of somebody else's making.
-func (f *filtering) sync(ctx context.Context, rules *acl.Ruleset, doubted bool) (wrote bool, err error) {
+// have been of somebody else's making; lacked, that they lacked something before.
+func (f *filtering) sync(ctx context.Context, rules *acl.Ruleset, doubted, lacked bool) (wrote bool, err error) {
 	heir := f.debt.owe()
 	wrote, err = f.filter.Sync(ctx, rules)
 	if heir || wrote && doubted {
 		f.repaired(rules)
-	} else if err == nil {
+	} else if err == nil && !lacked {
 		f.debt.free()
 	}
 	return wrote, err
@@ -105,7 +105,7 @@ func (f *filtering) putBack(ctx context.Context) error {
 		return nil
 	}
 	rules = rules.WithStatic(f.options)
-	_, err = f.sync(ctx, rules, true)
+	_, err = f.sync(ctx, rules, true, false)
 	f.resync, f.held = err != nil, err == nil
 	return err
 }

@@ -175,7 +175,14 @@ func (s *Speaker) commands(ctx context.Context) {
 		admit(a, p)
 	}
 	s.keys.set(keys)
-	if err := s.gate.admit(admitted); err != nil {
+	err := s.gate.admit(admitted)
+	if err != nil && len(s.spares) > 0 { // too many: then without what they are seldom known by
+		for a := range s.spares {
+			delete(admitted, a)
+		}
+		err = s.gate.admit(admitted)
+	}
+	if err != nil {
 		s.log.Warn("the port is open to everybody", "error", err)
 	}
 	s.listenFor(ctx)

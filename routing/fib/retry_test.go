@@ -309,3 +309,17 @@ func TestAdoptIsAllThatIsWanted(t *testing.T) {
 		t.Errorf("%v %v", have, err)
 	}
 }
+
+// TestAnAddressThatNothingNeeds: routes over a link that lost an address are looked at
+// again, though the subnet of that is nobody's.
+func TestAnAddressThatNothingNeeds(t *testing.T) {
+	table := NewFake().Table(88)
+	r := route("10.1.0.0/26", "va 10.9.0.2")
+	if err := table.Apply(t.Context(), routing.Changes{Put: []routing.Route{r}}); err != nil {
+		t.Fatal(err)
+	}
+	table.lostWith([]string{"va"})
+	if keys := table.touched(heard{unaddressed: []string{"va"}}); len(keys) != 1 {
+		t.Errorf("looked at again: %v", keys)
+	}
+}

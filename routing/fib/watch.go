@@ -170,7 +170,7 @@ func (t *Table) touched(h heard) []key {
 			keys = append(keys, k)
 		}
 	}
-	if len(h.up)+len(h.carrier)+len(h.foreign) > 0 {
+	if len(h.up)+len(h.carrier)+len(h.unaddressed)+len(h.foreign) > 0 {
 		for k := range t.failed {
 			if a := t.wanted.routes[k]; a != nil && a.concerns(h) {
 				keys = append(keys, k)
