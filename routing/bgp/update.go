@@ -152,13 +152,13 @@ func (d *decoder) announce(list reachable, w *found, hop netip.Addr, body []byte
 	in, ok := d.table[string(key)]
 	if !ok {
 		in = d.intern(string(key), w.list, hop)
-		if in.withdraw != "" {
-			d.complaints.say(slog.LevelWarn, "routes treated as withdrawn", "message", body, "cause", in.withdraw, "prefixes", len(list.prefixes))
-		}
 		if d.table == nil || len(d.table) >= maxInterned {
 			d.table = map[string]interned{}
 		}
 		d.table[string(key)] = in
+	}
+	if in.withdraw != "" {
+		d.complaints.say(slog.LevelWarn, "routes treated as withdrawn", "message", body, "cause", in.withdraw, "prefixes", len(list.prefixes))
 	}
 	return change{reachable: list, attrs: in.attrs}
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
@@ -283,6 +285,23 @@ func TestExtendedCommunitiesStay(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Each malformed UPDATE counts for the log, also one that came before.
+func TestMalformedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var text strings.Builder
+		d := testDecoder(false)
+		d.complaints.log = slog.New(slog.NewTextHandler(&text, nil))
+		for range 300 {
+			d.update(updateBody(nil, join([]byte{0x40, 1, 1, 3}, okPath, okNextHop, okPref), okNLRI))
+		}
+		time.Sleep(complaintEvery)
+		synctest.Wait()
+		if got := text.String(); strings.Count(got, "undefined ORIGIN 3") != complaintLines || !strings.Contains(got, "messages=295") {
+			t.Errorf("logged:\n%s", got)
+		}
+	})
 }
 
 // Equal attributes are one pointer, so that they are packed together.
