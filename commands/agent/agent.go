@@ -299,20 +299,27 @@ func (a *agent) routeEvent(e fib.Event) {
 // hostPause lets a burst of address changes pass.
 const hostPause = time.Second
 
-// watchHost keeps the node's registration what the host's addresses say.
+// watchHost keeps the node's registration what the host's addresses say. What fails is
+// tried again: the connection may have been by the address that is gone.
 func (a *agent) watchHost(ctx context.Context) error {
-	for {
+	var again <-chan time.Time
+	for wait := retryMin; ; {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-again:
 		case <-a.rehost:
+			wait = retryMin
+			if !pause(ctx, hostPause) {
+				return nil
+			}
 		}
-		if !pause(ctx, hostPause) {
-			return nil
-		}
-		err := a.loop.gate(ctx)
+		again = nil
+		err := a.loop.gate(ctx) // where it fails, joining registers
 		if err == nil {
-			_, err = a.joiner.register(ctx)
+			if _, err = a.joiner.register(ctx); err != nil {
+				again, wait = time.After(wait), min(2*wait, retryMax)
+			}
 		}
 		switch {
 		case errors.Is(err, errTaken):

@@ -3,7 +3,6 @@ package agent
 import (
 	"net/netip"
 
-	"netctl/datastore"
 	"netctl/netdev/kernel"
 )
 
@@ -65,30 +64,39 @@ func (l *loop) goBy(chosen []netip.Prefix) {
 	l.noteOwn()
 }
 
-// noteOwn tells which of the node's addresses are on no interface any more.
+// noteOwn tells which of the node's addresses are on no interface any more: those by
+// which other nodes know it, until they know it by another one.
 func (l *loop) noteOwn() {
 	for i, a := range l.own {
-		text := ""
-		if ip := a.Prefix.Addr(); ip.IsValid() && l.links.address(ip) == nil {
-			text = ip.String() + " is on no interface any more, and other nodes know this one by it: add it again"
-			switch now := l.instead(ip); {
-			case len(l.cfg.Addresses) > 0:
-				text += ", or correct agent.addresses"
-			case now.IsValid() && now != ip:
-				text = ip.String() + " is gone from " + a.Link + ", other nodes know this one by " + now.String() + " now: add it again, or restart the agent to leave it at that"
-			case !now.IsValid():
-				text = ip.String() + " is gone from " + a.Link + ", other nodes reach this one by the other family alone: add it again, or restart the agent to leave it at that"
+		text, ip := "", a.Prefix.Addr()
+		known := l.registeredAs(i == 1)
+		switch nowhere := known.IsValid() && l.links.address(known) == nil; {
+		case nowhere && known != ip:
+			text = known.String() + " is on no interface any more, and other nodes know this one by it until it is registered with another one"
+			if ip.IsValid() {
+				text += ": " + ip.String()
 			}
+		case !ip.IsValid() || l.links.address(ip) != nil:
+		case len(l.cfg.Addresses) > 0:
+			text = ip.String() + " is on no interface any more, and other nodes know this one by it: add it again, or correct agent.addresses"
+		case nowhere:
+			text = ip.String() + " is on no interface any more, and other nodes know this one by it: add it again"
+		case known.IsValid():
+			text = ip.String() + " is gone from " + a.Link + ", other nodes know this one by " + known.String() + " now: add it again, or restart the agent to leave it at that"
+		default:
+			text = ip.String() + " is gone from " + a.Link + ", other nodes reach this one by the other family alone: add it again, or restart the agent to leave it at that"
 		}
 		l.problems.note([]string{"IPv4 address", "IPv6 address"}[i], text)
 	}
 }
 
-// instead is what other nodes know this one by in the family of ip; not valid: nothing.
-func (l *loop) instead(ip netip.Addr) netip.Addr {
-	n := l.view.Node(l.cfg.Node)
-	if n == nil {
-		n = &datastore.Node{}
+// registeredAs is the address of a family that this host registered the node with; not
+// valid: none.
+func (l *loop) registeredAs(v6 bool) netip.Addr {
+	for _, p := range l.registered() {
+		if p.Addr().Is6() == v6 {
+			return p.Addr()
+		}
 	}
-	return n.Address(ip.Is6())
+	return netip.Addr{}
 }

@@ -1,10 +1,12 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -88,6 +90,42 @@ func TestOwnAddressGoes(t *testing.T) {
 	w.knownAs("192.168.99.102/24", gone)
 	w.links.SetAddresses(eth1)
 	w.knownAs("192.168.99.102/24", "")
+}
+
+// stuckStore does not take the node while it is stuck, and counts the tries.
+type stuckStore struct {
+	datastore.Store
+	stuck *atomic.Bool
+	tries *atomic.Int32
+}
+
+func (s stuckStore) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
+	if slices.ContainsFunc(t.Then, func(op datastore.Op) bool { return op.Key == "/netctl/v1/nodes/n1" }) && s.stuck.Load() {
+		s.tries.Add(1)
+		return 0, fmt.Errorf("write: %w: the connection broke", datastore.ErrUnavailable)
+	}
+	return s.Store.Commit(ctx, t)
+}
+
+// TestOwnAddressStuck: until others are told of the new address it is said that they
+// know the old one, and telling them is tried again.
+func TestOwnAddressStuck(t *testing.T) {
+	w := newWorld(t)
+	stuck, tries := &atomic.Bool{}, &atomic.Int32{}
+	w.wrap = func(s datastore.Store) datastore.Store { return stuckStore{s, stuck, tries} }
+	w.start()
+	w.knownAs("192.168.99.102/24", "")
+	stuck.Store(true)
+	w.links.SetAddresses(on("eth1", "192.168.99.78/24"))
+	w.until(func() string {
+		if n := tries.Load(); n < 2 {
+			return fmt.Sprint(n, " tries")
+		}
+		return ""
+	})
+	w.knownAs("192.168.99.102/24", "IPv4 address: 192.168.99.102 is on no interface any more, and other nodes know this one by it until it is registered with another one: 192.168.99.78")
+	stuck.Store(false)
+	w.knownAs("192.168.99.78/24", "")
 }
 
 // TestConfiguredAddressGoes: it is said at once, whether or not the store answers.
