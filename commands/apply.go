@@ -175,7 +175,7 @@ func (a *app) delete(ctx context.Context, kind datastore.Kind, name string, forc
 		if err != nil {
 			return err
 		}
-		return a.deleteEndpoint(ctx, e)
+		return a.takeEndpoint(ctx, e, force, func() error { return a.deleteEndpoint(ctx, e) })
 	}
 	return a.remove(ctx, kind, []string{name}, force, nil)
 }

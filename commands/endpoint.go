@@ -2,14 +2,17 @@ package commands
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/datastore/ipam"
 )
@@ -179,6 +182,44 @@ func (a *app) changeEndpointProfiles(cmd *cobra.Command, args []string, edit fun
 		}
 		return a.checkPut(cmd.Context(), s, e)
 	})
+}
+
+// endpointUsed says which workload would lose an endpoint: there is one as long as the
+// node's agent reports. nil: there is none.
+func (a *app) endpointUsed(ctx context.Context, e *datastore.Endpoint) error {
+	s, err := a.store(ctx)
+	if err != nil {
+		return err
+	}
+	need := needed{}
+	need.one(datastore.KindNode, e.Spec.Node)
+	need.one(datastore.KindReport, datastore.ReportName(e.Spec.Node, datastore.ReportAgent))
+	view, err := a.list(ctx, s, need)
+	if err != nil {
+		return err
+	}
+	ago := time.Since(lastSeen(view, e.Spec.Node))
+	others := !strings.HasSuffix(e.Spec.Link, datastore.LinkName("", e.Metadata.Name)) // no agent goes by it
+	if view.Node(e.Spec.Node) == nil || ago >= control.Silence || others {
+		return nil
+	}
+	return fmt.Errorf("%w by workload %s on node %s, whose agent reported %s ago", datastore.ErrInUse, e.Spec.Workload, e.Spec.Node, ago.Round(time.Second))
+}
+
+// takeEndpoint has take remove an endpoint that no workload uses, or any by force.
+func (a *app) takeEndpoint(ctx context.Context, e *datastore.Endpoint, force bool, take func() error) error {
+	used := a.endpointUsed(ctx, e)
+	if used != nil && (!force || !errors.Is(used, datastore.ErrInUse)) {
+		if errors.Is(used, datastore.ErrInUse) {
+			used = fmt.Errorf("%w: it would lose its interface %s; end it there, or use --force", used, e.Spec.Interface)
+		}
+		return fmt.Errorf("%s: %w", label(e), used)
+	}
+	if err := take(); err != nil || used == nil {
+		return err
+	}
+	a.warn("%s was %v: the workload loses its interface %s, and %s can be given to others", label(e), used, e.Spec.Interface, joined(e.Spec.Addresses))
+	return nil
 }
 
 // deleteEndpoint removes an endpoint and gives its addresses back, in one

@@ -125,9 +125,12 @@ func parseLabels(list []string) (map[string]string, error) {
 }
 
 func newEndpointRemoveCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var force bool
+	cmd := &cobra.Command{
 		Use:   "remove ID",
 		Short: "Detach an endpoint of this node and give its addresses back",
+		Long: "Detach an endpoint of this node and give its addresses back. What a runtime attached, and not endpoint add, goes with its\n" +
+			"container; a container that runs would lose its interface, and is left alone without --force.",
 		Example: "  netctl endpoint remove slave/manual/db/eth0\n" +
 			"  netctl endpoint show --host slave --orchestrator manual --detailed",
 		Args: cobra.ExactArgs(1),
@@ -138,34 +141,50 @@ func newEndpointRemoveCommand(a *app) *cobra.Command {
 			}
 			return objectNames(v.EndpointsOf(s.Node))
 		}),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := a.settings()
-			if err != nil {
-				return err
-			}
-			if err := checkNames(datastore.KindEndpoint, args[0]); err != nil {
-				return err
-			}
-			part := strings.Split(args[0], "/")
-			if part[0] != s.Node {
-				return usage("endpoint %s is on the node %s: run this there, or, if the node is gone, netctl delete endpoint %s", args[0], part[0], args[0])
-			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), control.AgentPatience)
-			defer cancel()
-			_, err = read[*datastore.Endpoint](ctx, a, args[0])
-			if errors.Is(err, datastore.ErrNotFound) {
-				return err
-			}
-			defer a.waiting("the agent")()
-			r := control.DetachRequest{Target: control.Target{Orchestrator: part[1], Workload: part[2], Interface: part[3]}}
-			if err = control.NewAgentClient(s.Agent.Socket).Detach(ctx, r); control.NotRunning(err) {
-				return err // nothing has been done yet
-			}
-			later, err := control.KeepDetach(filepath.Join(s.RunDir, "pending"), r, err)
-			if later != nil {
-				a.warn("%v; the endpoint is released once that is over", later)
-			}
-			return err
-		},
 	}
+	cmd.Flags().BoolVar(&force, "force", false, "take it from a container of a runtime too")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, err := a.settings()
+		if err != nil {
+			return err
+		}
+		if err := checkNames(datastore.KindEndpoint, args[0]); err != nil {
+			return err
+		}
+		part := strings.Split(args[0], "/")
+		if part[0] != s.Node {
+			return usage("endpoint %s is on the node %s: run this there, or, if the node is gone, netctl delete endpoint %s", args[0], part[0], args[0])
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), control.AgentPatience)
+		defer cancel()
+		detach := func() error {
+			return a.detachEndpoint(ctx, s, control.Target{Orchestrator: part[1], Workload: part[2], Interface: part[3]})
+		}
+		e, err := read[*datastore.Endpoint](ctx, a, args[0])
+		switch {
+		case errors.Is(err, datastore.ErrNotFound):
+			return err
+		case part[1] == orchestratorManual, err != nil && force:
+			return detach()
+		case err != nil:
+			return err
+		}
+		return a.takeEndpoint(ctx, e, force, detach)
+	}
+	return cmd
+}
+
+// detachEndpoint has the agent detach, now or once it can.
+func (a *app) detachEndpoint(ctx context.Context, s *settings, t control.Target) error {
+	defer a.waiting("the agent")()
+	r := control.DetachRequest{Target: t}
+	err := control.NewAgentClient(s.Agent.Socket).Detach(ctx, r)
+	if control.NotRunning(err) {
+		return err // nothing has been done yet
+	}
+	later, err := control.KeepDetach(filepath.Join(s.RunDir, "pending"), r, err)
+	if later != nil {
+		a.warn("%v; the endpoint is released once that is over", later)
+	}
+	return err
 }

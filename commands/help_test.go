@@ -59,8 +59,7 @@ func TestVerbsAndFlags(t *testing.T) {
 		if verb == "show" && c.Flags().Lookup("output") == nil {
 			t.Errorf("%s: no --output", path)
 		}
-		// The agent removes an endpoint, and knows no reason against it.
-		if verb == "remove" && len(words) == 2 && words[0] != "endpoint" && c.Flags().Lookup("force") == nil {
+		if verb == "remove" && len(words) == 2 && c.Flags().Lookup("force") == nil {
 			t.Errorf("%s: no --force", path)
 		}
 		c.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {

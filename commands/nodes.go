@@ -107,6 +107,11 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 				return err
 			}
 		}
+		if n := view.Node(name); n != nil {
+			if used := view.CheckDelete(n); used != nil {
+				a.warn("%s was %v: workloads that still run lose their interfaces, and their addresses can be given to others", label(n), used)
+			}
+		}
 	}
 	err = a.remove(ctx, datastore.KindNode, []string{name}, force, func(view *datastore.View, _ datastore.Object) ([]datastore.Object, error) {
 		return asObjects(slices.DeleteFunc(view.BlocksOf(name), (*datastore.Block).InUse)), nil
