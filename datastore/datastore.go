@@ -43,6 +43,10 @@ var (
 	ErrUnidentified = fmt.Errorf("%w: the datastore holds no cluster identity yet; the first agent makes it", ErrDetached)
 )
 
+// RoomAgain is how many bytes of its quota may be in use where netctl's own etcd, once
+// full, takes writes again.
+func RoomAgain(quota int64) int64 { return quota / 10 * 9 }
+
 // Entry is one stored key. Revision is the store-wide revision of its last
 // change. In a Batch a nil Value means the key was deleted.
 type Entry struct {

@@ -11,6 +11,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	"google.golang.org/grpc"
+
+	"netctl/datastore"
 )
 
 // How much history stays: what a watcher that was away may resume from.
@@ -181,6 +183,11 @@ func (k *keeper) look(ctx context.Context, s *etcdserver.EtcdServer) {
 		to = revision
 	}
 	k.compact(ctx, s, to)
+	if alarmed {
+		// What was freed counts as unused only some commits later, and while writes are
+		// refused there are no others.
+		s.Backend().ForceCommit()
+	}
 	k.defrag(s, now, alarmed)
 	if bySize {
 		k.release()
@@ -218,15 +225,11 @@ func (k *keeper) compact(ctx context.Context, s *etcdserver.EtcdServer, to int64
 	}
 }
 
-// defrag shrinks the file when half of it is unused, or when it comes near the
-// quota and there is something to win. Calls wait meanwhile: about a second for
+// defrag shrinks the file if that is worth it. Calls wait meanwhile: about a second for
 // each 100 MiB in use.
 func (k *keeper) defrag(s *etcdserver.EtcdServer, now time.Time, alarmed bool) {
 	size := s.Backend().Size()
-	unused := size - s.Backend().SizeInUse()
-	urgent := (alarmed || size > k.quota/4*3) && unused > k.quota/16
-	due := size > min(k.quota/2, worthwhile) && unused > size/2 && now.Sub(k.defragged) > defragEvery
-	if !urgent && !due {
+	if !k.worth(size, s.Backend().SizeInUse(), alarmed, now) {
 		return
 	}
 	k.defragged = now
@@ -237,10 +240,23 @@ func (k *keeper) defrag(s *etcdserver.EtcdServer, now time.Time, alarmed bool) {
 	k.log.Info("datastore defragmented", "before", size, "after", s.Backend().Size())
 }
 
+// worth says whether a file is to be shrunk: when half of it is unused, or when it comes
+// near the quota and there is something to win, the end of the quota alarm at last.
+func (k *keeper) worth(size, inUse int64, alarmed bool, now time.Time) bool {
+	unused := size - inUse
+	if (alarmed || size > k.quota/4*3) && unused > k.quota/16 {
+		return true
+	}
+	if room := datastore.RoomAgain(k.quota); alarmed && size > room && inUse <= room {
+		return true
+	}
+	return size > min(k.quota/2, worthwhile) && unused > size/2 && now.Sub(k.defragged) > defragEvery
+}
+
 // disarm clears our quota alarm once there is room again.
 func (k *keeper) disarm(ctx context.Context, s *etcdserver.EtcdServer) {
 	size := s.Backend().Size()
-	if size > k.quota/10*9 {
+	if size > datastore.RoomAgain(k.quota) {
 		k.log.Error("datastore full", "size", size, "in_use", s.Backend().SizeInUse(), "quota", k.quota)
 		return
 	}

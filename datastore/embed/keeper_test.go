@@ -31,6 +31,24 @@ func TestHistoryByTime(t *testing.T) {
 	}
 }
 
+// TestWorth: a full file is shrunk when that ends the alarm, however little it wins.
+func TestWorth(t *testing.T) {
+	k := newKeeper(1000, slog.New(slog.DiscardHandler))
+	now := time.Now()
+	for _, c := range []struct {
+		size, inUse int64
+		alarmed     bool
+		want        bool
+	}{
+		{1000, 950, true, false}, {1000, 930, true, true}, {930, 901, true, false}, {930, 899, true, true}, {930, 899, false, false},
+		{890, 880, true, false}, {760, 690, false, true}, {740, 600, false, false}, {600, 290, false, true},
+	} {
+		if got := k.worth(c.size, c.inUse, c.alarmed, now); got != c.want {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
+}
+
 func TestPageQuota(t *testing.T) {
 	const mib = 1 << 20
 	for file, want := range map[int64]int64{16 * mib: 14 * mib, 17 * mib: 14 * mib, 32 * mib: 14 * mib, 33 * mib: 15 * mib, 2048 * mib: 2030 * mib} {

@@ -55,12 +55,21 @@ func (s *Store) health(ctx context.Context, endpoint string) EndpointHealth {
 	h.Size, h.InUse, h.Quota = r.DbSize, r.DbSizeInUse, r.DbSizeQuota
 	switch {
 	case slices.ContainsFunc(r.Errors, func(e string) bool { return strings.Contains(e, "NOSPACE") }):
-		h.Err = fmt.Errorf("%s: %w (%d of %d MiB): it takes no writes; delete what is not needed or raise its quota",
-			endpoint, datastore.ErrFull, h.Size>>20, h.Quota>>20)
+		h.Err = fmt.Errorf("%s: %w (%d of %d MiB): it takes no writes%s; delete what is not needed or raise its quota",
+			endpoint, datastore.ErrFull, h.Size>>20, h.Quota>>20, h.until())
 	case len(r.Errors) > 0:
 		h.Err = fmt.Errorf("%s: %s", endpoint, strings.Join(r.Errors, ", "))
 	case r.Leader == 0:
 		h.Err = fmt.Errorf("%s: the cluster has no leader: %w", endpoint, datastore.ErrUnavailable)
 	}
 	return h
+}
+
+// until is when an etcd of netctl's own that is full takes writes again.
+func (h *EndpointHealth) until() string {
+	if h.Quota == 0 {
+		return ""
+	}
+	mib := func(bytes int64) float64 { return float64(bytes) / (1 << 20) }
+	return fmt.Sprintf(" (one of netctl's own takes them again once at most %.1f MiB are in use; it is %.1f now)", mib(datastore.RoomAgain(h.Quota)), mib(h.InUse))
 }
