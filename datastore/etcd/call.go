@@ -45,7 +45,7 @@ func (s *Store) try(ctx context.Context, what string, limit, again time.Duration
 		switch repeatable := again > 0 && status.Code(err) == codes.Unavailable && bounded.Err() == nil; {
 		case repeatable && time.Since(begin) < again:
 		case repeatable && !back:
-			if reasons := s.probe(whole); reasons != nil && ctx.Err() == nil {
+			if reasons := s.probe(whole); reasons != nil && !errors.Is(ctx.Err(), context.Canceled) {
 				return unavailable(what, reasons)
 			}
 			back = true // it answers by now

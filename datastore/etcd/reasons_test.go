@@ -122,7 +122,7 @@ func TestReasons(t *testing.T) {
 func TestOneDeadline(t *testing.T) {
 	o := etcd.Options{Endpoints: []string{"unix://" + serveUnix(t, func(c net.Conn) { io.Copy(io.Discard, c) })}}
 	const want = "accepts connections, but does not answer (overloaded, stopped, or without a majority of its members)"
-	for _, limit := range []time.Duration{0, 2 * time.Second} {
+	for _, limit := range []time.Duration{0, 2 * time.Second, 5 * time.Second} {
 		t.Run(limit.String(), func(t *testing.T) {
 			t.Parallel()
 			ctx := t.Context()

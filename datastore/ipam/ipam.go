@@ -144,13 +144,30 @@ func (a *Allocator) clock() clock {
 	return clock{boot: a.cfg.Boot, now: a.cfg.Now(), rest: a.cfg.Quarantine}
 }
 
-// take waits for the turn; release ends it.
+// take waits for the turn; release ends it. Who has it waits for the store: a caller whose
+// time runs out asks the store itself, to say why.
 func (a *Allocator) take(ctx context.Context) (release func(), err error) {
+	release = func() { a.turn <- struct{}{} }
 	select {
 	case <-a.turn:
-		return func() { a.turn <- struct{}{} }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
+		return release, nil
+	default:
+	}
+	var soon <-chan time.Time
+	if end, ok := ctx.Deadline(); ok {
+		soon = time.After(time.Until(end) * 2 / 3)
+	}
+	for {
+		select {
+		case <-a.turn:
+			return release, nil
+		case <-soon:
+			if _, err := a.cfg.Store.Get(ctx, datastore.ClusterKey); errors.Is(err, datastore.ErrUnavailable) {
+				return nil, err
+			}
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 }
 

@@ -3,10 +3,13 @@ package ipam
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"netctl/datastore"
 )
@@ -35,6 +38,55 @@ func (c *counting) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
 		m()
 	}
 	return c.Store.Commit(ctx, t)
+}
+
+// hung does not answer: a commit for as long as its caller waits, a read at once with why.
+type hung struct {
+	datastore.Store
+	asked chan struct{}
+}
+
+func (h *hung) Commit(ctx context.Context, _ datastore.Txn) (int64, error) {
+	h.asked <- struct{}{}
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
+
+func (h *hung) Get(context.Context, string) (datastore.Entry, error) {
+	return datastore.Entry{}, fmt.Errorf("read: %w: does not answer", datastore.ErrUnavailable)
+}
+
+// Who waits for another's commit until his time is over says why that is not done.
+func TestTurnWhileStoreHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		view := datastore.NewView()
+		snap, err := w.store.List(t.Context(), datastore.Prefix)
+		if err == nil {
+			_, err = view.Replace(snap)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, store := NewIndex(nil), &hung{w.store, make(chan struct{}, 1)}
+		x.Reset(view)
+		a := New(Config{Node: "n1", Store: store, Boot: "b", Index: x})
+		write := func([]netip.Addr) ([]datastore.Condition, []datastore.Op, error) {
+			return nil, []datastore.Op{{Key: datastore.Prefix + "a"}}, nil
+		}
+		long, cancel := context.WithCancel(t.Context())
+		first := make(chan error)
+		go func() { first <- a.Release(long, "n1/cni/a/eth0", nil, write) }()
+		<-store.asked
+		short, end := context.WithTimeout(t.Context(), 2*time.Second)
+		defer end()
+		err = a.Release(short, "n1/cni/b/eth0", nil, write)
+		if !errors.Is(err, datastore.ErrUnavailable) || err.Error() != "release n1/cni/b/eth0: read: datastore unavailable: does not answer" {
+			t.Errorf("got %v", err)
+		}
+		cancel()
+		<-first
+	})
 }
 
 // viewed is an allocator of n1 on a view that is as old as the test lets it be.
