@@ -11,10 +11,12 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 
 	"netctl/datastore"
 )
@@ -25,10 +27,13 @@ const journalVersion = 3
 // Journal keeps on disk what a packet filter should hold, so that it can be put back
 // while nobody knows what the datastore says: once the whole, then each change. It
 // survives the process; after a crash of the machine, whose kernel is empty, its end
-// may be missing. One goroutine has it.
+// may be missing. What was read or written stays at hand when somebody removes the file.
+// It is safe for concurrent use.
 type Journal struct {
-	path    string
-	file    *os.File
+	path string
+
+	mu      sync.Mutex
+	file    *os.File // what is kept; nil: nothing that is known
 	encoder *gob.Encoder
 	record  bytes.Buffer // what the encoder makes of one
 	written int64
@@ -73,12 +78,20 @@ func NewJournal(path string) *Journal { return &Journal{path: path} }
 // error, and when the changes have outgrown the whole.
 func (j *Journal) Due() bool {
 	const least = 1 << 20
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	return j.whole == 0 || j.written > 2*max(j.whole, least)
 }
 
 // Lost says that somebody removed the file, or put another one in its place: what is
 // added to it nobody will read.
 func (j *Journal) Lost() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.lost()
+}
+
+func (j *Journal) lost() bool {
 	if j.file == nil {
 		return true
 	}
@@ -90,10 +103,49 @@ func (j *Journal) Lost() bool {
 	return err != nil || !os.SameFile(is, was)
 }
 
+// Restore makes the file again, as it was, if it is lost.
+func (j *Journal) Restore() (err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.file == nil || !j.lost() {
+		return nil
+	}
+	f, err := j.begin()
+	if err != nil {
+		return err
+	}
+	if _, err = io.Copy(f, io.NewSectionReader(j.file, 0, math.MaxInt64)); err == nil {
+		err = os.Rename(f.Name(), j.path)
+	}
+	if err != nil {
+		_ = f.Close()
+		_ = os.Remove(f.Name())
+		return fmt.Errorf("keep the packet filter: %w", err)
+	}
+	_ = j.file.Close()
+	j.file = f
+	return nil
+}
+
+// begin opens what is to become the file.
+func (j *Journal) begin() (*os.File, error) {
+	err := os.MkdirAll(filepath.Dir(j.path), 0o700)
+	if err != nil {
+		return nil, fmt.Errorf("keep the packet filter: %w", err)
+	}
+	f, err := os.OpenFile(j.path+".new", os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("keep the packet filter: %w", err)
+	}
+	return f, nil
+}
+
 // Whole begins the file anew with everything there is to hold. After an error, of Add
 // too, there is none: an outdated one would have its state put back.
 func (j *Journal) Whole(r *Ruleset) (err error) {
-	j.Close()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.close()
 	defer func() {
 		if err != nil {
 			_ = os.Remove(j.path)
@@ -108,20 +160,16 @@ func (j *Journal) Whole(r *Ruleset) (err error) {
 		s := r.Sets[name]
 		first.Delta.Sets = append(first.Delta.Sets, SetChange{Name: name, Type: s.Type, Comment: s.Comment, New: true, Add: s.Sorted()})
 	}
-	if err := os.MkdirAll(filepath.Dir(j.path), 0o700); err != nil {
-		return fmt.Errorf("keep the packet filter: %w", err)
+	if j.file, err = j.begin(); err != nil {
+		return err
 	}
-	f, err := os.OpenFile(j.path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("keep the packet filter: %w", err)
-	}
-	j.file, j.written = f, 0
+	j.written = 0
 	j.encoder = gob.NewEncoder(&j.record)
 	if err = j.append(first); err == nil {
 		err = os.Rename(j.path+".new", j.path)
 	}
 	if err != nil {
-		j.Close()
+		j.close()
 		return fmt.Errorf("keep the packet filter: %w", err)
 	}
 	j.whole = j.written
@@ -145,6 +193,8 @@ func (j *Journal) append(e entry) error {
 
 // Add appends a change, before it is made.
 func (j *Journal) Add(d Delta) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	e := entry{Delta: Delta{Sets: d.Sets}}
 	for _, c := range d.Chains {
 		if !c.New && !c.Gone {
@@ -155,7 +205,7 @@ func (j *Journal) Add(d Delta) error {
 		e.Delta.Chains = append(e.Delta.Chains, c)
 	}
 	if err := j.append(e); err != nil {
-		j.Close()
+		j.close()
 		_ = os.Remove(j.path)
 		return fmt.Errorf("keep the packet filter: %w", err)
 	}
@@ -164,24 +214,41 @@ func (j *Journal) Add(d Delta) error {
 
 // Close ends the writing; Whole begins it again.
 func (j *Journal) Close() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.close()
+}
+
+func (j *Journal) close() {
 	if j.file != nil {
 		_ = j.file.Close()
 	}
 	j.file, j.encoder, j.whole = nil, nil, 0
 }
 
-// ReadJournal returns what a journal at path has; without one, or with one of another
-// version of the program, datastore.ErrNotFound. A record that was cut off ends it.
-func ReadJournal(path string) (*Ruleset, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", path, datastore.ErrNotFound)
+// Read returns what is kept; without a file, or with one of another version of the
+// program, datastore.ErrNotFound. A record that was cut off ends it.
+func (j *Journal) Read() (r *Ruleset, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.file == nil {
+		j.file, err = os.Open(j.path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s: %w", j.path, datastore.ErrNotFound)
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
-	if err != nil {
-		return nil, err
+	if r, err = readRecords(io.NewSectionReader(j.file, 0, math.MaxInt64)); err != nil {
+		j.close()
+		return nil, fmt.Errorf("%s: %w", j.path, err)
 	}
-	defer f.Close()
-	r, in := &Ruleset{Sets: map[string]*Set{}, Chains: map[string]*Chain{}}, bufio.NewReader(f)
+	return r, nil
+}
+
+func readRecords(from io.Reader) (*Ruleset, error) {
+	r, in := &Ruleset{Sets: map[string]*Set{}, Chains: map[string]*Chain{}}, bufio.NewReader(from)
 	var record bytes.Buffer
 	dec := gob.NewDecoder(&record)
 	for n := 0; ; n++ {
@@ -192,7 +259,7 @@ func ReadJournal(path string) (*Ruleset, error) {
 		}
 		switch {
 		case n == 0 && (err != nil || e.Version != journalVersion || !slices.Equal(e.Words, words())):
-			return nil, fmt.Errorf("%s: not of this version: %w", path, datastore.ErrNotFound)
+			return nil, fmt.Errorf("not of this version: %w", datastore.ErrNotFound)
 		case err != nil || !r.takes(e):
 			return r, nil
 		}

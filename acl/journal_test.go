@@ -15,7 +15,7 @@ import (
 // have come to, also where its last record was cut off.
 func TestJournal(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state", "filter")
-	if _, err := ReadJournal(path); !errors.Is(err, datastore.ErrNotFound) {
+	if _, err := readJournal(path); !errors.Is(err, datastore.ErrNotFound) {
 		t.Fatalf("no file: %v", err)
 	}
 	for seed := range uint64(4) {
@@ -39,7 +39,7 @@ func TestJournal(t *testing.T) {
 			if err := j.Add(d); err != nil {
 				t.Fatal(err)
 			}
-			got, err := ReadJournal(path)
+			got, err := readJournal(path)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -57,7 +57,7 @@ func TestJournal(t *testing.T) {
 				if err := os.WriteFile(cut, text[:size+1+w.rng.Int64N(st.Size()-size-1)], 0o600); err != nil {
 					t.Fatal(err)
 				}
-				got, err := ReadJournal(cut)
+				got, err := readJournal(cut)
 				if err != nil || got.String() != before {
 					t.Fatalf("cut off: %v\n%s", err, got)
 				}
@@ -72,8 +72,59 @@ func TestJournal(t *testing.T) {
 	if err := os.WriteFile(path, []byte("other"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ReadJournal(path); !errors.Is(err, datastore.ErrNotFound) {
+	if _, err := readJournal(path); !errors.Is(err, datastore.ErrNotFound) {
 		t.Errorf("another form: %v", err)
+	}
+}
+
+// TestALostJournal: what was read or written is made again as it was, and goes on.
+func TestALostJournal(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	path := filepath.Join(dir, "filter")
+	w, x := newWorld(t, 900), NewIndex("node0", testOptions())
+	j := NewJournal(path)
+	if err := j.Whole(x.Ruleset()); err != nil {
+		t.Fatal(err)
+	}
+	for what, lose := range map[string]func() error{
+		"removed":                 func() error { return os.Remove(path) },
+		"removed with the folder": func() error { return os.RemoveAll(dir) },
+		"another one":             func() error { return errors.Join(os.Remove(path), os.WriteFile(path, []byte("x"), 0o600)) },
+	} {
+		for range 10 {
+			x.Apply(w.step())
+			x.Work()
+			if err := j.Add(x.Flush()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		reader := NewJournal(path) // of a process that has not written yet
+		if _, err := reader.Read(); err != nil {
+			t.Fatal(err)
+		}
+		for _, by := range []*Journal{j, reader} {
+			if err := lose(); err != nil {
+				t.Fatal(err)
+			}
+			if err := by.Restore(); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			got, err := readJournal(path)
+			if err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			sameRuleset(t, what, got, x.Ruleset())
+		}
+		reader.Close()
+		if err := j.Restore(); err != nil { // the reader's is in its place
+			t.Fatal(err)
+		}
+	}
+	if err := NewJournal(path + "none").Restore(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(path + "none"); err == nil {
+		t.Error("a journal that holds nothing made a file")
 	}
 }
 
@@ -101,7 +152,7 @@ func TestADamagedJournal(t *testing.T) {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return ReadJournal(path)
+		return readJournal(path)
 	}
 	holed := bytes.Clone(text)
 	clear(holed[whole:hole])
@@ -170,4 +221,11 @@ func everyAddress(t *testing.T) *Index {
 		c.put(c.endpoint("node0", string(rune('a'+i%26))+string(rune('a'+i/26)), i, "web"))
 	}
 	return c.x
+}
+
+// readJournal is what a new process finds at path.
+func readJournal(path string) (*Ruleset, error) {
+	j := NewJournal(path)
+	defer j.Close()
+	return j.Read()
 }

@@ -264,7 +264,8 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		}},
 		{Name: "watch other packet filters", Do: func(ctx context.Context) error { return o.filter.WatchOthers(ctx, func() { poke(a.forward) }) }},
 		{Name: "watch files", Do: func(ctx context.Context) error {
-			return control.WatchFolders(ctx, a.log, append(a.folders, a.detaches.folder(), l.records.Folder(), a.keyFolder())...)
+			folders := append(a.folders, a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost))
+			return control.WatchFolders(ctx, a.log, folders...)
 		}},
 		{Name: "work off pending detaches", Do: a.detaches.run},
 		{Name: "follow the datastore", Do: func(ctx context.Context) error { return a.follow(ctx, o) }},

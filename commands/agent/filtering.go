@@ -3,11 +3,14 @@ package agent
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"netctl/acl"
+	"netctl/commands/control"
 	"netctl/datastore"
 )
 
@@ -96,7 +99,7 @@ func (f *filtering) sync(ctx context.Context, rules *acl.Ruleset, doubted, lacke
 // not what this node should be. Without a journal nothing is known, and nothing done.
 func (f *filtering) putBack(ctx context.Context) error {
 	f.behind, f.held = true, false
-	rules, err := acl.ReadJournal(f.path)
+	rules, err := f.journal.Read()
 	if err != nil {
 		if !errors.Is(err, datastore.ErrNotFound) {
 			return err
@@ -127,6 +130,22 @@ func (f *filtering) keep(d acl.Delta) {
 	if err != nil {
 		f.log.Warn("packet filter not kept for the next start", "error", err)
 	}
+}
+
+// folder is where the journal is, which comes back when somebody removes it; failed is
+// told why it could not.
+func (f *filtering) folder(failed func(error)) control.Folder {
+	return control.Folder{Dir: filepath.Dir(f.path), Look: func(name string) error {
+		if name != "" && name != filepath.Base(f.path) {
+			return nil
+		}
+		err := f.journal.Restore()
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		failed(err)
+		return nil
+	}}
 }
 
 // refuse books what the kernel refused, beside what it refused before.

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,7 +37,7 @@ func TestWhatIsKept(t *testing.T) {
 		}
 		kept := func(what string) {
 			t.Helper()
-			if r, err := acl.ReadJournal(path); err != nil || r.String() != fake.String() {
+			if r, err := acl.NewJournal(path).Read(); err != nil || r.String() != fake.String() {
 				t.Errorf("%s: kept is %v\n%v", what, err, r)
 			}
 		}
@@ -52,7 +54,7 @@ func TestWhatIsKept(t *testing.T) {
 		}
 		f.journal.Close()
 		change("c")
-		if _, err := acl.ReadJournal(path); !errors.Is(err, datastore.ErrNotFound) {
+		if _, err := acl.NewJournal(path).Read(); !errors.Is(err, datastore.ErrNotFound) {
 			t.Errorf("an outdated one is kept: %v", err)
 		}
 		if err := os.Remove(path + ".new"); err != nil {
@@ -179,4 +181,81 @@ func TestTheDebtOutlivesTheAgent(t *testing.T) {
 	f, fl = start()
 	run(f)
 	works(fl, 0)
+}
+
+// TestARecordThatIsRemoved: in whatever stage the agent is, its record of the packet
+// filter comes back by itself, and the next agent puts the filter back from it.
+func TestARecordThatIsRemoved(t *testing.T) {
+	w := newWorld(t)
+	w.pool("10.65.0.0/24")
+	w.start()
+	w.ready()
+	w.mustAttach("w", "web", 7)
+	want := w.nft.String()
+	gone := 0
+	lose := func(stage string) {
+		t.Helper()
+		gone++
+		for what, lose := range map[string]func() error{
+			"file":   func() error { return os.Remove(w.cfg.filterFile()) },
+			"folder": func() error { return os.Rename(w.cfg.StateDir, w.cfg.StateDir+".gone"+strconv.Itoa(gone)) },
+		} {
+			if err := lose(); err != nil {
+				t.Fatal(err)
+			}
+			w.until(func() string {
+				r, err := acl.NewJournal(w.cfg.filterFile()).Read()
+				switch {
+				case err != nil:
+					return stage + ": " + what + ": " + err.Error()
+				case r.String() != want:
+					return stage + ": " + what + ": kept is\n" + r.String()
+				}
+				return ""
+			})
+		}
+	}
+	again := func() {
+		t.Helper()
+		if err := w.stop(); err != nil {
+			t.Fatal(err)
+		}
+		w.nft.Flush()
+		w.start()
+		w.until(func() string {
+			if now := w.nft.String(); now != want {
+				return "the kernel holds\n" + now
+			}
+			return ""
+		})
+	}
+	lose("ready")
+	again()
+	w.ready()
+	w.store.Away("no answer")
+	w.until(func() string {
+		if w.status().Store == "" {
+			return "not missed"
+		}
+		return ""
+	})
+	lose("away")
+	again()
+	lose("starting, the datastore away")
+	again()
+	// Where it cannot be made, that is said until it can.
+	if err := os.Mkdir(w.cfg.filterFile()+".new", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(w.cfg.filterFile()); err != nil {
+		t.Fatal(err)
+	}
+	w.until(func() string {
+		return lacks(strings.Join(w.status().Problems, "; "), "filter: keep the packet filter: ")
+	})
+	if err := os.Remove(w.cfg.filterFile() + ".new"); err != nil {
+		t.Fatal(err)
+	}
+	w.until(func() string { return strings.Join(w.status().Problems, "; ") })
+	again()
 }

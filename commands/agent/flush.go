@@ -18,6 +18,9 @@ import (
 // endpoints from going up, nothing else.
 func (l *loop) flush(ctx context.Context) {
 	frozen := l.standing.frozen()
+	if l.problems.again.Again(record) {
+		l.noteRecord(l.filtering.journal.Restore())
+	}
 	if frozen {
 		l.holdFilter(ctx) // before all else: who starts may find it open
 	}
@@ -46,6 +49,22 @@ func (l *loop) flush(ctx context.Context) {
 	narrowed := l.narrowRoutes()
 	l.flushRoutes(ctx)
 	l.resize(narrowed)
+}
+
+// record is the problem that the packet filter's record, which somebody removed, could
+// not be made again.
+const record = "filter"
+
+// filterLost is told that it could not.
+func (l *loop) filterLost(err error) { l.post(func() { l.noteRecord(err) }) }
+
+func (l *loop) noteRecord(err error) {
+	if err == nil {
+		l.problems.drop(record)
+		return
+	}
+	l.problems.note(record, err.Error())
+	l.problems.again.Failed(record)
 }
 
 // readHost reads links and addresses anew where events were missed.
