@@ -47,6 +47,32 @@ func TestStatusWithoutDatastore(t *testing.T) {
 	}
 }
 
+// TestStatusWithoutTheDatastoresFiles: certificates that cannot be read are the
+// datastore's problem, and the sockets are asked all the same.
+func TestStatusWithoutTheDatastoresFiles(t *testing.T) {
+	dir := t.TempDir()
+	agent, err := control.Listen(filepath.Join(dir, "agent.sock"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	mux := http.NewServeMux()
+	why := "datastore unavailable: https://192.0.2.1:2379: our ca cannot be used: open " + dir + "/ca.crt: no such file or directory"
+	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
+		return control.AgentStatus{PID: 1, Endpoints: 7, Store: "list /netctl/v1/: " + why}, nil
+	}))
+	go func() { served <- control.Serve(ctx, agent, mux) }()
+	defer func() { cancel(); <-served }()
+	var out, errs strings.Builder
+	code := Main([]string{"netctl", "status", "--run-dir", dir, "--state-dir", dir, "--datastore-endpoints", "https://192.0.2.1:2379",
+		"--datastore-ca", dir + "/ca.crt", "--datastore-cert", dir + "/n1.crt", "--datastore-key", dir + "/n1.key"}, strings.NewReader(""), &out, &errs)
+	if code != exitNo || !strings.HasPrefix(out.String(), "! "+why+"\n") || !strings.Contains(out.String(), "netctl agent is running.") ||
+		!strings.Contains(out.String(), "7 endpoints") || errs.Len() > 0 {
+		t.Errorf("exit code %d\n%s%s", code, out.String(), errs.String())
+	}
+}
+
 // TestStatusText holds the text against the one that the documents show.
 func TestStatusText(t *testing.T) {
 	time.Local = time.UTC

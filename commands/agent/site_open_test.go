@@ -1,13 +1,17 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"netctl/datastore"
+	"netctl/datastore/etcd"
 	"netctl/netdev/netlab"
 )
 
@@ -54,6 +58,29 @@ func opened(t *testing.T, s *site, allowed, denied *netlab.Container, to netip.A
 		})
 	}
 	start := func() { s.agent = s.startAgent(s.node, s.cfg) }
+	blind := func() { // its datastore's files are not there
+		cfg := s.cfg
+		cfg.Store = etcd.Options{Endpoints: []string{"https://127.0.0.1:1"}, CA: "/none/ca.crt", Cert: "/none/n1.crt", Key: "/none/n1.key"}
+		s.agent = s.startAgent(s.node, cfg)
+	}
+	saysWhy := func() {
+		t.Helper()
+		s.until("the file is named", func() string { return lacks(s.status().Store, "/none/ca.crt: no such file") })
+		for what, do := range map[string]func() error{
+			"an attach": func() error { _, err := s.tryAttach(s.container("blind"), "web", nil); return err },
+			"a detach":  func() error { return s.detach(denied) },
+		} {
+			if err := do(); err == nil || !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), "/none/ca.crt: no such file") || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if st := s.status(); st.Endpoints != 3 {
+			t.Errorf("%d endpoints", st.Endpoints)
+		}
+		kill()
+		start()
+		s.synced()
+	}
 	away := func() {
 		s.stopStore()
 		s.until("missed", func() string {
@@ -73,6 +100,8 @@ func opened(t *testing.T, s *site, allowed, denied *netlab.Container, to netip.A
 		{"edited", func() { netlab.Must(t, s.node, "nft", "insert", "rule", "inet", "netctl", "fwd_to", "accept") }, nil},
 		{"opened deep inside", func() { netlab.Must(t, s.node, "nft", "insert", "rule", "inet", "netctl", "deny_in", "accept") }, nil},
 		{"killed and flushed", func() { kill(); flush(); leak(); start() }, s.synced},
+		{"killed and flushed, then without the datastore's certificate", func() { kill(); flush(); leak(); blind() }, nil},
+		{"flushed, without the datastore's certificate", flush, saysWhy},
 		{"flushed, the datastore away", func() { away(); flush() }, nil},
 		{"killed and flushed, the datastore away", func() { kill(); flush(); leak(); start() }, nil},
 		{"flushed while it starts, the datastore away", flush, func() { s.startStore(); s.synced() }},

@@ -30,6 +30,9 @@ func (s *Store) write(ctx context.Context, what string, call func(context.Contex
 // try ends within limit, or with ctx if that is sooner, and has found out by then why
 // nobody answers.
 func (s *Store) try(ctx context.Context, what string, limit, again time.Duration, call func(context.Context) error) error {
+	if err := s.connect(ctx); err != nil {
+		return s.unusable(what, err)
+	}
 	whole, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	bounded, cancel := context.WithTimeout(whole, patience(whole))
@@ -72,6 +75,11 @@ func patience(ctx context.Context) time.Duration {
 
 func unavailable(what string, reasons error) error {
 	return fmt.Errorf("%s: %w: %w", what, datastore.ErrUnavailable, reasons)
+}
+
+// unusable is what is said while connect fails.
+func (s *Store) unusable(what string, err error) error {
+	return fmt.Errorf("%s: %w: %s: %w", what, datastore.ErrUnavailable, list(s.endpoints), err)
 }
 
 // explain turns what grpc or etcd said of a call with ctx into an error of

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -64,20 +65,24 @@ type Options struct {
 // Store is an etcd cluster.
 type Store struct {
 	endpoints []string
-	tls       *tls.Config // nil for a unix socket
-	files     Options     // to name the files in messages
+	secure    bool
+	files     Options // what to read, and to name in messages
 	dial      time.Duration
 	log       *slog.Logger
-	client    *clientv3.Client
-	kv        etcdserverpb.KVClient
-	watch     etcdserverpb.WatchClient
 	closed    atomic.Bool
+
+	opening sync.Mutex  // held while what follows is made; see connect
+	tls     *tls.Config // nil for a unix socket
+	client  *clientv3.Client
+	kv      etcdserverpb.KVClient
+	watch   etcdserverpb.WatchClient
 }
 
 var _ datastore.Store = (*Store)(nil)
 
 // Open prepares a store; the server need not be up. An error wraps
-// datastore.ErrInvalid and names the endpoint or the file.
+// datastore.ErrInvalid and names the endpoint. Files that cannot be used are no such
+// error: each call reads them again and says what is wrong with them, until they can.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	if len(o.Endpoints) == 0 {
 		o.Endpoints = []string{DefaultEndpoint}
@@ -92,13 +97,35 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{endpoints: o.Endpoints, files: o, dial: o.DialTimeout, log: o.Log}
-	if s.tls, err = clientTLS(o, secure); err != nil {
+	if err := checkFiles(o, secure); err != nil {
 		return nil, err
+	}
+	s := &Store{endpoints: o.Endpoints, secure: secure, files: o, dial: o.DialTimeout, log: o.Log}
+	if err := s.connect(ctx); errors.Is(err, datastore.ErrInvalid) {
+		return nil, err
+	}
+	return s, nil
+}
+
+// connect makes the connection, which dials by itself, unless it is made. Until it is,
+// nothing but this may use it.
+func (s *Store) connect(ctx context.Context) (err error) {
+	s.opening.Lock()
+	defer s.opening.Unlock()
+	switch {
+	case s.client != nil:
+		return nil
+	case s.closed.Load():
+		return errors.New("store closed")
+	}
+	if s.secure {
+		if s.tls, err = clientTLS(s.files); err != nil {
+			return err
+		}
 	}
 	redial := backoff.Config{BaseDelay: redialFirst, Multiplier: 1.6, Jitter: 0.2, MaxDelay: redialMax}
 	s.client, err = clientv3.New(clientv3.Config{
-		Endpoints:            o.Endpoints,
+		Endpoints:            s.endpoints,
 		TLS:                  s.tls,
 		DialKeepAliveTime:    keepAlive,
 		DialKeepAliveTimeout: keepAliveTimeout,
@@ -106,20 +133,21 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		Context:              context.WithoutCancel(ctx),
 		Logger:               zap.NewNop(), // says the same as the errors, many times
 		DialOptions: []grpc.DialOption{
-			grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: o.DialTimeout}),
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: s.dial}),
 			grpc.WithIdleTimeout(0),
 			grpc.WithNoProxy(), // HTTPS_PROXY is for the way out, not for this
 			grpc.WithReadBufferSize(8 << 10), grpc.WithWriteBufferSize(8 << 10),
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("datastore %v: %w: %w", o.Endpoints, err, datastore.ErrInvalid)
+		s.client = nil
+		return fmt.Errorf("datastore %v: %w: %w", s.endpoints, err, datastore.ErrInvalid)
 	}
 	// The plain clients: clientv3's own wait for a connection until the deadline
 	// and its watches go on silently on whatever etcd answers next.
 	s.kv = etcdserverpb.NewKVClient(s.client.ActiveConnection())
 	s.watch = etcdserverpb.NewWatchClient(s.client.ActiveConnection())
-	return s, nil
+	return nil
 }
 
 // checkEndpoints reports whether the endpoints are https.
@@ -250,7 +278,9 @@ func (s *Store) ID(ctx context.Context) (uint64, error) {
 
 // Close implements datastore.Store.
 func (s *Store) Close() error {
-	if s.closed.Swap(true) {
+	s.opening.Lock()
+	defer s.opening.Unlock()
+	if s.closed.Swap(true) || s.client == nil {
 		return nil
 	}
 	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {

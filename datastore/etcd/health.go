@@ -38,6 +38,10 @@ func (s *Store) Health(ctx context.Context) []EndpointHealth {
 
 func (s *Store) health(ctx context.Context, endpoint string) EndpointHealth {
 	h := EndpointHealth{Endpoint: endpoint}
+	if err := s.connect(ctx); err != nil {
+		h.Err = fmt.Errorf("%s: %w: %w", endpoint, datastore.ErrUnavailable, err)
+		return h
+	}
 	// First the plain dial: it knows why.
 	bounded, cancel := context.WithTimeout(ctx, s.dial)
 	defer cancel()

@@ -19,29 +19,31 @@ import (
 	"netctl/datastore"
 )
 
-// clientTLS builds the TLS settings from the file names; nil for a socket.
-func clientTLS(o Options, secure bool) (*tls.Config, error) {
-	given := o.CA != "" || o.Cert != "" || o.Key != ""
+// checkFiles refuses names of files that cannot be meant; it reads none.
+func checkFiles(o Options, secure bool) error {
 	switch {
-	case !secure && !given:
-		return nil, nil
-	case !secure:
-		return nil, fmt.Errorf("datastore %s: a unix socket takes no ca, cert or key: remove them, or use https endpoints: %w", o.Endpoints[0], datastore.ErrInvalid)
-	case o.CA == "" || o.Cert == "" || o.Key == "":
-		return nil, fmt.Errorf("datastore %s: https needs ca, cert and key: %w", o.Endpoints[0], datastore.ErrInvalid)
+	case !secure && (o.CA != "" || o.Cert != "" || o.Key != ""):
+		return fmt.Errorf("datastore %s: a unix socket takes no ca, cert or key: remove them, or use https endpoints: %w", o.Endpoints[0], datastore.ErrInvalid)
+	case secure && (o.CA == "" || o.Cert == "" || o.Key == ""):
+		return fmt.Errorf("datastore %s: https needs ca, cert and key: %w", o.Endpoints[0], datastore.ErrInvalid)
 	}
+	return nil
+}
+
+// clientTLS builds the TLS settings from the files.
+func clientTLS(o Options) (*tls.Config, error) {
 	pem, err := os.ReadFile(o.CA)
 	if err != nil {
-		return nil, fmt.Errorf("datastore ca: %w: %w", err, datastore.ErrInvalid)
+		return nil, fmt.Errorf("our ca cannot be used: %w", err)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("datastore ca %s: holds no PEM certificate: %w", o.CA, datastore.ErrInvalid)
+		return nil, fmt.Errorf("our ca %s holds no PEM certificate", o.CA)
 	}
 	load := func() (*tls.Certificate, error) {
 		c, err := tls.LoadX509KeyPair(o.Cert, o.Key)
 		if err != nil {
-			return nil, fmt.Errorf("datastore cert %s with key %s: %w: %w", o.Cert, o.Key, err, datastore.ErrInvalid)
+			return nil, fmt.Errorf("our cert %s with key %s cannot be used: %w", o.Cert, o.Key, err)
 		}
 		return &c, nil
 	}
@@ -174,8 +176,6 @@ func (s *Store) tlsReason(err error) error {
 		return fmt.Errorf("its certificate is not valid: %w", invalid)
 	case errors.As(err, &record):
 		return errors.New("answers, but does not speak TLS")
-	case errors.Is(err, datastore.ErrInvalid):
-		return err // our own files
 	case errors.As(err, &alert), strings.Contains(err.Error(), "remote error: tls:"):
 		return s.refused(err)
 	case isTimeout(err):

@@ -25,6 +25,9 @@ import (
 // ten) that there was none.
 func (s *Store) Watch(ctx context.Context, prefixes []string, after int64, fn func(datastore.Batch) error) error {
 	what := "watch " + strings.Join(prefixes, " ")
+	if err := s.connect(ctx); err != nil {
+		return s.unusable(what, err)
+	}
 	streamCtx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
 	stream, err := s.watch.Watch(streamCtx, callOptions()...)
