@@ -180,7 +180,8 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	o.store = a.detaches.watching(o.store)
 	l.host = a.host
 	l.records = workload.NewRecords(a.cfg.recordsDir())
-	l.boots = readBoots(a.state, a.boot)
+	l.state, l.boots = a.state, readBoots(a.state, a.boot)
+	l.recallUnderstood()
 	l.recall()
 	l.spawn = spawn
 	a.rehost, a.forward = make(chan struct{}, 1), make(chan struct{}, 1)

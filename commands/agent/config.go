@@ -125,9 +125,6 @@ func (c *Config) pendingDir() string {
 	return filepath.Join(c.RunDir, filepath.Base(control.PendingDir))
 }
 func (c *Config) recordsDir() string { return filepath.Join(c.RunDir, "endpoints") }
-func (c *Config) understoodFile() string {
-	return filepath.Join(c.StateDir, "understood.json")
-}
 func (c *Config) hostIDFile() string { return filepath.Join(c.StateDir, hostIDFile) }
 func (c *Config) debtFile() string   { return filepath.Join(c.RunDir, "flows-to-cut") }
 func (c *Config) filterFile() string { return filepath.Join(c.StateDir, "filter") }

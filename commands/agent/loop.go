@@ -10,6 +10,7 @@ import (
 
 	"netctl/acl"
 	"netctl/acl/conntrack"
+	"netctl/commands/control"
 	"netctl/commands/workload"
 	"netctl/datastore"
 	"netctl/datastore/ipam"
@@ -67,6 +68,7 @@ type loop struct {
 	host    string // this machine's ID
 	records *workload.Records
 	boots   *boots
+	state   *control.Kept // files of the state folder
 	started time.Time
 
 	view       *datastore.View
@@ -125,7 +127,6 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.filtering.debt = newDebt(cfg.debtFile(), log)
 	l.flows = newFlows(log, l.filtering.debt, func(...netip.Addr) error { return nil }, func(conntrack.Cutter) (int, error) { return 0, nil })
 	l.table.want("gateway", gatewayRoute(cfg.Gateway))
-	l.recallUnderstood()
 	return l
 }
 

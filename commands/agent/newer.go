@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
 	"netctl/datastore"
 )
@@ -15,9 +14,12 @@ import (
 // in a file of the state folder, which exists only as long as there are such
 // objects.
 
+// understoodFile is its name in the state folder.
+const understoodFile = "understood.json"
+
 // recallUnderstood reads the file into the view, before the store is listed.
 func (l *loop) recallUnderstood() {
-	text, err := os.ReadFile(l.cfg.understoodFile())
+	text, err := l.state.Read(understoodFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
@@ -26,7 +28,7 @@ func (l *loop) recallUnderstood() {
 		err = json.Unmarshal(text, &last)
 	}
 	if err != nil {
-		l.log.Warn("what was understood of newer objects not read", "file", l.cfg.understoodFile(), "error", err)
+		l.log.Warn("what was understood of newer objects not read", "file", l.state.Path(understoodFile), "error", err)
 		return
 	}
 	l.view.Recall(last)
@@ -49,15 +51,11 @@ func (l *loop) noteNewer() {
 
 func (l *loop) writeUnderstood(last []datastore.Last) error {
 	if len(last) == 0 {
-		err := os.Remove(l.cfg.understoodFile())
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
+		return l.state.Remove(understoodFile)
 	}
 	text, err := json.MarshalIndent(last, "", "  ")
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", l.cfg.understoodFile(), err)
+		return fmt.Errorf("encode %s: %w", understoodFile, err)
 	}
-	return datastore.WriteFile(l.cfg.understoodFile(), append(text, '\n'), datastore.FileOptions{})
+	return l.state.Write(understoodFile, append(text, '\n'))
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -81,6 +82,16 @@ func TestProfileForANewerAgent(t *testing.T) {
 		return "not among the problems: " + strings.Join(w.status().Problems, "; ")
 	}
 	w.until(told)
+	file := filepath.Join(w.cfg.StateDir, understoodFile)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	w.until(func() string { // it comes back
+		if _, err := os.Stat(file); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
 	if err := w.stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +107,7 @@ func TestProfileForANewerAgent(t *testing.T) {
 	}
 	w.put(key, old, e.Revision)
 	w.until(func() string { return strings.Join(w.status().Problems, "; ") })
-	if _, err := os.Stat(w.cfg.understoodFile()); !os.IsNotExist(err) {
+	if _, err := os.Stat(file); !os.IsNotExist(err) {
 		t.Errorf("the file is still there: %v", err)
 	}
 }
