@@ -265,7 +265,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		}},
 		{Name: "watch other packet filters", Do: func(ctx context.Context) error { return o.filter.WatchOthers(ctx, func() { poke(a.forward) }) }},
 		{Name: "watch files", Do: func(ctx context.Context) error {
-			folders := append(a.folders, a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost))
+			folders := append(slices.Clone(a.folders), a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost))
 			return control.WatchFolders(ctx, a.log, folders...)
 		}},
 		{Name: "work off pending detaches", Do: a.detaches.run},
