@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
 
+	"netctl/commands/docker"
 	"netctl/datastore/etcd"
 )
 
@@ -42,7 +43,7 @@ func (s setting) section() string {
 func settingTable() []setting {
 	return []setting{
 		{"node", "", "node-name", "NETCTL_NODE", "this node's `name` (default: the host name)"},
-		{"roles", []string(nil), "roles", "NETCTL_ROLES", "`roles` that netctl node runs: datastore, agent, speaker, reflector (in place of speaker)"},
+		{"roles", []string(nil), "roles", "NETCTL_ROLES", "`roles` that netctl node runs: datastore, agent, speaker, reflector (in place of speaker), docker"},
 		{"labels", []string(nil), "labels", "NETCTL_LABELS", "labels of this node, as `NAME=VALUE`,…"},
 		{"stateDir", "/var/lib/netctl-node", "state-dir", "NETCTL_STATE_DIR", "`folder` of what must survive a reboot"},
 		{"runDir", "/run/netctl-node", "run-dir", "NETCTL_RUN_DIR", "`folder` of sockets and of what ends with the boot"},
@@ -69,6 +70,9 @@ func settingTable() []setting {
 		{"agent::workloadToHost", []string(nil), "agent-workload-to-host", "NETCTL_AGENT_WORKLOAD_TO_HOST", "what workloads reach on their own host, as `udp/53`,…"},
 		{"speaker::socket", "", "speaker-socket", "NETCTL_SPEAKER_SOCKET", "the speaker's control `socket` (default RUNDIR/speaker.sock)"},
 		{"speaker::port", 179, "speaker-port", "NETCTL_SPEAKER_PORT", "TCP `port` of BGP"},
+		{"docker::socket", docker.DefaultSocket, "docker-socket", "NETCTL_DOCKER_SOCKET", "`socket` that Docker finds the driver at; its name is the driver's"},
+		{"docker::aliases", []string{"calico"}, "docker-aliases", "NETCTL_DOCKER_ALIASES", "further `names` of the driver"},
+		{"docker::api", docker.DefaultAPI, "docker-api", "NETCTL_DOCKER_API", "`socket` of Docker's own API"},
 		{"routes::agentProtocol", 87, "routes-agent-protocol", "NETCTL_ROUTES_AGENT_PROTOCOL", "route protocol `number` of the agent"},
 		{"routes::speakerProtocol", 88, "routes-speaker-protocol", "NETCTL_ROUTES_SPEAKER_PROTOCOL", "route protocol `number` of the speaker"},
 		{"routes::table", 0, "routes-table", "NETCTL_ROUTES_TABLE", "`number` of the kernel's table that routes are in (0: the main one)"},
@@ -113,6 +117,11 @@ type settings struct {
 	Speaker struct {
 		Socket string
 		Port   int
+	}
+	Docker struct {
+		Socket  string
+		Aliases []string
+		API     string
 	}
 	Routes struct {
 		AgentProtocol, SpeakerProtocol int
@@ -261,7 +270,7 @@ func (s *settings) finish() error {
 	if len(s.Datastore.Endpoints) == 0 {
 		s.Datastore.Endpoints = []string{"unix://" + filepath.Join(s.RunDir, "etcd.sock")}
 	}
-	for _, list := range []*[]string{&s.Roles, &s.Labels, &s.Datastore.Endpoints, &s.Etcd.Listen, &s.Agent.Addresses, &s.Agent.WorkloadToHost} {
+	for _, list := range []*[]string{&s.Roles, &s.Labels, &s.Datastore.Endpoints, &s.Etcd.Listen, &s.Agent.Addresses, &s.Agent.WorkloadToHost, &s.Docker.Aliases} {
 		for i, item := range *list {
 			(*list)[i] = strings.TrimSpace(item) // "a, b" in a flag or variable
 		}

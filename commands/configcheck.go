@@ -45,6 +45,9 @@ func (s *settings) validate() error {
 		{"agent::workloadToHost", each(s.Agent.WorkloadToHost, checkHostPort)},
 		{"speaker::socket", absolute(s.Speaker.Socket)},
 		{"speaker::port", between(s.Speaker.Port, 1, 65535)},
+		{"docker::socket", checkPluginSocket(s.Docker.Socket)},
+		{"docker::aliases", each(s.Docker.Aliases, datastore.CheckName)},
+		{"docker::api", absolute(s.Docker.API)},
 		{"routes::agentProtocol", between(s.Routes.AgentProtocol, 5, 255)},
 		{"routes::speakerProtocol", between(s.Routes.SpeakerProtocol, 5, 255)},
 		{"routes::table", checkTable(s.Routes.Table)},
@@ -70,6 +73,14 @@ func (s *settings) validate() error {
 		return s.wrong(key, fmt.Errorf("%d: agent and speaker must have different numbers", s.Routes.SpeakerProtocol))
 	}
 	return s.checkTunnelNames()
+}
+
+// checkPluginSocket refuses what Docker does not take for a plugin.
+func checkPluginSocket(path string) error {
+	if name, is := strings.CutSuffix(filepath.Base(path), ".sock"); !is || name == "" {
+		return fmt.Errorf("%q: want a file NAME.sock: the driver's name is NAME", path)
+	}
+	return absolute(path)
 }
 
 // checkTable refuses the tables that the kernel fills itself.

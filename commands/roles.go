@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"netctl/commands/agent"
+	"netctl/commands/docker"
 	"netctl/commands/speaker"
 	"netctl/datastore"
 )
@@ -42,6 +43,19 @@ func newReflectorCommand(a *app) *cobra.Command {
 			cfg := s.speakerConfig()
 			cfg.Reflector = true
 			return speaker.Run(ctx, cfg, newLogger(a.err, "reflector", s))
+		})
+}
+
+func newDockerCommand(a *app) *cobra.Command {
+	return roleCommand(a, "docker", "Run Docker's network and IPAM driver on this node",
+		"  netctl docker --config /etc/netctl.yaml\n  netctl docker --docker-socket /run/docker/plugins/netctl.sock",
+		[]string{"docker"},
+		func(ctx context.Context, s *settings) error {
+			return docker.Run(ctx, docker.Config{
+				StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Docker.Socket, Aliases: s.Docker.Aliases, API: s.Docker.API,
+				AgentSocket: s.Agent.Socket, Gateway: netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
+				Log: newLogger(a.err, "docker", s),
+			})
 		})
 }
 

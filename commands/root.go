@@ -71,6 +71,7 @@ func newRootCommand(a *app) *cobra.Command {
 	addSettingFlags(root.PersistentFlags(), "")
 	root.AddCommand(
 		newAgentCommand(a),
+		newDockerCommand(a),
 		newCompletionCommand(a),
 		newConfigCommand(a),
 		newDatastoreCommand(a),

@@ -190,6 +190,9 @@ const (
 	maxLabelValue = 1024
 )
 
+// CheckLabel says what is wrong with a label.
+func CheckLabel(key, value string) error { return checkLabels("label", map[string]string{key: value}) }
+
 func checkLabels(field string, labels map[string]string) error {
 	if len(labels) > maxLabels {
 		return &FieldError{Field: field, Reason: fmt.Sprintf("%d labels are more than %d", len(labels), maxLabels)}

@@ -13,6 +13,12 @@ const MaxName = 15
 // LinkName is the name of the host side of an endpoint, as in datastore.LinkName.
 func LinkName(prefix, endpoint string) string { return datastore.LinkName(prefix, endpoint) }
 
+// PeerName is what the workload's side of a link is called as long as it waits on the
+// host for somebody else to take it into the workload's namespace.
+func PeerName(link string) string {
+	return "np" + link[max(0, len(link)-datastore.LinkDigits):]
+}
+
 // IsLinkName says whether name is what LinkName makes of some endpoint.
 func IsLinkName(prefix, name string) bool {
 	digits, ok := strings.CutPrefix(name, prefix)

@@ -39,6 +39,19 @@ const (
 // proxy ARP answers for it.
 func Gateway4() netip.Addr { return netip.AddrFrom4([4]byte{169, 254, 1, 1}) }
 
+// MaxGateways is how many gateways the workloads of a host have at most: the one that
+// is set and those after it, for further interfaces of a namespace whose routes are
+// in one table.
+const MaxGateways = 16
+
+// Gateways are all that there may be on a host whose first is that.
+func Gateways(first netip.Addr) (list []netip.Addr) {
+	for a := first; a.IsValid() && len(list) < MaxGateways; a = a.Next() {
+		list = append(list, a)
+	}
+	return list
+}
+
 // HostLinkLocal is the IPv6 link-local address of the host side of every
 // endpoint, which follows from HostMAC (RFC 4291, appendix A); endpoints use it
 // as next hop.

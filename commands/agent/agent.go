@@ -249,7 +249,7 @@ func (a *agent) run(ctx context.Context) error {
 // with serving, ends all.
 func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 	l := a.loop
-	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns}
+	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store}
 	return []control.Task{
 		{Name: "reconcile", Do: l.run},
 		{Name: "remove links", Do: o.links.Run},

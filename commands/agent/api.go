@@ -11,6 +11,7 @@ import (
 	"netctl/commands/control"
 	"netctl/commands/workload"
 	"netctl/datastore"
+	"netctl/datastore/ipam"
 	"netctl/netdev/kernel"
 )
 
@@ -21,6 +22,9 @@ type api struct {
 	detaches *detaches
 	// namespace opens a descriptor of another process.
 	namespace func(pid, fd int) (*kernel.Netns, error)
+	// addresses are held by it; store is where networks and labels are written.
+	addresses *ipam.Allocator
+	store     datastore.Store
 }
 
 func (a *api) routes() http.Handler {
@@ -29,6 +33,11 @@ func (a *api) routes() http.Handler {
 	mux.Handle("POST /v1/detach", control.Call(a.detach))
 	mux.Handle("POST /v1/check", control.Call(a.check))
 	mux.Handle("GET /v1/status", control.Call(a.status))
+	mux.Handle("POST /v1/hold", control.Call(a.hold))
+	mux.Handle("POST /v1/letgo", control.Call(a.letGo))
+	mux.Handle("POST /v1/network", control.Call(a.network))
+	mux.Handle("GET /v1/pools", control.Call(a.pools))
+	mux.Handle("POST /v1/labels", control.Call(a.labels))
 	return mux
 }
 
@@ -40,11 +49,14 @@ const (
 )
 
 func (a *api) attach(ctx context.Context, r control.AttachRequest) (control.Attachment, error) {
-	ns, err := a.open(ctx, r.NetnsFD, r.NetnsPath)
-	if err != nil {
-		return control.Attachment{}, err
+	var ns *kernel.Netns
+	if !r.Loose {
+		var err error
+		if ns, err = a.open(ctx, r.NetnsFD, r.NetnsPath); err != nil {
+			return control.Attachment{}, err
+		}
+		defer ns.Close()
 	}
-	defer ns.Close()
 	for began := time.Now(); ; {
 		at, err := a.tryAttach(ctx, r, ns)
 		if err == nil || !errors.Is(err, datastore.ErrUnavailable) || time.Since(began) >= storePatience || a.loop.awayFor(ctx) >= storePatience || !pause(ctx, storePause) {

@@ -7,10 +7,13 @@ import (
 	"netctl/routing"
 )
 
-// gatewayRoute makes the host answer for the gateway address (docs/design.md, "The
-// path of a packet").
-func gatewayRoute(gateway netip.Addr) routing.Route {
-	return routing.Route{Prefix: single(gateway), NextHops: []routing.NextHop{{Link: "lo"}}}
+// gatewayRoutes make the host answer for gateway addresses (docs/design.md, "The path
+// of a packet").
+func gatewayRoutes(gateways []netip.Addr) (out []routing.Route) {
+	for _, a := range gateways {
+		out = append(out, routing.Route{Prefix: single(a), NextHops: []routing.NextHop{{Link: "lo"}}})
+	}
+	return out
 }
 
 // blockRoute drops what no endpoint of a block of this node has.
@@ -27,10 +30,10 @@ func endpointRoutes(e *datastore.Endpoint, mtu int) (out []routing.Route) {
 }
 
 // desiredRoutes is all that the kernel's table should hold of this agent: the
-// gateway's route, one for each block of the node, and those of the endpoints whose
+// gateways' routes, one for each block of the node, and those of the endpoints whose
 // links can be used.
-func desiredRoutes(gateway netip.Addr, blocks []*datastore.Block, endpoints []*datastore.Endpoint, usable func(*datastore.Endpoint) bool, narrow func(*datastore.Endpoint) int) []routing.Route {
-	want := []routing.Route{gatewayRoute(gateway)}
+func desiredRoutes(gateways []netip.Addr, blocks []*datastore.Block, endpoints []*datastore.Endpoint, usable func(*datastore.Endpoint) bool, narrow func(*datastore.Endpoint) int) []routing.Route {
+	want := gatewayRoutes(gateways)
 	for _, b := range blocks {
 		want = append(want, blockRoute(b))
 	}

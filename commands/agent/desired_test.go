@@ -19,7 +19,7 @@ func TestDesiredRoutes(t *testing.T) {
 		return e
 	}
 	endpoints := []*datastore.Endpoint{endpoint("nc1", "10.0.0.48", "fd80::5"), endpoint("nc2", "10.0.0.49")}
-	want := desiredRoutes(netdev.Gateway4(), blocks, endpoints, func(e *datastore.Endpoint) bool { return e.Spec.Link != "nc2" },
+	want := desiredRoutes([]netip.Addr{netdev.Gateway4()}, blocks, endpoints, func(e *datastore.Endpoint) bool { return e.Spec.Link != "nc2" },
 		func(*datastore.Endpoint) int { return 1400 })
 	var got []string
 	for _, r := range want {

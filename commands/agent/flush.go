@@ -293,6 +293,9 @@ func (l *loop) flushRoutes(ctx context.Context) {
 		l.route(name)
 	}
 	clear(l.locals.moved)
+	if l.links.gateways {
+		l.wantGateways()
+	}
 	l.forwarding.want(l.table.v6 > 0)
 	if l.problems.again.Again("routes") {
 		l.table.resync = true

@@ -36,10 +36,12 @@ func (l *loop) learn(rec *workload.Record) {
 	l.sizes.forget(w.endpoint)
 	l.links.wires[w.Link] = w
 	l.links.names[w.Index] = w.Link
+	l.links.gateways = l.links.gateways || w.Gateway4 != l.cfg.Gateway
 }
 
 // forget is learn's opposite: the link is no more.
 func (k *links) forget(link string) {
+	k.gateways = k.gateways || k.wires[link].Peer != ""
 	delete(k.names, k.wires[link].Index)
 	delete(k.wires, link)
 	delete(k.hold, link)

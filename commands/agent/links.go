@@ -26,6 +26,7 @@ type links struct {
 	addrs     []kernel.Address // of the host
 
 	resync, resyncHost bool // present, or addrs, is not known
+	gateways           bool // those of the wires may be others
 }
 
 // attached is a link as its record has it.

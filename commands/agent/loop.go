@@ -120,13 +120,13 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.tunnels = newTunnels(k, cfg)
 	l.wireguard = newWireguard(k)
 	l.sizes = &sizes{stuck: map[string]bool{}, said: map[string]string{}}
-	options := acl.Options{LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost}
+	options := acl.Options{LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(cfg.Gateway), WorkloadToHost: cfg.WorkloadToHost}
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows)
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
 	l.filtering.repaired = func(r *acl.Ruleset) { l.flows.repaired(r, l.links.own()) }
 	l.filtering.debt = newDebt(cfg.debtFile(), log)
 	l.flows = newFlows(log, l.filtering.debt, func(...netip.Addr) error { return nil }, func(conntrack.Cutter) (int, error) { return 0, nil })
-	l.table.want("gateway", gatewayRoute(cfg.Gateway))
+	l.wantGateways()
 	return l
 }
 
@@ -162,9 +162,26 @@ func (l *loop) compare() {
 	l.compareRoutes()
 }
 
+// gateways are those that workloads here were told of.
+func (l *loop) gateways() []netip.Addr {
+	used := map[netip.Addr]bool{l.cfg.Gateway: true}
+	for _, w := range l.links.wires {
+		if w.Gateway4.IsValid() {
+			used[w.Gateway4] = true
+		}
+	}
+	return slices.SortedFunc(maps.Keys(used), netip.Addr.Compare)
+}
+
+// wantGateways has the host answer for the gateways.
+func (l *loop) wantGateways() {
+	l.table.want("gateway", gatewayRoutes(l.gateways())...)
+	l.links.gateways = false
+}
+
 // compareRoutes works out anew which routes are wanted.
 func (l *loop) compareRoutes() {
-	want := desiredRoutes(l.cfg.Gateway, l.blocks.own(), l.view.EndpointsOf(l.cfg.Node), l.usable, l.narrow)
+	want := desiredRoutes(l.gateways(), l.blocks.own(), l.view.EndpointsOf(l.cfg.Node), l.usable, l.narrow)
 	slices.SortFunc(want, routing.Compare)
 	want = slices.CompactFunc(want, func(a, b routing.Route) bool { return a.Key() == b.Key() })
 	if slices.EqualFunc(want, l.table.all(), routing.Route.Equal) || len(l.locals.moved) > 0 {
@@ -174,7 +191,7 @@ func (l *loop) compareRoutes() {
 	for owner := range maps.Clone(l.table.wants) {
 		l.table.want(owner)
 	}
-	l.table.want("gateway", gatewayRoute(l.cfg.Gateway))
+	l.wantGateways()
 	for _, b := range l.blocks.own() {
 		l.blocks.route(b.Metadata.Name, b)
 	}

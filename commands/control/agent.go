@@ -44,8 +44,19 @@ type AttachRequest struct {
 	// in the label datastore.LabelNetwork.
 	Network string `json:"network,omitempty"`
 	// NetnsFD is the number of a descriptor of the target namespace in the
-	// calling process; the agent opens /proc/<peer pid>/fd/<n>.
+	// calling process; the agent opens /proc/<peer pid>/fd/<n>. Not looked at if Loose.
 	NetnsFD int `json:"netnsFD"`
+	// Loose leaves the workload's side on the host, as Attachment.Peer, for the runtime
+	// to take it into the namespace that NetnsPath will name, and to address and route
+	// it there: Docker has it so. Attaching again by the same NetnsPath returns the
+	// existing endpoint.
+	Loose bool `json:"loose,omitempty"`
+	// Gateway is the IPv4 next hop that the workload of a Loose attach is told: the
+	// agent's, or one of the netdev.MaxGateways-1 after it; zero: the agent's. Two
+	// interfaces of one namespace cannot have the same in one table of routes.
+	Gateway netip.Addr `json:"gateway,omitzero"`
+	// Held says that Addresses were chosen by Hold, and are all that the interface has.
+	Held bool `json:"held,omitempty"`
 	// NetnsPath is where the caller found the namespace: told in errors, and looked at by
 	// a detach, if that namespace is still there.
 	NetnsPath string `json:"netnsPath,omitempty"`
@@ -67,6 +78,7 @@ type Attachment struct {
 	Link      string       `json:"link"`     // host side
 	LinkMAC   string       `json:"linkMAC"`
 	Interface string       `json:"interface"`
+	Peer      string       `json:"peer,omitempty"` // the workload's side as long as it is loose
 	MAC       string       `json:"mac"`
 	MTU       int          `json:"mtu"` // bytes
 	Addresses []netip.Addr `json:"addresses"`

@@ -20,12 +20,16 @@ import (
 // created the same network or profile.
 const maxTries = 5
 
-// Attach wires one interface of a workload into ns. It returns when address,
-// link, routes and ACLs are in the kernel, or having undone what it did.
+// Attach wires one interface of a workload into ns, which of a loose one is nil. It
+// returns when address, link, routes and ACLs are in the kernel, or having undone what
+// it did.
 func (s *Service) Attach(ctx context.Context, req control.AttachRequest, ns *kernel.Netns) (control.Attachment, error) {
 	name := req.Endpoint(s.Node)
 	if _, err := datastore.Key(datastore.KindEndpoint, name); err != nil {
 		return control.Attachment{}, fmt.Errorf("attach: %w", err)
+	}
+	if gateways := netdev.Gateways(s.Gateway); req.Gateway.IsValid() && !slices.Contains(gateways, req.Gateway) {
+		return control.Attachment{}, fmt.Errorf("attach %s: gateway %s: %w: must be %s to %s", name, req.Gateway, datastore.ErrInvalid, gateways[0], gateways[len(gateways)-1])
 	}
 	release, err := s.turns.take(ctx, name)
 	if err != nil {
@@ -84,11 +88,16 @@ func (s *Service) repeat(ctx context.Context, req control.AttachRequest, known K
 		// No record: the attach was cut off before it was answered.
 		return a, false, nil
 	}
-	if rec.Dev != ns.Dev || rec.Ino != ns.Ino {
+	switch {
+	case ns == nil && rec.Netns != req.NetnsPath:
+		return a, false, nil // its runtime gave it up
+	case ns == nil:
+	case rec.Dev != ns.Dev || rec.Ino != ns.Ino:
 		return a, false, fmt.Errorf("attach %s: attached to another network namespace already: detach it first: %w", ep.Metadata.Name, datastore.ErrExists)
-	}
-	if err := s.Links.Check(s.recorded(rec, ns)); err != nil {
-		return a, false, fmt.Errorf("attach %s: attached already, and changed since: detach it first: %w: %w", ep.Metadata.Name, datastore.ErrExists, err)
+	default:
+		if err := s.Links.Check(s.recorded(rec, ns)); err != nil {
+			return a, false, fmt.Errorf("attach %s: attached already, and changed since: detach it first: %w: %w", ep.Metadata.Name, datastore.ErrExists, err)
+		}
 	}
 	for _, want := range req.Addresses {
 		if !slices.Contains(ep.Spec.Addresses, want) {
@@ -122,7 +131,7 @@ func (s *Service) assign(ctx context.Context, name string, req control.AttachReq
 		}
 		res, err := s.Addresses.Assign(ctx, ipam.Request{
 			Handle: name, Workload: req.Workload, Name: req.Labels["name"], Wants: req.Addresses,
-			Pools: plan.pools, V6: plan.ipv6, Commit: plan.commit,
+			Pools: plan.pools, V6: plan.ipv6, Held: req.Held, Commit: plan.commit,
 		})
 		if err == nil {
 			return plan.endpoint, res.Revision, nil
@@ -269,22 +278,34 @@ func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datas
 		a.Warning = "endpoint " + a.Endpoint + " " + text
 		s.Log.Warn("mtu above the uplink's", "endpoint", a.Endpoint, "cause", text)
 	}
+	gateway := s.Gateway
+	if req.Loose && req.Gateway.IsValid() {
+		gateway = req.Gateway
+	}
 	for _, addr := range ep.Spec.Addresses {
 		if addr.Is4() {
-			a.Gateways = append(a.Gateways, s.Gateway)
+			a.Gateways = append(a.Gateways, gateway)
 		} else {
 			a.Gateways = append(a.Gateways, netdev.HostLinkLocal())
 		}
 	}
-	made, err := s.Links.Create(kernel.Wire{
-		Netns: ns.FD(), Interface: ep.Spec.Interface, Link: ep.Spec.Link, MAC: ep.Spec.MAC, MTU: a.MTU,
-		Addresses: ep.Spec.Addresses, Gateway4: s.Gateway,
-	})
+	w := kernel.Wire{
+		Interface: ep.Spec.Interface, Link: ep.Spec.Link, MAC: ep.Spec.MAC, MTU: a.MTU,
+		Addresses: ep.Spec.Addresses, Gateway4: gateway,
+	}
+	rec := &Record{Endpoint: ep, FitMTU: req.MTU == 0, Boot: s.Boot, Netns: req.NetnsPath, Cluster: known.Cluster}
+	if ns == nil {
+		a.Peer = netdev.PeerName(a.Link)
+		w.Peer = a.Peer
+	} else {
+		w.Netns, rec.Dev, rec.Ino = ns.FD(), ns.Dev, ns.Ino
+	}
+	made, err := s.Links.Create(w)
 	if err != nil {
 		return a, err
 	}
 	a.MAC = made.MAC
-	rec := &Record{Endpoint: ep, Attachment: a, FitMTU: req.MTU == 0, Boot: s.Boot, Index: made.Index, Netns: req.NetnsPath, Dev: ns.Dev, Ino: ns.Ino, Cluster: known.Cluster}
+	rec.Attachment, rec.Index = a, made.Index
 	if err := s.Records.Put(rec); err != nil {
 		return a, err
 	}

@@ -44,8 +44,13 @@ type Record struct {
 // CHECK).
 func (rec *Record) Wire(boot string, gateway netip.Addr) kernel.Wire {
 	w := kernel.Wire{
-		Interface: rec.Endpoint.Spec.Interface, Link: rec.Endpoint.Spec.Link, HostMTU: rec.Attachment.MTU,
+		Interface: rec.Endpoint.Spec.Interface, Link: rec.Endpoint.Spec.Link, Peer: rec.Attachment.Peer, HostMTU: rec.Attachment.MTU,
 		Addresses: rec.Endpoint.Spec.Addresses, Gateway4: gateway,
+	}
+	for _, gw := range rec.Attachment.Gateways {
+		if gw.Is4() && w.Peer != "" {
+			w.Gateway4 = gw
+		}
 	}
 	if rec.Boot == boot {
 		w.Index = rec.Index

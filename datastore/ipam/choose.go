@@ -190,8 +190,11 @@ func (p *planner) claim(pool *datastore.Pool) *space {
 			return s
 		}
 	}
-	cidr, ok := p.index.freeBlock(pool, p.node, p.req.Workload, p.req.Name)
-	if !ok {
+	var cidr netip.Prefix
+	var ok bool
+	if len(p.req.Within) > 0 {
+		cidr, ok = p.blockIn(pool, p.req.Within)
+	} else if cidr, ok = p.index.freeBlock(pool, p.node, p.req.Workload, p.req.Name); !ok {
 		cidr, ok = p.keptBlock(pool)
 	}
 	if !ok {
@@ -203,25 +206,37 @@ func (p *planner) claim(pool *datastore.Pool) *space {
 // keptBlock is a place for a block in what a reservation keeps for this workload.
 func (p *planner) keptBlock(pool *datastore.Pool) (netip.Prefix, bool) {
 	for _, r := range p.index.reservedFor(p.req.Workload, p.req.Name) {
-		for _, c := range r.Spec.CIDRs {
-			if c = c.Masked(); !pool.Spec.CIDR.Overlaps(c) || c.Bits() > pool.Spec.BlockSize {
-				continue
+		whole := slices.DeleteFunc(slices.Clone(r.Spec.CIDRs), func(c netip.Prefix) bool { return c.Bits() > pool.Spec.BlockSize })
+		if place, ok := p.blockIn(pool, whole); ok {
+			return place, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// blockIn is a place for a block of the pool in one of the prefixes, or around it.
+func (p *planner) blockIn(pool *datastore.Pool, prefixes []netip.Prefix) (netip.Prefix, bool) {
+	for _, c := range prefixes {
+		if c = c.Masked(); !pool.Spec.CIDR.Overlaps(c) {
+			continue
+		}
+		if c.Bits() < pool.Spec.CIDR.Bits() {
+			c = pool.Spec.CIDR
+		}
+		if c.Bits() > pool.Spec.BlockSize {
+			c = netip.PrefixFrom(c.Addr(), pool.Spec.BlockSize).Masked()
+		}
+		s := newSlots(c, pool.Spec.BlockSize)
+		for b := range p.index.blocks.overlapping(c) {
+			s.add(b)
+		}
+		for t := range p.taken(c) {
+			if obstructs(t.cidr, []taken{t}, s) {
+				s.add(t.cidr)
 			}
-			if c.Bits() < pool.Spec.CIDR.Bits() {
-				c = pool.Spec.CIDR
-			}
-			s := newSlots(c, pool.Spec.BlockSize)
-			for b := range p.index.blocks.overlapping(c) {
-				s.add(b)
-			}
-			for t := range p.taken(c) {
-				if obstructs(t.cidr, []taken{t}, s) {
-					s.add(t.cidr)
-				}
-			}
-			if place, ok := p.index.roomyPlace(s, c.Addr(), netip.Addr{}, []string{p.req.Workload, p.req.Name}); ok {
-				return place, true
-			}
+		}
+		if place, ok := p.index.roomyPlace(s, c.Addr(), netip.Addr{}, []string{p.req.Workload, p.req.Name}); ok {
+			return place, true
 		}
 	}
 	return netip.Prefix{}, false

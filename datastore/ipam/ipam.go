@@ -48,6 +48,7 @@ type Config struct {
 type Allocator struct {
 	cfg    Config
 	turn   chan struct{} // holds one token
+	holds  holds
 	listed *Index        // without a Config.Index: what the store held last
 }
 
@@ -59,7 +60,7 @@ func New(cfg Config) *Allocator {
 	if cfg.Quarantine == 0 {
 		cfg.Quarantine = Quarantine
 	}
-	a := &Allocator{cfg: cfg, turn: make(chan struct{}, 1), listed: NewIndex(nil)}
+	a := &Allocator{cfg: cfg, turn: make(chan struct{}, 1), holds: holds{until: map[netip.Addr]time.Duration{}}, listed: NewIndex(nil)}
 	a.turn <- struct{}{}
 	return a
 }
@@ -84,6 +85,10 @@ type Request struct {
 	// enabled pool that selects the node, by address.
 	Pools []netip.Prefix
 	V6    bool
+	// Within restricts the addresses to these prefixes; empty: any.
+	Within []netip.Prefix
+	// Held says that Wants were chosen by Hold, and are all that is due.
+	Held bool
 	// Restore says that Wants are in use by a live endpoint: exactly these are
 	// assigned, and only another holder is an error.
 	Restore bool
@@ -107,7 +112,7 @@ type Result struct {
 func (a *Allocator) Assign(ctx context.Context, req Request) (Result, error) {
 	var res Result
 	err := a.transact(ctx, req.Restore, req.Commit, func(x *Index) (change, error) {
-		p := planner{index: x, node: a.cfg.Node, req: req, clock: a.clock()}
+		p := planner{index: x, node: a.cfg.Node, req: req, clock: a.clock(), held: a.held(req)}
 		err := p.run()
 		res.Addresses, res.NewBlocks = p.addrs, p.claimed
 		return p.change(), err
@@ -115,6 +120,7 @@ func (a *Allocator) Assign(ctx context.Context, req Request) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("assign %s: %w", req.Handle, err)
 	}
+	a.LetGo(res.Addresses...)
 	return res, nil
 }
 

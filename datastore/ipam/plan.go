@@ -5,6 +5,7 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"netctl/datastore"
 )
@@ -15,6 +16,7 @@ type planner struct {
 	node  string
 	req   Request
 	clock clock
+	held  []netip.Addr // for others
 
 	spaces  []*space // opened so far, at most one for a block
 	pools   []*datastore.Pool
@@ -54,7 +56,54 @@ func (p *planner) taken(c netip.Prefix) iter.Seq[taken] {
 	if p.req.Restore {
 		return func(func(taken) bool) {}
 	}
-	return p.index.taken(c, p.req.Workload, p.req.Name)
+	known := p.index.taken(c, p.req.Workload, p.req.Name)
+	if len(p.held) == 0 && len(p.req.Within) == 0 {
+		return known
+	}
+	return func(yield func(taken) bool) {
+		for t := range known {
+			if !yield(t) {
+				return
+			}
+		}
+		for _, a := range p.held {
+			if c.Contains(a) && !yield(taken{cidr: netip.PrefixFrom(a, a.BitLen()), what: "held for a container that", name: "is about to start", part: true}) {
+				return
+			}
+		}
+		if len(p.req.Within) > 0 {
+			for _, o := range outside(c.Masked(), p.req.Within) {
+				if !yield(taken{cidr: o, what: "outside of", name: joined(p.req.Within), part: true}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// outside is what of c lies in none of the prefixes.
+func outside(c netip.Prefix, within []netip.Prefix) []netip.Prefix {
+	overlaps := false
+	for _, w := range within {
+		if w.Bits() <= c.Bits() && w.Contains(c.Addr()) {
+			return nil
+		}
+		overlaps = overlaps || c.Overlaps(w)
+	}
+	if !overlaps {
+		return []netip.Prefix{c}
+	}
+	low := netip.PrefixFrom(c.Addr(), c.Bits()+1)
+	high := netip.PrefixFrom(datastore.LastAddr(low).Next(), c.Bits()+1)
+	return append(outside(low, within), outside(high, within)...)
+}
+
+func joined(list []netip.Prefix) string {
+	var names []string
+	for _, p := range list {
+		names = append(names, p.String())
+	}
+	return strings.Join(names, ", ")
 }
 
 // wish is the wanted address of a family, if there is one.
@@ -77,7 +126,7 @@ func (p *planner) wish(v6 bool) (wish netip.Addr, err error) {
 // due are the families, IPv4 first, that an address is due of without a wish: IPv6
 // alone where there are pools of no other.
 func (p *planner) due(n *datastore.Node) (due [2]bool) {
-	if p.req.Restore {
+	if p.req.Restore || p.req.Held {
 		return due
 	}
 	pools := p.req.Pools

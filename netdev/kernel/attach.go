@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -17,8 +18,13 @@ import (
 
 // Wire says how one interface of a workload is to be wired.
 type Wire struct {
-	// Netns is a descriptor of the workload's network namespace.
+	// Netns is a descriptor of the workload's network namespace. It is not looked at
+	// where Peer is set.
 	Netns int
+	// Peer is what the workload's side is called while it waits in this Kernel's own
+	// namespace for somebody else to take it into the workload's, set it up and address
+	// it; "": it is made in Netns, whole.
+	Peer string
 	// Interface is the workload side's name, Link the host side's.
 	Interface, Link string
 	// Index is the host side's, as Create told; 0: the link is known by its name.
@@ -47,7 +53,7 @@ func (w Wire) has(v4 bool) bool {
 
 // prepare fills in what was left out and checks the rest.
 func (w *Wire) prepare() (mac net.HardwareAddr, err error) {
-	if err := errors.Join(netdev.ValidInterface(w.Interface), netdev.ValidInterface(w.Link)); err != nil {
+	if err := errors.Join(netdev.ValidInterface(w.Interface), netdev.ValidInterface(w.Link), netdev.ValidInterface(cmp.Or(w.Peer, w.Interface))); err != nil {
 		return nil, err
 	}
 	if len(w.Addresses) == 0 {
@@ -94,18 +100,20 @@ func (k *Kernel) Create(w Wire) (Made, error) {
 	if err != nil {
 		return Made{}, fmt.Errorf("wire: %w", err)
 	}
-	inside, err := newHandle(w.Netns)
-	if err != nil {
-		return Made{}, fmt.Errorf("wire %s: network namespace: %w", w.Interface, err)
+	inside := k.host
+	if w.Peer == "" {
+		if inside, err = newHandle(w.Netns); err != nil {
+			return Made{}, fmt.Errorf("wire %s: network namespace: %w", w.Interface, err)
+		}
+		defer inside.Close()
 	}
-	defer inside.Close()
 	pair, err := k.newPair(w, peerMAC, inside)
 	if err != nil {
 		return Made{}, fmt.Errorf("wire %s: %w", w.Interface, err)
 	}
 	s := &side{k: k, wire: w, link: rawLink{Link: Link{Name: w.Link, Index: pair.Index}}, mac: peerMAC}
 	err = s.fresh()
-	if err == nil {
+	if err == nil && w.Peer == "" {
 		err = setInside(inside, w)
 	}
 	if err != nil {
@@ -127,7 +135,12 @@ func (k *Kernel) newPair(w Wire, peerMAC net.HardwareAddr, inside *netlink.Handl
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.Group, attrs.MTU, attrs.HardwareAddr = w.Link, netdev.Group, w.MTU, hostMAC
 	pair := netlink.NewVeth(attrs)
-	pair.PeerName, pair.PeerHardwareAddr, pair.PeerNamespace = w.Interface, peerMAC, netlink.NsFd(w.Netns)
+	pair.PeerName, pair.PeerHardwareAddr = w.Interface, peerMAC
+	if w.Peer != "" {
+		pair.PeerName = w.Peer
+	} else {
+		pair.PeerNamespace = netlink.NsFd(w.Netns)
+	}
 	err = k.host.LinkAdd(pair)
 	if errors.Is(err, unix.EEXIST) && k.retire.flush() == nil {
 		err = k.host.LinkAdd(pair)
@@ -138,8 +151,8 @@ func (k *Kernel) newPair(w Wire, peerMAC net.HardwareAddr, inside *netlink.Handl
 		}
 		return pair, nil
 	}
-	if _, found := linkByName(inside, w.Interface); found == nil {
-		return nil, fmt.Errorf("%s in the network namespace: %w", w.Interface, datastore.ErrExists)
+	if _, found := linkByName(inside, pair.PeerName); found == nil {
+		return nil, fmt.Errorf("%s in the network namespace: %w", pair.PeerName, datastore.ErrExists)
 	}
 	return nil, fmt.Errorf("%s on the host: %w", w.Link, datastore.ErrExists)
 }

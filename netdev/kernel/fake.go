@@ -94,7 +94,7 @@ func (f *Fake) Create(w Wire) (Made, error) {
 		return Made{}, fmt.Errorf("wire %s: %s on the host: %w", w.Interface, w.Link, datastore.ErrExists)
 	}
 	for _, o := range f.wires {
-		if o.Netns == w.Netns && o.Interface == w.Interface {
+		if o.Netns == w.Netns && o.Interface == w.Interface && w.Peer == "" && o.Peer == "" {
 			return Made{}, fmt.Errorf("wire %s: %s in the network namespace: %w", w.Interface, w.Interface, datastore.ErrExists)
 		}
 	}
@@ -408,6 +408,10 @@ func (f *Fake) String() string {
 			state = "UP"
 		}
 		fmt.Fprintf(&b, "%s: mtu %d state %s group %d link/ether %s netns %d\n", l, w.MTU, state, netdev.Group, netdev.HostMAC, w.Netns)
+		if w.Peer != "" {
+			fmt.Fprintf(&b, "  %s: link/ether %s\n", w.Peer, w.MAC)
+			continue
+		}
 		fmt.Fprintf(&b, "  %s: link/ether %s\n", w.Interface, w.MAC)
 		for _, a := range w.Addresses {
 			fmt.Fprintf(&b, "    inet %s/%d\n", a, a.BitLen())

@@ -12,7 +12,7 @@ import (
 )
 
 // Place is where an attach found a workload's namespace: a path, and what it named
-// then.
+// then; Ino is 0 where it named nothing yet.
 type Place struct {
 	Path     string
 	Dev, Ino uint64
@@ -28,7 +28,7 @@ func openPlace(p Place) (*Netns, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network namespace %s: %w", p.Path, err)
 	}
-	if ns.Dev != p.Dev || ns.Ino != p.Ino {
+	if p.Ino != 0 && (ns.Dev != p.Dev || ns.Ino != p.Ino) {
 		_ = ns.Close()
 		return nil, fmt.Errorf("network namespace %s: is another one now: %w", p.Path, os.ErrNotExist)
 	}

@@ -1,0 +1,171 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+	"netctl/datastore/ipam"
+)
+
+// What drivers of runtimes ask for beside an attach.
+
+// hold chooses an address for who attaches with it soon.
+func (a *api) hold(ctx context.Context, r control.HoldRequest) (h control.HeldAddress, err error) {
+	if err := a.loop.gate(ctx); err != nil {
+		return h, fmt.Errorf("address: %w", err)
+	}
+	req := ipam.Request{Name: r.Name, Pools: r.Pools, Within: r.Within, V6: r.IPv6}
+	var pools []*datastore.Pool
+	if err := a.loop.do(ctx, func() {
+		if n := a.loop.view.Network(r.Network); n != nil && len(req.Pools) == 0 {
+			req.Pools = n.Spec.Pools
+		}
+		pools = a.loop.view.Pools()
+	}); err != nil {
+		return h, err
+	}
+	if r.Address.IsValid() {
+		if r.Address.Is6() != r.IPv6 {
+			return h, fmt.Errorf("address %s: %w: is of the other family", r.Address, datastore.ErrInvalid)
+		}
+		req.Wants = []netip.Addr{r.Address}
+	}
+	if req.Pools = ofFamily(req.Pools, pools, r.IPv6); len(req.Pools) == 0 {
+		return h, fmt.Errorf("%w: there is no %s pool to draw from; see `netctl pool show`", datastore.ErrExhausted, family(r.IPv6))
+	}
+	list, err := a.addresses.Hold(ctx, req)
+	if err != nil {
+		return h, err
+	}
+	for _, addr := range list {
+		if addr.Is6() == r.IPv6 {
+			h.Address = addr
+		} else {
+			a.addresses.LetGo(addr)
+		}
+	}
+	if pool := a.loop.addresses.PoolOf(h.Address); pool != nil {
+		h.Pool = pool.Spec.CIDR
+	}
+	return h, nil
+}
+
+// ofFamily are those of a list of CIDRs, or else of all pools that are open, that are of
+// a family: then the other one is not due.
+func ofFamily(list []netip.Prefix, pools []*datastore.Pool, v6 bool) (out []netip.Prefix) {
+	if len(list) == 0 {
+		for _, p := range pools {
+			if !p.Spec.Disabled {
+				list = append(list, p.Spec.CIDR)
+			}
+		}
+	}
+	for _, p := range list {
+		if p.Addr().Is6() == v6 {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func family(v6 bool) string {
+	if v6 {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
+func (a *api) letGo(_ context.Context, h control.HeldAddress) (struct{}, error) {
+	a.addresses.LetGo(h.Address)
+	return struct{}{}, nil
+}
+
+// pools tells which there are.
+func (a *api) pools(ctx context.Context, _ struct{}) (answer control.PoolAnswer, err error) {
+	if err := a.loop.gate(ctx); err != nil {
+		return answer, fmt.Errorf("pools: %w", err)
+	}
+	err = a.loop.do(ctx, func() {
+		for _, p := range a.loop.view.Pools() {
+			e := control.PoolEntry{CIDR: p.Spec.CIDR}
+			if p.Spec.Disabled {
+				e.Closed = "it is disabled"
+			}
+			answer.Pools = append(answer.Pools, e)
+		}
+	})
+	return answer, err
+}
+
+// network makes a network and its profile if they are not there.
+func (a *api) network(ctx context.Context, r control.NetworkRequest) (answer control.NetworkAnswer, err error) {
+	if err := a.loop.gate(ctx); err != nil {
+		return answer, fmt.Errorf("network %s: %w", r.Name, err)
+	}
+	n := &datastore.Network{Metadata: datastore.Metadata{Name: r.Name, Labels: r.Labels}, Spec: r.Spec}
+	n.SetDefaults()
+	if err := n.Validate(); err != nil {
+		return answer, fmt.Errorf("network %s: %w", r.Name, err)
+	}
+	have, err := datastore.Get[*datastore.Network](ctx, a.store, r.Name)
+	if err == nil {
+		return control.NetworkAnswer{Spec: have.Spec}, nil
+	}
+	if !errors.Is(err, datastore.ErrNotFound) {
+		return answer, err
+	}
+	list := []datastore.Object{n}
+	_, err = datastore.Get[*datastore.Profile](ctx, a.store, n.Spec.Profile)
+	switch {
+	case errors.Is(err, datastore.ErrNotFound):
+		p := &datastore.Profile{Metadata: datastore.Metadata{Name: n.Spec.Profile}}
+		for _, text := range r.Outbound {
+			rule, err := datastore.ParseRule(text)
+			if err != nil {
+				return answer, fmt.Errorf("network %s: profile: %w", r.Name, err)
+			}
+			p.Spec.Outbound = append(p.Spec.Outbound, rule)
+		}
+		p.SetDefaults()
+		list = append(list, p)
+	case err != nil:
+		return answer, err
+	}
+	var t datastore.Txn
+	for _, o := range list {
+		cond, op, err := datastore.OpPut(o)
+		if err != nil {
+			return answer, fmt.Errorf("network %s: %w", r.Name, err)
+		}
+		t.If, t.Then = append(t.If, cond), append(t.Then, op)
+	}
+	if _, err := a.store.Commit(ctx, t); err != nil {
+		if have, e := datastore.Get[*datastore.Network](ctx, a.store, r.Name); e == nil {
+			return control.NetworkAnswer{Spec: have.Spec}, nil // another node was faster
+		}
+		return answer, fmt.Errorf("network %s: %w", r.Name, err)
+	}
+	a.loop.log.Info("network created", "network", r.Name)
+	return control.NetworkAnswer{Spec: n.Spec, Created: true}, nil
+}
+
+// labels gives an endpoint labels that were learned after it was attached.
+func (a *api) labels(ctx context.Context, r control.LabelRequest) (none struct{}, err error) {
+	name := r.Endpoint(a.loop.cfg.Node)
+	if err := a.loop.gate(ctx); err != nil {
+		return none, fmt.Errorf("label %s: %w", name, err)
+	}
+	return none, a.service.Label(ctx, name, func(ep *datastore.Endpoint) {
+		was := ep.Metadata.Labels
+		ep.Metadata.Labels = maps.Clone(was)
+		if was == nil {
+			ep.Metadata.Labels = map[string]string{}
+		}
+		maps.Copy(ep.Metadata.Labels, r.Labels)
+	})
+}

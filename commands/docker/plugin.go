@@ -1,0 +1,224 @@
+// Package docker owns the role that Docker asks for networks and addresses: the
+// network driver and the IPAM driver of libnetwork's plugin protocol, on a unix socket.
+//
+// It never touches the datastore or the kernel's networking, which are the agent's,
+// and never asks Docker's API inside a call of the driver: Docker holds locks there.
+// Names and labels come after the call.
+//
+// Invariants: every call is answered in bounded time, in words if the agent or the
+// datastore is away; every call may come again, or not at all; what Docker says once
+// is written down before it is answered.
+package docker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"netctl/commands/control"
+	"netctl/netdev"
+)
+
+// Config is the role's settings; the zero value of a field is its default.
+type Config struct {
+	// StateDir survives a reboot, RunDir does not.
+	StateDir, RunDir string
+	// Socket is where Docker finds the plugin: its name is the driver's.
+	Socket string
+	// Aliases are further names of the driver: sockets beside Socket.
+	Aliases []string
+	// AgentSocket is the agent's control socket.
+	AgentSocket string
+	// API is the socket of Docker's own API, as a path.
+	API string
+	// Gateway is the workloads' first IPv4 next hop, as the agent has it.
+	Gateway netip.Addr
+	Log     *slog.Logger
+}
+
+// DefaultSocket is in the folder that Docker looks for plugins in.
+const DefaultSocket = "/run/docker/plugins/netctl.sock"
+
+// DefaultAPI is where dockerd listens.
+const DefaultAPI = "/run/docker.sock"
+
+// How long calls may take. Docker waits 30 s, and with it whoever uses Docker.
+const (
+	// callTimeout is for everything that a call does.
+	callTimeout = 1800 * time.Millisecond
+	// bodyTimeout is for the request's body and, apart from it, for the answer.
+	bodyTimeout = 5 * time.Second
+	// maxBody bounds a request, in bytes.
+	maxBody = 1 << 20
+)
+
+// plugin is the role's parts.
+type plugin struct {
+	cfg   Config
+	log   *slog.Logger
+	state *state
+	agent *control.AgentClient
+	names *names
+}
+
+// Run is the role; it blocks until ctx ends (nil) or it cannot go on.
+func Run(ctx context.Context, cfg Config) (err error) {
+	lock, err := control.Lock(cfg.StateDir, "docker")
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	p, err := open(cfg)
+	if err != nil {
+		return err
+	}
+	own, err := control.Listen(cfg.Socket, cfg.Log)
+	if err != nil {
+		return err
+	}
+	folders := append(p.state.folders(), lock.Folder(), own.Folder())
+	sockets := []*control.Listener{own}
+	for _, name := range cfg.Aliases {
+		path := filepath.Join(filepath.Dir(cfg.Socket), name+".sock")
+		l, err := control.Listen(path, cfg.Log)
+		if err != nil { // it may be the original's
+			cfg.Log.Warn("no alias of the driver", "name", name, "error", err)
+			continue
+		}
+		sockets, folders = append(sockets, l), append(folders, l.Folder())
+	}
+	// Docker waits for a socket that refuses, not for one that is not there.
+	defer func() {
+		for _, l := range sockets {
+			if e := os.Remove(l.Addr().String()); e != nil && !errors.Is(e, fs.ErrNotExist) {
+				err = errors.Join(err, e)
+			}
+		}
+	}()
+	group, inner := errgroup.WithContext(ctx)
+	tasks := []control.Task{
+		{Name: "watch files", Do: func(ctx context.Context) error { return control.WatchFolders(ctx, cfg.Log, folders...) }},
+		{Name: "learn names", Do: p.names.run},
+	}
+	for _, l := range sockets {
+		tasks = append(tasks, control.Task{Name: "serve " + l.Addr().String(), Do: func(ctx context.Context) error { return control.Serve(ctx, l, p.handler()) }})
+	}
+	for _, t := range tasks {
+		group.Go(func() error { return t.Run(inner) })
+	}
+	cfg.Log.Info("docker driver started", "socket", cfg.Socket)
+	if err := group.Wait(); err != nil {
+		return fmt.Errorf("docker: %w", err)
+	}
+	return nil
+}
+
+// open joins the parts; it starts nothing.
+func open(cfg Config) (*plugin, error) {
+	if !cfg.Gateway.IsValid() {
+		cfg.Gateway = netdev.Gateway4()
+	}
+	s, err := openState(cfg.StateDir, cfg.RunDir)
+	if err != nil {
+		cfg.Log.Warn("networks or endpoints not remembered", "error", err)
+	}
+	p := &plugin{cfg: cfg, log: cfg.Log, state: s, agent: control.NewAgentClient(cfg.AgentSocket)}
+	p.names = newNames(p)
+	return p, nil
+}
+
+// calls are the protocol's paths.
+func (p *plugin) calls() map[string]func(context.Context, []byte) (any, error) {
+	return map[string]func(context.Context, []byte) (any, error){
+		"/Plugin.Activate": answer(activation{Implements: []string{"NetworkDriver", "IpamDriver"}}),
+
+		"/NetworkDriver.GetCapabilities":             answer(driverCapabilities{Scope: "local", ConnectivityScope: "global", GwAllocChecker: true}),
+		"/NetworkDriver.GwAllocCheck":                answer(gatewayCheck{SkipIPv4: true, SkipIPv6: true}),
+		"/NetworkDriver.CreateNetwork":               call(p.createNetwork),
+		"/NetworkDriver.DeleteNetwork":               call(p.deleteNetwork),
+		"/NetworkDriver.AllocateNetwork":             answer(map[string]any{"Options": map[string]string{}}),
+		"/NetworkDriver.FreeNetwork":                 answer(nothing{}),
+		"/NetworkDriver.CreateEndpoint":              call(p.createEndpoint),
+		"/NetworkDriver.DeleteEndpoint":              call(p.deleteEndpoint),
+		"/NetworkDriver.EndpointOperInfo":            answer(operInfo{Value: map[string]any{}}),
+		"/NetworkDriver.Join":                        call(p.join),
+		"/NetworkDriver.Leave":                       call(p.leave),
+		"/NetworkDriver.DiscoverNew":                 answer(nothing{}),
+		"/NetworkDriver.DiscoverDelete":              answer(nothing{}),
+		"/NetworkDriver.ProgramExternalConnectivity": answer(nothing{}),
+		"/NetworkDriver.RevokeExternalConnectivity":  answer(nothing{}),
+
+		"/IpamDriver.GetCapabilities":         answer(ipamCapabilities{}),
+		"/IpamDriver.GetDefaultAddressSpaces": answer(addressSpaces{localSpace, globalSpace}),
+		"/IpamDriver.RequestPool":             call(p.requestPool),
+		"/IpamDriver.ReleasePool":             answer(nothing{}),
+		"/IpamDriver.RequestAddress":          call(p.requestAddress),
+		"/IpamDriver.ReleaseAddress":          call(p.releaseAddress),
+	}
+}
+
+// answer is a call that is always answered the same.
+func answer(a any) func(context.Context, []byte) (any, error) {
+	return func(context.Context, []byte) (any, error) { return a, nil }
+}
+
+// call makes a call of a function of a body.
+func call[Q any](fn func(context.Context, Q) (any, error)) func(context.Context, []byte) (any, error) {
+	return func(ctx context.Context, body []byte) (any, error) {
+		var q Q
+		if err := json.Unmarshal(body, &q); err != nil {
+			return nil, fmt.Errorf("request: %w", err)
+		}
+		return fn(ctx, q)
+	}
+}
+
+// handler answers the protocol. The network driver's errors and the IPAM driver's have
+// different keys.
+func (p *plugin) handler() http.Handler {
+	mux := http.NewServeMux()
+	for path, fn := range p.calls() {
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			deadlines := http.NewResponseController(w)
+			_ = deadlines.SetReadDeadline(time.Now().Add(bodyTimeout))
+			body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+			_ = deadlines.SetReadDeadline(time.Time{})
+			var a any
+			if err == nil {
+				ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
+				defer cancel()
+				a, err = fn(ctx, body)
+			}
+			if err != nil {
+				text := "netctl: " + strings.ReplaceAll(err.Error(), "\n", "; ")
+				p.log.Warn("docker call failed", "call", path, "error", text)
+				key := "Err"
+				if strings.HasPrefix(path, "/Ipam") {
+					key = "Error"
+				}
+				a = map[string]string{key: text}
+			}
+			p.log.Debug("docker call", "call", path, "body", string(body))
+			text, err := json.Marshal(a)
+			if err != nil {
+				text = []byte(`{"Err":"netctl: answer cannot be encoded"}`)
+			}
+			_ = deadlines.SetWriteDeadline(time.Now().Add(bodyTimeout))
+			w.Header().Set("Content-Type", "application/vnd.docker.plugins.v1.2+json")
+			_, _ = w.Write(text)
+		})
+	}
+	return mux
+}

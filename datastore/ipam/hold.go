@@ -1,0 +1,82 @@
+package ipam
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"netctl/datastore"
+)
+
+// HoldTime is how long a held address is kept for who asked for it.
+const HoldTime = 2 * time.Minute
+
+// holds are the addresses that were chosen for somebody who has yet to say for what.
+type holds struct {
+	mu    sync.Mutex
+	until map[netip.Addr]time.Duration // on the allocator's clock
+}
+
+// Hold chooses what Assign would, writes nothing, and keeps other requests from it for
+// HoldTime or until LetGo. An Assign with Held may have it. The errors are Assign's.
+func (a *Allocator) Hold(ctx context.Context, req Request) ([]netip.Addr, error) {
+	release, err := a.take(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("hold: %w", err)
+	}
+	defer release()
+	x, err := a.source(ctx, false)
+	if err != nil {
+		return nil, fmt.Errorf("hold: %w", err)
+	}
+	req.Held = len(req.Wants) > 0
+	p := planner{index: x, node: a.cfg.Node, req: req, clock: a.clock(), held: a.held(Request{})}
+	x.mu.Lock()
+	err = p.run()
+	x.mu.Unlock()
+	if err != nil {
+		return nil, fmt.Errorf("hold: %w", err)
+	}
+	a.holds.mu.Lock()
+	defer a.holds.mu.Unlock()
+	for _, addr := range p.addrs {
+		a.holds.until[addr] = a.cfg.Now() + HoldTime
+	}
+	return p.addrs, nil
+}
+
+// LetGo ends the holds of addresses.
+func (a *Allocator) LetGo(addrs ...netip.Addr) {
+	a.holds.mu.Lock()
+	defer a.holds.mu.Unlock()
+	for _, addr := range addrs {
+		delete(a.holds.until, addr)
+	}
+}
+
+// held are the addresses that a request may not have.
+func (a *Allocator) held(req Request) (list []netip.Addr) {
+	a.holds.mu.Lock()
+	defer a.holds.mu.Unlock()
+	now := a.cfg.Now()
+	for addr, until := range a.holds.until {
+		switch {
+		case until <= now:
+			delete(a.holds.until, addr)
+		case !req.Held || !slices.Contains(req.Wants, addr):
+			list = append(list, addr)
+		}
+	}
+	slices.SortFunc(list, netip.Addr.Compare)
+	return list
+}
+
+// PoolOf is the pool that an address is in; nil: none.
+func (x *Index) PoolOf(addr netip.Addr) *datastore.Pool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.poolAround(addr)
+}
