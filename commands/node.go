@@ -18,7 +18,9 @@ import (
 
 // supervisedRoles are the roles that netctl node can run, in the order in which
 // they start.
-func supervisedRoles() []string { return []string{"datastore", "agent", "speaker", "reflector", "docker"} }
+func supervisedRoles() []string {
+	return []string{"datastore", "agent", "speaker", "reflector", "docker"}
+}
 
 func newNodeCommand(a *app) *cobra.Command {
 	cmd := roleCommand(a, "node", "Run every role of this node, or show and change nodes",

@@ -27,6 +27,7 @@ func (l *loop) flush(ctx context.Context) {
 	l.forwarding.keep()
 	l.readHost()
 	l.holdLinks()
+	l.settleLinks()
 	switch {
 	case ctx.Err() != nil, frozen:
 		return

@@ -30,13 +30,16 @@ func (l *loop) recall() {
 
 // learn takes note of a link as it was attached.
 func (l *loop) learn(rec *workload.Record) {
-	w := attached{Wire: rec.Wire(l.boots.this, l.cfg.Gateway), endpoint: rec.Endpoint.Metadata.Name, place: rec.Place(), fit: rec.FitMTU}
+	w := attached{Wire: rec.Wire(l.boots.this, l.cfg.Gateway), endpoint: rec.Endpoint.Metadata.Name, place: rec.Place(), fit: rec.FitMTU, to: rec.Destinations}
 	w.MAC = rec.Attachment.MAC
 	l.links.forget(w.Link)
 	l.sizes.forget(w.endpoint)
 	l.links.wires[w.Link] = w
 	l.links.names[w.Index] = w.Link
 	l.links.gateways = l.links.gateways || w.Gateway4 != l.cfg.Gateway
+	if w.Peer != "" {
+		l.links.settle[w.Link] = true
+	}
 }
 
 // forget is learn's opposite: the link is no more.
@@ -45,6 +48,7 @@ func (k *links) forget(link string) {
 	delete(k.names, k.wires[link].Index)
 	delete(k.wires, link)
 	delete(k.hold, link)
+	delete(k.settle, link)
 	delete(k.tussles, link)
 }
 
@@ -76,6 +80,9 @@ func (k *links) set(now kernel.Link) (name string) {
 		k.hold[name] = true
 	}
 	k.present[name] = now
+	if w.Peer != "" {
+		k.settle[name] = true
+	}
 	return name
 }
 
@@ -162,6 +169,24 @@ func (l *loop) hold(w attached, raise bool) bool {
 	now.Name, now.Altered, now.Up = link, false, now.Up || raise
 	l.links.present[link] = now
 	return true
+}
+
+// settleLinks does what is left to do at the workload's side of loose links that
+// changed: their runtimes may have taken them there.
+func (l *loop) settleLinks() {
+	for link := range l.links.settle {
+		delete(l.links.settle, link)
+		w := l.links.wires[link]
+		if _, present := l.links.present[link]; !present || w.Peer == "" {
+			continue
+		}
+		switch settled, err := l.links.kernel.Settle(w.Wire, w.place, w.to); {
+		case err != nil && !errors.Is(err, os.ErrNotExist): // else its namespace is not to be found here
+			l.log.Warn("a workload's interface was not set up whole", "endpoint", w.endpoint, "link", link, "error", err)
+		case settled:
+			l.log.Debug("workload's interface set up", "endpoint", w.endpoint, "link", link)
+		}
+	}
 }
 
 // putBack waits until the link of an endpoint is what an attach makes of it, as far as

@@ -16,6 +16,7 @@ type links struct {
 	wires   map[string]attached    // as the records have them, by that name
 	names   map[int]string         // that name by index, which no other program changes
 	hold    map[string]bool        // to be compared with what an attach makes of them
+	settle  map[string]bool        // loose ones of which something is left to do at the workload's side
 	tussles map[string]*tussle
 	owners  map[string]string // link to endpoint, whether or not it is present
 	// leftAlone are links without an endpoint that are not removed: what is attached
@@ -35,12 +36,13 @@ type attached struct {
 	endpoint string
 	place    kernel.Place // of its workload's namespace
 	fit      bool         // its MTU is what the way to the other nodes has room for
+	to       []netip.Prefix
 }
 
 func newLinks(k hostLinks) *links {
 	return &links{
 		kernel: k, present: map[string]kernel.Link{}, owners: map[string]string{}, leftAlone: map[string]bool{}, ownerless: map[string]bool{},
-		wires: map[string]attached{}, names: map[int]string{}, hold: map[string]bool{}, tussles: map[string]*tussle{},
+		wires: map[string]attached{}, names: map[int]string{}, hold: map[string]bool{}, settle: map[string]bool{}, tussles: map[string]*tussle{},
 		resync: true, resyncHost: true,
 	}
 }

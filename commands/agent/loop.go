@@ -30,6 +30,7 @@ type hostLinks interface {
 	Forwarding4() (was bool, err error)
 	Forwarding6() (was bool, err error)
 	Resize(w kernel.Wire, at kernel.Place, mtu int) error
+	Settle(w kernel.Wire, at kernel.Place, to []netip.Prefix) (bool, error)
 	tunnelLinks
 	wireguardLinks
 }

@@ -55,6 +55,9 @@ type AttachRequest struct {
 	// agent's, or one of the netdev.MaxGateways-1 after it; zero: the agent's. Two
 	// interfaces of one namespace cannot have the same in one table of routes.
 	Gateway netip.Addr `json:"gateway,omitzero"`
+	// Destinations are what the workload of a Loose attach is to reach by this interface,
+	// whichever has its default route; the agent sees to that once the interface is there.
+	Destinations []netip.Prefix `json:"destinations,omitempty"`
 	// Held says that Addresses were chosen by Hold, and are all that the interface has.
 	Held bool `json:"held,omitempty"`
 	// NetnsPath is where the caller found the namespace: told in errors, and looked at by

@@ -174,11 +174,7 @@ func (p *plugin) join(ctx context.Context, r endpointCall) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	routes, err := p.routesOf(ctx, n)
-	if err != nil {
-		return nil, err
-	}
-	if e, err = p.state.enter(e.ID, r.SandboxKey, p.cfg.Gateway, routes); err != nil {
+	if e, err = p.state.enter(e.ID, r.SandboxKey, p.cfg.Gateway); err != nil {
 		return nil, err
 	}
 	a, err := p.attach(ctx, n, e)
@@ -189,13 +185,13 @@ func (p *plugin) join(ctx context.Context, r endpointCall) (any, error) {
 		return nil, err
 	}
 	p.names.wake()
-	return answerJoin(n, e, a), nil
+	return answerJoin(a), nil
 }
 
 func (p *plugin) attach(ctx context.Context, n network, e endpoint) (control.Attachment, error) {
 	req := control.AttachRequest{
 		Target: target(e.ID), Network: datastore.ForeignName(n.Name), NetnsPath: e.Sandbox, Loose: true, Gateway: e.Gateway,
-		Addresses: e.Addresses, Held: true, MAC: e.MAC, MTU: n.MTU,
+		Destinations: n.Subnets, Addresses: e.Addresses, Held: true, MAC: e.MAC, MTU: n.MTU,
 	}
 	if req.Network != n.Name {
 		req.Labels = map[string]string{datastore.LabelNetwork: n.Name}
@@ -203,42 +199,17 @@ func (p *plugin) attach(ctx context.Context, n network, e endpoint) (control.Att
 	return p.agent.Waiting(callTimeout/2).Attach(ctx, req)
 }
 
-// routesOf are the destinations, beside the default route, that an endpoint of a network
-// is to reach by it: other networks of the container may have that one.
-func (p *plugin) routesOf(ctx context.Context, n network) (list []netip.Prefix, err error) {
-	if list = n.Subnets; len(list) == 0 && n.Internal {
-		if list = n.Pools; len(list) == 0 {
-			pools, err := p.agent.Waiting(callTimeout / 2).Pools(ctx)
-			if err != nil {
-				return nil, err
-			}
-			for _, pool := range pools {
-				list = append(list, pool.CIDR)
-			}
-		}
-	}
-	return list, nil
-}
-
-// answerJoin says how Docker is to set up the interface. An internal network has no
-// default route.
-func answerJoin(n network, e endpoint, a control.Attachment) joined {
+// answerJoin says how Docker is to set up the interface. It gives no route but the
+// default one: any other is in the way of the addresses of further interfaces.
+func answerJoin(a control.Attachment) joined {
 	j := joined{InterfaceName: interfaceName{SrcName: a.Peer, DstPrefix: prefix}, DisableGatewayService: true}
 	for _, gw := range a.Gateways {
-		switch {
-		case gw.Is4():
-			j.StaticRoutes = append(j.StaticRoutes, staticRoute{Destination: host(gw), RouteType: routeConnected})
-			if !n.Internal {
-				j.Gateway = gw.String()
-			}
-		case !n.Internal:
+		if gw.Is6() {
 			j.GatewayIPv6 = gw.String()
+			continue
 		}
-	}
-	for _, text := range e.Routes {
-		if to := netip.MustParsePrefix(text); to.Addr().Is4() && e.Gateway.IsValid() {
-			j.StaticRoutes = append(j.StaticRoutes, staticRoute{Destination: text, RouteType: routeNextHop, NextHop: e.Gateway.String()})
-		}
+		j.Gateway = gw.String()
+		j.StaticRoutes = append(j.StaticRoutes, staticRoute{Destination: host(gw), RouteType: routeConnected})
 	}
 	return j
 }
@@ -266,9 +237,8 @@ func (p *plugin) deleteEndpoint(ctx context.Context, r endpointCall) (any, error
 	return nothing{}, p.state.dropEndpoint(r.EndpointID)
 }
 
-// enter books that an endpoint is in a sandbox, with a gateway and routes that no other
-// there has.
-func (s *state) enter(id, sandbox string, first netip.Addr, routes []netip.Prefix) (endpoint, error) {
+// enter books that an endpoint is in a sandbox, with a gateway that no other there has.
+func (s *state) enter(id, sandbox string, first netip.Addr) (endpoint, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e, ok := s.endpoints[id]
@@ -279,13 +249,12 @@ func (s *state) enter(id, sandbox string, first netip.Addr, routes []netip.Prefi
 		return e, nil // said again
 	}
 	var gateways []netip.Addr
-	var taken []string
 	for _, o := range s.endpoints {
 		if o.ID != id && o.Sandbox == sandbox && sandbox != "" {
-			gateways, taken = append(gateways, o.Gateway), append(taken, o.Routes...)
+			gateways = append(gateways, o.Gateway)
 		}
 	}
-	e.Sandbox, e.Gateway, e.Routes = sandbox, netip.Addr{}, nil
+	e.Sandbox, e.Gateway = sandbox, netip.Addr{}
 	if slices.ContainsFunc(e.Addresses, netip.Addr.Is4) {
 		free := slices.DeleteFunc(netdev.Gateways(first), func(a netip.Addr) bool { return slices.Contains(gateways, a) })
 		if len(free) == 0 {
@@ -293,16 +262,11 @@ func (s *state) enter(id, sandbox string, first netip.Addr, routes []netip.Prefi
 		}
 		e.Gateway = free[0]
 	}
-	for _, to := range routes {
-		if text := to.String(); !slices.Contains(taken, text) {
-			e.Routes = append(e.Routes, text)
-		}
-	}
 	s.endpoints[id] = e
 	return e, write(s.passing, id, e)
 }
 
 // quit is enter's opposite.
 func (s *state) quit(id string) error {
-	return s.changeEndpoint(id, func(e *endpoint) { e.Sandbox, e.Gateway, e.Routes, e.Peer = "", netip.Addr{}, nil, "" })
+	return s.changeEndpoint(id, func(e *endpoint) { e.Sandbox, e.Gateway, e.Peer = "", netip.Addr{}, "" })
 }

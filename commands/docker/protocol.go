@@ -76,16 +76,12 @@ type operInfo struct {
 	Value map[string]any
 }
 
-// The types of a staticRoute.
-const (
-	routeNextHop   = 0
-	routeConnected = 1
-)
+// routeConnected is the type of a staticRoute without a next hop.
+const routeConnected = 1
 
 type staticRoute struct {
 	Destination string
 	RouteType   int
-	NextHop     string `json:",omitempty"`
 }
 
 type interfaceName struct {

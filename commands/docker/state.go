@@ -43,7 +43,6 @@ type endpoint struct {
 	// Sandbox is where its namespace is to be found; "": it has not joined one.
 	Sandbox string     `json:",omitempty"`
 	Gateway netip.Addr `json:",omitzero"`
-	Routes  []string   `json:",omitempty"` // what the sandbox has routes to because of it
 	Peer    string     `json:",omitempty"` // the interface that Docker takes into the sandbox
 	Named   bool       `json:",omitempty"` // its container is known
 }

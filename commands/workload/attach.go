@@ -293,7 +293,7 @@ func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datas
 		Interface: ep.Spec.Interface, Link: ep.Spec.Link, MAC: ep.Spec.MAC, MTU: a.MTU,
 		Addresses: ep.Spec.Addresses, Gateway4: gateway,
 	}
-	rec := &Record{Endpoint: ep, FitMTU: req.MTU == 0, Boot: s.Boot, Netns: req.NetnsPath, Cluster: known.Cluster}
+	rec := &Record{Endpoint: ep, FitMTU: req.MTU == 0, Boot: s.Boot, Netns: req.NetnsPath, Destinations: req.Destinations, Cluster: known.Cluster}
 	if ns == nil {
 		a.Peer = netdev.PeerName(a.Link)
 		w.Peer = a.Peer

@@ -28,12 +28,14 @@ type Record struct {
 	// has room for.
 	FitMTU bool `json:"fitMTU,omitempty"`
 	// Boot is the boot the attach happened in, Index the link's in that boot, Dev and
-	// Ino the namespace, Netns where its caller found it.
+	// Ino the namespace (0: there was none yet), Netns where its caller found it.
 	Boot  string `json:"boot"`
 	Index int    `json:"index,omitempty"`
 	Netns string `json:"netns,omitempty"`
 	Dev   uint64 `json:"dev"`
 	Ino   uint64 `json:"ino"`
+	// Destinations are what the workload is to reach by this interface.
+	Destinations []netip.Prefix `json:"destinations,omitempty"`
 	// Cluster is whose endpoint it is.
 	Cluster datastore.Cluster `json:"cluster"`
 }

@@ -35,7 +35,7 @@ type Links interface {
 	Create(kernel.Wire) (kernel.Made, error)
 	Detach(link string, index int) error
 	// DropRules removes what outlives the link in the workload's namespace.
-	DropRules(path string, dev, ino uint64, addrs []netip.Addr) error
+	DropRules(path string, dev, ino uint64, addrs []netip.Addr, to []netip.Prefix) error
 	Check(kernel.Wire) error
 }
 
@@ -211,7 +211,7 @@ func (s *Service) sever(link string) error {
 	}
 	err := s.Links.Detach(link, index)
 	if err == nil && unread == nil {
-		if e := s.Links.DropRules(rec.Netns, rec.Dev, rec.Ino, rec.Endpoint.Spec.Addresses); e != nil {
+		if e := s.Links.DropRules(rec.Netns, rec.Dev, rec.Ino, rec.Endpoint.Spec.Addresses, rec.Destinations); e != nil {
 			s.Log.Warn("rules of a workload not removed", "link", link, "error", e)
 		}
 	}

@@ -49,7 +49,7 @@ type Allocator struct {
 	cfg    Config
 	turn   chan struct{} // holds one token
 	holds  holds
-	listed *Index        // without a Config.Index: what the store held last
+	listed *Index // without a Config.Index: what the store held last
 }
 
 // New returns an allocator.

@@ -185,6 +185,11 @@ func (f *Fake) Resize(w Wire, at Place, mtu int) error {
 	return nil
 }
 
+// Settle is Kernel.Settle, of a side that nobody takes anywhere.
+func (f *Fake) Settle(w Wire, _ Place, _ []netip.Prefix) (bool, error) {
+	return false, f.fail("settle", w.Link)
+}
+
 // SetDown sets a link down as another program would.
 func (f *Fake) SetDown(link string) error {
 	f.mu.Lock()
@@ -212,7 +217,7 @@ func (f *Fake) Detach(link string, index int) error {
 }
 
 // DropRules is Kernel.DropRules; the workloads of a Fake have none.
-func (f *Fake) DropRules(path string, _, _ uint64, _ []netip.Addr) error {
+func (f *Fake) DropRules(path string, _, _ uint64, _ []netip.Addr, _ []netip.Prefix) error {
 	return f.fail("rules", path)
 }
 

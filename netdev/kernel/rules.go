@@ -13,8 +13,9 @@ import (
 // DropRules removes the rules that Create made for the addresses of an interface that is
 // not the first in its namespace, and that outlive the interface. The namespace is the
 // one that path names, if that still is dev and ino: else its workload is gone, and they
-// with it.
-func (k *Kernel) DropRules(path string, dev, ino uint64, addresses []netip.Addr) error {
+// with it; an ino of 0 is whatever it names. Those that Settle made for destinations go
+// too.
+func (k *Kernel) DropRules(path string, dev, ino uint64, addresses []netip.Addr, to []netip.Prefix) error {
 	if path == "" {
 		return nil
 	}
@@ -26,7 +27,7 @@ func (k *Kernel) DropRules(path string, dev, ino uint64, addresses []netip.Addr)
 		return fmt.Errorf("rules in %s: %w", path, err)
 	}
 	defer ns.Close()
-	if ns.Dev != dev || ns.Ino != ino {
+	if ino != 0 && (ns.Dev != dev || ns.Ino != ino) {
 		return nil
 	}
 	h, err := newHandle(ns.fd)
@@ -36,7 +37,7 @@ func (k *Kernel) DropRules(path string, dev, ino uint64, addresses []netip.Addr)
 	defer h.Close()
 	err = h.SetStrictCheck(false) // the library asks for rules with a link's header
 	if err == nil {
-		err = dropRules(h, addresses)
+		err = dropRules(h, addresses, to)
 	}
 	if err != nil {
 		return fmt.Errorf("rules in %s: %w", path, err)
@@ -45,10 +46,10 @@ func (k *Kernel) DropRules(path string, dev, ino uint64, addresses []netip.Addr)
 }
 
 // dropRules removes the rules of addresses that lead to a table of secondRoutes.
-func dropRules(h *netlink.Handle, addresses []netip.Addr) error {
+func dropRules(h *netlink.Handle, addresses []netip.Addr, to []netip.Prefix) error {
 	var errs []error
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		ours := map[string]bool{}
+		ours, theirs := map[string]bool{}, map[string]bool{}
 		for _, a := range addresses {
 			if a.Is4() == (family == netlink.FAMILY_V4) {
 				ours[hostNet(a).String()] = true
@@ -57,14 +58,18 @@ func dropRules(h *netlink.Handle, addresses []netip.Addr) error {
 		if len(ours) == 0 {
 			continue
 		}
+		for _, p := range to {
+			theirs[network(p).String()] = true
+		}
 		rules, err := again(func() ([]netlink.Rule, error) { return h.RuleList(family) })
 		errs = append(errs, err)
 		for _, r := range rules {
-			if r.Src == nil || !ours[r.Src.String()] || r.Table <= secondTable {
+			from := r.Src != nil && ours[r.Src.String()]
+			if r.Table <= secondTable || !from && (r.Dst == nil || !theirs[r.Dst.String()]) {
 				continue
 			}
 			if err := h.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
-				errs = append(errs, fmt.Errorf("remove rule from %s: %w", r.Src, cause(err)))
+				errs = append(errs, fmt.Errorf("remove rule %s: %w", r, cause(err)))
 			}
 		}
 	}

@@ -41,15 +41,15 @@ func TestDropRules(t *testing.T) {
 		path     string
 		dev, ino uint64
 	}{{"", ns.Dev, ns.Ino}, {path, ns.Dev, ns.Ino + 1}, {"/proc/self/fd/99999", ns.Dev, ns.Ino}} {
-		if err := h.DropRules(other.path, other.dev, other.ino, addrs(second...)); err != nil || rules() == before {
+		if err := h.DropRules(other.path, other.dev, other.ino, addrs(second...), nil); err != nil || rules() == before {
 			t.Errorf("%+v: %v, rules:\n%s", other, err, rules())
 		}
 	}
-	if err := h.DropRules("/dev/null", ns.Dev, ns.Ino, addrs(second...)); err == nil || !strings.Contains(err.Error(), "not a namespace") {
+	if err := h.DropRules("/dev/null", ns.Dev, ns.Ino, addrs(second...), nil); err == nil || !strings.Contains(err.Error(), "not a namespace") {
 		t.Errorf("of a device: %v", err)
 	}
 	for range 2 {
-		if err := h.DropRules(path, ns.Dev, ns.Ino, addrs(second...)); err != nil {
+		if err := h.DropRules(path, ns.Dev, ns.Ino, addrs(second...), nil); err != nil {
 			t.Fatal(err)
 		}
 		if now := rules(); now != before {
