@@ -32,8 +32,9 @@ type Index struct {
 	wired       map[string]wiring              // link to what it has now
 	onLink      []Element                      // subnets of the host
 	nat         nat
-	mss         map[string]int // MTU that a link's connections are kept to
-	wireguard   uint16         // port of WireGuard tunnels; 0: there are none
+	published   map[string]*datastore.Endpoint // local ones with ports of the host, by name
+	mss         map[string]int                 // MTU that a link's connections are kept to
+	wireguard   uint16                         // port of WireGuard tunnels; 0: there are none
 	pending     pending
 	gifts       map[string]*gifts       // by list of profiles
 	filling     []string                // selectors whose members are being looked for, in turn
@@ -61,6 +62,7 @@ func NewIndex(node string, o Options) *Index {
 		links:       map[string]map[string]struct{}{},
 		wired:       map[string]wiring{},
 		nat:         newNAT(),
+		published:   map[string]*datastore.Endpoint{},
 		mss:         map[string]int{},
 		pending:     newPending(),
 		gifts:       map[string]*gifts{},
@@ -77,6 +79,7 @@ func (x *Index) Apply(c datastore.Change) {
 	case datastore.KindEndpoint:
 		e, _ := c.New.(*datastore.Endpoint)
 		x.setEndpoint(c.Name, e)
+		x.setPorts(c.Name, e)
 	case datastore.KindProfile:
 		p, _ := c.New.(*datastore.Profile)
 		x.setProfile(c.Name, p)

@@ -172,6 +172,12 @@ func (v Verdict) String() string {
 		return v.Key.String() + " vmap @" + v.Chain
 	case Masquerade:
 		return "masquerade"
+	case Redirect:
+		family := "ip"
+		if v.To.Addr().Is6() {
+			family = "ip6"
+		}
+		return "dnat " + family + " to " + v.To.String()
 	}
 	return ""
 }
@@ -260,6 +266,8 @@ func (t Term) value() string {
 		return "confirmed"
 	case t.Field == TCPFlags && t.Number == tcpSYN:
 		return "syn"
+	case t.Field == DstType && t.Number == typeLocal:
+		return "local"
 	case t.Field == NFProto && t.Number == nfIPv4:
 		return "ipv4"
 	case t.Field == NFProto && t.Number == nfIPv6:
@@ -306,7 +314,7 @@ func (f Field) String() string {
 		SrcNamedPort4: "ip saddr . meta l4proto . th sport", DstNamedPort4: "ip daddr . meta l4proto . th dport",
 		SrcNamedPort6: "ip6 saddr . meta l4proto . th sport", DstNamedPort6: "ip6 daddr . meta l4proto . th dport",
 		LinkPair: "iifname . oifname", LinkDstIP4: "iifname . ip daddr", LinkDstIP6: "iifname . ip6 daddr", LinkARPIP4: "iifname . arp saddr ip",
-		CTStatus: "ct status", TCPFlags: "tcp flags",
+		CTStatus: "ct status", TCPFlags: "tcp flags", DstType: "fib daddr type",
 	}
 	if int(f) < len(names) {
 		return names[f]

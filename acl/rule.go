@@ -39,6 +39,7 @@ const (
 	LinkARPIP4                     // InLink . sender's address, of an ARP packet
 	CTStatus                       // bits of the connection tracking entry's status
 	TCPFlags                       // bits of the flags of a TCP segment
+	DstType                        // what the destination is to this host (rtnetlink(7), rtm_type)
 )
 
 // The values of NFProto.
@@ -46,6 +47,9 @@ const (
 	nfIPv4 = 2
 	nfIPv6 = 10
 )
+
+// typeLocal is the DstType of an address of this host (RTN_LOCAL).
+const typeLocal = 2
 
 // statusConfirmed is the CTStatus of a flow that has its entry in the table already
 // (IPS_CONFIRMED). Its packets are of state new all the same until somebody answers.
@@ -78,13 +82,16 @@ const (
 	Lookup
 	// Masquerade gives the packet's flow the address of the link it leaves by.
 	Masquerade
+	// Redirect gives the packet's flow the destination To.
+	Redirect
 )
 
 // Verdict is what a rule or an element of a verdict map does.
 type Verdict struct {
 	Kind  VerdictKind
-	Chain string // of Jump and Goto; the map of Lookup
-	Key   Field  // of Lookup
+	Chain string         // of Jump and Goto; the map of Lookup
+	Key   Field          // of Lookup
+	To    netip.AddrPort // of Redirect
 }
 
 // Limit bounds how often a rule goes on: Rate times a second and Burst at once for

@@ -8,14 +8,17 @@ import (
 
 // Hook says where a base chain is attached; its policy is accept.
 type Hook struct {
-	Name     string // prerouting, input, forward, postrouting
+	Name     string // prerouting, input, forward, output, postrouting
 	Priority int32
 }
 
+// priorityDNAT is that of the translation of destinations (nft(8), dstnat).
+const priorityDNAT = -100
+
 // Type is the type of its chain as nft names it: what is done to packets that have
-// been routed is translation of addresses.
+// been routed, or at that priority, is translation of addresses.
 func (h Hook) Type() string {
-	if h.Name == "postrouting" {
+	if h.Name == "postrouting" || h.Priority == priorityDNAT {
 		return "nat"
 	}
 	return "filter"

@@ -43,11 +43,26 @@ func (e *Endpoint) Validate() error {
 		at("spec.link", checkInterface(s.Link)),
 		each("spec.addresses", s.Addresses, func(a netip.Addr) error { return checkAddr("", a) }),
 		each("spec.profiles", s.Profiles, CheckName),
-		each("spec.ports", s.Ports, checkPort))
+		each("spec.ports", s.Ports, checkPort),
+		each("spec.hostPorts", s.HostPorts, checkHostPort))
 }
 
+func checkHostPort(p HostPort) error {
+	switch {
+	case p.Port == 0 || p.HostPort == 0:
+		return &FieldError{Field: ".port", Value: "0", Reason: "must be from 1 to 65535"}
+	case !slices.Contains(transports(), p.Protocol):
+		return &FieldError{Field: ".protocol", Value: p.Protocol, Reason: "must be tcp, udp or sctp"}
+	case p.HostIP.IsValid() && (p.HostIP.IsUnspecified() || p.HostIP.IsLoopback()):
+		return &FieldError{Field: ".hostIP", Value: p.HostIP.String(), Reason: "must be an address that others reach this host by; leave it out for all of them"}
+	}
+	return nil
+}
+
+func transports() []string { return []string{"tcp", "udp", "sctp"} }
+
 func checkPort(p Port) error {
-	if !slices.Contains([]string{"tcp", "udp", "sctp"}, p.Protocol) {
+	if !slices.Contains(transports(), p.Protocol) {
 		return &FieldError{Field: ".protocol", Value: p.Protocol, Reason: "must be tcp, udp or sctp"}
 	}
 	if p.Port == 0 {

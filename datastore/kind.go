@@ -385,6 +385,17 @@ type EndpointSpec struct {
 	// Profiles apply in order; the first rule that matches decides.
 	Profiles []string `json:"profiles,omitempty"`
 	Ports    []Port   `json:"ports,omitempty"`
+	// HostPorts are ports of the node that lead to ports of the endpoint. Its rules
+	// decide who gets through.
+	HostPorts []HostPort `json:"hostPorts,omitempty"`
+}
+
+// HostPort is a port of a node that leads to one of an endpoint there.
+type HostPort struct {
+	Protocol string     `json:"protocol"`        // tcp, udp or sctp
+	HostIP   netip.Addr `json:"hostIP,omitzero"` // zero: every address of the node
+	HostPort uint16     `json:"hostPort"`
+	Port     uint16     `json:"port"`
 }
 
 // Port is a named port of an endpoint.

@@ -91,6 +91,16 @@ func encodeRule(chain *nftables.Chain, r *acl.Rule) *nftables.Rule {
 		out.Exprs = append(out.Exprs, &expr.Lookup{SourceRegister: regValue, SetName: r.Verdict.Chain, IsDestRegSet: true})
 	case acl.Masquerade:
 		out.Exprs = append(out.Exprs, &expr.Masq{})
+	case acl.Redirect:
+		to := r.Verdict.To
+		family := uint32(unix.NFPROTO_IPV4)
+		if to.Addr().Is6() {
+			family = unix.NFPROTO_IPV6
+		}
+		out.Exprs = append(out.Exprs,
+			&expr.Immediate{Register: regValue, Data: to.Addr().AsSlice()},
+			&expr.Immediate{Register: regAfterLink, Data: binary.BigEndian.AppendUint16(nil, to.Port())},
+			&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: regValue, RegProtoMin: regAfterLink, Specified: true})
 	default:
 		out.Exprs = append(out.Exprs, encodeVerdict(r.Verdict))
 	}
@@ -162,7 +172,7 @@ func termValue(t acl.Term) []byte {
 	switch t.Field {
 	case acl.SrcPort, acl.DstPort:
 		return binary.BigEndian.AppendUint16(nil, uint16(t.Number))
-	case acl.InGroup, acl.OutGroup, acl.CTState, acl.CTStatus:
+	case acl.InGroup, acl.OutGroup, acl.CTState, acl.CTStatus, acl.DstType:
 		return binaryutil.NativeEndian.PutUint32(t.Number)
 	}
 	return []byte{byte(t.Number)}
@@ -199,6 +209,8 @@ func load(f acl.Field) []expr.Any {
 		return []expr.Any{&expr.Ct{Register: regValue, Key: expr.CtKeySTATE}}
 	case acl.CTStatus:
 		return []expr.Any{&expr.Ct{Register: regValue, Key: expr.CtKeySTATUS}}
+	case acl.DstType:
+		return []expr.Any{&expr.Fib{Register: regValue, ResultADDRTYPE: true, FlagDADDR: true}}
 	case acl.SrcPort:
 		return []expr.Any{transport(0, 2, regValue)}
 	case acl.DstPort:

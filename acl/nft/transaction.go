@@ -171,7 +171,7 @@ func (tx *transaction) baseChain(c *acl.Chain) {
 func encodeBase(c *acl.Chain) *nftables.Chain {
 	hooks := map[string]*nftables.ChainHook{
 		"prerouting": nftables.ChainHookPrerouting, "input": nftables.ChainHookInput, "forward": nftables.ChainHookForward,
-		"postrouting": nftables.ChainHookPostrouting,
+		"output": nftables.ChainHookOutput, "postrouting": nftables.ChainHookPostrouting,
 	}
 	policy := nftables.ChainPolicyAccept
 	hook, t := hooks[c.Hook.Name], tableOf(c.Name)

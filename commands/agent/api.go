@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"netctl/commands/control"
@@ -25,6 +26,8 @@ type api struct {
 	// addresses are held by it; store is where networks and labels are written.
 	addresses *ipam.Allocator
 	store     datastore.Store
+	// publishing is held by who looks for a port of the node and takes it.
+	publishing sync.Mutex
 }
 
 func (a *api) routes() http.Handler {
@@ -38,6 +41,7 @@ func (a *api) routes() http.Handler {
 	mux.Handle("POST /v1/network", control.Call(a.network))
 	mux.Handle("GET /v1/pools", control.Call(a.pools))
 	mux.Handle("POST /v1/labels", control.Call(a.labels))
+	mux.Handle("POST /v1/ports", control.Call(a.ports))
 	return mux
 }
 

@@ -160,12 +160,49 @@ func (a *api) labels(ctx context.Context, r control.LabelRequest) (none struct{}
 	if err := a.loop.gate(ctx); err != nil {
 		return none, fmt.Errorf("label %s: %w", name, err)
 	}
-	return none, a.service.Label(ctx, name, func(ep *datastore.Endpoint) {
+	return none, a.service.Amend(ctx, name, func(ep *datastore.Endpoint) error {
 		was := ep.Metadata.Labels
 		ep.Metadata.Labels = maps.Clone(was)
 		if was == nil {
 			ep.Metadata.Labels = map[string]string{}
 		}
 		maps.Copy(ep.Metadata.Labels, r.Labels)
+		return nil
 	})
+}
+
+// ports publishes ports of the node as ports of an endpoint.
+func (a *api) ports(ctx context.Context, r control.PortRequest) (none struct{}, err error) {
+	name := r.Endpoint(a.loop.cfg.Node)
+	if err := a.loop.gate(ctx); err != nil {
+		return none, fmt.Errorf("publish ports of %s: %w", name, err)
+	}
+	a.publishing.Lock() // else two could have one
+	defer a.publishing.Unlock()
+	return none, a.service.Amend(ctx, name, func(ep *datastore.Endpoint) error {
+		var taken error
+		if err := a.loop.do(ctx, func() {
+			for _, o := range a.loop.view.EndpointsOf(a.loop.cfg.Node) {
+				if p, both := bothPublish(o.Spec.HostPorts, r.Ports); both && o.Metadata.Name != name {
+					taken = fmt.Errorf("port %d/%s of this node: %w: %s publishes it", p.HostPort, p.Protocol, datastore.ErrConflict, o.Metadata.Name)
+				}
+			}
+		}); err != nil {
+			return err
+		}
+		ep.Spec.HostPorts = r.Ports
+		return taken
+	})
+}
+
+// bothPublish finds a port of the node that is in both lists.
+func bothPublish(a, b []datastore.HostPort) (datastore.HostPort, bool) {
+	for _, x := range a {
+		for _, y := range b {
+			if x.HostPort == y.HostPort && x.Protocol == y.Protocol && (!x.HostIP.IsValid() || !y.HostIP.IsValid() || x.HostIP == y.HostIP) {
+				return x, true
+			}
+		}
+	}
+	return datastore.HostPort{}, false
 }

@@ -71,6 +71,14 @@ type LabelRequest struct {
 	Labels map[string]string `json:"labels"`
 }
 
+// PortRequest makes these the ports of the node that lead to an endpoint
+// (POST /v1/ports); none: there are none any more. A port that another endpoint has is
+// CodeConflict.
+type PortRequest struct {
+	Target
+	Ports []datastore.HostPort `json:"ports,omitempty"`
+}
+
 // Hold chooses an address and holds it; see HoldRequest.
 func (c *AgentClient) Hold(ctx context.Context, r HoldRequest) (HeldAddress, error) {
 	var a HeldAddress
@@ -98,4 +106,9 @@ func (c *AgentClient) Pools(ctx context.Context) ([]PoolEntry, error) {
 // Label gives an endpoint labels; see LabelRequest.
 func (c *AgentClient) Label(ctx context.Context, r LabelRequest) error {
 	return call(ctx, c.socket, "agent", http.MethodPost, "/v1/labels", r, nil)
+}
+
+// Publish gives an endpoint ports of the node; see PortRequest.
+func (c *AgentClient) Publish(ctx context.Context, r PortRequest) error {
+	return c.insist(ctx, func() error { return call(ctx, c.socket, "agent", http.MethodPost, "/v1/ports", r, nil) })
 }

@@ -157,8 +157,8 @@ func (p *plugin) calls() map[string]func(context.Context, []byte) (any, error) {
 		"/NetworkDriver.Leave":                       call(p.leave),
 		"/NetworkDriver.DiscoverNew":                 answer(nothing{}),
 		"/NetworkDriver.DiscoverDelete":              answer(nothing{}),
-		"/NetworkDriver.ProgramExternalConnectivity": answer(nothing{}),
-		"/NetworkDriver.RevokeExternalConnectivity":  answer(nothing{}),
+		"/NetworkDriver.ProgramExternalConnectivity": call(p.expose),
+		"/NetworkDriver.RevokeExternalConnectivity":  call(p.unexpose),
 
 		"/IpamDriver.GetCapabilities":         answer(ipamCapabilities{}),
 		"/IpamDriver.GetDefaultAddressSpaces": answer(addressSpaces{localSpace, globalSpace}),

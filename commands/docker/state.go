@@ -41,10 +41,11 @@ type endpoint struct {
 	Addresses   []netip.Addr
 	MAC         string
 	// Sandbox is where its namespace is to be found; "": it has not joined one.
-	Sandbox string     `json:",omitempty"`
-	Gateway netip.Addr `json:",omitzero"`
-	Peer    string     `json:",omitempty"` // the interface that Docker takes into the sandbox
-	Named   bool       `json:",omitempty"` // its container is known
+	Sandbox   string     `json:",omitempty"`
+	Gateway   netip.Addr `json:",omitzero"`
+	Peer      string     `json:",omitempty"` // the interface that Docker takes into the sandbox
+	Named     bool       `json:",omitempty"` // its container is known
+	Published bool       `json:",omitempty"` // it has ports of the node
 }
 
 // state is what the role remembers, in two folders: networks for ever, since Docker
