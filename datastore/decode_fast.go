@@ -91,6 +91,8 @@ func (d *decoder) endpointSpec(s *EndpointSpec, key []byte) (bool, error) {
 		return true, list(d, &s.Profiles, d.shared)
 	case "ports":
 		return true, list(d, &s.Ports, func(p *Port) error { return d.object(p) })
+	case "hostPorts":
+		return true, list(d, &s.HostPorts, func(p *HostPort) error { return d.object(p) })
 	}
 	return false, nil
 }

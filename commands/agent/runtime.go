@@ -184,7 +184,7 @@ func (a *api) ports(ctx context.Context, r control.PortRequest) (none struct{}, 
 		if err := a.loop.do(ctx, func() {
 			for _, o := range a.loop.view.EndpointsOf(a.loop.cfg.Node) {
 				if p, both := bothPublish(o.Spec.HostPorts, r.Ports); both && o.Metadata.Name != name {
-					taken = fmt.Errorf("port %d/%s of this node: %w: %s publishes it", p.HostPort, p.Protocol, datastore.ErrConflict, o.Metadata.Name)
+					taken = fmt.Errorf("port %d/%s of this node: %w: %s publishes it", p.HostPort, p.Protocol, datastore.ErrInUse, o.Metadata.Name)
 				}
 			}
 		}); err != nil {
