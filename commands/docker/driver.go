@@ -116,6 +116,8 @@ func (p *plugin) deleteNetwork(_ context.Context, r endpointCall) (any, error) {
 
 // createEndpoint takes note of an endpoint: it is attached when it joins a sandbox.
 func (p *plugin) createEndpoint(ctx context.Context, r endpointCall) (any, error) {
+	ctx, cancel := short(ctx)
+	defer cancel()
 	if err := errors.Join(checkID(r.NetworkID), checkID(r.EndpointID)); err != nil {
 		return nil, err
 	}
@@ -170,7 +172,9 @@ func (p *plugin) join(ctx context.Context, r endpointCall) (any, error) {
 	if !ok {
 		return nil, fmt.Errorf("endpoint %.12s: is not known: Docker did not create it, or this machine was started since", r.EndpointID)
 	}
-	n, err := p.names.network(ctx, e.Network)
+	asked, cancel := short(ctx)
+	defer cancel()
+	n, err := p.names.network(asked, e.Network)
 	if err != nil {
 		return nil, err
 	}
@@ -196,7 +200,9 @@ func (p *plugin) attach(ctx context.Context, n network, e endpoint) (control.Att
 	if req.Network != n.Name {
 		req.Labels = map[string]string{datastore.LabelNetwork: n.Name}
 	}
-	return p.agent.Waiting(callTimeout/2).Attach(ctx, req)
+	return heed(ctx, p, func(ctx context.Context) (control.Attachment, error) {
+		return p.agent.Waiting(callTimeout/2).Attach(ctx, req)
+	})
 }
 
 // answerJoin says how Docker is to set up the interface. It gives no route but the
@@ -227,6 +233,8 @@ func (p *plugin) deleteEndpoint(ctx context.Context, r endpointCall) (any, error
 		return nil, err
 	}
 	req := control.DetachRequest{Target: target(r.EndpointID)}
+	ctx, cancel := short(ctx)
+	defer cancel()
 	later, err := control.KeepDetach(filepath.Join(p.cfg.RunDir, filepath.Base(control.PendingDir)), req, p.agent.Detach(ctx, req))
 	if later != nil {
 		p.log.Warn("endpoint is released later", "endpoint", r.EndpointID, "cause", later)

@@ -97,6 +97,8 @@ func newToken() string {
 }
 
 func (p *plugin) requestPool(ctx context.Context, r requestPool) (any, error) {
+	ctx, cancel := short(ctx)
+	defer cancel()
 	id := poolID{v6: r.V6}
 	if r.Pool == "" {
 		if r.SubPool != "" {
@@ -187,6 +189,8 @@ func (p *plugin) requestAddress(ctx context.Context, r addressCall) (any, error)
 			req.Network = datastore.ForeignName(n.Name)
 		}
 	}
+	ctx, cancel := short(ctx)
+	defer cancel()
 	held, err := p.agent.Waiting(callTimeout/2).Hold(ctx, req)
 	if err != nil {
 		return nil, err
@@ -200,6 +204,8 @@ func (p *plugin) releaseAddress(ctx context.Context, r addressCall) (any, error)
 	}
 	// The address of an endpoint is released with the endpoint. A hold that cannot be
 	// let go ends by itself.
+	ctx, cancel := short(ctx)
+	defer cancel()
 	if a, err := netip.ParseAddr(r.Address); err == nil && !a.IsUnspecified() {
 		if err := p.agent.LetGo(ctx, a); err != nil {
 			p.log.Debug("hold not let go", "address", a, "error", err)

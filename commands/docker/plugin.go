@@ -56,8 +56,10 @@ const DefaultAPI = "/run/docker.sock"
 
 // How long calls may take. Docker waits 30 s, and with it whoever uses Docker.
 const (
-	// callTimeout is for everything that a call does.
-	callTimeout = 1800 * time.Millisecond
+	// callTimeout is for everything that a call does, if the agent or the datastore is
+	// away; writeTimeout if they are there and have much to do.
+	callTimeout  = 1800 * time.Millisecond
+	writeTimeout = 10 * time.Second
 	// bodyTimeout is for the request's body and, apart from it, for the answer.
 	bodyTimeout = 5 * time.Second
 	// maxBody bounds a request, in bytes.
@@ -169,6 +171,50 @@ func (p *plugin) calls() map[string]func(context.Context, []byte) (any, error) {
 	}
 }
 
+// heed waits for what the agent is asked to write, longer than for all else as long as
+// the agent says that it works and has a datastore.
+func heed[T any](ctx context.Context, p *plugin, ask func(context.Context) (T, error)) (T, error) {
+	type outcome struct {
+		value T
+		err   error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan outcome, 1)
+	go func() {
+		v, err := ask(ctx)
+		done <- outcome{v, err}
+	}()
+	const most = callTimeout / 3 // of the time for one look at the agent
+	look := time.NewTimer(callTimeout - most)
+	defer look.Stop()
+	for {
+		select {
+		case o := <-done:
+			return o.value, o.err
+		case <-look.C:
+		}
+		var none T
+		asked, end := context.WithTimeout(ctx, most)
+		s, err := p.agent.Status(asked)
+		end()
+		switch {
+		case err != nil:
+			return none, err
+		case s.Detached != "":
+			return none, fmt.Errorf("agent of node %s is detached: %s", s.Node, s.Detached)
+		case s.Store != "":
+			return none, fmt.Errorf("agent of node %s: %s", s.Node, s.Store)
+		}
+		look.Reset(callTimeout - most)
+	}
+}
+
+// short is a call that the agent answers without writing.
+func short(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, callTimeout)
+}
+
 // answer is a call that is always answered the same.
 func answer(a any) func(context.Context, []byte) (any, error) {
 	return func(context.Context, []byte) (any, error) { return a, nil }
@@ -197,7 +243,7 @@ func (p *plugin) handler() http.Handler {
 			_ = deadlines.SetReadDeadline(time.Time{})
 			var a any
 			if err == nil {
-				ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
+				ctx, cancel := context.WithTimeout(r.Context(), writeTimeout)
 				defer cancel()
 				a, err = fn(ctx, body)
 			}

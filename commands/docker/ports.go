@@ -46,17 +46,19 @@ func (p *plugin) expose(ctx context.Context, r endpointCall) (any, error) {
 	}
 	for try := 1; ; try++ {
 		req := control.PortRequest{Target: target(r.EndpointID)}
-		chosen := false
+		loose := false
 		for _, m := range maps {
-			port, any, err := choose(ctx, m)
+			port, other, err := choose(ctx, m)
 			if err != nil {
 				return nil, err
 			}
-			chosen = chosen || any
+			loose = loose || other
 			req.Ports = append(req.Ports, port)
 		}
-		err := p.agent.Waiting(callTimeout/2).Publish(ctx, req)
-		if chosen && errors.Is(err, datastore.ErrConflict) && try < mostTries {
+		_, err := heed(ctx, p, func(ctx context.Context) (nothing, error) {
+			return nothing{}, p.agent.Waiting(callTimeout/2).Publish(ctx, req)
+		})
+		if loose && errors.Is(err, datastore.ErrConflict) && try < mostTries {
 			continue // somebody else has the one that was free
 		}
 		if err != nil {
@@ -72,15 +74,17 @@ func (p *plugin) unexpose(ctx context.Context, r endpointCall) (any, error) {
 	if !ok || !e.Published {
 		return nothing{}, nil
 	}
+	ctx, cancel := short(ctx)
+	defer cancel()
 	if err := p.agent.Publish(ctx, control.PortRequest{Target: target(r.EndpointID)}); err != nil && !errors.Is(err, datastore.ErrNotFound) {
 		p.log.Warn("ports stay published until the endpoint goes", "endpoint", r.EndpointID, "error", err)
 	}
 	return nothing{}, p.state.changeEndpoint(r.EndpointID, func(e *endpoint) { e.Published = false })
 }
 
-// choose is a port of the host for a mapping, which no process there uses. any: another
+// choose is a port of the host for a mapping, which no process there uses. other: another
 // would do as well.
-func choose(ctx context.Context, m portMap) (port datastore.HostPort, any bool, err error) {
+func choose(ctx context.Context, m portMap) (port datastore.HostPort, other bool, err error) {
 	names := map[uint8]string{6: "tcp", 17: "udp", 132: "sctp"} // IANA protocol numbers
 	port = datastore.HostPort{Protocol: names[m.Proto], HostPort: m.HostPort, Port: m.Port}
 	if port.Protocol == "" {
@@ -98,15 +102,15 @@ func choose(ctx context.Context, m portMap) (port datastore.HostPort, any bool, 
 		}
 	}
 	last := max(m.HostPort, m.HostPortEnd)
-	any = m.HostPort == 0 || last > m.HostPort
+	other = m.HostPort == 0 || last > m.HostPort
 	for {
 		free, err := vacant(ctx, port)
 		if err == nil {
 			port.HostPort = free
-			return port, any, nil
+			return port, other, nil
 		}
 		if port.HostPort == last {
-			return port, any, fmt.Errorf("published port %d/%s: a process on this host has it: %w", port.HostPort, port.Protocol, err)
+			return port, other, fmt.Errorf("published port %d/%s: a process on this host has it: %w", port.HostPort, port.Protocol, err)
 		}
 		port.HostPort++
 	}
