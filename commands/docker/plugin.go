@@ -113,6 +113,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	tasks := []control.Task{
 		{Name: "watch files", Do: func(ctx context.Context) error { return control.WatchFolders(ctx, cfg.Log, folders...) }},
 		{Name: "learn names", Do: p.names.run},
+		{Name: "release what Docker forgot", Do: (&tidier{p: p}).run},
 	}
 	for _, l := range sockets {
 		tasks = append(tasks, control.Task{Name: "serve " + l.Addr().String(), Do: func(ctx context.Context) error { return control.Serve(ctx, l, p.handler()) }})

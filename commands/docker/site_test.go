@@ -119,7 +119,7 @@ func (s *site) startPlugin(h *netlab.Host) {
 	}
 	s.plugins[h] = p
 	netlab.Until(s, patience, "plugin on "+h.Name, func() string {
-			if _, failed := netlab.Try(s, h, "test", "-S", DefaultSocket); failed != nil {
+		if _, failed := netlab.Try(s, h, "test", "-S", DefaultSocket); failed != nil {
 			return failed.Error()
 		}
 		return ""
