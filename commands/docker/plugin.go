@@ -59,7 +59,7 @@ const (
 	// callTimeout is for everything that a call does, if the agent or the datastore is
 	// away; writeTimeout if they are there and have much to do.
 	callTimeout  = 1800 * time.Millisecond
-	writeTimeout = 10 * time.Second
+	writeTimeout = 6 * time.Second
 	// bodyTimeout is for the request's body and, apart from it, for the answer.
 	bodyTimeout = 5 * time.Second
 	// maxBody bounds a request, in bytes.
