@@ -9,7 +9,11 @@
 // name alone; a link of netctl is known by its group, never by its name.
 package netdev
 
-import "net/netip"
+import (
+	"crypto/rand"
+	"net"
+	"net/netip"
+)
 
 // DefaultPrefix starts the name of the host side of every endpoint unless the
 // configuration says otherwise.
@@ -56,3 +60,12 @@ func Gateways(first netip.Addr) (list []netip.Addr) {
 // endpoint, which follows from HostMAC (RFC 4291, appendix A); endpoints use it
 // as next hop.
 func HostLinkLocal() netip.Addr { return netip.MustParseAddr("fe80::ecee:eeff:feee:eeee") }
+
+// NewMAC is a random hardware address for a workload's interface: locally administered,
+// not multicast (IEEE 802, section 8.4).
+func NewMAC() string {
+	mac := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(mac) // never fails (crypto/rand)
+	mac[0] = mac[0]&^1 | 2
+	return mac.String()
+}

@@ -13,7 +13,7 @@ import (
 )
 
 // errNoSuch is what Docker's API says of what it does not have.
-var errNoSuch = errors.New("Docker has no such object")
+var errNoSuch = errors.New("there is no such object in Docker")
 
 // maxAnswer bounds what is read of an answer of Docker's API, in bytes.
 const maxAnswer = 16 << 20
@@ -74,7 +74,7 @@ func (a *api) get(ctx context.Context, path string, into any) error {
 	case resp.StatusCode == http.StatusNotFound:
 		return fmt.Errorf("%w: %s", errNoSuch, strings.TrimSpace(string(text)))
 	case resp.StatusCode != http.StatusOK:
-		return fmt.Errorf("Docker's API: %s: %s", resp.Status, strings.TrimSpace(string(text)))
+		return fmt.Errorf("of Docker's API: %s: %s", resp.Status, strings.TrimSpace(string(text)))
 	}
 	return json.Unmarshal(text, into)
 }

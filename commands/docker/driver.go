@@ -3,10 +3,8 @@ package docker
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -141,7 +139,7 @@ func (p *plugin) createEndpoint(ctx context.Context, r endpointCall) (any, error
 	}
 	var told createdEndpoint
 	if e.MAC = given.MacAddress; e.MAC == "" {
-		e.MAC = newMAC()
+		e.MAC = netdev.NewMAC()
 		told.Interface.MacAddress = e.MAC
 	}
 	if have, ok := p.state.endpoint(e.ID); ok && slices.Equal(have.Addresses, e.Addresses) { // said again
@@ -151,14 +149,6 @@ func (p *plugin) createEndpoint(ctx context.Context, r endpointCall) (any, error
 		return told, nil
 	}
 	return told, p.state.putEndpoint(e)
-}
-
-// newMAC is a locally administered unicast address (IEEE 802, section 8.4).
-func newMAC() string {
-	mac := make(net.HardwareAddr, 6)
-	_, _ = rand.Read(mac) // never fails (crypto/rand)
-	mac[0] = mac[0]&^1 | 2
-	return mac.String()
 }
 
 func target(id string) control.Target {
@@ -270,8 +260,7 @@ func (s *state) enter(id, sandbox string, first netip.Addr) (endpoint, error) {
 		}
 		e.Gateway = free[0]
 	}
-	s.endpoints[id] = e
-	return e, write(s.passing, id, e)
+	return e, s.keepEndpoint(e)
 }
 
 // quit is enter's opposite.

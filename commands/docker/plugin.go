@@ -82,10 +82,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer lock.Close()
-	p, err := open(cfg)
-	if err != nil {
-		return err
-	}
+	p := open(cfg)
 	own, err := control.Listen(cfg.Socket, cfg.Log)
 	if err != nil {
 		return err
@@ -129,7 +126,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 }
 
 // open joins the parts; it starts nothing.
-func open(cfg Config) (*plugin, error) {
+func open(cfg Config) *plugin {
 	if !cfg.Gateway.IsValid() {
 		cfg.Gateway = netdev.Gateway4()
 	}
@@ -139,7 +136,7 @@ func open(cfg Config) (*plugin, error) {
 	}
 	p := &plugin{cfg: cfg, log: cfg.Log, state: s, agent: control.NewAgentClient(cfg.AgentSocket)}
 	p.names = newNames(p)
-	return p, nil
+	return p
 }
 
 // calls are the protocol's paths.

@@ -71,10 +71,7 @@ func newRig(t *testing.T) *rig {
 func (r *rig) start() {
 	r.Helper()
 	r.stop()
-	var err error
-	if r.plugin, err = open(r.cfg); err != nil {
-		r.Fatal(err)
-	}
+	r.plugin = open(r.cfg)
 	r.handler = r.plugin.handler()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -144,6 +144,11 @@ func (s *state) allNetworks(is func(network) bool) (list []network) {
 func (s *state) putNetwork(n network) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.keepNetwork(n)
+}
+
+// keepNetwork needs mu held.
+func (s *state) keepNetwork(n network) error {
 	s.networks[n.ID] = n
 	if err := write(s.lasting, n.ID, n); err != nil {
 		return fmt.Errorf("remember network %s: %w", n.ID, err)
@@ -154,13 +159,13 @@ func (s *state) putNetwork(n network) error {
 // changeNetwork changes a network that is still there.
 func (s *state) changeNetwork(id string, change func(*network)) error {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	n, ok := s.networks[id]
-	s.mu.Unlock()
 	if !ok {
 		return nil
 	}
 	change(&n)
-	return s.putNetwork(n)
+	return s.keepNetwork(n)
 }
 
 func (s *state) dropNetwork(id string) error {
@@ -192,6 +197,11 @@ func (s *state) allEndpoints(is func(endpoint) bool) (list []endpoint) {
 func (s *state) putEndpoint(e endpoint) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.keepEndpoint(e)
+}
+
+// keepEndpoint needs mu held.
+func (s *state) keepEndpoint(e endpoint) error {
 	s.endpoints[e.ID] = e
 	if err := write(s.passing, e.ID, e); err != nil {
 		return fmt.Errorf("remember endpoint %s: %w", e.ID, err)
@@ -201,12 +211,14 @@ func (s *state) putEndpoint(e endpoint) error {
 
 // changeEndpoint changes an endpoint that is still there.
 func (s *state) changeEndpoint(id string, change func(*endpoint)) error {
-	e, ok := s.endpoint(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, ok := s.endpoints[id]
 	if !ok {
 		return nil
 	}
 	change(&e)
-	return s.putEndpoint(e)
+	return s.keepEndpoint(e)
 }
 
 func (s *state) dropEndpoint(id string) error {

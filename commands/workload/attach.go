@@ -2,10 +2,8 @@ package workload
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -122,7 +120,7 @@ func (s *Service) recorded(rec *Record, ns *kernel.Netns) kernel.Wire {
 func (s *Service) assign(ctx context.Context, name string, req control.AttachRequest, known Known) (*datastore.Endpoint, int64, error) {
 	mac := req.MAC
 	if mac == "" {
-		mac = randomMAC()
+		mac = netdev.NewMAC()
 	}
 	for try := 1; ; try++ {
 		plan, err := s.plan(name, mac, req, known)
@@ -310,12 +308,4 @@ func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datas
 		return a, err
 	}
 	return a, s.Reconciler.Program(ctx, rec, revision)
-}
-
-// randomMAC is a locally administered unicast address (IEEE 802, section 8.4).
-func randomMAC() string {
-	mac := make(net.HardwareAddr, 6)
-	_, _ = rand.Read(mac) // never fails (crypto/rand)
-	mac[0] = mac[0]&^1 | 2
-	return mac.String()
 }

@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"cmp"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -73,10 +72,7 @@ func (w *Wire) prepare() (mac net.HardwareAddr, err error) {
 		return nil, fmt.Errorf("interface %s: gateways %s, %s: %w", w.Interface, w.Gateway4, w.Gateway6, datastore.ErrInvalid)
 	}
 	if w.MAC == "" {
-		mac = make(net.HardwareAddr, 6)
-		_, _ = rand.Read(mac) // never fails (crypto/rand)
-		mac[0] = mac[0]&^1 | 2
-		return mac, nil
+		w.MAC = netdev.NewMAC()
 	}
 	mac, err = net.ParseMAC(w.MAC)
 	if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
