@@ -170,7 +170,7 @@ func (r *rig) api(w http.ResponseWriter, q *http.Request) {
 		text, _ := json.Marshal(containers)
 		fmt.Fprintf(w, `{"Name":%q,"Options":{},"IPAM":{"Config":[{"Subnet":"10.77.0.0/16"}]},"Containers":%s}`, name, text)
 	case strings.HasPrefix(q.URL.Path, "/containers/"):
-		fmt.Fprint(w, `{"Name":"/shop_db_1","Config":{"Image":"bb:1","Labels":{"tier":"data","com.docker.compose.project":"shop","com.docker.compose.service":"db","docker.name":"forged","netctl/network":"forged","bad key":"x"}}}`)
+		fmt.Fprint(w, `{"Name":"/shop_db_1","Config":{"Image":"bb:1","Labels":{"tier":"data","com.docker.compose.project":"shop","com.docker.compose.service":"db","docker.name":"forged","docker.forged":"x","netctl/network":"forged","bad key":"x"}}}`)
 	default:
 		http.Error(w, `{"message":"network not found"}`, http.StatusNotFound)
 	}
