@@ -28,8 +28,8 @@ build: ## the static binary ./netctl
 	gzip -9 -n -c netctl > commands/datastore/netctl.gz
 	go build -tags bundled -ldflags '$(LDFLAGS)' -o netctl .
 
-demo: demo-packages build ## two nodes on this machine, wired, routed and filtered (KEEP=1 leaves them up)
-	@KEEP=$(KEEP) NETCTL=$(CURDIR)/netctl bash docs/demo.sh
+demo: demo-packages build ## two nodes on this machine, wired, routed and filtered (KEEP=1 leaves them up, DOCKER=1 installs Docker and shows it too)
+	@KEEP=$(KEEP) DOCKER=$(DOCKER) NETCTL=$(CURDIR)/netctl bash docs/demo.sh
 
 test: packages build ## everything CI runs
 	go vet ./...
@@ -84,7 +84,7 @@ packages:
 	@bash .ci/packages
 
 demo-packages:
-	@bash .ci/packages ip ping
+	@bash .ci/packages ip ping $(if $(DOCKER),dockerd busybox)
 
 clean: ## what the targets above made
 	rm -rf netctl commands/datastore/netctl.gz .ci/tools/bin

@@ -2,7 +2,7 @@
 # The demo that the documents show, on this machine and on real parts: two nodes in
 # network namespaces, embedded etcd behind TLS, BGP between them, containers wired
 # by the CNI plugin, rules that act at once. Every claim is asserted; the exit code
-# is the verdict. KEEP=1 leaves everything up.
+# is the verdict. KEEP=1 leaves everything up. DOCKER=1 goes on with Docker itself.
 set -euo pipefail
 
 netctl=${NETCTL:-./netctl}
@@ -83,6 +83,7 @@ cleanup() {
 			[[ -e $id ]] && mapfile -t out <"$id" && printf -- '--- end of %s ---\n' "$id" && printf '%s\n' "${out[@]:(${#out[@]} > 20 ? -20 : 0)}"
 		done >&2 || :
 	fi
+	[[ -z ${dockers:-} ]] || docker_down
 	[[ ! -d $lab ]] || "$netctl" lab --dir "$lab" down >/dev/null || code=1
 	for id in "${!conf[@]}"; do [[ ! -e /run/netns/$id ]] || ip netns del "$id" || code=1; done
 	[[ $code -ne 0 ]] || printf '\ndemo: every claim holds\n'
@@ -182,6 +183,8 @@ on node1 netctl profile app-B rule remove inbound allow from tag app-A
 soon 3 not reaches "${prefix}appA1" "$appB"
 ! ip netns exec "${prefix}appA1" ping -n -c 5 -i 0.2 -W 1 "$appB" >/dev/null || fail "app-A still reaches app-B"
 echo "app-A does not reach app-B any more"
+
+[[ -z ${DOCKER:-} ]] || source "${BASH_SOURCE[0]%/*}/demo-docker.sh"
 
 if [[ -z $keep ]]; then
 	say "The end of the containers"
