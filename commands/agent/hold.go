@@ -174,12 +174,19 @@ func (l *loop) hold(w attached, raise bool) bool {
 // settleLinks does what is left to do at the workload's side of loose links that
 // changed: their runtimes may have taken them there.
 func (l *loop) settleLinks() {
+	done := 0
 	for link := range l.links.settle {
-		delete(l.links.settle, link)
 		w := l.links.wires[link]
 		if _, present := l.links.present[link]; !present || w.Peer == "" {
+			delete(l.links.settle, link)
 			continue
 		}
+		if done == holdSlice {
+			l.again()
+			return
+		}
+		done++
+		delete(l.links.settle, link)
 		switch settled, err := l.links.kernel.Settle(w.Wire, w.place, w.to); {
 		case err != nil && !errors.Is(err, os.ErrNotExist): // else its namespace is not to be found here
 			l.log.Warn("a workload's interface was not set up whole", "endpoint", w.endpoint, "link", link, "error", err)

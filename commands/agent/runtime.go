@@ -19,13 +19,14 @@ func (a *api) hold(ctx context.Context, r control.HoldRequest) (h control.HeldAd
 	if err := a.loop.gate(ctx); err != nil {
 		return h, fmt.Errorf("address: %w", err)
 	}
-	req := ipam.Request{Name: r.Name, Pools: r.Pools, Within: r.Within, V6: r.IPv6}
-	var pools []*datastore.Pool
+	req := ipam.Request{Name: r.Name, Pools: r.Pools, Within: r.Within, Family: 4}
+	if r.IPv6 {
+		req.Family = 6
+	}
 	if err := a.loop.do(ctx, func() {
 		if n := a.loop.view.Network(r.Network); n != nil && len(req.Pools) == 0 {
 			req.Pools = n.Spec.Pools
 		}
-		pools = a.loop.view.Pools()
 	}); err != nil {
 		return h, err
 	}
@@ -35,49 +36,15 @@ func (a *api) hold(ctx context.Context, r control.HoldRequest) (h control.HeldAd
 		}
 		req.Wants = []netip.Addr{r.Address}
 	}
-	if req.Pools = ofFamily(req.Pools, pools, r.IPv6); len(req.Pools) == 0 {
-		return h, fmt.Errorf("%w: there is no %s pool to draw from; see `netctl pool show`", datastore.ErrExhausted, family(r.IPv6))
-	}
 	list, err := a.addresses.Hold(ctx, req)
 	if err != nil {
 		return h, err
 	}
-	for _, addr := range list {
-		if addr.Is6() == r.IPv6 {
-			h.Address = addr
-		} else {
-			a.addresses.LetGo(addr)
-		}
-	}
+	h.Address = list[0]
 	if pool := a.loop.addresses.PoolOf(h.Address); pool != nil {
 		h.Pool = pool.Spec.CIDR
 	}
 	return h, nil
-}
-
-// ofFamily are those of a list of CIDRs, or else of all pools that are open, that are of
-// a family: then the other one is not due.
-func ofFamily(list []netip.Prefix, pools []*datastore.Pool, v6 bool) (out []netip.Prefix) {
-	if len(list) == 0 {
-		for _, p := range pools {
-			if !p.Spec.Disabled {
-				list = append(list, p.Spec.CIDR)
-			}
-		}
-	}
-	for _, p := range list {
-		if p.Addr().Is6() == v6 {
-			out = append(out, p)
-		}
-	}
-	return out
-}
-
-func family(v6 bool) string {
-	if v6 {
-		return "IPv6"
-	}
-	return "IPv4"
 }
 
 func (a *api) letGo(_ context.Context, h control.HeldAddress) (struct{}, error) {

@@ -114,7 +114,7 @@ func TestNetworkOfRuntime(t *testing.T) {
 	if err != nil || len(pools.Pools) != 1 || pools.Pools[0].Closed != "" {
 		t.Errorf("pools: %+v, %v", pools, err)
 	}
-	if _, err := w.api.hold(t.Context(), control.HoldRequest{IPv6: true}); !errors.Is(err, datastore.ErrExhausted) || !strings.Contains(err.Error(), "there is no IPv6 pool") {
-		t.Errorf("without a pool of the family: %v", err)
+	if _, err := w.api.hold(t.Context(), control.HoldRequest{IPv6: true}); !errors.Is(err, datastore.ErrInvalid) || !strings.Contains(err.Error(), "node n1 has none itself") {
+		t.Errorf("IPv6 on a node without: %v", err)
 	}
 }

@@ -89,3 +89,22 @@ func TestWithin(t *testing.T) {
 		}
 	}
 }
+
+// TestFamily: of one family alone, from pools that select the node.
+func TestFamily(t *testing.T) {
+	elsewhere := func(s *datastore.PoolSpec) { s.NodeSelector = "rack == 'b'" }
+	w := newWorld(t, pool("10.0.0.0/24", elsewhere), pool("10.9.0.0/24"), pool("fd80::/64"))
+	w.put(node("n3", "192.168.99.104/24", "fd00:99::104/64"))
+	for _, c := range []struct {
+		family int
+		want   string
+	}{{4, "10.9.0.0/24"}, {6, "fd80::/64"}} {
+		list, err := w.on("n3").Hold(context.Background(), Request{Family: c.family})
+		if err != nil || len(list) != 1 || !prefixes(c.want)[0].Contains(list[0]) {
+			t.Errorf("family %d: %v, %v", c.family, list, err)
+		}
+	}
+	if list, err := w.on("n1").Hold(context.Background(), Request{Family: 6}); !errors.Is(err, datastore.ErrInvalid) {
+		t.Errorf("on a node without IPv6: %v, %v", list, err)
+	}
+}

@@ -85,6 +85,8 @@ type Request struct {
 	// enabled pool that selects the node, by address.
 	Pools []netip.Prefix
 	V6    bool
+	// Family, 4 or 6, is the only one that is due, whatever else is said; 0: as above.
+	Family int
 	// Within restricts the addresses to these prefixes; empty: any.
 	Within []netip.Prefix
 	// Held says that Wants were chosen by Hold, and are all that is due.

@@ -126,8 +126,11 @@ func (p *planner) wish(v6 bool) (wish netip.Addr, err error) {
 // due are the families, IPv4 first, that an address is due of without a wish: IPv6
 // alone where there are pools of no other.
 func (p *planner) due(n *datastore.Node) (due [2]bool) {
-	if p.req.Restore || p.req.Held {
+	switch {
+	case p.req.Restore || p.req.Held:
 		return due
+	case p.req.Family != 0:
+		return [2]bool{p.req.Family == 4, p.req.Family == 6}
 	}
 	pools := p.req.Pools
 	if len(pools) == 0 {
