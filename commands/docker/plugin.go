@@ -235,7 +235,7 @@ func (p *plugin) handler() http.Handler {
 	mux := http.NewServeMux()
 	for path, fn := range p.calls() {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
-			deadlines := http.NewResponseController(w)
+			began, deadlines := time.Now(), http.NewResponseController(w)
 			_ = deadlines.SetReadDeadline(time.Now().Add(bodyTimeout))
 			body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 			_ = deadlines.SetReadDeadline(time.Time{})
@@ -254,7 +254,7 @@ func (p *plugin) handler() http.Handler {
 				}
 				a = map[string]string{key: text}
 			}
-			p.log.Debug("docker call", "call", path, "body", string(body))
+			p.log.Debug("docker call", "call", path, "body", string(body), "took", time.Since(began))
 			text, err := json.Marshal(a)
 			if err != nil {
 				text = []byte(`{"Err":"netctl: answer cannot be encoded"}`)
