@@ -265,5 +265,5 @@ func (s *state) enter(id, sandbox string, first netip.Addr) (endpoint, error) {
 
 // quit is enter's opposite.
 func (s *state) quit(id string) error {
-	return s.changeEndpoint(id, func(e *endpoint) { e.Sandbox, e.Gateway, e.Peer = "", netip.Addr{}, "" })
+	return s.changeEndpoint(id, func(e *endpoint) { e.Sandbox, e.Gateway, e.Peer, e.Named = "", netip.Addr{}, "", false })
 }

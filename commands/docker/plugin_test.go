@@ -278,12 +278,12 @@ func TestSlowClient(t *testing.T) {
 // it knows of, or just begins, is not, nor is anything while it does not answer.
 func TestTidy(t *testing.T) {
 	r := newRig(t)
-	for id, network := range map[string]string{"a4e0f18fade1": "6a2b7979b2de", "c8bc77f3abdb": "23e7aa6f4a97", "0000000000aa": "ffffffffffff"} {
+	for id, network := range map[string]string{"a4e0f18fade1": "6a2b7979b2de", "c8bc77f3abdb": "23e7aa6f4a97", "0000000000aa": "ffffffffffff", "0000000000bb": "eeeeeeeeeeee"} {
 		if err := r.plugin.state.putEndpoint(endpoint{ID: id, Network: network, Named: true}); err != nil {
 			t.Fatal(err)
 		}
 		name := r.names[network]
-		if name == "" {
+		if network == "ffffffffffff" {
 			name = "removed"
 		}
 		if err := r.plugin.state.putNetwork(known(network, name)); err != nil {
@@ -309,8 +309,10 @@ func TestTidy(t *testing.T) {
 	if has("c8bc77f3abdb") || has("0000000000aa") || !has("a4e0f18fade1") {
 		t.Error("after two looks the wrong ones are there")
 	}
-	if _, ok := r.plugin.state.network("ffffffffffff"); ok {
-		t.Error("the network that was removed is remembered")
+	for _, id := range []string{"ffffffffffff", "eeeeeeeeeeee"} {
+		if _, ok := r.plugin.state.network(id); ok {
+			t.Errorf("network %s, which is not there, is remembered", id)
+		}
 	}
 	r.until(`detach {"orchestrator":"docker","workload":"c8bc77f3abdb"`, `detach {"orchestrator":"docker","workload":"0000000000aa"`)
 }

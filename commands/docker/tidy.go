@@ -36,7 +36,7 @@ func (t *tidier) run(ctx context.Context) error {
 func (t *tidier) once(ctx context.Context) {
 	before := t.doubted
 	t.doubted = map[string]bool{}
-	for _, n := range t.p.state.allNetworks(func(n network) bool { return n.Name != "" }) {
+	for _, n := range t.p.state.allNetworks(func(network) bool { return true }) {
 		asked, cancel := context.WithTimeout(ctx, apiTimeout)
 		told, err := t.p.names.api.network(asked, n.ID)
 		cancel()
