@@ -239,6 +239,8 @@ func (w *walk) key(f Field) Element {
 		return Element{Link: p.InLink}
 	case OutLink:
 		return Element{Link: p.OutLink}
+	case L4Proto:
+		return numberElement(uint16(p.Protocol))
 	case SrcPort:
 		return numberElement(p.SrcPort)
 	case DstPort:

@@ -222,7 +222,7 @@ func TestEvalNames(t *testing.T) {
 		{func(p *Packet) { p.OutLink, p.OutGroup = "up0", 0 }, "allowed by fwd_to rule -1 (profile web outbound: allow)", ""},
 		{func(p *Packet) { p.Dst = netip.MustParseAddr("169.254.1.1") }, "denied by raw_pre rule 0 (sent to a gateway address)", ""},
 		{func(p *Packet) { p.InLink, p.InGroup = "ncz", 0 }, "denied by raw_pre rule 3 (our prefix without our group)", ""},
-		{func(p *Packet) { p.OutLink = "ncz" }, "denied by to_wl rule 3 (unknown endpoint)", ""},
+		{func(p *Packet) { p.OutLink = "ncz" }, "denied by to_wl rule 4 (unknown endpoint)", ""},
 		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 53 }, "allowed by wl_host rule 9 ()", ""},
 		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 22 }, "denied by wl_host rule 12 ()", "DPH|host"},
 	} {

@@ -125,6 +125,8 @@ func (t SetType) String() string {
 		return "ipv6_addr . inet_proto . inet_service"
 	case ICMP6Types:
 		return "icmpv6_type"
+	case UnseenProtocols:
+		return "inet_proto"
 	case LinkVerdict:
 		return "ifname : verdict"
 	case StateVerdict:

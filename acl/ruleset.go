@@ -134,6 +134,12 @@ func sameRules(a, b []Rule) bool {
 
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
 
+// Endpoints tells whether there is any endpoint.
+func (r *Ruleset) Endpoints() bool {
+	s := r.Sets[mapFromEP]
+	return s != nil && len(s.Elements) > 0
+}
+
 // Closed is the part of r that lets nothing new pass to or from a workload: the base
 // chains, and what they refer to by rules. Its maps of links are empty, so that no
 // endpoint is known. It stands by itself.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // IANA protocol numbers the static part and rules name.
@@ -13,7 +14,10 @@ const (
 	protoTCP   = 6
 	protoUDP   = 17
 	protoICMP6 = 58
+	protoDCCP  = 33
 	protoSCTP  = 132
+
+	protoUDPLite = 136
 )
 
 const vxlanPort = 4789
@@ -68,6 +72,8 @@ func staticSets(o Options) []*Set {
 		newSet(meterReach, LinkMeter, "neighbours looked for"),
 		newSet(meterSeen4, LinkAddrMeter4, "neighbours sent to"),
 		newSet(meterSeen6, LinkAddrMeter6, "neighbours sent to"),
+		newSet(SetUnseen, UnseenProtocols, "whose flows may have begun unseen"),
+		newSet(setEphemeral, PortRanges, "clients", Element{First: 32768, Last: 65535}),
 		newSet(setDHCP, Port, "DHCP servers", numberElement(67), numberElement(547)),
 		// RFC 4443, RFC 4861, RFC 3810: multicast listener report and done,
 		// router solicitation, neighbour solicitation and advertisement.
@@ -141,6 +147,7 @@ func staticChains(o Options) []*Chain {
 	excess := func(m ...Term) Rule {
 		return Rule{Match: m, Limit: echoes, Counter: true, Verdict: drop(), Comment: "too many echo requests"}
 	}
+	unseen := match(Verdict{Kind: Jump, Chain: chainUnseen}, inSet(L4Proto, SetUnseen))
 	toHost := []Rule{
 		// First, since an identifier that was answered once is established.
 		excess(num(L4Proto, protoICMP), num(ICMPType, 8)),
@@ -164,6 +171,7 @@ func staticChains(o Options) []*Chain {
 			refuse("encapsulation guard", num(L4Proto, protoUDP), num(DstPort, vxlanPort)),
 			refuse("encapsulation guard", num(L4Proto, protoIPIP)),
 			refuse("DHCP server guard", num(L4Proto, protoUDP), inSet(SrcPort, setDHCP)),
+			unseen,
 		}, flowGuards(o), []Rule{
 			vmap(InLink, mapFromEP),
 			vmap(InLink, NextMap(mapFromEP)),
@@ -171,14 +179,38 @@ func staticChains(o Options) []*Chain {
 		})},
 		{Name: chainToWL, Rules: []Rule{
 			states,
+			unseen,
 			vmap(OutLink, mapToEP),
 			vmap(OutLink, NextMap(mapToEP)),
 			refuse("unknown endpoint"),
 		}},
 		{Name: chainWLHost, Rules: toHost},
 		{Name: chainSpoof, Rules: spoofRules()},
+		{Name: chainUnseen, Rules: unseenRules()},
 		denyChain(chainDenyIn, "DPI|default", few(meterDenyIn, LinkPair)),
 		denyChain(chainDenyOut, "DPE|default", few(meterDenyOut, InLink)),
+	}
+}
+
+// Unseen is for how long, once the packet filter is whole again, the first packet that is
+// seen of a flow of a protocol may be its answer, of which only netfilter's connection
+// tracking would know: a peer sends what is unacknowledged for some 15 minutes
+// (net.ipv4.tcp_retries2), a server of datagrams answers sooner or never.
+func Unseen() map[uint8]time.Duration {
+	const datagrams = 10 * time.Second
+	return map[uint8]time.Duration{protoTCP: 16 * time.Minute, protoUDP: datagrams, protoUDPLite: datagrams, protoSCTP: datagrams, protoDCCP: datagrams}
+}
+
+// unseenRules drop what may be the answer in a flow whose beginning nobody has seen. Taken
+// for a new one that its sender may begin, it would let the other end, which may not,
+// through for as long as both go on. A client sends from an ephemeral port to one that
+// is none, and begins with SYN; ICMP's answers never begin anything.
+func unseenRules() []Rule {
+	back := Verdict{Kind: Return}
+	return []Rule{
+		match(back, inSet(SrcPort, setEphemeral), Term{Field: DstPort, Set: setEphemeral, Not: true}),
+		match(back, num(L4Proto, protoTCP), num(TCPFlags, tcpSYN)),
+		refuse("answer in a flow that began unseen"),
 	}
 }
 
@@ -223,5 +255,7 @@ func baseChains(o Options) []*Chain {
 			refuse(noGroup, Term{Field: InLink, Text: ours}),
 		}},
 		{Name: ChainInHost, Hook: &Hook{"input", -10}, Rules: []Rule{jump(chainWLHost, in), refuse(noVerdict, in)}},
+		{Name: ChainOutHost, Hook: &Hook{"output", -10}, Rules: []Rule{match(Verdict{Kind: Jump, Chain: chainUnseen},
+			out, Term{Field: CTStatus, Number: statusConfirmed, Not: true}, inSet(L4Proto, SetUnseen))}},
 	}
 }

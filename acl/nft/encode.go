@@ -259,6 +259,8 @@ func encodeSet(name string, typ acl.SetType, comment string) *nftables.Set {
 		s.KeyType = nftables.TypeInetService
 	case acl.ICMP6Types:
 		s.KeyType = nftables.TypeICMP6Type
+	case acl.UnseenProtocols:
+		s.KeyType = nftables.TypeInetProto
 	case acl.LinkMeter:
 		s.KeyType, s.KeyByteOrder = nftables.TypeIFName, binaryutil.NativeEndian
 	case acl.PairMeter:

@@ -310,6 +310,15 @@ func (l *lab) expect(arrives bool, from string, p acl.Packet) {
 	}
 }
 
+// sync makes the table whole, and waits no more for flows that began unseen.
+func (l *lab) sync() {
+	l.t.Helper()
+	if _, err := l.table.Sync(l.t.Context(), l.rules); err != nil {
+		l.t.Fatal(err)
+	}
+	l.router.Run("nft", "flush", "set", "inet", acl.TableName, acl.SetUnseen)
+}
+
 // apply writes a delta to the kernel and to the rules Eval uses.
 func (l *lab) apply(d acl.Delta) {
 	l.t.Helper()

@@ -45,6 +45,8 @@ type Table struct {
 	read  *netlink.Conn
 	// port is the netlink port of write, by which Watch knows our own changes.
 	port atomic.Uint32
+	// doubted is when a transaction that doubts was committed last; nil: never.
+	doubted atomic.Pointer[time.Time]
 	// netns is the namespace the sockets are of.
 	netns   int
 	handles handles
@@ -143,6 +145,9 @@ func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err er
 		return false, err
 	}
 	if first := closing(want, have); !first.empty() && !tx.single() {
+		if want.Endpoints() {
+			t.doubt(first)
+		}
 		t.log.Warn("packet filter is not whole, closed first", "table", acl.TableName, "objects", first.objects())
 		err := t.commit(ctx, first)
 		if refused := (*acl.RefusedError)(nil); err != nil && !errors.As(err, &refused) {
@@ -156,7 +161,34 @@ func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err er
 		}
 	}
 	t.log.Info("packet filter differs", "table", acl.TableName, "objects", tx.objects())
+	if want.Endpoints() {
+		t.doubt(tx)
+	}
 	return true, t.commit(ctx, tx)
+}
+
+// Doubt says that flows may have begun unseen until now: see acl.Unseen. Sync has said
+// so itself when it wrote anything and there are endpoints.
+func (t *Table) Doubt(ctx context.Context) error {
+	if last := t.doubted.Load(); last != nil && time.Since(*last) < doubtRest {
+		return nil // without waiting for a Sync that goes on for long
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tx := newTransaction()
+	t.doubt(tx)
+	return t.commit(ctx, tx)
+}
+
+// doubtRest is how long what a transaction said of doubt serves for another.
+const doubtRest = time.Second
+
+// doubt has tx say that flows may have begun unseen.
+func (t *Table) doubt(tx *transaction) {
+	tx.add(phaseElements, unseen(func() {
+		now := time.Now()
+		t.doubted.Store(&now)
+	}))
 }
 
 // differences reads the table and returns what makes it what want says.

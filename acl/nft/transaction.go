@@ -171,7 +171,7 @@ func (tx *transaction) baseChain(c *acl.Chain) {
 func encodeBase(c *acl.Chain) *nftables.Chain {
 	hooks := map[string]*nftables.ChainHook{
 		"prerouting": nftables.ChainHookPrerouting, "input": nftables.ChainHookInput, "forward": nftables.ChainHookForward,
-		"postrouting": nftables.ChainHookPostrouting,
+		"output": nftables.ChainHookOutput, "postrouting": nftables.ChainHookPostrouting,
 	}
 	policy := nftables.ChainPolicyAccept
 	hook, t := hooks[c.Hook.Name], tableOf(c.Name)
@@ -231,6 +231,19 @@ func (tx *transaction) elements(phase int, c acl.SetChange, elements []acl.Eleme
 		}
 		tx.add(phase, o)
 	}
+}
+
+// unseen starts the times of acl.Unseen anew.
+func unseen(after func()) op {
+	s := encodeSet(acl.SetUnseen, acl.UnseenProtocols, "")
+	return op{object: setObject(acl.SetUnseen), weight: 1, after: after, emit: func(n *nftables.Conn) error {
+		n.FlushSet(s) // an element that is there keeps its time before Linux 6.12
+		var list []nftables.SetElement
+		for protocol, d := range acl.Unseen() {
+			list = append(list, nftables.SetElement{Key: []byte{protocol}, Timeout: d})
+		}
+		return n.SetAddElements(s, list)
+	}}
 }
 
 func elementsOp(c acl.SetChange, elements []acl.Element, gone bool) op {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"netctl/acl"
+	"netctl/netdev/netlab"
 )
 
 // TestWireGuardPort: while the host has WireGuard tunnels, nodes alone reach their port, a
@@ -16,6 +17,12 @@ func TestWireGuardPort(t *testing.T) {
 	l, x := wiredLab(t)
 	l.router.Run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
 	l.router.Run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
+	netlab.Until(t, 10*time.Second, "the address", func() string { // the kernel makes it local by itself, later
+		if l.router.Run("ip", "-6", "route", "show", "table", "local", "2001:db8::1") == "" {
+			return "not local yet"
+		}
+		return ""
+	})
 	reach := func(port uint16, want bool) {
 		t.Helper()
 		for from, to := range map[string]string{"192.0.2.9": "192.0.2.1", "2001:db8::9": "2001:db8::1"} {

@@ -216,12 +216,20 @@ func poke(ch chan struct{}) {
 	}
 }
 
+// cut deletes the flows that policy denies, and keeps what is under way of them from
+// beginning others.
+func (a *agent) cut(c conntrack.Cutter) (int, error) {
+	doubt := a.nft.Doubt(context.Background())
+	n, err := c.Cut()
+	return n, errors.Join(doubt, err)
+}
+
 // run starts the tasks and waits for them. When ctx ends, calls in progress are
 // finished first, which needs all the other tasks.
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.store, store: a.guard.Fence(a.store), guard: a.guard, forget: conntrack.Delete, cut: conntrack.Cutter.Cut, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.store, store: a.guard.Fence(a.store), guard: a.guard, forget: conntrack.Delete, cut: a.cut, forward: iptables.Run,
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(control.Serve(ctx, a.listener, h), errEnded)
 		},
