@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -144,6 +145,14 @@ func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err er
 	if err != nil || tx.empty() {
 		return false, err
 	}
+	if !have.tracks() && want.Endpoints() {
+		if err := t.shut(ctx, want, have); err != nil {
+			return true, err
+		}
+		if tx, have, err = t.differences(want); err != nil {
+			return true, err
+		}
+	}
 	if first := closing(want, have); !first.empty() && !tx.single() {
 		if want.Endpoints() {
 			t.doubt(first)
@@ -165,6 +174,25 @@ func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err er
 		t.doubt(tx)
 	}
 	return true, t.commit(ctx, tx)
+}
+
+// tracks tells whether a chain is there that may need connections tracked.
+func (k *kernel) tracks() bool {
+	for name := range k.chains {
+		if !strings.HasPrefix(name, acl.ARPPrefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// shut lets nothing through where there is no rule. The kernel tracks connections from when
+// the first rule that needs it is prepared, before any rule acts: a packet that passed
+// just then could begin a flow that nobody judges.
+func (t *Table) shut(ctx context.Context, want *acl.Ruleset, have *kernel) error {
+	tx := newTransaction()
+	compare(tx, want.Shut(), &kernel{awake: have.awake}, handles{})
+	return t.commit(ctx, tx)
 }
 
 // Doubt says that flows may have begun unseen until now: see acl.Unseen. Sync has said
