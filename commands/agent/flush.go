@@ -24,8 +24,8 @@ func (l *loop) flush(ctx context.Context) {
 	if frozen {
 		l.holdFilter(ctx) // before all else: who starts may find it open
 	}
-	l.forwarding.keep()
 	l.readHost()
+	l.forwarding.keep()
 	l.holdLinks()
 	switch {
 	case ctx.Err() != nil, frozen:
@@ -85,7 +85,7 @@ func (l *loop) readHost() {
 		}
 		l.problems.solved("addresses")
 		l.forwarding.v6.is = false
-		l.uplinks()
+		l.forwarding.lead(l.leads())
 		if changed {
 			l.filtering.index.SetSubnets(l.links.subnets())
 			l.noteOverlaps()

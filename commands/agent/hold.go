@@ -174,20 +174,3 @@ func (l *loop) putBack(ctx context.Context, t control.Target) error {
 		return !l.links.hold[link] || l.problems.text[w.problem()] != "", nil
 	})
 }
-
-// uplinks notes where what other nodes send to endpoints of this one is dropped.
-func (l *loop) uplinks() {
-	n := l.view.Node(l.cfg.Node)
-	if n == nil || !l.forwarding.v4.is {
-		return
-	}
-	text := ""
-	for _, a := range l.links.addrs {
-		for _, own := range n.Spec.Addresses {
-			if a.Closed && a.Prefix.Addr() == own.Addr() {
-				text = fmt.Sprintf("net.ipv4.conf.%s.forwarding is 0: what other nodes send to endpoints here is dropped: set it to 1", a.Link)
-			}
-		}
-	}
-	l.problems.note("forwarding", text)
-}

@@ -29,6 +29,7 @@ type hostLinks interface {
 	Loopback() (was bool, err error)
 	Forwarding4() (was bool, err error)
 	Forwarding6() (was bool, err error)
+	Forwarding4By(index int) (was bool, err error)
 	Resize(w kernel.Wire, at kernel.Place, mtu int) error
 	tunnelLinks
 	wireguardLinks
@@ -121,7 +122,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.wireguard = newWireguard(k)
 	l.sizes = &sizes{stuck: map[string]bool{}, said: map[string]string{}}
 	options := acl.Options{LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: []netip.Addr{cfg.Gateway}, WorkloadToHost: cfg.WorkloadToHost}
-	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows)
+	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows, tracked(conntrack.Use))
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
 	l.filtering.repaired = func(r *acl.Ruleset) { l.flows.repaired(r, l.links.own()) }
 	l.filtering.debt = newDebt(cfg.debtFile(), log)

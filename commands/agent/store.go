@@ -176,6 +176,7 @@ func (l *loop) changed(c datastore.Change) {
 		n, _ := c.New.(*datastore.Node)
 		if c.Name == l.cfg.Node {
 			l.noteOwn()
+			l.forwarding.lead(l.leads())
 			l.tunnels.changed, l.wireguard.own = true, true
 			l.changedTunnels()
 		} else {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -30,6 +31,8 @@ type Fake struct {
 	wires    map[string]*fakeWire // by link
 	host     []Address
 	forward  []string
+	closed   map[int]bool // interfaces of the host that do not forward
+	path     ReturnPath
 	watchers map[int]chan Event
 	tunnels  map[string]fakeTunnel // by name
 }
@@ -331,6 +334,54 @@ func (f *Fake) StopForwarding(v4 bool) {
 	what := map[bool]string{true: "ip_forward", false: "forwarding6"}[v4]
 	f.forward = slices.DeleteFunc(f.forward, func(s string) bool { return s == what })
 	f.tell(Event{Change: ForwardingOff, V4: v4})
+}
+
+// Forwarding4By is Kernel.Forwarding4By.
+func (f *Fake) Forwarding4By(index int) (was bool, err error) {
+	if err := f.fail("forward", fmt.Sprint(index)); err != nil {
+		return false, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	was = f.closed[index]
+	if delete(f.closed, index); was {
+		f.tell(Event{Change: SettingChanged, Index: index})
+	}
+	return was, nil
+}
+
+// StopForwardingBy switches it off for one interface of the host, as another program would.
+func (f *Fake) StopForwardingBy(index int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed == nil {
+		f.closed = map[int]bool{}
+	}
+	f.closed[index] = true
+	f.tell(Event{Change: SettingChanged, Index: index})
+}
+
+// Closed are the interfaces of the host for which it is switched off.
+func (f *Fake) Closed() []int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Sorted(maps.Keys(f.closed))
+}
+
+// ReturnPath is Kernel.ReturnPath.
+func (f *Fake) ReturnPath(links ...string) (ReturnPath, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p := f.path
+	p.Strict = slices.DeleteFunc(slices.Clone(p.Strict), func(l string) bool { return l != "all" && !slices.Contains(links, l) })
+	return p, nil
+}
+
+// SetReturnPath says what that is from now on.
+func (f *Fake) SetReturnPath(p ReturnPath) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.path = p
 }
 
 // OpenNetns is Kernel.OpenNetns.
