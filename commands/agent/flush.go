@@ -27,6 +27,7 @@ func (l *loop) flush(ctx context.Context) {
 	l.readHost()
 	l.forwarding.keep()
 	l.holdLinks()
+	l.mendLinks()
 	switch {
 	case ctx.Err() != nil, frozen:
 		return

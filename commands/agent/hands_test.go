@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"netctl/acl/nft"
+	"netctl/commands/control"
 	"netctl/netdev"
 	"netctl/netdev/kernel"
 	"netctl/routing/fib"
@@ -257,6 +258,46 @@ func TestForwardingIsPutBack(t *testing.T) {
 	mu.Unlock()
 	w.until(func() string { return strings.Join(w.status().Problems, "; ") })
 	w.until(func() string { return lacks(fmt.Sprint(w.links.Closed()), "[]") })
+}
+
+// TestAWorkloadsSideIsMended: what is ours alone in a workload's namespace is put back by
+// CHECK, by an ADD of what is attached, and by the slow comparison, each with a line.
+func TestAWorkloadsSideIsMended(t *testing.T) {
+	w, log, link := handled(t)
+	target := control.Target{Orchestrator: "cni", Workload: "w", Interface: "eth0"}
+	for how, do := range map[string]func() error{
+		"check": func() error {
+			_, err := w.api.check(t.Context(), control.CheckRequest{Target: target, NetnsFD: 7})
+			return err
+		},
+		"add": func() error {
+			_, err := w.attach("w", "web", 7)
+			return err
+		},
+		"compare": func() error {
+			w.a.loop.post(w.a.loop.compare)
+			return nil
+		},
+	} {
+		w.links.Spoil(link, "eth0: its entry is missing: "+how)
+		if err := do(); err != nil {
+			t.Errorf("%s: %v", how, err)
+		}
+		w.logged(log, "a workload's side was not what an attach makes of it, and is put back", "endpoint=n1/cni/w/eth0", "its entry is missing: "+how)
+		if _, err := w.api.check(t.Context(), control.CheckRequest{Target: target, NetnsFD: 7}); err != nil {
+			t.Errorf("after %s: %v", how, err)
+		}
+	}
+	w.links.Fail = func(op, _ string) error {
+		if op == "mend" {
+			return errors.New("no memory")
+		}
+		return nil
+	}
+	w.links.Spoil(link, "eth0: its entry is missing")
+	if _, err := w.api.check(t.Context(), control.CheckRequest{Target: target, NetnsFD: 7}); err == nil || !strings.Contains(err.Error(), "its entry is missing") || !strings.Contains(err.Error(), "no memory") {
+		t.Errorf("a side that cannot be mended: %v", err)
+	}
 }
 
 // TestWhatLeadsToOtherNodes: the interfaces whose forwarding is kept are those with the

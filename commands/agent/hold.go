@@ -43,6 +43,7 @@ func (k *links) forget(link string) {
 	delete(k.names, k.wires[link].Index)
 	delete(k.wires, link)
 	delete(k.hold, link)
+	delete(k.mend, link)
 	delete(k.tussles, link)
 }
 
@@ -122,6 +123,32 @@ func (l *loop) holdLinks() {
 		}
 		l.hold(w, false)
 		done++
+	}
+}
+
+// mendLinks compares workloads' sides, of which nobody tells the host, with what an attach
+// makes of them, as far as that is nobody else's business. Where a namespace cannot be found
+// any more, CHECK does, which is told it.
+func (l *loop) mendLinks() {
+	done := 0
+	for _, link := range slices.Collect(maps.Keys(l.links.mend)) {
+		if done == holdSlice {
+			l.again()
+			return
+		}
+		w := l.links.wires[link]
+		if lo := l.locals.named[w.endpoint]; lo != nil && (lo.busy > 0 || lo.leaving) {
+			continue
+		}
+		delete(l.links.mend, link)
+		done++
+		differed, err := l.links.kernel.MendAt(w.Wire, w.place)
+		if len(differed) > 0 {
+			l.log.Warn(workload.Mended, "endpoint", w.endpoint, "link", link, "differed", strings.Join(differed, "; "))
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			l.log.Warn("a workload's side is not what an attach makes of it", "endpoint", w.endpoint, "link", link, "error", err)
+		}
 	}
 }
 

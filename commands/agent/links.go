@@ -16,6 +16,7 @@ type links struct {
 	wires   map[string]attached    // as the records have them, by that name
 	names   map[int]string         // that name by index, which no other program changes
 	hold    map[string]bool        // to be compared with what an attach makes of them
+	mend    map[string]bool        // the same of their workload's side
 	tussles map[string]*tussle
 	owners  map[string]string // link to endpoint, whether or not it is present
 	// leftAlone are links without an endpoint that are not removed: what is attached
@@ -39,7 +40,7 @@ type attached struct {
 func newLinks(k hostLinks) *links {
 	return &links{
 		kernel: k, present: map[string]kernel.Link{}, owners: map[string]string{}, leftAlone: map[string]bool{}, ownerless: map[string]bool{},
-		wires: map[string]attached{}, names: map[int]string{}, hold: map[string]bool{}, tussles: map[string]*tussle{},
+		wires: map[string]attached{}, names: map[int]string{}, hold: map[string]bool{}, mend: map[string]bool{}, tussles: map[string]*tussle{},
 		resync: true, resyncHost: true,
 	}
 }

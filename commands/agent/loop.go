@@ -31,6 +31,7 @@ type hostLinks interface {
 	Forwarding6() (was bool, err error)
 	Forwarding4By(index int) (was bool, err error)
 	Resize(w kernel.Wire, at kernel.Place, mtu int) error
+	MendAt(w kernel.Wire, at kernel.Place) (differed []string, err error)
 	tunnelLinks
 	wireguardLinks
 }
@@ -158,6 +159,9 @@ func (l *loop) run(ctx context.Context) error {
 func (l *loop) compare() {
 	l.links.resync, l.links.resyncHost, l.filtering.resync, l.table.resync = true, true, true, true
 	l.forwarding.doubt()
+	for link := range l.links.wires {
+		l.links.mend[link] = true
+	}
 	l.tunnels.resync = true
 	l.sizes.again(l.locals)
 	l.compareRoutes()

@@ -87,7 +87,7 @@ func (s *Service) repeat(ctx context.Context, req control.AttachRequest, known K
 	if rec.Dev != ns.Dev || rec.Ino != ns.Ino {
 		return a, false, fmt.Errorf("attach %s: attached to another network namespace already: detach it first: %w", ep.Metadata.Name, datastore.ErrExists)
 	}
-	if err := s.Links.Check(s.recorded(rec, ns)); err != nil {
+	if err := s.checkLink(rec, ns); err != nil {
 		return a, false, fmt.Errorf("attach %s: attached already, and changed since: detach it first: %w: %w", ep.Metadata.Name, datastore.ErrExists, err)
 	}
 	for _, want := range req.Addresses {

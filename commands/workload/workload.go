@@ -37,6 +37,8 @@ type Links interface {
 	// DropRules removes what outlives the link in the workload's namespace.
 	DropRules(path string, dev, ino uint64, addrs []netip.Addr) error
 	Check(kernel.Wire) error
+	// Mend puts back what is nobody else's to change on the workload's side.
+	Mend(kernel.Wire) (differed []string, err error)
 }
 
 // Addresses assigns and releases addresses; *ipam.Allocator is one.

@@ -99,6 +99,11 @@ func (k *Kernel) Create(w Wire) (Made, error) {
 		return Made{}, fmt.Errorf("wire %s: network namespace: %w", w.Interface, err)
 	}
 	defer inside.Close()
+	c, err := dial(w.Netns)
+	if err != nil {
+		return Made{}, fmt.Errorf("wire %s: network namespace: %w", w.Interface, err)
+	}
+	defer func() { _ = c.close() }()
 	pair, err := k.newPair(w, peerMAC, inside)
 	if err != nil {
 		return Made{}, fmt.Errorf("wire %s: %w", w.Interface, err)
@@ -106,7 +111,7 @@ func (k *Kernel) Create(w Wire) (Made, error) {
 	s := &side{k: k, wire: w, link: rawLink{Link: Link{Name: w.Link, Index: pair.Index}}, mac: peerMAC}
 	err = s.fresh()
 	if err == nil {
-		err = setInside(inside, w)
+		err = setInside(inside, c, w)
 	}
 	if err != nil {
 		if undo := k.host.LinkDel(pair); undo != nil {
@@ -151,7 +156,7 @@ type step struct {
 }
 
 // setInside does the workload side: loopback and interface up, addresses, routes.
-func setInside(h *netlink.Handle, w Wire) error {
+func setInside(h *netlink.Handle, c *conn, w Wire) error {
 	l, err := linkByName(h, w.Interface)
 	if err != nil {
 		return fmt.Errorf("%s in the network namespace: %w", w.Interface, err)
@@ -171,7 +176,9 @@ func setInside(h *netlink.Handle, w Wire) error {
 			return h.AddrAdd(device(l.Index), newAddress(a))
 		}})
 	}
-	steps = append(steps, gatewayNeighbors(l.Index, w)...)
+	for _, f := range w.inside(c, l.Index) {
+		steps = append(steps, step{"neighbour", func(*netlink.Handle) error { return f.put() }})
+	}
 	lead := len(steps)
 	steps = append(steps, gatewayRoutes(l.Index, w, unix.RT_TABLE_MAIN, 0)...)
 	at, err := doAll(h, steps)
@@ -218,21 +225,6 @@ func (w Wire) gateways() (list []netip.Addr) {
 		}
 	}
 	return list
-}
-
-// gatewayNeighbors spare the workload its questions for the gateways: what the host
-// is set to answer does not matter.
-func gatewayNeighbors(index int, w Wire) (steps []step) {
-	hostMAC, _ := net.ParseMAC(netdev.HostMAC)
-	for _, gw := range w.gateways() {
-		family := netlink.FAMILY_V4
-		if gw.Is6() {
-			family = netlink.FAMILY_V6
-		}
-		entry := &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: gw.AsSlice(), HardwareAddr: hostMAC}
-		steps = append(steps, step{"neighbour " + gw.String(), func(h *netlink.Handle) error { return h.NeighSet(entry) }})
-	}
-	return steps
 }
 
 func gatewayRoutes(index int, w Wire, table, metric int) []step {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -44,6 +43,7 @@ type fakeWire struct {
 	name    string   // what it is called now
 	group   uint32   // what it is in now
 	altered []string // what else is not what an attach makes
+	spoilt  []string // the same, of the workload's side
 }
 
 func (w *fakeWire) link() Link {
@@ -172,6 +172,36 @@ func (f *Fake) Hold(w Wire, raise bool) (differed []string, err error) {
 	return differed, nil
 }
 
+// Spoil does to a workload's side what its own programs could: what an attach set there is
+// gone.
+func (f *Fake) Spoil(link string, what ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.wires[link].spoilt = append(f.wires[link].spoilt, what...)
+}
+
+// Mend is Kernel.Mend.
+func (f *Fake) Mend(w Wire) ([]string, error) {
+	if err := f.fail("mend", w.Link); err != nil {
+		return nil, fmt.Errorf("mend %s: %w", w.Interface, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	have := f.find(w.Link, w.Index)
+	if have == nil || have.Netns != w.Netns {
+		return nil, fmt.Errorf("mend %s: %w", w.Interface, os.ErrNotExist)
+	}
+	differed := have.spoilt
+	have.spoilt = nil
+	return differed, nil
+}
+
+// MendAt is Kernel.MendAt.
+func (f *Fake) MendAt(w Wire, at Place) ([]string, error) {
+	w.Netns = int(at.Ino)
+	return f.Mend(w)
+}
+
 // Resize is Kernel.Resize.
 func (f *Fake) Resize(w Wire, at Place, mtu int) error {
 	if err := f.fail("resize", w.Link); err != nil {
@@ -258,6 +288,9 @@ func (f *Fake) Check(w Wire) error {
 		if w.MAC != "" && !strings.EqualFold(w.MAC, have.MAC) {
 			errs = append(errs, fmt.Errorf("%s: mac is %s, not %s", w.Interface, have.MAC, w.MAC))
 		}
+		for _, text := range have.spoilt {
+			errs = append(errs, errors.New(text))
+		}
 		for _, a := range w.Addresses {
 			if !slices.Contains(have.Addresses, a) {
 				errs = append(errs, fmt.Errorf("%s: address %s is missing", w.Interface, a))
@@ -303,85 +336,6 @@ func (f *Fake) Addresses() ([]Address, error) {
 func (f *Fake) Subnets() ([]netip.Prefix, error) {
 	list, err := f.Addresses()
 	return subnets(list), err
-}
-
-// Forwarding4 is Kernel.Forwarding4.
-func (f *Fake) Forwarding4() (bool, error) { return f.setForward("ip_forward") }
-
-// Forwarding6 is Kernel.Forwarding6.
-func (f *Fake) Forwarding6() (bool, error) { return f.setForward("forwarding6") }
-
-// Loopback is Kernel.Loopback.
-func (f *Fake) Loopback() (bool, error) { return false, nil }
-
-func (f *Fake) setForward(what string) (bool, error) {
-	if err := f.fail("forward", what); err != nil {
-		return false, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if slices.Contains(f.forward, what) {
-		return false, nil
-	}
-	f.forward = append(f.forward, what)
-	return true, nil
-}
-
-// StopForwarding switches forwarding of IPv4 or IPv6 off as another program would.
-func (f *Fake) StopForwarding(v4 bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	what := map[bool]string{true: "ip_forward", false: "forwarding6"}[v4]
-	f.forward = slices.DeleteFunc(f.forward, func(s string) bool { return s == what })
-	f.tell(Event{Change: ForwardingOff, V4: v4})
-}
-
-// Forwarding4By is Kernel.Forwarding4By.
-func (f *Fake) Forwarding4By(index int) (was bool, err error) {
-	if err := f.fail("forward", fmt.Sprint(index)); err != nil {
-		return false, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	was = f.closed[index]
-	if delete(f.closed, index); was {
-		f.tell(Event{Change: SettingChanged, Index: index})
-	}
-	return was, nil
-}
-
-// StopForwardingBy switches it off for one interface of the host, as another program would.
-func (f *Fake) StopForwardingBy(index int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.closed == nil {
-		f.closed = map[int]bool{}
-	}
-	f.closed[index] = true
-	f.tell(Event{Change: SettingChanged, Index: index})
-}
-
-// Closed are the interfaces of the host for which it is switched off.
-func (f *Fake) Closed() []int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.Sorted(maps.Keys(f.closed))
-}
-
-// ReturnPath is Kernel.ReturnPath.
-func (f *Fake) ReturnPath(links ...string) (ReturnPath, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	p := f.path
-	p.Strict = slices.DeleteFunc(slices.Clone(p.Strict), func(l string) bool { return l != "all" && !slices.Contains(links, l) })
-	return p, nil
-}
-
-// SetReturnPath says what that is from now on.
-func (f *Fake) SetReturnPath(p ReturnPath) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.path = p
 }
 
 // OpenNetns is Kernel.OpenNetns.

@@ -199,6 +199,29 @@ func TestNeighborsDoNotDependOnSettings(t *testing.T) {
 	if err := h.Check(w); err == nil || !strings.Contains(err.Error(), "eth0: neighbour entry of 169.254.1.1 is 02:00:00:00:00:66, not ee:ee:ee:ee:ee:ee") {
 		t.Errorf("Check: %v", err)
 	}
+	run(t, inside, "sh", "-ec", "ip -6 neigh del fe80::ecee:eeff:feee:eeee dev eth0")
+	if err := h.Check(w); err == nil || !strings.Contains(err.Error(), "eth0: permanent neighbour entry of fe80::ecee:eeff:feee:eeee is missing") {
+		t.Errorf("Check: %v", err)
+	}
+	if differed, err := h.Mend(w); err != nil || len(differed) != 2 {
+		t.Errorf("Mend: %q, %v", differed, err)
+	}
+	if differed, err := h.Mend(w); err != nil || len(differed) != 0 {
+		t.Errorf("once more: %q, %v", differed, err)
+	}
+	if _, err := h.Hold(w, true); err != nil {
+		t.Error(err)
+	}
+	if err := h.Check(w); err != nil {
+		t.Error(err)
+	}
+	if _, err := h.MendAt(w, Place{Path: "/run/netns/gone"}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("MendAt of a namespace that is gone: %v", err)
+	}
+	w.Interface = "eth9"
+	if _, err := h.Mend(w); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Mend without the interface: %v", err)
+	}
 }
 
 // TestWatchTellsHands: what the kernel tells of a hand on a link or a host setting
