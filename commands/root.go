@@ -44,7 +44,8 @@ func (a *app) run(ctx context.Context, args []string) error {
 			_ = a.opened.Close()
 		}
 	}()
-	return root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
+	return requiredError(cmd, err)
 }
 
 // newRootCommand is the whole command tree.

@@ -87,8 +87,9 @@ type loop struct {
 	sizes      *sizes
 	flows      *flows
 	problems   *problems
-	rule       string    // which rule chose the node's address
-	own        addresses // the node's
+	stored     []control.Target // whose detach could not be worked off
+	rule       string           // which rule chose the node's address
+	own        addresses        // the node's
 
 	spawn func(func(ctx context.Context) error)
 	// enter starts what a complete view asks for first; it ends with ctx and

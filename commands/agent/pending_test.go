@@ -116,6 +116,10 @@ func TestPendingDetachIsTriedAgain(t *testing.T) {
 				}
 				return ""
 			})
+			// It is one problem, not also that the link is gone.
+			if p := w.status().Problems; len(p) != 1 || strings.Count(p[0], "pending") != 2 { // the folder is called so, too
+				t.Errorf("problems: %q", p)
+			}
 			if by == "time" { // writes, of a report say, do not help
 				w.a.detaches.left.Store(false)
 			}

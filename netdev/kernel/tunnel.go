@@ -67,7 +67,7 @@ func (k *Kernel) tunnel(t Tunnel) (*netlink.LinkAttrs, error) {
 	case ours && t.is(l):
 		return a, nil
 	case !ours:
-		return nil, fmt.Errorf("another program has an interface of that name: name another one in the setting tunnels: %w", datastore.ErrExists)
+		return nil, fmt.Errorf("%w: another program has an interface of that name: name another one in the setting tunnels", datastore.ErrExists)
 	}
 	if err := k.host.LinkDel(l); err != nil {
 		return nil, cause(err)
