@@ -125,7 +125,12 @@ func (a *agent) open(ctx context.Context) (err error) {
 	}
 	a.closers = append(a.closers, func() error { _ = a.listener.Close(); return nil })
 	a.folders = append(a.folders, a.listener.Folder(), a.state.Folder(),
-		control.Folder{Dir: a.cfg.StateDir, Look: func(string) error { return a.guard.Restore() }})
+		control.Folder{Dir: a.cfg.StateDir, Look: func(name string) error {
+			if name != "" && name != identity.FileName {
+				return nil
+			}
+			return a.guard.Restore()
+		}})
 	return nil
 }
 
@@ -273,7 +278,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		}},
 		{Name: "watch other packet filters", Do: func(ctx context.Context) error { return o.filter.WatchOthers(ctx, func() { poke(a.forward) }) }},
 		{Name: "watch files", Do: func(ctx context.Context) error {
-			folders := append(slices.Clone(a.folders), a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost))
+			folders := append(slices.Clone(a.folders), a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost), l.filtering.debt.folder())
 			return control.WatchFolders(ctx, a.log, folders...)
 		}},
 		{Name: "work off pending detaches", Do: a.detaches.run},

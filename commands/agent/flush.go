@@ -60,6 +60,9 @@ const record = "filter"
 func (l *loop) filterLost(err error) { l.post(func() { l.noteRecord(err) }) }
 
 func (l *loop) noteRecord(err error) {
+	if errors.Is(err, acl.ErrDamaged) && !l.standing.restoring { // else the view is of another store
+		err = l.filtering.journal.Remake(l.filtering.index.Ruleset())
+	}
 	if err == nil {
 		l.problems.drop(record)
 		return
