@@ -25,6 +25,7 @@ func (l *loop) flush(ctx context.Context) {
 		l.holdFilter(ctx) // before all else: who starts may find it open
 	}
 	l.readHost()
+	l.notePools()
 	l.forwarding.keep()
 	l.holdLinks()
 	l.mendLinks()

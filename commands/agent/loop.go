@@ -87,6 +87,7 @@ type loop struct {
 	sizes      *sizes
 	flows      *flows
 	problems   *problems
+	mixed      mixed
 	stored     []control.Target // whose detach could not be worked off
 	rule       string           // which rule chose the node's address
 	own        addresses        // the node's

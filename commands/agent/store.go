@@ -165,7 +165,10 @@ func (l *loop) changed(c datastore.Change) {
 		}
 	case datastore.KindConfig:
 		l.sizes.changed = true
+	case datastore.KindReservation:
+		l.mixed.changed = true
 	case datastore.KindPool:
+		l.mixed.changed = true
 		l.noteGateway()
 		l.tunnels.changed = true
 		l.changedTunnels()
@@ -177,6 +180,7 @@ func (l *loop) changed(c datastore.Change) {
 		if c.Name == l.cfg.Node {
 			l.noteOwn()
 			l.forwarding.lead(l.leads())
+			l.mixed.changed = true
 			l.tunnels.changed, l.wireguard.own = true, true
 			l.changedTunnels()
 		} else {
