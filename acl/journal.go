@@ -273,8 +273,8 @@ func (j *Journal) close() {
 	j.file, j.encoder, j.whole = nil, nil, 0
 }
 
-// Read returns what is kept, which nobody changes; without a file, or with one of another version of the
-// program, datastore.ErrNotFound. A record that was cut off ends it.
+// Read returns what is kept, which nobody changes; without a file, or with one of another
+// version of the program, datastore.ErrNotFound. A record that was cut off ends it.
 func (j *Journal) Read() (r *Ruleset, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -296,7 +296,7 @@ func (j *Journal) Read() (r *Ruleset, err error) {
 		j.close()
 		return nil, fmt.Errorf("%s: %w", j.path, err)
 	}
-	if j.whole == 0 { // this process has written nothing
+	if j.whole == 0 { // nothing is added to it
 		if j.sum, j.written, err = sumOf(j.file); err != nil {
 			j.close()
 			return nil, fmt.Errorf("%s: %w", j.path, err)

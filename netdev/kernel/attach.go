@@ -176,8 +176,8 @@ func setInside(h *netlink.Handle, c *conn, w Wire) error {
 			return h.AddrAdd(device(l.Index), newAddress(a))
 		}})
 	}
-	for _, f := range w.inside(c, l.Index) {
-		steps = append(steps, step{"neighbour", func(*netlink.Handle) error { return f.put() }})
+	for i, f := range w.inside(c, l.Index) {
+		steps = append(steps, step{"neighbour " + w.gateways()[i].String(), func(*netlink.Handle) error { return f.put() }})
 	}
 	lead := len(steps)
 	steps = append(steps, gatewayRoutes(l.Index, w, unix.RT_TABLE_MAIN, 0)...)

@@ -10,7 +10,7 @@ import (
 // inside are the facts of the workload side that nobody else has reason to change: the
 // entries that spare it its questions for the gateways, whatever the host is set to answer.
 // Its addresses, routes, MAC and MTU are the workload's and its plugins' business too: Check
-// says how they differ.
+// says how they differ. There is one for each of gateways.
 func (w Wire) inside(c *conn, index int) (list []fact) {
 	hostMAC, _ := net.ParseMAC(netdev.HostMAC)
 	for _, gw := range w.gateways() {
