@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -127,7 +128,7 @@ func finish(a *app, c *cobra.Command) {
 
 // argumentError says what the command wants instead.
 func argumentError(cmd *cobra.Command, err error) error {
-	if _, whole := err.(wholeError); whole {
+	if whole := wholeError(""); errors.As(err, &whole) {
 		return err
 	}
 	text := err.Error()

@@ -106,10 +106,11 @@ func TestTheHolderOfALock(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, func() error {
-		if text, err := os.ReadFile(path); err != nil || string(text) != want {
-			return fmt.Errorf("%q, %v", text, err)
+		text, err := os.ReadFile(path)
+		if err == nil && string(text) != want {
+			err = fmt.Errorf("%q", text)
 		}
-		return nil
+		return err
 	})
 }
 
