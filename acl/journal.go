@@ -191,7 +191,19 @@ func (j *Journal) remake(r *Ruleset) error {
 	return err
 }
 
+// begun makes the file, once more where its folder went meanwhile.
 func (j *Journal) begun(r *Ruleset) (err error) {
+	for range mostBegins {
+		if err = j.beginWith(r); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return err
+}
+
+const mostBegins = 10
+
+func (j *Journal) beginWith(r *Ruleset) (err error) {
 	j.close()
 	defer func() {
 		if err != nil {
