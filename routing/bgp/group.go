@@ -148,7 +148,7 @@ func (g *group) differ(s *session) {
 	}
 	s.former = nil
 	for _, p := range ps.list {
-		g.deliver(p, []*session{s})
+		g.deliver(p, []*session{s}, false)
 	}
 }
 
@@ -247,7 +247,7 @@ func (g *group) flush(dirty []*dest) {
 		g.tell(d, &ps)
 	}
 	for _, p := range ps.list {
-		g.deliver(p, g.members)
+		g.deliver(p, g.members, len(ps.list) == 1)
 	}
 	if len(g.joining) == 0 {
 		return
@@ -287,21 +287,26 @@ func (g *group) dump(to []*session, family Family) {
 		}
 	}
 	for _, p := range ps.list {
-		g.deliver(p, to)
+		g.deliver(p, to, false)
 	}
 }
 
-// deliver packs a parcel once and queues the same bytes to each.
-func (g *group) deliver(p *parcel, to []*session) {
+// atOnce is how many sessions the RIB's own goroutine writes a message to; what more there
+// are, their writers share among the CPUs meanwhile.
+const atOnce = 64
+
+// deliver packs a parcel once and queues the same bytes to each. One that is alone, and a
+// single message, goes out at once; many are for the writers, which send them in one go.
+func (g *group) deliver(p *parcel, to []*session, alone bool) {
 	var b blob
-	for _, s := range to {
+	for i, s := range to {
 		if s.peer == p.except && p.except != nil || p.only != nil && s.peer != p.only {
 			continue
 		}
 		if b.bytes == nil {
 			b = g.pack(p)
 		}
-		if s.behind == nil && s.conn.queue(b) {
+		if s.behind == nil && s.conn.queue(b, alone && b.messages == 1 && i >= len(to)-atOnce) {
 			continue
 		}
 		if s.behind == nil {
@@ -349,7 +354,7 @@ func (r *rib) drained(s *session) {
 		}
 	}
 	for _, p := range ps.list {
-		s.group.deliver(p, []*session{s})
+		s.group.deliver(p, []*session{s}, false)
 	}
 	s.mark()
 }
@@ -368,7 +373,7 @@ func (s *session) mark() {
 		switch m := s.markers[0]; {
 		case m.refresh:
 			s.conn.say(routeRefresh(m.family, refreshEnd))
-		case s.group.rib.deferred.to(&s.look, m.family) || !s.conn.queue(endOfRIB(m.family)):
+		case s.group.rib.deferred.to(&s.look, m.family) || !s.conn.queue(endOfRIB(m.family), false):
 			return
 		}
 		s.markers = s.markers[1:]
