@@ -55,10 +55,11 @@ docs: build ## docs/cli and docs/man from the command tree
 
 completions: docs ## completions of the three shells (written together with docs)
 
-bench: packages build ## ratios against references measured in the same run
-	go test -count=1 -tags bench -run 'TestBench$$|TestBenchScale|TestBenchReflector' -v -timeout 30m ./commands
+bench: packages build guest ## ratios against references measured in the same run
+	go test -count=1 -tags bench -run 'TestBench$$|TestBenchScale|TestBenchReflector|TestBenchTunnels' -v -timeout 30m ./commands
 	go test -count=1 -tags bench -run "TestBenchRoutes|TestBenchCrowd" -v -timeout 30m ./commands/speaker
 	go test -count=1 -tags bench -run TestBenchCluster -v -timeout 30m ./commands/agent
+	NETCTL_GUEST=1 go test -count=1 -tags bench -run TestBenchIPIP -v -timeout 30m ./commands/lab
 
 budget: packages build ## size, start-up and memory against their limits
 	go test -count=1 -tags bench -run TestBudget -v -timeout 10m ./commands

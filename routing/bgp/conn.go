@@ -360,6 +360,7 @@ func (c *conn) send(bufs *net.Buffers) error {
 	_, err := bufs.WriteTo(c.Conn)
 	c.mu.Lock()
 	c.size -= size
+	c.over = c.over || err != nil // half a message may be out
 	c.mu.Unlock()
 	if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 		_ = c.Conn.Close()

@@ -92,6 +92,18 @@ func TestQueueAtOnceEnds(t *testing.T) {
 	}
 }
 
+// TestQueueAtOnceFailed: nothing follows a message of which half may be out.
+func TestQueueAtOnceFailed(t *testing.T) {
+	c, _ := tcpConn(t)
+	c.hold.Store(0)
+	_ = c.SetWriteDeadline(time.Unix(1, 0))
+	c.queue(blob{[]byte("half"), 1}, false)
+	c.write()
+	if !c.over || c.size != 0 {
+		t.Errorf("over: %v; %d bytes wait", c.over, c.size)
+	}
+}
+
 // deaf is what a peer that reads nothing holds after so many changes, in bytes, and what
 // the other one was told meanwhile: in how many messages, and when it had the last.
 func deaf(t *testing.T, rounds int, silent bool) (holds int, told uint64, took time.Duration) {
