@@ -60,14 +60,14 @@ type conn struct {
 	closed chan struct{} // nothing is handled any more
 	quiet  chan struct{} // the reader has handed on its last message
 
-	// socket is the connection's, nil if it has none; fd is used within Control only.
+	// socket is what queue writes to by itself; nil: the connection is none.
 	socket syscall.RawConn
 
 	mu      sync.Mutex
 	waiting [][]byte
 	size    int // of what waits, and of what write is sending
 	full    bool
-	over    bool          // nothing is sent any more
+	over    bool          // nothing goes out at once any more
 	beat    time.Duration // between KEEPALIVEs; 0: none
 	wake    chan struct{}
 	linger  bool
