@@ -211,20 +211,21 @@ func TestEvalNames(t *testing.T) {
 	}{
 		{func(*Packet) {}, "allowed by " + profileChain(inbound, "web") + " rule 2 (profile web inbound: allow from tag web)", "LPI|web"},
 		{func(p *Packet) { p.DstPort = 22 }, "denied by deny_in rule 1 (profile web inbound: deny tcp to ports 22)", "LPI|web"},
-		{func(p *Packet) { p.DstPort, p.State = 22, Established }, "allowed by to_wl rule 0 ()", ""},
+		{func(p *Packet) { p.DstPort, p.State = 22, Established }, "allowed by fwd_to rule 0 ()", ""},
 		{func(p *Packet) { p.State = Invalid }, "denied by from_wl rule 0 ()", ""},
-		{func(p *Packet) { p.Src = netip.MustParseAddr("10.0.0.9") }, "denied by spoof rule 6 (spoofed source)", ""},
+		{func(p *Packet) { p.Src = netip.MustParseAddr("10.0.0.9") }, "denied by raw_pre rule 7 (spoofed source)", ""},
 		{func(p *Packet) {
 			p.InLink, p.InGroup = "up0", 0
 			p.Src = netip.MustParseAddr("192.0.2.1")
 			p.Protocol = 17
 		}, "denied by deny_in rule 1 (no inbound rule allows it)", ""},
 		{func(p *Packet) { p.OutLink, p.OutGroup = "up0", 0 }, "allowed by fwd_to rule -1 (profile web outbound: allow)", ""},
-		{func(p *Packet) { p.Dst = netip.MustParseAddr("169.254.1.1") }, "denied by raw_pre rule 0 (sent to a gateway address)", ""},
-		{func(p *Packet) { p.InLink, p.InGroup = "ncz", 0 }, "denied by raw_pre rule 3 (our prefix without our group)", ""},
+		{func(p *Packet) { p.Dst = netip.MustParseAddr("169.254.1.1") }, "denied by from_wl rule 1 (sent to a gateway address)", ""},
+		{func(p *Packet) { p.InLink, p.InGroup, p.Dst = "up0", 0, netip.MustParseAddr("169.254.1.1") }, "denied by raw_other rule 0 (sent to a gateway address)", ""},
+		{func(p *Packet) { p.InLink, p.InGroup = "ncz", 0 }, "denied by raw_other rule 1 (our prefix without our group)", ""},
 		{func(p *Packet) { p.OutLink = "ncz" }, "denied by to_wl rule 4 (unknown endpoint)", ""},
-		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 53 }, "allowed by wl_host rule 9 ()", ""},
-		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 22 }, "denied by wl_host rule 12 ()", "DPH|host"},
+		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 53 }, "allowed by wl_host rule 11 ()", ""},
+		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 22 }, "denied by wl_host rule 14 ()", "DPH|host"},
 	} {
 		p := base
 		c.change(&p)

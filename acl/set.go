@@ -25,7 +25,6 @@ const (
 	NamedPort6                         //
 	ICMP6Types                         // ICMPv6 types
 	LinkVerdict                        // link name to verdict
-	StateVerdict                       // connection tracking state to verdict
 	LinkMeter                          // meter: link name
 	PairMeter                          // meter: names of two links
 	LinkAddrMeter4                     // meter: link name and address
@@ -38,7 +37,7 @@ const (
 func (t SetType) Interval() bool { return t == Net4 || t == Net6 || t == PortRanges }
 
 // Map tells whether elements carry a verdict.
-func (t SetType) Map() bool { return t == LinkVerdict || t == StateVerdict }
+func (t SetType) Map() bool { return t == LinkVerdict }
 
 // Meter tells whether elements come and go by themselves: the kernel adds them as packets
 // come, and forgets them MeterTimeout after the last.
@@ -72,7 +71,7 @@ type Element struct {
 	Link        string
 	Prefix      netip.Prefix // a single address is a /32 or /128
 	Proto       uint8
-	First, Last uint16 // ports, ICMPv6 type or state; Last = First for one
+	First, Last uint16 // ports or ICMPv6 type; Last = First for one
 	Verdict     Verdict
 }
 

@@ -41,7 +41,7 @@ func TestAnOpenTableIsClosedFirst(t *testing.T) {
 		"delete table arp netctl",
 		"flush chain inet netctl from_wl",
 		"add table inet netctl { flags dormant; }",
-		"flush map inet netctl states; add element inet netctl states { new : accept }",
+		"flush chain inet netctl fwd_from; add rule inet netctl fwd_from ct state new accept",
 		"flush chain inet netctl fwd_to; delete chain inet netctl fwd_to; add chain inet netctl fwd_to { type filter hook forward priority 5; }",
 	} {
 		if out, err := l.router.input(damage+"\n", "nft", "-f", "-"); err != nil {
