@@ -78,7 +78,7 @@ install: ## into DESTDIR and PREFIX: binary, CNI link, completions, man pages, n
 	printf '87 netctl\n88 netctl-bgp\n' > $(DESTDIR)/etc/iproute2/rt_protos.d/netctl.conf
 
 guest: # QEMU, and a kernel with what this machine's may lack: see netdev/qemulab
-	@bash .ci/packages qemu-system-x86_64
+	@bash .ci/packages qemu-system-x86_64 depmod
 	@bash .ci/kernel
 
 packages:

@@ -3,6 +3,7 @@ package acl
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"testing"
 
 	"netctl/datastore"
@@ -240,4 +241,58 @@ func TestEvalNames(t *testing.T) {
 			t.Errorf("%+v:\n got %s, logged %v\nwant %s, logged %s", p, d, d.Logged, c.want, c.logged)
 		}
 	}
+}
+
+// TestEstablishedIsAskedLittle counts the rules that a packet of an established flow meets,
+// in a world of some endpoints and of many: each costs as much as a look-up in a set.
+func TestEstablishedIsAskedLittle(t *testing.T) {
+	for _, endpoints := range []int{2, 2000} {
+		x := NewIndex("node0", testOptions())
+		for i := range endpoints {
+			name := "node0/cni/w" + strconv.Itoa(i) + "/eth0"
+			e := &datastore.Endpoint{Metadata: datastore.Metadata{Name: name}}
+			e.Spec = datastore.EndpointSpec{Node: "node0", Link: "nc" + strconv.Itoa(i), Profiles: []string{"web"},
+				Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})}}
+			x.Apply(datastore.Change{Kind: datastore.KindEndpoint, Name: name, New: e})
+		}
+		judge := x.Ruleset().Judge()
+		first, second, far := netip.MustParseAddr("10.0.0.0"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.9.0.1")
+		for _, c := range []struct {
+			what string
+			Packet
+			want int
+		}{
+			{"sent to another node", Packet{InLink: "nc0", InGroup: 77, OutLink: "up0", Src: first, Dst: far}, 4},
+			{"received from another node", Packet{InLink: "up0", OutLink: "nc0", OutGroup: 77, Src: far, Dst: first}, 5},
+			{"between two of one node", Packet{InLink: "nc0", InGroup: 77, OutLink: "nc1", OutGroup: 77, Src: first, Dst: second}, 4},
+		} {
+			c.Packet.Protocol, c.Packet.State = 6, Established
+			if d := judge.Eval(c.Packet); !d.Allowed {
+				t.Errorf("%s: %s", c.what, d)
+			}
+			w, asked := walk{Judge: judge, packet: c.Packet}, 0
+			for _, base := range []string{ChainRawPre, ChainFwdFrom, ChainFwdTo} {
+				asked += w.asks(base)
+			}
+			if asked > c.want {
+				t.Errorf("of %d endpoints, %s: %d rules are asked, not %d", endpoints, c.what, asked, c.want)
+			}
+		}
+	}
+}
+
+// asks counts the rules of a chain that the packet meets, up to the verdict; of what a map
+// leads to it counts none.
+func (w *walk) asks(chain string) (n int) {
+	for _, r := range w.rules.Chains[chain].Rules {
+		n++
+		switch {
+		case !w.matches(&r) || r.Verdict.Kind == Continue || r.Verdict.Kind == Lookup:
+		case r.Verdict.Kind == Goto || r.Verdict.Kind == Jump:
+			return n + w.asks(r.Verdict.Chain)
+		default:
+			return n
+		}
+	}
+	return n
 }
