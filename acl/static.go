@@ -216,7 +216,7 @@ func gatewayGuards(o Options) (list []Rule) {
 	return list
 }
 
-// spoofRules end what a workload sends.
+// spoofRules judge the source of what a workload sends, and let nothing go on.
 func spoofRules() []Rule {
 	ip6 := num(NFProto, nfIPv6)
 	linkLocal := Term{Field: SrcIP6, Prefix: netip.MustParsePrefix("fe80::/10")}
