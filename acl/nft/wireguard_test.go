@@ -66,19 +66,18 @@ func (l *lab) reaches(from, addr string, to netip.AddrPort) bool {
 		if err != nil {
 			l.t.Fatal(err)
 		}
-		_ = in.SetReadDeadline(time.Now().Add(10 * time.Second))
 		return in
 	}
 	in, mark := listen(to.Port()), listen(0)
 	defer in.Close()
 	defer mark.Close()
-	for _, at := range []net.PacketConn{in, mark} {
+	send := func(at net.PacketConn, what string) {
 		var err error
 		l.hosts[from].Do(func() {
 			d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(addr), 0))}
 			var c net.Conn
 			if c, err = d.Dial("udp", at.LocalAddr().String()); err == nil {
-				_, err = c.Write([]byte("x"))
+				_, err = c.Write([]byte(what))
 				_ = c.Close()
 			}
 		})
@@ -86,14 +85,24 @@ func (l *lab) reaches(from, addr string, to netip.AddrPort) bool {
 			l.t.Fatal(err)
 		}
 	}
-	if _, _, err := mark.ReadFrom(make([]byte, 1)); err != nil {
-		l.t.Fatal(err)
+	arrived := func(at net.PacketConn, within time.Duration) string {
+		_ = at.SetReadDeadline(time.Now().Add(within))
+		what := make([]byte, 1)
+		n, _, _ := at.ReadFrom(what)
+		return string(what[:n])
 	}
-	_ = in.SetReadDeadline(time.Now().Add(-time.Second))
-	if _, _, err := in.ReadFrom(make([]byte, 1)); err == nil {
-		return true
+	netlab.Until(l.t, 20*time.Second, "a way to "+to.String(), func() string { // the first ones may go before there is one
+		if send(mark, "1"); arrived(mark, 200*time.Millisecond) == "" {
+			return "nothing arrives"
+		}
+		return ""
+	})
+	send(in, "2")
+	send(mark, "2")
+	for what := ""; what != "2"; {
+		if what = arrived(mark, 10*time.Second); what == "" {
+			l.t.Fatalf("nothing more arrives at %v", to)
+		}
 	}
-	_ = in.SetReadDeadline(time.Now().Add(time.Millisecond)) // what has arrived is there at once
-	_, _, err := in.ReadFrom(make([]byte, 1))
-	return err == nil
+	return arrived(in, 100*time.Millisecond) != "" // what has arrived is there at once
 }
