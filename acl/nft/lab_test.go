@@ -108,6 +108,14 @@ func (l *lab) addHost(name, link string, group uint32, addrs ...string) *host {
 			add = append(add, "nodad") // or it cannot be bound to for a moment, whatever accept_dad is
 		}
 		h.Run(add...)
+		if a.Is6() { // the kernel makes its route later
+			netlab.Until(l.t, 10*time.Second, "route of "+s, func() string {
+				if routes := h.Run("ip", "-6", "route", "show", "table", "local"); !strings.Contains(routes, "local "+s+" ") {
+					return routes
+				}
+				return ""
+			})
+		}
 		l.router.Run("ip", "route", "add", s, "dev", link)
 		l.router.Run("ip", "neigh", "replace", s, "lladdr", mac.String(), "dev", link)
 	}
