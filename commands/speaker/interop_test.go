@@ -427,7 +427,8 @@ func frrDaemons(t testing.TB, h *netlab.Host, dir, conf string) (start func() *n
 	daemon(t, h, "zebra", common("zebra")...)
 	netlab.Until(t, 20*time.Second, "zebra", func() string { _, err := os.Stat(api); return text(err) })
 	if strings.Contains(conf, " bfd") {
-		file(t, filepath.Join(dir, "bfdd.conf"), "bfd\n profile lab\n  detect-multiplier 50\n  transmit-interval 100\n  receive-interval 100\n")
+		file(t, filepath.Join(dir, "bfdd.conf"), "bfd\n profile lab\n  detect-multiplier 50\n  transmit-interval 100\n  receive-interval 100\n"+
+			" profile fast\n  detect-multiplier 3\n  transmit-interval 100\n  receive-interval 100\n")
 		ctl := filepath.Join(dir, "bfdd.sock")
 		daemon(t, h, "bfdd", append(common("bfdd"), "--bfdctl", ctl)...)
 		netlab.Until(t, 20*time.Second, "bfdd", func() string { _, err := os.Stat(ctl); return text(err) })
