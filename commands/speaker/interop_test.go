@@ -127,7 +127,7 @@ func guarded(t *testing.T, r *rig, n1, n2 *netctlNode, bird *foreign, at func(*n
 	good := "10.65.211.0/26 via 192.168.99.104 dev eth1"
 	r.expect(n1.host, "88", append(at(n1), good)...)
 	// On node2 nothing is wrong with that subnet and that next hop.
-	r.expect(n2.host, "88", append(at(n2), good, "10.65.99.64/26 via 192.168.99.104 dev eth1", "10.65.213.0/26 via 192.168.1.1 dev eth0")...)
+	r.expect(n2.host, "88", append(at(n2), good, "10.65.99.64/26 via 192.168.99.104 dev eth1", "10.65.213.0/26 via 192.168.1.1 dev eth0 src 192.168.99.103")...)
 	s, err := n1.status()
 	if err != nil {
 		t.Fatal(err)

@@ -87,4 +87,3 @@ func (n *netctlNode) session(peer string) control.BGPSession {
 	}
 	return s
 }
-

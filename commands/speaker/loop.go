@@ -364,7 +364,7 @@ func (l *loop) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Rou
 	for _, p := range l.plan.Peers {
 		for _, a := range append([]netip.Addr{p.Address}, p.Aliases...) {
 			peers[a] = true
-			if via, err := l.own.Resolve(ctx, a); err == nil && via.Addr != a {
+			if via, _, err := l.own.Reach(ctx, a); err == nil && via.Addr != a {
 				behind[via] = append(behind[via], a)
 			}
 		}

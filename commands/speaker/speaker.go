@@ -110,7 +110,7 @@ type table interface {
 	SetNeighbours(ctx context.Context, links []string, wanted []routing.Neighbour) error
 	Adopt(routes []routing.Route)
 	Gather(ctx context.Context) error
-	Resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error)
+	Reach(ctx context.Context, addr netip.Addr) (hop routing.NextHop, source netip.Addr, err error)
 	Watch(ctx context.Context, ignore fib.Ignore, fn func(fib.Event)) error
 	Missing() []routing.Route
 	Compare(ctx context.Context) (routing.Changes, error)
