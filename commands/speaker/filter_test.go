@@ -210,6 +210,7 @@ func TestFilters(t *testing.T) {
 	// The switch has room for two routes. With the pool as a whole it is one.
 	peer(func(s *datastore.PeerSpec) { s.RouteBudget = 2 })
 	problems("peer tor (192.168.99.104) is told 2 routes by the nodes that have it; it has room for 2 (routeBudget): have it told aggregates, or less by a filter")
+	n1.logged(1, `msg="peer has little room for routes" peer=192.168.99.104 routes=2 budget=2`)
 	peer(func(s *datastore.PeerSpec) { s.RouteBudget, s.Aggregate = 3, true })
 	both("172.16.1.0/24", "172.16.2.0/24", "172.16.3.0/24", "blackhole 10.65.0.0/16")
 	hears("10.65.0.0/16" + one)
@@ -236,6 +237,9 @@ func TestFilters(t *testing.T) {
 		})
 	}
 	both()
+	n1.logged(1, `msg="session is not up"`, "sent more prefixes than its limit of 10000")
+	n1.logged(1, `msg="peer has little room for routes"`)
+	n1.logged(1, `msg="peer has room for routes again"`)
 	for _, n := range []*netctlNode{n1, n2} {
 		s, err := n.status()
 		if err != nil {

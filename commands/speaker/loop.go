@@ -161,6 +161,7 @@ type loop struct {
 	policies  routing.Policies
 	unread    []string            // what is wrong with them
 	watched   map[netip.Addr]bool // by BFD
+	told      events
 	// neighbours are those of the tunnels' devices, once met: once they were written.
 	neighbours []routing.Neighbour
 	met        bool
@@ -199,6 +200,7 @@ func (l *loop) follow(ctx context.Context, planned routing.Plan) {
 		l.announced.SetPools(cidrs)
 	}
 	l.plan = plan
+	l.tell(plan)
 	l.save()
 	l.believe()
 	l.travel(ctx)

@@ -192,7 +192,7 @@ type speaker struct {
 func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datastore.Store, guard datastore.Guard, log *slog.Logger) *speaker {
 	s := &speaker{cfg: cfg, log: log, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent)}
 	_, s.bare = own.(bare)
-	s.state = &state{}
+	s.state = &state{log: log}
 	s.detector = bfd.New(bfd.Config{OnDown: s.state.pathDown, OnChange: s.sessionChanged, Log: log})
 	s.state.detector = s.detector
 	s.kept = control.Keep(cfg.StateDir, datastore.FileOptions{})

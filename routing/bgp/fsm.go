@@ -73,6 +73,7 @@ type shown struct {
 	since    time.Time
 	reason   string
 	reasonAt time.Time
+	said     bool // reason is in the log, since it was last up
 	notice   string
 	noticeAt time.Time
 	retry    time.Time
@@ -116,6 +117,7 @@ func (f *fsm) enter(name string) {
 	f.shown.state = name
 	if up := name == "Established"; up != f.shown.up {
 		f.shown.up, f.shown.since = up, time.Now()
+		f.shown.said = f.shown.said && !up // what ends this session is news
 	}
 	f.shown.retry, f.shown.local = f.idleUntil, netip.Addr{}
 	if f.conn != nil {
@@ -131,7 +133,8 @@ func (f *fsm) local(c *conn) netip.Addr { return c.local().WithZone(f.config.Add
 // because notes why the session is not up.
 func (f *fsm) because(words string) {
 	f.mu.Lock()
-	same := f.shown.reason == words
+	same := f.shown.reason == words && f.shown.said
+	f.shown.said = true
 	f.shown.reason, f.shown.reasonAt = words, time.Now()
 	f.mu.Unlock()
 	if !same {
