@@ -43,6 +43,9 @@ type conn struct {
 	net.Conn
 	dialled bool
 	born    time.Time
+	// greet sends our OPEN, once, and greeted says that it did.
+	greet   func()
+	greeted atomic.Bool
 	// open is the peer's OPEN, once the state machine accepted it.
 	open *open
 	// hold ends the connection when nothing comes, in nanoseconds; 0: never.

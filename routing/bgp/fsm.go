@@ -364,16 +364,20 @@ func (f *fsm) active(ctx context.Context) state {
 func (f *fsm) begin(c *conn) state {
 	f.conn = c
 	f.start(c)
+	c.greet()
 	return f.openSent
 }
 
-// start sends our OPEN on c and reads what comes.
+// start has c send our OPEN when it is to, and reads what comes.
 func (f *fsm) start(c *conn) {
 	m, err := f.speaker.openFor(f.config, f.wasUp).message()
 	if err != nil {
 		f.log.Error("open cannot be encoded", "error", err)
 	}
-	c.say(m)
+	c.greet = sync.OnceFunc(func() {
+		c.greeted.Store(true)
+		c.say(m)
+	})
 	f.speaker.tasks.Go(func() { c.serve(f.incoming) })
 	f.speaker.tasks.Go(c.write)
 }
