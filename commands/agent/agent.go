@@ -392,7 +392,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 // another one.
 func (a *agent) keyFolder() control.Folder {
 	return control.Folder{Dir: a.cfg.StateDir, Look: func(name string) error {
-		if name == keyFile {
+		if name == keyFile || name == "" {
 			a.loop.post(func() {
 				if a.loop.wireguard.ready() {
 					a.loop.lookAtKey()
