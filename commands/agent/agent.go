@@ -19,7 +19,6 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -50,7 +49,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer lock.Close()
-	a := &agent{cfg: cfg, log: log, state: control.Keep(cfg.StateDir, datastore.FileOptions{}), folders: []control.Folder{lock.Folder()}}
+	a := &agent{cfg: cfg, log: log, state: control.Keep(cfg.StateDir, datastore.FileOptions{}), manager: control.NewService(log), folders: []control.Folder{lock.Folder()}}
 	defer func() { err = errors.Join(err, a.close()) }()
 	if err := a.open(ctx); err != nil {
 		return err
@@ -80,6 +79,7 @@ type agent struct {
 	returner *returner
 	tunnels  *tunneller
 	reporter *control.Reporter
+	manager  *control.Service
 	api      *api
 	detaches *detaches
 	rehost   chan struct{} // holds one: the host's addresses changed
@@ -240,7 +240,7 @@ func (a *agent) run(ctx context.Context) error {
 		},
 	}
 	a.build(o, func(fn func(context.Context) error) { group.Go(func() error { return fn(inner) }) })
-	a.loop.synced = sync.OnceFunc(control.TellSynced)
+	a.loop.synced = a.manager.Synced
 	// Flows that began while the filter was open are cut before it is whole again.
 	a.nft.OnClosed = func(r *acl.Ruleset) { a.loop.filtering.repaired(r) }
 	serving, stop := context.WithCancel(inner)
@@ -291,6 +291,9 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: "compare", Do: a.compare},
 		{Name: "forget flows", Do: l.flows.Run},
 		{Name: "look for room", Do: (&room{loop: l, kernel: o.links, tracked: conntrack.Use, refused: map[string]uint64{}}).Run},
+		{Name: "tell the service manager", Do: func(ctx context.Context) error {
+			return a.manager.Run(ctx, func(ctx context.Context) error { return l.do(ctx, func() {}) })
+		}},
 		{Name: "serve", Do: func(context.Context) error { return o.serve(serving, a.api.routes()) }},
 	}
 }

@@ -47,6 +47,7 @@ func (s *speaker) reconcile(ctx context.Context) error {
 	s.finder.Recall(last.Ends)
 	if last.Boot != "" {
 		l.follow(ctx, last.Plan)
+		l.manager.Synced()
 	}
 	for {
 		var failed <-chan error
@@ -60,6 +61,9 @@ func (s *speaker) reconcile(ctx context.Context) error {
 			return fmt.Errorf("bgp: %w", err)
 		case plan := <-s.follower.plans:
 			l.follow(ctx, plan)
+			l.manager.Synced()
+		case turn := <-s.looked:
+			turn <- struct{}{}
 		case <-s.finder.Changed():
 			l.meet(ctx)
 		case e := <-s.kernel:
