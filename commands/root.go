@@ -72,13 +72,16 @@ func newRootCommand(a *app) *cobra.Command {
 	addSettingFlags(root.PersistentFlags(), "")
 	root.AddCommand(
 		newAgentCommand(a),
+		newCleanupCommand(a),
 		newCompletionCommand(a),
 		newConfigCommand(a),
 		newDatastoreCommand(a),
+		newInstallCommand(a),
 		newLabCommand(a),
 		newNodeCommand(a),
 		newSpeakerCommand(a),
 		newReflectorCommand(a),
+		newUninstallCommand(a),
 		newVersionCommand(a),
 	)
 	root.AddCommand(nouns(a)...)
