@@ -104,7 +104,7 @@ type loop struct {
 	changedTunnels func()
 	// report is told that something that is reported may have changed.
 	report func()
-	// synced is told that the agent is in sync.
+	// synced is told that the agent is in sync, after each burst in which it is.
 	synced func()
 	// retryDetaches is told that pending detaches may be tried again.
 	retryDetaches func()
@@ -148,7 +148,9 @@ func (l *loop) run(ctx context.Context) error {
 		if l.standing.stage == ready && l.problems.again.Again(pending) {
 			l.retryDetaches()
 		}
-		l.flush(ctx)
+		if l.flush(ctx); l.inSync() {
+			l.synced()
+		}
 		l.wake()
 		if changes > 0 {
 			l.tell()

@@ -68,7 +68,6 @@ func (l *loop) settle() {
 	if !l.standing.arrive(l.view.Revision()) {
 		return
 	}
-	l.synced()
 	l.log.Info("in sync with the datastore", "revision", l.view.Revision(), "endpoints", l.view.CountEndpointsOf(l.cfg.Node))
 	for link := range l.links.leftAlone {
 		if lo := l.locals.named[l.links.owners[link]]; lo != nil && lo.ep != nil {
