@@ -12,6 +12,7 @@ import (
 	"netctl/acl"
 	"netctl/acl/nft"
 	"netctl/commands/control"
+	"netctl/netdev"
 	"netctl/netdev/netlab"
 )
 
@@ -43,7 +44,7 @@ func furnished(t *testing.T) (ns *netlab.Netns, foreign string) {
 			t.Fatal(err)
 		}
 		defer table.Close()
-		if _, err := table.Sync(t.Context(), acl.NewIndex("n1", acl.Options{LinkPrefix: "nc"}).Ruleset()); err != nil {
+		if _, err := table.Sync(t.Context(), acl.NewIndex("n1", acl.Options{LinkPrefix: "nc", Group: netdev.Group}).Ruleset()); err != nil {
 			t.Fatal(err)
 		}
 	})
