@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"netctl/commands/install"
 )
@@ -57,7 +58,7 @@ func newInstallCommand(a *app) *cobra.Command {
 
 // install installs, and starts what is to run.
 func (a *app) install(ctx context.Context, o installOptions) error {
-	s, err := a.settingsOf(o.Root)
+	s, err := settingsOf(ctx, o.Root)
 	if err != nil {
 		return err
 	}
@@ -74,7 +75,11 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 	}
 	asked := o.Roles
 	o.AgentProtocol, o.SpeakerProtocol, o.Writable = s.Routes.AgentProtocol, s.Routes.SpeakerProtocol, s.writable()
-	if len(o.Roles) == 0 {
+	switch {
+	case len(asked) > 0:
+	case len(s.Roles) > 0:
+		o.Roles = s.Roles
+	default:
 		o.Roles = []string{"datastore", "agent", "speaker"}
 	}
 	if o.Share, err = shareFiles(a.cmd.Root()); err != nil {
@@ -151,23 +156,29 @@ func (a *app) startInstalled(ctx context.Context, o installOptions, asked []stri
 	return a.print("next: netctl install --now has the roles run now and at each boot\n")
 }
 
-// settingsOf is the configuration of this machine, or of an image.
-func (a *app) settingsOf(root string) (*settings, error) {
-	if root == "" {
-		return a.settings()
-	}
+// settingsOf is what the units of this machine, or of an image, will run with: the
+// configuration's file alone.
+func settingsOf(ctx context.Context, root string) (*settings, error) {
 	file := filepath.Join(root, install.ConfigFile)
+	if root == "" {
+		file = install.ConfigFile
+	}
 	if _, err := os.Stat(file); err != nil {
 		file = os.DevNull
 	}
-	if err := a.cmd.Flags().Set("config", file); err != nil {
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags.String("config", "", "")
+	if err := flags.Set("config", file); err != nil {
 		return nil, err
 	}
-	s, err := a.settings()
-	if err == nil && file == os.DevNull {
+	s, err := loadSettingsFrom(ctx, flags, false)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	if s.File == os.DevNull {
 		s.File = ""
 	}
-	return s, err
+	return s, nil
 }
 
 // writable are the folders that the roles write and the units do not know.

@@ -28,7 +28,7 @@ func newUninstallCommand(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would happen")
 	cmd.Flags().BoolVar(&force, "force", false, "although endpoints live")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		s, err := a.settingsOf(root)
+		s, err := a.settings()
 		if err != nil {
 			return err
 		}

@@ -12,7 +12,7 @@ func UnitName(role string) string { return "netctl-" + role + ".service" }
 // part is what the unit of one role needs.
 type part struct {
 	what string
-	// capabilities that it needs: found by leaving each out, see TestSystemd.
+	// capabilities that it needs: without each of them something fails.
 	capabilities []string
 	families     []string
 	// host: it writes /proc/sys/net, enters network namespaces and executes iptables.
@@ -34,6 +34,9 @@ func runtimes() []string {
 }
 
 func partOf(role string) part {
+	// CAP_SYS_PTRACE: the descriptor of a plugin that called; CAP_NET_BROADCAST: what
+	// happens in other namespaces; CAP_DAC_READ_SEARCH: namespaces of other users' Podman,
+	// by their path; CAP_NET_RAW: iptables-legacy's socket.
 	agent := []string{"CAP_NET_ADMIN", "CAP_NET_BROADCAST", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_NET_RAW"}
 	speaker := []string{"CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW"}
 	switch role {
