@@ -32,8 +32,8 @@ func manager(t *testing.T) (said func() string) {
 	}
 }
 
-// TestService: signs of life as long as the role gives them, ready once it is in sync,
-// and a word at the end.
+// TestService: a sign of life for each that the role gives and no other, ready once it is
+// in sync, and a word at the end.
 func TestService(t *testing.T) {
 	said := manager(t)
 	t.Setenv("WATCHDOG_USEC", "40000")
@@ -41,34 +41,30 @@ func TestService(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	var hangs atomic.Bool
+	lived, hung := 0, 0
 	go func() {
 		ended <- s.Run(ctx, func(context.Context) error {
-			if hangs.Load() {
-				return errors.New("hangs")
+			if !hangs.Load() {
+				lived++
+				return nil
 			}
-			return nil
+			if hung++; hung == 3 {
+				cancel()
+			}
+			return errors.New("hangs")
 		})
 	}()
-	for range 3 {
-		if got := said(); got != "WATCHDOG=1" {
-			t.Fatalf("said %q", got)
+	told := map[string]int{}
+	for told["STOPPING=1"] == 0 {
+		got := said()
+		if told[got]++; told["WATCHDOG=1"] == 3 && got == "WATCHDOG=1" {
+			s.Synced()
+			s.Synced()
+			hangs.Store(true)
 		}
 	}
-	s.Synced()
-	s.Synced()
-	for got := ""; got != "READY=1\nSTATUS=in sync"; got = said() {
-		if got != "" && got != "WATCHDOG=1" {
-			t.Fatalf("said %q", got)
-		}
-	}
-	hangs.Store(true)
-	time.AfterFunc(200*time.Millisecond, cancel)
-	beats := 0
-	for said() != "STOPPING=1" {
-		beats++
-	}
-	if err := <-ended; err != nil || beats > 15 { // 20 that hang, and some that were said before
-		t.Errorf("%v, %d signs of life of a role that hangs", err, beats)
+	if err := <-ended; err != nil || len(told) != 3 || told["READY=1\nSTATUS=in sync"] != 1 || told["WATCHDOG=1"] != lived || hung < 3 {
+		t.Errorf("%v, told %v of a role that lived %d times and hung %d", err, told, lived, hung)
 	}
 }
 

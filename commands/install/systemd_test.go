@@ -246,6 +246,10 @@ func TestSystemdCluster(t *testing.T) {
 		}
 		return ""
 	})
+	stream, err := netlab.StartStream(from, &namespace{b, "c2"}, to)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, unit := range []string{"netctl-speaker.service", "netctl-agent.service", "netctl-datastore.service"} {
 		unhurt(t, from, to, "n1: "+unit+" restarts", func() { a.Must(t, "systemctl", "restart", unit) })
 		unhurt(t, from, to, "n1: "+unit+" is killed", func() { killed(t, a, unit) })
@@ -259,6 +263,9 @@ func TestSystemdCluster(t *testing.T) {
 			m.Must(t, "/var/netctl", "install", "--now")
 		}
 	})
+	if r := stream.Stop(); r.Err != nil || r.Echoed == 0 {
+		t.Errorf("a TCP connection through all of that: %+v", r)
+	}
 	healthy(t, a)
 	healthy(t, b)
 }
