@@ -73,6 +73,11 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 			return fmt.Errorf("install: --now needs systemd, and it does not run here: start netctl node --config %s by other means", install.ConfigFile)
 		}
 	}
+	if o.now {
+		if err := m.alone(ctx, s.host()); err != nil {
+			return fmt.Errorf("install: %w", err)
+		}
+	}
 	asked := o.Roles
 	o.AgentProtocol, o.SpeakerProtocol, o.Writable = s.Routes.AgentProtocol, s.Routes.SpeakerProtocol, s.writable()
 	switch {

@@ -83,6 +83,19 @@ func (m *services) active(ctx context.Context) (units []string, err error) {
 	return units, nil
 }
 
+// alone refuses to start units beside roles that somebody else started.
+func (m *services) alone(ctx context.Context, h install.Host) error {
+	running := h.Roles()
+	if len(running) == 0 {
+		return nil
+	}
+	units, err := m.active(ctx)
+	if err == nil && len(units) == 0 {
+		err = fmt.Errorf("%s runs, and no unit of netctl's does that: end it first, the kernel forwards on meanwhile", running[0])
+	}
+	return err
+}
+
 // outdated are the units that run and began before their file, or the program, was laid
 // down as it is now.
 func (m *services) outdated(ctx context.Context, o installOptions) (units []string, err error) {

@@ -117,6 +117,7 @@ func TestSystemd(t *testing.T) {
 	m := machine(t, "n1", "192.168.99.101/24", nil)
 	m.Must(t, "sh", "-c", "ip route add 203.0.113.0/24 via 192.168.99.1 proto 99; ip rule add pref 77 to 203.0.113.0/24 lookup 77; nft add table inet mine; ip link add mine type veth peer name yours")
 	before := snapshot(t, m)
+	byHand(t, m)
 	began := time.Now()
 	t.Log(m.Must(t, "/var/netctl", "install", "--now"))
 	m.Must(t, "netctl", "pool", "add", "10.65.0.0/16")
@@ -146,6 +147,25 @@ func TestSystemd(t *testing.T) {
 		t.Errorf("%d units failed", n)
 	}
 	gone(t, m, before)
+}
+
+// byHand starts a role by hand: units are not started beside it, nothing is laid down.
+func byHand(t *testing.T, m *netlab.Machine) {
+	t.Helper()
+	m.Must(t, "systemd-run", "-q", "--unit=by-hand", "/var/netctl", "speaker", "--config", "/dev/null")
+	netlab.Until(t, patience, "a role by hand", func() string {
+		if _, err := m.Run(t.Context(), "test", "-s", "/var/lib/netctl-node/speaker.lock"); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	if _, err := m.Run(t.Context(), "/var/netctl", "install", "--now"); err == nil || !strings.Contains(err.Error(), " runs, and no unit of netctl's does that") {
+		t.Errorf("beside a role by hand: %v", err)
+	}
+	if files := m.Must(t, "ls", "/usr/local", "/opt"); strings.Contains(files, "bin") {
+		t.Errorf("laid down: %s", files)
+	}
+	m.Must(t, "systemctl", "stop", "by-hand")
 }
 
 // upgraded installs another file over the one that runs: unit by unit, nothing is lost.
