@@ -103,31 +103,44 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 			return fmt.Errorf("install: nothing was changed: %w", err)
 		}
 	}
-	if err := a.print(installed(p, o.dryRun)); err != nil {
+	roles := asked
+	if len(roles) == 0 {
+		if roles, err = install.Enabled(o.Root); err != nil {
+			return err
+		}
+	}
+	if len(roles) == 0 {
+		roles = []string{"node"}
+	}
+	if o.dryRun {
+		return a.print(installed(p, true, o.wouldStart(roles)...))
+	}
+	if err := a.print(installed(p, false)); err != nil {
 		return err
 	}
-	if len(asked) > 0 && s.File != "" && !slices.Equal(asked, s.Roles) {
+	kept := func(s install.Step) bool { return s.Path == install.ConfigFile && s.Action == install.Kept }
+	if len(asked) > 0 && !slices.Equal(asked, s.Roles) && slices.ContainsFunc(p.Changes(), kept) {
 		a.warn("%s is kept: its roles are %s, and netctl node runs those", s.File, strings.Join(s.Roles, ", "))
 	}
-	return a.startInstalled(ctx, o, asked, m)
+	return a.startInstalled(ctx, o, roles, m)
+}
+
+// wouldStart says which units would be enabled and started.
+func (o *installOptions) wouldStart(roles []string) (lines []string) {
+	for _, role := range roles {
+		if o.enable || o.now {
+			lines = append(lines, fmt.Sprintf("%-8s%s", "enable", install.UnitName(role)))
+		}
+		if o.now {
+			lines = append(lines, fmt.Sprintf("%-8s%s", "start", install.UnitName(role)))
+		}
+	}
+	return lines
 }
 
 // startInstalled enables and starts units as the command line says, and tells what is
 // left to do.
-func (a *app) startInstalled(ctx context.Context, o installOptions, asked []string, m *services) error {
-	roles := asked
-	if len(roles) == 0 {
-		enabled, err := install.Enabled(o.Root)
-		if err != nil {
-			return err
-		}
-		if roles = enabled; len(roles) == 0 {
-			roles = []string{"node"}
-		}
-	}
-	if o.dryRun {
-		return nil
-	}
+func (a *app) startInstalled(ctx context.Context, o installOptions, roles []string, m *services) error {
 	if o.now || o.enable {
 		changed, err := install.Enable(o.Root, o.UnitFolder(), roles...)
 		if err != nil {
@@ -217,8 +230,9 @@ func shareFiles(root *cobra.Command) (map[string][]byte, error) {
 	return files, nil
 }
 
-// installed says what an install or uninstall did, or would do. Man pages are one line.
-func installed(p *install.Plan, dry bool) string {
+// installed says what an install or uninstall did, or would do; more are lines that
+// follow. Man pages are one line.
+func installed(p *install.Plan, dry bool, more ...string) string {
 	var b strings.Builder
 	pages := map[install.Action]int{}
 	changes := p.Changes()
@@ -238,8 +252,11 @@ func installed(p *install.Plan, dry bool) string {
 			fmt.Fprintf(&b, "%-8s%s\n", action, count(n, "man page"))
 		}
 	}
+	for _, line := range more {
+		b.WriteString(line + "\n")
+	}
 	switch {
-	case len(changes) == 0:
+	case len(changes) == 0 && len(more) == 0:
 		b.WriteString("all is as it should be\n")
 	case dry:
 		b.WriteString("nothing was done\n")

@@ -54,7 +54,7 @@ func (a *app) uninstall(ctx context.Context, s *settings, root string, dryRun, f
 	var m *services
 	if root == "" {
 		survey, err := s.host().LookAt(ctx)
-		if err != nil {
+		if err != nil && !force {
 			return fmt.Errorf("uninstall: %w", err)
 		}
 		if len(survey.Endpoints) > 0 && !force {

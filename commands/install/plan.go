@@ -123,7 +123,7 @@ func (p *Plan) step(it Item, replace bool) (s Step, err error) {
 	switch {
 	case s.was == nil:
 		s.Action = Write
-	case s.was.Entry == want && (it.Target != "" || s.was.mode == it.Mode):
+	case s.was.Entry == want && (it.Target != "" || it.Yours || s.was.mode == it.Mode):
 		s.Action = Same
 		if !ours {
 			return s, nil // it is not netctl's to take away
