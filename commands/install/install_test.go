@@ -240,6 +240,7 @@ func TestInTheWay(t *testing.T) {
 	}{
 		"another netctl":      {func(t *testing.T, root string, _ *Options) { put(t, root, "/usr/local/bin/netctl", "#!/bin/bash\n") }, "/usr/local/bin/netctl is not netctl's: move it away"},
 		"a file for a folder": {func(t *testing.T, root string, _ *Options) { put(t, root, "/data/opt/cni", "x") }, "/data/opt/cni: a file, it must be a folder: move it away"},
+		"a file for many":     {func(t *testing.T, root string, _ *Options) { put(t, root, "/usr/local", "x") }, "/usr/local: a file, it must be a folder: move it away"},
 		"a folder for a file": {func(t *testing.T, root string, _ *Options) { put(t, root, ConfigFile+"/x", "x") }, "/etc/netctl.yaml: neither a file nor a link"},
 		"no such root":        {func(_ *testing.T, _ string, o *Options) { o.Root = "/nowhere" }, "root: stat /nowhere: no such file or directory"},
 		"a root that is none": {func(_ *testing.T, root string, o *Options) { o.Root = root + "/usr/lib/os-release" }, "os-release: not a folder"},
@@ -258,8 +259,8 @@ func TestInTheWay(t *testing.T) {
 			o := options(t, root)
 			c.put(t, root, &o)
 			before := tree(t, root)
-			if _, err := New(o); err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("got %v, want %q", err, c.want)
+			if _, err := New(o); err == nil || strings.Count(err.Error(), c.want) != 1 {
+				t.Errorf("got %v, want %q once", err, c.want)
 			}
 			if d := differ(before, tree(t, root)); len(d) != 0 {
 				t.Errorf("changed %q", d)

@@ -85,10 +85,15 @@ func New(o Options) (*Plan, error) {
 	}
 	names := networksIn(filepath.Dir(networks))
 	var errs []error
+	failed := func(err error) {
+		if err != nil && !slices.ContainsFunc(errs, func(e error) bool { return e.Error() == err.Error() }) {
+			errs = append(errs, err) // what is in the way of many is said once
+		}
+	}
 	for _, it := range o.items(names) {
 		s, err := p.step(it, o.Replace)
 		if err != nil {
-			errs = append(errs, err)
+			failed(err)
 			continue
 		}
 		p.Steps = append(p.Steps, s)
@@ -96,7 +101,8 @@ func New(o Options) (*Plan, error) {
 	if o.conflist(names) == "" {
 		p.Steps = append(p.Steps, Step{Action: Kept, Path: NetworksDir, Why: fmt.Sprintf("%s is there already, and a CRI runtime takes the first: ask for one of netctl with --conflist NAME", names[0])})
 	}
-	if err := errors.Join(append(errs, p.needFolders(Manifest))...); err != nil {
+	failed(p.needFolders(Manifest))
+	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	return p, p.stale()
