@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"netctl/netdev"
 	"netctl/netdev/kernel"
 )
 
@@ -140,7 +141,7 @@ func (k *links) mtuOf(own []netip.Prefix) (mtu int) {
 			return a.MTU
 		}
 		for _, a := range k.addrs {
-			if !a.Loopback && !matches(foreign(), a.Link) && (mtu == 0 || a.MTU < mtu) {
+			if !a.Loopback && !netdev.LeadsAway(a.Link) && (mtu == 0 || a.MTU < mtu) {
 				mtu = a.MTU
 			}
 		}
