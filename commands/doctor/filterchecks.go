@@ -89,7 +89,7 @@ func foreignChains(ctx context.Context, s *scene) (found []Finding, err error) {
 		if len(fix) > 0 {
 			found = append(found, Finding{
 				What: fmt.Sprintf("nftables chain %s (hook %s, priority %d) drops what it does not know, and no rule in it accepts %s", c, c.Hook, c.Priority, links),
-				Fix:  append(fix, "and add the same rules to the file that makes the chain, such as /etc/nftables.conf"),
+				Fix:  append(fix, "# and add the same rules to the file that makes the chain, such as /etc/nftables.conf"),
 			})
 		}
 	}

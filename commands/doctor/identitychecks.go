@@ -15,7 +15,7 @@ import (
 
 func nodeName(_ context.Context, s *scene) ([]Finding, error) {
 	name := s.cfg.Node
-	rename := []string{"hostnamectl set-hostname NAME", "or `node: NAME` in /etc/netctl.yaml, with a NAME that no other machine has"}
+	rename := []string{"hostnamectl set-hostname NAME   # one that no other machine has", "# or `node: NAME` in /etc/netctl.yaml"}
 	if err := datastore.CheckName(name); err != nil {
 		return []Finding{{What: fmt.Sprintf("node name %q: %v", name, err), Fix: rename, Fatal: true}}, nil
 	}
@@ -37,9 +37,9 @@ func nodeName(_ context.Context, s *scene) ([]Finding, error) {
 			if r := c.report(name, datastore.ReportAgent); r != nil {
 				seen = r.Status.Seen
 			}
-			return []Finding{{What: fmt.Sprintf("node %s: %s", name, n.RegisteredBy(or(host, "without an ID yet"), seen)), Fix: append(rename, "netctl node remove "+name+", if the other machine is gone"), Fatal: true}}, nil
+			return []Finding{{What: fmt.Sprintf("node %s: %s", name, n.RegisteredBy(or(host, "without an ID yet"), seen)), Fix: append(rename, "netctl node remove "+name+"   # if the other machine is gone"), Fatal: true}}, nil
 		case n.Metadata.Name != name && host != "" && n.Status.Host == host:
-			return []Finding{{What: n.OtherName(name, s.cfg.StateDir+"/host"), Fix: []string{"rm " + s.cfg.StateDir + "/host, if this machine is a copy of node " + n.Metadata.Name, "or `node: " + n.Metadata.Name + "` in /etc/netctl.yaml, if it is that node"}, Fatal: true}}, nil
+			return []Finding{{What: n.OtherName(name, s.cfg.StateDir+"/host"), Fix: []string{"rm " + s.cfg.StateDir + "/host   # if this machine is a copy of node " + n.Metadata.Name, "# or `node: " + n.Metadata.Name + "` in /etc/netctl.yaml, if it is that node"}, Fatal: true}}, nil
 		}
 	}
 	return nil, nil
@@ -61,7 +61,7 @@ func nodeAddress(ctx context.Context, s *scene) (found []Finding, err error) {
 		return nil, linkErr
 	}
 	if len(links) == 0 {
-		return []Finding{{What: "no interface that is up, and leads to other machines, has an address", Fix: []string{"ip address add ADDRESS/LENGTH dev INTERFACE", "ip link set INTERFACE up"}}}, err
+		return []Finding{{What: "no interface that is up, and leads to other machines, has an address", Fix: []string{"ip -brief address", "ip link set INTERFACE up && ip address add ADDRESS/LENGTH dev INTERFACE"}}}, err
 	}
 	for _, l := range links {
 		if s.cfg.Cluster != nil {
@@ -69,14 +69,14 @@ func nodeAddress(ctx context.Context, s *scene) (found []Finding, err error) {
 				for _, p := range n.Spec.Addresses {
 					if n.Metadata.Name != s.cfg.Node && slices.ContainsFunc(l.Addresses, func(own netip.Prefix) bool { return own.Addr() == p.Addr() }) {
 						found = append(found, Finding{What: fmt.Sprintf("%s, on %s here, is the address of node %s", p.Addr(), l.Name, n.Metadata.Name),
-							Fix: []string{fmt.Sprintf("ip address del %s dev %s, and give this host an address of its own", p.Addr(), l.Name), "netctl node remove " + n.Metadata.Name + ", if that machine is gone"}})
+							Fix: []string{fmt.Sprintf("ip address del %s dev %s   # and give this host an address of its own", p.Addr(), l.Name), "netctl node remove " + n.Metadata.Name + "   # if that machine is gone"}})
 					}
 				}
 			}
 		}
 		for _, a := range l.Duplicates {
 			found = append(found, Finding{What: fmt.Sprintf("%s on %s: the kernel found another machine that has it", a, l.Name),
-				Fix: []string{fmt.Sprintf("ip address del %s dev %s, and give this host an address of its own", a, l.Name)}})
+				Fix: []string{fmt.Sprintf("ip address del %s dev %s   # and give this host an address of its own", a, l.Name)}})
 		}
 	}
 	for _, v6 := range []bool{false, true} {
@@ -85,7 +85,7 @@ func nodeAddress(ctx context.Context, s *scene) (found []Finding, err error) {
 			return found, addrErr
 		}
 		if !ok && len(s.cfg.Addresses) > 0 && slices.ContainsFunc(s.cfg.Addresses, func(a netip.Addr) bool { return a.Is6() == v6 }) {
-			found = append(found, Finding{What: "an address of agent.addresses is on no interface of this host", Fix: []string{"ip -brief address", "correct `agent: {addresses: […]}` in /etc/netctl.yaml"}})
+			found = append(found, Finding{What: "an address of agent.addresses is on no interface of this host", Fix: []string{"ip -brief address", "# correct `agent: {addresses: […]}` in /etc/netctl.yaml"}})
 		}
 		if !ok || v6 { // the kernel looks for duplicates of IPv6 addresses itself
 			continue
@@ -96,7 +96,7 @@ func nodeAddress(ctx context.Context, s *scene) (found []Finding, err error) {
 			err = fmt.Errorf("ask who has %s on %s: %w", o.addr, o.link.Name, claimErr)
 		case mac != "":
 			found = append(found, Finding{What: fmt.Sprintf("%s, this node's address on %s, is answered for by another machine, %s", o.addr, o.link.Name, mac),
-				Fix: []string{fmt.Sprintf("ip address del %s dev %s, and give this host an address of its own", o.addr, o.link.Name)}})
+				Fix: []string{fmt.Sprintf("ip address del %s dev %s   # and give this host an address of its own", o.addr, o.link.Name)}})
 		}
 	}
 	return found, err
@@ -201,10 +201,10 @@ func certificates(_ context.Context, s *scene) (found []Finding, err error) {
 	now := s.Now()
 	for _, file := range s.cfg.Certificates {
 		c, err := s.certificate(file)
-		fix := []string{"openssl x509 -noout -subject -dates -in " + file, "and put a new certificate of the same CA into its place: it is read for each connection"}
+		fix := []string{"openssl x509 -noout -subject -dates -in " + file, "# and put a new certificate of the same CA into its place: it is read for each connection"}
 		switch {
 		case err != nil:
-			found = append(found, Finding{What: fmt.Sprintf("certificate: %v", err), Fix: []string{"ls -l " + file, "and name the right file in /etc/netctl.yaml"}, Fatal: true})
+			found = append(found, Finding{What: fmt.Sprintf("certificate: %v", err), Fix: []string{"ls -l " + file, "# and name the right file in /etc/netctl.yaml"}, Fatal: true})
 		case now.After(c.NotAfter):
 			found = append(found, Finding{What: fmt.Sprintf("certificate %s ended %s", file, c.NotAfter.UTC().Format(time.RFC3339)), Fix: fix, Fatal: true})
 		case c.NotAfter.Sub(now) < certificateSoon:

@@ -53,11 +53,21 @@ func kernelFeatures(ctx context.Context, s *scene) (found []Finding, err error) 
 			fix = append([]string{"modprobe -a " + f.modules}, fix...)
 		}
 		if f.tunnel != "" {
-			fix = []string{fix[0], "netctl get pools -o yaml | sed 's/encap: .*/encap: none/' | netctl apply -f -"}
+			fix = append(fix, s.otherEncap(f.tunnel)...)
 		}
 		found = append(found, Finding{What: what, Fix: fix, Fatal: f.tunnel == ""})
 	}
 	return found, nil
+}
+
+// otherEncap has pools do without a kind of tunnels.
+func (s *scene) otherEncap(kind datastore.TunnelKind) (fix []string) {
+	for _, p := range s.cfg.Cluster.Pools {
+		if kinds, _ := p.Spec.Encap.Tunnels(); slices.Contains(kinds, kind) {
+			fix = append(fix, fmt.Sprintf("netctl get pools %s -o yaml | sed 's/encap: .*/encap: none/' | netctl apply -f -   # or do without", datastore.PoolName(p.Spec.CIDR)))
+		}
+	}
+	return fix
 }
 
 func writableSettings(_ context.Context, s *scene) ([]Finding, error) {

@@ -146,6 +146,17 @@ func overhead(kind datastore.TunnelKind) int {
 	return map[datastore.TunnelKind]int{datastore.TunnelIPIP: 20, datastore.TunnelVXLAN: 50, datastore.TunnelVXLAN6: 70, datastore.TunnelWireGuard: 80}[kind]
 }
 
+// around is what the cluster's tunnels put around packets at most, in bytes.
+func (c *Cluster) around() (most int) {
+	for _, kind := range []datastore.TunnelKind{datastore.TunnelIPIP, datastore.TunnelVXLAN, datastore.TunnelVXLAN6, datastore.TunnelWireGuard} {
+		six := slices.ContainsFunc(c.Nodes, func(n *datastore.Node) bool { return n.Address(true).IsValid() })
+		if len(c.tunnelled(kind)) > 0 && (kind != datastore.TunnelVXLAN6 || six) {
+			most = max(most, overhead(kind))
+		}
+	}
+	return most
+}
+
 // largest is the size of packets that workloads may cause on the link to other nodes.
 func (s *scene) largest(link int) int {
 	mtu := s.cfg.MTU
@@ -155,13 +166,7 @@ func (s *scene) largest(link int) int {
 	if mtu == 0 || s.cfg.Cluster == nil {
 		return link
 	}
-	more := 0
-	for _, kind := range []datastore.TunnelKind{datastore.TunnelIPIP, datastore.TunnelVXLAN, datastore.TunnelVXLAN6, datastore.TunnelWireGuard} {
-		if len(s.cfg.Cluster.tunnelled(kind)) > 0 {
-			more = max(more, overhead(kind))
-		}
-	}
-	return min(mtu+more, link)
+	return min(mtu+s.cfg.Cluster.around(), link)
 }
 
 func pathMTU(ctx context.Context, s *scene) ([]Finding, error) {
@@ -185,15 +190,13 @@ func pathMTU(ctx context.Context, s *scene) ([]Finding, error) {
 			return said{tried: true}
 		}
 		mtu := fits
-		for _, kind := range []datastore.TunnelKind{datastore.TunnelIPIP, datastore.TunnelVXLAN, datastore.TunnelVXLAN6, datastore.TunnelWireGuard} {
-			if s.cfg.Cluster != nil && len(s.cfg.Cluster.tunnelled(kind)) > 0 {
-				mtu = min(mtu, fits-overhead(kind))
-			}
+		if s.cfg.Cluster != nil {
+			mtu -= s.cfg.Cluster.around()
 		}
 		return said{tried: true, found: &Finding{
 			What: fmt.Sprintf("packets from %s to %s (%s) may have %d bytes, and %s lets them have %d: what is larger vanishes", from.addr, o.name, to, fits, from.link.Name, want),
 			Fix: []string{fmt.Sprintf(`printf 'apiVersion: netctl/v1\nkind: Config\nmetadata: {name: default}\nspec: {mtu: %d}\n' | netctl apply -f -`, mtu),
-				fmt.Sprintf("or raise the MTU of every switch and interface on the way to %d", want)}}}
+				fmt.Sprintf("# or raise the MTU of every switch and interface on the way to %d", want)}}}
 	})
 }
 
@@ -310,10 +313,15 @@ func (s *scene) lost(ctx context.Context, o other, from own, to netip.Addr, a An
 	return said{tried: true, found: &Finding{What: text, Fix: fix}}
 }
 
-// allow are commands for both ends and for what is between.
-func allow(rule string, to netip.Addr, trace string) []string {
-	return []string{"on both machines: nft insert rule inet filter input " + rule + " accept, or iptables -I INPUT with the same",
-		"on what is between (security groups, ACLs of switches): allow it between all nodes", "see where it ends: " + fmt.Sprintf(trace, to)}
+// allow are commands for the other end, and a word on what is between.
+func allow(o other, iptables, nft string) []string {
+	filter := strings.NewReplacer("ip protocol", "ip proto", "tcp dport", "tcp port", "udp dport", "udp port").Replace(nft)
+	return []string{
+		fmt.Sprintf("iptables -I INPUT %s -j ACCEPT   # on %s", iptables, o.name),
+		fmt.Sprintf("nft insert rule inet filter input %s accept   # on %s, where nftables filters", nft, o.name),
+		fmt.Sprintf("tcpdump -ni any %s   # on %s, while netctl doctor runs here: does it come there?", filter, o.name),
+		"# if it does not: allow it in what is between (security groups, ACLs of switches), among all nodes",
+	}
 }
 
 // hasSession says that BGP is up between this node and the other, as either reports.
@@ -345,8 +353,7 @@ func pathBGP(ctx context.Context, s *scene) ([]Finding, error) {
 		if err != nil {
 			return said{untold: fmt.Errorf("%s: %w", o.name, err)}
 		}
-		rule := fmt.Sprintf("tcp dport %d", s.cfg.BGPPort)
-		fix := allow(rule, to, fmt.Sprintf("traceroute -T -p %d %%s", s.cfg.BGPPort))
+		fix := allow(o, fmt.Sprintf("-p tcp --dport %d", s.cfg.BGPPort), fmt.Sprintf("tcp dport %d", s.cfg.BGPPort))
 		if a.Reply == Refused && o.node != nil && c.alive(o.name, datastore.ReportSpeaker, s.Now()) {
 			return said{tried: true, found: &Finding{What: fmt.Sprintf("TCP from %s to port %d of %s (%s): refused, though its speaker reports: a firewall rejects it, or its speaker.port is another", from.addr, s.cfg.BGPPort, o.name, to), Fix: fix}}
 		}
@@ -377,7 +384,7 @@ func (s *scene) asks(o other, kind datastore.TunnelKind) bool {
 // pathTunnel tries the packets of a kind of tunnels: a node that has such a device gets an
 // echo request in one, and answers without; from others the kernel's "nobody takes it" is
 // the proof.
-func (s *scene) pathTunnel(ctx context.Context, kind datastore.TunnelKind, v6 bool, what, rule, trace string, plain func(from, to netip.Addr) (Answer, error)) ([]Finding, error) {
+func (s *scene) pathTunnel(ctx context.Context, kind datastore.TunnelKind, v6 bool, what, iptables, nft string, plain func(from, to netip.Addr) (Answer, error)) ([]Finding, error) {
 	if err := s.tunnelUse(kind); err != nil {
 		return nil, err
 	}
@@ -401,18 +408,18 @@ func (s *scene) pathTunnel(ctx context.Context, kind datastore.TunnelKind, v6 bo
 		}
 		if has && a.Reply == Refused {
 			return said{tried: true, found: &Finding{What: fmt.Sprintf("%s to %s (%s) comes through, and nobody takes it there, though the node has a tunnel's device registered", what, o.name, to),
-				Fix: []string{"on " + o.name + ": netctl status", "on " + o.name + ": systemctl restart netctl-agent"}}}
+				Fix: []string{"netctl status   # on " + o.name, "systemctl restart netctl-agent   # on " + o.name}}}
 		}
-		fix := allow(rule, to, trace)
+		fix := allow(o, iptables, nft)
 		if has && a.Reply == Silent {
-			fix = append(fix, "on "+o.name+", if it has a strict one: sysctl -w net.ipv4.conf.all.rp_filter=0")
+			fix = append(fix, "sysctl -w net.ipv4.conf.all.rp_filter=0   # on "+o.name+", if it is 1 (strict) there")
 		}
 		return s.lost(ctx, o, from, to, a, what, fix)
 	})
 }
 
 func pathIPIP(ctx context.Context, s *scene) ([]Finding, error) {
-	return s.pathTunnel(ctx, datastore.TunnelIPIP, false, "IP protocol 4", "ip protocol 4", "tcpdump -ni any ip proto 4 on %s", nil)
+	return s.pathTunnel(ctx, datastore.TunnelIPIP, false, "IP protocol 4", "-p 4", "ip protocol 4", nil)
 }
 
 func pathVXLAN(ctx context.Context, s *scene) (found []Finding, err error) {
@@ -423,7 +430,7 @@ func pathVXLAN(ctx context.Context, s *scene) (found []Finding, err error) {
 		if _, has, addrErr := s.address(f.v6); f.v6 && (addrErr != nil || !has) {
 			continue
 		}
-		more, e := s.pathTunnel(ctx, f.kind, f.v6, fmt.Sprintf("UDP to port %d", vxlanPort), fmt.Sprintf("udp dport %d", vxlanPort), fmt.Sprintf("traceroute -U -p %d %%s", vxlanPort),
+		more, e := s.pathTunnel(ctx, f.kind, f.v6, fmt.Sprintf("UDP to port %d", vxlanPort), fmt.Sprintf("-p udp --dport %d", vxlanPort), fmt.Sprintf("udp dport %d", vxlanPort),
 			func(from, to netip.Addr) (Answer, error) {
 				return s.Datagram(ctx, netip.AddrPortFrom(from, 0), netip.AddrPortFrom(to, vxlanPort))
 			})
@@ -487,6 +494,6 @@ func pathWireGuard(ctx context.Context, s *scene) ([]Finding, error) {
 		if err != nil {
 			return said{untold: fmt.Errorf("%s: %w", o.name, err)}
 		}
-		return s.lost(ctx, o, from, to, a, what, allow(fmt.Sprintf("udp dport %d", s.cfg.WireGuardPort), to, strings.ReplaceAll("tcpdump -ni any udp port PORT on %s", "PORT", fmt.Sprint(s.cfg.WireGuardPort))))
+		return s.lost(ctx, o, from, to, a, what, allow(o, fmt.Sprintf("-p udp --dport %d", s.cfg.WireGuardPort), fmt.Sprintf("udp dport %d", s.cfg.WireGuardPort)))
 	})
 }

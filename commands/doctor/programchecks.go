@@ -306,7 +306,7 @@ func otherCNI(_ context.Context, s *scene) (found []Finding, err error) {
 		}
 		if len(runs) > 0 && !slices.ContainsFunc(found, func(f Finding) bool { return strings.HasPrefix(f.What, who(runs)) }) {
 			found = append(found, Finding{What: fmt.Sprintf("%s runs: the daemon of network plugin %s", who(runs), plugin),
-				Fix: []string{"systemctl disable --now " + daemon, "remove " + plugin + "'s files from /etc/cni/net.d"}})
+				Fix: []string{"systemctl disable --now " + daemon, "# remove " + plugin + "'s files from /etc/cni/net.d"}})
 		}
 	}
 	files, err := s.Names("/etc/cni/net.d/*")
@@ -324,7 +324,7 @@ func otherCNI(_ context.Context, s *scene) (found []Finding, err error) {
 		}
 		types, err := pluginTypes(text)
 		if err != nil {
-			found = append(found, Finding{What: fmt.Sprintf("%s: %v: runtimes that read it have no network", f, err), Fix: []string{"rm " + f + ", or correct it"}})
+			found = append(found, Finding{What: fmt.Sprintf("%s: %v: runtimes that read it have no network", f, err), Fix: []string{"rm " + f + "   # or correct it"}})
 			continue
 		}
 		first = cmp.Or(first, f)
@@ -383,7 +383,7 @@ func calico(_ context.Context, s *scene) (found []Finding, err error) {
 		}
 	}
 	if len(left) > 0 {
-		found = append(found, Finding{What: "interfaces of Calico's are here: " + few(left), Fix: []string{"for l in " + strings.Join(left[:min(len(left), 20)], " ") + "; do ip link del $l; done, once no container uses them"}})
+		found = append(found, Finding{What: "interfaces of Calico's are here: " + few(left), Fix: []string{"for l in " + strings.Join(left[:min(len(left), 20)], " ") + "; do ip link del $l; done   # once no container uses them"}})
 	}
 	routes, err := s.routes()
 	if err != nil {
@@ -429,7 +429,7 @@ func bird(_ context.Context, s *scene) ([]Finding, error) {
 	if holds {
 		what += fmt.Sprintf(", and holds TCP port %d", s.cfg.BGPPort)
 	}
-	return []Finding{{What: what, Fix: []string{"systemctl disable --now bird bird6 frr gobgpd", "or have that listen on another port or address, and `speaker: {port: N}` in /etc/netctl.yaml"}}}, nil
+	return []Finding{{What: what, Fix: []string{"systemctl disable --now bird bird6 frr gobgpd", "# or have that listen on another port or address, and `speaker: {port: N}` in /etc/netctl.yaml"}}}, nil
 }
 
 // otherNetctl knows the network manager of Arch Linux, which Debian has too.
@@ -459,7 +459,7 @@ func otherNetctl(_ context.Context, s *scene) (found []Finding, err error) {
 	}
 	for _, file := range []string{"/usr/bin/netctl", "/bin/netctl", "/usr/sbin/netctl"} {
 		if text, err := s.Read(file); err == nil && strings.HasPrefix(text, "#!") {
-			found = append(found, Finding{What: file + " is a script of another program: which one a shell starts depends on PATH", Fix: []string{"call /usr/local/bin/netctl by its full name, or remove the other program"}})
+			found = append(found, Finding{What: file + " is a script of another program: which one a shell starts depends on PATH", Fix: []string{"# call /usr/local/bin/netctl by its full name, or remove the other program"}})
 			break
 		}
 	}

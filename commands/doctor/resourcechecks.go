@@ -77,7 +77,7 @@ func ports(_ context.Context, s *scene) (found []Finding, err error) {
 				fix = []string{fmt.Sprintf("systemctl disable --now $(ps -o unit= -p %d)", x.PID)}
 			}
 			if p.key != "" {
-				fix = append(fix, "or `"+p.key+"` in /etc/netctl.yaml")
+				fix = append(fix, "# or `"+p.key+"` in /etc/netctl.yaml")
 			}
 			found = append(found, Finding{What: fmt.Sprintf("%s port %d, which the %s needs, is held by %s at %s", protocol, p.at.Port(), p.role, holder, x.Addr), Fix: fix, Fatal: true})
 			break
@@ -112,14 +112,14 @@ func diskSpace(_ context.Context, s *scene) (found []Finding, err error) {
 	}
 	if d.ReadOnly {
 		return []Finding{{What: fmt.Sprintf("%s, for %s, cannot be written: its file system is read-only", dir, s.cfg.StateDir), Fatal: true,
-			Fix: []string{"findmnt --target " + dir, "mount -o remount,rw $(findmnt -no TARGET --target " + dir + ")", "dmesg | tail, since a file system with errors becomes so by itself"}}}, nil
+			Fix: []string{"findmnt --target " + dir, "mount -o remount,rw $(findmnt -no TARGET --target " + dir + ")", "dmesg | tail   # a file system with errors becomes so by itself"}}}, nil
 	}
 	least := uint64(leastRole)
 	if s.has(roleDatastore) {
 		least = leastDatastore
 	}
 	least = min(least, d.Size/2) // of a small one
-	fix := []string{"du -xh --max-depth=3 $(findmnt -no TARGET --target " + dir + ") | sort -h | tail", "or `stateDir: FOLDER` in /etc/netctl.yaml, on a larger one"}
+	fix := []string{"du -xh --max-depth=3 $(findmnt -no TARGET --target " + dir + ") | sort -h | tail", "# or `stateDir: FOLDER` in /etc/netctl.yaml, on a larger one"}
 	if d.Free < least {
 		found = append(found, Finding{What: fmt.Sprintf("%s has %s free of %s, for %s: %s are needed", dir, size(d.Free), size(d.Size), s.cfg.StateDir, size(least)), Fix: fix, Fatal: d.Free < least/16})
 	}
@@ -166,7 +166,7 @@ func diskSync(ctx context.Context, s *scene) ([]Finding, error) {
 		return nil, nil
 	}
 	return []Finding{{What: fmt.Sprintf("a write to %s is on the disk after %s (half of them; the slowest %s): etcd wants %s at most", dir, t.Median.Round(time.Millisecond), t.Worst.Round(time.Millisecond), slowSync),
-		Fix: []string{"iostat -x 1 5, for who writes", "put " + s.cfg.StateDir + " on an SSD of its own, or run the datastore role on another machine"}}}, nil
+		Fix: []string{"iostat -x 1 5   # who writes?", "# put " + s.cfg.StateDir + " on an SSD of its own, or run the datastore role on another machine"}}}, nil
 }
 
 // nearlyFull is the part of a table from which on it is told, in percent.
@@ -216,7 +216,7 @@ func openFiles(_ context.Context, s *scene) (found []Finding, err error) {
 	for _, role := range []string{roleAgent, roleSpeaker, roleReflector, roleDatastore} {
 		p, runs := s.running(role)
 		unit := "netctl-" + role + ".service"
-		fix := []string{fmt.Sprintf("prlimit --pid %d --nofile=65536:65536", p.PID), "systemctl edit " + unit + ", and under [Service]: LimitNOFILE=65536"}
+		fix := []string{fmt.Sprintf("prlimit --pid %d --nofile=65536:65536", p.PID), "systemctl edit " + unit + "   # and under [Service]: LimitNOFILE=65536"}
 		switch {
 		case !runs || p.MostFiles == 0:
 		case p.MostFiles < leastOpen:
@@ -263,7 +263,7 @@ func pools(_ context.Context, s *scene) (found []Finding, err error) {
 	for _, p := range c.Pools {
 		cidr := p.Spec.CIDR
 		fix := func(what string) []string {
-			return []string{fmt.Sprintf("netctl pool remove %s, and `netctl pool add` one that no network here has", cidr), "or renumber " + what}
+			return []string{fmt.Sprintf("netctl pool remove %s   # and netctl pool add one that no network here has", cidr), "# or renumber " + what}
 		}
 		said := map[netip.Prefix]bool{}
 		for _, l := range links {
@@ -311,7 +311,7 @@ func gateway(_ context.Context, s *scene) (found []Finding, err error) {
 	if err != nil {
 		return nil, err
 	}
-	g, fix := s.cfg.Gateway, []string{"set `agent: {gateway: ADDRESS}` in /etc/netctl.yaml to an IPv4 address that nothing has, such as 169.254.77.1, and restart netctl"}
+	g, fix := s.cfg.Gateway, []string{"# set `agent: {gateway: ADDRESS}` in /etc/netctl.yaml to an IPv4 address that nothing has, such as 169.254.77.1, and restart netctl"}
 	for _, l := range links {
 		for _, a := range l.Addresses {
 			if a.Masked().Contains(g) {
@@ -345,11 +345,11 @@ func linkNames(_ context.Context, s *scene) (found []Finding, err error) {
 	for _, l := range links {
 		if strings.HasPrefix(l.Name, s.cfg.LinkPrefix) {
 			found = append(found, Finding{What: fmt.Sprintf("interface %s, which is not netctl's, begins with %q as those of endpoints do", l.Name, s.cfg.LinkPrefix), Fatal: hasFamily(l, false) || hasFamily(l, true),
-				Fix: []string{fmt.Sprintf("ip link set %s down; ip link set %s name x%s; ip link set x%s up", l.Name, l.Name, l.Name[:min(14, len(l.Name))], l.Name[:min(14, len(l.Name))]), "or `agent: {linkPrefix: PREFIX}` in /etc/netctl.yaml, with one that no interface has"}})
+				Fix: []string{fmt.Sprintf("ip link set %s down; ip link set %s name x%s; ip link set x%s up", l.Name, l.Name, l.Name[:min(14, len(l.Name))], l.Name[:min(14, len(l.Name))]), "# or `agent: {linkPrefix: PREFIX}` in /etc/netctl.yaml, with one that no interface has"}})
 		}
 		for _, name := range s.cfg.Tunnels {
 			if l.Name == name {
-				found = append(found, Finding{What: fmt.Sprintf("interface %s is another program's, and netctl's tunnels are to be called so", l.Name), Fix: []string{"ip link del " + l.Name, "or another name in the setting tunnels of /etc/netctl.yaml"}})
+				found = append(found, Finding{What: fmt.Sprintf("interface %s is another program's, and netctl's tunnels are to be called so", l.Name), Fix: []string{"ip link del " + l.Name, "# or another name in the setting tunnels of /etc/netctl.yaml"}})
 			}
 		}
 	}
@@ -358,7 +358,7 @@ func linkNames(_ context.Context, s *scene) (found []Finding, err error) {
 
 func routeProtocols(_ context.Context, s *scene) (found []Finding, err error) {
 	names := map[int]string{s.cfg.AgentProtocol: "netctl", s.cfg.SpeakerProtocol: "netctl-bgp"}
-	fix := []string{"set `routes: {agentProtocol: N, speakerProtocol: N}` in /etc/netctl.yaml to numbers that nobody has (grep -r . /etc/iproute2/rt_protos*)"}
+	fix := []string{"# set `routes: {agentProtocol: N, speakerProtocol: N}` in /etc/netctl.yaml to numbers that nobody has (grep -r . /etc/iproute2/rt_protos*)"}
 	files, err := s.Names("/etc/iproute2/rt_protos.d/*.conf")
 	if err != nil {
 		return nil, err
