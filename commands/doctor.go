@@ -75,7 +75,7 @@ func (a *app) examine(ctx context.Context, s *settings, to []netip.Addr, fix boo
 	cfg := s.doctorConfig()
 	cfg.To = to
 	if s.hasStore() {
-		cfg.Cluster, cfg.ClusterErr = a.doctorCluster(ctx)
+		cfg.Cluster, cfg.ClusterErr = a.doctorCluster(ctx, s.Node)
 	}
 	defer a.waiting("answers of other nodes")()
 	return doctor.Run(ctx, host, cfg, fix)
@@ -84,7 +84,7 @@ func (a *app) examine(ctx context.Context, s *settings, to []netip.Addr, fix boo
 // hasStore says whether there is a datastore to ask: before anything is installed there
 // is none, and that is no trouble.
 func (s *settings) hasStore() bool {
-	if s.File != "" || s.origin["datastore::endpoints"] != "default" {
+	if len(s.Roles) > 0 || s.origin["datastore::endpoints"] != "default" {
 		return true
 	}
 	for _, file := range []string{filepath.Join(s.RunDir, "etcd.sock"), filepath.Join(s.StateDir, "cluster.json")} {
@@ -96,10 +96,10 @@ func (s *settings) hasStore() bool {
 }
 
 // doctorCluster reads what the checks look at.
-func (a *app) doctorCluster(ctx context.Context) (*doctor.Cluster, error) {
+func (a *app) doctorCluster(ctx context.Context, node string) (*doctor.Cluster, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTime)
 	defer cancel()
-	view, err := a.view(ctx, datastore.KindNode, datastore.KindPool, datastore.KindReport, datastore.KindPeer, datastore.KindConfig)
+	view, err := a.view(ctx, datastore.KindNode, datastore.KindPool, datastore.KindPeer, datastore.KindConfig)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("%w: no answer within %s", datastore.ErrUnavailable, statusTime)
 	}
@@ -107,11 +107,21 @@ func (a *app) doctorCluster(ctx context.Context) (*doctor.Cluster, error) {
 		return nil, err
 	}
 	c := &doctor.Cluster{Nodes: view.Nodes(), Pools: view.Pools(), Peers: view.Peers(), Config: view.Config()}
-	for _, n := range c.Nodes {
+	s, err := a.store(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// Of a large cluster all reports are too much: those that this node compares with.
+	for _, name := range append(doctor.Sample(c.Nodes, node), node) {
 		for _, role := range []string{datastore.ReportAgent, datastore.ReportSpeaker} {
-			if r := view.Report(n.Metadata.Name, role); r != nil {
-				c.Reports = append(c.Reports, r)
+			r, err := datastore.Get[*datastore.Report](ctx, s, datastore.ReportName(name, role))
+			if errors.Is(err, datastore.ErrNotFound) {
+				continue
 			}
+			if err != nil {
+				return nil, err
+			}
+			c.Reports = append(c.Reports, r)
 		}
 	}
 	return c, nil

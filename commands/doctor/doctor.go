@@ -15,8 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-
-	"netctl/datastore"
 )
 
 // Check is one thing that may be wrong with a host.
@@ -162,8 +160,8 @@ func (e *RefusedError) Error() string {
 
 // Preflight makes the checks that tell whether the machine can be a node with the roles
 // of c at all: for what installs, and joins a cluster. The error is a *RefusedError that
-// says why it cannot, or wraps datastore.ErrUnavailable where a check could not be made;
-// the report says both one by one.
+// says why it cannot. What could not be told, and what is wrong and does not stop a node,
+// is in the report alone.
 func Preflight(ctx context.Context, h Host, c Config) (*Report, error) {
 	var first []Check
 	for _, check := range Checks() {
@@ -176,22 +174,15 @@ func Preflight(ctx context.Context, h Host, c Config) (*Report, error) {
 		return nil, err
 	}
 	var fatal []Finding
-	var untold []string
 	for _, res := range r.Checks {
 		for _, f := range res.Findings {
 			if f.Fatal {
 				fatal = append(fatal, f)
 			}
 		}
-		if res.State == Unknown {
-			untold = append(untold, res.Name+": "+res.Reason)
-		}
 	}
-	switch {
-	case len(fatal) > 0:
+	if len(fatal) > 0 {
 		return r, &RefusedError{fatal}
-	case len(untold) > 0:
-		return r, fmt.Errorf("could not tell whether this machine can be a node: %s: %w", strings.Join(untold, "; "), datastore.ErrUnavailable)
 	}
 	return r, nil
 }

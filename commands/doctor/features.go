@@ -96,7 +96,8 @@ func (m *machine) try(ctx context.Context, o Features, inner int) (map[Feature]e
 	note(FeatureRoutes, tryRoute(ctx, o, m))
 	note(FeatureFilter, m.tryFilter(ctx, o))
 	note(FeatureConntrack, conntrack.Delete(netip.MustParseAddr("192.0.2.1")))
-	for kind, f := range map[datastore.TunnelKind]Feature{datastore.TunnelIPIP: FeatureIPIP, datastore.TunnelVXLAN: FeatureVXLAN, datastore.TunnelWireGuard: FeatureWireGuard} {
+	features := map[datastore.TunnelKind]Feature{datastore.TunnelIPIP: FeatureIPIP, datastore.TunnelVXLAN: FeatureVXLAN, datastore.TunnelWireGuard: FeatureWireGuard}
+	for _, kind := range o.Tunnels {
 		t := kernel.Tunnel{Name: netdev.DefaultTunnels()[kind], Kind: kind, Local: netip.MustParseAddr("127.0.0.1"), MTU: 1400}
 		if kind == datastore.TunnelVXLAN {
 			t.MAC = netdev.TunnelMAC("doctor")
@@ -105,7 +106,7 @@ func (m *machine) try(ctx context.Context, o Features, inner int) (map[Feature]e
 			t.Private, t.Port = kernel.WireGuardKey{1}, netdev.WireGuardPort
 		}
 		_, err := k.SetTunnel(t)
-		note(f, err)
+		note(features[kind], err)
 	}
 	return lacks, nil
 }

@@ -108,6 +108,9 @@ func firewalld(ctx context.Context, s *scene) ([]Finding, error) {
 	if !slices.ContainsFunc(chains, func(c nft.BaseChain) bool { return c.Table == "firewalld" && c.Hook == "forward" }) {
 		return nil, skip("firewalld has no rules here")
 	}
+	if forwards, err := s.zoneForwards(ctx); err != nil || forwards {
+		return nil, err
+	}
 	var missing []string
 	if s.cfg.Cluster != nil {
 		sources, err := s.Run(ctx, "firewall-cmd", "--zone=trusted", "--list-sources")
@@ -131,6 +134,28 @@ func firewalld(ctx context.Context, s *scene) ([]Finding, error) {
 	}
 	f.Fix = append(f.Fix, "firewall-cmd --permanent --add-port=179/tcp --add-port=4789/udp --add-port=51820/udp --add-protocol=4", "firewall-cmd --reload")
 	return []Finding{f}, nil
+}
+
+// zoneForwards says whether firewalld lets pass what stays in its default zone, which
+// interfaces are in that nobody put elsewhere, and the uplink is in that, too.
+func (s *scene) zoneForwards(ctx context.Context) (bool, error) {
+	out, err := s.Run(ctx, "firewall-cmd", "--query-forward")
+	if err != nil || strings.TrimSpace(out) != "yes" {
+		return false, nil // it says no by its exit code; older ones do not know the question
+	}
+	zone, err := s.Run(ctx, "firewall-cmd", "--get-default-zone")
+	if err != nil {
+		return false, fmt.Errorf("firewall-cmd: %w", err)
+	}
+	up, ok, err := s.address(false)
+	if err != nil || !ok {
+		return false, err
+	}
+	of, err := s.Run(ctx, "firewall-cmd", "--get-zone-of-interface="+up.link.Name)
+	if err != nil {
+		return true, nil // it is in none: the default one is its
+	}
+	return strings.TrimSpace(of) == strings.TrimSpace(zone), nil
 }
 
 func bothFlavours(ctx context.Context, s *scene) ([]Finding, error) {

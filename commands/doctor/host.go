@@ -104,6 +104,9 @@ const (
 type Features struct {
 	LinkPrefix string
 	Protocol   int // of routes
+	// Tunnels are those that are needed: to try one loads its module, and that of IPIP puts
+	// a device into every namespace.
+	Tunnels []datastore.TunnelKind
 }
 
 // Process is a process in the host's network namespace.

@@ -167,6 +167,9 @@ func clock(ctx context.Context, s *scene) (found []Finding, err error) {
 		}
 	}
 	if told == 0 && err == nil {
+		if !slices.ContainsFunc(others, func(o other) bool { return o.alive }) {
+			return nil, skip("no other node is up")
+		}
 		err = fmt.Errorf("no other node tells its time (ICMP timestamp)")
 	}
 	if told > 0 {

@@ -16,7 +16,13 @@ func kernelFeatures(ctx context.Context, s *scene) (found []Finding, err error) 
 	if !s.has(roleAgent, roleSpeaker, roleReflector) {
 		return nil, skip("no role here touches the kernel's network")
 	}
-	lacks, err := s.Lacks(ctx, Features{LinkPrefix: s.cfg.LinkPrefix, Protocol: s.cfg.AgentProtocol})
+	o := Features{LinkPrefix: s.cfg.LinkPrefix, Protocol: s.cfg.AgentProtocol}
+	for _, kind := range []datastore.TunnelKind{datastore.TunnelIPIP, datastore.TunnelVXLAN, datastore.TunnelWireGuard} {
+		if s.cfg.Cluster != nil && len(s.cfg.Cluster.tunnelled(kind)) > 0 {
+			o.Tunnels = append(o.Tunnels, kind)
+		}
+	}
+	lacks, err := s.Lacks(ctx, o)
 	if err != nil {
 		return nil, err
 	}

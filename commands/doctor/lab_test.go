@@ -75,7 +75,7 @@ type hurt struct {
 
 // runsAs starts a process that is called name, and ends it.
 func runsAs(name string) (inject, undo string) {
-	return "exec -a " + name + " sleep 1000 & echo $! >/run/" + name + ".pid; until grep -q " + name + " /proc/$!/cmdline; do sleep 0.01; done", "kill $(cat /run/" + name + ".pid)"
+	return "exec -a " + name + " sleep 1000 & echo $! >/run/" + name + ".pid; until grep -qa ^" + name + " /proc/$!/cmdline; do sleep 0.01; done", "kill $(cat /run/" + name + ".pid)"
 }
 
 func hurts(node1 netip.Addr) []hurt {
@@ -115,7 +115,7 @@ func hurts(node1 netip.Addr) []hurt {
 		{check: "networkmanager", inject: managerOn, undo: managerOff, what: "NetworkManager (PID ", mends: true},
 		{check: "networkd", inject: networkdOn + "; mkdir -p /etc/systemd/network; printf '[Match]\\nName=*\\n' >/etc/systemd/network/50-all.network", undo: networkdOff + "; rm /etc/systemd/network/50-all.network", what: "by /etc/systemd/network/50-all.network", mends: true},
 		{check: "other-cni", inject: `mkdir -p /etc/cni/net.d; echo '{"plugins":[{"type":"weave-net"}]}' >/etc/cni/net.d/00-weave.conflist`, undo: "rm /etc/cni/net.d/00-weave.conflist", what: "a network of plugin weave-net"},
-		{check: "calico", inject: "ip link add cali123 type veth peer name cali124", what: "cali123", paste: true},
+		{check: "calico", inject: "ip link add cali123 type veth peer name x123", what: "cali123", paste: true},
 		{check: "calico", inject: "ip route add 10.99.0.0/26 via " + node1.Next().String() + " proto 80", what: "1 routes of Calico's", paste: true},
 		{check: "calico", inject: felixOn, undo: felixOff, what: "calico-felix (PID "},
 		{check: "bird", inject: birdOn, undo: birdOff, what: "another speaker of BGP"},

@@ -17,6 +17,19 @@ import (
 // machine.
 const mostOthers = 16
 
+// Sample chooses, of the nodes sorted by name, those that the node of that name tries: the
+// next ones behind it, so that each is tried by some. Only their reports are looked at.
+func Sample(nodes []*datastore.Node, name string) (chosen []string) {
+	at := slices.IndexFunc(nodes, func(n *datastore.Node) bool { return n.Metadata.Name == name })
+	for i := range nodes {
+		n := nodes[(at+1+i)%len(nodes)]
+		if n.Metadata.Name != name && len(chosen) < mostOthers {
+			chosen = append(chosen, n.Metadata.Name)
+		}
+	}
+	return chosen
+}
+
 // other is a machine that paths are tried to.
 type other struct {
 	name   string
