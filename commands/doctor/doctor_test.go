@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -304,5 +305,28 @@ func TestSample(t *testing.T) {
 	}
 	if got := Sample(nodes[:2], "new"); !slices.Equal(got, []string{"n00", "n01"}) {
 		t.Errorf("%v", got)
+	}
+}
+
+// TestPage: the page for operators has every check, and those that are made before a
+// machine becomes a node.
+func TestPage(t *testing.T) {
+	text, err := os.ReadFile("../../docs/troubleshooting.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, before, _ := strings.Cut(string(text), "## Before install and join")
+	seen := map[string]bool{}
+	for _, c := range Checks() {
+		if !strings.Contains(string(text), "`"+c.Name+"`") || seen[c.Name] {
+			t.Errorf("check %s is not told there, or is there twice", c.Name)
+		}
+		seen[c.Name] = true
+		if c.First != strings.Contains(before, "`"+c.Name+"`") {
+			t.Errorf("check %s before install: %v, and the page says otherwise", c.Name, c.First)
+		}
+		if strings.HasSuffix(c.Meaning, ".") || c.Meaning == "" {
+			t.Errorf("check %s means %q", c.Name, c.Meaning)
+		}
 	}
 }
