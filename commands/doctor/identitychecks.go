@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
@@ -37,19 +38,12 @@ func nodeName(_ context.Context, s *scene) ([]Finding, error) {
 			if r := c.report(name, datastore.ReportAgent); r != nil {
 				seen = r.Status.Seen
 			}
-			return []Finding{{What: fmt.Sprintf("node %s: %s", name, n.RegisteredBy(or(host, "without an ID yet"), seen)), Fix: append(rename, "netctl node remove "+name+"   # if the other machine is gone"), Fatal: true}}, nil
+			return []Finding{{What: fmt.Sprintf("node %s: %s", name, n.RegisteredBy(cmp.Or(host, "without an ID yet"), seen)), Fix: append(rename, "netctl node remove "+name+"   # if the other machine is gone"), Fatal: true}}, nil
 		case n.Metadata.Name != name && host != "" && n.Status.Host == host:
 			return []Finding{{What: n.OtherName(name, s.cfg.StateDir+"/host"), Fix: []string{"rm " + s.cfg.StateDir + "/host   # if this machine is a copy of node " + n.Metadata.Name, "# or `node: " + n.Metadata.Name + "` in /etc/netctl.yaml, if it is that node"}, Fatal: true}}, nil
 		}
 	}
 	return nil, nil
-}
-
-func or(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }
 
 func nodeAddress(ctx context.Context, s *scene) (found []Finding, err error) {

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -293,7 +294,7 @@ func TestLabFaults(t *testing.T) {
 }
 
 func (x hurt) try(t *testing.T, l *netlab.Lab) {
-	host, err := l.Host(or(x.on, "node1"))
+	host, err := l.Host(cmp.Or(x.on, "node1"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"netctl/datastore"
 	"netctl/netdev/kernel"
 )
 
@@ -77,22 +78,11 @@ func (m *machine) Write(name, text string) error {
 	if strings.HasPrefix(name, "/proc/") {
 		return os.WriteFile(name, []byte(text), 0)
 	}
+	// Services that are not root's read these folders too.
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(name), ".netctl-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(text)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
+	return datastore.WriteFile(name, []byte(text), datastore.FileOptions{Mode: 0o644})
 }
 
 func (m *machine) Writable(name string) error {

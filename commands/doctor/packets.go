@@ -29,8 +29,9 @@ const (
 	icmpHeader = 8
 )
 
-// checksum is that of RFC 1071; behind sum.
-func checksum(sum uint32, b []byte) uint16 {
+// checksum is that of RFC 1071.
+func checksum(b []byte) uint16 {
+	var sum uint32
 	for i, v := range b {
 		sum += uint32(v) << (8 * (1 - i%2))
 	}
@@ -52,12 +53,12 @@ func echoMessage(id, sequence uint16, bytes int, from, to netip.Addr, v6 bool) [
 	binary.BigEndian.PutUint16(b[6:], sequence)
 	switch {
 	case !v6:
-		binary.BigEndian.PutUint16(b[2:], checksum(0, b))
+		binary.BigEndian.PutUint16(b[2:], checksum(b))
 	case from.IsValid(): // RFC 4443, section 2.3: the pseudo-header
 		pseudo := append(append([]byte{}, from.AsSlice()...), to.AsSlice()...)
 		pseudo = binary.BigEndian.AppendUint32(pseudo, uint32(len(b)))
 		pseudo = append(pseudo, 0, 0, 0, protoICMP6)
-		binary.BigEndian.PutUint16(b[2:], checksum(0, append(pseudo, b...)))
+		binary.BigEndian.PutUint16(b[2:], checksum(append(pseudo, b...)))
 	}
 	return b
 }
@@ -79,7 +80,7 @@ func ipPacket(protocol byte, from, to netip.Addr, payload []byte) []byte {
 	b[8], b[9] = 64, protocol
 	copy(b[12:], from.AsSlice())
 	copy(b[16:], to.AsSlice())
-	binary.BigEndian.PutUint16(b[10:], checksum(0, b))
+	binary.BigEndian.PutUint16(b[10:], checksum(b))
 	return append(b, payload...)
 }
 

@@ -176,7 +176,7 @@ func (m *machine) Clock(ctx context.Context, from, to netip.Addr) (ahead time.Du
 			b[0] = icmpTimestamp
 			binary.BigEndian.PutUint16(b[4:], id)
 			binary.BigEndian.PutUint32(b[8:], midnight())
-			binary.BigEndian.PutUint16(b[2:], checksum(0, b))
+			binary.BigEndian.PutUint16(b[2:], checksum(b))
 			_, err := conn.WriteTo(b, &net.IPAddr{IP: to.AsSlice()})
 			return err
 		},

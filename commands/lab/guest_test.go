@@ -57,7 +57,7 @@ func TestInGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"IPIP", "WireGuard", "WireGuardIPv6"} {
+	for _, name := range []string{"IPIP", "WireGuard", "WireGuardIPv6", "Doctor"} {
 		if !strings.Contains(out.String(), "--- PASS: TestGuest"+name+" ") {
 			t.Errorf("%s did not run", name)
 		}
