@@ -134,7 +134,6 @@ type Disk struct {
 	FreeFiles  uint64
 	Files      uint64 // 0: it does not count them
 	ReadOnly   bool
-	Kind       string // such as "ext4", "tmpfs"; "": not known
 }
 
 // Timing is how long it took to write to the disk and be sure.

@@ -255,11 +255,6 @@ func (m *machine) Docker(ctx context.Context) (string, error) {
 	return v.Version, nil
 }
 
-// fileSystems are the kinds that are called by name; see statfs(2).
-func fileSystems() map[int64]string {
-	return map[int64]string{unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.TMPFS_MAGIC: "tmpfs", unix.NFS_SUPER_MAGIC: "nfs", unix.OVERLAYFS_SUPER_MAGIC: "overlay"}
-}
-
 func (m *machine) Disk(dir string) (Disk, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
@@ -267,7 +262,7 @@ func (m *machine) Disk(dir string) (Disk, error) {
 	}
 	unit := uint64(st.Bsize)
 	const readOnly = 1 // ST_RDONLY
-	return Disk{Free: st.Bfree * unit, Size: st.Blocks * unit, FreeFiles: st.Ffree, Files: st.Files, ReadOnly: st.Flags&readOnly != 0, Kind: fileSystems()[int64(st.Type)]}, nil
+	return Disk{Free: st.Bfree * unit, Size: st.Blocks * unit, FreeFiles: st.Ffree, Files: st.Files, ReadOnly: st.Flags&readOnly != 0}, nil
 }
 
 // How Sync writes: as etcd's log does, entries one behind the other, each with

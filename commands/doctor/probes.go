@@ -68,11 +68,10 @@ func icmpNetwork(v6 bool) string {
 
 // probe is one packet that is sent until something is heard of it.
 type probe struct {
-	from, to netip.Addr
-	tries    int
-	wait     time.Duration // for each
-	send     func() error
-	judge    func(b []byte, from netip.Addr) (Answer, bool)
+	tries int
+	wait  time.Duration // for each
+	send  func() error
+	judge func(b []byte, from netip.Addr) (Answer, bool)
 }
 
 // run listens for ICMP at an address of this host while the packet is sent.
@@ -150,7 +149,7 @@ func (m *machine) Echo(ctx context.Context, from, to netip.Addr, bytes int) (Ans
 		protocol = protoICMP6
 	}
 	request := echoMessage(id, 1, bytes-header, netip.Addr{}, netip.Addr{}, v6)
-	return probe{from: from, to: to, tries: echoTries, wait: echoWait,
+	return probe{tries: echoTries, wait: echoWait,
 		send: func() error {
 			_, err := conn.WriteTo(request, &net.IPAddr{IP: to.AsSlice(), Zone: to.Zone()})
 			return err
@@ -170,7 +169,7 @@ func (m *machine) Clock(ctx context.Context, from, to netip.Addr) (ahead time.Du
 		now := time.Now().UTC()
 		return uint32(now.Sub(now.Truncate(24 * time.Hour)).Milliseconds())
 	}
-	a, err = probe{from: from, to: to, tries: echoTries, wait: echoWait,
+	a, err = probe{tries: echoTries, wait: echoWait,
 		send: func() error {
 			b := make([]byte, 20)
 			b[0] = icmpTimestamp
@@ -248,7 +247,7 @@ func (m *machine) errorOf(ctx context.Context, from, to netip.Addr, protocol byt
 		return Answer{}, fmt.Errorf("listen for ICMP: %w", err)
 	}
 	defer conn.Close()
-	return probe{from: from, to: to, tries: probeTries, wait: probeWait, send: send,
+	return probe{tries: probeTries, wait: probeWait, send: send,
 		judge: func(b []byte, at netip.Addr) (Answer, bool) { return heard(b, v6, at, to, id, 1, protocol, port) },
 	}.run(ctx, conn)
 }

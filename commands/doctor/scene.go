@@ -275,7 +275,7 @@ func (c *Cluster) tunnelled(kind datastore.TunnelKind) (pools []string) {
 	return pools
 }
 
-// read is a setting of the kernel; "": this kernel, or this interface, has none of that name.
+// sysctl is a setting of the kernel; "": this kernel, or this interface, has none of that name.
 func (s *scene) sysctl(key string) string {
 	text, err := s.Read(procFile(key))
 	if err != nil {
