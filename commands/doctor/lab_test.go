@@ -80,7 +80,6 @@ func runsAs(name string) (inject, undo string) {
 }
 
 func hurts(node1 netip.Addr) []hurt {
-	v6 := func(c *Config) {}
 	managerOn, managerOff := runsAs("NetworkManager")
 	networkdOn, networkdOff := runsAs("systemd-networkd")
 	birdOn, birdOff := runsAs("bird")
@@ -96,7 +95,7 @@ func hurts(node1 netip.Addr) []hurt {
 		{check: "kernel-settings", inject: "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys", undo: "umount /proc/sys", what: "read-only", paste: true},
 		{check: "forwarding", inject: "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv4/conf/eth1/forwarding", undo: "echo 0 >/proc/sys/net/ipv4/ip_forward", what: "what comes in by eth1", mends: true},
 		{check: "forwarding", inject: "echo 'net.ipv4.ip_forward=0' >/etc/sysctl.d/50-hard.conf", undo: "rm /etc/sysctl.d/50-hard.conf", what: "/etc/sysctl.d/50-hard.conf sets", mends: true},
-		{check: "ipv6", inject: "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6", undo: "echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6; echo 0 >/proc/sys/net/ipv6/conf/default/disable_ipv6", config: v6, what: "disable_ipv6 is 1", mends: true},
+		{check: "ipv6", inject: "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6", undo: "echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6; echo 0 >/proc/sys/net/ipv6/conf/default/disable_ipv6; ip addr add fd00:99::102/64 dev eth1 nodad", what: "disable_ipv6 is 1", mends: true},
 		{check: "router-advertisements", inject: "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding; echo 1 >/proc/sys/net/ipv6/conf/eth0/accept_ra; ip -6 route add default via fe80::1 dev eth0 proto ra", undo: "ip -6 route del default; echo 0 >/proc/sys/net/ipv6/conf/all/forwarding", what: "eth0.accept_ra is 1", mends: true},
 		{check: "rp-filter", inject: "echo 1 >/proc/sys/net/ipv4/conf/eth1/rp_filter", undo: "echo 0 >/proc/sys/net/ipv4/conf/eth1/rp_filter", what: "rp_filter of eth1 is 1", mends: true},
 		{check: "bridge-netfilter", inject: "ip link add br0 type bridge; ip link add p0 type veth peer name p1; ip link set p0 master br0; echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables", undo: "ip link del br0; ip link del p0", what: "bridge br0 has ports (p0)", mends: true},
@@ -235,7 +234,7 @@ func examined(t *testing.T, l *netlab.Lab, o order, limits string) *Report {
 func labConfig(l *netlab.Lab) Config {
 	c := Config{Node: "node1", Roles: []string{"agent", "speaker"}, Cluster: twoNodes(time.Now())}
 	for i, n := range c.Cluster.Nodes {
-		n.Spec.Addresses, n.Status.Tunnels = []netip.Prefix{l.Hosts[i].Addr}, nil
+		n.Spec.Addresses, n.Status.Tunnels = []netip.Prefix{l.Hosts[i].Addr, l.Hosts[i].Addr6}, nil
 	}
 	c.Cluster.Reports[1].Status.Sessions[0].Peer, c.Cluster.Reports[3].Status.Sessions[0].Peer = l.Hosts[1].Addr.Addr(), l.Hosts[0].Addr.Addr()
 	c.Cluster.Reports[2].Status.Seen, c.Cluster.Reports[3].Status.Seen = time.Now(), time.Now()
@@ -247,7 +246,7 @@ func labFaults(t *testing.T) *netlab.Lab {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	l := netlab.ForTest(t, netlab.Options{})
+	l := netlab.ForTest(t, netlab.Options{IPv6: true})
 	netlab.Must(t, l.Hosts[0], "sh", "-ec", `mkdir /run/etc && mount -t tmpfs tmpfs /run/etc && cp -a /etc/. /run/etc/ && cd /run/etc
 		rm -rf sysctl.d cni netctl NetworkManager systemd/network systemd/networkd.conf.d
 		mkdir -p sysctl.d iproute2/rt_protos.d
@@ -284,6 +283,7 @@ func TestLabFaults(t *testing.T) {
 		return
 	}
 	list := hurts(l.Hosts[0].Addr.Addr())
+	list = append(list, hurt{check: "path-mtu", on: "fabric", inject: "ip link set n2.1 mtu 1400", undo: "ip link set n2.1 mtu 1500", what: "packets from " + l.Hosts[0].Addr6.Addr().String() + " to node2 (" + l.Hosts[1].Addr6.Addr().String() + ") may have 1400 bytes"})
 	if len(list) < 25 {
 		t.Fatalf("%d faults", len(list))
 	}

@@ -33,17 +33,10 @@ const (
 )
 
 // options sets those of a socket before it is used.
-func options(v6 bool, set func(fd int) error) net.ListenConfig {
+func options(set func(fd int) error) net.ListenConfig {
 	return net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var setErr error
-		err := c.Control(func(fd uintptr) {
-			if set != nil {
-				setErr = set(int(fd))
-			}
-			if setErr == nil && v6 {
-				setErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
-			}
-		})
+		err := c.Control(func(fd uintptr) { setErr = set(int(fd)) })
 		return errors.Join(err, setErr)
 	}}
 }
@@ -138,7 +131,7 @@ func (m *machine) Echo(ctx context.Context, from, to netip.Addr, bytes int) (Ans
 	if v6 {
 		header = ipv6Header
 	}
-	may := options(v6, whole(v6))
+	may := options(whole(v6))
 	conn, err := may.ListenPacket(ctx, icmpNetwork(v6), from.String())
 	if err != nil {
 		return Answer{}, fmt.Errorf("echo request: %w", err)
@@ -335,7 +328,7 @@ func (m *machine) Handshake(ctx context.Context, device, key string) (Answer, er
 // wake sends a packet by a device, which shakes hands first. Nobody listens for it.
 func wake(device string, to netip.Addr) error {
 	const discard = 9 // RFC 863
-	may := options(false, func(fd int) error { return unix.BindToDevice(fd, device) })
+	may := options(func(fd int) error { return unix.BindToDevice(fd, device) })
 	conn, err := may.ListenPacket(context.Background(), "udp", ":0")
 	if err != nil {
 		return err
