@@ -145,13 +145,14 @@ func (c Check) run(ctx context.Context, s *scene) Result {
 // RefusedError is why a machine cannot be a node.
 type RefusedError struct{ Findings []Finding }
 
-// Error is one line: what is wrong, and its fix.
+// Error is one line: what is wrong, and the first of what mends it.
 func (e *RefusedError) Error() string {
 	var list []string
 	for _, f := range e.Findings {
 		text := f.What
 		if len(f.Fix) > 0 {
-			text += " (fix: " + strings.Join(f.Fix, " && ") + ")"
+			command, _, _ := strings.Cut(f.Fix[0], "   #")
+			text += " (fix: " + command + ")"
 		}
 		list = append(list, text)
 	}

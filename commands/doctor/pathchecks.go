@@ -163,6 +163,9 @@ func words(a Answer) string {
 	case TooLarge:
 		return "too large for " + from
 	case NoRoute:
+		if !a.From.IsValid() {
+			return "unreachable: rejected on the way, or there is no way"
+		}
 		return "no way there, says " + from
 	}
 	return "no answer"
