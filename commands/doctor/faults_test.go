@@ -41,6 +41,7 @@ func faults() []fault {
 		{check: "forwarding", what: "net.ipv4.ip_forward is 0", fix: "sysctl -w net.ipv4.ip_forward=1", mends: true, inject: setFile("/proc/sys/net/ipv4/ip_forward", "0\n")},
 		{check: "forwarding", what: "what comes in by eth1 is not forwarded", fix: "sysctl -w net.ipv4.conf.eth1.forwarding=1", mends: true, inject: setFile("/proc/sys/net/ipv4/conf/eth1/forwarding", "0\n")},
 		{check: "forwarding", what: "/etc/sysctl.d/60-hardening.conf sets", fix: "sysctl --system", mends: true, inject: setFile("/etc/sysctl.d/60-hardening.conf", "net/ipv4/ip_forward = 0\n")},
+		{check: "forwarding", what: "/etc/sysctl.conf sets net.ipv4.conf.all.forwarding = 0", fix: "net[./]ipv4[./]conf[./]all[./]forwarding", inject: setFile("/etc/sysctl.conf", "net.ipv4.conf.all.forwarding=0\n")},
 		{check: "forwarding-ipv6", what: "forwarding is 0", fix: "sysctl -w net.ipv6.conf.all.forwarding=1", mends: true, inject: setFile(ipv6+"all/forwarding", "0\n")},
 		{check: "ipv6", what: "net.ipv6.conf.all.disable_ipv6 is 1", fix: "disable_ipv6=0", mends: true, inject: setFile(ipv6+"all/disable_ipv6", "1\n")},
 		{check: "ipv6", what: "started without IPv6", fix: "update-grub", inject: func(f *fake, _ *Config) { delete(f.files, ipv6+"all/disable_ipv6") }},

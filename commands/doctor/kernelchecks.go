@@ -94,14 +94,14 @@ func sysctlFolders() []string {
 	return []string{"/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d"}
 }
 
-// configured is what the files of sysctl(8) set a setting to, and which of them does; "":
-// none does.
-func (s *scene) configured(keys ...string) (value, file string, err error) {
+// configured is what the files of sysctl(8) set one of some settings to, the last one that
+// they set, and which of them does; "": none does.
+func (s *scene) configured(keys ...string) (key, value, file string, err error) {
 	byName := map[string]string{}
 	for _, dir := range sysctlFolders() {
 		names, err := s.Names(dir + "/*.conf")
 		if err != nil {
-			return "", "", err
+			return "", "", "", err
 		}
 		for _, n := range names {
 			base := n[strings.LastIndex(n, "/")+1:]
@@ -118,7 +118,7 @@ func (s *scene) configured(keys ...string) (value, file string, err error) {
 	for _, b := range bases {
 		files = append(files, byName[b])
 	}
-	for _, f := range append(files, "/etc/sysctl.conf") {
+	for _, f := range append(files, sysctlLast) {
 		text, err := s.Read(f)
 		if err != nil {
 			continue // a link to nowhere is a file that is switched off
@@ -127,27 +127,33 @@ func (s *scene) configured(keys ...string) (value, file string, err error) {
 			k, v, ok := strings.Cut(strings.TrimSpace(line), "=")
 			k = strings.ReplaceAll(strings.TrimPrefix(strings.TrimSpace(k), "-"), "/", ".")
 			if ok && slices.Contains(keys, k) {
-				value, file = strings.TrimSpace(v), f
+				key, value, file = k, strings.TrimSpace(v), f
 			}
 		}
 	}
-	return value, file, nil
+	return key, value, file, nil
 }
+
+// sysctlLast is read behind all files of the folders.
+const sysctlLast = "/etc/sysctl.conf"
 
 // keptOff is a finding where a file has sysctl --system set a setting to 0, though the agent
 // sets it to 1 when it starts.
 func (s *scene) keptOff(key string, names ...string) ([]Finding, error) {
-	value, file, err := s.configured(names...)
+	set, value, file, err := s.configured(names...)
 	if err != nil || value != "0" {
 		return nil, err
 	}
 	name := sysctlName(key)
-	return []Finding{{
-		What: fmt.Sprintf("%s sets %s = 0: each boot, and each `sysctl --system`, switches forwarding off until the agent sets it again", file, name),
-		Fix: []string{fmt.Sprintf("sed -i 's|^\\(-\\?%s *=\\)|# \\1|' %s", strings.ReplaceAll(name, ".", "[./]"), file),
+	f := Finding{
+		What: fmt.Sprintf("%s sets %s = 0: each boot, and each `sysctl --system`, switches forwarding off until the agent sets it again", file, set),
+		Fix: []string{fmt.Sprintf("sed -i 's|^\\(-\\?%s *=\\)|# \\1|' %s", strings.ReplaceAll(set, ".", "[./]"), file),
 			fmt.Sprintf("echo '%s = 1' >> %s && sysctl --system", name, sysctlFile)},
-		repairs: []repair{keepSysctl(name, "1")},
-	}}, nil
+	}
+	if file != sysctlLast {
+		f.repairs = []repair{keepSysctl(name, "1")}
+	}
+	return []Finding{f}, nil
 }
 
 func forwarding(_ context.Context, s *scene) (found []Finding, err error) {
