@@ -24,7 +24,7 @@ func overhead(kind datastore.TunnelKind) int {
 // around is what the cluster's tunnels put around packets at most, in bytes.
 func (c *Cluster) around() (most int) {
 	for _, kind := range []datastore.TunnelKind{datastore.TunnelIPIP, datastore.TunnelVXLAN, datastore.TunnelVXLAN6, datastore.TunnelWireGuard} {
-		six := slices.ContainsFunc(c.Nodes, func(n *datastore.Node) bool { return n.Address(true).IsValid() })
+		six := slices.ContainsFunc(c.Nodes, func(n *datastore.Node) bool { _, has := n.TunnelOf(kind); return has })
 		if len(c.tunnelled(kind)) > 0 && (kind != datastore.TunnelVXLAN6 || six) {
 			most = max(most, overhead(kind))
 		}

@@ -261,9 +261,16 @@ func (s *scene) tunnelUse(kind datastore.TunnelKind) error {
 	return nil
 }
 
-// asks says whether a path is to be tried to a machine.
+// asks says whether a path is to be tried to a machine. VXLAN over IPv6 is used between
+// nodes that have registered ends of it alone.
 func (s *scene) asks(o other, kind datastore.TunnelKind) bool {
-	return o.node == nil || s.cfg.Cluster != nil && len(s.cfg.Cluster.tunnelled(kind)) > 0
+	if o.node == nil {
+		return true
+	}
+	if _, has := o.node.TunnelOf(kind); kind == datastore.TunnelVXLAN6 && !has {
+		return false
+	}
+	return s.cfg.Cluster != nil && len(s.cfg.Cluster.tunnelled(kind)) > 0
 }
 
 // pathTunnel tries the packets of a kind of tunnels: a node that has such a device gets an

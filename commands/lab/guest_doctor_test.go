@@ -32,7 +32,7 @@ func TestGuestDoctor(t *testing.T) {
 		if err != nil {
 			return err.Error()
 		}
-		for _, kind := range []string{`"ipip"`, `"vxlan"`, `"vxlan6"`, `"wireguard"`} {
+		for _, kind := range []string{`"ipip"`, `"vxlan"`, `"wireguard"`} {
 			if !strings.Contains(out, kind) {
 				return "node2 has no end of " + kind
 			}
