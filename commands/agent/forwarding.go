@@ -4,6 +4,8 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+
+	"netctl/netdev"
 )
 
 // forwarding is what the host is to be set to so that endpoints reach others, as far
@@ -139,7 +141,7 @@ func (l *loop) leads() map[int]string {
 		switch {
 		case a.Loopback:
 			delete(by, a.Index)
-		case loopback && !matches(foreign(), a.Link):
+		case loopback && !netdev.LeadsAway(a.Link):
 			by[a.Index] = a.Link
 		}
 	}
