@@ -16,7 +16,7 @@ export NETCTL_BINARY := $(CURDIR)/netctl
 FUZZTIME := 10000x
 TIMEOUT  := 10m
 
-.PHONY: help build demo test test-all fuzz race lint docs completions bench budget install clean packages demo-packages guest
+.PHONY: help build demo test test-all fuzz race lint docs completions bench budget install dist clean packages demo-packages guest
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -55,29 +55,26 @@ docs: build ## docs/cli and docs/man from the command tree
 
 completions: docs ## completions of the three shells (written together with docs)
 
-bench: packages build ## ratios against references measured in the same run
-	go test -count=1 -tags bench -run 'TestBench$$|TestBenchScale|TestBenchReflector' -v -timeout 30m ./commands
+bench: packages build guest ## ratios against references measured in the same run
+	go test -count=1 -tags bench -run 'TestBench$$|TestBenchScale|TestBenchReflector|TestBenchTunnels' -v -timeout 30m ./commands
 	go test -count=1 -tags bench -run "TestBenchRoutes|TestBenchCrowd" -v -timeout 30m ./commands/speaker
 	go test -count=1 -tags bench -run TestBenchCluster -v -timeout 30m ./commands/agent
+	NETCTL_GUEST=1 go test -count=1 -tags bench -run TestBenchIPIP -v -timeout 30m ./commands/lab
 
 budget: packages build ## size, start-up and memory against their limits
 	go test -count=1 -tags bench -run TestBudget -v -timeout 10m ./commands
 
-install: ## into DESTDIR and PREFIX: binary, CNI link, completions, man pages, names of route protocols
+install: ## netctl install, into DESTDIR and PREFIX
 	@test -x netctl || { echo "make install: run make build first"; exit 1; }
-	install -D -m 0755 netctl $(DESTDIR)$(PREFIX)/bin/netctl
-	install -d $(DESTDIR)/opt/cni/bin
-	ln -sfn $(PREFIX)/bin/netctl $(DESTDIR)/opt/cni/bin/netctl
-	install -D -m 0644 completions/netctl.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/netctl
-	install -D -m 0644 completions/netctl.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_netctl
-	install -D -m 0644 completions/netctl.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/netctl.fish
-	install -d $(DESTDIR)$(PREFIX)/share/man/man1
-	install -m 0644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
-	install -d $(DESTDIR)/etc/iproute2/rt_protos.d
-	printf '87 netctl\n88 netctl-bgp\n' > $(DESTDIR)/etc/iproute2/rt_protos.d/netctl.conf
+	@$(if $(DESTDIR),mkdir -p $(DESTDIR))
+	./netctl install $(if $(DESTDIR),--root $(DESTDIR)) --prefix $(PREFIX)
+
+dist: build ## dist/*.deb and dist/*.rpm
+	go -C .ci/nfpm build -o bin/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
+	@bash .ci/dist $(VERSION)
 
 guest: # QEMU, and a kernel with what this machine's may lack: see netdev/qemulab
-	@bash .ci/packages qemu-system-x86_64
+	@bash .ci/packages qemu-system-x86_64 depmod
 	@bash .ci/kernel
 
 packages:
@@ -87,4 +84,4 @@ demo-packages:
 	@bash .ci/packages ip ping $(if $(DOCKER),dockerd busybox)
 
 clean: ## what the targets above made
-	rm -rf netctl commands/datastore/netctl.gz .ci/tools/bin
+	rm -rf netctl commands/datastore/netctl.gz .ci/tools/bin .ci/nfpm/bin dist

@@ -31,11 +31,13 @@ const (
 	ChainFwdFrom  = "fwd_from"  // forward: what workloads send
 	ChainFwdTo    = "fwd_to"    // forward: what workloads receive
 	ChainInHost   = "in_host"   // input: what workloads send to their own host
+	ChainOutHost  = "out_host"  // output: what the host sends to its workloads
 	ChainARP      = "arp_in"    // input of family arp: what workloads make the host learn
-	chainSpoof    = "spoof"     // sources that a link may use
+	chainRawOther = "raw_other" // prerouting: what does not come from workloads
 	chainFromWL   = "from_wl"   // egress of workloads
 	chainToWL     = "to_wl"     // ingress of workloads
 	chainWLHost   = "wl_host"   // workload to host
+	chainUnseen   = "unseen"    // flows that may have begun while the filter was not whole
 	chainDenyIn   = "deny_in"   // log and drop, ingress
 	chainDenyOut  = "deny_out"  // log and drop, egress
 	setGateway4   = "gateway4"  // gateway addresses of workloads
@@ -48,8 +50,9 @@ const (
 	setDHCP       = "port_dhcp" // ports DHCP servers send from
 	setLink6      = "icmp6_link"
 	setRouter6    = "icmp6_router"
-	setHostPrefix = "host_"  // host_udp, …: Options.WorkloadToHost
-	mapStates     = "states" // connection tracking states
+	setEphemeral  = "port_ephemeral"   // ports that clients send from
+	SetUnseen     = "unseen_protocols" // see Unseen
+	setHostPrefix = "host_"            // host_udp, …: Options.WorkloadToHost
 	mapFromEP     = "from_ep"
 	mapToEP       = "to_ep"
 	nextSuffix    = "_next"

@@ -18,19 +18,15 @@ const (
 	New         State = 8
 )
 
-// String is the state as nft names it.
+// String is the state, or several, as nft names them.
 func (s State) String() string {
-	switch s {
-	case Invalid:
-		return "invalid"
-	case Established:
-		return "established"
-	case Related:
-		return "related"
-	case New:
-		return "new"
+	var words []string
+	for i, word := range []string{"invalid", "established", "related", "new"} {
+		if s&(1<<i) != 0 {
+			words = append(words, word)
+		}
 	}
-	return fmt.Sprintf("0x%x", uint16(s))
+	return strings.Join(words, ",")
 }
 
 // Packet is what a ruleset can know of a packet. OutLink "" means that it is for
@@ -220,6 +216,8 @@ func (w *walk) equal(t Term) bool {
 		return t.Number == p.InGroup
 	case OutGroup:
 		return t.Number == p.OutGroup
+	case CTState:
+		return t.Number&uint32(p.State) != 0
 	}
 	return t.Number == uint32(w.key(t.Field).First)
 }
@@ -239,6 +237,8 @@ func (w *walk) key(f Field) Element {
 		return Element{Link: p.InLink}
 	case OutLink:
 		return Element{Link: p.OutLink}
+	case L4Proto:
+		return numberElement(uint16(p.Protocol))
 	case SrcPort:
 		return numberElement(p.SrcPort)
 	case DstPort:
@@ -247,8 +247,6 @@ func (w *walk) key(f Field) Element {
 		return numberElement(uint16(p.Type))
 	case ICMPCode, ICMP6Code:
 		return numberElement(uint16(p.Code))
-	case CTState:
-		return numberElement(uint16(p.State))
 	case SrcIP4, SrcIP6:
 		return addrElement(p.Src)
 	case DstIP4, DstIP6:

@@ -71,6 +71,10 @@ func NewIndex(node string, o Options) *Index {
 	}
 }
 
+// SetFlows sets other bounds of the flows that a workload begins (Options). They are in what
+// Ruleset returns from now on; Flush does not tell of them.
+func (x *Index) SetFlows(rate, burst uint32) { x.options.FlowRate, x.options.FlowBurst = rate, burst }
+
 // Apply takes one change of the store. Kinds other than Endpoint, Profile, Pool and
 // Node change nothing.
 func (x *Index) Apply(c datastore.Change) {

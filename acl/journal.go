@@ -27,7 +27,8 @@ const journalVersion = 3
 // Journal keeps on disk what a packet filter should hold, so that it can be put back
 // while nobody knows what the datastore says: once the whole, then each change. It
 // survives the process; after a crash of the machine, whose kernel is empty, its end
-// may be missing. What was read or written stays at hand when somebody removes the file.
+// may be missing. What was read or written stays at hand when somebody removes the file, and
+// what was read when somebody writes into it.
 // It is safe for concurrent use.
 type Journal struct {
 	path string
@@ -38,7 +39,14 @@ type Journal struct {
 	record  bytes.Buffer // what the encoder makes of one
 	written int64
 	whole   int64 // bytes of the last whole; 0: it has to be written first
+
+	sum  uint32   // of the bytes that were written, or read
+	read *Ruleset // what was read; nil: this process has written since
 }
+
+// ErrDamaged says that somebody wrote into the file of a Journal, whose writer alone knows
+// what was in it.
+var ErrDamaged = errors.New("somebody wrote into the record of the packet filter")
 
 // entry is one record of the file: its length and CRC-32 (IEEE), both big endian, are
 // before what gob makes of it.
@@ -100,14 +108,34 @@ func (j *Journal) lost() bool {
 		return true
 	}
 	was, err := j.file.Stat()
-	return err != nil || !os.SameFile(is, was)
+	return err != nil || !os.SameFile(is, was) || is.Size() != j.written
 }
 
-// Restore makes the file again, as it was, if it is lost.
+// damaged says that the file, whatever it is called now, does not hold what it did.
+func (j *Journal) damaged() bool {
+	sum, n, err := sumOf(j.file)
+	return err != nil || n != j.written || sum != j.sum
+}
+
+func sumOf(f *os.File) (sum uint32, n int64, err error) {
+	h := crc32.NewIEEE()
+	n, err = io.Copy(h, io.NewSectionReader(f, 0, math.MaxInt64))
+	return h.Sum32(), n, err
+}
+
+// Restore makes the file again, as it was, if it is lost or somebody wrote into it.
+// ErrDamaged: that takes Remake.
 func (j *Journal) Restore() (err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.file == nil || !j.lost() {
+	switch {
+	case j.file == nil:
+		return nil
+	case j.damaged() && j.read == nil:
+		return ErrDamaged
+	case j.damaged():
+		return j.remake(j.read)
+	case !j.lost():
 		return nil
 	}
 	f, err := j.begin()
@@ -142,9 +170,40 @@ func (j *Journal) begin() (*os.File, error) {
 
 // Whole begins the file anew with everything there is to hold. After an error, of Add
 // too, there is none: an outdated one would have its state put back.
-func (j *Journal) Whole(r *Ruleset) (err error) {
+func (j *Journal) Whole(r *Ruleset) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	return j.begun(r)
+}
+
+// Remake is Whole out of turn, with what may be ahead of the changes that were added:
+// before the next Add it is due again.
+func (j *Journal) Remake(r *Ruleset) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.remake(r)
+}
+
+func (j *Journal) remake(r *Ruleset) error {
+	was := j.read
+	err := j.begun(r)
+	j.whole, j.read = 0, was
+	return err
+}
+
+// begun makes the file, once more where its folder went meanwhile.
+func (j *Journal) begun(r *Ruleset) (err error) {
+	for range mostBegins {
+		if err = j.beginWith(r); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return err
+}
+
+const mostBegins = 10
+
+func (j *Journal) beginWith(r *Ruleset) (err error) {
 	j.close()
 	defer func() {
 		if err != nil {
@@ -163,7 +222,7 @@ func (j *Journal) Whole(r *Ruleset) (err error) {
 	if j.file, err = j.begin(); err != nil {
 		return err
 	}
-	j.written = 0
+	j.written, j.sum, j.read = 0, 0, nil
 	j.encoder = gob.NewEncoder(&j.record)
 	if err = j.append(first); err == nil {
 		err = os.Rename(j.path+".new", j.path)
@@ -187,7 +246,7 @@ func (j *Journal) append(e entry) error {
 	binary.BigEndian.PutUint32(b, uint32(len(b)-recordHead))
 	binary.BigEndian.PutUint32(b[4:], crc32.ChecksumIEEE(b[recordHead:]))
 	n, err := j.file.Write(b)
-	j.written += int64(n)
+	j.written, j.sum = j.written+int64(n), crc32.Update(j.sum, crc32.IEEETable, b[:n])
 	return err
 }
 
@@ -226,8 +285,8 @@ func (j *Journal) close() {
 	j.file, j.encoder, j.whole = nil, nil, 0
 }
 
-// Read returns what is kept; without a file, or with one of another version of the
-// program, datastore.ErrNotFound. A record that was cut off ends it.
+// Read returns what is kept, which nobody changes; without a file, or with one of another
+// version of the program, datastore.ErrNotFound. A record that was cut off ends it.
 func (j *Journal) Read() (r *Ruleset, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -239,10 +298,22 @@ func (j *Journal) Read() (r *Ruleset, err error) {
 		if err != nil {
 			return nil, err
 		}
+	} else if j.damaged() {
+		if j.read == nil {
+			return nil, ErrDamaged
+		}
+		return j.read, nil
 	}
 	if r, err = readRecords(io.NewSectionReader(j.file, 0, math.MaxInt64)); err != nil {
 		j.close()
 		return nil, fmt.Errorf("%s: %w", j.path, err)
+	}
+	if j.whole == 0 { // nothing is added to it
+		if j.sum, j.written, err = sumOf(j.file); err != nil {
+			j.close()
+			return nil, fmt.Errorf("%s: %w", j.path, err)
+		}
+		j.read = r
 	}
 	return r, nil
 }

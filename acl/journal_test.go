@@ -90,11 +90,25 @@ func TestALostJournal(t *testing.T) {
 		"removed":                 func() error { return os.Remove(path) },
 		"removed with the folder": func() error { return os.RemoveAll(dir) },
 		"another one":             func() error { return errors.Join(os.Remove(path), os.WriteFile(path, []byte("x"), 0o600)) },
+		"cut off":                 func() error { return os.Truncate(path, 0) },
+		"written into": func() error {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err == nil {
+				_, err = f.WriteAt([]byte("x"), 100)
+				err = errors.Join(err, f.Close())
+			}
+			return err
+		},
 	} {
 		for range 10 {
 			x.Apply(w.step())
 			x.Work()
-			if err := j.Add(x.Flush()); err != nil {
+			d := x.Flush()
+			if j.Due() {
+				if err := j.Whole(x.Ruleset()); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := j.Add(d); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -106,7 +120,16 @@ func TestALostJournal(t *testing.T) {
 			if err := lose(); err != nil {
 				t.Fatal(err)
 			}
-			if err := by.Restore(); err != nil {
+			err := by.Restore()
+			if by == j && errors.Is(err, ErrDamaged) {
+				if _, e := j.Read(); !errors.Is(e, ErrDamaged) {
+					t.Errorf("%s: read all the same: %v", what, e)
+				}
+				if err = j.Remake(x.Ruleset()); !j.Due() {
+					t.Errorf("%s: what is next would be added to what may be ahead", what)
+				}
+			}
+			if err != nil {
 				t.Fatalf("%s: %v", what, err)
 			}
 			got, err := readJournal(path)
@@ -116,7 +139,11 @@ func TestALostJournal(t *testing.T) {
 			sameRuleset(t, what, got, x.Ruleset())
 		}
 		reader.Close()
-		if err := j.Restore(); err != nil { // the reader's is in its place
+		err := j.Restore() // the reader's is in its place
+		if errors.Is(err, ErrDamaged) {
+			err = j.Remake(x.Ruleset())
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 	}

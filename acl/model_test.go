@@ -3,6 +3,7 @@ package acl
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"testing"
 
 	"netctl/datastore"
@@ -211,20 +212,21 @@ func TestEvalNames(t *testing.T) {
 	}{
 		{func(*Packet) {}, "allowed by " + profileChain(inbound, "web") + " rule 2 (profile web inbound: allow from tag web)", "LPI|web"},
 		{func(p *Packet) { p.DstPort = 22 }, "denied by deny_in rule 1 (profile web inbound: deny tcp to ports 22)", "LPI|web"},
-		{func(p *Packet) { p.DstPort, p.State = 22, Established }, "allowed by to_wl rule 0 ()", ""},
+		{func(p *Packet) { p.DstPort, p.State = 22, Established }, "allowed by fwd_to rule 0 ()", ""},
 		{func(p *Packet) { p.State = Invalid }, "denied by from_wl rule 0 ()", ""},
-		{func(p *Packet) { p.Src = netip.MustParseAddr("10.0.0.9") }, "denied by spoof rule 6 (spoofed source)", ""},
+		{func(p *Packet) { p.Src = netip.MustParseAddr("10.0.0.9") }, "denied by raw_pre rule 7 (spoofed source)", ""},
 		{func(p *Packet) {
 			p.InLink, p.InGroup = "up0", 0
 			p.Src = netip.MustParseAddr("192.0.2.1")
 			p.Protocol = 17
 		}, "denied by deny_in rule 1 (no inbound rule allows it)", ""},
 		{func(p *Packet) { p.OutLink, p.OutGroup = "up0", 0 }, "allowed by fwd_to rule -1 (profile web outbound: allow)", ""},
-		{func(p *Packet) { p.Dst = netip.MustParseAddr("169.254.1.1") }, "denied by raw_pre rule 0 (sent to a gateway address)", ""},
-		{func(p *Packet) { p.InLink, p.InGroup = "ncz", 0 }, "denied by raw_pre rule 3 (our prefix without our group)", ""},
-		{func(p *Packet) { p.OutLink = "ncz" }, "denied by to_wl rule 3 (unknown endpoint)", ""},
-		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 53 }, "allowed by wl_host rule 9 ()", ""},
-		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 22 }, "denied by wl_host rule 12 ()", "DPH|host"},
+		{func(p *Packet) { p.Dst = netip.MustParseAddr("169.254.1.1") }, "denied by from_wl rule 1 (sent to a gateway address)", ""},
+		{func(p *Packet) { p.InLink, p.InGroup, p.Dst = "up0", 0, netip.MustParseAddr("169.254.1.1") }, "denied by raw_other rule 0 (sent to a gateway address)", ""},
+		{func(p *Packet) { p.InLink, p.InGroup = "ncz", 0 }, "denied by raw_other rule 1 (our prefix without our group)", ""},
+		{func(p *Packet) { p.OutLink = "ncz" }, "denied by to_wl rule 4 (unknown endpoint)", ""},
+		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 53 }, "allowed by wl_host rule 11 ()", ""},
+		{func(p *Packet) { p.OutLink, p.OutGroup, p.DstPort = "", 0, 22 }, "denied by wl_host rule 14 ()", "DPH|host"},
 	} {
 		p := base
 		c.change(&p)
@@ -239,4 +241,58 @@ func TestEvalNames(t *testing.T) {
 			t.Errorf("%+v:\n got %s, logged %v\nwant %s, logged %s", p, d, d.Logged, c.want, c.logged)
 		}
 	}
+}
+
+// TestEstablishedIsAskedLittle counts the rules that a packet of an established flow meets,
+// in a world of some endpoints and of many: each costs as much as a look-up in a set.
+func TestEstablishedIsAskedLittle(t *testing.T) {
+	for _, endpoints := range []int{2, 2000} {
+		x := NewIndex("node0", testOptions())
+		for i := range endpoints {
+			name := "node0/cni/w" + strconv.Itoa(i) + "/eth0"
+			e := &datastore.Endpoint{Metadata: datastore.Metadata{Name: name}}
+			e.Spec = datastore.EndpointSpec{Node: "node0", Link: "nc" + strconv.Itoa(i), Profiles: []string{"web"},
+				Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})}}
+			x.Apply(datastore.Change{Kind: datastore.KindEndpoint, Name: name, New: e})
+		}
+		judge := x.Ruleset().Judge()
+		first, second, far := netip.MustParseAddr("10.0.0.0"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.9.0.1")
+		for _, c := range []struct {
+			what string
+			Packet
+			want int
+		}{
+			{"sent to another node", Packet{InLink: "nc0", InGroup: 77, OutLink: "up0", Src: first, Dst: far}, 4},
+			{"received from another node", Packet{InLink: "up0", OutLink: "nc0", OutGroup: 77, Src: far, Dst: first}, 5},
+			{"between two of one node", Packet{InLink: "nc0", InGroup: 77, OutLink: "nc1", OutGroup: 77, Src: first, Dst: second}, 4},
+		} {
+			c.Packet.Protocol, c.Packet.State = 6, Established
+			if d := judge.Eval(c.Packet); !d.Allowed {
+				t.Errorf("%s: %s", c.what, d)
+			}
+			w, asked := walk{Judge: judge, packet: c.Packet}, 0
+			for _, base := range []string{ChainRawPre, ChainFwdFrom, ChainFwdTo} {
+				asked += w.asks(base)
+			}
+			if asked > c.want {
+				t.Errorf("of %d endpoints, %s: %d rules are asked, not %d", endpoints, c.what, asked, c.want)
+			}
+		}
+	}
+}
+
+// asks counts the rules of a chain that the packet meets, up to the verdict; of what a map
+// leads to it counts none.
+func (w *walk) asks(chain string) (n int) {
+	for _, r := range w.rules.Chains[chain].Rules {
+		n++
+		switch {
+		case !w.matches(&r) || r.Verdict.Kind == Continue || r.Verdict.Kind == Lookup:
+		case r.Verdict.Kind == Goto || r.Verdict.Kind == Jump:
+			return n + w.asks(r.Verdict.Chain)
+		default:
+			return n
+		}
+	}
+	return n
 }

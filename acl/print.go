@@ -125,10 +125,10 @@ func (t SetType) String() string {
 		return "ipv6_addr . inet_proto . inet_service"
 	case ICMP6Types:
 		return "icmpv6_type"
+	case UnseenProtocols:
+		return "inet_proto"
 	case LinkVerdict:
 		return "ifname : verdict"
-	case StateVerdict:
-		return "ct_state : verdict"
 	}
 	return unknown
 }
@@ -146,8 +146,6 @@ func (e Element) Text(t SetType) string {
 		return fmt.Sprintf("%s . %d . %d", e.Prefix.Addr(), e.Proto, e.First)
 	case LinkVerdict:
 		return fmt.Sprintf("%q : %s", e.Link, e.Verdict)
-	case StateVerdict:
-		return fmt.Sprintf("%s : %s", State(e.First), e.Verdict)
 	}
 	if e.First != e.Last {
 		return fmt.Sprintf("%d-%d", e.First, e.Last)
@@ -262,6 +260,8 @@ func (t Term) value() string {
 		return t.Prefix.Addr().String()
 	case t.Prefix.IsValid():
 		return t.Prefix.String()
+	case t.Field == CTState:
+		return State(t.Number).String()
 	case t.Field == CTStatus && t.Number == statusConfirmed:
 		return "confirmed"
 	case t.Field == TCPFlags && t.Number == tcpSYN:
@@ -301,7 +301,7 @@ func (f Field) family() uint32 {
 
 // bits says that the bits of a Term's Number are looked at: one of them, or with Not
 // none.
-func (f Field) bits() bool { return f == CTStatus || f == TCPFlags }
+func (f Field) bits() bool { return f == CTStatus || f == TCPFlags || f == CTState }
 
 // String is the field as nft writes it.
 func (f Field) String() string {

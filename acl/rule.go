@@ -26,7 +26,7 @@ const (
 	OutLink                        //
 	InGroup                        // device group
 	OutGroup                       //
-	CTState                        // connection tracking state
+	CTState                        // bits of State
 	LinkSrcIP4                     // InLink . SrcIP4
 	LinkSrcIP6                     // InLink . SrcIP6
 	SrcNamedPort4                  // SrcIP4 . L4Proto . SrcPort

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // Hook says where a base chain is attached; its policy is accept.
@@ -136,6 +137,29 @@ func sameRules(a, b []Rule) bool {
 }
 
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
+
+// Endpoints tells whether there is any endpoint.
+func (r *Ruleset) Endpoints() bool {
+	s := r.Sets[mapFromEP]
+	return s != nil && len(s.Elements) > 0
+}
+
+// Shut is what lets nothing through from or to an endpoint, and has no connection tracked.
+func (r *Ruleset) Shut() *Ruleset {
+	out := &Ruleset{Sets: map[string]*Set{}, Chains: map[string]*Chain{}}
+	for _, c := range r.Chains {
+		if c.Hook == nil || c.Hook.Type() != "filter" || strings.HasPrefix(c.Name, ARPPrefix) {
+			continue
+		}
+		for _, rule := range c.Rules {
+			i := slices.IndexFunc(rule.Match, func(t Term) bool { return t.Field == InGroup || t.Field == OutGroup })
+			if i >= 0 && c.Hook.Name != "prerouting" {
+				out.Chains[c.Name] = &Chain{Name: c.Name, Hook: c.Hook, Rules: []Rule{refuse("shut for a moment", rule.Match[i])}}
+			}
+		}
+	}
+	return out
+}
 
 // Closed is the part of r that lets nothing new pass to or from a workload: the base
 // chains, and what they refer to by rules. Its maps of links are empty, so that no

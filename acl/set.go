@@ -13,23 +13,23 @@ type SetType uint8
 
 // The types of sets.
 const (
-	Addr4          SetType = iota + 1 // exact addresses
-	Addr6                             //
-	Net4                              // prefixes that do not overlap
-	Net6                              //
-	Port                              // single ports
-	PortRanges                        // ranges that do not overlap or touch
-	LinkAddr4                         // link name and address
-	LinkAddr6                         //
-	NamedPort4                        // address, protocol and port
-	NamedPort6                        //
-	ICMP6Types                        // ICMPv6 types
-	LinkVerdict                       // link name to verdict
-	StateVerdict                      // connection tracking state to verdict
-	LinkMeter                         // meter: link name
-	PairMeter                         // meter: names of two links
-	LinkAddrMeter4                    // meter: link name and address
-	LinkAddrMeter6                    //
+	Addr4           SetType = iota + 1 // exact addresses
+	Addr6                              //
+	Net4                               // prefixes that do not overlap
+	Net6                               //
+	Port                               // single ports
+	PortRanges                         // ranges that do not overlap or touch
+	LinkAddr4                          // link name and address
+	LinkAddr6                          //
+	NamedPort4                         // address, protocol and port
+	NamedPort6                         //
+	ICMP6Types                         // ICMPv6 types
+	LinkVerdict                        // link name to verdict
+	LinkMeter                          // meter: link name
+	PairMeter                          // meter: names of two links
+	LinkAddrMeter4                     // meter: link name and address
+	LinkAddrMeter6                     //
+	UnseenProtocols                    // meter that its keeper fills: Unseen
 )
 
 // Interval tells whether elements are ranges, kept in a tree in the kernel
@@ -37,11 +37,11 @@ const (
 func (t SetType) Interval() bool { return t == Net4 || t == Net6 || t == PortRanges }
 
 // Map tells whether elements carry a verdict.
-func (t SetType) Map() bool { return t == LinkVerdict || t == StateVerdict }
+func (t SetType) Map() bool { return t == LinkVerdict }
 
-// Meter tells whether the kernel adds the elements by itself, as packets come, and
-// forgets them MeterTimeout after the last.
-func (t SetType) Meter() bool { return t >= LinkMeter && t <= LinkAddrMeter6 }
+// Meter tells whether elements come and go by themselves: the kernel adds them as packets
+// come, and forgets them MeterTimeout after the last.
+func (t SetType) Meter() bool { return t >= LinkMeter && t <= UnseenProtocols }
 
 // MeterTimeout is how long an element of a meter is kept.
 const MeterTimeout = time.Minute
@@ -54,6 +54,8 @@ func (t SetType) MeterSize() uint32 {
 		return 4096
 	case PairMeter:
 		return 4096
+	case UnseenProtocols:
+		return 16
 	}
 	return 65536
 }
@@ -69,7 +71,7 @@ type Element struct {
 	Link        string
 	Prefix      netip.Prefix // a single address is a /32 or /128
 	Proto       uint8
-	First, Last uint16 // ports, ICMPv6 type or state; Last = First for one
+	First, Last uint16 // ports or ICMPv6 type; Last = First for one
 	Verdict     Verdict
 }
 

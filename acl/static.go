@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // IANA protocol numbers the static part and rules name.
@@ -13,7 +14,10 @@ const (
 	protoTCP   = 6
 	protoUDP   = 17
 	protoICMP6 = 58
+	protoDCCP  = 33
 	protoSCTP  = 132
+
+	protoUDPLite = 136
 )
 
 const vxlanPort = 4789
@@ -36,18 +40,12 @@ func Static(o Options) *Ruleset {
 }
 
 func staticSets(o Options) []*Set {
-	verdict := func(s State, k VerdictKind) Element {
-		return Element{First: uint16(s), Last: uint16(s), Verdict: Verdict{Kind: k}}
-	}
 	gateways := newSet(setGateway4, Addr4, "gateways of workloads")
-	for _, a := range o.Gateways {
-		if a = a.Unmap(); a.Is4() {
-			gateways.add(addrElement(a))
-		}
+	for _, a := range gateways4(o) {
+		gateways.add(addrElement(a))
 	}
 	sets := []*Set{
 		gateways,
-		newSet(mapStates, StateVerdict, "", verdict(Established, Accept), verdict(Related, Accept), verdict(Invalid, Drop)),
 		newSet(mapFromEP, LinkVerdict, "egress of each link"),
 		newSet(mapToEP, LinkVerdict, "ingress of each link"),
 		newSet(NextMap(mapFromEP), LinkVerdict, "while an element of from_ep changes"),
@@ -68,6 +66,8 @@ func staticSets(o Options) []*Set {
 		newSet(meterReach, LinkMeter, "neighbours looked for"),
 		newSet(meterSeen4, LinkAddrMeter4, "neighbours sent to"),
 		newSet(meterSeen6, LinkAddrMeter6, "neighbours sent to"),
+		newSet(SetUnseen, UnseenProtocols, "whose flows may have begun unseen"),
+		newSet(setEphemeral, PortRanges, "clients", Element{First: 32768, Last: 65535}),
 		newSet(setDHCP, Port, "DHCP servers", numberElement(67), numberElement(547)),
 		// RFC 4443, RFC 4861, RFC 3810: multicast listener report and done,
 		// router solicitation, neighbour solicitation and advertisement.
@@ -94,6 +94,8 @@ func inSet(f Field, set string) Term  { return Term{Field: f, Set: set} }
 func goTo(chain string) Verdict       { return Verdict{Kind: Goto, Chain: chain} }
 func vmap(f Field, m string) Rule     { return Rule{Verdict: Verdict{Kind: Lookup, Key: f, Chain: m}} }
 func match(v Verdict, m ...Term) Rule { return Rule{Match: m, Verdict: v} }
+func known() Rule                     { return match(accept(), num(CTState, uint32(Established|Related))) }
+func invalid() Rule                   { return match(drop(), num(CTState, uint32(Invalid))) }
 
 // refuse drops and counts.
 func refuse(comment string, m ...Term) Rule {
@@ -135,22 +137,24 @@ func flowGuards(o Options) (list []Rule) {
 }
 
 func staticChains(o Options) []*Chain {
-	states := vmap(CTState, mapStates)
 	echoes := few(meterEcho, InLink)
 	echoes.Over = true
 	excess := func(m ...Term) Rule {
 		return Rule{Match: m, Limit: echoes, Counter: true, Verdict: drop(), Comment: "too many echo requests"}
 	}
-	toHost := []Rule{
+	unseen := match(Verdict{Kind: Jump, Chain: chainUnseen}, inSet(L4Proto, SetUnseen))
+	toHost := slices.Concat([]Rule{
 		// First, since an identifier that was answered once is established.
 		excess(num(L4Proto, protoICMP), num(ICMPType, 8)),
 		excess(num(L4Proto, protoICMP6), num(ICMP6Type, 128)),
-		states,
+		known(),
+		invalid(),
+	}, gatewayGuards(o), []Rule{
 		refuse("router advertisement guard", num(L4Proto, protoICMP6), inSet(ICMP6Type, setRouter6)),
 		match(accept(), num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)),
 		match(accept(), num(L4Proto, protoICMP), num(ICMPType, 8)),
 		match(accept(), num(L4Proto, protoICMP6), num(ICMP6Type, 128)),
-	}
+	})
 	if o.FlowRate > 0 {
 		toHost = append(toHost, flowGuards(o)[0])
 	}
@@ -159,29 +163,84 @@ func staticChains(o Options) []*Chain {
 	}
 	toHost = append(toHost, Rule{Limit: few(meterHost, InLink), Log: "DPH|host"}, Rule{Counter: true, Verdict: drop()})
 	return []*Chain{
-		{Name: chainFromWL, Rules: slices.Concat([]Rule{
-			states,
+		{Name: chainFromWL, Rules: slices.Concat([]Rule{invalid()}, gatewayGuards(o), []Rule{
 			refuse("encapsulation guard", num(L4Proto, protoUDP), num(DstPort, vxlanPort)),
 			refuse("encapsulation guard", num(L4Proto, protoIPIP)),
 			refuse("DHCP server guard", num(L4Proto, protoUDP), inSet(SrcPort, setDHCP)),
+			unseen,
 		}, flowGuards(o), []Rule{
 			vmap(InLink, mapFromEP),
 			vmap(InLink, NextMap(mapFromEP)),
 			refuse("unknown endpoint"),
 		})},
 		{Name: chainToWL, Rules: []Rule{
-			states,
+			invalid(),
+			unseen,
 			vmap(OutLink, mapToEP),
 			vmap(OutLink, NextMap(mapToEP)),
 			refuse("unknown endpoint"),
 		}},
 		{Name: chainWLHost, Rules: toHost},
-		{Name: chainSpoof, Rules: spoofRules()},
+		{Name: chainUnseen, Rules: unseenRules()},
+		{Name: chainRawOther, Rules: append(gatewayGuards(o), refuse(noGroup, Term{Field: InLink, Text: o.LinkPrefix + "*"}))},
 		denyChain(chainDenyIn, "DPI|default", few(meterDenyIn, LinkPair)),
 		denyChain(chainDenyOut, "DPE|default", few(meterDenyOut, InLink)),
 	}
 }
 
+// Unseen is for how long, once the packet filter is whole again, the first packet that is
+// seen of a flow of a protocol may be its answer, of which only netfilter's connection
+// tracking would know: a peer sends what is unacknowledged for some 15 minutes
+// (net.ipv4.tcp_retries2), a server of datagrams answers sooner or never.
+func Unseen() map[uint8]time.Duration {
+	const datagrams = 10 * time.Second
+	return map[uint8]time.Duration{protoTCP: 16 * time.Minute, protoUDP: datagrams, protoUDPLite: datagrams, protoSCTP: datagrams, protoDCCP: datagrams}
+}
+
+// unseenRules drop what may be the answer in a flow whose beginning nobody has seen. Taken
+// for a new one that its sender may begin, it would let the other end, which may not,
+// through for as long as both go on. A client sends from an ephemeral port to one that
+// is none, and begins with SYN; ICMP's answers never begin anything.
+func unseenRules() []Rule {
+	back := Verdict{Kind: Return}
+	return []Rule{
+		match(back, inSet(SrcPort, setEphemeral), Term{Field: DstPort, Set: setEphemeral, Not: true}),
+		match(back, num(L4Proto, protoTCP), num(TCPFlags, tcpSYN)),
+		refuse("answer in a flow that began unseen"),
+	}
+}
+
+// gatewayGuards keep what is sent to a gateway address from circling on lo until its TTL
+// ends. A comparison costs a packet less than a set does, so that of several is asked
+// only where one with the prefix around them holds.
+func gatewayGuards(o Options) []Rule {
+	list := gateways4(o)
+	if len(list) == 0 {
+		return nil
+	}
+	around := netip.PrefixFrom(list[0], 32)
+	for _, a := range list {
+		for !around.Contains(a) {
+			around = netip.PrefixFrom(around.Addr(), around.Bits()-1).Masked()
+		}
+	}
+	terms := []Term{num(NFProto, nfIPv4), {Field: DstIP4, Prefix: around}}
+	if len(list) > 1 {
+		terms = append(terms, inSet(DstIP4, setGateway4))
+	}
+	return []Rule{refuse("sent to a gateway address", terms...)}
+}
+
+func gateways4(o Options) (list []netip.Addr) {
+	for _, a := range o.Gateways {
+		if a = a.Unmap(); a.Is4() {
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
+// spoofRules judge the source of what a workload sends, and let nothing go on.
 func spoofRules() []Rule {
 	ip6 := num(NFProto, nfIPv6)
 	linkLocal := Term{Field: SrcIP6, Prefix: netip.MustParsePrefix("fe80::/10")}
@@ -199,23 +258,24 @@ func spoofRules() []Rule {
 	}
 }
 
-// baseChains hook the static chains. The gateway guard comes first: a packet to
-// a gateway address would circle on lo until its TTL ends. What comes back from
-// a chain without a verdict is dropped, so that an empty chain opens nothing.
+const noGroup = "our prefix without our group"
+
+// baseChains hook the static chains. Every packet that is forwarded passes three of them,
+// and each rule on its way costs about as much as a look-up in a set: what ends the way
+// of most comes first (docs/policy.md, "What it costs"). What comes back from a chain of
+// forward or input without a verdict is dropped, so that an empty chain opens nothing to
+// workloads; the sources of what they send are judged in raw_pre itself.
 func baseChains(o Options) []*Chain {
 	ours := o.LinkPrefix + "*"
-	const noGroup, noVerdict = "our prefix without our group", "no verdict"
+	const noVerdict = "no verdict"
 	jump := func(chain string, t Term) Rule { return match(Verdict{Kind: Jump, Chain: chain}, t) }
+	foreign := Term{Field: InGroup, Number: o.Group, Not: true}
 	in, out := num(InGroup, o.Group), num(OutGroup, o.Group)
 	return []*Chain{
-		{Name: ChainRawPre, Hook: &Hook{"prerouting", -300}, Rules: []Rule{
-			refuse("sent to a gateway address", num(NFProto, nfIPv4), inSet(DstIP4, setGateway4)),
-			jump(chainSpoof, in), refuse(noVerdict, in),
-			refuse(noGroup, Term{Field: InLink, Text: ours}),
-		}},
-		{Name: ChainFwdFrom, Hook: &Hook{"forward", -10}, Rules: []Rule{jump(chainFromWL, in), refuse(noVerdict, in)}},
+		{Name: ChainRawPre, Hook: &Hook{"prerouting", -300}, Rules: append([]Rule{match(goTo(chainRawOther), foreign)}, spoofRules()...)},
+		{Name: ChainFwdFrom, Hook: &Hook{"forward", -10}, Rules: []Rule{known(), jump(chainFromWL, in), refuse(noVerdict, in)}},
 		{Name: ChainFwdTo, Hook: &Hook{"forward", -9}, Rules: []Rule{
-			jump(chainToWL, out), refuse(noVerdict, out),
+			known(), jump(chainToWL, out), refuse(noVerdict, out),
 			refuse(noGroup, Term{Field: OutLink, Text: ours}),
 		}},
 		{Name: ChainARP, Hook: &Hook{"input", 0}, Rules: []Rule{
@@ -223,5 +283,7 @@ func baseChains(o Options) []*Chain {
 			refuse(noGroup, Term{Field: InLink, Text: ours}),
 		}},
 		{Name: ChainInHost, Hook: &Hook{"input", -10}, Rules: []Rule{jump(chainWLHost, in), refuse(noVerdict, in)}},
+		{Name: ChainOutHost, Hook: &Hook{"output", -10}, Rules: []Rule{match(Verdict{Kind: Jump, Chain: chainUnseen},
+			out, Term{Field: CTStatus, Number: statusConfirmed, Not: true}, inSet(L4Proto, SetUnseen))}},
 	}
 }

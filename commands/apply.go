@@ -143,7 +143,7 @@ func newDeleteCommand(a *app) *cobra.Command {
 				list = append(list, manifest{object: o})
 			}
 		default:
-			return usage("delete wants either KIND and NAME or -f FILE")
+			return usage("delete wants either KIND and NAME or -f FILE; usage: %s", cmd.UseLine())
 		}
 		return a.deleteAndTell(cmd, list, force)
 	}

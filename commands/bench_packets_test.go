@@ -30,10 +30,10 @@ func routedRows(t *testing.T, a, b *netlab.Host) []row {
 	ourWidth, ourWait := ours.medians()
 	width, wait := theirs.medians()
 	return []row{
-		// More than half of what is above 1 is connection tracking, which policy needs:
-		// without a rule, and tracked, the second row is 1.12.
+		// Seen: 1.15 and 1.16. With connection tracking and not a rule of policy the second
+		// is 1.11; docs/policy.md, "What it costs", has the rest.
 		{"TCP between nodes, time for 1 GiB", 1024 / ourWidth, 1024 / width, "s", "routed by hand", 1.2},
-		{"TCP between nodes, 1 byte to and fro", ourWait, wait, "us", "routed by hand", 1.3},
+		{"TCP between nodes, 1 byte to and fro", ourWait, wait, "us", "routed by hand", 1.2},
 	}
 }
 

@@ -107,6 +107,7 @@ func newBlocksRow(t *testing.T, l *netlab.Lab) row {
 	}
 	took := arrivals(blocks)
 	slices.Sort(took)
+	t.Logf("new blocks: p50 %v, p90 %v, p95 %v, p99 %v, longest %v", took[blocks/2-1], took[blocks*90/100-1], took[blocks*95/100-1], took[blocks*99/100-1], took[blocks-1])
 	return row{"new block, from its node's kernel to another's, p99", float64(took[blocks*99/100-1].Microseconds()) / 1000, 10, "ms", "limit", 1}
 }
 

@@ -37,10 +37,10 @@ func report(t *testing.T, rows []row) {
 	for _, r := range rows {
 		ratio, verdict, bound := r.measured/r.beside, "", "-"
 		if r.bound > 0 {
-			bound = fmt.Sprintf("%.1f", r.bound)
+			bound = fmt.Sprintf("%.2f", r.bound)
 			if ratio > r.bound {
 				verdict = "  OVER"
-				t.Errorf("%s: ratio %.2f is over %.1f", r.what, ratio, r.bound)
+				t.Errorf("%s: ratio %.2f is over %.2f", r.what, ratio, r.bound)
 			}
 		}
 		fmt.Printf("%-52s %9.2f %-3s %9.2f %-3s  %-24s %7.2f %7s%s\n", r.what, r.measured, r.unit, r.beside, r.unit, r.reference, ratio, bound, verdict)
@@ -333,44 +333,57 @@ func TestBench(t *testing.T) {
 
 // TestBenchReflector measures the engine as a reflector beside BIRD as one.
 func TestBenchReflector(t *testing.T) {
-	rows := []row{
-		reflectorRow(t, "10k routes", "BenchmarkReflect10k", 0.2), reflectorRow(t, "100k routes", "BenchmarkReflect100k", 0.2),
-		reflectorRow(t, "100k IPv6 routes", "BenchmarkReflect6x100k", 0.2), reflectorRow(t, "10k, 100 attribute sets", "BenchmarkReflectSets10k", 0.2),
-		reflectorRow(t, "10k, one an UPDATE", "BenchmarkReflectSingle10k", 0.2),
-		reflectorRow(t, "10k routes, 1,000 clients", "BenchmarkReflect1000Clients", 0.2),
+	var rows []row
+	for _, r := range []struct{ what, name string }{
+		{"10k routes", "10k"}, {"100k routes", "100k"}, {"10k IPv6 routes", "6x10k"}, {"100k IPv6 routes", "6x100k"},
+		{"10k, 100 attribute sets", "Sets10k"}, {"100k, 100 attribute sets", "Sets100k"}, {"10k IPv6, 100 attribute sets", "6Sets10k"},
+		{"10k, one an UPDATE", "Single10k"}, {"100k, one an UPDATE", "Single100k"}, {"10k IPv6, one an UPDATE", "6Single10k"},
+		{"10k routes, 1,000 clients", "1000Clients"},
+	} {
+		rows = append(rows, reflectorRow(t, r.what, "BenchmarkReflect"+r.name, 0.1))
 	}
 	t.Run("one route", func(t *testing.T) { rows = append(rows, oneRouteRows(t)...) })
 	t.Run("memory", func(t *testing.T) { rows = append(rows, reflectorMemoryRows(t)...) })
 	report(t, rows)
 }
 
-// oneRouteRows are how long one route takes to the last of 50 clients.
+// oneRouteRows are how long one route takes to the last of 50 clients, which is mostly
+// fifty times what the kernel needs for a message, with both. They are measured in turn, so
+// that what the machine does besides meets both, and count by the medians of the rounds.
 func oneRouteRows(t *testing.T) []row {
-	const times = 1000
-	ours := benchmarks(t, "routing/bgp", "BenchmarkReflectOne", times, "p50-ms", "p99-ms")
-	birds := benchmarks(t, "routing/bgp", "BenchmarkReflectOneBIRD", times, "p50-ms", "p99-ms")
+	const rounds, times = 7, 1000
+	var p50, p99, p50s, p99s []float64
+	for range rounds {
+		ours := benchmarks(t, "routing/bgp", "BenchmarkReflectOne", times, "p50-ms", "p99-ms")
+		birds := benchmarks(t, "routing/bgp", "BenchmarkReflectOneBIRD", times, "p50-ms", "p99-ms")
+		p50, p99, p50s, p99s = append(p50, ours[0]), append(p99, ours[1]), append(p50s, birds[0]), append(p99s, birds[1])
+	}
+	for _, l := range [][]float64{p50, p99, p50s, p99s} {
+		slices.Sort(l)
+	}
 	return []row{
-		{"BGP reflector, 50 clients: one route, p50", ours[0], birds[0], "ms", "BIRD 2", 1.1},
-		{"  p99", ours[1], birds[1] + 1, "ms", "BIRD 2 + 1 ms", 1},
+		{"BGP reflector, 50 clients: one route, p50", p50[rounds/2], p50s[rounds/2], "ms", "BIRD 2", 1.1},
+		{"  p99", p99[rounds/2], p99s[rounds/2] + 1, "ms", "BIRD 2 + 1 ms", 1},
 	}
 }
 
 // reflectorMemoryRows are what a process has with 100k routes, and what a client costs
 // that reads nothing while they come and go.
 func reflectorMemoryRows(t *testing.T) []row {
-	ours := benchmarks(t, "routing/bgp", "BenchmarkReflectMemory", 10, "MiB", "p50-ms")
+	ours := benchmarks(t, "routing/bgp", "BenchmarkReflectMemory", 10, "MiB")
 	birds := benchmarks(t, "routing/bgp", "BenchmarkReflectMemoryBIRD", 10, "MiB")
-	silent := benchmarks(t, "routing/bgp", "BenchmarkReflectMemorySilent", 10, "MiB", "p50-ms")
+	deaf := benchmarks(t, "routing/bgp", "BenchmarkReflectMemoryDeaf", 10, "MiB", "deaf-MiB", "p50-ms", "p50-deaf-ms")
 	return []row{
 		{"BGP reflector, 100k routes: PSS", ours[0], birds[0], "MiB", "BIRD 2", 2},
-		{"  more with a client that reads nothing", max(0, silent[0]-ours[0]), 16, "MiB", "limit", 1},
-		{"  the others' time with it", silent[1], ours[1], "ms", "without it", 1.5},
+		{"  more with a client that reads nothing", max(0, deaf[1]-deaf[0]), 12, "MiB", "limit", 1},
+		{"  the others' time with it", deaf[3], deaf[2], "ms", "without it", 1.25},
 	}
 }
 
-// reflectorRow is a benchmark of the reflector beside BIRD's.
+// reflectorRow is a benchmark of the reflector, with 50 clients if nothing else is said,
+// beside BIRD's.
 func reflectorRow(t *testing.T, what, name string, bound float64) row {
-	return row{"BGP reflector, 50 clients: " + what, benchmark(t, "routing/bgp", name, "ns/op") / 1e6,
+	return row{"BGP reflector: " + what, benchmark(t, "routing/bgp", name, "ns/op") / 1e6,
 		benchmark(t, "routing/bgp", name+"BIRD", "ns/op") / 1e6, "ms", "BIRD 2", bound}
 }
 

@@ -11,7 +11,7 @@ func newCompletionCommand(a *app) *cobra.Command {
 		Use:   "completion bash|zsh|fish",
 		Short: "Print the completion script of a shell",
 		Long: "Print the completion script of a shell. It completes commands and flags, and asks the datastore for the names of pools,\n" +
-			"profiles, nodes, endpoints and tags. `make install` puts the scripts where the shells look for them.",
+			"profiles, nodes, endpoints and tags. `netctl install` puts the scripts where the shells look for them.",
 		Example:               "  source <(netctl completion bash)\n  netctl completion fish > ~/.config/fish/completions/netctl.fish",
 		Args:                  cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		ValidArgs:             []string{"bash", "zsh", "fish"},

@@ -178,6 +178,11 @@ func (a *app) settings() (*settings, error) {
 }
 
 func loadSettings(ctx context.Context, flags *pflag.FlagSet) (*settings, error) {
+	return loadSettingsFrom(ctx, flags, true)
+}
+
+// loadSettingsFrom is loadSettings, with or without the environment.
+func loadSettingsFrom(ctx context.Context, flags *pflag.FlagSet, environment bool) (*settings, error) {
 	v := viper.NewWithOptions(viper.KeyDelimiter(delimiter))
 	file, lines, err := readConfigFile(ctx, v, flags)
 	if err != nil {
@@ -190,11 +195,13 @@ func loadSettings(ctx context.Context, flags *pflag.FlagSet) (*settings, error) 
 		if v.InConfig(strings.ToLower(strings.Split(st.key, delimiter)[0])) && lines[st.key] > 0 {
 			s.origin[st.key] = fmt.Sprintf("%s:%d", file, lines[st.key])
 		}
-		if err := v.BindEnv(st.key, st.env); err != nil {
-			return nil, err
-		}
-		if os.Getenv(st.env) != "" {
-			s.origin[st.key] = "environment " + st.env
+		if environment {
+			if err := v.BindEnv(st.key, st.env); err != nil {
+				return nil, err
+			}
+			if os.Getenv(st.env) != "" {
+				s.origin[st.key] = "environment " + st.env
+			}
 		}
 		if f := flags.Lookup(st.flag); f != nil {
 			if err := v.BindPFlag(st.key, f); err != nil {

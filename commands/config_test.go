@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,7 @@ func (s setting) sample(n int) (text, yaml string) {
 			"datastore::endpoints":  fmt.Sprintf("https://10.0.0.%d:2379,https://10.0.1.1:2379", n),
 			"etcd::listen":          fmt.Sprintf("https://10.0.0.%d:2379", n),
 			"agent::addresses":      fmt.Sprintf("10.0.0.%d,fd00::%d", n, n),
+			"docker::aliases":       fmt.Sprintf("calico%d,bird", n),
 			"agent::workloadToHost": fmt.Sprintf("udp/%d,tcp/53", n),
 		}[s.key]
 		return items, "[\"" + strings.ReplaceAll(items, ",", `","`) + "\"]"
@@ -41,6 +43,8 @@ func (s setting) sample(n int) (text, yaml string) {
 			text = "json"
 		case "agent::gateway":
 			text = fmt.Sprintf("169.254.1.%d", 10+n)
+		case "docker::socket":
+			text = fmt.Sprintf("/run/docker/plugins/v%d.sock", n)
 		case "etcd::peerURL":
 			text = fmt.Sprintf("https://10.0.0.%d:2380", n)
 		case "agent::linkPrefix", "node", "tunnels::ipip", "tunnels::vxlan", "tunnels::vxlan6", "tunnels::wireguard":
@@ -97,6 +101,20 @@ func field(s *settings, key string) string {
 func TestEverySettingThreeWays(t *testing.T) {
 	for _, st := range settingTable() {
 		t.Run(st.key, func(t *testing.T) {
+			// Some are worth nothing without others.
+			for _, group := range [][]string{
+				{"datastore::endpoints", "datastore::ca", "datastore::cert", "datastore::key"},
+				{"etcd::listen", "etcd::tls::ca", "etcd::tls::cert", "etcd::tls::key"},
+			} {
+				if !slices.Contains(group, st.key) {
+					continue
+				}
+				for _, other := range settingTable() {
+					if value, _ := other.sample(1); other.key != st.key && slices.Contains(group, other.key) {
+						t.Setenv(other.env, value)
+					}
+				}
+			}
 			inFile, yaml := st.sample(1)
 			inEnv, _ := st.sample(2)
 			byFlag, _ := st.sample(3)

@@ -31,6 +31,7 @@ func (s *settings) validate() error {
 		{"runDir", absolute(s.RunDir)},
 		{"log::level", oneOf(s.Log.Level, "debug", "info", "warn", "error")},
 		{"log::format", oneOf(s.Log.Format, "text", "json")},
+		{s.storeKey(), s.storeOptions().Check()},
 		{"etcd::listen", each(s.Etcd.Listen, checkListen)},
 		{"etcd::peerURL", checkListen(s.Etcd.PeerURL)},
 		{"etcd::quotaMiB", between(s.Etcd.QuotaMiB, 16, 1<<20)},
@@ -65,6 +66,9 @@ func (s *settings) validate() error {
 	if slices.Contains(s.Roles, "speaker") && slices.Contains(s.Roles, "reflector") {
 		return s.wrong("roles", fmt.Errorf("speaker and reflector: one of them speaks BGP on a machine; with an agent the speaker, which reflects too"))
 	}
+	if key, err := s.checkServing(); err != nil {
+		return s.wrong(key, err)
+	}
 	if s.Routes.AgentProtocol == s.Routes.SpeakerProtocol {
 		key := "routes::speakerProtocol"
 		if s.origin[key] == "default" {
@@ -73,6 +77,37 @@ func (s *settings) validate() error {
 		return s.wrong(key, fmt.Errorf("%d: agent and speaker must have different numbers", s.Routes.SpeakerProtocol))
 	}
 	return s.checkTunnelNames()
+}
+
+// storeKey is the setting that is at fault where the datastore's contradict each other: one
+// that was set.
+func (s *settings) storeKey() string {
+	for _, key := range []string{"datastore::endpoints", "datastore::ca", "datastore::cert", "datastore::key"} {
+		if s.origin[key] != "default" {
+			return key
+		}
+	}
+	return "datastore::endpoints"
+}
+
+// checkServing refuses what nobody could connect to; at fault is key.
+func (s *settings) checkServing() (key string, err error) {
+	var lacking []string
+	has, t := 0, s.Etcd.TLS
+	for _, f := range []struct{ name, file string }{{"ca", t.CA}, {"cert", t.Cert}, {"key", t.Key}} {
+		if f.file == "" {
+			lacking = append(lacking, f.name)
+		} else {
+			key, has = "etcd::tls::"+f.name, has+1
+		}
+	}
+	switch {
+	case has != 0 && has != 3:
+		return key, fmt.Errorf("wants %s beside it, all three", strings.Join(lacking, " and "))
+	case has == 0 && len(s.Etcd.Listen) > 0:
+		return "etcd::listen", fmt.Errorf("%q wants etcd.tls ca, cert and key", s.Etcd.Listen[0])
+	}
+	return "", nil
 }
 
 // checkPluginSocket refuses what Docker does not take for a plugin.

@@ -182,7 +182,8 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 	}
 	// Every command that reads the datastore has its line, or is named here with why.
 	without := map[string]string{
-		"agent": "a role", "speaker": "a role", "reflector": "a role", "datastore": "a role", "node": "a role", "datastore adopt": "identity only", "apply": "what the manifest needs: neededToPut",
+		"agent": "a role", "speaker": "a role", "reflector": "a role", "datastore": "a role", "node": "a role", "docker": "a role",
+		"install": "no datastore", "uninstall": "no datastore", "cleanup": "no datastore", "doctor": "nodes, pools and reports, as status --all", "datastore adopt": "identity only", "apply": "what the manifest needs: neededToPut",
 		"create": "as apply", "replace": "as apply", "edit": "as get", "delete": "as remove", "config": "no datastore", "version": "no datastore",
 		"completion": "no datastore", "lab up": "no datastore", "lab down": "no datastore", "lab exec": "no datastore", "lab status": "no datastore",
 		"endpoint add": "asks the agent", "endpoint remove": "asks the agent", "route show": "the kernel, or blocks and endpoints of --node",

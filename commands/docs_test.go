@@ -7,9 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 )
 
@@ -60,27 +58,16 @@ func generated(t *testing.T) map[string][]byte {
 	root := newRootCommand(&app{})
 	root.DisableAutoGenTag = true
 	root.InitDefaultHelpCmd()
-	date := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	var walk func(*cobra.Command)
-	walk = func(c *cobra.Command) {
-		if !c.IsAvailableCommand() && c != root || c.Name() == "help" {
-			return
-		}
-		name := strings.ReplaceAll(c.CommandPath(), " ", "-")
-		var md, man bytes.Buffer
+	for _, c := range documented(root) {
+		var md bytes.Buffer
 		if err := doc.GenMarkdownCustom(c, &md, func(s string) string { return strings.ReplaceAll(s, "_", "-") }); err != nil {
 			t.Fatal(err)
 		}
-		if err := doc.GenMan(c, &doc.GenManHeader{Section: "1", Source: "netctl", Manual: "netctl", Date: &date}, &man); err != nil {
-			t.Fatal(err)
-		}
-		files["docs/cli/"+name+".md"] = md.Bytes()
-		files["docs/man/"+name+".1"] = man.Bytes()
-		for _, sub := range c.Commands() {
-			walk(sub)
-		}
+		files["docs/cli/"+manName(c)+".md"] = md.Bytes()
 	}
-	walk(root)
+	for name, page := range manPages(root) {
+		files["docs/man/"+name] = page
+	}
 	files["docs/configuration.md"] = configurationPage()
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		var out bytes.Buffer

@@ -69,8 +69,8 @@ func (a *app) drainNode(ctx context.Context, name, reason string, grace time.Dur
 		}
 		if list := view.EndpointsOf(name); len(list) > 0 {
 			names := objectNames(list[:min(len(list), 3)])
-			return fmt.Errorf("node %s keeps its sessions, it has %s (%s): move them and drain it again, or say --force: %w",
-				name, count(len(list), "endpoint"), strings.Join(names, ", "), datastore.ErrInUse)
+			return fmt.Errorf("node %s: %w: it has %s (%s) and keeps its sessions: move them and drain it again, or use --force",
+				name, datastore.ErrInUse, count(len(list), "endpoint"), strings.Join(names, ", "))
 		}
 	}
 	err = modify(ctx, a, name, func(n *datastore.Node) error {

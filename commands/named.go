@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -127,6 +128,9 @@ func finish(a *app, c *cobra.Command) {
 
 // argumentError says what the command wants instead.
 func argumentError(cmd *cobra.Command, err error) error {
+	if whole := wholeError(""); errors.As(err, &whole) {
+		return err
+	}
 	text := err.Error()
 	if cmd.HasSubCommands() {
 		var word string
@@ -142,6 +146,25 @@ func argumentError(cmd *cobra.Command, err error) error {
 		text = "wrong number of arguments"
 	}
 	return fmt.Errorf("%s; usage: %s", text, cmd.UseLine())
+}
+
+// wholeError is an argument error that says itself what the command wants instead.
+type wholeError string
+
+func (e wholeError) Error() string { return string(e) }
+
+// requiredError says of flags that are missing what cobra says in words of its own.
+func requiredError(cmd *cobra.Command, err error) error {
+	const head, tail = "required flag(s) ", " not set"
+	if err == nil || !strings.HasPrefix(err.Error(), head) {
+		return err
+	}
+	flags := strings.ReplaceAll(strings.TrimSuffix(strings.TrimPrefix(err.Error(), head), tail), `"`, "")
+	verb := "is"
+	if strings.Contains(flags, ", ") {
+		verb = "are"
+	}
+	return fmt.Errorf("--%s %s missing; usage: %s", strings.ReplaceAll(flags, ", ", ", --"), verb, cmd.UseLine())
 }
 
 // unknownCommand says which commands are called nearly so.

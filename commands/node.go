@@ -59,6 +59,9 @@ func runNode(ctx context.Context, a *app, s *settings) error {
 	log := newLogger(a.err, "node", s)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	manager, told := control.NewService(log), make(chan error, 1)
+	cfg.Ready = manager.Synced
+	go func() { told <- manager.Run(ctx, nil) }()
 	watched := make(chan error, 1)
 	go func() {
 		defer stop()
@@ -66,13 +69,16 @@ func runNode(ctx context.Context, a *app, s *settings) error {
 	}()
 	err = node.Run(ctx, cfg, log)
 	stop()
-	return errors.Join(err, <-watched)
+	return errors.Join(err, <-watched, <-told)
 }
 
 // childEnv is the environment with the flags of this command line in it, so that
 // the roles see the same settings.
 func childEnv(a *app) []string {
-	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "CNI_") })
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		// systemd hears the supervisor, which hears the roles.
+		return strings.HasPrefix(kv, "CNI_") || strings.HasPrefix(kv, "NOTIFY_SOCKET=") || strings.HasPrefix(kv, "WATCHDOG_")
+	})
 	for _, st := range settingTable() {
 		f := a.cmd.Flags().Lookup(st.flag)
 		if f == nil || !f.Changed {

@@ -98,8 +98,8 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 		return err
 	}
 	if ago := time.Since(lastSeen(view, name)); view.Node(name) != nil && !force && ago < control.Silence {
-		return fmt.Errorf("node %s: its agent reported %s ago and would register again: end netctl there, then remove the node with --force: %w",
-			name, ago.Round(time.Second), datastore.ErrInUse)
+		return fmt.Errorf("node %s: %w: its agent reported %s ago and would register again: end netctl there, then remove the node with --force",
+			name, datastore.ErrInUse, ago.Round(time.Second))
 	}
 	if force {
 		for _, e := range view.EndpointsOf(name) {

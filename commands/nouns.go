@@ -9,6 +9,7 @@ func nouns(a *app) []*cobra.Command {
 		newBGPCommand(a),
 		newCreateCommand(a),
 		newDeleteCommand(a),
+		newDoctorCommand(a),
 		newEditCommand(a),
 		newEndpointCommand(a),
 		newGetCommand(a),

@@ -99,13 +99,7 @@ func newPeerAddCommand(a *app) *cobra.Command {
 		Example: "  netctl bgp peer add 192.168.99.1 as 65001 --selector \"rack == 'A1'\"\n" +
 			"  netctl bgp peer add 10.9.0.1 as 4200000001 --node slave --description 'top of rack'\n" +
 			"  netctl bgp peer add --interface eth1 --remote-as external",
-		Args: func(cmd *cobra.Command, args []string) error {
-			link, as := cmd.Flags().Changed("interface"), cmd.Flags().Changed("remote-as")
-			if link && as && len(args) == 0 || !link && !as && len(args) == 3 && args[1] == "as" {
-				return nil
-			}
-			return errors.New("wrong arguments")
-		},
+		Args: peerArguments,
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 1 {
 				return []string{"as"}, cobra.ShellCompDirectiveNoFileComp
@@ -128,6 +122,36 @@ func newPeerAddCommand(a *app) *cobra.Command {
 		return a.create(cmd.Context(), p)
 	}
 	return cmd
+}
+
+// peerArguments says what is missing, with the line that would have been right where that
+// can be told.
+func peerArguments(cmd *cobra.Command, args []string) error {
+	link, as := cmd.Flags().Changed("interface"), cmd.Flags().Changed("remote-as")
+	right := func(why, format string, a ...any) error {
+		return wholeError(fmt.Sprintf(why+": "+cmd.CommandPath()+" "+format, a...))
+	}
+	switch {
+	case len(args) > 0 && link:
+		return errors.New("an address or --interface, not both")
+	case link && !as:
+		return right("its AS number is missing", "--interface %s --remote-as AS", cmd.Flag("interface").Value)
+	case link:
+		return nil
+	case len(args) == 0:
+		return errors.New("neither an address nor --interface")
+	case as:
+		return right("with an address the AS number stands behind it", "%s as %s", args[0], cmd.Flag("remote-as").Value)
+	case len(args) == 1, len(args) == 2 && args[1] == "as":
+		return right("its AS number is missing", "%s as AS", args[0])
+	case len(args) == 2:
+		return right("`as` is missing", "%s as %s", args[0], args[1])
+	case len(args) > 3:
+		return fmt.Errorf("unexpected argument %q", args[3])
+	case args[1] != "as":
+		return right(fmt.Sprintf("%q is not `as`", args[1]), "%s as %s", args[0], args[2])
+	}
+	return nil
 }
 
 // peerFlags are the options of a new peer.

@@ -44,7 +44,8 @@ func (a *app) run(ctx context.Context, args []string) error {
 			_ = a.opened.Close()
 		}
 	}()
-	return root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
+	return requiredError(cmd, err)
 }
 
 // newRootCommand is the whole command tree.
@@ -71,14 +72,17 @@ func newRootCommand(a *app) *cobra.Command {
 	addSettingFlags(root.PersistentFlags(), "")
 	root.AddCommand(
 		newAgentCommand(a),
+		newCleanupCommand(a),
 		newDockerCommand(a),
 		newCompletionCommand(a),
 		newConfigCommand(a),
 		newDatastoreCommand(a),
+		newInstallCommand(a),
 		newLabCommand(a),
 		newNodeCommand(a),
 		newSpeakerCommand(a),
 		newReflectorCommand(a),
+		newUninstallCommand(a),
 		newVersionCommand(a),
 	)
 	root.AddCommand(nouns(a)...)

@@ -25,7 +25,7 @@ func newNodeRotateKeyCommand(a *app) *cobra.Command {
 			err := modify(cmd.Context(), a, args[0], func(n *datastore.Node) error {
 				end, ok := n.TunnelOf(datastore.TunnelWireGuard)
 				if !ok {
-					return fmt.Errorf("node %s has no key: no pool asks for WireGuard tunnels, or its kernel has none (`netctl status --node %s`): %w", args[0], args[0], datastore.ErrNotFound)
+					return fmt.Errorf("key of node %s: %w: no pool asks for WireGuard tunnels, or its kernel has none (`netctl status --node %s`)", args[0], datastore.ErrNotFound, args[0])
 				}
 				old, n.Spec.RetiredKey = end.Key, end.Key
 				return argument(n.Validate())

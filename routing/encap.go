@@ -99,12 +99,13 @@ type Fabric struct {
 	subnets []netip.Prefix
 	links   map[datastore.TunnelKind]string
 	tunnels map[netip.Addr][]Tunnel // by next hop
+	own     []netip.Addr
 }
 
 // NewFabric is that of a plan on a host that is connected to subnets; links are the
 // devices of its tunnels.
 func NewFabric(p Plan, subnets []netip.Prefix, links map[datastore.TunnelKind]string) *Fabric {
-	f := &Fabric{pools: p.Pools, subnets: subnets, links: links, tunnels: map[netip.Addr][]Tunnel{}}
+	f := &Fabric{pools: p.Pools, subnets: subnets, links: links, own: p.Addresses, tunnels: map[netip.Addr][]Tunnel{}}
 	for _, t := range p.Tunnels {
 		f.tunnels[t.Hop] = append(f.tunnels[t.Hop], t)
 	}
@@ -160,6 +161,25 @@ func (f *Fabric) Via(pool netip.Prefix, hop netip.Addr, plain NextHop) (via Next
 		}
 	}
 	return plain, true
+}
+
+// Source is the address that this node's own packets to addresses of a pool are to leave
+// with, where they go by a next hop without a tunnel and the kernel takes another than one
+// of the node's, or where it is not known what it takes (chosen is invalid, or of the other
+// family), since the next hop is at the end of a link or of the other family. Invalid: the
+// kernel's choice is right, or the node has no address of the family.
+func (f *Fabric) Source(pool netip.Prefix, hop, chosen netip.Addr) netip.Addr {
+	if f == nil || !pool.IsValid() {
+		return netip.Addr{}
+	}
+	four := pool.Addr().Is4()
+	if known := hop.Zone() == "" && hop.Is4() == four; known && (!chosen.IsValid() || slices.Contains(f.own, chosen)) {
+		return netip.Addr{}
+	}
+	if i := slices.IndexFunc(f.own, func(a netip.Addr) bool { return a.Is4() == four }); i >= 0 {
+		return f.own[i]
+	}
+	return netip.Addr{}
 }
 
 // via is the next hop of routes through the tunnel; false: it has no device.

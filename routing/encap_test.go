@@ -128,3 +128,43 @@ func TestFabric(t *testing.T) {
 		t.Errorf("neighbours %v, want %v", got, want)
 	}
 }
+
+// TestSource: which source address routes need.
+func TestSource(t *testing.T) {
+	own := []netip.Addr{netip.MustParseAddr("10.99.0.1"), netip.MustParseAddr("10.99.0.2"), netip.MustParseAddr("fd99::1")}
+	f := NewFabric(Plan{Addresses: own}, nil, nil)
+	four := NewFabric(Plan{Addresses: own[:1]}, nil, nil)
+	for _, c := range []struct {
+		fabric                  *Fabric
+		pool, hop, chosen, want string
+	}{
+		{f, "10.65.0.0/16", "192.168.99.103", "10.99.0.1", ""},
+		{f, "10.65.0.0/16", "192.168.99.103", "10.99.0.2", ""},
+		{f, "10.65.0.0/16", "192.168.99.103", "192.168.99.102", "10.99.0.1"},
+		{f, "10.65.0.0/16", "192.168.99.103", "", ""},
+		{f, "10.65.0.0/16", "fe80::1%up1", "", "10.99.0.1"},
+		{f, "10.65.0.0/16", "fd00:99::103", "fd99::1", "10.99.0.1"},
+		{f, "fd80::/64", "fe80::1%up1", "", "fd99::1"},
+		{f, "fd80::/64", "fd00:99::103", "fd00:99::102", "fd99::1"},
+		{f, "fd80::/64", "fd00:99::103", "fd99::1", ""},
+		{four, "fd80::/64", "fd00:99::103", "fd00:99::102", ""},
+		{f, "", "192.168.99.103", "192.168.99.102", ""},
+		{nil, "10.65.0.0/16", "192.168.99.103", "192.168.99.102", ""},
+	} {
+		var pool netip.Prefix
+		if c.pool != "" {
+			pool = netip.MustParsePrefix(c.pool)
+		}
+		var chosen netip.Addr
+		if c.chosen != "" {
+			chosen = netip.MustParseAddr(c.chosen)
+		}
+		got := ""
+		if a := c.fabric.Source(pool, netip.MustParseAddr(c.hop), chosen); a.IsValid() {
+			got = a.String()
+		}
+		if got != c.want {
+			t.Errorf("to %s by %s, kernel's choice %q: %q, want %q", c.pool, c.hop, c.chosen, got, c.want)
+		}
+	}
+}

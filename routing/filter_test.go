@@ -9,23 +9,12 @@ import (
 	"testing"
 
 	"netctl/datastore"
+	"netctl/datastore/storetest"
 )
-
-func filterRules(t testing.TB, texts ...string) (rules []datastore.FilterRule) {
-	t.Helper()
-	for _, s := range texts {
-		r, err := datastore.ParseFilterRule(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rules = append(rules, r)
-	}
-	return rules
-}
 
 func filter(t testing.TB, name string, rest datastore.FilterAction, rules ...string) Filter {
 	t.Helper()
-	return Filter{Name: name, Spec: datastore.BGPFilterSpec{Import: filterRules(t, rules...), ImportDefault: rest}}
+	return Filter{Name: name, Spec: datastore.BGPFilterSpec{Import: storetest.FilterRules(t, rules...), ImportDefault: rest}}
 }
 
 func communities(t testing.TB, texts ...string) (out []datastore.Community) {

@@ -100,7 +100,19 @@ func (p *Plan) addPeer(c *datastore.Peer, nodes []*datastore.Node) {
 		return
 	}
 	if i := slices.IndexFunc(p.Peers, func(o Peer) bool { return o.Address == s.Address }); i >= 0 {
-		p.problem("peer %s has the address %s of node %s, which is a peer by itself: remove it, or end the mesh (`netctl bgp node-mesh off`)", name, s.Address, p.Peers[i].Name)
+		// Filters could part nodes, and of what a node announces one path is enough.
+		var not []string
+		if len(c.Spec.Filters) > 0 {
+			not = append(not, "filters")
+		}
+		if s.AddPath != "" {
+			not = append(not, "addPath")
+		}
+		without := ""
+		if len(not) > 0 {
+			without = ", and sessions between nodes have no " + strings.Join(not, " and no ")
+		}
+		p.problem("peer %s has the address %s of node %s, which is a peer by itself%s: remove it, or end the mesh (`netctl bgp node-mesh off`)", name, s.Address, p.Peers[i].Name, without)
 		return
 	}
 	peer := Peer{Name: name, AS: as, Address: s.Address, Local: s.SourceAddress, Configured: &Configured{Type: typeOf(c), Spec: s}}

@@ -87,6 +87,12 @@ node none has no address: set agent.addresses or agent.interface`
 	if got, want := strings.Join(p.Problems, "\n"), "peer hand has the address 192.168.99.2 of node b, which is a peer by itself: remove it, or end the mesh (`netctl bgp node-mesh off`)"; got != want {
 		t.Errorf("in a mesh: %q, want %q", got, want)
 	}
+	hand := peers[slices.IndexFunc(peers, func(p *datastore.Peer) bool { return p.Metadata.Name == "hand" })]
+	hand.Spec.Filters, hand.Spec.AddPath = []string{"tor"}, datastore.AddPathBoth
+	p = plan("a")
+	if want := "which is a peer by itself, and sessions between nodes have no filters and no addPath: remove it"; !strings.Contains(strings.Join(p.Problems, "\n"), want) {
+		t.Errorf("in a mesh: %q, want %q", p.Problems, want)
+	}
 }
 
 // TestAddDrains: who is drained has no sessions, nor have others with it; before that it

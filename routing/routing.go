@@ -99,6 +99,9 @@ type Route struct {
 	Metric int
 	// MTU is that of the way, in bytes; 0: that of the link.
 	MTU int
+	// Source is the address that packets of this machine's own leave with, of the
+	// prefix's family; invalid: the kernel's choice.
+	Source netip.Addr
 }
 
 // Key is what a route is known by.
@@ -113,7 +116,7 @@ func (r Route) Key() Key { return Key{r.Prefix, r.Metric} }
 // Equal says whether both routes do the same; the order of next hops does not
 // matter.
 func (r Route) Equal(o Route) bool {
-	return r.Key() == o.Key() && r.Type == o.Type && r.MTU == o.MTU && slices.Equal(sorted(r.NextHops), sorted(o.NextHops))
+	return r.Key() == o.Key() && r.Type == o.Type && r.MTU == o.MTU && r.Source == o.Source && slices.Equal(sorted(r.NextHops), sorted(o.NextHops))
 }
 
 func sorted(hops []NextHop) []NextHop {
@@ -154,6 +157,9 @@ func (r Route) String() string {
 	b.WriteString(destination(r.Prefix))
 	if len(r.NextHops) == 1 {
 		b.WriteString(" " + r.NextHops[0].Of(r.Prefix))
+	}
+	if r.Source.IsValid() {
+		fmt.Fprintf(&b, " src %s", r.Source)
 	}
 	if r.Metric != 0 {
 		fmt.Fprintf(&b, " metric %d", r.Metric)

@@ -119,9 +119,19 @@ func TestGuards(t *testing.T) {
 // TestGatewayAddress: nothing sent to it goes anywhere, from wherever it comes.
 func TestGatewayAddress(t *testing.T) {
 	l, _ := wiredLab(t)
-	l.expect(false, "a", echo("10.0.0.1", "169.254.1.1"))
-	l.expect(false, "n", echo("192.0.2.9", "169.254.1.1"))
-	l.expect(false, "n", udp("192.0.2.9", "169.254.1.1", 9))
+	for _, c := range []struct {
+		from string
+		acl.Packet
+	}{
+		{"a", echo("10.0.0.1", "169.254.1.1")}, {"a", udp("10.0.0.1", "169.254.1.1", 9)},
+		{"n", echo("192.0.2.9", "169.254.1.1")}, {"n", udp("192.0.2.9", "169.254.1.1", 9)},
+	} {
+		before := l.dropped()
+		l.expect(false, c.from, c.Packet)
+		if n := l.dropped() - before; n != 1 {
+			t.Errorf("what %s sent was dropped %d times: it circled", c.from, n)
+		}
+	}
 	before := l.dropped()
 	if out, err := l.router.input("", "ping", "-c1", "-W1", "-t255", "169.254.1.1"); err == nil {
 		t.Errorf("the host's own ping was answered: %s", out)

@@ -1,11 +1,29 @@
 package nft
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"netctl/acl"
+	"netctl/netdev/netlab"
 )
+
+// unseen is how many answers in flows that began unseen were dropped.
+func (l *lab) unseen() (n int) {
+	l.t.Helper()
+	_, text, _ := strings.Cut(l.router.Run("nft", "list", "chain", "inet", acl.TableName, "unseen"), "counter packets ")
+	if _, err := fmt.Sscan(text, &n); err != nil {
+		l.t.Fatalf("chain unseen: %v", err)
+	}
+	return n
+}
+
+func port(p acl.Packet, src uint16) acl.Packet {
+	p.SrcPort = src
+	return p
+}
 
 // TestAnOpenTableIsClosedFirst: after the first of a repair's transactions nothing new
 // passes, and what is established and not spoofed goes on.
@@ -23,7 +41,7 @@ func TestAnOpenTableIsClosedFirst(t *testing.T) {
 		"delete table arp netctl",
 		"flush chain inet netctl from_wl",
 		"add table inet netctl { flags dormant; }",
-		"flush map inet netctl states; add element inet netctl states { new : accept }",
+		"flush chain inet netctl fwd_from; add rule inet netctl fwd_from ct state new accept",
 		"flush chain inet netctl fwd_to; delete chain inet netctl fwd_to; add chain inet netctl fwd_to { type filter hook forward priority 5; }",
 	} {
 		if out, err := l.router.input(damage+"\n", "nft", "-f", "-"); err != nil {
@@ -52,11 +70,40 @@ func TestAnOpenTableIsClosedFirst(t *testing.T) {
 			l.expect(true, "b", back)
 			l.rules = whole
 		}
-		if _, err := l.table.Sync(t.Context(), whole); err != nil {
-			t.Fatalf("%s: %v", damage, err)
-		}
+		l.sync()
 		l.expect(true, "a", l.uniquePort(udp("10.0.0.1", "10.0.0.2", 99)))
 		l.expect(false, "a", l.uniquePort(udp("10.0.0.1", "10.0.0.3", 7)))
+	}
+	// The answer in a flow that nobody saw begin begins none of its sender's, which would
+	// let the other end through. A client's packet does, and what begins with SYN.
+	for _, damage := range []string{"flush ruleset", ""} {
+		if out, err := l.router.input(damage+"\n", "nft", "-f", "-"); err != nil {
+			t.Fatalf("%s: %v\n%s", damage, err, out)
+		}
+		if damage != "" {
+			if _, err := l.table.Sync(t.Context(), whole); err != nil {
+				t.Fatal(err)
+			}
+		} else if l.table.doubted.Store(nil); l.table.Doubt(t.Context()) != nil {
+			t.Fatal("not doubted")
+		}
+		l.expect(true, "a", port(tcp("10.0.0.1", "192.0.2.9", 40000), 80))
+		l.expect(true, "a", port(udp("10.0.0.1", "192.0.2.9", 53), 40000))
+		l.expect(true, "a", port(udp("fd00::1", "2001:db8::9", 53), 40000))
+		before := l.unseen()
+		for _, p := range []acl.Packet{
+			port(udp("10.0.0.1", "192.0.2.9", 40000), 80), port(udp("fd00::1", "2001:db8::9", 40000), 80),
+			port(udp("10.0.0.1", "192.0.2.9", 40000), 50051), port(udp("10.0.0.1", "192.0.2.9", 99), 80),
+		} {
+			l.transmit(l.hosts["a"], p, 0)
+		}
+		netlab.Until(t, 10*time.Second, "answers dropped", func() string {
+			if n := l.unseen() - before; n != 4 {
+				return fmt.Sprintf("%d of 4", n)
+			}
+			return ""
+		})
+		l.sync()
 	}
 	// What opens nothing is not closed.
 	for _, damage := range []string{"delete element inet netctl src4 { nca . 10.0.0.1 }", "delete element inet netctl from_ep { nca }", "flush set inet netctl onlink4"} {

@@ -175,7 +175,7 @@ func TestHandlesOfARepairedTable(t *testing.T) {
 	}
 	sync()
 	for i, damage := range []string{
-		"flush chain inet netctl raw_pre; delete set inet netctl gateway4; add set inet netctl gateway4 { type ipv6_addr; }", // everything is made anew
+		"flush chain inet netctl raw_pre; flush chain inet netctl wl_host; delete set inet netctl host_sctp; add set inet netctl host_sctp { type ipv6_addr; }", // everything is made anew
 		"flush chain inet netctl " + chainOf(t, x),
 		"delete table inet netctl",
 	} {

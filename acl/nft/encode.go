@@ -129,7 +129,7 @@ func encodeTerm(t acl.Term) []expr.Any {
 		return append(out, &expr.Lookup{SourceRegister: regValue, SetName: t.Set, Invert: t.Not})
 	}
 	op := expr.CmpOpEq
-	if t.Field == acl.CTStatus || t.Field == acl.TCPFlags { // bits: one of them, or with Not none
+	if t.Field == acl.CTState || t.Field == acl.CTStatus || t.Field == acl.TCPFlags { // bits: one of them, or with Not none
 		bits := termValue(t)
 		none := make([]byte, len(bits))
 		if !t.Not {
@@ -271,6 +271,8 @@ func encodeSet(name string, typ acl.SetType, comment string) *nftables.Set {
 		s.KeyType = nftables.TypeInetService
 	case acl.ICMP6Types:
 		s.KeyType = nftables.TypeICMP6Type
+	case acl.UnseenProtocols:
+		s.KeyType = nftables.TypeInetProto
 	case acl.LinkMeter:
 		s.KeyType, s.KeyByteOrder = nftables.TypeIFName, binaryutil.NativeEndian
 	case acl.PairMeter:
@@ -285,8 +287,6 @@ func encodeSet(name string, typ acl.SetType, comment string) *nftables.Set {
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeInetProto, nftables.TypeInetService)
 	case acl.LinkVerdict:
 		s.KeyType, s.KeyByteOrder = nftables.TypeIFName, binaryutil.NativeEndian
-	case acl.StateVerdict:
-		s.KeyType, s.KeyByteOrder = nftables.TypeCTState, binaryutil.NativeEndian
 	}
 	if typ.Meter() {
 		s.Dynamic, s.HasTimeout, s.Timeout, s.Size = true, true, acl.MeterTimeout, typ.MeterSize()
@@ -324,8 +324,6 @@ func encodeElement(typ acl.SetType, e acl.Element) []nftables.SetElement {
 		key = append(binary.BigEndian.AppendUint16(key, e.First), 0, 0)
 	case acl.LinkVerdict:
 		return []nftables.SetElement{{Key: linkName(e.Link), VerdictData: encodeVerdict(e.Verdict)}}
-	case acl.StateVerdict:
-		return []nftables.SetElement{{Key: binaryutil.NativeEndian.PutUint32(uint32(e.First)), VerdictData: encodeVerdict(e.Verdict)}}
 	}
 	return []nftables.SetElement{{Key: key}}
 }

@@ -38,9 +38,7 @@ func floodedLab(t *testing.T) (*lab, *acl.Index) {
 	x.SetSubnets([]netip.Prefix{netip.MustParsePrefix("10.200.0.0/16"), netip.MustParsePrefix("fd0a::/64"), netip.MustParsePrefix("10.200.7.0/24")})
 	x.Flush()
 	l.rules = x.Ruleset()
-	if _, err := l.table.Sync(t.Context(), l.rules); err != nil {
-		t.Fatal(err)
-	}
+	l.sync()
 	return l, x
 }
 
@@ -159,9 +157,7 @@ func TestAnotherRateActsAtOnce(t *testing.T) {
 		o, before := testOptions(), l.conntracks()
 		o.FlowRate, o.FlowBurst = uint32(1+round), uint32(most)
 		l.rules = l.rules.WithStatic(o)
-		if _, err := l.table.Sync(t.Context(), l.rules); err != nil {
-			t.Fatal(err)
-		}
+		l.sync()
 		l.frames(l.hosts["a"], unix.ETH_P_IP, flood, func(i int) []byte {
 			p := udp("10.0.0.1", "192.0.2.9", 1000)
 			p.SrcPort = uint16(10000*(1+round) + i)
@@ -192,9 +188,7 @@ func TestAFloodOfStrangersIsBounded(t *testing.T) {
 	o := testOptions() // without a bound of flows, which would come first
 	open := acl.Static(o).Chains["from_wl"]
 	l.rules.Chains["from_wl"] = open
-	if _, err := l.table.Sync(t.Context(), l.rules); err != nil {
-		t.Fatal(err)
-	}
+	l.sync()
 	a, n := l.hosts["a"], l.hosts["n"]
 	l.router.Run("ip", "addr", "add", "10.200.0.1/16", "dev", "up0")
 	l.router.Run("ip", "addr", "add", "fd0a::1/64", "dev", "up0", "nodad")

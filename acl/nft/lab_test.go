@@ -108,6 +108,14 @@ func (l *lab) addHost(name, link string, group uint32, addrs ...string) *host {
 			add = append(add, "nodad") // or it cannot be bound to for a moment, whatever accept_dad is
 		}
 		h.Run(add...)
+		if a.Is6() { // the kernel makes its route later
+			netlab.Until(l.t, 10*time.Second, "route of "+s, func() string {
+				if routes := h.Run("ip", "-6", "route", "show", "table", "local"); !strings.Contains(routes, "local "+s+" ") {
+					return routes
+				}
+				return ""
+			})
+		}
 		l.router.Run("ip", "route", "add", s, "dev", link)
 		l.router.Run("ip", "neigh", "replace", s, "lladdr", mac.String(), "dev", link)
 	}
@@ -308,6 +316,15 @@ func (l *lab) expect(arrives bool, from string, p acl.Packet) {
 	if got := l.check([]probe{{from, p}}); got[0] != arrives {
 		l.t.Errorf("from %s %v to %v proto %d port %d: arrived %v", from, p.Src, p.Dst, p.Protocol, p.DstPort, got[0])
 	}
+}
+
+// sync makes the table whole, and waits no more for flows that began unseen.
+func (l *lab) sync() {
+	l.t.Helper()
+	if _, err := l.table.Sync(l.t.Context(), l.rules); err != nil {
+		l.t.Fatal(err)
+	}
+	l.router.Run("nft", "flush", "set", "inet", acl.TableName, acl.SetUnseen)
 }
 
 // apply writes a delta to the kernel and to the rules Eval uses.

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,6 +46,8 @@ type Table struct {
 	read  *netlink.Conn
 	// port is the netlink port of write, by which Watch knows our own changes.
 	port atomic.Uint32
+	// doubted is when a transaction that doubts was committed last; nil: never.
+	doubted atomic.Pointer[time.Time]
 	// netns is the namespace the sockets are of.
 	netns   int
 	handles handles
@@ -142,7 +145,18 @@ func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err er
 	if err != nil || tx.empty() {
 		return false, err
 	}
+	if !have.tracks() && want.Endpoints() {
+		if err := t.shut(ctx, want, have); err != nil {
+			return true, err
+		}
+		if tx, have, err = t.differences(want); err != nil {
+			return true, err
+		}
+	}
 	if first := closing(want, have); !first.empty() && !tx.single() {
+		if want.Endpoints() {
+			t.doubt(first)
+		}
 		t.log.Warn("packet filter is not whole, closed first", "table", acl.TableName, "objects", first.objects())
 		err := t.commit(ctx, first)
 		if refused := (*acl.RefusedError)(nil); err != nil && !errors.As(err, &refused) {
@@ -156,7 +170,53 @@ func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err er
 		}
 	}
 	t.log.Info("packet filter differs", "table", acl.TableName, "objects", tx.objects())
+	if want.Endpoints() {
+		t.doubt(tx)
+	}
 	return true, t.commit(ctx, tx)
+}
+
+// tracks tells whether a chain is there that may need connections tracked.
+func (k *kernel) tracks() bool {
+	for name := range k.chains {
+		if !strings.HasPrefix(name, acl.ARPPrefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// shut lets nothing through where there is no rule. The kernel tracks connections from when
+// the first rule that needs it is prepared, before any rule acts: a packet that passed
+// just then could begin a flow that nobody judges.
+func (t *Table) shut(ctx context.Context, want *acl.Ruleset, have *kernel) error {
+	tx := newTransaction()
+	compare(tx, want.Shut(), &kernel{awake: have.awake}, handles{})
+	return t.commit(ctx, tx)
+}
+
+// Doubt says that flows may have begun unseen until now: see acl.Unseen. Sync has said
+// so itself when it wrote anything and there are endpoints.
+func (t *Table) Doubt(ctx context.Context) error {
+	if last := t.doubted.Load(); last != nil && time.Since(*last) < doubtRest {
+		return nil // without waiting for a Sync that goes on for long
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tx := newTransaction()
+	t.doubt(tx)
+	return t.commit(ctx, tx)
+}
+
+// doubtRest is how long what a transaction said of doubt serves for another.
+const doubtRest = time.Second
+
+// doubt has tx say that flows may have begun unseen.
+func (t *Table) doubt(tx *transaction) {
+	tx.add(phaseElements, unseen(func() {
+		now := time.Now()
+		t.doubted.Store(&now)
+	}))
 }
 
 // differences reads the table and returns what makes it what want says.

@@ -233,6 +233,19 @@ func (tx *transaction) elements(phase int, c acl.SetChange, elements []acl.Eleme
 	}
 }
 
+// unseen starts the times of acl.Unseen anew.
+func unseen(after func()) op {
+	s := encodeSet(acl.SetUnseen, acl.UnseenProtocols, "")
+	return op{object: setObject(acl.SetUnseen), weight: 1, after: after, emit: func(n *nftables.Conn) error {
+		n.FlushSet(s) // an element that is there keeps its time before Linux 6.12
+		var list []nftables.SetElement
+		for protocol, d := range acl.Unseen() {
+			list = append(list, nftables.SetElement{Key: []byte{protocol}, Timeout: d})
+		}
+		return n.SetAddElements(s, list)
+	}}
+}
+
 func elementsOp(c acl.SetChange, elements []acl.Element, gone bool) op {
 	o := op{object: setObject(c.Name), weight: 1 + len(elements)/20, gone: gone}
 	if len(elements) == 1 {

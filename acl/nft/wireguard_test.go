@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"netctl/acl"
+	"netctl/netdev/netlab"
 )
 
 // TestWireGuardPort: while the host has WireGuard tunnels, nodes alone reach their port, a
@@ -16,6 +17,12 @@ func TestWireGuardPort(t *testing.T) {
 	l, x := wiredLab(t)
 	l.router.Run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
 	l.router.Run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
+	netlab.Until(t, 10*time.Second, "the address", func() string { // the kernel makes it local by itself, later
+		if l.router.Run("ip", "-6", "route", "show", "table", "local", "2001:db8::1") == "" {
+			return "not local yet"
+		}
+		return ""
+	})
 	reach := func(port uint16, want bool) {
 		t.Helper()
 		for from, to := range map[string]string{"192.0.2.9": "192.0.2.1", "2001:db8::9": "2001:db8::1"} {
@@ -59,19 +66,18 @@ func (l *lab) reaches(from, addr string, to netip.AddrPort) bool {
 		if err != nil {
 			l.t.Fatal(err)
 		}
-		_ = in.SetReadDeadline(time.Now().Add(10 * time.Second))
 		return in
 	}
 	in, mark := listen(to.Port()), listen(0)
 	defer in.Close()
 	defer mark.Close()
-	for _, at := range []net.PacketConn{in, mark} {
+	send := func(at net.PacketConn, what string) {
 		var err error
 		l.hosts[from].Do(func() {
 			d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(addr), 0))}
 			var c net.Conn
 			if c, err = d.Dial("udp", at.LocalAddr().String()); err == nil {
-				_, err = c.Write([]byte("x"))
+				_, err = c.Write([]byte(what))
 				_ = c.Close()
 			}
 		})
@@ -79,14 +85,24 @@ func (l *lab) reaches(from, addr string, to netip.AddrPort) bool {
 			l.t.Fatal(err)
 		}
 	}
-	if _, _, err := mark.ReadFrom(make([]byte, 1)); err != nil {
-		l.t.Fatal(err)
+	arrived := func(at net.PacketConn, within time.Duration) string {
+		_ = at.SetReadDeadline(time.Now().Add(within))
+		what := make([]byte, 1)
+		n, _, _ := at.ReadFrom(what)
+		return string(what[:n])
 	}
-	_ = in.SetReadDeadline(time.Now().Add(-time.Second))
-	if _, _, err := in.ReadFrom(make([]byte, 1)); err == nil {
-		return true
+	netlab.Until(l.t, 20*time.Second, "a way to "+to.String(), func() string { // the first ones may go before there is one
+		if send(mark, "1"); arrived(mark, 200*time.Millisecond) == "" {
+			return "nothing arrives"
+		}
+		return ""
+	})
+	send(in, "2")
+	send(mark, "2")
+	for what := ""; what != "2"; {
+		if what = arrived(mark, 10*time.Second); what == "" {
+			l.t.Fatalf("nothing more arrives at %v", to)
+		}
 	}
-	_ = in.SetReadDeadline(time.Now().Add(time.Millisecond)) // what has arrived is there at once
-	_, _, err := in.ReadFrom(make([]byte, 1))
-	return err == nil
+	return arrived(in, 100*time.Millisecond) != "" // what has arrived is there at once
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"netctl/datastore"
+	"netctl/netdev"
 	"netctl/netdev/kernel"
 	"netctl/routing"
 )
@@ -35,16 +36,6 @@ type chooser struct {
 type target struct {
 	addr netip.Addr
 	what string
-}
-
-// foreign are patterns of interfaces that lead to no other node.
-func foreign() []string {
-	return []string{"docker*", "br-*", "virbr*", "lxcbr*", "lxdbr*", "cni*", "podman*", "veth*", "tunl*", "tun*", "tap*", "wg*", "vxlan*", "flannel*",
-		"cali*", "gre*", "gretap*", "erspan*", "sit*", "ip6tnl*", "ip6gre*", "ip6_vti*", "ip_vti*", "dummy*", "kube-*", "weave*"}
-}
-
-func matches(patterns []string, name string) bool {
-	return slices.ContainsFunc(patterns, func(p string) bool { ok, _ := path.Match(p, name); return ok })
 }
 
 // choose returns the node's addresses with their prefix lengths, IPv4 first, and
@@ -114,7 +105,7 @@ func (c chooser) one(v6 bool) (p netip.Prefix, rule string) {
 func (c chooser) usable(v6 bool) (list []kernel.Address) {
 	for _, a := range c.have {
 		ip := a.Prefix.Addr()
-		if ip.Is6() != v6 || ip.IsLinkLocalUnicast() || a.Loopback || matches(foreign(), a.Link) && c.pattern == "" {
+		if ip.Is6() != v6 || ip.IsLinkLocalUnicast() || a.Loopback || netdev.LeadsAway(a.Link) && c.pattern == "" {
 			continue
 		}
 		if ok, _ := path.Match(c.pattern, a.Link); c.pattern != "" && !ok {

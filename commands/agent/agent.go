@@ -19,7 +19,6 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -50,7 +49,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer lock.Close()
-	a := &agent{cfg: cfg, log: log, state: control.Keep(cfg.StateDir, datastore.FileOptions{}), folders: []control.Folder{lock.Folder()}}
+	a := &agent{cfg: cfg, log: log, state: control.Keep(cfg.StateDir, datastore.FileOptions{}), manager: control.NewService(log), folders: []control.Folder{lock.Folder()}}
 	defer func() { err = errors.Join(err, a.close()) }()
 	if err := a.open(ctx); err != nil {
 		return err
@@ -80,6 +79,7 @@ type agent struct {
 	returner *returner
 	tunnels  *tunneller
 	reporter *control.Reporter
+	manager  *control.Service
 	api      *api
 	detaches *detaches
 	rehost   chan struct{} // holds one: the host's addresses changed
@@ -125,7 +125,12 @@ func (a *agent) open(ctx context.Context) (err error) {
 	}
 	a.closers = append(a.closers, func() error { _ = a.listener.Close(); return nil })
 	a.folders = append(a.folders, a.listener.Folder(), a.state.Folder(),
-		control.Folder{Dir: a.cfg.StateDir, Look: func(string) error { return a.guard.Restore() }})
+		control.Folder{Dir: a.cfg.StateDir, Look: func(name string) error {
+			if name != "" && name != identity.FileName {
+				return nil
+			}
+			return a.guard.Restore()
+		}})
 	return nil
 }
 
@@ -216,18 +221,26 @@ func poke(ch chan struct{}) {
 	}
 }
 
+// cut deletes the flows that policy denies, and keeps what is under way of them from
+// beginning others.
+func (a *agent) cut(c conntrack.Cutter) (int, error) {
+	doubt := a.nft.Doubt(context.Background())
+	n, err := c.Cut()
+	return n, errors.Join(doubt, err)
+}
+
 // run starts the tasks and waits for them. When ctx ends, calls in progress are
 // finished first, which needs all the other tasks.
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.store, store: a.guard.Fence(a.store), guard: a.guard, forget: conntrack.Delete, cut: conntrack.Cutter.Cut, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.store, store: a.guard.Fence(a.store), guard: a.guard, forget: conntrack.Delete, cut: a.cut, forward: iptables.Run,
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(control.Serve(ctx, a.listener, h), errEnded)
 		},
 	}
 	a.build(o, func(fn func(context.Context) error) { group.Go(func() error { return fn(inner) }) })
-	a.loop.synced = sync.OnceFunc(control.TellSynced)
+	a.loop.synced = a.manager.Synced
 	// Flows that began while the filter was open are cut before it is whole again.
 	a.nft.OnClosed = func(r *acl.Ruleset) { a.loop.filtering.repaired(r) }
 	serving, stop := context.WithCancel(inner)
@@ -265,7 +278,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		}},
 		{Name: "watch other packet filters", Do: func(ctx context.Context) error { return o.filter.WatchOthers(ctx, func() { poke(a.forward) }) }},
 		{Name: "watch files", Do: func(ctx context.Context) error {
-			folders := append(slices.Clone(a.folders), a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost))
+			folders := append(slices.Clone(a.folders), a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost), l.filtering.debt.folder())
 			return control.WatchFolders(ctx, a.log, folders...)
 		}},
 		{Name: "work off pending detaches", Do: a.detaches.run},
@@ -278,6 +291,9 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: "compare", Do: a.compare},
 		{Name: "forget flows", Do: l.flows.Run},
 		{Name: "look for room", Do: (&room{loop: l, kernel: o.links, tracked: conntrack.Use, refused: map[string]uint64{}}).Run},
+		{Name: "tell the service manager", Do: func(ctx context.Context) error {
+			return a.manager.Run(ctx, func(ctx context.Context) error { return l.do(ctx, func() {}) })
+		}},
 		{Name: "serve", Do: func(context.Context) error { return o.serve(serving, a.api.routes()) }},
 	}
 }
@@ -379,7 +395,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 // another one.
 func (a *agent) keyFolder() control.Folder {
 	return control.Folder{Dir: a.cfg.StateDir, Look: func(name string) error {
-		if name == keyFile {
+		if name == keyFile || name == "" {
 			a.loop.post(func() {
 				if a.loop.wireguard.ready() {
 					a.loop.lookAtKey()

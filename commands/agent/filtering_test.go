@@ -199,6 +199,7 @@ func TestARecordThatIsRemoved(t *testing.T) {
 		gone++
 		for what, lose := range map[string]func() error{
 			"file":   func() error { return os.Remove(w.cfg.filterFile()) },
+			"text":   func() error { return os.WriteFile(w.cfg.filterFile(), nil, 0o600) }, // in place
 			"folder": func() error { return os.Rename(w.cfg.StateDir, w.cfg.StateDir+".gone"+strconv.Itoa(gone)) },
 		} {
 			if err := lose(); err != nil {

@@ -24,10 +24,12 @@ func (l *loop) flush(ctx context.Context) {
 	if frozen {
 		l.holdFilter(ctx) // before all else: who starts may find it open
 	}
-	l.forwarding.keep()
 	l.readHost()
+	l.notePools()
+	l.forwarding.keep()
 	l.holdLinks()
 	l.settleLinks()
+	l.mendLinks()
 	switch {
 	case ctx.Err() != nil, frozen:
 		return
@@ -60,6 +62,9 @@ const record = "filter"
 func (l *loop) filterLost(err error) { l.post(func() { l.noteRecord(err) }) }
 
 func (l *loop) noteRecord(err error) {
+	if errors.Is(err, acl.ErrDamaged) && !l.standing.restoring { // else the view is of another store
+		err = l.filtering.journal.Remake(l.filtering.index.Ruleset())
+	}
 	if err == nil {
 		l.problems.drop(record)
 		return
@@ -86,7 +91,7 @@ func (l *loop) readHost() {
 		}
 		l.problems.solved("addresses")
 		l.forwarding.v6.is = false
-		l.uplinks()
+		l.forwarding.lead(l.leads())
 		if changed {
 			l.filtering.index.SetSubnets(l.links.subnets())
 			l.noteOverlaps()

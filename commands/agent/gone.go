@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"netctl/datastore"
@@ -40,10 +39,11 @@ func (l *loop) event(e kernel.Event) {
 		} else {
 			l.forwarding.v6.is = false
 		}
-	case kernel.ForwardingChanged:
-		if slices.ContainsFunc(l.links.addrs, func(a kernel.Address) bool { return a.Index == e.Index }) {
-			l.links.resyncHost = true
+	case kernel.SettingChanged:
+		if s := l.forwarding.by[e.Index]; s != nil {
+			s.is = false
 		}
+		l.tunnels.event(e)
 	}
 }
 

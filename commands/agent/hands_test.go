@@ -13,7 +13,11 @@ import (
 	"sync"
 	"testing"
 
+	"netctl/acl/nft"
+	"netctl/commands/control"
+	"netctl/netdev"
 	"netctl/netdev/kernel"
+	"netctl/routing/fib"
 )
 
 // lines is a log that can be read while it is written.
@@ -233,14 +237,83 @@ func TestForwardingIsPutBack(t *testing.T) {
 			return lacks(w.links.String(), map[string]string{"ipv4": "ip_forward = 1", "ipv6": "forwarding6 = 1"}[family])
 		})
 	}
-	uplink.Closed = true
-	w.links.SetAddresses(uplink, v6)
+	w.links.StopForwardingBy(uplink.Index)
+	w.logged(log, `setting="ipv4 forwarding by eth1" lost="what other nodes send to endpoints here by eth1"`)
+	var mu sync.Mutex
+	refuse := true
+	w.links.Fail = func(op, what string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if op == "forward" && what == "2" && refuse {
+			return errors.New("/proc/sys must be writable")
+		}
+		return nil
+	}
+	w.links.StopForwardingBy(uplink.Index)
 	w.until(func() string {
-		return lacks(fmt.Sprint(w.status().Problems), "net.ipv4.conf.eth1.forwarding is 0: what other nodes send to endpoints here is dropped: set it to 1")
+		return lacks(fmt.Sprint(w.status().Problems), "ipv4 forwarding by eth1: /proc/sys must be writable")
 	})
-	uplink.Closed = false
-	w.links.SetAddresses(uplink, v6)
+	mu.Lock()
+	refuse = false
+	mu.Unlock()
 	w.until(func() string { return strings.Join(w.status().Problems, "; ") })
+	w.until(func() string { return lacks(fmt.Sprint(w.links.Closed()), "[]") })
+}
+
+// TestAWorkloadsSideIsMended: what is ours alone in a workload's namespace is put back by
+// CHECK, by an ADD of what is attached, and by the slow comparison, each with a line.
+func TestAWorkloadsSideIsMended(t *testing.T) {
+	w, log, link := handled(t)
+	target := control.Target{Orchestrator: "cni", Workload: "w", Interface: "eth0"}
+	for how, do := range map[string]func() error{
+		"check": func() error {
+			_, err := w.api.check(t.Context(), control.CheckRequest{Target: target, NetnsFD: 7})
+			return err
+		},
+		"add": func() error {
+			_, err := w.attach("w", "web", 7)
+			return err
+		},
+		"compare": func() error {
+			w.a.loop.post(w.a.loop.compare)
+			return nil
+		},
+	} {
+		w.links.Spoil(link, "eth0: its entry is missing: "+how)
+		if err := do(); err != nil {
+			t.Errorf("%s: %v", how, err)
+		}
+		w.logged(log, "a workload's side was not what an attach makes of it, and is put back", "endpoint=n1/cni/w/eth0", "its entry is missing: "+how)
+		if _, err := w.api.check(t.Context(), control.CheckRequest{Target: target, NetnsFD: 7}); err != nil {
+			t.Errorf("after %s: %v", how, err)
+		}
+	}
+	w.links.Fail = func(op, _ string) error {
+		if op == "mend" {
+			return errors.New("no memory")
+		}
+		return nil
+	}
+	w.links.Spoil(link, "eth0: its entry is missing")
+	if _, err := w.api.check(t.Context(), control.CheckRequest{Target: target, NetnsFD: 7}); err == nil || !strings.Contains(err.Error(), "its entry is missing") || !strings.Contains(err.Error(), "no memory") {
+		t.Errorf("a side that cannot be mended: %v", err)
+	}
+}
+
+// TestWhatLeadsToOtherNodes: the interfaces whose forwarding is kept are those with the
+// node's address, and where that is on lo all that may lead to other nodes.
+func TestWhatLeadsToOtherNodes(t *testing.T) {
+	address := func(p, link string, index int) kernel.Address {
+		return kernel.Address{Prefix: netip.MustParsePrefix(p), Link: link, Index: index, Loopback: link == "lo"}
+	}
+	have := []kernel.Address{address("10.9.9.9/32", "lo", 1), address("192.0.2.1/24", "eth1", 2), address("fd00::1/64", "eth2", 3), address("172.17.0.1/16", "docker0", 4)}
+	for own, want := range map[string]string{"192.0.2.1": "map[2:eth1]", "fd00::1": "map[3:eth2]", "10.9.9.9": "map[2:eth1 3:eth2]", "192.0.2.9": "map[]"} {
+		l := newLoop(Config{Node: "n1", LinkPrefix: "nc", Gateway: netdev.Gateway4(), StateDir: t.TempDir(), Addresses: []netip.Addr{netip.MustParseAddr(own)}}, slog.New(slog.DiscardHandler), &kernel.Fake{}, fib.NewFake().Table(87), &nft.Fake{})
+		l.links.addrs = have
+		if got := fmt.Sprint(l.leads()); got != want {
+			t.Errorf("node of %s: %s, want %s", own, got, want)
+		}
+	}
 }
 
 func lacks(text, want string) string {

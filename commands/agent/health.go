@@ -48,7 +48,12 @@ func (l *loop) problemList() []string {
 		list = append(list, "mtu: "+text)
 	}
 	for _, name := range l.locals.lost() {
-		list = append(list, fmt.Sprintf("endpoint %s lost its link; it is released after %s", name, l.cfg.LostAfter))
+		switch {
+		case !l.detached(name):
+			list = append(list, fmt.Sprintf("endpoint %s lost its link; it is released after %s", name, l.cfg.LostAfter))
+		case l.problems.text[pending] == "": // else that says it
+			list = append(list, fmt.Sprintf("endpoint %s was detached, and is released once the datastore takes that", name))
+		}
 	}
 	if l.standing.stage == renamed {
 		list = append(list, l.standing.reason.Error())

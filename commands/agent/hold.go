@@ -49,6 +49,7 @@ func (k *links) forget(link string) {
 	delete(k.wires, link)
 	delete(k.hold, link)
 	delete(k.settle, link)
+	delete(k.mend, link)
 	delete(k.tussles, link)
 }
 
@@ -134,6 +135,32 @@ func (l *loop) holdLinks() {
 	}
 }
 
+// mendLinks compares workloads' sides, of which nobody tells the host, with what an attach
+// makes of them, as far as that is nobody else's business. Where a namespace cannot be found
+// any more, CHECK does, which is told it.
+func (l *loop) mendLinks() {
+	done := 0
+	for _, link := range slices.Collect(maps.Keys(l.links.mend)) {
+		if done == holdSlice {
+			l.again()
+			return
+		}
+		w := l.links.wires[link]
+		if lo := l.locals.named[w.endpoint]; lo != nil && (lo.busy > 0 || lo.leaving) {
+			continue
+		}
+		delete(l.links.mend, link)
+		done++
+		differed, err := l.links.kernel.MendAt(w.Wire, w.place)
+		if len(differed) > 0 {
+			l.log.Warn(workload.Mended, "endpoint", w.endpoint, "link", link, "differed", strings.Join(differed, "; "))
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			l.log.Warn("a workload's side is not what an attach makes of it", "endpoint", w.endpoint, "link", link, "error", err)
+		}
+	}
+}
+
 // problem names that a link cannot be held.
 func (w attached) problem() string { return "endpoint " + w.endpoint }
 
@@ -207,21 +234,4 @@ func (l *loop) putBack(ctx context.Context, t control.Target) error {
 		w := l.links.wires[link]
 		return !l.links.hold[link] || l.problems.text[w.problem()] != "", nil
 	})
-}
-
-// uplinks notes where what other nodes send to endpoints of this one is dropped.
-func (l *loop) uplinks() {
-	n := l.view.Node(l.cfg.Node)
-	if n == nil || !l.forwarding.v4.is {
-		return
-	}
-	text := ""
-	for _, a := range l.links.addrs {
-		for _, own := range n.Spec.Addresses {
-			if a.Closed && a.Prefix.Addr() == own.Addr() {
-				text = fmt.Sprintf("net.ipv4.conf.%s.forwarding is 0: what other nodes send to endpoints here is dropped: set it to 1", a.Link)
-			}
-		}
-	}
-	l.problems.note("forwarding", text)
 }

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"netctl/netdev"
 	"netctl/netdev/kernel"
 )
 
@@ -17,6 +18,7 @@ type links struct {
 	names   map[int]string         // that name by index, which no other program changes
 	hold    map[string]bool        // to be compared with what an attach makes of them
 	settle  map[string]bool        // loose ones of which something is left to do at the workload's side
+	mend    map[string]bool        // the same of their workload's side
 	tussles map[string]*tussle
 	owners  map[string]string // link to endpoint, whether or not it is present
 	// leftAlone are links without an endpoint that are not removed: what is attached
@@ -42,8 +44,9 @@ type attached struct {
 func newLinks(k hostLinks) *links {
 	return &links{
 		kernel: k, present: map[string]kernel.Link{}, owners: map[string]string{}, leftAlone: map[string]bool{}, ownerless: map[string]bool{},
-		wires: map[string]attached{}, names: map[int]string{}, hold: map[string]bool{}, settle: map[string]bool{}, tussles: map[string]*tussle{},
-		resync: true, resyncHost: true,
+		wires: map[string]attached{}, names: map[int]string{}, hold: map[string]bool{}, settle: map[string]bool{}, mend: map[string]bool{},
+		tussles: map[string]*tussle{},
+		resync:  true, resyncHost: true,
 	}
 }
 
@@ -142,7 +145,7 @@ func (k *links) mtuOf(own []netip.Prefix) (mtu int) {
 			return a.MTU
 		}
 		for _, a := range k.addrs {
-			if !a.Loopback && !matches(foreign(), a.Link) && (mtu == 0 || a.MTU < mtu) {
+			if !a.Loopback && !netdev.LeadsAway(a.Link) && (mtu == 0 || a.MTU < mtu) {
 				mtu = a.MTU
 			}
 		}

@@ -29,8 +29,10 @@ type hostLinks interface {
 	Loopback() (was bool, err error)
 	Forwarding4() (was bool, err error)
 	Forwarding6() (was bool, err error)
+	Forwarding4By(index int) (was bool, err error)
 	Resize(w kernel.Wire, at kernel.Place, mtu int) error
 	Settle(w kernel.Wire, at kernel.Place, to []netip.Prefix) (bool, error)
+	MendAt(w kernel.Wire, at kernel.Place) (differed []string, err error)
 	tunnelLinks
 	wireguardLinks
 }
@@ -86,8 +88,10 @@ type loop struct {
 	sizes      *sizes
 	flows      *flows
 	problems   *problems
-	rule       string    // which rule chose the node's address
-	own        addresses // the node's
+	mixed      mixed
+	stored     []control.Target // whose detach could not be worked off
+	rule       string           // which rule chose the node's address
+	own        addresses        // the node's
 
 	spawn func(func(ctx context.Context) error)
 	// enter starts what a complete view asks for first; it ends with ctx and
@@ -101,7 +105,7 @@ type loop struct {
 	changedTunnels func()
 	// report is told that something that is reported may have changed.
 	report func()
-	// synced is told that the agent is in sync.
+	// synced is told that the agent is in sync, after each burst in which it is.
 	synced func()
 	// retryDetaches is told that pending detaches may be tried again.
 	retryDetaches func()
@@ -122,7 +126,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.wireguard = newWireguard(k)
 	l.sizes = &sizes{stuck: map[string]bool{}, said: map[string]string{}}
 	options := acl.Options{LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(cfg.Gateway), WorkloadToHost: cfg.WorkloadToHost}
-	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows)
+	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows, tracked(conntrack.Use))
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
 	l.filtering.repaired = func(r *acl.Ruleset) { l.flows.repaired(r, l.links.own()) }
 	l.filtering.debt = newDebt(cfg.debtFile(), log)
@@ -145,7 +149,9 @@ func (l *loop) run(ctx context.Context) error {
 		if l.standing.stage == ready && l.problems.again.Again(pending) {
 			l.retryDetaches()
 		}
-		l.flush(ctx)
+		if l.flush(ctx); l.inSync() {
+			l.synced()
+		}
 		l.wake()
 		if changes > 0 {
 			l.tell()
@@ -158,6 +164,11 @@ func (l *loop) run(ctx context.Context) error {
 func (l *loop) compare() {
 	l.links.resync, l.links.resyncHost, l.filtering.resync, l.table.resync = true, true, true, true
 	l.forwarding.doubt()
+	for link, w := range l.links.wires {
+		if w.Peer == "" {
+			l.links.mend[link] = true
+		}
+	}
 	l.tunnels.resync = true
 	l.sizes.again(l.locals)
 	l.compareRoutes()

@@ -212,7 +212,7 @@ func (l *loop) tooLarge() string {
 	case 0:
 		return ""
 	case 1:
-		return "an endpoint " + u.Exceeded(largest)
+		return "an endpoint " + u.Exceeded(largest, false)
 	}
-	return fmt.Sprintf("%d of the endpoints each ", n) + u.Exceeded(largest)
+	return fmt.Sprintf("%d endpoints ", n) + u.Exceeded(largest, true)
 }

@@ -53,7 +53,7 @@ func TestMTUAboveTheUplinks(t *testing.T) {
 	}
 	problems("mtu: an endpoint " + has)
 	attach("larger", 103, 9000)
-	problems("mtu: 2 of the endpoints each " + has)
+	problems("mtu: 2 endpoints " + strings.Replace(has, "has an MTU of", "have MTUs of up to", 1))
 	for _, c := range []string{"large", "larger"} {
 		if err := w.detach(c); err != nil {
 			t.Fatal(err)

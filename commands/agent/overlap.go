@@ -18,6 +18,59 @@ func (l *loop) noteOverlaps() {
 		l.overlap(nil, b)
 	}
 	l.noteGateway()
+	l.mixed.changed = true
+}
+
+// mixed is which pools lie over subnets of this host. Its owner is the loop.
+type mixed struct {
+	changed bool            // pools, subnets, or what keeps them apart
+	noted   map[string]bool // the problems
+}
+
+// notePools notes which pools lie over such a subnet. No block is taken from there, so it
+// does no harm to be connected to what a Reservation keeps, or to the nodes' own network.
+func (l *loop) notePools() {
+	if !l.mixed.changed {
+		return
+	}
+	l.mixed.changed = false
+	was := l.mixed.noted
+	l.mixed.noted = map[string]bool{}
+	for _, p := range l.view.Pools() {
+		for _, a := range l.links.addrs {
+			if a.Subnet.Overlaps(p.Spec.CIDR) && !l.apart(a.Subnet, p.Spec.CIDR) {
+				what := "pool " + p.Spec.CIDR.String()
+				delete(was, what)
+				l.mixed.noted[what] = true
+				l.problems.note(what, fmt.Sprintf("overlaps %s, which this host is connected to by %s: endpoints get no address of it, and natOutgoing takes what is there for endpoints: renumber the subnet, or if it is meant so, keep it with a Reservation of %[1]s",
+					a.Subnet, a.Link))
+				break
+			}
+		}
+	}
+	for what := range was {
+		l.problems.drop(what)
+	}
+}
+
+// apart says whether what a subnet has of a pool is kept from endpoints on purpose, or is
+// said of a block.
+func (l *loop) apart(subnet, pool netip.Prefix) bool {
+	for _, own := range l.registered() {
+		if own.Masked() == subnet {
+			return true
+		}
+	}
+	both := subnet
+	if pool.Bits() > subnet.Bits() {
+		both = pool
+	}
+	for _, r := range l.view.Reservations() {
+		if slices.ContainsFunc(r.Spec.CIDRs, func(c netip.Prefix) bool { return c.Bits() <= both.Bits() && c.Overlaps(both) }) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(l.view.Blocks(), func(b *datastore.Block) bool { return b.Spec.CIDR.Overlaps(subnet) })
 }
 
 // overlap notes whether a block (nil: it is gone) lies over such a subnet. was is what

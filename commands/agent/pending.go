@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
+	"strings"
 	"sync/atomic"
 
 	"netctl/commands/control"
@@ -13,7 +15,7 @@ import (
 )
 
 // pending is the problem of detaches that could not be worked off.
-const pending = "pending"
+const pending = "pending detach"
 
 // detaches works off what plugins stored because the agent could not release it:
 // when the store is back (joiner), when a file appears, and, as long as something is
@@ -69,8 +71,10 @@ func (d *detaches) run(ctx context.Context) error {
 		case <-d.appeared:
 		case <-d.again:
 		}
-		if d.loop.gate(ctx) != nil {
-			continue // once the store is back that comes first
+		if d.loop.gate(ctx) != nil { // once the store is back that comes first
+			all, _ := control.ReadPending(d.dir) // what cannot be read is told by workOff
+			_ = d.loop.do(ctx, func() { d.loop.stored = targets(all) })
+			continue
 		}
 		if err := d.workOff(ctx); err != nil && ctx.Err() == nil {
 			d.loop.log.Warn("pending detaches not worked off", "error", err)
@@ -102,10 +106,15 @@ func (d *detaches) workOff(ctx context.Context) error {
 		}
 	}
 	d.left.Store(away != nil || len(errs) > 0)
+	all = nil
+	if d.left.Load() {
+		all, _ = control.ReadPending(d.dir)
+	}
 	if e := d.loop.do(ctx, func() {
+		d.loop.stored = targets(all)
 		text := ""
 		if len(errs) > 0 {
-			text = errs[0].Error()
+			text = strings.TrimPrefix(errs[0].Error(), pending+" ")
 		}
 		if more := len(errs) - 1; more > 0 { // most often for the same reason
 			text += fmt.Sprintf("; and %d more", more)
@@ -120,6 +129,22 @@ func (d *detaches) workOff(ctx context.Context) error {
 		return e
 	}
 	return away
+}
+
+// targets are what detaches are of.
+func targets(all []control.Pending) (list []control.Target) {
+	for _, p := range all {
+		list = append(list, p.Request.Target)
+	}
+	return list
+}
+
+// detached says whether a detach of an endpoint is stored.
+func (l *loop) detached(endpoint string) bool {
+	return slices.ContainsFunc(l.stored, func(t control.Target) bool {
+		name := t.Endpoint(l.cfg.Node)
+		return name == endpoint || t.Interface == "" && strings.HasPrefix(endpoint, name)
+	})
 }
 
 // first works off what was stored of an interface that is attached now: done later, it
@@ -159,7 +184,7 @@ func (d *detaches) one(ctx context.Context, p control.Pending) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
-		return fmt.Errorf("pending detach %s: %w", p.Path, err)
+		return fmt.Errorf("%s %s: %w", pending, p.Path, err)
 	}
 	d.loop.log.Info("pending detach worked off", "workload", p.Request.Workload)
 	return nil

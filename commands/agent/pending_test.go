@@ -116,6 +116,10 @@ func TestPendingDetachIsTriedAgain(t *testing.T) {
 				}
 				return ""
 			})
+			// It is one problem, not also that the link is gone.
+			if p := w.status().Problems; len(p) != 1 || strings.Count(p[0], "pending") != 2 { // the folder is called so, too
+				t.Errorf("problems: %q", p)
+			}
 			if by == "time" { // writes, of a report say, do not help
 				w.a.detaches.left.Store(false)
 			}
@@ -151,7 +155,8 @@ func TestFilesComeBack(t *testing.T) {
 	if err := w.detach("c2"); err != nil {
 		t.Fatal(err)
 	}
-	files := []string{filepath.Join(w.cfg.recordsDir(), first.Link+".json"), filepath.Join(w.cfg.StateDir, hostIDFile)}
+	files := []string{filepath.Join(w.cfg.recordsDir(), first.Link+".json"), filepath.Join(w.cfg.StateDir, hostIDFile), w.cfg.debtFile()}
+	w.a.loop.filtering.debt.owe() // and is not cut yet
 	before := map[string]string{}
 	for _, f := range files {
 		text, err := os.ReadFile(f)
@@ -160,12 +165,30 @@ func TestFilesComeBack(t *testing.T) {
 		}
 		before[f] = string(text)
 	}
-	for range 3 {
+	remove := func() (err error) {
 		entries, err := filepath.Glob(filepath.Join(w.cfg.RunDir, "*"))
-		for _, e := range append(entries, files[1]) {
+		for _, e := range append(entries, files[1:]...) {
 			err = errors.Join(err, os.RemoveAll(e))
 		}
-		if err != nil && !strings.Contains(err.Error(), "not empty") {
+		if err != nil && strings.Contains(err.Error(), "not empty") {
+			return nil
+		}
+		return err
+	}
+	cut := func() (err error) { // in place
+		for _, f := range files[:2] {
+			err = errors.Join(err, os.WriteFile(f, []byte("{"), 0o600))
+		}
+		return err
+	}
+	replace := func() (err error) {
+		for _, f := range files[:2] {
+			err = errors.Join(err, os.WriteFile(f+".other", []byte("{}"), 0o600), os.Rename(f+".other", f))
+		}
+		return err
+	}
+	for _, hand := range []func() error{remove, remove, cut, replace, remove, cut} {
+		if err := hand(); err != nil {
 			t.Fatal(err)
 		}
 		w.until(func() string {

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"time"
 
-	"netctl/acl/conntrack"
 	"netctl/netdev/kernel"
 )
 
@@ -17,6 +16,7 @@ const lookForRoom = 15 * time.Second
 // tables is what room asks the kernel.
 type tables interface {
 	Neighbours() ([]kernel.NeighbourTable, error)
+	ReturnPath(links ...string) (kernel.ReturnPath, error)
 }
 
 // room is how full the kernel's tables are that are one for all: who fills one cuts
@@ -26,6 +26,7 @@ type room struct {
 	kernel  tables
 	tracked func() (count, most int, err error)
 	refused map[string]uint64
+	path    returnPath
 }
 
 // Run looks from time to time and says what is nearly full.
@@ -41,12 +42,17 @@ func (r *room) Run(ctx context.Context) error {
 }
 
 func (r *room) look(ctx context.Context) error {
+	var incoming []string
+	if err := r.loop.do(ctx, func() { incoming = r.loop.incoming(); r.loop.idle++ }); err != nil {
+		return err
+	}
 	list, err := r.kernel.Neighbours()
+	path, pathErr := r.kernel.ReturnPath(incoming...)
 	count, most, trackErr := r.tracked()
 	if errors.Is(trackErr, fs.ErrNotExist) {
 		trackErr = nil // nothing is tracked
 	}
-	return errors.Join(err, trackErr, r.loop.do(ctx, func() {
+	return errors.Join(err, trackErr, pathErr, r.loop.do(ctx, func() {
 		l := r.loop
 		for _, t := range list {
 			before, known := r.refused[t.Name]
@@ -54,6 +60,10 @@ func (r *room) look(ctx context.Context) error {
 			l.problems.note(t.Name, neighbourProblem(t, known && t.Refused > before))
 		}
 		l.problems.note("connection tracking", trackingProblem(count, most))
+		l.limitFlows(most)
+		if pathErr == nil {
+			l.problems.note("return path", r.path.seen(path, time.Now()))
+		}
 		l.idle++
 	}))
 }
@@ -83,13 +93,37 @@ func trackingProblem(count, most int) string {
 	return fmt.Sprintf("the kernel's connection tracking table is nearly full (%d of %d): raise net.netfilter.nf_conntrack_max, or find who begins so many flows: conntrack -L", count, most)
 }
 
-// flowLimit is the bound of the flows that a workload begins, per second and at once.
-func flowLimit(set int) (rate, burst uint32) {
+// tracked is how many flows the kernel tracks at most; 0: it is not known, as before
+// anything asks for it.
+func tracked(use func() (count, most int, err error)) int {
+	_, most, err := use()
+	if err != nil {
+		return 0
+	}
+	return most
+}
+
+// limitFlows has the bound follow the size of the kernel's table, which comes with the
+// first rule that needs it and may be set to another one at any time. 0: not known.
+func (l *loop) limitFlows(most int) {
+	f := l.filtering
+	rate, burst := flowLimit(l.cfg.NewFlows, most)
+	if most == 0 || rate == f.options.FlowRate && burst == f.options.FlowBurst {
+		return
+	}
+	l.log.Info("workloads may begin as many flows as the connection tracking table has room for", "rate", rate, "before", f.options.FlowRate, "room", most)
+	f.options.FlowRate, f.options.FlowBurst = rate, burst
+	f.index.SetFlows(rate, burst)
+	f.resync = true
+}
+
+// flowLimit is the bound of the flows that a workload begins, per second and at once: as
+// set (0: by the kernel's table, which has room for most; 0: not known).
+func flowLimit(set, most int) (rate, burst uint32) {
 	if set > 0 {
 		return uint32(set), 16 * uint32(set)
 	}
-	_, most, err := conntrack.Use()
-	if err != nil || most == 0 {
+	if most == 0 {
 		most = 1 << 18 // the kernel's own default on a machine with enough memory
 	}
 	return uint32(max(most/256, 10)), uint32(max(most/16, 160))

@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"netctl/netdev/kernel"
 )
@@ -24,11 +26,65 @@ func TestNearlyFull(t *testing.T) {
 		}
 	}
 	for set, want := range map[int][2]uint32{100: {100, 1600}} {
-		if rate, burst := flowLimit(set); rate != want[0] || burst != want[1] {
+		if rate, burst := flowLimit(set, 4096); rate != want[0] || burst != want[1] {
 			t.Errorf("flowLimit(%d) is %d, %d", set, rate, burst)
 		}
 	}
-	if rate, burst := flowLimit(0); rate == 0 || burst < rate {
-		t.Errorf("flowLimit(0) is %d, %d", rate, burst)
+	for most, want := range map[int][2]uint32{0: {1024, 16384}, 1 << 16: {256, 4096}, 64: {10, 160}} {
+		if rate, burst := flowLimit(0, most); rate != want[0] || burst != want[1] {
+			t.Errorf("flowLimit(0, %d) is %d, %d", most, rate, burst)
+		}
+	}
+}
+
+// TestFlowsFollowTheTable: the kernel's table of connections comes after the agent, and
+// changes; the rules in the kernel go by it.
+func TestFlowsFollowTheTable(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.ready()
+	for _, most := range []int{1 << 22, 1 << 16} {
+		r := &room{loop: w.a.loop, kernel: w.links, tracked: func() (int, int, error) { return 1, most, nil }, refused: map[string]uint64{}}
+		if err := r.look(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.until(func() string { return lacks(w.nft.String(), fmt.Sprintf("flows_%d_%d", most/256, most/16)) })
+	}
+}
+
+// TestReturnPath: that the kernel drops packets for the way back to their senders is said
+// while a filter is strict that other nodes' packets come by, and no longer.
+func TestReturnPath(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.ready()
+	r := &room{loop: w.a.loop, kernel: w.links, tracked: func() (int, int, error) { return 0, 0, nil }, refused: map[string]uint64{}}
+	for _, c := range []struct {
+		dropped uint64
+		strict  string
+		want    string
+	}{
+		{7, "eth1", ""}, // before the agent
+		{10, "eth9", ""},
+		{11, "eth1", "dropped 1 packets since"},
+		{13, "eth1", "dropped 3 packets since it would answer their senders by another interface (rp_filter is strict): if other nodes or endpoints sent them, `sysctl -w net.ipv4.conf.eth1.rp_filter=2`"},
+		{13, "all", "net.ipv4.conf.all.rp_filter=2"},
+		{13, "", ""},
+	} {
+		w.links.SetReturnPath(kernel.ReturnPath{Dropped: c.dropped, Strict: []string{c.strict}})
+		if err := r.look(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		p := strings.Join(w.status().Problems, "; ")
+		if (c.want == "") != (p == "") || !strings.Contains(p, c.want) {
+			t.Errorf("with %+v: %q", c, p)
+		}
+	}
+	var path returnPath
+	now := time.Now()
+	path.seen(kernel.ReturnPath{Dropped: 1}, now)
+	strict := kernel.ReturnPath{Dropped: 2, Strict: []string{"eth1"}}
+	if path.seen(strict, now) == "" || path.seen(strict, now.Add(pathRest-1)) == "" || path.seen(strict, now.Add(pathRest)) != "" {
+		t.Error("it is not said for as long after the last packet")
 	}
 }

@@ -78,6 +78,10 @@ func TestHandsOnAHost(t *testing.T) {
 		{"ip link set $0 arp off", "arp is off"},
 		{"echo 0 > /proc/sys/net/ipv4/ip_forward", `setting="ipv4 forwarding"`},
 		{"echo 0 > /proc/sys/net/ipv6/conf/all/forwarding", `setting="ipv6 forwarding"`},
+		{"echo 0 > /proc/sys/net/ipv4/conf/eth1/forwarding", `setting="ipv4 forwarding by eth1"`},
+		// What has no say in what is forwarded, or drops nothing that comes the way it goes.
+		{"cd /proc/sys/net/ipv6/conf; echo 0 > $0/forwarding; echo 0 > eth1/forwarding", ""},
+		{"cd /proc/sys/net/ipv4/conf; echo 1 > $0/rp_filter; echo 1 > eth1/rp_filter", ""},
 		{"ip link set lo down", "setting=lo"},
 		{"ip route del 169.254.1.1 dev lo", "routes put back"},
 	} {
@@ -97,6 +101,19 @@ func TestHandsOnAHost(t *testing.T) {
 	}
 	if v := strings.TrimSpace(netlab.Must(t, s.node, "cat", delay)); v != "0" {
 		t.Errorf("proxy_delay is %s after a CHECK", v)
+	}
+	netlab.Must(t, c2, "sh", "-c", "ip neigh del 169.254.1.1 dev eth0; ip -6 neigh del fe80::ecee:eeff:feee:eeee dev eth0")
+	if text := whole(); text != "" {
+		t.Error(text)
+	}
+	s.until("the line", func() string {
+		return lacks(s.agent.Output(), "eth0: permanent neighbour entry of 169.254.1.1 is missing; eth0: permanent neighbour entry of fe80::ecee:eeff:feee:eeee is missing")
+	})
+	if is := netlab.Must(t, c2, "ip", "neigh", "show", "nud", "permanent"); strings.Count(is, "ee:ee:ee:ee:ee:ee") != 2 {
+		t.Errorf("after a CHECK: %s", is)
+	}
+	if v := strings.TrimSpace(netlab.Must(t, s.node, "cat", "/proc/sys/net/ipv4/conf/eth1/forwarding")); v != "1" {
+		t.Errorf("forwarding of eth1 is %s", v)
 	}
 	// While the agent is away, and then the store.
 	s.agent.Kill()
@@ -127,7 +144,7 @@ func TestHandsOnAHost(t *testing.T) {
 	if err := s.agent.Signal(unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	netlab.Must(t, s.node, "sh", "-c", "ip link set $0 name foo; ip link set foo group default", link)
+	netlab.Must(t, s.node, "ip", "link", "set", link, "name", "foo", "group", "default") // at once: some thread may run still
 	if err := s.agent.Signal(unix.SIGCONT); err != nil {
 		t.Fatal(err)
 	}

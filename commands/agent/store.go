@@ -68,7 +68,6 @@ func (l *loop) settle() {
 	if !l.standing.arrive(l.view.Revision()) {
 		return
 	}
-	l.synced()
 	l.log.Info("in sync with the datastore", "revision", l.view.Revision(), "endpoints", l.view.CountEndpointsOf(l.cfg.Node))
 	for link := range l.links.leftAlone {
 		if lo := l.locals.named[l.links.owners[link]]; lo != nil && lo.ep != nil {
@@ -165,7 +164,10 @@ func (l *loop) changed(c datastore.Change) {
 		}
 	case datastore.KindConfig:
 		l.sizes.changed = true
+	case datastore.KindReservation:
+		l.mixed.changed = true
 	case datastore.KindPool:
+		l.mixed.changed = true
 		l.noteGateway()
 		l.tunnels.changed = true
 		l.changedTunnels()
@@ -176,6 +178,8 @@ func (l *loop) changed(c datastore.Change) {
 		n, _ := c.New.(*datastore.Node)
 		if c.Name == l.cfg.Node {
 			l.noteOwn()
+			l.forwarding.lead(l.leads())
+			l.mixed.changed = true
 			l.tunnels.changed, l.wireguard.own = true, true
 			l.changedTunnels()
 		} else {

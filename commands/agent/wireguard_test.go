@@ -166,6 +166,17 @@ func TestWireGuardKey(t *testing.T) {
 	third := w.ownKey(func(key string) bool { return key != second })
 	w.takes(third)
 	file(third)
+	// Somebody writes another one into the file.
+	other := kernel.WireGuardKey{8, 31: 64}
+	if err := os.WriteFile(path, []byte(base64.StdEncoding.EncodeToString(other[:])+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fourth := w.ownKey(func(key string) bool { return key != third })
+	w.takes(fourth)
+	if fourth != publicKey(other) {
+		t.Errorf("took %s, not what was written", fourth)
+	}
+	third = fourth
 	// What is no key is said, and the device keeps what it has.
 	if err := datastore.WriteFile(path, []byte("open sesame\n"), datastore.FileOptions{}); err != nil {
 		t.Fatal(err)

@@ -113,7 +113,7 @@ func (w *world) start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	group, ctx := errgroup.WithContext(ctx)
-	w.a = &agent{cfg: w.cfg, log: log, host: host, boot: w.boot, state: state, folders: []control.Folder{state.Folder()}}
+	w.a = &agent{cfg: w.cfg, log: log, host: host, boot: w.boot, state: state, folders: []control.Folder{state.Folder()}, manager: control.NewService(log)}
 	table := w.fib.Table(w.cfg.RouteProtocol)
 	store := w.db()
 	if w.wrap != nil {

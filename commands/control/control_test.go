@@ -248,8 +248,8 @@ func TestPending(t *testing.T) {
 	if all, err := ReadPending(dir); err != nil || len(all) != 0 {
 		t.Fatalf("ReadPending of no folder = %v, %v", all, err)
 	}
-	r := DetachRequest{Target: Target{Orchestrator: "cni", Workload: "w", Interface: "eth0"}, Network: "net"}
-	for range 2 {
+	r := DetachRequest{Target: Target{Orchestrator: "cni", Workload: "w", Interface: "eth0"}}
+	for _, r.Network = range []string{"", "net"} { // of netctl endpoint remove, and of a runtime
 		if err := StorePending(dir, r); err != nil {
 			t.Fatal(err)
 		}

@@ -13,8 +13,8 @@ import (
 )
 
 // Kept are files of a folder that belong to one role alone, and that it knows the
-// contents of: one that is taken away while the role runs comes back. It is safe
-// for concurrent use.
+// contents of: one that is taken away, replaced or written while the role runs comes back
+// as it was. It is safe for concurrent use.
 type Kept struct {
 	dir string
 	how datastore.FileOptions
@@ -31,19 +31,19 @@ func Keep(dir string, how datastore.FileOptions) *Kept {
 // Path is where a file is.
 func (k *Kept) Path(name string) string { return filepath.Join(k.dir, name) }
 
-// Read returns what a file holds; fs.ErrNotExist if there is none and was none.
+// Read returns what a file held when it was read or written first or last; fs.ErrNotExist
+// if there is none and was none.
 func (k *Kept) Read(name string) ([]byte, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	text, err := os.ReadFile(k.Path(name))
-	switch had, known := k.files[name]; {
-	case errors.Is(err, fs.ErrNotExist) && known:
+	if had, known := k.files[name]; known {
 		return slices.Clone(had), nil
-	case err != nil:
-		return nil, err
-	case !bytes.Equal(had, text):
-		k.files[name] = slices.Clone(text)
 	}
+	text, err := os.ReadFile(k.Path(name))
+	if err != nil {
+		return nil, err
+	}
+	k.files[name] = slices.Clone(text)
 	return text, nil
 }
 
@@ -86,14 +86,17 @@ func (k *Kept) Folder() Folder {
 	}}
 }
 
-// restore writes a file that was taken away.
+// restore writes a file that is not what it was.
 func (k *Kept) restore(name string) error {
 	text, known := k.files[name]
 	if !known {
 		return nil
 	}
-	if _, err := os.Lstat(k.Path(name)); !errors.Is(err, fs.ErrNotExist) {
+	switch is, err := os.ReadFile(k.Path(name)); {
+	case err == nil && bytes.Equal(is, text):
 		return nil
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil // it cannot be put right by writing either, or will be with the next event
 	}
 	return datastore.WriteFile(k.Path(name), text, k.how)
 }

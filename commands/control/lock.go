@@ -75,7 +75,10 @@ func (h *Held) renew() error {
 		return fmt.Errorf("%s: lock: %w", h.role, err)
 	}
 	if st, err := os.Stat(h.path); err == nil && os.SameFile(st, have) {
-		return nil
+		if holder(h.file) == os.Getpid() {
+			return nil
+		}
+		return sign(h.file, h.role)
 	}
 	f, err := h.open()
 	if err != nil {
@@ -118,9 +121,14 @@ func take(f *os.File, role string) error {
 			return fmt.Errorf("%s runs already: PID %d holds %s", role, pid, f.Name())
 		}
 	}
+	return sign(f, role)
+}
+
+// sign writes who holds a lock into its file.
+func sign(f *os.File, role string) error {
 	err := f.Truncate(0)
 	if err == nil {
-		_, err = f.WriteString(strconv.Itoa(os.Getpid()) + "\n")
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: lock %s: %w", role, f.Name(), err)

@@ -42,13 +42,17 @@ func NotRunning(err error) bool {
 }
 
 // StorePending keeps r in dir until the agent works it off: one file, complete
-// or not there at all, 0600. Storing the same request again changes nothing.
+// or not there at all, 0600. There is one for each target, whoever asks.
 func StorePending(dir string, r DetachRequest) error {
+	target, err := json.Marshal(r.Target)
+	if err != nil {
+		return fmt.Errorf("pending detach: %w", err)
+	}
 	text, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("pending detach: %w", err)
 	}
-	sum := sha256.Sum256(text)
+	sum := sha256.Sum256(target)
 	path := filepath.Join(dir, hex.EncodeToString(sum[:10])+".json")
 	if err := datastore.WriteFile(path, append(text, '\n'), datastore.FileOptions{}); err != nil {
 		return fmt.Errorf("pending detach: %w", err)

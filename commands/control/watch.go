@@ -19,7 +19,7 @@ const lookEvery = time.Second
 // Folder is a folder in which files matter to a role.
 type Folder struct {
 	Dir string
-	// Look is told the name of a file that came, went or was replaced, or "" where
+	// Look is told the name of a file that came, went, was replaced or written, or "" where
 	// any may have. Its error ends the watch.
 	Look func(name string) error
 }
@@ -37,7 +37,7 @@ func (f Folder) look(name string) error {
 }
 
 // WatchFolders has each folder looked at once, and then whenever a file in it
-// appears complete, goes, or is replaced (inotify(7)), until ctx ends (nil) or a look
+// appears complete, goes, or is replaced or written (inotify(7)), until ctx ends (nil) or a look
 // fails. A folder that is not there, or goes, is made (0700).
 func WatchFolders(ctx context.Context, log *slog.Logger, folders ...Folder) error {
 	fd, err := syscall.InotifyInit1(syscall.IN_CLOEXEC | syscall.IN_NONBLOCK)
@@ -93,11 +93,11 @@ type folderWatch struct {
 	of   map[int32][]Folder // by watch descriptor
 }
 
-// What is asked of a folder. That files are written is not: ours are renamed into
-// their place.
+// What is asked of a folder. Ours are renamed into their place: who closes one that could
+// be written has changed it.
 const (
 	folderGone   = syscall.IN_DELETE_SELF | syscall.IN_MOVE_SELF | syscall.IN_UNMOUNT
-	folderEvents = syscall.IN_MOVED_TO | syscall.IN_MOVED_FROM | syscall.IN_DELETE | syscall.IN_DELETE_SELF | syscall.IN_MOVE_SELF | syscall.IN_ONLYDIR
+	folderEvents = syscall.IN_CLOSE_WRITE | syscall.IN_MOVED_TO | syscall.IN_MOVED_FROM | syscall.IN_DELETE | syscall.IN_DELETE_SELF | syscall.IN_MOVE_SELF | syscall.IN_ONLYDIR
 )
 
 // errNoWatch says that the host's inotify watches are used up

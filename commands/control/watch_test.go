@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -93,6 +94,24 @@ func (r *role) whole() error {
 		return nil
 	}
 	return err
+}
+
+// TestTheHolderOfALock: who holds a lock stands in its file again when somebody writes into
+// it.
+func TestTheHolderOfALock(t *testing.T) {
+	r := startRole(t)
+	path := filepath.Join(r.dir, "agent.lock")
+	want := strconv.Itoa(os.Getpid()) + "\n"
+	if err := os.WriteFile(path, []byte("none"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func() error {
+		text, err := os.ReadFile(path)
+		if err == nil && string(text) != want {
+			err = fmt.Errorf("%q", text)
+		}
+		return err
+	})
 }
 
 // TestMadeAgain takes from a running role what it needs, in every way there is.

@@ -43,6 +43,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	manager, told := control.NewService(log), make(chan error, 1)
+	go func() { told <- manager.Run(ctx, nil) }()
 	served, watched := make(chan struct{}), make(chan error, 1)
 	go func() {
 		defer stop()
@@ -61,6 +63,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 		QuotaBytes: c.QuotaBytes, Log: log,
 	}, func() {
 		close(served)
+		manager.Synced()
 		if c.Ready != nil {
 			c.Ready()
 		}
@@ -69,7 +72,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	if why := <-watched; err == nil {
 		err = why
 	}
-	return err
+	return errors.Join(err, <-told)
 }
 
 // there is the folder of a socket that is served. etcd cannot make it again: when it

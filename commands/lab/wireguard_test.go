@@ -40,7 +40,7 @@ func TestWithoutWireGuard(t *testing.T) {
 		})
 	}
 	goes(t, n1, "eth1", b4)
-	if _, err := netlab.Try(t, n1, "netctl", "node", "rotate-key", n1.Name); err == nil || !strings.Contains(err.Error(), "has no key") {
+	if _, err := netlab.Try(t, n1, "netctl", "node", "rotate-key", n1.Name); err == nil || !strings.Contains(err.Error(), "no pool asks for WireGuard") {
 		t.Errorf("a new key without WireGuard: %v", err)
 	}
 	c, c4, _ := attach(t, n1, "c", "web")

@@ -6,6 +6,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,6 +48,11 @@ type Config struct {
 	Args, Env []string
 	// Output takes what the roles write.
 	Output *os.File
+	// Ready is called once, when each role has been in sync; it may be nil.
+	Ready func()
+	// Watchdog is how long a role that has given a sign of life may be without one; 0 is
+	// control.RoleWatchdog.
+	Watchdog time.Duration
 }
 
 // Run supervises the roles until ctx ends, then ends them.
@@ -56,12 +62,20 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	stop := make([]chan struct{}, len(cfg.Roles))
 	done := make([]chan struct{}, len(cfg.Roles))
-	var all sync.WaitGroup
+	var all, unready sync.WaitGroup
+	unready.Add(len(cfg.Roles))
+	go func() { // for good if a role never is in sync
+		unready.Wait()
+		if cfg.Ready != nil {
+			cfg.Ready()
+		}
+	}()
 	for i, role := range cfg.Roles {
 		stop[i], done[i] = make(chan struct{}), make(chan struct{})
 		all.Go(func() {
 			defer close(done[i])
-			supervise(cfg, role, stop[i], log.With("child", role))
+			s := supervisor{cfg: cfg, role: role, stop: stop[i], log: log.With("child", role), synced: sync.OnceFunc(unready.Done)}
+			s.run()
 		})
 	}
 	<-ctx.Done()
@@ -73,28 +87,37 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	return nil
 }
 
-// supervise keeps one role running until stop is closed. PDEATHSIG is sent when
-// the thread that started the child ends, so this goroutine keeps its thread.
-func supervise(cfg Config, role string, stop <-chan struct{}, log *slog.Logger) {
+// supervisor keeps one role running.
+type supervisor struct {
+	cfg    Config
+	role   string
+	stop   <-chan struct{}
+	log    *slog.Logger
+	synced func()
+}
+
+// run keeps the role running until stop is closed. PDEATHSIG is sent when the thread
+// that started the child ends, so this goroutine keeps its thread.
+func (s *supervisor) run() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	pace := newBackoff(role)
+	pace := newBackoff(s.role)
 	for {
 		began := time.Now()
-		synced, err := runOnce(cfg, role, stop, log)
+		synced, err := s.once()
 		if synced {
 			pace.synced()
 		}
 		select {
-		case <-stop:
-			log.Info("role ended")
+		case <-s.stop:
+			s.log.Info("role ended")
 			return
 		default:
 		}
 		wait := pace.after(time.Since(began))
-		log.Warn("role ended, starting it again", "cause", err, "after", wait)
+		s.log.Warn("role ended, starting it again", "cause", err, "after", wait)
 		select {
-		case <-stop:
+		case <-s.stop:
 			return
 		case <-time.After(wait):
 		}
@@ -124,57 +147,108 @@ func (b *backoff) after(ran time.Duration) time.Duration {
 	return wait
 }
 
-// runOnce runs the role until it ends by itself or stop is closed. synced: it said
-// that it was in sync.
-func runOnce(cfg Config, role string, stop <-chan struct{}, log *slog.Logger) (synced bool, err error) {
+// once runs the role until it ends by itself, gives no sign of life any more or stop is
+// closed. synced: it said that it was in sync.
+func (s *supervisor) once() (synced bool, err error) {
 	hear, tell, err := os.Pipe()
 	if err != nil {
-		return false, fmt.Errorf("start %s: %w", role, err)
+		return false, fmt.Errorf("start %s: %w", s.role, err)
 	}
 	defer hear.Close()
 	cmd := &exec.Cmd{
-		Path:        cfg.Executable,
-		Args:        append([]string{"netctl-" + role}, cfg.Args...),
-		Env:         append(slices.Clone(cfg.Env), control.SyncedVariable+"=3"), // the first of ExtraFiles
-		Stdout:      io.Writer(cfg.Output),
-		Stderr:      cfg.Output,
+		Path:        s.cfg.Executable,
+		Args:        append([]string{"netctl-" + s.role}, s.cfg.Args...),
+		Env:         append(slices.Clone(s.cfg.Env), control.SyncedVariable+"=3"), // the first of ExtraFiles
+		Stdout:      io.Writer(s.cfg.Output),
+		Stderr:      s.cfg.Output,
 		ExtraFiles:  []*os.File{tell},
 		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM, Setpgid: true},
 	}
 	err = cmd.Start()
 	tell.Close()
 	if err != nil {
-		return false, fmt.Errorf("start %s: %w", role, err)
+		return false, fmt.Errorf("start %s: %w", s.role, err)
 	}
-	log.Info("role started", "pid", cmd.Process.Pid)
-	ended := make(chan error, 1)
+	s.log.Info("role started", "pid", cmd.Process.Pid)
+	ended, signs, heard := make(chan error, 1), make(chan struct{}, 1), make(chan struct{})
 	go func() { ended <- cmd.Wait() }()
-	select {
-	case err := <-ended:
-		return told(hear), exitCause(err)
-	case <-stop:
-	}
-	_ = cmd.Process.Signal(unix.SIGTERM)
-	select {
-	case err := <-ended:
-		return told(hear), exitCause(err)
-	case <-time.After(stopTimeout):
-		log.Warn("role does not end, killing it", "timeout", stopTimeout)
-		_ = cmd.Process.Kill()
-		return told(hear), exitCause(<-ended)
+	go func() {
+		defer close(heard)
+		synced = s.listen(hear, signs)
+	}()
+	err = s.watch(cmd.Process, ended, signs)
+	// What it wrote last is heard; somebody else may have the pipe still.
+	_ = hear.SetReadDeadline(time.Now())
+	<-heard
+	_ = hear.SetReadDeadline(time.Time{})
+	return synced || slices.Contains(rest(hear), control.SaysSynced), exitCause(err)
+}
+
+// listen hears what the role says until its pipe ends; signs gets its signs of life.
+func (s *supervisor) listen(hear io.Reader, signs chan<- struct{}) (synced bool) {
+	said := make([]byte, 64)
+	for {
+		n, err := hear.Read(said)
+		for _, b := range said[:n] {
+			switch b {
+			case control.SaysSynced:
+				synced = true
+				s.synced()
+			case control.SaysAlive:
+				select {
+				case signs <- struct{}{}:
+				default:
+				}
+			}
+		}
+		if err != nil {
+			return synced
+		}
 	}
 }
 
-// told says whether a role that ended wrote into the pipe.
-func told(hear *os.File) bool {
-	n := 0
+// watch waits for the end of a process, which it ends when stop is closed, or when signs
+// of life stay away: then by SIGQUIT, for which it writes where it hangs.
+func (s *supervisor) watch(p *os.Process, ended <-chan error, signs <-chan struct{}) error {
+	limit := cmp.Or(s.cfg.Watchdog, control.RoleWatchdog)
+	silent := time.NewTimer(limit)
+	defer silent.Stop()
+	silent.Stop() // the first sign starts it
+	last := unix.SIGTERM
+	for waiting := true; waiting; {
+		select {
+		case err := <-ended:
+			return err
+		case <-signs:
+			silent.Reset(limit)
+		case <-silent.C:
+			s.log.Warn("role gives no sign of life, ending it", "timeout", limit)
+			last, waiting = unix.SIGQUIT, false
+		case <-s.stop:
+			waiting = false
+		}
+	}
+	_ = p.Signal(last)
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(stopTimeout):
+		s.log.Warn("role does not end, killing it", "timeout", stopTimeout)
+		_ = p.Kill()
+		return <-ended
+	}
+}
+
+// rest is what is left in the pipe of a role that ended.
+func rest(hear *os.File) []byte {
+	said, n := make([]byte, 64), 0
 	if raw, err := hear.SyscallConn(); err == nil {
 		_ = raw.Read(func(fd uintptr) bool {
-			n, _ = unix.Read(int(fd), make([]byte, 1)) // does not wait: somebody else may have the pipe still
+			n, _ = unix.Read(int(fd), said) // does not wait
 			return true
 		})
 	}
-	return n > 0
+	return said[:max(n, 0)]
 }
 
 func exitCause(err error) error {

@@ -21,7 +21,7 @@ import (
 
 // childDir, if set, makes this binary a role of the tests: it notes its start and
 // its end in that folder. The role "dying" ends at once, "synced" when it has said that
-// it is in sync; "top" is a supervisor of the role "steady".
+// it is in sync; "hanging" gives one sign of life; "top" is a supervisor of the role "steady".
 const childDir = "NETCTL_TEST_CHILD_DIR"
 
 func TestMain(m *testing.M) {
@@ -37,8 +37,13 @@ func TestMain(m *testing.M) {
 	case "dying":
 		os.Exit(1)
 	case "synced":
-		control.TellSynced()
+		control.NewService(slog.New(slog.DiscardHandler)).Synced()
 		os.Exit(1)
+	case "hanging": // after a sign of life; what the runtime writes at its end is of no interest
+		os.Stderr.Close()
+		service := control.NewService(slog.New(slog.DiscardHandler))
+		service.Synced()
+		go func() { _ = service.Run(context.Background(), nil) }()
 	case "top":
 		err := Run(context.Background(), config(dir, os.Stderr, "steady"), slog.New(slog.DiscardHandler))
 		fmt.Fprintln(os.Stderr, err)
@@ -177,10 +182,32 @@ func TestChildrenEndWithTheSupervisor(t *testing.T) {
 // for it to say so.
 func TestSynced(t *testing.T) {
 	for role, want := range map[string]bool{"synced": true, "dying": false} {
-		synced, err := runOnce(config(t.TempDir(), os.Stderr, role), role, nil, slog.New(slog.DiscardHandler))
-		if synced != want || err == nil || err.Error() != "exit status 1" {
+		told := false
+		s := supervisor{cfg: config(t.TempDir(), os.Stderr, role), role: role, log: slog.New(slog.DiscardHandler), synced: func() { told = true }}
+		synced, err := s.once()
+		if synced != want || told && !want || err == nil || err.Error() != "exit status 1" {
 			t.Errorf("%s: in sync %v, %v", role, synced, err)
 		}
+	}
+}
+
+// TestHanging: a role without signs of life is ended and started again; all were in
+// sync before.
+func TestHanging(t *testing.T) {
+	dir := t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended, ready := make(chan error), make(chan struct{})
+	cfg := config(dir, os.Stderr, "hanging")
+	cfg.Watchdog, cfg.Ready = 100*time.Millisecond, func() { close(ready) }
+	go func() { ended <- Run(ctx, cfg, slog.New(slog.DiscardHandler)) }()
+	<-ready
+	until(t, "two starts", func() bool { return len(journal(t, dir, "start hanging")) >= 2 })
+	if n := len(journal(t, dir, "end hanging")); n != 0 {
+		t.Errorf("%d ends by SIGTERM: SIGQUIT tells where it hangs", n)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 

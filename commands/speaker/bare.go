@@ -30,8 +30,8 @@ func (bare) Watch(ctx context.Context, _ fib.Ignore, _ func(fib.Event)) error {
 	return nil
 }
 
-func (bare) Resolve(context.Context, netip.Addr) (routing.NextHop, error) {
-	return routing.NextHop{Link: "none"}, nil
+func (bare) Reach(context.Context, netip.Addr) (routing.NextHop, netip.Addr, error) {
+	return routing.NextHop{Link: "none"}, netip.Addr{}, nil
 }
 
 // errEndpoints ends a bare reflector once an agent is there: the next one is its speaker.

@@ -135,6 +135,10 @@ func TestBFD(t *testing.T) {
 		const dead = "down: control detection time expired"
 		n1.paths(dead, dead, "up", dead, "up")
 		n2.paths(dead, dead, dead, dead, dead)
+		for _, peer := range []*netlab.Host{hosts[1], hosts[2]} {
+			n1.logged(1, `msg="bfd session is not up"`, `reason="control detection time expired"`, " peer="+peer.Addr.Addr().String())
+			n1.logged(1, `msg="session is not up"`, `reason="BFD down: control detection time expired"`, " peer="+peer.Addr.Addr().String())
+		}
 		s, err := control.NewSpeakerClient(filepath.Join(n1.cfg.RunDir, "speaker.sock")).BGPSession(r.ctx, "bird", false)
 		if err != nil || s.Notice != "this side said BFD down: control detection time expired" || s.State == "Established" || s.BFDSession.LastDiagnostic != "control detection time expired" {
 			t.Errorf("session %+v, %v", s, err)

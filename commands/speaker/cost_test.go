@@ -29,9 +29,9 @@ func (c countedTable) Connected(ctx context.Context) ([]routing.Route, error) {
 	return c.Table.Connected(ctx)
 }
 
-func (c countedTable) Resolve(ctx context.Context, a netip.Addr) (routing.NextHop, error) {
+func (c countedTable) Reach(ctx context.Context, a netip.Addr) (routing.NextHop, netip.Addr, error) {
 	c.calls["resolve"]++
-	return c.Table.Resolve(ctx, a)
+	return c.Table.Reach(ctx, a)
 }
 
 func (c countedTable) Apply(ctx context.Context, ch routing.Changes) error {

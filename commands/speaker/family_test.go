@@ -103,7 +103,7 @@ add rule ip cut out oifname eth1 meta l4proto tcp reject with icmp type host-unr
 		}
 		return ""
 	})
-	r.expect(n1.host, "88", "10.65.1.0/26 via inet6 fd00:99::103 dev eth1", six, later)
+	r.expect(n1.host, "88", "10.65.1.0/26 via inet6 fd00:99::103 dev eth1 src 192.168.99.102", six, later)
 	if lost := flood.Stop(); len(lost.Lost) > 0 {
 		t.Errorf("over IPv6: %s", lost)
 	}

@@ -11,21 +11,9 @@ import (
 
 	"netctl/commands/control"
 	"netctl/datastore"
+	"netctl/datastore/storetest"
 	"netctl/netdev/netlab"
 )
-
-// filterRules are rules as people write them.
-func filterRules(t testing.TB, texts ...string) (rules []datastore.FilterRule) {
-	t.Helper()
-	for _, s := range texts {
-		r, err := datastore.ParseFilterRule(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rules = append(rules, r)
-	}
-	return rules
-}
 
 // filteredToR is BIRD as the top of rack of two nodes. What it announces carries another
 // AS, communities, and what is the nodes' own.
@@ -85,8 +73,8 @@ func TestFilters(t *testing.T) {
 	n1, n2 := r.node(hosts[0]), r.node(hosts[1])
 	bird := startFilteredToR(t, hosts[2], hosts[:2])
 	filter := &datastore.BGPFilter{Metadata: datastore.Metadata{Name: "tor"}, Spec: datastore.BGPFilterSpec{
-		Import: filterRules(t, "accept prefix 0.0.0.0/0", `accept as-path "^65001_65010$" then local-pref 200`, "reject community 65001:1", "accept prefix 172.16.0.0/12 le 24"),
-		Export: filterRules(t, "accept prefix 10.65.0.0/26 then prepend 2 and med 7 and community 64512:9"),
+		Import: storetest.FilterRules(t, "accept prefix 0.0.0.0/0", `accept as-path "^65001_65010$" then local-pref 200`, "reject community 65001:1", "accept prefix 172.16.0.0/12 le 24"),
+		Export: storetest.FilterRules(t, "accept prefix 10.65.0.0/26 then prepend 2 and med 7 and community 64512:9"),
 	}}
 	r.create(filter)
 	r.create(&datastore.Peer{Metadata: datastore.Metadata{Name: "tor", Labels: map[string]string{"role": "tor"}}, Spec: datastore.PeerSpec{
@@ -194,8 +182,8 @@ func TestFilters(t *testing.T) {
 
 	// Another filter, in force at once. What nobody believes it cannot let in.
 	put(func(s *datastore.BGPFilterSpec) {
-		s.Import = filterRules(t, "reject prefix 0.0.0.0/0", "reject not community 65001:1", "accept")
-		s.Export = filterRules(t, "accept pool any and source local")
+		s.Import = storetest.FilterRules(t, "reject prefix 0.0.0.0/0", "reject not community 65001:1", "accept")
+		s.Export = storetest.FilterRules(t, "accept pool any and source local")
 	})
 	both("172.16.2.0/24", "172.17.0.0/16")
 	hears("10.65.0.0/26"+one, "10.65.1.0/26"+two)
@@ -208,13 +196,13 @@ func TestFilters(t *testing.T) {
 		t.Fatal(err)
 	}
 	put(func(s *datastore.BGPFilterSpec) {
-		s.ImportDefault, s.Import = datastore.FilterNext, filterRules(t, "reject prefix 0.0.0.0/0")
+		s.ImportDefault, s.Import = datastore.FilterNext, storetest.FilterRules(t, "reject prefix 0.0.0.0/0")
 	})
 	// It does not exist: nothing is believed or told, and that is said.
 	gone := "filter all does not exist, or cannot be read: nothing is taken from the peers that name it, and they are told nothing: tor; put it back (`netctl bgp filter add`), or take it out of them"
 	both()
 	problems(gone)
-	r.create(&datastore.BGPFilter{Metadata: datastore.Metadata{Name: "all"}, Spec: datastore.BGPFilterSpec{Import: filterRules(t, "accept prefix 172.16.0.0/16 le 24"), ExportDefault: datastore.FilterAccept}})
+	r.create(&datastore.BGPFilter{Metadata: datastore.Metadata{Name: "all"}, Spec: datastore.BGPFilterSpec{Import: storetest.FilterRules(t, "accept prefix 172.16.0.0/16 le 24"), ExportDefault: datastore.FilterAccept}})
 	both("172.16.1.0/24", "172.16.2.0/24", "172.16.3.0/24")
 	hears("10.65.0.0/26"+one, "10.65.1.0/26"+two)
 	problems()
@@ -222,6 +210,7 @@ func TestFilters(t *testing.T) {
 	// The switch has room for two routes. With the pool as a whole it is one.
 	peer(func(s *datastore.PeerSpec) { s.RouteBudget = 2 })
 	problems("peer tor (192.168.99.104) is told 2 routes by the nodes that have it; it has room for 2 (routeBudget): have it told aggregates, or less by a filter")
+	n1.logged(1, `msg="peer has little room for routes" peer=192.168.99.104 routes=2 budget=2`)
 	peer(func(s *datastore.PeerSpec) { s.RouteBudget, s.Aggregate = 3, true })
 	both("172.16.1.0/24", "172.16.2.0/24", "172.16.3.0/24", "blackhole 10.65.0.0/16")
 	hears("10.65.0.0/16" + one)
@@ -248,6 +237,9 @@ func TestFilters(t *testing.T) {
 		})
 	}
 	both()
+	n1.logged(1, `msg="session is not up"`, "sent more prefixes than its limit of 10000")
+	n1.logged(1, `msg="peer has little room for routes"`)
+	n1.logged(1, `msg="peer has room for routes again"`)
 	for _, n := range []*netctlNode{n1, n2} {
 		s, err := n.status()
 		if err != nil {

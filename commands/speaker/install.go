@@ -49,10 +49,19 @@ type installer struct {
 type way struct {
 	name  string
 	hops  []netip.Addr
-	via   map[netip.Prefix][]routing.NextHop // by pool: those that resolve, each once
-	drop  bool                               // packets are discarded (RFC 7999)
-	users int                                // best paths
+	via   map[netip.Prefix]passage // by pool
+	drop  bool                     // packets are discarded (RFC 7999)
+	users int                      // best paths
 }
+
+// passage is what next hops resolve to: those that do, each once, and the source address
+// that a route over them needs.
+type passage struct {
+	hops   []routing.NextHop
+	source netip.Addr
+}
+
+func (p passage) equal(o passage) bool { return p.source == o.source && slices.Equal(p.hops, o.hops) }
 
 // mostChanges is how many changes are collected before they are written.
 const mostChanges = 4096
@@ -199,7 +208,7 @@ func (i *installer) moving(all bool) map[netip.Addr]bool {
 		for pool, was := range w.via {
 			if all {
 				delete(w.via, pool)
-			} else if via := i.via(pool, w.hops); !slices.Equal(via, was) {
+			} else if via := i.via(pool, w.hops); !via.equal(was) {
 				w.via[pool], other = via, true
 			}
 		}
@@ -247,7 +256,7 @@ func (i *installer) way(hops []netip.Addr) *way {
 	}
 	w := i.ways[string(name)]
 	if w == nil {
-		w = &way{name: string(name), hops: hops, drop: slices.ContainsFunc(hops, netip.Addr.IsUnspecified), via: map[netip.Prefix][]routing.NextHop{}}
+		w = &way{name: string(name), hops: hops, drop: slices.ContainsFunc(hops, netip.Addr.IsUnspecified), via: map[netip.Prefix]passage{}}
 		i.ways[w.name] = w
 	}
 	i.last = w
@@ -255,7 +264,7 @@ func (i *installer) way(hops []netip.Addr) *way {
 }
 
 // through is what the way's next hops resolve to for a prefix.
-func (i *installer) through(w *way, p netip.Prefix) []routing.NextHop {
+func (i *installer) through(w *way, p netip.Prefix) passage {
 	pool := i.by.Pool(p)
 	via, ok := w.via[pool]
 	if !ok {
@@ -266,20 +275,29 @@ func (i *installer) through(w *way, p netip.Prefix) []routing.NextHop {
 }
 
 // via is what next hops resolve to for the addresses of a pool, those that do not left
-// out. A tunnel needs a way to its other end too.
-func (i *installer) via(pool netip.Prefix, hops []netip.Addr) []routing.NextHop {
-	var out []routing.NextHop
+// out. A tunnel needs a way to its other end too, and is no way for another source than
+// that of its device.
+func (i *installer) via(pool netip.Prefix, hops []netip.Addr) (out passage) {
+	tunnelled := false
 	for _, addr := range hops {
 		if addr.IsUnspecified() {
-			return nil
+			return passage{}
 		}
 		plain, _ := i.nextHops.resolve(addr)
 		if plain.Link == "" {
 			continue
 		}
-		if via, _ := i.by.Via(pool, addr, plain); !slices.Contains(out, via) {
-			out = append(out, via)
+		via, _ := i.by.Via(pool, addr, plain.NextHop)
+		tunnelled = tunnelled || via != plain.NextHop
+		if source := i.by.Source(pool, addr, plain.source); source.IsValid() {
+			out.source = source
 		}
+		if !slices.Contains(out.hops, via) {
+			out.hops = append(out.hops, via)
+		}
+	}
+	if tunnelled {
+		out.source = netip.Addr{}
 	}
 	return out
 }
@@ -328,7 +346,8 @@ func (w *writes) add(c *bgp.Change) {
 	way := w.take(c.Now)
 	w.leave(c.Was)
 	if way != nil {
-		r.NextHops = w.through(way, c.Prefix)
+		passage := w.through(way, c.Prefix)
+		r.NextHops, r.Source = passage.hops, passage.source
 	}
 	if way != nil && way.drop {
 		r.Type = routing.Blackhole

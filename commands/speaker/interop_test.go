@@ -79,19 +79,39 @@ func TestInterop(t *testing.T) {
 		restart(t, r, syscall.SIGKILL, []*netctlNode{n1, n2}, false, c1, "10.65.2.1", 3)
 		all(t)
 	})
-	for _, f := range []*foreign{bird, frr} {
-		r.sub(f.proto+" restarts", func(t *testing.T) {
-			var monitors []*monitor
+	for _, c := range []struct {
+		what string
+		*foreign
+		restart func()
+	}{{"BIRD restarts", bird, bird.restart}, {"bgpd restarts", frr, frr.restart}, {"bgpd and zebra restart", frr, frr.reboot}} {
+		r.sub(c.what, func(t *testing.T) {
+			f := c.foreign
+			monitors := []*monitor{r.monitor(f.host)}
 			for _, n := range r.nodes {
 				monitors = append(monitors, r.monitor(n.host))
 			}
-			f.restart()
+			to := netip.MustParseAddr(map[*foreign]string{bird: "10.65.2.1", frr: "10.65.3.1"}[f])
+			flood, err := netlab.StartFlood(c1, to, 2*time.Millisecond)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stream, err := netlab.StartStream(c1, f.host, to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.restart()
 			r.settle(3)
 			f.announce("10.65.210.0/26") // comes after End-of-RIB
 			for _, n := range r.nodes {
 				r.expect(n.host, "88", append(at(n), fmt.Sprintf("10.65.210.0/26 via %s dev eth1", f.host.Addr.Addr()))...)
 			}
 			r.settle(3)
+			if result := flood.Stop(); len(result.Lost) > 0 || result.Sent == 0 {
+				t.Errorf("flood: %s", result)
+			}
+			if result := stream.Stop(); result.Err != nil || result.Echoed == 0 {
+				t.Errorf("stream: %+v", result)
+			}
 			for _, m := range monitors {
 				if gone := m.deletions(t); len(gone) > 0 {
 					t.Errorf("%s deleted routes:\n%s", m.host.Name, strings.Join(gone, "\n"))
@@ -127,7 +147,7 @@ func guarded(t *testing.T, r *rig, n1, n2 *netctlNode, bird *foreign, at func(*n
 	good := "10.65.211.0/26 via 192.168.99.104 dev eth1"
 	r.expect(n1.host, "88", append(at(n1), good)...)
 	// On node2 nothing is wrong with that subnet and that next hop.
-	r.expect(n2.host, "88", append(at(n2), good, "10.65.99.64/26 via 192.168.99.104 dev eth1", "10.65.213.0/26 via 192.168.1.1 dev eth0")...)
+	r.expect(n2.host, "88", append(at(n2), good, "10.65.99.64/26 via 192.168.99.104 dev eth1", "10.65.213.0/26 via 192.168.1.1 dev eth0 src 192.168.99.103")...)
 	s, err := n1.status()
 	if err != nil {
 		t.Fatal(err)
@@ -165,7 +185,7 @@ type foreign struct {
 	host               *netlab.Host
 	proto              string
 	routes             func(want ...string) []string // as its `ip route` prints them
-	restart            func()
+	restart, reboot    func()                        // reboot: what it has besides, too; may be nil
 	announce, withdraw func(prefix string)
 }
 
@@ -304,7 +324,7 @@ router bgp 64511
 		}
 		b.WriteString(" exit-address-family\n")
 	}
-	start := frrDaemons(t, h, dir, b.String())
+	start, zebra := frrDaemons(t, h, dir, b.String())
 	p := start()
 	vtysh := func(line string) {
 		netlab.Must(t, h, "vtysh", "--vty_socket", dir, "-c", "configure", "-c", "router bgp 64511", "-c", "address-family ipv4 unicast", "-c", line)
@@ -321,6 +341,7 @@ router bgp 64511
 			return want
 		},
 		restart:  func() { p.Kill(); p = start() },
+		reboot:   func() { p.Kill(); zebra(); p = start() },
 		announce: func(p string) { vtysh("network " + p) },
 		withdraw: func(p string) { vtysh("no network " + p) },
 	}
@@ -413,8 +434,8 @@ func TestGateway(t *testing.T) {
 }
 
 // frrDaemons starts zebra and bfdd, the latter if the configuration has to do with it, and
-// returns what starts bgpd with a configuration.
-func frrDaemons(t testing.TB, h *netlab.Host, dir, conf string) (start func() *netlab.Process) {
+// returns what starts bgpd with a configuration, and what starts zebra again.
+func frrDaemons(t testing.TB, h *netlab.Host, dir, conf string) (start func() *netlab.Process, again func()) {
 	t.Helper()
 	api := filepath.Join(dir, "zserv")
 	file(t, filepath.Join(dir, "bgpd.conf"), conf)
@@ -424,15 +445,25 @@ func frrDaemons(t testing.TB, h *netlab.Host, dir, conf string) (start func() *n
 		return []string{"/usr/lib/frr/" + name, "-f", filepath.Join(dir, name+".conf"), "-i", filepath.Join(dir, name+".pid"), "-z", api,
 			"--vty_socket", dir, "-u", "frr", "-g", "frr", "-P", "0", "--log", "stdout"}
 	}
-	daemon(t, h, "zebra", common("zebra")...)
-	netlab.Until(t, 20*time.Second, "zebra", func() string { _, err := os.Stat(api); return text(err) })
+	var p *netlab.Process
+	zebra := func() {
+		// Unless told so, zebra deletes an IPv6 route and adds it anew where it replaces an
+		// IPv4 one, and removes as it starts what is left of bgpd's.
+		p = daemon(t, h, "zebra", append(common("zebra"), "--v6-rr-semantics", "--graceful_restart", "60")...)
+		netlab.Until(t, 20*time.Second, "zebra", func() string { _, err := os.Stat(api); return text(err) })
+	}
+	zebra()
 	if strings.Contains(conf, " bfd") {
-		file(t, filepath.Join(dir, "bfdd.conf"), "bfd\n profile lab\n  detect-multiplier 50\n  transmit-interval 100\n  receive-interval 100\n")
+		file(t, filepath.Join(dir, "bfdd.conf"), "bfd\n profile lab\n  detect-multiplier 50\n  transmit-interval 100\n  receive-interval 100\n"+
+			" profile fast\n  detect-multiplier 3\n  transmit-interval 100\n  receive-interval 100\n")
 		ctl := filepath.Join(dir, "bfdd.sock")
 		daemon(t, h, "bfdd", append(common("bfdd"), "--bfdctl", ctl)...)
 		netlab.Until(t, 20*time.Second, "bfdd", func() string { _, err := os.Stat(ctl); return text(err) })
 	}
-	return func() *netlab.Process {
-		return daemon(t, h, "bgpd", common("bgpd")...)
+	start = func() *netlab.Process { return daemon(t, h, "bgpd", common("bgpd")...) }
+	return start, func() {
+		p.Kill()
+		_ = os.Remove(api)
+		zebra()
 	}
 }

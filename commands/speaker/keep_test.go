@@ -18,6 +18,7 @@ import (
 
 	"netctl/datastore"
 	"netctl/datastore/identity"
+	"netctl/datastore/storetest"
 	"netctl/netdev/netlab"
 	"netctl/routing"
 )
@@ -68,7 +69,7 @@ func newLossy(t *testing.T, restartTime int) *lossy {
 			Filters: []datastore.PeerFilters{{Peers: "role == 'tor'", Filters: []string{"all"}}}}},
 		&datastore.Peer{Metadata: datastore.Metadata{Name: "tor", Labels: map[string]string{"role": "tor"}},
 			Spec: datastore.PeerSpec{Address: netip.MustParseAddr("192.168.99.254"), AS: 65001, Node: "a", Filters: []string{"tor"}}},
-		&datastore.BGPFilter{Metadata: datastore.Metadata{Name: "all"}, Spec: datastore.BGPFilterSpec{Import: filterRules(t, "reject pool any"), Export: filterRules(t, "accept then med 1")}},
+		&datastore.BGPFilter{Metadata: datastore.Metadata{Name: "all"}, Spec: datastore.BGPFilterSpec{Import: storetest.FilterRules(t, "reject pool any"), Export: storetest.FilterRules(t, "accept then med 1")}},
 		&datastore.BGPFilter{Metadata: datastore.Metadata{Name: "tor"}, Spec: datastore.BGPFilterSpec{ExportDefault: datastore.FilterNext}},
 	} {
 		o.SetDefaults()

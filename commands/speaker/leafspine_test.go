@@ -90,9 +90,11 @@ func (x *leafSpine) carried(spines ...int) {
 			for _, v := range via {
 				hops = append(hops, "nexthop "+v+" weight 1")
 			}
-			route, route6 := x.block(j)+" metric 32 "+strings.Join(hops, " "), x.block6(j)+" metric 1056 pref medium "+strings.Join(hops, " ")
+			// Links without addresses have none to send from but the node's.
+			src := " src " + n.host.Addr.Addr().String()
+			route, route6 := x.block(j)+src+" metric 32 "+strings.Join(hops, " "), x.block6(j)+" metric 1056 pref medium "+strings.Join(hops, " ")
 			if len(via) == 1 {
-				route, route6 = x.block(j)+" "+via[0]+" metric 32", x.block6(j)+" "+via[0]+" metric 1056 pref medium"
+				route, route6 = x.block(j)+" "+via[0]+src+" metric 32", x.block6(j)+" "+via[0]+" metric 1056 pref medium"
 			}
 			want = append(want, route, strings.ReplaceAll(route6, "via inet6", "via"))
 		}

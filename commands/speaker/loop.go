@@ -47,6 +47,7 @@ func (s *speaker) reconcile(ctx context.Context) error {
 	s.finder.Recall(last.Ends)
 	if last.Boot != "" {
 		l.follow(ctx, last.Plan)
+		l.manager.Synced()
 	}
 	for {
 		var failed <-chan error
@@ -60,6 +61,9 @@ func (s *speaker) reconcile(ctx context.Context) error {
 			return fmt.Errorf("bgp: %w", err)
 		case plan := <-s.follower.plans:
 			l.follow(ctx, plan)
+			l.manager.Synced()
+		case turn := <-s.looked:
+			turn <- struct{}{}
 		case <-s.finder.Changed():
 			l.meet(ctx)
 		case e := <-s.kernel:
@@ -161,6 +165,7 @@ type loop struct {
 	policies  routing.Policies
 	unread    []string            // what is wrong with them
 	watched   map[netip.Addr]bool // by BFD
+	told      events
 	// neighbours are those of the tunnels' devices, once met: once they were written.
 	neighbours []routing.Neighbour
 	met        bool
@@ -199,6 +204,7 @@ func (l *loop) follow(ctx context.Context, planned routing.Plan) {
 		l.announced.SetPools(cidrs)
 	}
 	l.plan = plan
+	l.tell(plan)
 	l.save()
 	l.believe()
 	l.travel(ctx)
@@ -364,7 +370,7 @@ func (l *loop) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Rou
 	for _, p := range l.plan.Peers {
 		for _, a := range append([]netip.Addr{p.Address}, p.Aliases...) {
 			peers[a] = true
-			if via, err := l.own.Resolve(ctx, a); err == nil && via.Addr != a {
+			if via, _, err := l.own.Reach(ctx, a); err == nil && via.Addr != a {
 				behind[via] = append(behind[via], a)
 			}
 		}

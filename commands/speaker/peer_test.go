@@ -129,7 +129,7 @@ router bgp %d
 		fmt.Fprintf(&b, "  neighbor %[1]s activate\n  neighbor %[1]s next-hop-self\n", n.Addr.Addr())
 	}
 	b.WriteString(" exit-address-family\n")
-	start := frrDaemons(t, h, dir, b.String())
+	start, _ := frrDaemons(t, h, dir, b.String())
 	p := start()
 	return &tor{as: as, lo: lo, foreign: &foreign{host: h, proto: "bgp", routes: func(want ...string) []string { return torLines(20, want) },
 		restart: func() { p.Kill(); p = start() }},

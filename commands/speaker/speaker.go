@@ -110,7 +110,7 @@ type table interface {
 	SetNeighbours(ctx context.Context, links []string, wanted []routing.Neighbour) error
 	Adopt(routes []routing.Route)
 	Gather(ctx context.Context) error
-	Resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error)
+	Reach(ctx context.Context, addr netip.Addr) (hop routing.NextHop, source netip.Addr, err error)
 	Watch(ctx context.Context, ignore fib.Ignore, fn func(fib.Event)) error
 	Missing() []routing.Route
 	Compare(ctx context.Context) (routing.Changes, error)
@@ -183,6 +183,8 @@ type speaker struct {
 	installer  *installer
 	state      *state
 	reporter   *control.Reporter
+	manager    *control.Service
+	looked     chan chan<- struct{} // is answered by the loop
 	warden     *warden
 	detector   *bfd.Engine
 	last       lastRun       // of the last run
@@ -190,9 +192,9 @@ type speaker struct {
 }
 
 func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datastore.Store, guard datastore.Guard, log *slog.Logger) *speaker {
-	s := &speaker{cfg: cfg, log: log, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent)}
+	s := &speaker{cfg: cfg, log: log, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent), manager: control.NewService(log), looked: make(chan chan<- struct{})}
 	_, s.bare = own.(bare)
-	s.state = &state{}
+	s.state = &state{log: log}
 	s.detector = bfd.New(bfd.Config{OnDown: s.state.pathDown, OnChange: s.sessionChanged, Log: log})
 	s.state.detector = s.detector
 	s.kept = control.Keep(cfg.StateDir, datastore.FileOptions{})
@@ -257,6 +259,7 @@ func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []
 		{Name: "watch the reflectors", Do: s.warden.run},
 		{Name: "speak", Do: s.reconcile},
 		{Name: "watch the paths", Do: s.detector.Run},
+		{Name: "tell the service manager", Do: func(ctx context.Context) error { return s.manager.Run(ctx, s.alive) }},
 		{Name: "follow the datastore", Do: func(ctx context.Context) error {
 			err := datastore.Follow(ctx, s.store, kinds(), s.guard, s.follower)
 			if ctx.Err() != nil {
@@ -265,6 +268,18 @@ func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []
 			return err
 		}},
 	}
+}
+
+// alive waits until the loop has taken a turn.
+func (s *speaker) alive(ctx context.Context) error {
+	turn := make(chan struct{}, 1)
+	select {
+	case s.looked <- turn:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	<-turn
+	return nil
 }
 
 // hostFile is where the agent keeps this machine's ID.

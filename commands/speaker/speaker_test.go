@@ -18,6 +18,7 @@ import (
 
 	"netctl/commands/control"
 	"netctl/datastore"
+	"netctl/datastore/storetest"
 	"netctl/netdev"
 	"netctl/netdev/netlab"
 	"netctl/routing"
@@ -312,7 +313,7 @@ func TestMemory(t *testing.T) {
 	c.SetDefaults()
 	m := lastRun{Boot: "x", Plan: routing.Mesh("a", nodes, nil, c)}
 	m.Plan.Filters = []routing.Filter{{Name: "gone", Missing: true}, {Name: "tor", Spec: datastore.BGPFilterSpec{
-		Import: filterRules(t, `accept prefix 10.0.0.0/8 le 24 and as-path "_1_" then community 1:1`), ImportDefault: datastore.FilterReject}}}
+		Import: storetest.FilterRules(t, `accept prefix 10.0.0.0/8 le 24 and as-path "_1_" then community 1:1`), ImportDefault: datastore.FilterReject}}}
 	for range 2 {
 		if err := remember(control.Keep(filepath.Dir(file), datastore.FileOptions{}), m); err != nil {
 			t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
@@ -28,6 +29,9 @@ type state struct {
 	answered bool        // the store did, since the start
 	alien    string      // why the node is not this host's
 	detector *bfd.Engine // nil: none are watched; it is safe for concurrent use itself
+
+	log   *slog.Logger
+	heavy map[netip.Addr]bool // peers with little room for routes; of report
 }
 
 func (s *state) setEngine(e *bgp.Speaker) {
@@ -112,6 +116,7 @@ func silent(p routing.Silent) datastore.SessionStatus {
 // report is what the datastore is told.
 func (s *state) report(started time.Time, bare bool) func(context.Context) (datastore.ReportStatus, bool) {
 	return func(context.Context) (datastore.ReportStatus, bool) {
+		s.weigh()
 		sessions, attached := s.sessions()
 		r := datastore.ReportStatus{Started: started.UTC().Truncate(time.Second), Bare: bare}
 		for _, e := range sessions {

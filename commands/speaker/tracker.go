@@ -22,11 +22,18 @@ type tracker struct {
 	log       *slog.Logger
 
 	mu  sync.Mutex
-	via map[netip.Addr]routing.NextHop // Link "": nothing leads there
+	via map[netip.Addr]reach
+}
+
+// reach is how the kernel reaches a next hop, and the address that it sends there with,
+// as far as it says. Link "": nothing leads there.
+type reach struct {
+	routing.NextHop
+	source netip.Addr
 }
 
 func newTracker(ctx context.Context, t table, endpoints string, log *slog.Logger) *tracker {
-	return &tracker{ctx: ctx, table: t, endpoints: endpoints, log: log, via: map[netip.Addr]routing.NextHop{}}
+	return &tracker{ctx: ctx, table: t, endpoints: endpoints, log: log, via: map[netip.Addr]reach{}}
 }
 
 // mostTracked is far more than the next hops of a mesh; it bounds what is
@@ -48,9 +55,9 @@ func (t *tracker) check(a netip.Addr) (ok bool, reason string) {
 
 // resolve is how the kernel reaches a; Link is "" if it does not. One of a link needs no
 // asking. false: too many next hops are known already.
-func (t *tracker) resolve(a netip.Addr) (via routing.NextHop, ok bool) {
+func (t *tracker) resolve(a netip.Addr) (via reach, ok bool) {
 	if link := a.Zone(); link != "" {
-		return routing.NextHop{Addr: a.WithZone(""), Link: link}, true
+		return reach{NextHop: routing.NextHop{Addr: a.WithZone(""), Link: link}}, true
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -66,13 +73,13 @@ func (t *tracker) resolve(a netip.Addr) (via routing.NextHop, ok bool) {
 	return via, true
 }
 
-func (t *tracker) ask(a netip.Addr) routing.NextHop {
-	via, err := t.table.Resolve(t.ctx, a)
+func (t *tracker) ask(a netip.Addr) reach {
+	via, source, err := t.table.Reach(t.ctx, a)
 	if err != nil {
 		t.log.Debug("next hop unreachable", "nexthop", a, "error", err)
-		return routing.NextHop{}
+		return reach{}
 	}
-	return via
+	return reach{via, source}
 }
 
 // recheck asks again for the next hops that lie in one of the prefixes, with all for

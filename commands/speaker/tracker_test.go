@@ -47,7 +47,7 @@ func TestNextHopBehindEndpoint(t *testing.T) {
 	expect("192.168.99.103", "its next hop 192.168.99.103 is behind the endpoint interface nc0123456789b")
 
 	for i := len(tracker.via); i < mostTracked; i++ {
-		tracker.via[netip.AddrFrom4([4]byte{172, 31, byte(i >> 8), byte(i)})] = routing.NextHop{}
+		tracker.via[netip.AddrFrom4([4]byte{172, 31, byte(i >> 8), byte(i)})] = reach{}
 	}
 	expect("192.168.99.104", fmt.Sprintf("there are more than %d next hops", mostTracked))
 	if moved, behind := tracker.recheck(nil, true); !moved || !behind {

@@ -84,7 +84,8 @@ router bgp %d
 		}
 		b.WriteString(" exit-address-family\n")
 	}
-	return frrDaemons(t, h, dir, b.String())
+	start, _ := frrDaemons(t, h, dir, b.String())
+	return start
 }
 
 // unnumberedBIRD is BIRD at a link, which needs this side's address, and says its own by
@@ -172,7 +173,7 @@ func TestUnnumbered(t *testing.T) {
 	}
 	// lossless has a side restart: the routes of this node stay, and those of who does not
 	// restart; packets to an address of the other side are answered.
-	lossless := func(what, to string, stay []*netlab.Host, restart func(t *testing.T)) {
+	lossless := func(what, to string, at netlab.Place, stay []*netlab.Host, restart func(t *testing.T)) {
 		r.sub(what, func(t *testing.T) {
 			var monitors []*monitor
 			for _, h := range append(stay, n.host) {
@@ -182,10 +183,17 @@ func TestUnnumbered(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			stream, err := netlab.StartStream(c, at, netip.MustParseAddr(to))
+			if err != nil {
+				t.Fatal(err)
+			}
 			restart(t)
 			all()
-			if result := flood.Stop(); len(result.Lost) > 0 && len(stay) > 0 || result.Sent == 0 {
+			if result := flood.Stop(); len(result.Lost) > 0 || result.Sent == 0 {
 				t.Errorf("flood: %s", result)
+			}
+			if result := stream.Stop(); result.Err != nil || result.Echoed == 0 {
+				t.Errorf("stream: %+v", result)
 			}
 			for _, m := range monitors {
 				if gone := m.deletions(t); len(gone) > 0 {
@@ -205,14 +213,13 @@ func TestUnnumbered(t *testing.T) {
 			return ""
 		})
 	}
-	lossless("the speaker restarts", "172.20.0.1", hosts[1:], func(*testing.T) {
+	lossless("the speaker restarts", "172.20.0.1", hosts[1], hosts[1:], func(*testing.T) {
 		_ = n.proc.Signal(syscall.SIGKILL)
 		<-n.proc.Done()
 		n.up()
 	})
-	// FRR's bgpd takes its own routes out of its kernel for a moment as it starts.
-	lossless("FRR restarts", "172.20.0.1", nil, func(t *testing.T) { again(t, "up1", &frr, startFRR) })
-	lossless("BIRD restarts", "172.21.0.1", hosts[2:], func(t *testing.T) { again(t, "up2", &bird, startBIRD) })
+	lossless("FRR restarts", "172.20.0.1", hosts[1], hosts[1:], func(t *testing.T) { again(t, "up1", &frr, startFRR) })
+	lossless("BIRD restarts", "172.21.0.1", hosts[2], hosts[2:], func(t *testing.T) { again(t, "up2", &bird, startBIRD) })
 	r.sub("a link goes down and up", func(t *testing.T) {
 		netlab.Must(t, hosts[1], "ip", "link", "set", "swp1", "down")
 		r.expect(n.host, "88", toBIRD...)

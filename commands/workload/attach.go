@@ -91,15 +91,15 @@ func (s *Service) repeat(ctx context.Context, req control.AttachRequest, known K
 		return a, false, nil // its runtime gave it up
 	case ns == nil:
 	case rec.Dev != ns.Dev || rec.Ino != ns.Ino:
-		return a, false, fmt.Errorf("attach %s: attached to another network namespace already: detach it first: %w", ep.Metadata.Name, datastore.ErrExists)
+		return a, false, fmt.Errorf("attach %s: %w: it is attached to another network namespace: detach it first", ep.Metadata.Name, datastore.ErrExists)
 	default:
-		if err := s.Links.Check(s.recorded(rec, ns)); err != nil {
-			return a, false, fmt.Errorf("attach %s: attached already, and changed since: detach it first: %w: %w", ep.Metadata.Name, datastore.ErrExists, err)
+		if err := s.checkLink(rec, ns); err != nil {
+			return a, false, fmt.Errorf("attach %s: %w: it is attached, and changed since (%w): detach it first", ep.Metadata.Name, datastore.ErrExists, err)
 		}
 	}
 	for _, want := range req.Addresses {
 		if !slices.Contains(ep.Spec.Addresses, want) {
-			return a, false, fmt.Errorf("attach %s: attached already, without address %s: detach it first: %w", ep.Metadata.Name, want, datastore.ErrExists)
+			return a, false, fmt.Errorf("attach %s: %w: it is attached, without address %s: detach it first", ep.Metadata.Name, datastore.ErrExists, want)
 		}
 	}
 	if err := s.Reconciler.Program(ctx, rec, 0); err != nil {
@@ -272,7 +272,7 @@ func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datas
 	if a.MTU == 0 {
 		a.MTU = known.Ways.Of(ep.Spec.Addresses)
 	}
-	if text := known.Ways.Uplink.Of(ep.Spec.Addresses, known.Ways.Tunnelled).Exceeded(a.MTU); text != "" {
+	if text := known.Ways.Uplink.Of(ep.Spec.Addresses, known.Ways.Tunnelled).Exceeded(a.MTU, false); text != "" {
 		a.Warning = "endpoint " + a.Endpoint + " " + text
 		s.Log.Warn("mtu above the uplink's", "endpoint", a.Endpoint, "cause", text)
 	}

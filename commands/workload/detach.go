@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strings"
 
 	"netctl/commands/control"
 	"netctl/datastore"
@@ -112,12 +114,34 @@ func (s *Service) Check(ctx context.Context, req control.CheckRequest, ns *kerne
 			errs = append(errs, fmt.Errorf("address %s is not the endpoint's", a))
 		}
 	}
-	errs = append(errs, s.Links.Check(s.recorded(rec, ns)), s.Reconciler.Programmed(ctx, name))
+	errs = append(errs, s.checkLink(rec, ns), s.Reconciler.Programmed(ctx, name))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("check %s: %w", name, err)
 	}
 	return nil
 }
+
+// checkLink says how a link differs from what its attach made of it. What is ours alone in
+// the workload's namespace is put back first.
+func (s *Service) checkLink(rec *Record, ns *kernel.Netns) error {
+	w := s.recorded(rec, ns)
+	err := s.Links.Check(w)
+	if err == nil {
+		return nil
+	}
+	differed, mend := s.Links.Mend(w)
+	if len(differed) > 0 {
+		s.Log.Warn(Mended, "endpoint", rec.Endpoint.Metadata.Name, "link", w.Link, "differed", strings.Join(differed, "; "))
+		err = s.Links.Check(w)
+	}
+	if err == nil || errors.Is(mend, os.ErrNotExist) { // Check says that, too
+		return err
+	}
+	return errors.Join(err, mend)
+}
+
+// Mended is what is logged of a workload's side that Links.Mend found changed.
+const Mended = "a workload's side was not what an attach makes of it, and is put back"
 
 // Restore writes a live endpoint and its addresses back into a store that lost
 // them, with its network and profiles if those are missing too, and marks the

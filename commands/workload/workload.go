@@ -37,6 +37,8 @@ type Links interface {
 	// DropRules removes what outlives the link in the workload's namespace.
 	DropRules(path string, dev, ino uint64, addrs []netip.Addr, to []netip.Prefix) error
 	Check(kernel.Wire) error
+	// Mend puts back what is nobody else's to change on the workload's side.
+	Mend(kernel.Wire) (differed []string, err error)
 }
 
 // Addresses assigns and releases addresses; *ipam.Allocator is one.
@@ -128,12 +130,16 @@ func (u Uplink) Of(addrs []netip.Addr, pools []PoolUplink) Uplink {
 	return u
 }
 
-// Exceeded says, of what has that MTU, what is wrong with it; "": it fits.
-func (u Uplink) Exceeded(mtu int) string {
+// Exceeded says, of one that has that MTU or of several, what is wrong with it; "": it fits.
+func (u Uplink) Exceeded(mtu int, several bool) string {
 	if u.MTU == 0 || mtu <= u.MTU {
 		return ""
 	}
-	return fmt.Sprintf("has an MTU of %d, and %s, which leads to the other nodes, one of %d: what is larger is lost or cut up; lower the one or raise the other", mtu, u.Link, u.MTU)
+	has := "has an MTU of"
+	if several {
+		has = "have MTUs of up to"
+	}
+	return fmt.Sprintf(has+" %d, and %s, which leads to the other nodes, one of %d: what is larger is lost or cut up; lower the one or raise the other", mtu, u.Link, u.MTU)
 }
 
 // Config is what a Service works with.

@@ -235,13 +235,13 @@ func (c *Config) prepare() error {
 		return fmt.Errorf("datastore socket: %w", err)
 	}
 	if st.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("datastore socket %s: its folder is open to others (%v): chmod 700 %s: %w", c.Socket, st.Mode().Perm(), folder, datastore.ErrInvalid)
+		return fmt.Errorf("datastore socket %s: %w: its folder is open to others (%v): chmod 700 %s", c.Socket, datastore.ErrInvalid, st.Mode().Perm(), folder)
 	}
 	if conn, err := net.DialTimeout("unix", c.Socket, time.Second); err == nil {
 		conn.Close()
-		return fmt.Errorf("datastore socket %s: another process serves it: %w", c.Socket, datastore.ErrInUse)
+		return fmt.Errorf("datastore socket %s: %w: another process serves it", c.Socket, datastore.ErrInUse)
 	} else if st, err := os.Lstat(c.Socket); err == nil && st.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("datastore socket %s: is there and no socket: %w", c.Socket, datastore.ErrExists)
+		return fmt.Errorf("datastore socket %s: %w and is no socket", c.Socket, datastore.ErrExists)
 	}
 	return nil
 }

@@ -93,12 +93,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	secure, err := checkEndpoints(o.Endpoints)
+	secure, err := o.check()
 	if err != nil {
-		return nil, err
-	}
-	if err := checkFiles(o, secure); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("datastore endpoints: %w", err)
 	}
 	s := &Store{endpoints: o.Endpoints, secure: secure, files: o, dial: o.DialTimeout, log: o.Log}
 	if err := s.connect(ctx); errors.Is(err, datastore.ErrInvalid) {
@@ -150,23 +147,36 @@ func (s *Store) connect(ctx context.Context) (err error) {
 	return nil
 }
 
+// Check refuses what Open would, and touches nothing.
+func (o Options) Check() error {
+	_, err := o.check()
+	return err
+}
+
+func (o Options) check() (secure bool, err error) {
+	if secure, err = checkEndpoints(o.Endpoints); err != nil {
+		return false, err
+	}
+	return secure, checkFiles(o, secure)
+}
+
 // checkEndpoints reports whether the endpoints are https.
 func checkEndpoints(endpoints []string) (secure bool, err error) {
 	for _, e := range endpoints {
 		u, err := url.Parse(e)
 		switch {
 		case err != nil:
-			return false, fmt.Errorf("datastore endpoint %q: want unix:///path or https://host:port: %w", e, datastore.ErrInvalid)
+			return false, fmt.Errorf("%q: %w: want unix:///path or https://host:port", e, datastore.ErrInvalid)
 		case u.Scheme == "https" && u.Hostname() != "" && u.Port() != "" && u.Path == "" && u.User == nil:
 			secure = true
 		case u.Scheme == "unix" && u.Host == "" && filepath.IsAbs(u.Path):
 			if len(endpoints) > 1 {
-				return false, fmt.Errorf("datastore endpoints %q: one unix socket or a list of https URLs: %w", endpoints, datastore.ErrInvalid)
+				return false, fmt.Errorf("%q: %w: want one unix socket or a list of https URLs", endpoints, datastore.ErrInvalid)
 			}
 		case u.Scheme == "http":
-			return false, fmt.Errorf("datastore endpoint %q: plain http is not offered, use https://host:port with ca, cert and key: %w", e, datastore.ErrInvalid)
+			return false, fmt.Errorf("%q: %w: plain http is not offered, use https://host:port with ca, cert and key", e, datastore.ErrInvalid)
 		default:
-			return false, fmt.Errorf("datastore endpoint %q: want unix:///path or https://host:port: %w", e, datastore.ErrInvalid)
+			return false, fmt.Errorf("%q: %w: want unix:///path or https://host:port", e, datastore.ErrInvalid)
 		}
 	}
 	return secure, nil

@@ -23,9 +23,9 @@ import (
 func checkFiles(o Options, secure bool) error {
 	switch {
 	case !secure && (o.CA != "" || o.Cert != "" || o.Key != ""):
-		return fmt.Errorf("datastore %s: a unix socket takes no ca, cert or key: remove them, or use https endpoints: %w", o.Endpoints[0], datastore.ErrInvalid)
+		return fmt.Errorf("%q: %w: a unix socket takes no ca, cert or key: remove them, or use https endpoints", o.Endpoints[0], datastore.ErrInvalid)
 	case secure && (o.CA == "" || o.Cert == "" || o.Key == ""):
-		return fmt.Errorf("datastore %s: https needs ca, cert and key: %w", o.Endpoints[0], datastore.ErrInvalid)
+		return fmt.Errorf("%q: %w: https needs ca, cert and key", o.Endpoints[0], datastore.ErrInvalid)
 	}
 	return nil
 }

@@ -194,12 +194,16 @@ func (f *File) Progress(revision int64) {
 	}
 }
 
-// Restore writes the file again if it went while the store was the right one.
+// Restore writes the file again if it went, or can be read no more, while the store was the
+// right one. Another one that can be read is who took the node into another cluster's.
 func (f *File) Restore() error {
 	f.mu.Lock()
 	attached := f.owner && f.have != nil && f.refused == nil && !f.closed
 	f.mu.Unlock()
-	if _, err := os.Lstat(f.path); !attached || !errors.Is(err, fs.ErrNotExist) {
+	if !attached {
+		return nil
+	}
+	if have, err := read(f.path); err == nil && have != nil {
 		return nil
 	}
 	return f.write()

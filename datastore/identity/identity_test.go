@@ -368,6 +368,12 @@ func TestRestore(t *testing.T) {
 	if after, e := os.ReadFile(path); err != nil || e != nil || string(after) != string(before) {
 		t.Errorf("%v, %v: %s, was %s", err, e, after, before)
 	}
+	if err := errors.Join(os.WriteFile(path, []byte("{"), 0o600), f.Restore()); err != nil { // in place
+		t.Error(err)
+	}
+	if after, err := os.ReadFile(path); err != nil || string(after) != string(before) {
+		t.Errorf("cut off: %v: %s, was %s", err, after, before)
+	}
 	if err := open(t, dir, false).Restore(); err != nil {
 		t.Error(err)
 	}

@@ -1,5 +1,6 @@
 // Package storetest owns the conformance suite of datastore.Store: whatever
-// passes it may stand in for whatever else does.
+// passes it may stand in for whatever else does; and what tests of several packages
+// make of the model's language.
 //
 // It never looks behind the interface.
 package storetest

@@ -161,6 +161,11 @@ type step struct {
 
 // setInside does the workload side: loopback and interface up, addresses, routes.
 func setInside(h *netlink.Handle, w Wire) error {
+	c, err := dial(w.Netns)
+	if err != nil {
+		return fmt.Errorf("network namespace: %w", err)
+	}
+	defer func() { _ = c.close() }()
 	l, err := linkByName(h, w.Interface)
 	if err != nil {
 		return fmt.Errorf("%s in the network namespace: %w", w.Interface, err)
@@ -180,7 +185,7 @@ func setInside(h *netlink.Handle, w Wire) error {
 			return h.AddrAdd(device(l.Index), newAddress(a))
 		}})
 	}
-	steps = append(steps, gatewayNeighbors(l.Index, w)...)
+	steps = append(steps, gatewayNeighbors(c, l.Index, w)...)
 	lead := len(steps)
 	steps = append(steps, gatewayRoutes(l.Index, w, unix.RT_TABLE_MAIN, 0)...)
 	at, err := doAll(h, steps)
@@ -229,17 +234,10 @@ func (w Wire) gateways() (list []netip.Addr) {
 	return list
 }
 
-// gatewayNeighbors spare the workload its questions for the gateways: what the host
-// is set to answer does not matter.
-func gatewayNeighbors(index int, w Wire) (steps []step) {
-	hostMAC, _ := net.ParseMAC(netdev.HostMAC)
-	for _, gw := range w.gateways() {
-		family := netlink.FAMILY_V4
-		if gw.Is6() {
-			family = netlink.FAMILY_V6
-		}
-		entry := &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: gw.AsSlice(), HardwareAddr: hostMAC}
-		steps = append(steps, step{"neighbour " + gw.String(), func(h *netlink.Handle) error { return h.NeighSet(entry) }})
+// gatewayNeighbors spare the workload its questions for the gateways: see inside.
+func gatewayNeighbors(c *conn, index int, w Wire) (steps []step) {
+	for i, f := range w.inside(c, index) {
+		steps = append(steps, step{"neighbour " + w.gateways()[i].String(), func(*netlink.Handle) error { return f.put() }})
 	}
 	return steps
 }

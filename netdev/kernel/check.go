@@ -11,8 +11,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"netctl/netdev"
 )
 
 // Check compares both sides of a wire with what Create and Up make of it and
@@ -48,7 +46,7 @@ func (k *Kernel) checkHost(w Wire) error {
 	case err != nil:
 		return fmt.Errorf("%s: %w", w.Link, err)
 	}
-	return s.check()
+	return differences(s.facts())
 }
 
 func checkInside(h *netlink.Handle, c *conn, w Wire) error {
@@ -69,7 +67,7 @@ func checkInside(h *netlink.Handle, c *conn, w Wire) error {
 	if w.MTU != 0 && l.MTU != w.MTU {
 		errs = append(errs, fmt.Errorf("%s: mtu is %d, not %d", w.Interface, l.MTU, w.MTU))
 	}
-	errs = append(errs, checkGateways(c, l.Index, w))
+	errs = append(errs, differences(w.inside(c, l.Index)))
 	has, err := addressesOf(h, l.Index)
 	if err != nil {
 		return errors.Join(append(errs, err)...)
@@ -85,23 +83,6 @@ func checkInside(h *netlink.Handle, c *conn, w Wire) error {
 			err = fmt.Errorf("%s: default route via %s is missing", w.Interface, gw)
 		}
 		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
-}
-
-// checkGateways reports permanent neighbour entries of the gateways that lead
-// elsewhere. One that is missing is no fault: the workload asks, and is answered.
-func checkGateways(c *conn, index int, w Wire) error {
-	var errs []error
-	for _, gw := range w.gateways() {
-		n, err := c.neighbor(index, gw)
-		switch {
-		case errors.Is(err, unix.ENOENT):
-		case err != nil:
-			errs = append(errs, fmt.Errorf("%s: neighbour entry of %s: %w", w.Interface, gw, err))
-		case n.state&unix.NUD_PERMANENT != 0 && n.mac.String() != netdev.HostMAC:
-			errs = append(errs, fmt.Errorf("%s: neighbour entry of %s is %s, not %s", w.Interface, gw, n.mac, netdev.HostMAC))
-		}
 	}
 	return errors.Join(errs...)
 }

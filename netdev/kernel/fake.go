@@ -30,6 +30,8 @@ type Fake struct {
 	wires    map[string]*fakeWire // by link
 	host     []Address
 	forward  []string
+	closed   map[int]bool // interfaces of the host that do not forward
+	path     ReturnPath
 	watchers map[int]chan Event
 	tunnels  map[string]fakeTunnel // by name
 }
@@ -41,6 +43,7 @@ type fakeWire struct {
 	name    string   // what it is called now
 	group   uint32   // what it is in now
 	altered []string // what else is not what an attach makes
+	spoilt  []string // the same, of the workload's side
 }
 
 func (w *fakeWire) link() Link {
@@ -169,6 +172,36 @@ func (f *Fake) Hold(w Wire, raise bool) (differed []string, err error) {
 	return differed, nil
 }
 
+// Spoil does to a workload's side what its own programs could: what an attach set there is
+// gone.
+func (f *Fake) Spoil(link string, what ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.wires[link].spoilt = append(f.wires[link].spoilt, what...)
+}
+
+// Mend is Kernel.Mend.
+func (f *Fake) Mend(w Wire) ([]string, error) {
+	if err := f.fail("mend", w.Link); err != nil {
+		return nil, fmt.Errorf("mend %s: %w", w.Interface, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	have := f.find(w.Link, w.Index)
+	if have == nil || have.Netns != w.Netns {
+		return nil, fmt.Errorf("mend %s: %w", w.Interface, os.ErrNotExist)
+	}
+	differed := have.spoilt
+	have.spoilt = nil
+	return differed, nil
+}
+
+// MendAt is Kernel.MendAt.
+func (f *Fake) MendAt(w Wire, at Place) ([]string, error) {
+	w.Netns = int(at.Ino)
+	return f.Mend(w)
+}
+
 // Resize is Kernel.Resize.
 func (f *Fake) Resize(w Wire, at Place, mtu int) error {
 	if err := f.fail("resize", w.Link); err != nil {
@@ -260,6 +293,9 @@ func (f *Fake) Check(w Wire) error {
 		if w.MAC != "" && !strings.EqualFold(w.MAC, have.MAC) {
 			errs = append(errs, fmt.Errorf("%s: mac is %s, not %s", w.Interface, have.MAC, w.MAC))
 		}
+		for _, text := range have.spoilt {
+			errs = append(errs, errors.New(text))
+		}
 		for _, a := range w.Addresses {
 			if !slices.Contains(have.Addresses, a) {
 				errs = append(errs, fmt.Errorf("%s: address %s is missing", w.Interface, a))
@@ -305,37 +341,6 @@ func (f *Fake) Addresses() ([]Address, error) {
 func (f *Fake) Subnets() ([]netip.Prefix, error) {
 	list, err := f.Addresses()
 	return subnets(list), err
-}
-
-// Forwarding4 is Kernel.Forwarding4.
-func (f *Fake) Forwarding4() (bool, error) { return f.setForward("ip_forward") }
-
-// Forwarding6 is Kernel.Forwarding6.
-func (f *Fake) Forwarding6() (bool, error) { return f.setForward("forwarding6") }
-
-// Loopback is Kernel.Loopback.
-func (f *Fake) Loopback() (bool, error) { return false, nil }
-
-func (f *Fake) setForward(what string) (bool, error) {
-	if err := f.fail("forward", what); err != nil {
-		return false, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if slices.Contains(f.forward, what) {
-		return false, nil
-	}
-	f.forward = append(f.forward, what)
-	return true, nil
-}
-
-// StopForwarding switches forwarding of IPv4 or IPv6 off as another program would.
-func (f *Fake) StopForwarding(v4 bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	what := map[bool]string{true: "ip_forward", false: "forwarding6"}[v4]
-	f.forward = slices.DeleteFunc(f.forward, func(s string) bool { return s == what })
-	f.tell(Event{Change: ForwardingOff, V4: v4})
 }
 
 // OpenNetns is Kernel.OpenNetns.

@@ -38,9 +38,6 @@ type Address struct {
 	Passing bool
 	// Loopback is on lo, which leads nowhere.
 	Loopback bool
-	// Closed says that the interface does not forward the IPv4 packets that come in
-	// by it.
-	Closed bool
 }
 
 // passing are the flags that make an Address so; that of temporary addresses is that of
@@ -109,11 +106,9 @@ func (k *Kernel) Addresses() ([]Address, error) {
 			links[a.index] = l
 		}
 		if l.group != netdev.Group && l.group != netdev.GroupRetired && l.group != netdev.GroupTunnel {
-			forwards, err := k.sys.read("ipv4/conf", l.Name+"/forwarding")
 			list = append(list, Address{
 				Prefix: a.prefix, Subnet: a.subnet, Link: l.Name, Index: l.Index, MTU: l.MTU,
 				Passing: a.flags&passing != 0, Loopback: l.flags&unix.IFF_LOOPBACK != 0,
-				Closed: err == nil && forwards == "0" && a.prefix.Addr().Is4(),
 			})
 		}
 	}

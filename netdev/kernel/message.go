@@ -160,6 +160,7 @@ func parseNeighbor(m netlink.Message) (rawNeighbor, error) {
 const (
 	netconfIndex      = 1
 	netconfForwarding = 2
+	netconfPath       = 3 // rp_filter
 	netconfProxy      = 5 // proxy_arp or proxy_ndp
 	netconfAll        = -1
 	sizeofNetconf     = 4 // struct netconfmsg, aligned
@@ -171,6 +172,7 @@ type rawSetting struct {
 	index int // netconfAll: of all interfaces
 	// forwarding and proxy are what is told: nil if nothing is.
 	forwarding, proxy *bool
+	path              bool // rp_filter is told
 }
 
 func parseSetting(m netlink.Message) (rawSetting, error) {
@@ -189,6 +191,8 @@ func parseSetting(m netlink.Message) (rawSetting, error) {
 		case netconfForwarding:
 			on := ad.Uint32() != 0
 			s.forwarding = &on
+		case netconfPath:
+			s.path = true
 		case netconfProxy:
 			on := ad.Uint32() != 0
 			s.proxy = &on

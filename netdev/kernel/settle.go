@@ -51,8 +51,13 @@ func (k *Kernel) settle(w Wire, at Place, to []netip.Prefix) (bool, error) {
 	if !w.Gateway6.IsValid() {
 		w.Gateway6 = ownAddress().Addr()
 	}
+	c, err := dial(ns.fd)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = c.close() }()
 	table := secondTable + index
-	steps := append(gatewayNeighbors(index, w), gatewayRoutes(index, w, table, 0)...)
+	steps := append(gatewayNeighbors(c, index, w), gatewayRoutes(index, w, table, 0)...)
 	rule := func(what string, r *netlink.Rule) {
 		steps = append(steps, step{what, func(h *netlink.Handle) error { return h.RuleAdd(r) }})
 	}

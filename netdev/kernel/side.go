@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	mdlayher "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
@@ -74,7 +75,11 @@ func (k *Kernel) find(name string, index int) (rawLink, error) {
 
 // link reads one link, by its index or its name.
 func (k *Kernel) link(index int, name string) (rawLink, error) {
-	return k.askLink(index, func(ae *mdlayher.AttributeEncoder) {
+	return k.conn.link(index, name)
+}
+
+func (c *conn) link(index int, name string) (rawLink, error) {
+	return c.askLink(index, func(ae *mdlayher.AttributeEncoder) {
 		if index == 0 {
 			ae.String(unix.IFLA_IFNAME, name)
 		}
@@ -92,9 +97,13 @@ func (k *Kernel) peerMAC(l rawLink) (net.HardwareAddr, error) {
 }
 
 func (k *Kernel) askLink(index int, attrs func(*mdlayher.AttributeEncoder)) (rawLink, error) {
+	return k.conn.askLink(index, attrs)
+}
+
+func (c *conn) askLink(index int, attrs func(*mdlayher.AttributeEncoder)) (rawLink, error) {
 	head := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(head[4:], uint32(index))
-	res, err := k.conn.ask(message(unix.RTM_GETLINK, 0, head, attrs))
+	res, err := c.ask(message(unix.RTM_GETLINK, 0, head, attrs))
 	if err != nil {
 		return rawLink{}, absent(err)
 	}
@@ -193,7 +202,7 @@ func (s *side) facts() []fact {
 	}
 	if s.mac != nil {
 		for _, a := range s.wire.Addresses {
-			list = append(list, s.neighbor(a))
+			list = append(list, s.k.conn.known(s.wire.Link, s.link.Index, a, s.mac))
 		}
 	}
 	return list
@@ -341,24 +350,25 @@ func (k *Kernel) addressesOn(index int, family byte) (list []rawAddress, err err
 	return list, nil
 }
 
-// neighbor is the entry that spares the workload's answer to an ARP request or a
-// neighbour solicitation: what it is set to (arp_ignore, say) does not matter.
-func (s *side) neighbor(a netip.Addr) fact {
+// known is the neighbour entry of an address on a link that spares the answer to an ARP
+// request or a neighbour solicitation: what the other side is set to (arp_ignore, say) does
+// not matter. link is the name in messages. It goes by the socket whose echo Watch knows.
+func (c *conn) known(link string, index int, a netip.Addr, mac net.HardwareAddr) fact {
 	return fact{
 		differs: func() (string, error) {
-			n, err := s.k.conn.neighbor(s.link.Index, a)
+			n, err := c.neighbor(index, a)
 			what := fmt.Sprintf("neighbour entry of %s", a)
 			switch {
 			case errors.Is(err, unix.ENOENT) || err == nil && n.state&unix.NUD_PERMANENT == 0:
-				return fmt.Sprintf("%s: permanent %s is missing", s.wire.Link, what), nil
+				return fmt.Sprintf("%s: permanent %s is missing", link, what), nil
 			case err != nil:
 				return "", fmt.Errorf("%s: %w", what, err)
-			case !bytes.Equal(n.mac, s.mac):
-				return unlike(s.wire.Link, what, n.mac.String(), s.mac.String()), nil
+			case !bytes.Equal(n.mac, mac):
+				return unlike(link, what, n.mac.String(), mac.String()), nil
 			}
 			return "", nil
 		},
-		put: func() error { return s.k.setNeighbor(s.link.Index, a, s.mac) },
+		put: func() error { return c.setNeighbor(index, a, mac) },
 	}
 }
 
@@ -374,11 +384,10 @@ func neighborHead(index int, a netip.Addr, state uint16) []byte {
 	return head
 }
 
-// setNeighbor writes an entry that the kernel neither learns nor forgets. It goes
-// by the socket whose echo Watch knows.
-func (k *Kernel) setNeighbor(index int, a netip.Addr, mac net.HardwareAddr) error {
+// setNeighbor writes an entry that the kernel neither learns nor forgets.
+func (c *conn) setNeighbor(index int, a netip.Addr, mac net.HardwareAddr) error {
 	flags := mdlayher.Acknowledge | mdlayher.Create | mdlayher.Replace
-	_, err := k.conn.ask(message(unix.RTM_NEWNEIGH, flags, neighborHead(index, a, unix.NUD_PERMANENT), func(ae *mdlayher.AttributeEncoder) {
+	_, err := c.ask(message(unix.RTM_NEWNEIGH, flags, neighborHead(index, a, unix.NUD_PERMANENT), func(ae *mdlayher.AttributeEncoder) {
 		ae.Bytes(unix.NDA_DST, a.AsSlice())
 		ae.Bytes(unix.NDA_LLADDR, mac)
 	}))
@@ -410,10 +419,10 @@ func (s *side) fresh() error {
 	return nil
 }
 
-// check is every difference.
-func (s *side) check() error {
+// differences are all of them.
+func differences(list []fact) error {
 	var errs []error
-	for _, f := range s.facts() {
+	for _, f := range list {
 		text, err := f.differs()
 		if err == nil && text != "" {
 			err = errors.New(text)
@@ -432,15 +441,19 @@ func (k *Kernel) Hold(w Wire, raise bool) (differed []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("hold %s: %w", w.Link, err)
 	}
+	list := slices.DeleteFunc(s.facts(), func(f fact) bool { return f.raises && !raise })
+	return putBack(w.Link, list)
+}
+
+// putBack makes everything again what an attach makes of it, as far as it can be, and
+// returns what differed.
+func putBack(link string, list []fact) (differed []string, err error) {
 	var errs []error
-	for _, f := range s.facts() {
-		if f.raises && !raise {
-			continue
-		}
+	for _, f := range list {
 		text, err := f.differs()
 		switch {
 		case err != nil:
-			errs = append(errs, fmt.Errorf("hold %s: %w", w.Link, cause(err)))
+			errs = append(errs, fmt.Errorf("hold %s: %w", link, cause(err)))
 			continue
 		case text == "":
 			continue

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -200,6 +199,29 @@ func TestNeighborsDoNotDependOnSettings(t *testing.T) {
 	if err := h.Check(w); err == nil || !strings.Contains(err.Error(), "eth0: neighbour entry of 169.254.1.1 is 02:00:00:00:00:66, not ee:ee:ee:ee:ee:ee") {
 		t.Errorf("Check: %v", err)
 	}
+	run(t, inside, "sh", "-ec", "ip -6 neigh del fe80::ecee:eeff:feee:eeee dev eth0")
+	if err := h.Check(w); err == nil || !strings.Contains(err.Error(), "eth0: permanent neighbour entry of fe80::ecee:eeff:feee:eeee is missing") {
+		t.Errorf("Check: %v", err)
+	}
+	if differed, err := h.Mend(w); err != nil || len(differed) != 2 {
+		t.Errorf("Mend: %q, %v", differed, err)
+	}
+	if differed, err := h.Mend(w); err != nil || len(differed) != 0 {
+		t.Errorf("once more: %q, %v", differed, err)
+	}
+	if _, err := h.Hold(w, true); err != nil {
+		t.Error(err)
+	}
+	if err := h.Check(w); err != nil {
+		t.Error(err)
+	}
+	if _, err := h.MendAt(w, Place{Path: "/run/netns/gone"}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("MendAt of a namespace that is gone: %v", err)
+	}
+	w.Interface = "eth9"
+	if _, err := h.Mend(w); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Mend without the interface: %v", err)
+	}
 }
 
 // TestWatchTellsHands: what the kernel tells of a hand on a link or a host setting
@@ -255,7 +277,8 @@ func TestWatchTellsHands(t *testing.T) {
 		{h.ns, "ip -6 addr flush dev nc0", func(e Event) bool { return e.Change == SideChanged && e.Index == w.Index }},
 		{h.ns, "echo 0 > /proc/sys/net/ipv4/conf/nc0/proxy_arp", func(e Event) bool { return e.Change == SideChanged && e.Index == w.Index }},
 		{h.ns, "echo 0 > /proc/sys/net/ipv4/conf/nc0/forwarding", func(e Event) bool { return e.Change == SideChanged && e.Index == w.Index }},
-		{h.ns, "echo 0 > /proc/sys/net/ipv4/conf/d0/forwarding", func(e Event) bool { return e.Change == ForwardingChanged && e.Index != w.Index }},
+		{h.ns, "echo 0 > /proc/sys/net/ipv4/conf/d0/forwarding", func(e Event) bool { return e.Change == SettingChanged && e.Index != w.Index }},
+		{h.ns, "echo 1 > /proc/sys/net/ipv4/conf/d0/rp_filter", func(e Event) bool { return e.Change == SettingChanged && e.Index != w.Index }},
 		{h.ns, "echo 0 > /proc/sys/net/ipv4/ip_forward", func(e Event) bool { return e.Change == ForwardingOff && e.V4 }},
 		{h.ns, "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding", func(e Event) bool { return e.Change == ForwardingOff && !e.V4 }},
 		{h.ns, "ip link set nc0 name foo", func(e Event) bool { return e.Change == LinkChanged && e.Index == w.Index && e.Link == "foo" }},
@@ -276,8 +299,17 @@ func TestWatchTellsHands(t *testing.T) {
 			return c.ok(e)
 		})
 	}
-	if list, err := h.Addresses(); err != nil || !slices.ContainsFunc(list, func(a Address) bool { return a.Link == "d0" && a.Closed }) {
-		t.Errorf("Addresses = %+v, %v", list, err)
+	d0, err := h.link(0, "d0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, was := range []bool{true, false} {
+		if got, err := h.Forwarding4By(d0.Index); err != nil || got != was {
+			t.Errorf("Forwarding4By = %t, %v; want %t", got, err, was)
+		}
+	}
+	if was, err := h.Forwarding4By(1 << 30); was || err != nil {
+		t.Errorf("Forwarding4By of no interface = %t, %v", was, err)
 	}
 	// The workload's new MAC is what the entries lead to.
 	if _, err := h.Hold(w, true); err != nil {

@@ -18,7 +18,8 @@ import (
 // the folders below net are opened once: what is opened under them is theirs,
 // whatever thread asks.
 type sysctls struct {
-	dirs map[string]int // "ipv4/conf" → O_PATH descriptor
+	dirs    map[string]int // "ipv4/conf" → O_PATH descriptor
+	netstat *os.File
 }
 
 // openSysctls must be called on a thread in the namespace that is meant. A
@@ -36,6 +37,11 @@ func openSysctls() (*sysctls, error) {
 		}
 		s.dirs[dir] = fd
 	}
+	var err error
+	if s.netstat, err = os.Open("/proc/thread-self/net/netstat"); err != nil {
+		_ = s.close()
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -43,6 +49,9 @@ func (s *sysctls) close() error {
 	var errs []error
 	for _, fd := range s.dirs {
 		errs = append(errs, unix.Close(fd))
+	}
+	if s.netstat != nil {
+		errs = append(errs, s.netstat.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -135,6 +144,20 @@ func (s *sysctls) foreignNames(dir string, ours map[string]bool) ([]string, erro
 // Forwarding4 switches IPv4 forwarding of the host on and says whether it was off;
 // the old and the new value are logged.
 func (k *Kernel) Forwarding4() (was bool, err error) { return k.set("ipv4", "ip_forward", "1") }
+
+// Forwarding4By has the interface of an index forward the IPv4 packets that come in by it,
+// and says whether it did not; the old and the new value are logged. One that is not there
+// is no error.
+func (k *Kernel) Forwarding4By(index int) (was bool, err error) {
+	l, err := k.link(index, "")
+	if err == nil {
+		was, err = k.set("ipv4/conf", l.Name+"/forwarding", "1")
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return was, err
+}
 
 // Loopback sets lo up, which the gateway's route needs, and says whether it was
 // down.

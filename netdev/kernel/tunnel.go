@@ -67,7 +67,7 @@ func (k *Kernel) tunnel(t Tunnel) (*netlink.LinkAttrs, error) {
 	case ours && t.is(l):
 		return a, nil
 	case !ours:
-		return nil, fmt.Errorf("another program has an interface of that name: name another one in the setting tunnels: %w", datastore.ErrExists)
+		return nil, fmt.Errorf("%w: another program has an interface of that name: name another one in the setting tunnels", datastore.ErrExists)
 	}
 	if err := k.host.LinkDel(l); err != nil {
 		return nil, cause(err)
@@ -137,9 +137,7 @@ func (k *Kernel) setUpTunnel(l *netlink.LinkAttrs, t Tunnel) error {
 	if l.MTU != t.MTU && t.MTU != 0 {
 		do(k.host.LinkSetMTU(d, t.MTU))
 	}
-	if l.Flags&net.FlagUp == 0 {
-		do(k.tunnelSettings(t))
-	}
+	do(k.tunnelSettings(t, l.Flags&net.FlagUp == 0))
 	if t.Kind == datastore.TunnelWireGuard {
 		do(k.setWireGuard(t))
 	}
@@ -150,10 +148,11 @@ func (k *Kernel) setUpTunnel(l *netlink.LinkAttrs, t Tunnel) error {
 	return errors.Join(errs...)
 }
 
-// tunnelSettings are for a device that is down. Packets of one flow may come by the
+// tunnelSettings are for a device that is down, which fresh says, or that another program
+// may have changed. Packets of one flow may come by the
 // tunnel and go without, while a pool's setting changes, so that sources are judged by
 // the packet filter only.
-func (k *Kernel) tunnelSettings(t Tunnel) error {
+func (k *Kernel) tunnelSettings(t Tunnel, fresh bool) error {
 	settings := []setting{{"ipv4/conf", "forwarding", "1"}, {"ipv4/conf", "rp_filter", "0"}}
 	if slices.ContainsFunc(t.Addresses, netip.Addr.Is6) {
 		settings = append(settings, setting{"ipv6/conf", "disable_ipv6", "0"})
@@ -161,7 +160,14 @@ func (k *Kernel) tunnelSettings(t Tunnel) error {
 	const noLinkLocal = "1" // IN6_ADDR_GEN_MODE_NONE: there is nobody to speak to
 	settings = append(settings, setting{"ipv6/conf", "addr_gen_mode", noLinkLocal}, setting{"ipv6/conf", "accept_ra", "0"})
 	for _, s := range settings {
-		if err := k.sys.write(s.dir, t.Name+"/"+s.name, s.value); err != nil && (s.dir != "ipv6/conf" || !errors.Is(err, fs.ErrNotExist)) {
+		name := t.Name + "/" + s.name
+		old, err := k.sys.read(s.dir, name)
+		if err == nil && old != s.value {
+			if err = k.sys.write(s.dir, name, s.value); err == nil && !fresh {
+				k.log.Warn("a setting of a tunnel was changed by another program, and is put back", "setting", "net/"+s.dir+"/"+name, "old", old, "new", s.value)
+			}
+		}
+		if err != nil && (s.dir != "ipv6/conf" || !errors.Is(err, fs.ErrNotExist)) {
 			return err
 		}
 	}

@@ -65,6 +65,17 @@ func TestTunnel(t *testing.T) {
 	if again, err := h.SetTunnel(v); err != nil || again != index {
 		t.Errorf("once more: index %d, %v, was %d", again, err, index)
 	}
+	run(t, h.ns, "sh", "-ec", "cd /proc/sys/net/ipv4/conf/vx.test; echo 0 > forwarding; echo 1 > rp_filter")
+	if again, err := h.SetTunnel(v); err != nil || again != index {
+		t.Errorf("after another program: index %d, %v, was %d", again, err, index)
+	}
+	if is := run(t, h.ns, "sh", "-ec", "cd /proc/sys/net/ipv4/conf/vx.test; cat forwarding rp_filter"); is != "1\n0\n" {
+		t.Errorf("forwarding and rp_filter are %q", is)
+	}
+	wantWords(t, h.log.String(), "setting=net/ipv4/conf/vx.test/forwarding old=0 new=1", "setting=net/ipv4/conf/vx.test/rp_filter old=1 new=0")
+	if strings.Count(h.log.String(), "is put back") != 2 {
+		t.Errorf("making it was logged too:\n%s", h.log)
+	}
 	v.MTU, v.Addresses = 1400, v.Addresses[:1]
 	if again, err := h.SetTunnel(v); err != nil || again != index {
 		t.Errorf("changed in place: index %d, %v, was %d", again, err, index)

@@ -32,9 +32,10 @@ const (
 	PeerChanged
 	// ForwardingOff: the host does not forward IPv4 (V4) or IPv6 any more.
 	ForwardingOff
-	// ForwardingChanged: the interface with that Index, not netctl's, forwards IPv4
-	// now, or does not.
-	ForwardingChanged
+	// SettingChanged: the interface with that Index, which is no endpoint's, forwards
+	// IPv4 now, or does not, or drops other packets by the way back to their sender
+	// (rp_filter).
+	SettingChanged
 )
 
 // Event is one change of links, addresses or settings.
@@ -202,7 +203,7 @@ func settingEvent(s rawSetting, ours map[int]bool) (Event, bool) {
 	case known:
 		return Event{Change: SideChanged, Index: s.index}, ours[s.index] && (is(s.forwarding, false) || is(s.proxy, false))
 	}
-	return Event{Change: ForwardingChanged, Index: s.index}, s.forwarding != nil
+	return Event{Change: SettingChanged, Index: s.index}, s.forwarding != nil || s.path
 }
 
 // peerEvent makes news of a veth's side in another namespace.

@@ -241,7 +241,7 @@ func (e *Engine) complain(local netip.Addr, ear *ear, err error) {
 		ear.problem = fmt.Sprintf("BFD is not heard on %v: %s", local, plain(err))
 	}
 	if ear.problem != was && err != nil {
-		e.config.Log.Warn("BFD is not heard", "address", local, "error", err)
+		e.config.Log.Warn("bfd is not heard", "address", local, "error", err)
 	}
 }
 

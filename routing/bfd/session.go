@@ -260,7 +260,11 @@ func (s *session) moved(was State) {
 	s.mu.Unlock()
 	if (left || m.state == Up) && time.Since(s.loggedAt) >= quiet {
 		s.loggedAt = time.Now()
-		s.log.Info("BFD session is " + status.Words())
+		if m.state == Up {
+			s.log.Info("bfd session is up")
+		} else {
+			s.log.Info("bfd session is not up", "reason", status.why())
+		}
 	}
 	// AdminDown, ours or the neighbour's, says nothing of the path (RFC 5882, section 3.2).
 	if left && (m.diag != DiagNeighbour || m.remoteState != AdminDown) && s.config.OnDown != nil {

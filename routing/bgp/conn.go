@@ -9,9 +9,11 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -41,6 +43,9 @@ type conn struct {
 	net.Conn
 	dialled bool
 	born    time.Time
+	// greet sends our OPEN, once, and greeted says that it did.
+	greet   func()
+	greeted atomic.Bool
 	// open is the peer's OPEN, once the state machine accepted it.
 	open *open
 	// hold ends the connection when nothing comes, in nanoseconds; 0: never.
@@ -58,10 +63,14 @@ type conn struct {
 	closed chan struct{} // nothing is handled any more
 	quiet  chan struct{} // the reader has handed on its last message
 
+	// socket is what queue writes to by itself; nil: the connection is none.
+	socket syscall.RawConn
+
 	mu      sync.Mutex
 	waiting [][]byte
-	size    int
+	size    int // of what waits, and of what write is sending
 	full    bool
+	over    bool          // nothing goes out at once any more
 	beat    time.Duration // between KEEPALIVEs; 0: none
 	wake    chan struct{}
 	linger  bool
@@ -94,6 +103,11 @@ func newConn(c net.Conn, dialled bool, count *counters) *conn {
 		proceed: make(chan struct{}), closed: make(chan struct{}), quiet: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	n.hold.Store(int64(openHold))
+	if s, ok := c.(syscall.Conn); ok {
+		if raw, err := s.SyscallConn(); err == nil {
+			n.socket = raw
+		}
+	}
 	return n
 }
 
@@ -238,20 +252,38 @@ func (c *conn) goOn() {
 	}
 }
 
-// queue takes a blob for the writer, or none of it if too much is waiting.
-func (c *conn) queue(b blob) bool {
+// queue takes a blob for the writer, or none of it if too much is waiting. With now it
+// goes out at once if nothing is in front of it and the socket has room: waking the writer
+// takes as long as writing a message does.
+func (c *conn) queue(b blob, now bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.size >= queueLimit {
 		c.full = true
 		return false
 	}
-	c.waiting = append(c.waiting, b.bytes)
-	c.size += len(b.bytes)
 	c.count.messagesOut.Add(uint64(b.messages))
 	c.count.updatesOut.Add(uint64(b.messages))
-	c.ring()
+	rest := b.bytes
+	if now && c.size == 0 && !c.over {
+		rest = rest[c.offer(rest):]
+	}
+	if len(rest) > 0 {
+		c.waiting = append(c.waiting, rest)
+		c.size += len(rest)
+		c.ring()
+	}
 	return true
+}
+
+// offer writes what the socket has room for and never waits; what went wrong, the writer
+// will see. The caller holds mu and knows that nobody else is writing.
+func (c *conn) offer(b []byte) (n int) {
+	if c.socket == nil {
+		return 0
+	}
+	_ = c.socket.Control(func(fd uintptr) { n, _ = unix.Write(int(fd), b) })
+	return max(n, 0)
 }
 
 // say queues a message of the state machine.
@@ -331,6 +363,7 @@ func (c *conn) send(bufs *net.Buffers) error {
 	_, err := bufs.WriteTo(c.Conn)
 	c.mu.Lock()
 	c.size -= size
+	c.over = c.over || err != nil // half a message may be out
 	c.mu.Unlock()
 	if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 		_ = c.Conn.Close()
@@ -342,6 +375,9 @@ func (c *conn) send(bufs *net.Buffers) error {
 // handed on once quiet is closed.
 func (c *conn) end(ctx context.Context, f *fault) {
 	c.once.Do(func() {
+		c.mu.Lock()
+		c.over = true
+		c.mu.Unlock()
 		if f != nil && ctx.Err() == nil {
 			if c.linger = c.count.lingering.Add(1) <= maxLingering; !c.linger {
 				c.count.lingering.Add(-1)

@@ -10,20 +10,14 @@ import (
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 
 	"netctl/datastore"
+	"netctl/datastore/storetest"
 	"netctl/routing"
 )
 
 // policy compiles a filter called f of one direction, that rejects the rest.
 func policy(t *testing.T, d routing.Direction, rules ...string) *routing.Policy {
 	t.Helper()
-	var list []datastore.FilterRule
-	for _, s := range rules {
-		r, err := datastore.ParseFilterRule(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		list = append(list, r)
-	}
+	list := storetest.FilterRules(t, rules...)
 	f := routing.Filter{Name: "f", Spec: datastore.BGPFilterSpec{Import: list, ImportDefault: datastore.FilterReject, Export: list, ExportDefault: datastore.FilterReject}}
 	return new(routing.Policies).Compile(d, []routing.Filter{f}, []netip.Prefix{netip.MustParsePrefix("10.65.0.0/16")})
 }

@@ -73,6 +73,7 @@ type shown struct {
 	since    time.Time
 	reason   string
 	reasonAt time.Time
+	said     bool // reason is in the log, since it was last up
 	notice   string
 	noticeAt time.Time
 	retry    time.Time
@@ -116,6 +117,7 @@ func (f *fsm) enter(name string) {
 	f.shown.state = name
 	if up := name == "Established"; up != f.shown.up {
 		f.shown.up, f.shown.since = up, time.Now()
+		f.shown.said = f.shown.said && !up // what ends this session is news
 	}
 	f.shown.retry, f.shown.local = f.idleUntil, netip.Addr{}
 	if f.conn != nil {
@@ -131,7 +133,8 @@ func (f *fsm) local(c *conn) netip.Addr { return c.local().WithZone(f.config.Add
 // because notes why the session is not up.
 func (f *fsm) because(words string) {
 	f.mu.Lock()
-	same := f.shown.reason == words
+	same := f.shown.reason == words && f.shown.said
+	f.shown.said = true
 	f.shown.reason, f.shown.reasonAt = words, time.Now()
 	f.mu.Unlock()
 	if !same {
@@ -361,16 +364,20 @@ func (f *fsm) active(ctx context.Context) state {
 func (f *fsm) begin(c *conn) state {
 	f.conn = c
 	f.start(c)
+	c.greet()
 	return f.openSent
 }
 
-// start sends our OPEN on c and reads what comes.
+// start has c send our OPEN when it is to, and reads what comes.
 func (f *fsm) start(c *conn) {
 	m, err := f.speaker.openFor(f.config, f.wasUp).message()
 	if err != nil {
 		f.log.Error("open cannot be encoded", "error", err)
 	}
-	c.say(m)
+	c.greet = sync.OnceFunc(func() {
+		c.greeted.Store(true)
+		c.say(m)
+	})
 	f.speaker.tasks.Go(func() { c.serve(f.incoming) })
 	f.speaker.tasks.Go(c.write)
 }

@@ -52,8 +52,9 @@ type session struct {
 	// none, or was told the difference. formerLook is that group's.
 	former     map[nlri]told
 	formerLook outlook
-	// markers are owed behind these.
+	// markers are owed behind these; settles: the time for the first will come.
 	markers    []marker
+	settles    bool
 	refreshing [2]refreshing // by Family
 	// heard says of which families the peer's End-of-RIB came.
 	heard [2]bool
@@ -148,7 +149,7 @@ func (g *group) differ(s *session) {
 	}
 	s.former = nil
 	for _, p := range ps.list {
-		g.deliver(p, []*session{s})
+		g.deliver(p, []*session{s}, false)
 	}
 }
 
@@ -247,7 +248,7 @@ func (g *group) flush(dirty []*dest) {
 		g.tell(d, &ps)
 	}
 	for _, p := range ps.list {
-		g.deliver(p, g.members)
+		g.deliver(p, g.members, len(ps.list) == 1)
 	}
 	if len(g.joining) == 0 {
 		return
@@ -287,21 +288,26 @@ func (g *group) dump(to []*session, family Family) {
 		}
 	}
 	for _, p := range ps.list {
-		g.deliver(p, to)
+		g.deliver(p, to, false)
 	}
 }
 
-// deliver packs a parcel once and queues the same bytes to each.
-func (g *group) deliver(p *parcel, to []*session) {
+// atOnce is how many sessions the RIB's own goroutine writes a message to; what more there
+// are, their writers share among the CPUs meanwhile.
+const atOnce = 64
+
+// deliver packs a parcel once and queues the same bytes to each. One that is alone, and a
+// single message, goes out at once; many are for the writers, which send them in one go.
+func (g *group) deliver(p *parcel, to []*session, alone bool) {
 	var b blob
-	for _, s := range to {
+	for i, s := range to {
 		if s.peer == p.except && p.except != nil || p.only != nil && s.peer != p.only {
 			continue
 		}
 		if b.bytes == nil {
 			b = g.pack(p)
 		}
-		if s.behind == nil && s.conn.queue(b) {
+		if s.behind == nil && s.conn.queue(b, alone && b.messages == 1 && i >= len(to)-atOnce) {
 			continue
 		}
 		if s.behind == nil {
@@ -349,9 +355,34 @@ func (r *rib) drained(s *session) {
 		}
 	}
 	for _, p := range ps.list {
-		s.group.deliver(p, []*session{s})
+		s.group.deliver(p, []*session{s}, false)
 	}
 	s.mark()
+}
+
+// settling is how long a peer that restarts and asks others for its next hops has for that,
+// until it is told that this was all.
+const settling = time.Second
+
+// hasty says whether it is too early for an End-of-RIB. FRR asks zebra for next hops that it
+// has not met before, as those at the end of a link or of a reflector's clients, and counts
+// routes over them as unusable until that answers; an End-of-RIB in the same moment has it
+// choose without them, and zebra delete what the kernel had (measured with 8.4.4: 46 ms
+// without the routes). It says after a second itself.
+func (s *session) hasty() bool {
+	wait := settling - time.Since(s.since)
+	if !s.open.named || s.open.gr == nil || !s.open.gr.restarting || wait <= 0 {
+		return false
+	}
+	if !s.settles {
+		s.settles = true
+		s.group.rib.after(wait, func() {
+			if s.peer.session == s {
+				s.mark()
+			}
+		})
+	}
+	return true
 }
 
 // marker says that this was all of a family: an End-of-RIB, or once all was told again an
@@ -368,7 +399,9 @@ func (s *session) mark() {
 		switch m := s.markers[0]; {
 		case m.refresh:
 			s.conn.say(routeRefresh(m.family, refreshEnd))
-		case s.group.rib.deferred.to(&s.look, m.family) || !s.conn.queue(endOfRIB(m.family)):
+		case s.hasty():
+			return
+		case s.group.rib.deferred.to(&s.look, m.family) || !s.conn.queue(endOfRIB(m.family), false):
 			return
 		}
 		s.markers = s.markers[1:]

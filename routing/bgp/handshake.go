@@ -16,7 +16,22 @@ func (f *fsm) second(ctx context.Context, c *conn) {
 	}
 	f.rival = c
 	f.start(c)
+	time.AfterFunc(reserve, c.greet)
 }
+
+// reserve is how long our OPEN on a second connection waits for the peer's.
+//
+// As long as it is not sent the peer has the choice between the two no more than we have: it
+// cannot be further on this one than to have sent its OPEN. So the first one stays if the
+// OPENs on it are exchanged, where the identifiers may say otherwise: then the peer may be
+// Established on it as soon as our KEEPALIVE is there, and to BIRD, which closes the second
+// one itself, the end of the first is a second loss in one graceful restart, at which it
+// deletes the routes.
+const reserve = time.Second
+
+// undisputed says whether y stays whatever the identifiers are: c is of the other side's
+// dialling, and our OPEN is not sent on it.
+func undisputed(y, c *conn) bool { return !c.greeted.Load() && c.dialled != y.dialled }
 
 // other is the connection that c may collide with.
 func (f *fsm) other(c *conn) *conn {
@@ -38,6 +53,9 @@ func (f *fsm) opened(ctx context.Context, c *conn, body []byte) (next state, lea
 	}
 	if y := f.other(c); y != nil && y.open != nil {
 		loser := f.collide(c, y, o)
+		if undisputed(y, c) {
+			loser = c
+		}
 		loser.end(ctx, cease(ceaseCollision, ""))
 		if loser == c { // y is the state's: only that one has an OPEN
 			f.rival = nil
@@ -81,6 +99,7 @@ func (f *fsm) judge(body []byte) (*open, *fault) {
 // agree settles what both OPENs say and answers with a KEEPALIVE.
 func (f *fsm) agree(c *conn, o *open) {
 	c.open = o
+	c.greet()
 	hold := f.holdTime(o)
 	c.hold.Store(int64(hold))
 	// "If the negotiated hold time value is zero, then the HoldTimer and
@@ -122,6 +141,7 @@ func (f *fsm) failed(ctx context.Context, c *conn, send, got *fault, words strin
 	}
 	f.conn, f.rival = y, nil
 	if y != nil {
+		y.greet()
 		return f.openSent, true
 	}
 	f.because(words)
@@ -291,7 +311,9 @@ func (f *fsm) challenged(ctx context.Context, s *session, in incoming, since tim
 		// CollisionDetectEstablishedState (section 8.1.1): both sides apply
 		// one rule whatever state each is in, else both may close the
 		// connection that the other kept.
-		loser = f.collide(c, f.conn, o)
+		if loser = f.collide(c, f.conn, o); undisputed(f.conn, c) {
+			loser = c
+		}
 	case restarted || s.open.gr != nil:
 		// "the previous TCP session MUST be closed, and the new one retained"
 		// with the routes kept (RFC 4724, section 5).

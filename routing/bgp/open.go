@@ -44,6 +44,8 @@ type open struct {
 	crossing bool
 	gr       *graceful
 	long     *longLived // stands only beside gr
+	// named: it tells its host name (draft-walton-bgp-hostname-capability), as FRR does.
+	named bool
 }
 
 // routeFamily is the codec's word for a family.
@@ -83,6 +85,9 @@ func (o *open) message() ([]byte, error) {
 		}
 	}
 	caps = append(caps, codec.NewCapRouteRefresh(), codec.NewCapFourOctetASNumber(o.as))
+	if o.named { // a test's peer
+		caps = append(caps, codec.NewCapFQDN("tor1", ""))
+	}
 	if o.enhanced {
 		caps = append(caps, codec.NewCapEnhancedRouteRefresh())
 	}
@@ -242,6 +247,8 @@ func (o *open) capabilities(b []byte, multiprotocol *bool) *fault {
 			o.gr = g
 		case *codec.CapLongLivedGracefulRestart:
 			o.long = longLivedFrom(c)
+		case *codec.CapFQDN:
+			o.named = true
 		}
 	}
 	return nil
@@ -343,7 +350,9 @@ func (s *Speaker) openFor(p PeerConfig, wasUp bool) *open {
 	s.mu.Unlock()
 	o := &open{as: p.localAS(&s.config), hold: p.hold(), id: s.config.RouterID, as4: true, refresh: true, enhanced: true, extended: true}
 	o.gr = &graceful{
-		restarting:   s.config.Restarting && time.Since(started) < s.config.RestartTime,
+		// Not to whom we are back already: who restarts then waits for us (FRR 8.4 deletes
+		// what its kernel has as soon as one neighbour says R).
+		restarting:   s.config.Restarting && !wasUp && time.Since(started) < s.config.RestartTime,
 		notification: true, time: s.config.RestartTime,
 	}
 	if p.LongLived > 0 {

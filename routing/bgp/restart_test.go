@@ -294,3 +294,37 @@ func TestEndWithoutCease(t *testing.T) {
 		r.over()
 	})
 }
+
+// Who restarts and, as FRR, tells its name, has a second for its next hops until it is told
+// that this was all; the routes do not wait, and nobody else does.
+func TestEndOfRIBIsNotHasty(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*open)
+		wait   time.Duration
+	}{
+		"named, restarts": {func(o *open) { withGR(true, true, true)(o); o.named = true }, time.Second},
+		"named":           {func(o *open) { withGR(false, true, true)(o); o.named = true }, 0},
+		"restarts":        {withGR(true, true, true), 0},
+		"named without":   {func(o *open) { o.named = true }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			play(t, Config{}, []PeerConfig{robotPeer("10.9.0.2")}, func(g *stage) {
+				g.s.Originate(prefixes("10.65.0.0/26"), nil)
+				r := g.up(c.change)
+				if body := r.expect(codec.BGP_MSG_UPDATE); len(body) < 20 {
+					t.Fatalf("%x, want a route", body)
+				}
+				if c.wait > 0 {
+					time.Sleep(c.wait - time.Millisecond)
+					if kind, body, _ := r.next(); kind != 0 {
+						t.Fatalf("message %d %x too early", kind, body)
+					}
+					time.Sleep(time.Millisecond)
+				}
+				if body := r.expect(codec.BGP_MSG_UPDATE); len(body) != 4 {
+					t.Errorf("%x, want End-of-RIB", body)
+				}
+			})
+		})
+	}
+}

@@ -277,8 +277,9 @@ func withGR(restarting, notification, forwarding bool) func(*open) {
 // establish shakes hands and swallows the first messages of ours.
 func (r *robot) establish(change func(*open)) {
 	r.t.Helper()
+	r.send(theirOpen(change)) // ours comes behind it on a second connection
 	r.expect(codec.BGP_MSG_OPEN)
-	r.send(theirOpen(change), keepalive())
+	r.send(keepalive())
 }
 
 // up establishes the connection that the speaker dials.

@@ -26,10 +26,11 @@ type Fake struct {
 	tables  []*fakeKernel
 	refuse  func(op string, r routing.Route) error
 	unheard bool
-	// neighbours are those that every tunnel's device has, by its name.
+	// neighbours are of the tunnels' devices, by name.
 	neighbours map[string][]routing.Neighbour
 	objects    map[uint32]object
 	messages   int
+	addresses  map[netip.Addr]bool // of the machine; nil: whatever one asks for
 }
 
 type fakeRoute struct {
@@ -138,6 +139,31 @@ func (f *Fake) Link(name string, up bool) {
 	}
 }
 
+// Address gives the machine an address, or takes it away, with the IPv4 routes that have
+// it as source and the source of the IPv6 ones. Before the first call it has all.
+func (f *Fake) Address(a netip.Addr, there bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.addresses == nil {
+		f.addresses = map[netip.Addr]bool{}
+	}
+	if f.addresses[a] = there; !there {
+		for k, r := range f.routes {
+			switch {
+			case r.route.Source != a:
+			case a.Is4():
+				delete(f.routes, k)
+			default:
+				r.route.Source = netip.Addr{}
+				f.routes[k] = r
+			}
+		}
+	}
+	for _, k := range f.tables {
+		k.tell(func(h *heard) { h.addresses = append(h.addresses, a) })
+	}
+}
+
 // Flush deletes every next-hop object, as another program would.
 func (f *Fake) Flush() {
 	f.mu.Lock()
@@ -195,8 +221,7 @@ func (k *fakeKernel) objects(context.Context) ([]object, error) {
 }
 
 func (k *fakeKernel) elsewhere(context.Context) (map[uint32][]routing.Route, error) { return nil, nil }
-
-func (k *fakeKernel) purge(uint32, []key) {}
+func (k *fakeKernel) purge(uint32, []key)                                           {}
 
 func (k *fakeKernel) rules(context.Context, []rule) error { return nil }
 
@@ -360,6 +385,9 @@ func (k *fakeKernel) apply(op op, r routing.Route) error {
 		}
 		return nil
 	}
+	if r.Source.IsValid() && f.addresses != nil && !f.addresses[r.Source] {
+		return unix.EINVAL
+	}
 	if op == opAdd && exists {
 		return unix.EEXIST
 	}
@@ -383,24 +411,23 @@ func (k *fakeKernel) apply(op op, r routing.Route) error {
 }
 
 // resolve has the longest prefix of any protocol decide.
-func (k *fakeKernel) resolve(_ context.Context, addr netip.Addr) (routing.NextHop, error) {
+func (k *fakeKernel) resolve(_ context.Context, addr netip.Addr) (hop routing.NextHop, source netip.Addr, err error) {
 	k.fake.mu.Lock()
 	defer k.fake.mu.Unlock()
 	best := -1
-	var hop routing.NextHop
 	for _, r := range k.fake.routes {
 		r.route = k.fake.whole(r.route)
 		if r.route.Prefix.Contains(addr) && r.route.Prefix.Bits() > best && len(r.route.NextHops) > 0 {
-			best, hop = r.route.Prefix.Bits(), r.route.NextHops[0]
+			best, hop, source = r.route.Prefix.Bits(), r.route.NextHops[0], r.route.Source
 		}
 	}
 	if best < 0 {
-		return routing.NextHop{}, fmt.Errorf("resolve %s: %w", addr, ErrUnreachable)
+		return hop, source, fmt.Errorf("resolve %s: %w", addr, ErrUnreachable)
 	}
 	if !hop.Addr.IsValid() {
 		hop.Addr = addr
 	}
-	return hop, nil
+	return hop, source, nil
 }
 
 // String prints every route as `ip route` and `ip -6 route` do, IPv4 first.
@@ -443,6 +470,9 @@ func Line(r routing.Route, protocol int) string {
 	b.WriteString(text + " proto " + routing.ProtocolName(protocol))
 	if !v6 && hop.Link != "" && !hop.Addr.IsValid() {
 		b.WriteString(" scope link")
+	}
+	if r.Source.IsValid() {
+		fmt.Fprintf(&b, " src %s", r.Source)
 	}
 	if metric != 0 {
 		fmt.Fprintf(&b, " metric %d", metric)

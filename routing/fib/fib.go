@@ -60,7 +60,8 @@ type kernel interface {
 	write(changes []change, refused func(i int, err error))
 	// dump reads a protocol's routes.
 	dump(ctx context.Context, protocol uint8) ([]routing.Route, error)
-	resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error)
+	// resolve is how packets to addr go, and the source address that they get.
+	resolve(ctx context.Context, addr netip.Addr) (hop routing.NextHop, source netip.Addr, err error)
 	// elsewhere reads this protocol's routes in other tables, by table.
 	elsewhere(ctx context.Context) (map[uint32][]routing.Route, error)
 	// purge deletes routes of this protocol from another table.
@@ -202,6 +203,13 @@ func (t *Table) read(ctx context.Context, protocol uint8) ([]routing.Route, erro
 // through a gateway. ErrUnreachable wraps every other answer, an address of
 // this machine included.
 func (t *Table) Resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error) {
+	hop, _, err := t.Reach(ctx, addr)
+	return hop, err
+}
+
+// Reach is Resolve with the source address that the kernel would send to addr with; it
+// is invalid where the kernel does not say.
+func (t *Table) Reach(ctx context.Context, addr netip.Addr) (hop routing.NextHop, source netip.Addr, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.kernel.resolve(ctx, addr.Unmap())
@@ -335,9 +343,12 @@ func (w *writer) flush() {
 	} else {
 		t.kernel.write(w.batch, func(i int, err error) { refused[i] = err })
 	}
+	var sourceless []change
 	for i, c := range w.batch {
 		err := refused[i]
 		switch {
+		case errors.Is(err, unix.EINVAL) && c.action != nil && c.action.from().IsValid():
+			sourceless = append(sourceless, c)
 		case err == nil:
 			w.done++
 			delete(t.failed, c.key)
@@ -348,6 +359,7 @@ func (w *writer) flush() {
 		}
 	}
 	w.batch = w.batch[:0]
+	w.unsourced(sourceless)
 }
 
 // end writes the rest and returns the *RouteErrors, joined.

@@ -429,7 +429,7 @@ func TestConnected(t *testing.T) {
 			text = append(text, r.String())
 		}
 	}
-	if want := []string{"10.8.0.0/24 dev vc", "10.9.0.0/24 dev va", "fd00:9::/64 dev va metric 256"}; !slices.Equal(text, want) {
+	if want := []string{"10.8.0.0/24 dev vc src 10.8.0.1", "10.9.0.0/24 dev va src 10.9.0.1", "fd00:9::/64 dev va metric 256"}; !slices.Equal(text, want) {
 		t.Errorf("connected: %q, want %q", text, want)
 	}
 }

@@ -24,6 +24,7 @@ type routeMessage struct {
 	table, metric  uint32
 	object         uint32 // the next-hop object that it names; 0: none
 	mtu            uint32
+	source         netip.Addr // not valid: none
 	hops           []hopMessage
 }
 
@@ -45,7 +46,7 @@ func (m *routeMessage) key() routing.Key {
 // route is m in routing's words, without the next hops.
 func (m *routeMessage) route() routing.Route {
 	k := m.key()
-	r := routing.Route{Prefix: k.Prefix, Metric: k.Metric, MTU: int(m.mtu)}
+	r := routing.Route{Prefix: k.Prefix, Metric: k.Metric, MTU: int(m.mtu), Source: m.source}
 	if m.kind == unix.RTN_BLACKHOLE {
 		r.Type = routing.Blackhole
 	}
@@ -98,6 +99,8 @@ func (m *routeMessage) parse(b []byte) error {
 			single.addr, ok = via(value)
 		case unix.RTA_OIF:
 			single.link, ok = number(value)
+		case unix.RTA_PREFSRC:
+			m.source, ok = address(value, bits)
 		case unix.RTA_PRIORITY:
 			m.metric, ok = number(value)
 		case unix.RTA_TABLE:
@@ -226,6 +229,14 @@ func appendAddress(b []byte, kind uint16, a netip.Addr) []byte {
 	}
 	sixteen := a.As16()
 	return append(b, sixteen[:]...)
+}
+
+// appendSource appends the source address of a route, if it has one.
+func appendSource(b []byte, a netip.Addr) []byte {
+	if !a.IsValid() {
+		return b
+	}
+	return appendAddress(b, unix.RTA_PREFSRC, a)
 }
 
 // appendGateway appends the gateway of a route to an IPv4 prefix (four) or an IPv6 one.

@@ -172,7 +172,7 @@ func (t *Table) carries(put []routing.Route) map[*action]*carry {
 	for _, r := range put {
 		k := keyOf(r.Key())
 		from := t.wanted.routes[k]
-		if from == nil || from.group == nil || len(from.group.members) == 0 || from.does(r) {
+		if from == nil || from.group == nil || len(from.group.members) == 0 || from.does(r) || from.source != r.Source {
 			continue
 		}
 		if _, failed := t.failed[k]; failed {

@@ -135,7 +135,7 @@ func (n *rtnetlink) encode(a *action, four bool) (encoded, error) {
 	}
 	e := encoded{action: a, four: four, kind: unix.RTN_UNICAST}
 	if a.group != nil {
-		e.hops = appendNumber(nil, rtaNextHopID, a.group.id)
+		e.hops = appendSource(appendNumber(nil, rtaNextHopID, a.group.id), a.from())
 		return e, nil
 	}
 	hops := make([]hopMessage, 0, len(a.hops))
@@ -152,7 +152,7 @@ func (n *rtnetlink) encode(a *action, four bool) (encoded, error) {
 	if !hops[0].addr.IsValid() {
 		e.scope = unix.RT_SCOPE_LINK // IPv6 does not look at it
 	}
-	e.hops = appendHops(nil, four, hops)
+	e.hops = appendSource(appendHops(nil, four, hops), a.from())
 	if a.mtu != 0 {
 		e.hops = appendMTU(e.hops, uint32(a.mtu))
 	}
@@ -323,26 +323,26 @@ func (l *routeList) add(m *routeMessage) {
 	l.routes = append(l.routes, r)
 }
 
-func (n *rtnetlink) resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, error) {
+func (n *rtnetlink) resolve(ctx context.Context, addr netip.Addr) (routing.NextHop, netip.Addr, error) {
 	n.names.reset()
 	host := netip.PrefixFrom(addr, addr.BitLen())
 	request := appendAddress(appendRtMsg(nil, host, 0, 0, 0, 0, 0), unix.RTA_DST, addr)
 	var m routeMessage
 	parsed := errRoute
 	if err := n.requests.ask(ctx, unix.RTM_GETROUTE, 0, request, func() {}, func(b []byte) { parsed = m.parse(b) }); err != nil {
-		return routing.NextHop{}, fmt.Errorf("resolve %s: %w (%w)", addr, ErrUnreachable, err)
+		return routing.NextHop{}, netip.Addr{}, fmt.Errorf("resolve %s: %w (%w)", addr, ErrUnreachable, err)
 	}
 	if parsed != nil {
-		return routing.NextHop{}, fmt.Errorf("resolve %s: %w", addr, parsed)
+		return routing.NextHop{}, netip.Addr{}, fmt.Errorf("resolve %s: %w", addr, parsed)
 	}
 	if m.kind != unix.RTN_UNICAST {
-		return routing.NextHop{}, fmt.Errorf("resolve %s: %w (an address of this machine)", addr, ErrUnreachable)
+		return routing.NextHop{}, netip.Addr{}, fmt.Errorf("resolve %s: %w (an address of this machine)", addr, ErrUnreachable)
 	}
 	hop := routing.NextHop{Addr: m.hops[0].addr, Link: n.names.name(m.hops[0].link)}
 	if !hop.Addr.IsValid() {
 		hop.Addr = addr
 	}
-	return hop, nil
+	return hop, m.source, nil
 }
 
 func (n *rtnetlink) listen(ctx context.Context, ignore Ignore) error {
@@ -428,6 +428,9 @@ func (n *rtnetlink) heardRoute(msg message, h *heard) {
 		}
 		if msg.kind == unix.RTM_DELROUTE && m.kind == unix.RTN_LOCAL && m.prefix.Addr().Is4() {
 			h.unaddressed = append(h.unaddressed, n.linkName(m.hops[0].link))
+		}
+		if m.kind == unix.RTN_LOCAL && m.prefix.IsSingleIP() {
+			h.addresses = append(h.addresses, m.prefix.Addr())
 		}
 	case here && n.astray && msg.kind == unix.RTM_DELROUTE:
 		h.lost = true

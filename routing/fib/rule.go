@@ -64,7 +64,7 @@ func (t *Table) Gather(ctx context.Context) error {
 		for list := range slices.Chunk(others[table], batch) {
 			changes := make([]change, len(list))
 			for i, r := range list {
-				a := &action{kind: r.Type, mtu: r.MTU, hops: r.NextHops}
+				a := &action{kind: r.Type, mtu: r.MTU, source: r.Source, hops: r.NextHops}
 				if ours(r.Object, t.protocol) {
 					a.group = &group{id: r.Object, members: r.NextHops}
 				}

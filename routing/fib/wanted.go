@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"netctl/routing"
@@ -26,12 +27,15 @@ func compareKeys(a, b key) int {
 // action is what a route does with packets. Routes that do the same share one, those
 // that name an object the one of that object.
 type action struct {
-	kind  routing.Type
-	mtu   int
-	hops  []routing.NextHop
-	users int
-	name  string
-	group *group // nil: routes have their next hops themselves
+	kind   routing.Type
+	mtu    int
+	source netip.Addr
+	hops   []routing.NextHop
+	users  int
+	name   string
+	group  *group // nil: routes have their next hops themselves
+	// sourceless: the kernel does not take source, which is no address of this machine.
+	sourceless bool
 }
 
 // over says whether the action uses one of the links.
@@ -41,14 +45,22 @@ func (a *action) over(links []string) bool {
 
 // does says whether a route does the same, whose next hops are in the same order.
 func (a *action) does(r routing.Route) bool {
-	return a.kind == r.Type && a.mtu == r.MTU && slices.Equal(a.hops, r.NextHops)
+	return a.kind == r.Type && a.mtu == r.MTU && a.source == r.Source && slices.Equal(a.hops, r.NextHops)
+}
+
+// from is the source address that the kernel takes.
+func (a *action) from() netip.Addr {
+	if a.sourceless {
+		return netip.Addr{}
+	}
+	return a.source
 }
 
 // route is the route that does this; the next hops are shared.
 func (k key) route(a *action) routing.Route {
 	r := routing.Route{Prefix: k.prefix.Prefix(), Metric: int(k.metric)}
 	if a != nil {
-		r.Type, r.MTU, r.NextHops = a.kind, a.mtu, a.hops
+		r.Type, r.MTU, r.Source, r.NextHops = a.kind, a.mtu, a.from(), a.hops
 	}
 	return r
 }
@@ -65,6 +77,8 @@ type wanted struct {
 	links         map[string]int          // how many actions use a link
 	hops          map[routing.NextHop]int // how many objects use a next hop
 	spare         bool                    // there were more of these
+	sources       map[netip.Addr]int      // how many actions have a source address
+	absent        map[netip.Addr]bool     // those that the kernel does not take
 	unused        []uint32                // IDs of groups that no route names any more
 	last          *action                 // the one asked for before, which is mostly the next one too
 	text          []byte
@@ -74,7 +88,8 @@ type wanted struct {
 func newWanted(groups bool) wanted {
 	return wanted{
 		routes: map[key]*action{}, actions: map[string]*action{}, bulk: map[string]*action{}, grouped: map[*action]struct{}{},
-		links: map[string]int{}, hops: map[routing.NextHop]int{}, groups: groups,
+		links: map[string]int{}, hops: map[routing.NextHop]int{},
+		sources: map[netip.Addr]int{}, absent: map[netip.Addr]bool{}, groups: groups,
 	}
 }
 
@@ -165,7 +180,7 @@ func (w *wanted) adopted(r routing.Route, known map[uint32]*action) *action {
 
 // keep makes an action that is not known by name yet.
 func (w *wanted) keep(r routing.Route, name string, g *group) *action {
-	a := &action{kind: r.Type, mtu: r.MTU, hops: order(r.NextHops), name: name, group: g}
+	a := &action{kind: r.Type, mtu: r.MTU, source: r.Source, hops: order(r.NextHops), name: name, group: g, sourceless: w.absent[r.Source]}
 	if g != nil {
 		w.grouped[a] = struct{}{}
 	}
@@ -196,6 +211,9 @@ func (w *wanted) name(r routing.Route) []byte {
 		hops = order(hops)
 	}
 	w.text = binary.NativeEndian.AppendUint32(append(w.text[:0], byte(r.Type)), uint32(r.MTU))
+	if r.Source.IsValid() {
+		w.text = append(r.Source.AppendTo(w.text), '<')
+	}
 	for _, h := range hops {
 		w.text = h.Addr.AppendTo(w.text)
 		w.text = append(append(append(w.text, ' '), h.Link...), ' ')
@@ -208,6 +226,12 @@ func (w *wanted) name(r routing.Route) []byte {
 
 // count books what an action uses.
 func (w *wanted) count(a *action, n int) {
+	if a.source.IsValid() {
+		if w.sources[a.source] += n; w.sources[a.source] == 0 {
+			delete(w.sources, a.source)
+			delete(w.absent, a.source)
+		}
+	}
 	for _, h := range a.hops {
 		if w.links[h.Link] += n; w.links[h.Link] == 0 {
 			delete(w.links, h.Link)

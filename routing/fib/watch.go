@@ -50,6 +50,9 @@ type heard struct {
 	// unaddressed are links that lost an IPv4 address: the last one takes the link's
 	// routes along, without a word of them.
 	unaddressed []string
+	// addresses are those of this machine that came or went. The latter take along the
+	// IPv4 routes that have them as source, and the source of the IPv6 ones, without a word.
+	addresses []netip.Addr
 	// objects, rules: another program changed some of ours.
 	objects, rules bool
 	// touched are the keys of all routes of the main table that are in it.
@@ -100,6 +103,7 @@ func (t *Table) mend(ctx context.Context, h heard, ignore Ignore) (due time.Time
 			return due, err
 		}
 		t.watching = true
+		t.sourcesCame(nil)
 		t.mendNeighbours(ctx, h)
 		if len(t.wanted.routes)+len(t.failed) > 0 {
 			var refused *RouteError
@@ -116,7 +120,7 @@ func (t *Table) mend(ctx context.Context, h heard, ignore Ignore) (due time.Time
 				return due, err
 			}
 		}
-		t.again(ctx, append(t.touched(h), gone...), false)
+		t.again(ctx, slices.Concat(t.touched(h), gone, t.resourced(h.addresses)), false)
 		t.collect()
 	}
 	now := time.Now()

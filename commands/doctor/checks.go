@@ -1,0 +1,48 @@
+package doctor
+
+// Checks are all there are, in the order in which they are told: what nothing works
+// without comes first.
+func Checks() []Check {
+	return []Check{
+		{"kernel", "netctl makes links, routes, rules and tunnels of the kernel's; what that lacks, no setting replaces", true, kernelFeatures},
+		{"kernel-settings", "the agent sets forwarding and proxy ARP below /proc/sys; where that is read-only no workload is reached", true, writableSettings},
+		{"forwarding", "a host that does not forward drops every packet to and from its workloads", false, forwarding},
+		{"forwarding-ipv6", "a host that does not forward IPv6 drops every IPv6 packet to and from its workloads", false, forwarding6},
+		{"ipv6", "workloads get no IPv6 addresses where the host has the family switched off", false, ipv6Off},
+		{"router-advertisements", "a host that forwards IPv6 and has accept_ra=1 loses its own default route when the router's next advertisement is due", false, advertisements},
+		{"rp-filter", "with several ways to other machines, answers leave by another interface than questions came in by; a strict rp_filter drops those", false, reversePath},
+		{"bridge-netfilter", "what only crosses a bridge is filtered as if it were routed: machines behind it are cut off by rules for routed packets", false, bridgeNetfilter},
+		{"forward-policy", "iptables drops what is forwarded unless a rule accepts it, and so every packet of workloads", false, forwardPolicy},
+		{"foreign-chains", "a chain of another program drops what it does not know, and so packets of workloads; whatever netctl's own rules allow", false, foreignChains},
+		{"firewalld", "firewalld rejects what is forwarded between zones, and so packets of workloads", false, firewalld},
+		{"iptables-flavours", "rules of both flavours hold at once, and each program shows its own only: a drop in the other one is never found", false, bothFlavours},
+		{"node-name", "the name is what the cluster knows a machine by; two with one name take each other's addresses", true, nodeName},
+		{"node-address", "packets go to whichever of two machines with one address answered last", false, nodeAddress},
+		{"clock", "certificates of the future are refused, and nodes seem dead that are not", true, clock},
+		{"certificates", "without a certificate that is valid now no datastore is reached", true, certificates},
+		{"networkmanager", "NetworkManager takes addresses and routes off the interfaces that it manages", false, networkManager},
+		{"networkd", "systemd-networkd takes routes and rules off that it did not make, and configures interfaces that match its files", false, networkd},
+		{"other-cni", "another network plugin's daemon or configuration gives containers other addresses and filters, or is taken in place of netctl's", false, otherCNI},
+		{"calico", "Calico's agent removes and filters routes and interfaces that it takes for its own", false, calico},
+		{"bird", "BIRD holds the port of BGP, and announces or replaces netctl's routes", false, bird},
+		{"other-netctl", "another program of the name netctl changes interfaces, and may be started in place of this one", false, otherNetctl},
+		{"docker", "a Docker that is too old calls network drivers otherwise, or not at all", false, docker},
+		{"podman", "a Podman that is too old passes no addresses to network plugins, or knows none", false, podman},
+		{"ports", "a role whose port another program holds does not start", true, ports},
+		{"disk-space", "without room the datastore takes no writes, and a node forgets at the next start what it had", true, diskSpace},
+		{"disk-sync", "etcd waits for the disk with each write; a slow one loses its leader again and again", false, diskSync},
+		{"neighbour-table", "without room for a neighbour's hardware address, packets to it are dropped", false, neighbourTable},
+		{"conntrack-table", "without room for a flow, every new connection of the host and its workloads is dropped", false, conntrackTable},
+		{"open-files", "a process that may open no more files takes no more calls and connections", false, openFiles},
+		{"watches", "roles notice changed files and sockets by inotify; without, they do not see each other come back", false, watches},
+		{"pools", "addresses that are in a pool and on a network of the host are unreachable from here or from there", true, pools},
+		{"gateway", "workloads send to an address that is somebody else's, too", false, gateway},
+		{"link-names", "interfaces whose names begin as those of endpoints are taken for unknown workloads: all their packets are dropped", true, linkNames},
+		{"route-protocols", "the agent and the speaker remove routes with their protocol numbers that they did not make", true, routeProtocols},
+		{"path-mtu", "packets that fit this host's interface and not the way vanish: connections open, and hang with the first large answer", false, pathMTU},
+		{"path-bgp", "without TCP to the other nodes' port of BGP nobody learns which node has which addresses", false, pathBGP},
+		{"path-ipip", "packets in IPIP tunnels (IP protocol 4) to the node are dropped on the way", false, pathIPIP},
+		{"path-vxlan", "packets in VXLAN tunnels (UDP port 4789) to the node are dropped on the way", false, pathVXLAN},
+		{"path-wireguard", "packets in WireGuard tunnels to the node are dropped on the way", false, pathWireGuard},
+	}
+}

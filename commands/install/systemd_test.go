@@ -1,0 +1,363 @@
+package install_test
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"netctl/datastore/pki"
+	"netctl/netdev/netlab"
+)
+
+// patience bounds waits for what takes a second or two on a machine that has time.
+const patience = time.Minute
+
+// machine is one with systemd and the file in its /var, as a download would be.
+func machine(t *testing.T, name, addr string, peer *netlab.Machine) *netlab.Machine {
+	t.Helper()
+	if _, err := os.Stat(netlab.SystemdPath); err != nil {
+		t.Fatalf("%v: install the package systemd", err)
+	}
+	m := netlab.BootMachine(t, name, netip.MustParsePrefix(addr), peer)
+	copyFile(t, netlab.Binary(t), filepath.Join(m.Dir, "var/netctl"), "")
+	return m
+}
+
+// copyFile copies a program; one with something behind it is another one that runs alike.
+func copyFile(t *testing.T, from, to, behind string) {
+	t.Helper()
+	text, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to, append(text, behind...), 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// snapshot is what a person sees of a machine's network and files.
+func snapshot(t *testing.T, m *netlab.Machine) string {
+	t.Helper()
+	script := `ip -o link | sed 's/^[0-9]*: //; s/ state .*//; s/,LOWER_UP//'; for f in 4 6; do ip -$f rule; ip -$f route show table all | grep -v ' proto kernel'; done
+		ip nexthop; nft list ruleset; find /usr/local /opt /etc -not -name '*.wants' -not -path '*/.*' | sort | grep -v '/etc/\(group\|passwd\|shadow\|gshadow\|machine-id\|resolv\|\.\|mtab\|os-release\)'`
+	return m.Must(t, "sh", "-c", script)
+}
+
+// wired attaches a namespace on a machine and returns its address.
+func wired(t *testing.T, m *netlab.Machine, name string) netip.Addr {
+	t.Helper()
+	m.Must(t, "ip", "netns", "add", name)
+	out := strings.Fields(m.Must(t, "netctl", "endpoint", "add", "--workload", name, "--netns", "/run/netns/"+name, "--network", "web"))
+	return netip.MustParseAddr(out[len(out)-1])
+}
+
+// healthy waits until status says so.
+func healthy(t *testing.T, m *netlab.Machine) {
+	t.Helper()
+	netlab.Until(t, patience, "status of "+m.Name, func() string {
+		if out, err := m.Run(t.Context(), "netctl", "status"); err != nil {
+			return fmt.Sprint(out, err)
+		}
+		return ""
+	})
+}
+
+// unhurt pings all the time while something happens, and for some packets after it.
+func unhurt(t *testing.T, from netlab.Place, to netip.Addr, what string, do func()) {
+	t.Helper()
+	flood, err := netlab.StartFlood(from, to, 10*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	do()
+	more := flood.Answered() + 20
+	netlab.Until(t, patience, "traffic", func() string {
+		if flood.Answered() < more {
+			return "none"
+		}
+		return ""
+	})
+	r := flood.Stop()
+	t.Logf("%s: %s", what, r)
+	if len(r.Lost) > 0 {
+		t.Errorf("%s: lost %v", what, r.Lost)
+	}
+}
+
+func mainPID(t *testing.T, m *netlab.Machine, unit string) string {
+	t.Helper()
+	return strings.TrimSpace(m.Must(t, "systemctl", "show", "-p", "MainPID", "--value", unit))
+}
+
+// killed waits until systemd has started a unit again and it is ready.
+func killed(t *testing.T, m *netlab.Machine, unit string) {
+	t.Helper()
+	before := mainPID(t, m, unit)
+	m.Must(t, "kill", "-9", before)
+	netlab.Until(t, patience, unit+" again", func() string {
+		state := strings.TrimSpace(m.Must(t, "systemctl", "show", "-p", "ActiveState", "--value", unit))
+		if now := mainPID(t, m, unit); state != "active" || now == before {
+			return state + " " + now
+		}
+		return ""
+	})
+}
+
+// TestSystemd: from the file to a container with an address by two commands, under a real
+// systemd; kills, restarts, another way to run the roles and an upgrade lose no packet; a
+// reboot brings all back; in the end everything goes without a trace.
+func TestSystemd(t *testing.T) {
+	m := machine(t, "n1", "192.168.99.101/24", nil)
+	m.Must(t, "sh", "-c", "ip route add 203.0.113.0/24 via 192.168.99.1 proto 99; ip rule add pref 77 to 203.0.113.0/24 lookup 77; nft add table inet mine; ip link add mine type veth peer name yours")
+	before := snapshot(t, m)
+	byHand(t, m)
+	began := time.Now()
+	t.Log(m.Must(t, "/var/netctl", "install", "--now"))
+	m.Must(t, "netctl", "pool", "add", "10.65.0.0/16")
+	addr := wired(t, m, "c1")
+	m.Must(t, "ping", "-n", "-c1", "-W5", addr.String())
+	took := time.Since(began)
+	fmt.Printf("from the file to the first container with a routed address: two commands, %.1f s (bound: 30 s)\n", took.Seconds())
+	if took > 30*time.Second {
+		t.Errorf("took %s", took)
+	}
+	if out := m.Must(t, "sh", "-c", "systemd-analyze verify --man=no /etc/systemd/system/netctl-*.service 2>&1"); strings.Contains(out, "netctl") {
+		t.Errorf("systemd-analyze verify: %s", out)
+	}
+	if out := m.Must(t, "/var/netctl", "install", "--now"); out != "all is as it should be\n" {
+		t.Errorf("again: %s", out)
+	}
+	unhurt(t, m, addr, "netctl-node is killed", func() { killed(t, m, "netctl-node.service") })
+	unhurt(t, m, addr, "netctl-node restarts", func() { m.Must(t, "systemctl", "restart", "netctl-node") })
+	unhurt(t, m, addr, "units of their own", func() { m.Must(t, "netctl", "install", "--roles", "datastore,agent,speaker", "--now") })
+	for _, role := range []string{"datastore", "agent", "speaker"} {
+		unhurt(t, m, addr, role+" restarts", func() { m.Must(t, "systemctl", "restart", "netctl-"+role) })
+	}
+	healthy(t, m)
+	upgraded(t, m, addr)
+	rebooted(t, m)
+	if n := strings.Count(m.Must(t, "systemctl", "list-units", "--all", "--state=failed", "--plain", "--no-legend"), "netctl"); n > 0 {
+		t.Errorf("%d units failed", n)
+	}
+	gone(t, m, before)
+}
+
+// byHand starts a role by hand: units are not started beside it, nothing is laid down.
+func byHand(t *testing.T, m *netlab.Machine) {
+	t.Helper()
+	m.Must(t, "systemd-run", "-q", "--unit=by-hand", "/var/netctl", "speaker", "--config", "/dev/null")
+	netlab.Until(t, patience, "a role by hand", func() string {
+		if _, err := m.Run(t.Context(), "test", "-s", "/var/lib/netctl-node/speaker.lock"); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	if _, err := m.Run(t.Context(), "/var/netctl", "install", "--now"); err == nil || !strings.Contains(err.Error(), " runs, and no unit of netctl's does that") {
+		t.Errorf("beside a role by hand: %v", err)
+	}
+	if files := m.Must(t, "ls", "/usr/local", "/opt"); strings.Contains(files, "bin") {
+		t.Errorf("laid down: %s", files)
+	}
+	m.Must(t, "systemctl", "stop", "by-hand")
+}
+
+// upgraded installs another file over the one that runs: unit by unit, nothing is lost.
+func upgraded(t *testing.T, m *netlab.Machine, addr netip.Addr) {
+	t.Helper()
+	copyFile(t, netlab.Binary(t), filepath.Join(m.Dir, "var/netctl"), "newer")
+	agent := mainPID(t, m, "netctl-agent")
+	if out := m.Must(t, "/var/netctl", "install"); !strings.Contains(out, "still run what was there before: netctl-datastore.service netctl-agent.service netctl-speaker.service;") || mainPID(t, m, "netctl-agent") != agent {
+		t.Errorf("without --now: %s", out)
+	}
+	unhurt(t, m, addr, "upgrade", func() {
+		out := m.Must(t, "/var/netctl", "install", "--now")
+		if !regexp.MustCompile(`(?s)restarted netctl-datastore\.service: in sync.*restarted netctl-agent\.service: in sync.*restarted netctl-speaker\.service: in sync`).MatchString(out) {
+			t.Errorf("upgrade: %s", out)
+		}
+	})
+	if mainPID(t, m, "netctl-agent") == agent {
+		t.Error("the agent runs the old file")
+	}
+}
+
+// rebooted boots the machine anew: the roles are there, and so is what was in the
+// datastore; what went with the boot is attached again.
+func rebooted(t *testing.T, m *netlab.Machine) {
+	t.Helper()
+	_, _ = m.Run(t.Context(), "systemctl", "reboot") // the call may end with the machine
+	m.Ended(t)
+	// The kernel is the same: it is the earlier boot that had another ID.
+	if err := os.WriteFile(filepath.Join(m.Dir, "var/lib/netctl-node/boot"), []byte("00000000-0000-0000-0000-000000000000\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.Boot(t, nil)
+	healthy(t, m)
+	m.Must(t, "sh", "-c", "ip route add 203.0.113.0/24 via 192.168.99.1 proto 99; ip rule add pref 77 to 203.0.113.0/24 lookup 77; nft add table inet mine; ip link add mine type veth peer name yours")
+	if out := m.Must(t, "netctl", "pool", "show"); !strings.Contains(out, "10.65.0.0/16") {
+		t.Errorf("pools after a reboot: %s", out)
+	}
+	again := wired(t, m, "c2")
+	unhurt(t, m, again, "after a reboot", func() {})
+}
+
+// gone takes all away.
+func gone(t *testing.T, m *netlab.Machine, before string) {
+	t.Helper()
+	for _, refused := range []string{"cleanup", "uninstall"} {
+		if _, err := m.Run(t.Context(), "netctl", refused); err == nil || !strings.Contains(err.Error(), "1 endpoint lives: n1/manual/c2/eth0") {
+			t.Errorf("%s with an endpoint that lives: %v", refused, err)
+		}
+	}
+	if out := m.Must(t, "netctl", "cleanup", "--dry-run"); !strings.Contains(out, "nftables table inet netctl") {
+		t.Errorf("what there is: %s", out)
+	}
+	t.Log(m.Must(t, "netctl", "cleanup", "--force"))
+	if out := m.Must(t, "netctl", "cleanup"); !strings.Contains(out, "Nothing of netctl's is on this host.") {
+		t.Errorf("a second cleanup: %s", out)
+	}
+	m.Must(t, "netctl", "uninstall")
+	if after := snapshot(t, m); after != before {
+		t.Errorf("left or lost:\n%s", diff(t, before, after))
+	}
+}
+
+func diff(t *testing.T, a, b string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range map[string]string{"before": a, "after": b} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, _ := exec.Command("diff", "-U1", dir+"/before", dir+"/after").CombinedOutput()
+	return string(out)
+}
+
+// TestSystemdCluster: two machines, the second one a member of the first one's cluster.
+// What goes between their containers notices no restart of a role on either side, no
+// hanging agent, and no end of the machine that has the datastore but for its own
+// containers.
+func TestSystemdCluster(t *testing.T) {
+	if os.Getenv("NETCTL_GUEST") == "" {
+		t.Skip("takes a minute: `make test-all` has it, or set NETCTL_GUEST")
+	}
+	a := machine(t, "n1", "192.168.99.101/24", nil)
+	b := machine(t, "n2", "192.168.99.102/24", a)
+	configure(t, a, b)
+	a.Must(t, "/var/netctl", "install", "--roles", "datastore,agent,speaker", "--now")
+	began := time.Now()
+	b.Must(t, "/var/netctl", "install", "--now")
+	healthy(t, b)
+	fmt.Printf("a second machine whose configuration is there: one command, %.1f s (bound: 15 s)\n", time.Since(began).Seconds())
+	a.Must(t, "netctl", "pool", "add", "10.65.0.0/16")
+	wired(t, a, "c1")
+	to := wired(t, b, "c2")
+	from := &namespace{a, "c1"}
+	netlab.Until(t, patience, "a way to the other machine", func() string {
+		if out, err := from.Exec(t.Context(), netlab.Cmd{Args: []string{"ping", "-n", "-c1", "-W1", to.String()}}); err != nil {
+			return fmt.Sprint(out, err)
+		}
+		return ""
+	})
+	stream, err := netlab.StartStream(from, &namespace{b, "c2"}, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, unit := range []string{"netctl-speaker.service", "netctl-agent.service", "netctl-datastore.service"} {
+		unhurt(t, from, to, "n1: "+unit+" restarts", func() { a.Must(t, "systemctl", "restart", unit) })
+		unhurt(t, from, to, "n1: "+unit+" is killed", func() { killed(t, a, unit) })
+	}
+	unhurt(t, from, to, "n2: netctl-node restarts", func() { b.Must(t, "systemctl", "restart", "netctl-node") })
+	unhurt(t, from, to, "n2: netctl-node is killed", func() { killed(t, b, "netctl-node.service") })
+	unhurt(t, from, to, "n1: the agent hangs", func() { hung(t, a, "netctl-agent.service") })
+	unhurt(t, from, to, "upgrade of both", func() {
+		for _, m := range []*netlab.Machine{a, b} {
+			copyFile(t, netlab.Binary(t), filepath.Join(m.Dir, "var/netctl"), "newer")
+			m.Must(t, "/var/netctl", "install", "--now")
+		}
+	})
+	if r := stream.Stop(); r.Err != nil || r.Echoed == 0 {
+		t.Errorf("a TCP connection through all of that: %+v", r)
+	}
+	healthy(t, a)
+	healthy(t, b)
+}
+
+// configure writes the configuration of two machines and the certificates of the first
+// one's datastore.
+func configure(t *testing.T, a, b *netlab.Machine) {
+	t.Helper()
+	dir := t.TempDir()
+	ca, err := pki.Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for m, text := range map[*netlab.Machine]string{
+		a: "etcd:\n  listen: [https://192.168.99.101:2379]\n  tls: {ca: /etc/netctl-tls/ca.crt, cert: /etc/netctl-tls/n1.crt, key: /etc/netctl-tls/n1.key}\nroles: [datastore, agent, speaker]\n",
+		b: "datastore: {endpoints: ['https://192.168.99.101:2379'], ca: /etc/netctl-tls/ca.crt, cert: /etc/netctl-tls/n2.crt, key: /etc/netctl-tls/n2.key}\nroles: [agent, speaker]\n",
+	} {
+		files, err := ca.Issue(dir, pki.Node{Name: m.Name, Addresses: []netip.Addr{m.Addr.Addr()}})
+		if err == nil {
+			err = os.MkdirAll(filepath.Join(m.Dir, "etc/netctl-tls"), 0o700)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(m.Dir, "etc/netctl.yaml"), []byte(text), 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for from, to := range map[string]string{files.CA: "ca.crt", files.Cert: m.Name + ".crt", files.Key: m.Name + ".key"} {
+			text, err := os.ReadFile(from)
+			if err == nil {
+				err = os.WriteFile(filepath.Join(m.Dir, "etc/netctl-tls", to), text, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// hung stops a unit's process: its watchdog ends it, and it is back.
+func hung(t *testing.T, m *netlab.Machine, unit string) {
+	t.Helper()
+	drop := filepath.Join(m.Dir, "etc/systemd/system", unit+".d")
+	if err := os.MkdirAll(drop, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(drop, "soon.conf"), []byte("[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	m.Must(t, "systemctl", "daemon-reload")
+	m.Must(t, "systemctl", "restart", unit)
+	before := mainPID(t, m, unit)
+	m.Must(t, "kill", "-STOP", before)
+	netlab.Until(t, patience, unit+" again", func() string {
+		state := strings.TrimSpace(m.Must(t, "systemctl", "show", "-p", "ActiveState", "--value", unit))
+		if now := mainPID(t, m, unit); state != "active" || now == before {
+			return state + " " + now
+		}
+		return ""
+	})
+}
+
+// namespace is one of a machine's, by its name.
+type namespace struct {
+	m    *netlab.Machine
+	name string
+}
+
+func (n *namespace) Exec(ctx context.Context, c netlab.Cmd) (string, error) {
+	return n.m.Run(ctx, append([]string{"ip", "netns", "exec", n.name}, c.Args...)...)
+}
+
+func (n *namespace) Do(fn func() error) error {
+	return n.m.DoIn("/run/netns/"+n.name, fn)
+}

@@ -1,0 +1,56 @@
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"netctl/netdev/netlab"
+)
+
+// TestGuestWireGuardIPv6: packets of both families go encrypted, as large as the endpoints'
+// interfaces take, between nodes that have both families (over IPv4) and between nodes that
+// have IPv6 only.
+func TestGuestWireGuardIPv6(t *testing.T) {
+	if os.Getenv(inGuest) == "" {
+		t.Skip("runs in the guest of TestInGuest")
+	}
+	for _, c := range []struct {
+		name   string
+		config Config
+		mtu    int
+	}{{"over IPv4", Config{IPv6: true}, 1440}, {"over IPv6", Config{IPv6Only: true}, 1420}} {
+		t.Run(c.name, func(t *testing.T) {
+			c.config.Nodes, c.config.Subnets, c.config.Ready = 2, 2, 6*time.Minute
+			l := forTest(t, c.config)
+			n1, n2 := l.Hosts[0], l.Hosts[1]
+			for _, pool := range []string{pool4, pool6} {
+				manifest := fmt.Sprintf(`{"apiVersion": "netctl/v1", "kind": "Pool", "spec": {"cidr": %q, "encap": "wireguard"}}`, pool)
+				netlab.Must(t, n1, "sh", "-c", "echo '"+manifest+"' | netctl apply -f -")
+			}
+			netlab.Must(t, n1, "netctl", "network", "create", "dual", "--ipv6")
+			a, a4, a6 := attach(t, n1, "a", "dual")
+			b, b4, b6 := attach(t, n2, "b", "dual")
+			const wg = "wg.netctl"
+			goes(t, n1, wg, b4, b6)
+			goes(t, n2, wg, a4, a6)
+			for _, to := range []netip.Addr{b4, b6} {
+				pings(t, a, to)
+			}
+			fits(t, a, b, b4, c.mtu)
+			pings(t, a, b6, "-M", "do", "-s", fmt.Sprint(c.mtu-48))
+			transfer(t, a, b, b6)
+			wire := capture(t, n1, "eth1", "udp port 51820", func() { pings(t, a, b6) })
+			ends := fmt.Sprintf("%s.51820 > %s.51820: ", n1.Addr.Addr(), n2.Addr.Addr())
+			if !strings.Contains(wire, ends) || strings.Contains(wire, a6.String()) || strings.Contains(wire, "ICMP") {
+				t.Errorf("on the wire:\n%s", wire)
+			}
+			pings(t, b, a4)
+			pings(t, b, a6)
+			healthyStatus(t, l)
+		})
+	}
+}
