@@ -106,8 +106,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			}
 		}
 	}()
+	manager := control.NewService(cfg.Log)
+	manager.Synced() // the sockets are there, which is all that Docker waits for
 	group, inner := errgroup.WithContext(ctx)
 	tasks := []control.Task{
+		{Name: "tell the service manager", Do: func(ctx context.Context) error { return manager.Run(ctx, nil) }},
 		{Name: "watch files", Do: func(ctx context.Context) error { return control.WatchFolders(ctx, cfg.Log, folders...) }},
 		{Name: "learn names", Do: p.names.run},
 		{Name: "release what Docker forgot", Do: (&tidier{p: p}).run},

@@ -17,6 +17,8 @@ type part struct {
 	families     []string
 	// host: it writes /proc/sys/net, enters network namespaces and executes iptables.
 	host bool
+	// run: it writes elsewhere in /run.
+	run bool
 	// first are units that are there before it, then those that wait for it.
 	first, then []string
 }
@@ -55,6 +57,13 @@ func partOf(role string) part {
 		return part{
 			what: what, capabilities: speaker,
 			families: []string{"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"}, first: others(),
+		}
+	}
+	if role == "docker" {
+		// Docker finds a plugin by its socket, and waits for none that comes later.
+		return part{
+			what: "Docker's network and IPAM driver", run: true,
+			families: []string{"AF_UNIX"}, first: []string{UnitName("agent")}, then: []string{"docker.service"},
 		}
 	}
 	all := append(slices.Clone(agent), speaker...)
@@ -97,7 +106,7 @@ func unit(role, binary string, writable []string) string {
 
 	line("StateDirectory=netctl-node\nStateDirectoryMode=0700")
 	line("RuntimeDirectory=netctl-node\nRuntimeDirectoryMode=0700\nRuntimeDirectoryPreserve=yes\nUMask=0077")
-	if p.host {
+	if p.host || p.run {
 		writable = append([]string{"/run"}, writable...) // iptables locks /run/xtables.lock
 	}
 	line("ProtectSystem=strict")
