@@ -27,8 +27,9 @@ type mixed struct {
 	noted   map[string]bool // the problems
 }
 
-// notePools notes which pools lie over such a subnet. No block is taken from there, so it
-// does no harm to be connected to what a Reservation keeps, or to the nodes' own network.
+// notePools notes which pools with natOutgoing lie over such a subnet, whose machines are
+// taken for endpoints. Else it does no harm, as no block is taken from there; nor does the
+// nodes' own network, or what a Reservation keeps.
 func (l *loop) notePools() {
 	if !l.mixed.changed {
 		return
@@ -38,11 +39,11 @@ func (l *loop) notePools() {
 	l.mixed.noted = map[string]bool{}
 	for _, p := range l.view.Pools() {
 		for _, a := range l.links.addrs {
-			if a.Subnet.Overlaps(p.Spec.CIDR) && !l.apart(a.Subnet, p.Spec.CIDR) {
+			if p.Spec.NATOutgoing && a.Subnet.Overlaps(p.Spec.CIDR) && !l.apart(a.Subnet, p.Spec.CIDR) {
 				what := "pool " + p.Spec.CIDR.String()
 				delete(was, what)
 				l.mixed.noted[what] = true
-				l.problems.note(what, fmt.Sprintf("overlaps %s, which this host is connected to by %s: endpoints get no address of it, and natOutgoing takes what is there for endpoints: renumber the subnet, or if it is meant so, keep it with a Reservation of %[1]s",
+				l.problems.note(what, fmt.Sprintf("overlaps %s, which this host is connected to by %s: natOutgoing takes what is there for endpoints, which get no address of it: renumber the subnet, or if it is meant so, keep it with a Reservation of %[1]s",
 					a.Subnet, a.Link))
 				break
 			}

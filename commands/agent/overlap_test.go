@@ -43,6 +43,17 @@ func TestPoolOverASubnet(t *testing.T) {
 			return ""
 		})
 	}
+	w.links.SetAddresses(address("10.65.200.5/24", "eth2")...)
+	w.settled()
+	says("") // no block is taken from there
+	pool, err := datastore.Get[*datastore.Pool](t.Context(), w.store, "10.65.0.0-16")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool.Spec.NATOutgoing = true
+	if err := datastore.Update(t.Context(), w.store, pool); err != nil {
+		t.Fatal(err)
+	}
 	const said = "pool 10.65.0.0/16: overlaps 10.65.200.0/24, which this host is connected to by eth2: "
 	w.links.SetAddresses(address("10.65.200.5/24", "eth2")...)
 	says(said)

@@ -56,7 +56,14 @@ func TestIPv6Only(t *testing.T) {
 		pid(t, n1, role, before)
 		waitHealthy(t, l)
 	}
-	netlab.Must(t, n1, "netctl", "bgp", "topology", "reflectors")
+	// Nobody may have missed the datastore yet.
+	netlab.Until(t, patience, "the datastore", func() string {
+		out, err := netlab.Try(t, n1, "netctl", "bgp", "topology", "reflectors")
+		if err != nil {
+			return out + err.Error()
+		}
+		return ""
+	})
 	netlab.Until(t, patience, "reflectors", func() string {
 		out, _ := netlab.Try(t, n1, "netctl", "bgp", "topology", "show")
 		status, _ := netlab.Try(t, n1, "netctl", "status")
