@@ -28,6 +28,9 @@ type readStore struct {
 func (s *readStore) Health(context.Context) []etcd.EndpointHealth { return nil }
 func (s *readStore) Close() error                                 { return nil }
 
+func (s *readStore) Members(context.Context) ([]etcd.Member, error)  { return nil, nil }
+func (s *readStore) RemoveMember(context.Context, etcd.Member) error { return nil }
+
 func (s *readStore) saw(prefix string, whole bool, entries ...datastore.Entry) {
 	for _, e := range entries {
 		s.bytes += len(e.Value)

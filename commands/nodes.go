@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -116,10 +117,35 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	err = a.remove(ctx, datastore.KindNode, []string{name}, force, func(view *datastore.View, _ datastore.Object) ([]datastore.Object, error) {
 		return asObjects(slices.DeleteFunc(view.BlocksOf(name), (*datastore.Block).InUse)), nil
 	})
-	if err != nil {
+	if err != nil && (!errors.Is(err, datastore.ErrNotFound) || view.Node(name) != nil) {
 		return err
 	}
+	// One that joined and never ran is gone with its name.
+	if had, e := a.forgetJoined(ctx, s, name); e != nil || err != nil && !had {
+		return errors.Join(e, err)
+	}
 	return a.removeReports(ctx, name)
+}
+
+// forgetJoined makes certificates of a node that is gone good for nothing, and its name
+// free; had: it joined.
+func (a *app) forgetJoined(ctx context.Context, s datastore.Store, name string) (had bool, err error) {
+	at, err := datastore.JoinedKey(name)
+	if err != nil {
+		return false, err
+	}
+	var n datastore.JoinedNode
+	revision, err := datastore.Record(ctx, s, at, &n)
+	if err != nil || revision == 0 || !n.Removed.IsZero() {
+		return false, err
+	}
+	n.Member, n.Removed = false, time.Now().UTC().Truncate(time.Second)
+	op, err := datastore.RecordOp(at, n)
+	if err != nil {
+		return false, err
+	}
+	_, err = s.Commit(ctx, datastore.Txn{If: []datastore.Condition{{Key: at, Revision: revision}}, Then: []datastore.Op{op}})
+	return err == nil, err
 }
 
 // removeReports removes what the roles of a node that is gone reported.
