@@ -22,7 +22,7 @@ type membersFile struct {
 // How long until the members' key is looked at again after that failed.
 const (
 	membersFirst = time.Second
-	membersMost  = 30 * time.Second
+	membersMost  = 5 * time.Second
 )
 
 // ReadMembers returns where the cluster's members are, as FollowMembers left it for those
