@@ -102,7 +102,12 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 		return fmt.Errorf("node %s: its agent reported %s ago and would register again: end netctl there, then remove the node with --force: %w",
 			name, ago.Round(time.Second), datastore.ErrInUse)
 	}
+	joined := false
 	if force {
+		// First of all: its agent, if it runs, would write everything back.
+		if joined, err = a.forgetJoined(ctx, s, name); err != nil {
+			return err
+		}
 		for _, e := range view.EndpointsOf(name) {
 			if err := a.deleteEndpoint(ctx, e); err != nil {
 				return err
@@ -120,9 +125,14 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	if err != nil && (!errors.Is(err, datastore.ErrNotFound) || view.Node(name) != nil) {
 		return err
 	}
-	// One that joined and never ran is gone with its name.
-	if had, e := a.forgetJoined(ctx, s, name); e != nil || err != nil && !had {
-		return errors.Join(e, err)
+	if !joined {
+		var failed error
+		if joined, failed = a.forgetJoined(ctx, s, name); failed != nil {
+			return failed
+		}
+	}
+	if err != nil && !joined { // one that joined and never ran is gone with its name
+		return err
 	}
 	return a.removeReports(ctx, name)
 }
