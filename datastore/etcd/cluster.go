@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -145,7 +146,14 @@ func (s *Store) RemoveMember(ctx context.Context, m Member) error {
 			}
 			return err
 		})
-		if !errors.Is(said, rpctypes.ErrUnhealthy) || time.Now().After(end) {
+		if err == nil {
+			return nil
+		}
+		// The one that was asked may be the one that ended by it, before it could answer.
+		if list, e := s.Members(ctx); e == nil && !slices.ContainsFunc(list, func(x Member) bool { return x.ID == m.ID }) {
+			return nil
+		}
+		if !errors.Is(said, rpctypes.ErrUnhealthy) && !errors.Is(said, rpctypes.ErrStopped) || time.Now().After(end) {
 			return err
 		}
 		select {
