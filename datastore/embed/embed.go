@@ -76,7 +76,7 @@ type Config struct {
 	QuotaBytes int64
 	// OnMembers, if set, is told by the member that leads where the voters serve clients,
 	// when that changed; after an error, again.
-	OnMembers func(ctx context.Context, urls []string) error
+	OnMembers func(ctx context.Context, urls []string) error `json:"-"`
 	Log       *slog.Logger
 }
 
