@@ -39,6 +39,9 @@ func (s setting) section() string {
 	return ""
 }
 
+// defaultCertificateLife is long enough for a node to be off for months.
+const defaultCertificateLife = 365 * 24 * time.Hour
+
 // settingTable is every key there is.
 func settingTable() []setting {
 	return []setting{
@@ -53,11 +56,15 @@ func settingTable() []setting {
 		{"datastore::ca", "", "datastore-ca", "NETCTL_DATASTORE_CA", "`file` of the CA that signed etcd's certificate"},
 		{"datastore::cert", "", "datastore-cert", "NETCTL_DATASTORE_CERT", "`file` of the client certificate"},
 		{"datastore::key", "", "datastore-key", "NETCTL_DATASTORE_KEY", "`file` of the client key"},
+		{"datastore::user", "", "datastore-user", "NETCTL_DATASTORE_USER", "`user` of an external etcd that asks for one"},
+		{"datastore::passwordFile", "", "datastore-password-file", "NETCTL_DATASTORE_PASSWORD_FILE", "`file` with that user's password"},
 		{"etcd::listen", []string(nil), "etcd-listen", "NETCTL_ETCD_LISTEN", "https `URLs` the embedded etcd serves beside its unix socket"},
 		{"etcd::peerURL", "https://127.0.0.1:2380", "etcd-peer-url", "NETCTL_ETCD_PEER_URL", "https `URL` for other members"},
 		{"etcd::tls::ca", "", "etcd-tls-ca", "NETCTL_ETCD_TLS_CA", "`file` of the CA of clients and members"},
 		{"etcd::tls::cert", "", "etcd-tls-cert", "NETCTL_ETCD_TLS_CERT", "`file` of the server's certificate"},
 		{"etcd::tls::key", "", "etcd-tls-key", "NETCTL_ETCD_TLS_KEY", "`file` of the server's key"},
+		{"etcd::joinPort", 0, "etcd-join-port", "NETCTL_ETCD_JOIN_PORT", "TCP `port`, the same on each member, where nodes join and certificates are renewed (0: nowhere)"},
+		{"etcd::certificateLife", defaultCertificateLife, "etcd-certificate-life", "NETCTL_ETCD_CERTIFICATE_LIFE", "`time` that nodes' certificates hold; they are renewed before a third of it is left"},
 		{"etcd::quotaMiB", 2048, "etcd-quota-mib", "NETCTL_ETCD_QUOTA_MIB", "largest size of the database in MiB"},
 		{"agent::socket", "", "agent-socket", "NETCTL_AGENT_SOCKET", "the agent's control `socket` (default RUNDIR/agent.sock)"},
 		{"agent::addresses", []string(nil), "agent-addresses", "NETCTL_AGENT_ADDRESSES", "this node's BGP `addresses`, one a family (default: found)"},
@@ -94,14 +101,17 @@ type settings struct {
 	StateDir, RunDir string
 	Log              struct{ Level, Format string }
 	Datastore        struct {
-		Endpoints     []string
-		CA, Cert, Key string
+		Endpoints          []string
+		CA, Cert, Key      string
+		User, PasswordFile string
 	}
 	Etcd struct {
-		Listen   []string
-		PeerURL  string
-		TLS      struct{ CA, Cert, Key string }
-		QuotaMiB int
+		Listen          []string
+		PeerURL         string
+		TLS             struct{ CA, Cert, Key string }
+		JoinPort        int
+		CertificateLife time.Duration
+		QuotaMiB        int
 	}
 	Agent struct {
 		Socket         string
@@ -290,10 +300,13 @@ func (s *settings) wrong(key string, err error) error {
 	return fmt.Errorf("%s: %s: %w", s.origin[key], strings.ReplaceAll(key, delimiter, "."), err)
 }
 
+// membersFile is where the state folder keeps who the datastore's members are.
+const membersFile = "members.json"
+
 // storeOptions is how every role and command reaches the datastore.
 func (s *settings) storeOptions() etcd.Options {
 	d := s.Datastore
-	return etcd.Options{Endpoints: d.Endpoints, CA: d.CA, Cert: d.Cert, Key: d.Key}
+	return etcd.Options{Endpoints: d.Endpoints, CA: d.CA, Cert: d.Cert, Key: d.Key, User: d.User, PasswordFile: d.PasswordFile, Members: filepath.Join(s.StateDir, membersFile)}
 }
 
 // labelMap is the labels as a map; keys keep their case.

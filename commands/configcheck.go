@@ -8,11 +8,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"netctl/commands/agent"
 	"netctl/datastore"
 	"netctl/netdev"
 )
+
+// leastCertificateLife is how many seconds a certificate holds at least.
+const leastCertificateLife = 10
 
 // validate refuses a value that a role would refuse, before any role starts: one
 // that cannot start would only be started again and again.
@@ -34,6 +38,8 @@ func (s *settings) validate() error {
 		{s.storeKey(), s.storeOptions().Check()},
 		{"etcd::listen", each(s.Etcd.Listen, checkListen)},
 		{"etcd::peerURL", checkListen(s.Etcd.PeerURL)},
+		{"etcd::joinPort", between(s.Etcd.JoinPort, 0, 65535)},
+		{"etcd::certificateLife", between(int(s.Etcd.CertificateLife/time.Second), leastCertificateLife, 1<<31)},
 		{"etcd::quotaMiB", between(s.Etcd.QuotaMiB, 16, 1<<20)},
 		{"agent::socket", absolute(s.Agent.Socket)},
 		{"agent::addresses", checkAddresses(s.Agent.Addresses)},

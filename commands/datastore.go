@@ -20,7 +20,7 @@ func newDatastoreCommand(a *app) *cobra.Command {
 		func(ctx context.Context, s *settings) error {
 			return role.Run(ctx, s.datastoreConfig(), newLogger(a.err, "datastore", s))
 		})
-	cmd.AddCommand(newAdoptCommand(a))
+	cmd.AddCommand(newAdoptCommand(a), newMemberCommand(a))
 	return cmd
 }
 
@@ -29,7 +29,7 @@ func (s *settings) datastoreConfig() role.Config {
 		Node: s.Node, StateDir: s.StateDir, Socket: filepath.Join(s.RunDir, "etcd.sock"),
 		Listen: s.Etcd.Listen, PeerURL: s.Etcd.PeerURL,
 		CA: s.Etcd.TLS.CA, Cert: s.Etcd.TLS.Cert, Key: s.Etcd.TLS.Key,
-		QuotaBytes: int64(s.Etcd.QuotaMiB) << 20,
+		JoinPort: s.Etcd.JoinPort, CertificateLife: s.Etcd.CertificateLife, QuotaBytes: int64(s.Etcd.QuotaMiB) << 20,
 	}
 }
 

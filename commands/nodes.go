@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -101,7 +102,12 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 		return fmt.Errorf("node %s: %w: its agent reported %s ago and would register again: end netctl there, then remove the node with --force",
 			name, datastore.ErrInUse, ago.Round(time.Second))
 	}
+	joined := false
 	if force {
+		// First of all: its agent, if it runs, would write everything back.
+		if joined, err = a.forgetJoined(ctx, s, name); err != nil {
+			return err
+		}
 		for _, e := range view.EndpointsOf(name) {
 			if err := a.deleteEndpoint(ctx, e); err != nil {
 				return err
@@ -116,10 +122,40 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	err = a.remove(ctx, datastore.KindNode, []string{name}, force, func(view *datastore.View, _ datastore.Object) ([]datastore.Object, error) {
 		return asObjects(slices.DeleteFunc(view.BlocksOf(name), (*datastore.Block).InUse)), nil
 	})
-	if err != nil {
+	if err != nil && (!errors.Is(err, datastore.ErrNotFound) || view.Node(name) != nil) {
+		return err
+	}
+	if !joined {
+		var failed error
+		if joined, failed = a.forgetJoined(ctx, s, name); failed != nil {
+			return failed
+		}
+	}
+	if err != nil && !joined { // one that joined and never ran is gone with its name
 		return err
 	}
 	return a.removeReports(ctx, name)
+}
+
+// forgetJoined makes certificates of a node that is gone good for nothing, and its name
+// free; had: it joined.
+func (a *app) forgetJoined(ctx context.Context, s datastore.Store, name string) (had bool, err error) {
+	at, err := datastore.JoinedKey(name)
+	if err != nil {
+		return false, err
+	}
+	var n datastore.JoinedNode
+	revision, err := datastore.Record(ctx, s, at, &n)
+	if err != nil || revision == 0 || !n.Removed.IsZero() {
+		return false, err
+	}
+	n.Member, n.Removed = false, time.Now().UTC().Truncate(time.Second)
+	op, err := datastore.RecordOp(at, n)
+	if err != nil {
+		return false, err
+	}
+	_, err = s.Commit(ctx, datastore.Txn{If: []datastore.Condition{{Key: at, Revision: revision}}, Then: []datastore.Op{op}})
+	return err == nil, err
 }
 
 // removeReports removes what the roles of a node that is gone reported.

@@ -13,12 +13,15 @@ func nouns(a *app) []*cobra.Command {
 		newEditCommand(a),
 		newEndpointCommand(a),
 		newGetCommand(a),
+		newInitCommand(a),
 		newIPAMCommand(a),
+		newJoinCommand(a),
 		newNetworkCommand(a),
 		newPoolCommand(a),
 		newProfileCommand(a),
 		newReplaceCommand(a),
 		newRouteCommand(a),
 		newStatusCommand(a),
+		newTokenCommand(a),
 	}
 }

@@ -30,6 +30,8 @@ type app struct {
 type clusterStore interface {
 	datastore.Store
 	Health(ctx context.Context) []etcd.EndpointHealth
+	Members(ctx context.Context) ([]etcd.Member, error)
+	RemoveMember(ctx context.Context, m etcd.Member) error
 }
 
 func (a *app) run(ctx context.Context, args []string) error {

@@ -39,6 +39,7 @@ var (
 	ErrFull        = errors.New("datastore full")
 	ErrCompacted   = errors.New("revision compacted")
 	ErrDetached    = errors.New("detached from the datastore")
+	ErrDenied      = errors.New("not allowed")
 	// ErrUnidentified is an ErrDetached that ends by itself.
 	ErrUnidentified = fmt.Errorf("%w: the datastore holds no cluster identity yet; the first agent makes it", ErrDetached)
 )

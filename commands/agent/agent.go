@@ -28,6 +28,7 @@ import (
 	"netctl/acl/iptables"
 	"netctl/acl/nft"
 	"netctl/commands/control"
+	"netctl/commands/join"
 	"netctl/commands/workload"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
@@ -167,6 +168,8 @@ type outside struct {
 	// right one, as guard says.
 	followed, store datastore.Store
 	guard           datastore.Guard
+	// beside keeps the way to the datastore open.
+	beside []control.Task
 	// forget deletes the connection tracking entries of addresses.
 	forget func(addrs ...netip.Addr) error
 	// cut deletes those of flows that policy denies.
@@ -235,6 +238,7 @@ func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
 		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.store, store: a.guard.Fence(a.store), guard: a.guard, forget: conntrack.Delete, cut: a.cut, forward: iptables.Run,
+		beside: join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log),
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(control.Serve(ctx, a.listener, h), errEnded)
 		},
@@ -263,7 +267,7 @@ func (a *agent) run(ctx context.Context) error {
 func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 	l := a.loop
 	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store}
-	return []control.Task{
+	return append([]control.Task{
 		{Name: "reconcile", Do: l.run},
 		{Name: "remove links", Do: o.links.Run},
 		{Name: "watch links", Do: func(ctx context.Context) error {
@@ -295,7 +299,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 			return a.manager.Run(ctx, func(ctx context.Context) error { return l.do(ctx, func() {}) })
 		}},
 		{Name: "serve", Do: func(context.Context) error { return o.serve(serving, a.api.routes()) }},
-	}
+	}, o.beside...)
 }
 
 // follow follows the store; first the host is read, so that a listing finds it.

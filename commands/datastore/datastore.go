@@ -10,6 +10,13 @@
 // Go does that at every start of the program, CNI calls included.
 package datastore
 
+import (
+	"path/filepath"
+	"time"
+
+	"netctl/datastore"
+)
+
 // Config is what the role is told.
 type Config struct {
 	Node     string // the member's name
@@ -26,6 +33,35 @@ type Config struct {
 	// authority that signs nothing else; a single one makes its own.
 	CA, Cert, Key             string
 	PeerCA, PeerCert, PeerKey string
-	QuotaBytes                int64  // default embed.DefaultQuotaBytes
-	Ready                     func() // called once when clients are served; may be nil
+	QuotaBytes                int64 // default embed.DefaultQuotaBytes
+	// JoinPort is where, on the addresses of Listen, nodes are let in and certificates
+	// renewed; 0: nowhere. The authority's key is beside CA then, and the role makes and
+	// renews Cert by itself.
+	JoinPort int
+	// CertificateLife is how long the certificates hold that it signs.
+	CertificateLife time.Duration
+	Ready           func() // called once when clients are served; may be nil
+}
+
+// Files of the state folder that are written before a member's first start.
+const (
+	// JoinsFile lists the members of the cluster that a new one joins, NAME=PEERURL each.
+	JoinsFile = "etcd-joins.json"
+	// joinedFile is JoinsFile once it has.
+	joinedFile = "etcd-joined.json"
+	// FirstFile holds a First, which goes into a new cluster's datastore.
+	FirstFile = "etcd-first.json"
+)
+
+// peerFolder is where, in the state folder, the authority and certificate of the peer port
+// are.
+const peerFolder = "etcd-tls"
+
+// PeerFolder is where a new member finds the members' authority.
+func PeerFolder(stateDir string) string { return filepath.Join(stateDir, peerFolder) }
+
+// First is what a new cluster begins with: its first node and the token for the second.
+type First struct {
+	Node  datastore.JoinedNode `json:"node"`
+	Token datastore.JoinToken  `json:"token"`
 }

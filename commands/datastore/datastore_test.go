@@ -205,7 +205,6 @@ func TestRefusedConfig(t *testing.T) {
 	for want, change := range map[string]func(*role.Config){
 		"https://127.0.0.1:2379 needs tls": func(c *role.Config) { c.Listen = []string{"https://127.0.0.1:2379"} },
 		"all three":                        func(c *role.Config) { c.CA, c.Cert = "/a", "/b" },
-		"several members need tls":         func(c *role.Config) { c.Members = []string{"a=https://1.1.1.1:1", "b=https://1.1.1.1:2"} },
 		"the clients' authority /dev/null": func(c *role.Config) {
 			c.CA, c.Cert, c.Key, c.PeerCA, c.PeerCert, c.PeerKey = "/dev/null", "/a", "/b", "/dev/null", "/c", "/d"
 		},

@@ -36,6 +36,13 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 		return err
 	}
 	defer lock.Close()
+	if err := c.joins(); err != nil {
+		return err
+	}
+	d, err := c.newDoor(log)
+	if err != nil {
+		return err
+	}
 	clients, peers, err := c.certificates()
 	if err != nil {
 		return err
@@ -55,20 +62,34 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 			watched <- nil
 		}
 	}()
+	beside, besideEnded := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(besideEnded)
+		select {
+		case <-beside:
+			d.run(ctx)
+		case <-ctx.Done():
+		}
+	}()
 	err = embed.Run(ctx, embed.Config{
 		Name: c.Node, Dir: filepath.Join(c.StateDir, "etcd"), Socket: c.Socket,
-		ListenTLS: c.Listen, PeerURL: c.PeerURL, Members: c.Members, Token: c.Token,
+		ListenTLS: c.Listen, PeerURL: c.PeerURL, Members: c.Members, Joins: len(c.Members) > 0, Token: c.Token,
 		CA: clients.CA, Cert: clients.Cert, Key: clients.Key,
 		PeerCA: peers.CA, PeerCert: peers.Cert, PeerKey: peers.Key,
-		QuotaBytes: c.QuotaBytes, Log: log,
+		QuotaBytes: c.QuotaBytes, OnMembers: d.publish, Log: log,
 	}, func() {
+		if err := c.joined(); err != nil {
+			log.Warn("that this member has joined is not noted", "error", err)
+		}
 		close(served)
 		manager.Synced()
+		close(beside)
 		if c.Ready != nil {
 			c.Ready()
 		}
 	})
 	stop()
+	<-besideEnded
 	if why := <-watched; err == nil {
 		err = why
 	}
@@ -121,13 +142,11 @@ func (c Config) certificates() (clients, peers pki.Files, err error) {
 		return refused("tls needs ca, cert and key, all three")
 	case len(c.Listen) > 0 && !whole(clients):
 		return refused("%s needs tls ca, cert and key", c.Listen[0])
-	case len(c.Members) > 1 && !whole(peers):
-		return refused("several members need tls ca, cert and key for peers, of one authority")
 	case whole(peers) && same(peers.CA, clients.CA):
 		return refused("tls for peers has the clients' authority %s: each of them would be a member", clients.CA)
 	}
 	if !whole(peers) {
-		if peers, err = c.own(filepath.Join(c.StateDir, "etcd-tls")); err != nil {
+		if peers, err = c.own(PeerFolder(c.StateDir)); err != nil {
 			return clients, peers, err
 		}
 	}

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netctl/commands/control"
+	"netctl/commands/join"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
 	"netctl/datastore/identity"
@@ -163,6 +164,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		}
 	}
 	s := newSpeaker(ctx, cfg, agentTable, own, store, guard, log)
+	s.beside = join.Tasks(store, cfg.Store, cfg.StateDir, log)
 	log.Info("speaker starts", "node", cfg.Node, "version", cfg.Version, "installs", !s.bare)
 	return s.run(ctx, listener, lock.Folder())
 }
@@ -187,8 +189,9 @@ type speaker struct {
 	looked     chan chan<- struct{} // is answered by the loop
 	warden     *warden
 	detector   *bfd.Engine
-	last       lastRun       // of the last run
-	kept       *control.Kept // lastRunFile
+	last       lastRun        // of the last run
+	kept       *control.Kept  // lastRunFile
+	beside     []control.Task // what keeps the way to the datastore open
 }
 
 func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datastore.Store, guard datastore.Guard, log *slog.Logger) *speaker {
@@ -248,7 +251,7 @@ func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []
 	}
 	// What endpoints come and go with is no news for next hops.
 	endpoints := fib.Ignore{Protocols: []int{s.cfg.AgentProtocol}, Links: s.cfg.LinkPrefix}
-	return []control.Task{
+	return append([]control.Task{
 		{Name: "serve", Do: func(ctx context.Context) error { return control.Serve(ctx, listener, mux) }},
 		{Name: "watch files", Do: func(ctx context.Context) error { return control.WatchFolders(ctx, s.log, folders...) }},
 		{Name: "watch the agent's routes", Do: agent},
@@ -267,7 +270,7 @@ func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []
 			}
 			return err
 		}},
-	}
+	}, s.beside...)
 }
 
 // alive waits until the loop has taken a turn.

@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
@@ -57,6 +58,8 @@ type Config struct {
 	PeerURL string
 	// Members are all members at the start, NAME=PeerURL each; empty: this one.
 	Members []string
+	// Joins says that Members are a cluster that has this one as a new member already.
+	Joins bool
 	// Token tells clusters of the same members apart; empty: random for a
 	// single member. All members need the same.
 	Token string
@@ -71,7 +74,10 @@ type Config struct {
 	// DefaultQuotaBytes, at least MinQuotaBytes. The file grows in steps of
 	// 16 MiB, so what it can hold is up to 18 MiB less (2 MiB at the least).
 	QuotaBytes int64
-	Log        *slog.Logger
+	// OnMembers, if set, is told by the member that leads where the voters serve clients,
+	// when that changed; after an error, again.
+	OnMembers func(ctx context.Context, urls []string) error `json:"-"`
+	Log       *slog.Logger
 }
 
 // Run serves until ctx ends; ready (may be nil) is called once when clients are
@@ -102,14 +108,14 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	select {
 	case <-server.ReadyNotify():
 	case <-server.StopNotify():
-		return errors.New("datastore: etcd stopped while it started")
+		return server.stopped("datastore: etcd stopped while it started")
 	case err := <-server.failed:
 		return fmt.Errorf("datastore: %w", err)
 	case <-ctx.Done():
 		return nil
 	}
 	least.Set(slog.LevelWarn)
-	server.serveClients(sockets, grpc.ChainUnaryInterceptor(k.unary), grpc.ChainStreamInterceptor(endWith(stopping)))
+	server.serveClients(sockets, c.Log, grpc.ChainUnaryInterceptor(k.unary), grpc.ChainStreamInterceptor(endWith(stopping)))
 	if ready != nil {
 		ready()
 	}
@@ -118,14 +124,17 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	kept := make(chan struct{})
 	go func() {
 		defer close(kept)
+		var tending sync.WaitGroup
+		tending.Go(func() { c.tend(keeping, server.EtcdServer) })
 		k.run(keeping, server.EtcdServer)
+		tending.Wait()
 	}()
 	defer func() { end(); <-kept }()
 	select {
 	case <-ctx.Done():
 		return nil
 	case <-server.StopNotify():
-		return errors.New("datastore: etcd stopped")
+		return server.stopped("datastore: etcd stopped")
 	case err := <-server.failed:
 		return fmt.Errorf("datastore: %w", err)
 	}
@@ -194,7 +203,7 @@ func (c *Config) complete() error {
 		return fmt.Errorf("datastore: folder %q and socket %q must be absolute paths: %w", c.Dir, c.Socket, datastore.ErrInvalid)
 	case c.QuotaBytes < MinQuotaBytes:
 		return fmt.Errorf("datastore: quota of %d bytes: at least %d: %w", c.QuotaBytes, int64(MinQuotaBytes), datastore.ErrInvalid)
-	case len(c.Members) > 1 && c.Token == "":
+	case len(c.Members) > 1 && c.Token == "" && !c.Joins:
 		return fmt.Errorf("datastore: several members need a token, the same on all: %w", datastore.ErrInvalid)
 	}
 	if len(c.Members) == 0 {

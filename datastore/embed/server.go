@@ -146,23 +146,25 @@ func (c *Config) serverConfig(log *zap.Logger, peer url.URL, clients []url.URL, 
 	if err != nil {
 		return conf, fmt.Errorf("members %v: %w: %w", c.Members, err, datastore.ErrInvalid)
 	}
-	conf.InitialPeerURLsMap, conf.InitialClusterToken = members, c.Token
+	conf.InitialPeerURLsMap, conf.InitialClusterToken, conf.NewCluster = members, c.Token, !c.Joins
 	return conf, nil
 }
 
 // serveClients answers clients on every listener; the server must be ready.
-func (s *server) serveClients(l *listeners, options ...grpc.ServerOption) {
+func (s *server) serveClients(l *listeners, log *slog.Logger, options ...grpc.ServerOption) {
 	options = append(options,
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}))
-	serve := func(lis net.Listener, conf *tls.Config) {
+	serve := func(lis net.Listener, conf *tls.Config, options ...grpc.ServerOption) {
 		g := v3rpc.Server(s.EtcdServer, conf, nil, options...)
 		s.clients = append(s.clients, g)
 		go func() { s.failed <- g.Serve(lis) }()
 	}
-	serve(l.plain, nil)
+	serve(l.plain, nil, options...)
+	judge := &gate{store: s.EtcdServer, log: log}
+	judged := append([]grpc.ServerOption{grpc.ChainUnaryInterceptor(judge.unary), grpc.ChainStreamInterceptor(judge.stream)}, options...)
 	for _, lis := range l.clients {
-		serve(lis, l.tls)
+		serve(lis, l.tls, judged...)
 	}
 }
 

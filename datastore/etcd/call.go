@@ -37,13 +37,24 @@ func (s *Store) try(ctx context.Context, what string, limit, again time.Duration
 	defer cancel()
 	bounded, cancel := context.WithTimeout(whole, patience(whole))
 	defer cancel()
+	relogged := false
 	for begin, back := time.Now(), false; ; {
 		if s.closed.Load() {
 			return s.explain(ctx, whole, what, nil)
 		}
-		err := call(bounded)
+		err := s.in(bounded)
+		var password *passwordError
+		if errors.As(err, &password) {
+			return s.unusable(what, password)
+		}
 		if err == nil {
-			return nil
+			if err = call(bounded); err == nil {
+				return nil
+			}
+			if s.out(err) && !relogged {
+				relogged = true
+				continue
+			}
 		}
 		switch repeatable := again > 0 && status.Code(err) == codes.Unavailable && bounded.Err() == nil; {
 		case repeatable && time.Since(begin) < again:
@@ -79,7 +90,7 @@ func unavailable(what string, reasons error) error {
 
 // unusable is what is said while connect fails.
 func (s *Store) unusable(what string, err error) error {
-	return fmt.Errorf("%s: %w: %s: %w", what, datastore.ErrUnavailable, list(s.endpoints), err)
+	return fmt.Errorf("%s: %w: %s: %w", what, datastore.ErrUnavailable, list(s.where()), err)
 }
 
 // explain turns what grpc or etcd said of a call with ctx into an error of
@@ -98,8 +109,16 @@ func (s *Store) explain(ctx, probing context.Context, what string, err error) er
 		return fmt.Errorf("%s: %w", what, datastore.ErrCompacted)
 	case errors.Is(said, rpctypes.ErrRequestTooLarge), errors.Is(said, rpctypes.ErrTooManyOps):
 		return fmt.Errorf("%s: %w: %w", what, said, datastore.ErrInvalid)
+	case errors.Is(said, rpctypes.ErrPermissionDenied) && s.login != nil:
+		return fmt.Errorf("%s: %w to user %s: etcd's roles do not let it", what, datastore.ErrDenied, s.login.user)
+	case errors.Is(said, rpctypes.ErrAuthFailed) && s.login != nil:
+		return fmt.Errorf("%s: %w: etcd does not know user %s with the password in %s", what, datastore.ErrUnavailable, s.login.user, s.login.file)
 	case errors.Is(said, rpctypes.ErrPermissionDenied), errors.Is(said, rpctypes.ErrUserEmpty):
 		return fmt.Errorf("%s: %w: etcd's authentication is on and does not let the certificate's name in: %w", what, datastore.ErrUnavailable, said)
+	}
+	if status.Code(err) == codes.PermissionDenied { // of netctl's own, in its words
+		said := status.Convert(err).Message()
+		return fmt.Errorf("%s: %w", what, &denied{said})
 	}
 	if reasons := s.probe(probing); reasons != nil {
 		return unavailable(what, reasons)
@@ -110,8 +129,14 @@ func (s *Store) explain(ctx, probing context.Context, what string, err error) er
 	// Somebody answers now: a member that starts, ends, or has no leader.
 	s.client.ActiveConnection().ResetConnectBackoff()
 	s.log.Debug("call cut off", "call", what, "error", err)
-	return fmt.Errorf("%s: %w: %s: %s", what, datastore.ErrUnavailable, list(s.endpoints), verdict(err))
+	return fmt.Errorf("%s: %w: %s: %s", what, datastore.ErrUnavailable, list(s.where()), verdict(err))
 }
+
+// denied is the refusal of a member of netctl's own.
+type denied struct{ said string }
+
+func (d *denied) Error() string { return d.said }
+func (d *denied) Unwrap() error { return datastore.ErrDenied }
 
 // hangs is what is said of an endpoint that is there and silent.
 const hangs = "accepts connections, but does not answer (overloaded, stopped, or without a majority of its members)"

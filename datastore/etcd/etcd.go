@@ -53,9 +53,14 @@ type Options struct {
 	// Endpoints is one unix:///path or a list of https://host:port; empty:
 	// DefaultEndpoint.
 	Endpoints []string
-	// CA, Cert and Key are the names of PEM files, all or none; https needs
-	// them. Cert and Key are read again for every connection.
+	// CA, Cert and Key are the names of PEM files, all or none; https needs them. Cert and Key are read again for every connection.
 	CA, Cert, Key string
+	// User, and the file with its password, are for an etcd that asks for them; Cert and
+	// Key may be left out then.
+	User, PasswordFile string
+	// Members is the name of a file in which the endpoints of the cluster's members are
+	// kept (FollowMembers), in the place of https Endpoints; it need not be there.
+	Members string
 	// DialTimeout bounds one attempt to connect; default 3 s.
 	DialTimeout time.Duration
 	// Log may be nil.
@@ -64,12 +69,13 @@ type Options struct {
 
 // Store is an etcd cluster.
 type Store struct {
-	endpoints []string
 	secure    bool
-	files     Options // what to read, and to name in messages
+	files     Options // what to read, and to name in messages; its Endpoints are as configured
 	dial      time.Duration
 	log       *slog.Logger
+	login     *login // nil: nobody asks for a user
 	closed    atomic.Bool
+	endpoints atomic.Pointer[[]string] // see where
 
 	opening sync.Mutex  // held while what follows is made; see connect
 	tls     *tls.Config // nil for a unix socket
@@ -97,7 +103,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("datastore endpoints: %w", err)
 	}
-	s := &Store{endpoints: o.Endpoints, secure: secure, files: o, dial: o.DialTimeout, log: o.Log}
+	s := &Store{secure: secure, files: o, dial: o.DialTimeout, log: o.Log}
+	s.endpoints.Store(s.known())
+	if o.User != "" {
+		s.login = &login{user: o.User, file: o.PasswordFile}
+	}
 	if err := s.connect(ctx); errors.Is(err, datastore.ErrInvalid) {
 		return nil, err
 	}
@@ -120,25 +130,29 @@ func (s *Store) connect(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	options := []grpc.DialOption{}
+	if s.login != nil {
+		options = append(options, grpc.WithPerRPCCredentials(s.login))
+	}
 	redial := backoff.Config{BaseDelay: redialFirst, Multiplier: 1.6, Jitter: 0.2, MaxDelay: redialMax}
 	s.client, err = clientv3.New(clientv3.Config{
-		Endpoints:            s.endpoints,
+		Endpoints:            s.where(),
 		TLS:                  s.tls,
 		DialKeepAliveTime:    keepAlive,
 		DialKeepAliveTimeout: keepAliveTimeout,
 		MaxUnaryRetries:      1, // none: see try
 		Context:              context.WithoutCancel(ctx),
 		Logger:               zap.NewNop(), // says the same as the errors, many times
-		DialOptions: []grpc.DialOption{
+		DialOptions: append(options,
 			grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: s.dial}),
 			grpc.WithIdleTimeout(0),
 			grpc.WithNoProxy(), // HTTPS_PROXY is for the way out, not for this
-			grpc.WithReadBufferSize(8 << 10), grpc.WithWriteBufferSize(8 << 10),
-		},
+			grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(8<<10),
+		),
 	})
 	if err != nil {
 		s.client = nil
-		return fmt.Errorf("datastore %v: %w: %w", s.endpoints, err, datastore.ErrInvalid)
+		return fmt.Errorf("datastore %v: %w: %w", s.where(), err, datastore.ErrInvalid)
 	}
 	// The plain clients: clientv3's own wait for a connection until the deadline
 	// and its watches go on silently on whatever etcd answers next.

@@ -71,18 +71,18 @@ func TestExternalFull(t *testing.T) {
 }
 
 // startExternal starts Debian's etcd (package etcd-server) with m's certificates.
-func startExternal(t *testing.T, m *member, quota int64) (*exec.Cmd, *bytes.Buffer) {
+func startExternal(t *testing.T, m *member, quota int64, options ...string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
 	said := &bytes.Buffer{}
-	cmd := exec.Command("/usr/bin/etcd",
-		"--name=external", "--data-dir="+m.config.Dir,
-		"--listen-client-urls="+m.url, "--advertise-client-urls="+m.url,
-		"--listen-peer-urls="+m.config.PeerURL, "--initial-advertise-peer-urls="+m.config.PeerURL,
-		"--initial-cluster=external="+m.config.PeerURL,
-		"--client-cert-auth", "--trusted-ca-file="+m.config.CA, "--cert-file="+m.config.Cert, "--key-file="+m.config.Key,
-		"--peer-client-cert-auth", "--peer-trusted-ca-file="+m.config.CA, "--peer-cert-file="+m.config.Cert, "--peer-key-file="+m.config.Key,
+	cmd := exec.Command("/usr/bin/etcd", append([]string{
+		"--name=external", "--data-dir=" + m.config.Dir,
+		"--listen-client-urls=" + m.url, "--advertise-client-urls=" + m.url,
+		"--listen-peer-urls=" + m.config.PeerURL, "--initial-advertise-peer-urls=" + m.config.PeerURL,
+		"--initial-cluster=external=" + m.config.PeerURL,
+		"--client-cert-auth", "--trusted-ca-file=" + m.config.CA, "--cert-file=" + m.config.Cert, "--key-file=" + m.config.Key,
+		"--peer-client-cert-auth", "--peer-trusted-ca-file=" + m.config.CA, "--peer-cert-file=" + m.config.Cert, "--peer-key-file=" + m.config.Key,
 		fmt.Sprintf("--quota-backend-bytes=%d", quota),
-	)
+	}, options...)...)
 	cmd.Stdout, cmd.Stderr = said, said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {

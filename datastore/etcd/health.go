@@ -25,11 +25,12 @@ type EndpointHealth struct {
 }
 
 // Health asks every endpoint for its status, all at once, each within the dial
-// timeout; in the order of Options.Endpoints.
+// timeout; in the order of Endpoints.
 func (s *Store) Health(ctx context.Context) []EndpointHealth {
-	out := make([]EndpointHealth, len(s.endpoints))
+	endpoints := s.where()
+	out := make([]EndpointHealth, len(endpoints))
 	var wg sync.WaitGroup
-	for i, e := range s.endpoints {
+	for i, e := range endpoints {
 		wg.Go(func() { out[i] = s.health(ctx, e) })
 	}
 	wg.Wait()

@@ -22,10 +22,12 @@ import (
 // checkFiles refuses names of files that cannot be meant; it reads none.
 func checkFiles(o Options, secure bool) error {
 	switch {
-	case !secure && (o.CA != "" || o.Cert != "" || o.Key != ""):
-		return fmt.Errorf("%q: %w: a unix socket takes no ca, cert or key: remove them, or use https endpoints", o.Endpoints[0], datastore.ErrInvalid)
-	case secure && (o.CA == "" || o.Cert == "" || o.Key == ""):
-		return fmt.Errorf("%q: %w: https needs ca, cert and key", o.Endpoints[0], datastore.ErrInvalid)
+	case !secure && (o.CA != "" || o.Cert != "" || o.Key != "" || o.User != ""):
+		return fmt.Errorf("%q: %w: a unix socket takes no ca, cert, key or user: remove them, or use https endpoints", o.Endpoints[0], datastore.ErrInvalid)
+	case (o.User != "") != (o.PasswordFile != ""):
+		return fmt.Errorf("%q: %w: user and passwordFile: both or none", o.Endpoints[0], datastore.ErrInvalid)
+	case secure && (o.CA == "" || o.Cert == "" && o.User == "" || (o.Cert == "") != (o.Key == "")):
+		return fmt.Errorf("%q: %w: https needs ca, cert and key (an external etcd: ca, user and passwordFile)", o.Endpoints[0], datastore.ErrInvalid)
 	}
 	return nil
 }
@@ -39,6 +41,9 @@ func clientTLS(o Options) (*tls.Config, error) {
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("our ca %s holds no PEM certificate", o.CA)
+	}
+	if o.Cert == "" {
+		return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}, nil
 	}
 	load := func() (*tls.Certificate, error) {
 		c, err := tls.LoadX509KeyPair(o.Cert, o.Key)
@@ -63,9 +68,10 @@ func clientTLS(o Options) (*tls.Config, error) {
 func (s *Store) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.dial)
 	defer cancel()
-	reasons := make([]error, len(s.endpoints))
+	endpoints := s.where()
+	reasons := make([]error, len(endpoints))
 	var wg sync.WaitGroup
-	for i, e := range s.endpoints {
+	for i, e := range endpoints {
 		wg.Go(func() { reasons[i] = s.probeOne(ctx, e) })
 	}
 	wg.Wait()
@@ -74,7 +80,7 @@ func (s *Store) probe(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		words = append(words, fmt.Sprintf("%s: %v", s.endpoints[i], err))
+		words = append(words, fmt.Sprintf("%s: %v", endpoints[i], err))
 	}
 	return errors.New(strings.Join(words, "; "))
 }
@@ -189,6 +195,9 @@ func (s *Store) tlsReason(err error) error {
 // refused is why the server does not take our certificate: its alert, and what
 // the certificate itself tells.
 func (s *Store) refused(err error) error {
+	if s.files.Cert == "" {
+		return errors.New("it asks for a client certificate: set cert and key")
+	}
 	said := err.Error()
 	if i := strings.Index(said, "tls: "); i >= 0 {
 		said = said[i+len("tls: "):]

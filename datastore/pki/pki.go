@@ -1,6 +1,6 @@
-// Package pki owns the certificates of a cluster: one authority and a
-// certificate for each node, good for etcd's servers, their peers and every
-// client. Standard library crypto, ECDSA P-256, PEM files.
+// Package pki owns the certificates of a cluster: an authority, and the
+// certificates of servers and clients that it signs. Standard library crypto,
+// ECDSA P-256, PEM files.
 //
 // It never overwrites an authority, and a private key is never readable by
 // anybody but its owner.
@@ -27,7 +27,7 @@ import (
 	"netctl/datastore"
 )
 
-// How long certificates hold; nothing renews them by itself.
+// How long certificates hold that Issue makes; nothing renews those by itself.
 const (
 	authorityLife = 20 * 365 * 24 * time.Hour
 	nodeLife      = 10 * 365 * 24 * time.Hour
@@ -46,6 +46,10 @@ type Node struct {
 	Name      string       // the common name: the node's
 	Addresses []netip.Addr // where the node may be dialled
 	Hosts     []string     // names under which it may be dialled
+	Use       Use          // what it is good for
+	// Role is what the holder is to the cluster (datastore.RoleNode); ""
+	// is of a certificate that no node joined with.
+	Role string
 	// NotBefore and NotAfter default to an hour ago and ten years from now.
 	NotBefore, NotAfter time.Time
 }
@@ -64,11 +68,23 @@ func Create(dir string) (*Authority, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create ca: %w", err)
 	}
+	a, err := New("netctl")
+	if err != nil {
+		return nil, err
+	}
+	if err := write(In(dir, "ca"), a.cert.Raw, a.key, false); err != nil {
+		return nil, fmt.Errorf("create ca: %w", err)
+	}
+	return Open(dir)
+}
+
+// New makes an authority of that name and writes nothing.
+func New(name string) (*Authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("create ca: %w", err)
 	}
-	template, err := template(Node{Name: "netctl", NotAfter: time.Now().Add(authorityLife)})
+	template, err := template(Node{Name: name, NotAfter: time.Now().Add(authorityLife)})
 	if err != nil {
 		return nil, fmt.Errorf("create ca: %w", err)
 	}
@@ -79,10 +95,11 @@ func Create(dir string) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create ca: %w", err)
 	}
-	if err := write(In(dir, "ca"), der, key, false); err != nil {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
 		return nil, fmt.Errorf("create ca: %w", err)
 	}
-	return Open(dir)
+	return &Authority{cert: cert, key: key}, nil
 }
 
 // Open reads the authority in dir. If there is none the error wraps
@@ -179,17 +196,24 @@ func template(n Node) (*x509.Certificate, error) {
 	}
 	t := &x509.Certificate{
 		SerialNumber: serial,
-		Subject:      pkix.Name{CommonName: n.Name},
+		Subject:      pkix.Name{CommonName: n.Name, Organization: organisation(n.Role)},
 		NotBefore:    n.NotBefore,
 		NotAfter:     n.NotAfter,
 		DNSNames:     n.Hosts,
 		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		ExtKeyUsage:  n.Use.extended(),
 	}
 	for _, addr := range n.Addresses {
 		t.IPAddresses = append(t.IPAddresses, net.IP(addr.Unmap().AsSlice()))
 	}
 	return t, nil
+}
+
+func organisation(role string) []string {
+	if role == "" {
+		return nil
+	}
+	return []string{role}
 }
 
 // write places key and certificate, the key first: a certificate is never there

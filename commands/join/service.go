@@ -1,0 +1,406 @@
+package join
+
+import (
+	"context"
+	"crypto/subtle"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	stdlog "log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"netctl/datastore"
+	"netctl/datastore/pki"
+)
+
+// Cluster are the members of the datastore.
+type Cluster interface {
+	// AddLearner adds a member that does not vote yet and returns all as NAME=PEERURL,
+	// the new one under name, and how many will vote.
+	AddLearner(ctx context.Context, name, peerURL string) (members []string, voters int, err error)
+}
+
+// Service lets nodes in.
+type Service struct {
+	Store   datastore.Store
+	Cluster Cluster
+	CA      *pki.Authority
+	// PeerCA is the authority of the members' own certificates.
+	PeerCA *pki.Authority
+	// Server is the certificate that it shows, of CA.
+	Server pki.Files
+	// Life is how long the certificates hold that it signs.
+	Life time.Duration
+	// Own are this member's URLs for clients, said until Members are written.
+	Own  []string
+	Port int
+	Now  func() time.Time // nil: time.Now
+	Log  *slog.Logger
+}
+
+// laterError is a refusal that may not be one a moment later.
+type laterError struct{ err error }
+
+func (e *laterError) Error() string { return e.err.Error() }
+func (e *laterError) Unwrap() error { return e.err }
+
+func asLater(err error, into **laterError) bool { return errors.As(err, into) }
+
+func (s *Service) now() time.Time {
+	if s.Now != nil {
+		return s.Now()
+	}
+	return time.Now()
+}
+
+// TLS is what it listens with: who joins has no certificate, who has one shows it.
+func (s *Service) TLS() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		ClientAuth: tls.VerifyClientCertIfGiven,
+		ClientCAs:  s.CA.Pool(),
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			c, err := tls.LoadX509KeyPair(s.Server.Cert, s.Server.Key)
+			if err != nil {
+				return nil, err
+			}
+			// Who joins knows the authority by its hash alone.
+			c.Certificate = append(c.Certificate, s.CA.DER())
+			return &c, nil
+		},
+	}
+}
+
+// Serve answers on the listeners until ctx ends, and closes them.
+func (s *Service) Serve(ctx context.Context, listeners ...net.Listener) error {
+	server := &http.Server{
+		Handler: s.handler(), ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 30 * time.Second,
+		MaxHeaderBytes: 8 << 10,
+		ErrorLog:       stdlog.New(io.Discard, "", 0), // what a stranger sends is no news
+		BaseContext:    func(net.Listener) context.Context { return ctx },
+	}
+	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
+	failed := make(chan error, len(listeners))
+	for _, l := range listeners {
+		go func() { failed <- server.Serve(tls.NewListener(l, s.TLS())) }()
+	}
+	var err error
+	for range listeners {
+		err = errors.Join(err, <-failed)
+		_ = server.Close()
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (s *Service) handler() http.Handler {
+	mux := http.NewServeMux()
+	handle := func(path string, do func(context.Context, Request, *x509.Certificate) (*Answer, error)) {
+		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+			var q Request
+			err := decode(http.MaxBytesReader(w, r.Body, maxBody), &q)
+			var a *Answer
+			if err == nil {
+				var cert *x509.Certificate
+				if len(r.TLS.VerifiedChains) > 0 {
+					cert = r.TLS.VerifiedChains[0][0]
+				}
+				a, err = do(r.Context(), q, cert)
+			}
+			if err != nil {
+				s.Log.Warn("join refused", "from", r.RemoteAddr, "cause", err)
+			}
+			answer(w, a, err)
+		})
+	}
+	handle(joinPath, s.join)
+	handle(renewPath, s.renew)
+	return mux
+}
+
+// request checks what every request has: a clock that is right, a name and a key.
+func (s *Service) request(q Request) (name string, key string, sign func(member bool) ([]byte, error), err error) {
+	if off := s.now().Sub(q.Time); off.Abs() > MaxSkew {
+		return "", "", nil, fmt.Errorf("this machine's clock says %s, the cluster's %s: set it, then try again", clock(q.Time), clock(s.now()))
+	}
+	name, public, err := pki.ParseRequest(q.CSR)
+	if err != nil {
+		return "", "", nil, err
+	}
+	if err := datastore.CheckName(name); err != nil {
+		return "", "", nil, fmt.Errorf("node %w", err)
+	}
+	if key, err = pki.KeyHash(public); err != nil {
+		return "", "", nil, err
+	}
+	return name, key, func(member bool) ([]byte, error) {
+		now := s.now()
+		role := datastore.RoleNode
+		if member {
+			role = datastore.RoleMember
+		}
+		return s.CA.Sign(public, pki.Node{
+			Name: name, Use: pki.UseClient, Role: role, NotBefore: pki.NotBeforeNow(now, s.Life), NotAfter: now.Add(s.Life),
+		})
+	}, nil
+}
+
+func clock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
+
+// join lets a node in that has a token.
+func (s *Service) join(ctx context.Context, q Request, _ *x509.Certificate) (*Answer, error) {
+	name, key, sign, err := s.request(q)
+	if err != nil {
+		return nil, err
+	}
+	t, revision, err := s.token(ctx, q, name, key)
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.admit(ctx, q, t)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.enter(ctx, q, entry{name, key, t, revision}, a); err != nil {
+		return nil, err
+	}
+	if a.Certificate, err = sign(a.Member != nil); err != nil {
+		return nil, err
+	}
+	s.Log.Info("node joined", "node", name, "token", q.Token, "member", a.Member != nil)
+	return a, nil
+}
+
+// entry is who comes in by which token, as it was at a revision.
+type entry struct {
+	name, key string
+	token     datastore.JoinToken
+	revision  int64
+}
+
+// admit finds out whether the node may come in as what it asks to be, and what it is told.
+func (s *Service) admit(ctx context.Context, q Request, t datastore.JoinToken) (*Answer, error) {
+	if q.PeerURL != "" && !t.Member {
+		return nil, errors.New("the token lets in a node, but no member of the datastore: make one with `netctl token create --datastore`")
+	}
+	var members datastore.Members
+	if _, err := datastore.Record(ctx, s.Store, datastore.MembersKey, &members); err != nil {
+		return nil, s.unavailable(err)
+	}
+	a := &Answer{Authority: s.CA.CertPEM(), Endpoints: members.Endpoints, JoinPort: s.Port}
+	if len(a.Endpoints) == 0 {
+		a.Endpoints = s.Own
+	}
+	if q.PeerURL == "" {
+		return a, nil
+	}
+	if err := checkPeerURL(q.PeerURL); err != nil {
+		return nil, err
+	}
+	if s.PeerCA == nil {
+		return nil, errors.New("this member does not have the key of the members' authority: ask another one")
+	}
+	var err error
+	m := &Member{PeerCA: s.PeerCA.CertPEM()}
+	if m.AuthorityKey, err = s.CA.KeyPEM(); err == nil {
+		m.PeerCAKey, err = s.PeerCA.KeyPEM()
+	}
+	a.Member = m
+	return a, err
+}
+
+func checkPeerURL(text string) error {
+	u, err := url.Parse(text)
+	if err == nil && u.Scheme == "https" && u.Port() != "" && u.Path == "" {
+		if _, err := netip.ParseAddr(u.Hostname()); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("peer URL %q: want https://ADDRESS:PORT", text)
+}
+
+// token finds a request's token, if it is good for that node and key.
+func (s *Service) token(ctx context.Context, q Request, name, key string) (datastore.JoinToken, int64, error) {
+	var t datastore.JoinToken
+	at, err := datastore.TokenKey(q.Token)
+	if err != nil {
+		return t, 0, err
+	}
+	revision, err := datastore.Record(ctx, s.Store, at, &t)
+	if err != nil {
+		return t, 0, s.unavailable(err)
+	}
+	whole := datastore.Token{}
+	id, _ := hex.DecodeString(q.Token)
+	copy(whole.ID[:], id)
+	same := len(q.Secret) == copy(whole.Secret[:], q.Secret) && subtle.ConstantTimeCompare([]byte(whole.Hash()), []byte(t.Hash)) == 1
+	switch {
+	case revision == 0 || !same:
+		return t, 0, errors.New("the token is not known here: it was revoked, expired long ago, or is another cluster's (`netctl token create` makes one)")
+	case t.UsedBy != "" && (t.UsedBy != name || t.Key != key):
+		return t, 0, fmt.Errorf("the token was used by node %s at %s, and each lets in one: `netctl token create` makes another", t.UsedBy, clock(t.Used))
+	case !s.now().Before(t.Expires):
+		return t, 0, fmt.Errorf("the token expired at %s: `netctl token create` makes another", clock(t.Expires))
+	}
+	return t, revision, nil
+}
+
+// enter uses the token up and gives the node its name, in one transaction; then a member
+// becomes one. Who asks again with the same key, because an answer was lost, is let in
+// again.
+func (s *Service) enter(ctx context.Context, q Request, e entry, a *Answer) error {
+	name, key, t := e.name, e.key, e.token
+	tokenAt, err := datastore.TokenKey(q.Token)
+	if err != nil {
+		return err
+	}
+	nodeAt, err := datastore.JoinedKey(name)
+	if err != nil {
+		return err
+	}
+	var have datastore.JoinedNode
+	had, err := datastore.Record(ctx, s.Store, nodeAt, &have)
+	if err != nil {
+		return s.unavailable(err)
+	}
+	if had != 0 && have.Key != key && have.Removed.IsZero() {
+		return fmt.Errorf("node %s is in the cluster since %s: take another name (--node-name), or, if that one is gone, `netctl node remove %s` first", name, clock(have.Since), name)
+	}
+	if had == 0 || !have.Removed.IsZero() {
+		if err := s.unregistered(ctx, name); err != nil {
+			return err
+		}
+	}
+	unused, joined := t, datastore.JoinedNode{Name: name, Key: key, Member: a.Member != nil, Since: s.now().UTC().Truncate(time.Second)}
+	t.UsedBy, t.Key, t.Used = name, key, joined.Since
+	if err := s.swap(ctx, tokenAt, e.revision, t, nodeAt, had, &joined); err != nil {
+		return err
+	}
+	if a.Member == nil {
+		return nil
+	}
+	a.Member.Members, a.Member.Voters, err = s.Cluster.AddLearner(ctx, name, q.PeerURL)
+	if err == nil {
+		return nil
+	}
+	// Nothing half-done: the token is good again, the name free.
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	now, failed := datastore.Record(undo, s.Store, tokenAt, &datastore.JoinToken{})
+	node, other := datastore.Record(undo, s.Store, nodeAt, &datastore.JoinedNode{})
+	if failed = errors.Join(failed, other); failed == nil {
+		failed = s.swap(undo, tokenAt, now, unused, nodeAt, node, nil)
+	}
+	if failed != nil {
+		s.Log.Warn("token stays used", "token", q.Token, "error", failed)
+	}
+	return fmt.Errorf("node %s did not become a member: %w", name, err)
+}
+
+// unregistered refuses the name of a node that somebody else registered.
+func (s *Service) unregistered(ctx context.Context, name string) error {
+	at, err := datastore.Key(datastore.KindNode, name)
+	if err != nil {
+		return err
+	}
+	switch _, err := s.Store.Get(ctx, at); {
+	case errors.Is(err, datastore.ErrNotFound):
+		return nil
+	case err != nil:
+		return s.unavailable(err)
+	}
+	return fmt.Errorf("node %s is in the cluster: take another name (--node-name), or, if that one is gone, `netctl node remove %s` first", name, name)
+}
+
+// swap writes a token and a node (nil: deletes it) if neither changed.
+func (s *Service) swap(ctx context.Context, tokenAt string, revision int64, t datastore.JoinToken, nodeAt string, had int64, n *datastore.JoinedNode) error {
+	one, err := datastore.RecordOp(tokenAt, t)
+	if err != nil {
+		return err
+	}
+	two := datastore.Op{Key: nodeAt}
+	if n != nil {
+		if two, err = datastore.RecordOp(nodeAt, n); err != nil {
+			return err
+		}
+	}
+	_, err = s.Store.Commit(ctx, datastore.Txn{
+		If:   []datastore.Condition{{Key: tokenAt, Revision: revision}, {Key: nodeAt, Revision: had}},
+		Then: []datastore.Op{one, two},
+	})
+	if errors.Is(err, datastore.ErrConflict) || errors.Is(err, datastore.ErrExists) {
+		return &laterError{errors.New("somebody else used the token, or the name, at the same time: try again")}
+	}
+	if err != nil {
+		return s.unavailable(err)
+	}
+	return nil
+}
+
+// renew signs again for who shows a certificate that is still good.
+func (s *Service) renew(ctx context.Context, q Request, cert *x509.Certificate) (*Answer, error) {
+	if cert == nil {
+		return nil, errors.New("no certificate of this cluster was shown, and only such a one is renewed")
+	}
+	name, key, sign, err := s.request(q)
+	if err != nil {
+		return nil, err
+	}
+	_, shown, err := certKey(cert)
+	if err != nil {
+		return nil, err
+	}
+	if cert.Subject.CommonName != name || shown != key {
+		return nil, fmt.Errorf("a certificate of %s is not renewed for another name or key", cert.Subject.CommonName)
+	}
+	at, err := datastore.JoinedKey(name)
+	if err != nil {
+		return nil, err
+	}
+	var have datastore.JoinedNode
+	had, err := datastore.Record(ctx, s.Store, at, &have)
+	switch {
+	case err != nil:
+		return nil, s.unavailable(err)
+	case had == 0: // the datastore was lost, and is another
+		have = datastore.JoinedNode{Name: name, Key: key, Since: s.now().UTC().Truncate(time.Second),
+			Member: slices.Contains(cert.Subject.Organization, datastore.RoleMember)}
+		op, err := datastore.RecordOp(at, have)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := s.Store.Commit(ctx, datastore.Txn{If: []datastore.Condition{{Key: at}}, Then: []datastore.Op{op}}); err != nil {
+			return nil, s.unavailable(err)
+		}
+	case !have.Removed.IsZero():
+		return nil, fmt.Errorf("node %s was removed from the cluster at %s: let it join again", name, clock(have.Removed))
+	case have.Key != key:
+		return nil, fmt.Errorf("the name %s is another node's by now: join again, under another", name)
+	}
+	a := &Answer{Authority: s.CA.CertPEM(), JoinPort: s.Port}
+	if a.Certificate, err = sign(have.Member); err != nil {
+		return nil, err
+	}
+	s.Log.Info("certificate renewed", "node", name)
+	return a, nil
+}
+
+// unavailable is said of a datastore that does not answer itself.
+func (s *Service) unavailable(err error) error {
+	if errors.Is(err, datastore.ErrInvalid) {
+		return err
+	}
+	return &laterError{fmt.Errorf("the datastore does not take it now: %s", strings.TrimSpace(err.Error()))}
+}

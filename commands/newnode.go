@@ -1,0 +1,347 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"netctl/commands/join"
+	"netctl/datastore"
+	"netctl/datastore/pki"
+)
+
+// Where a node that init or join made has its certificates, in the state folder, and the
+// ports of a member of the datastore.
+const (
+	tlsFolder  = "tls"
+	clientPort = 2379
+	peerPort   = 2380
+)
+
+// roomFor is how much of the disk must be free, in MiB: etcd makes files of 64 MiB
+// before it writes anything.
+const (
+	roomForMember = 256
+	roomForNode   = 8
+)
+
+// newNode is a machine that becomes a node: what is checked before anything is written,
+// and everything that is written, so that it can be taken away again.
+type newNode struct {
+	a       *app
+	command string // init or join
+	config  string // the configuration file to make
+	s       *settings
+	address netip.Addr
+	pinned  []string // addresses that were asked for
+	link    string   // the interface of address
+	member  bool
+	made    []string
+}
+
+// newNodeFlags are the flags of init and join.
+func newNodeFlags(cmd *cobra.Command, addresses *[]string) {
+	cmd.Flags().StringSliceVar(addresses, "address", nil, "this node's `address`, one a family (default: that of the way to the others)")
+	for _, st := range settingTable() {
+		if st.key == "roles" {
+			st.addTo(cmd.Flags())
+		}
+	}
+}
+
+// prepare refuses a machine that is a node, and one that cannot be.
+func (a *app) prepare(cmd *cobra.Command, command string, addresses []string, towards netip.Addr, member bool, roles ...string) (*newNode, error) {
+	if os.Geteuid() != 0 {
+		return nil, fmt.Errorf("%s: must run as root", command)
+	}
+	n := &newNode{a: a, command: command, config: configName(cmd), member: member, pinned: addresses}
+	if err := n.unconfigured(); err != nil {
+		return nil, err
+	}
+	// Everything else that settings come from counts, the file that is not there does not.
+	if err := cmd.Flags().Set("config", os.DevNull); err != nil {
+		return nil, err
+	}
+	var err error
+	if n.s, err = a.settings(); err != nil {
+		return nil, err
+	}
+	if len(n.s.Roles) == 0 {
+		n.s.Roles = roles
+	}
+	if member != slices.Contains(n.s.Roles, "datastore") {
+		if !member {
+			return nil, usage("--roles with datastore: say --datastore too")
+		}
+		n.s.Roles = append([]string{"datastore"}, n.s.Roles...)
+	}
+	if err := n.unused(); err != nil {
+		return nil, err
+	}
+	if err := n.place(towards); err != nil {
+		return nil, err
+	}
+	return n, n.room()
+}
+
+// configName is the configuration file that commands of this machine read.
+func configName(cmd *cobra.Command) string {
+	if f := cmd.Flags().Lookup("config"); f != nil && f.Value.String() != "" {
+		return f.Value.String()
+	}
+	if name := os.Getenv("NETCTL_CONFIG"); name != "" {
+		return name
+	}
+	return defaultConfigFile
+}
+
+// madeBy is the first line of a configuration that init or join wrote.
+const madeBy = "# made by netctl "
+
+// unconfigured refuses a machine that has a configuration; an empty file is none.
+func (n *newNode) unconfigured() error {
+	st, err := os.Stat(n.config)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("%s: %w", n.command, err)
+	case st.IsDir():
+		return fmt.Errorf("%s: %s is a folder, and is to be the configuration file", n.command, n.config)
+	}
+	text, err := os.ReadFile(n.config)
+	if err != nil {
+		return fmt.Errorf("%s: %w", n.command, err)
+	}
+	if len(text) == 0 {
+		return nil
+	}
+	if strings.HasPrefix(string(text), madeBy) {
+		return fmt.Errorf("%s: this node is in a cluster already (%s): for another node run `netctl token create` here, and what it prints there: %w", n.command, n.config, datastore.ErrExists)
+	}
+	return fmt.Errorf("%s: %s is somebody's configuration and stays as it is: move it away, or set the node up in it (docs/datastore.md): %w", n.command, n.config, datastore.ErrExists)
+}
+
+// unused refuses a state folder that is a node's.
+func (n *newNode) unused() error {
+	for _, name := range []string{"cluster.json", "etcd", tlsFolder, "etcd-tls"} {
+		path := filepath.Join(n.s.StateDir, name)
+		if _, err := os.Lstat(path); err == nil {
+			return fmt.Errorf("%s: %s is there: this machine is, or was, a node; when its cluster is done with it (`netctl node remove`), move %s away: %w", n.command, path, n.s.StateDir, datastore.ErrExists)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s: %w", n.command, err)
+		}
+	}
+	return nil
+}
+
+// place finds the node's address: the one that was given, that of the way to the
+// cluster, that of the way out, or the first there is.
+func (n *newNode) place(towards netip.Addr) error {
+	if err := checkAddresses(n.pinned); err != nil {
+		return usage("--address %w", err)
+	}
+	if len(n.pinned) > 0 {
+		n.address = netip.MustParseAddr(n.pinned[0]) // checked
+	}
+	for _, to := range []netip.Addr{towards, netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")} {
+		if n.address.IsValid() || !to.IsValid() {
+			continue
+		}
+		// Connecting a UDP socket sends nothing.
+		if c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 9))); err == nil {
+			n.address = c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+			_ = c.Close()
+		}
+	}
+	links, err := net.Interfaces()
+	if err != nil {
+		return fmt.Errorf("%s: interfaces: %w", n.command, err)
+	}
+	for _, l := range links {
+		addrs, err := l.Addrs()
+		if err != nil {
+			continue // it went
+		}
+		for _, a := range addrs {
+			p, err := netip.ParsePrefix(a.String())
+			if err != nil || !p.Addr().IsGlobalUnicast() {
+				continue
+			}
+			if addr := p.Addr().Unmap(); n.link == "" && (addr == n.address || !n.address.IsValid()) {
+				n.address, n.link = addr, l.Name
+			}
+		}
+	}
+	switch {
+	case !n.address.IsValid():
+		return fmt.Errorf("%s: this machine has no address that others reach: give it one", n.command)
+	case n.link == "":
+		return fmt.Errorf("%s: address %s is on no interface of this machine", n.command, n.address)
+	}
+	return nil
+}
+
+// room refuses a disk that is full and ports that are taken, before anything is written.
+func (n *newNode) room() error {
+	need := uint64(roomForNode)
+	if n.member {
+		need = roomForMember
+	}
+	dir := n.s.StateDir
+	for {
+		if _, err := os.Stat(dir); err == nil || dir == "/" {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
+	if st, err := os.Stat(dir); err == nil && !st.IsDir() {
+		return fmt.Errorf("%s: %s is a file, and is to be a folder", n.command, dir)
+	}
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("%s: %s: %w", n.command, dir, err)
+	}
+	if free := st.Bavail * uint64(st.Bsize) >> 20; free < need {
+		return fmt.Errorf("%s: the disk of %s is full: %d MiB are free, and %d are needed", n.command, n.s.StateDir, free, need)
+	}
+	if !n.member {
+		return nil
+	}
+	for _, port := range []int{clientPort, peerPort, join.DefaultPort} {
+		l, err := net.Listen("tcp", netip.AddrPortFrom(n.address, uint16(port)).String())
+		switch {
+		case errors.Is(err, syscall.EADDRINUSE):
+			return fmt.Errorf("%s: port %d of %s is taken: another etcd? end it first (`ss -ltnp sport = :%d` says who it is)", n.command, port, n.address, port)
+		case err != nil:
+			return fmt.Errorf("%s: %w", n.command, err)
+		}
+		_ = l.Close()
+	}
+	return nil
+}
+
+// write makes a file of the new node's; the folder is made if need be.
+func (n *newNode) write(path string, text []byte, mode fs.FileMode) error {
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		if _, err := os.Lstat(dir); err == nil || dir == "/" {
+			break
+		}
+		n.made = append(n.made, dir)
+	}
+	// Folders that are made come last when all is taken back.
+	if err := datastore.WriteFile(path, text, datastore.FileOptions{Mode: mode, New: true}); err != nil {
+		return fmt.Errorf("%s: %w", n.command, err)
+	}
+	n.made = append(n.made, path)
+	return nil
+}
+
+// undo takes back what was written: nothing is half-done.
+func (n *newNode) undo() {
+	slices.SortFunc(n.made, func(a, b string) int { return len(b) - len(a) })
+	for _, path := range n.made {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
+			n.a.warn("%v", err)
+		}
+	}
+}
+
+// files are the certificates that the node shows as client, or a member as server.
+func (n *newNode) files(name string) pki.Files {
+	return pki.In(filepath.Join(n.s.StateDir, tlsFolder), name)
+}
+
+func (n *newNode) url(port int) string {
+	return "https://" + netip.AddrPortFrom(n.address, uint16(port)).String()
+}
+
+// configure writes the configuration, last of all: with it the node is one.
+func (n *newNode) configure(endpoints []string, joinPort int) error {
+	// An empty file is nobody's, and may be one that is mounted there.
+	if st, err := os.Stat(n.config); err == nil && st.Size() == 0 {
+		text := n.configText(endpoints, joinPort)
+		if err := os.WriteFile(n.config, []byte(text), 0o644); err != nil {
+			_ = os.Truncate(n.config, 0)
+			return fmt.Errorf("%s: %w", n.command, err)
+		}
+		return nil
+	}
+	return n.write(n.config, []byte(n.configText(endpoints, joinPort)), 0o644)
+}
+
+func (n *newNode) configText(endpoints []string, joinPort int) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	tls := func(f pki.Files, indent string) {
+		line("%sca: %q\n%scert: %q\n%skey: %q", indent, f.CA, indent, f.Cert, indent, f.Key)
+	}
+	line(madeBy+"%s; yours to change (docs/configuration.md)", n.command)
+	line("node: %q", n.s.Node)
+	line("roles: [%s]", strings.Join(n.s.Roles, ", "))
+	for _, st := range settingTable() {
+		// What else was said on the command line or in the environment holds later too.
+		if !slices.Contains([]string{"stateDir", "runDir", "labels"}, st.key) || n.s.origin[st.key] == "default" {
+			continue
+		}
+		switch st.key {
+		case "stateDir":
+			line("stateDir: %q", n.s.StateDir)
+		case "runDir":
+			line("runDir: %q", n.s.RunDir)
+		case "labels":
+			line("labels: %s", quotedList(n.s.Labels))
+		}
+	}
+	line("datastore:\n  endpoints: %s", quotedList(endpoints))
+	tls(n.files("node"), "  ")
+	if n.member {
+		line("etcd:\n  listen: [%q]\n  peerURL: %q\n  joinPort: %d\n  tls:", n.url(clientPort), n.url(peerPort), joinPort)
+		tls(n.files("server"), "    ")
+		if life := n.s.Etcd.CertificateLife; life != defaultCertificateLife {
+			line("  certificateLife: %s", life)
+		}
+	}
+	switch {
+	case len(n.pinned) > 0:
+		line("agent:\n  addresses: %s", quotedList(n.pinned))
+	case n.command == "init":
+		line("agent:\n  interface: %q", n.link)
+	}
+	return b.String()
+}
+
+func quotedList(list []string) string {
+	var quoted []string
+	for _, s := range list {
+		quoted = append(quoted, fmt.Sprintf("%q", s))
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
+}
+
+// unit is the service that starts a node's roles where it is installed.
+const unit = "netctl-node.service"
+
+// start starts the roles where systemd does that, and says what is to be run elsewhere.
+func (n *newNode) start(ctx context.Context) error {
+	if _, err := os.Stat("/run/systemd/system"); err == nil && exec.CommandContext(ctx, "systemctl", "cat", unit).Run() == nil {
+		if out, err := exec.CommandContext(ctx, "systemctl", "start", unit).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: all is written, but %s does not start: %w: %s (journalctl -u %s)", n.command, unit, err, strings.TrimSpace(string(out)), unit)
+		}
+		fmt.Fprintf(n.a.err, "node %s runs: %s is started\n", n.s.Node, unit)
+		return nil
+	}
+	fmt.Fprintf(n.a.err, "node %s is ready; its roles start with: netctl node --config %s\n", n.s.Node, n.config)
+	return nil
+}
