@@ -168,7 +168,10 @@ func (c *call) teardown(raw []byte) error {
 	if err := named(t.ContainerID, t.Options.Interface); err != nil {
 		return fmt.Errorf("teardown: %w", err)
 	}
-	req := control.DetachRequest{Target: target(t.ContainerID, t.Options.Interface), Network: datastore.ForeignName(t.Network.Name)}
+	req := control.DetachRequest{Target: target(t.ContainerID, t.Options.Interface)}
+	if t.Network.Name != "" {
+		req.Network = datastore.ForeignName(t.Network.Name)
+	}
 	ctx, cancel := context.WithTimeout(c.ctx, teardownTimeout)
 	defer cancel()
 	pending := filepath.Join(filepath.Dir(c.socket), "pending")

@@ -105,13 +105,13 @@ func (n *network) check() (o options, err error) {
 	case n.Name == "":
 		return o, errors.New("the network has no name")
 	case n.Internal:
-		return o, fmt.Errorf("network %s: --internal: what its containers reach is for the rules of its profile to say (netctl profile); leave it out", n.Name)
+		return o, fmt.Errorf("network %s: --internal: what its containers reach is for its profile's rules to say (`netctl profile`): leave it out", n.Name)
 	case n.Interface != "":
-		return o, fmt.Errorf("network %s: --interface-name %s: there is no bridge and no parent interface; leave it out", n.Name, n.Interface)
+		return o, fmt.Errorf("network %s: --interface-name %s: there is no bridge and no parent interface: leave it out", n.Name, n.Interface)
 	case len(n.Routes) > 0:
-		return o, fmt.Errorf("network %s: --route: a container has a default route and no other; leave it out", n.Name)
+		return o, fmt.Errorf("network %s: --route: a container has its default route and no other: leave it out", n.Name)
 	case slices.ContainsFunc(n.Subnets, lease):
-		return o, fmt.Errorf("network %s: --ip-range: addresses come from a whole pool, less what `netctl ipam` reserves; leave it out, or make a pool of that range", n.Name)
+		return o, fmt.Errorf("network %s: --ip-range: addresses come from whole pools: make one of that range, and leave --ip-range out", n.Name)
 	case slices.ContainsFunc(n.Subnets, func(s subnet) bool { return !s.Subnet.IsValid() }):
 		return o, fmt.Errorf("network %s: a subnet without CIDR", n.Name)
 	}

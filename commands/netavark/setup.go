@@ -142,7 +142,7 @@ func (s *setup) published(o options) error {
 	if m.HostIP != "" {
 		port = net.JoinHostPort(m.HostIP, port)
 	}
-	return fmt.Errorf("network %s: published port %s to %d: netctl publishes no ports: leave -p out and use the container's address, which every node reaches; "+
+	return fmt.Errorf("network %s: published port %s to %d: netctl publishes no ports: leave -p out and use the container's own address; "+
 		"if another network of the container publishes them, make this one with -o publish=no", s.Network.Name, port, m.ContainerPort)
 }
 
