@@ -332,9 +332,11 @@ func TestForeignNames(t *testing.T) {
 func TestNetworkWithoutCreate(t *testing.T) {
 	f := newFake(t)
 	stdin := with(`"driver":"netctl"`, `"subnets":[{"subnet":"10.65.0.0/16","gateway":"10.65.0.1"},{"subnet":"fd00::/64"}]`)
-	if code, stdout, _ := f.run("setup $NETNS", stdin); code != 0 {
+	code, stdout, _ := f.run("setup $NETNS", stdin)
+	if code != 0 || !strings.Contains(stdout, `"fd00::1/128"`) {
 		t.Errorf("exit %d, %s", code, stdout)
 	}
+	validStatus(t, stdout)
 	r, _ := f.asked["attach"].(control.AttachRequest)
 	if want := []netip.Prefix{netip.MustParsePrefix("10.65.0.0/16"), netip.MustParsePrefix("fd00::/64")}; !reflect.DeepEqual(r.Pools, want) || !r.IPv6 {
 		t.Errorf("asked %+v", r)
