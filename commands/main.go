@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"netctl/commands/cni"
+	"netctl/commands/netavark"
 )
 
 // version is set by the linker (-X netctl/commands.version=…).
@@ -31,6 +32,11 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	switch pick, role := applet(name, rest, os.Getenv("CNI_COMMAND")); pick {
 	case appletCNI:
 		return cni.Run(context.Background(), version, os.Environ(), stdin, stdout, stderr)
+	case appletNetavark:
+		// A person at a terminal who writes `netctl create` left out what to create.
+		if f, ok := stdin.(*os.File); !ok || rest[0] == "info" || !isTerminal(f) {
+			return netavark.Run(context.Background(), version, rest, os.Environ(), stdin, stdout, stderr)
+		}
 	case appletRole:
 		rest = append([]string{role}, rest...)
 		if !namesConfig(rest) && os.Getenv("NETCTL_CONFIG") == "" {

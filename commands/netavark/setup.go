@@ -1,0 +1,196 @@
+package netavark
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+)
+
+// setup is the part of the input of setup that netctl looks at (netavark,
+// plugin-API.md, "Setup subcommand"): one container in one network. Aliases are names
+// for Podman's own resolver, which these networks do not have; the API wants them
+// passed over. Unknown keys belong to later versions.
+type setup struct {
+	ContainerID   string        `json:"container_id"`
+	ContainerName string        `json:"container_name"`
+	PortMappings  []portMapping `json:"port_mappings"`
+	Network       network       `json:"network"`
+	Options       struct {
+		Interface string            `json:"interface_name"`
+		StaticIPs []string          `json:"static_ips"`
+		StaticMAC string            `json:"static_mac"`
+		Options   map[string]string `json:"options"`
+	} `json:"network_options"`
+}
+
+// teardown is the part of the input of teardown that says whose it is.
+type teardown struct {
+	ContainerID string `json:"container_id"`
+	Network     struct {
+		Name string `json:"name"`
+	} `json:"network"`
+	Options struct {
+		Interface string `json:"interface_name"`
+	} `json:"network_options"`
+}
+
+type portMapping struct {
+	ContainerPort uint16 `json:"container_port"`
+	HostIP        string `json:"host_ip"`
+	HostPort      uint16 `json:"host_port"`
+	Protocol      string `json:"protocol"`
+}
+
+func decode(raw []byte, into any) error { return decodeError(json.Unmarshal(raw, into)) }
+
+// decodeError is an error of encoding/json in words of the input.
+func decodeError(err error) error {
+	var kind *json.UnmarshalTypeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &kind) && kind.Field == "":
+		return fmt.Errorf("stdin: must be an object (it is of the type %s)", kind.Value)
+	case errors.As(err, &kind):
+		return fmt.Errorf("stdin: %s: is of the wrong type (%s)", kind.Field, kind.Value)
+	}
+	return fmt.Errorf("stdin: is no JSON as netavark sends it: %w", err)
+}
+
+// named checks what makes the endpoint's name.
+func named(containerID, interfaceName string) error {
+	switch {
+	case containerID == "":
+		return errors.New("container_id is not set")
+	case interfaceName == "":
+		return errors.New("network_options.interface_name is not set")
+	case len(interfaceName) > 15 || interfaceName == "." || interfaceName == ".." || strings.ContainsAny(interfaceName, "/: \t\n\v\f\r"): // dev_valid_name
+		return fmt.Errorf("network_options.interface_name %q: is no interface name (1 to 15 bytes without blanks, / and :)", interfaceName)
+	}
+	return nil
+}
+
+// request makes the attach request of a setup; path is of the namespace.
+func (s *setup) request(path string) (control.AttachRequest, error) {
+	req := control.AttachRequest{
+		Target:    target(s.ContainerID, s.Options.Interface),
+		Network:   datastore.ForeignName(s.Network.Name),
+		NetnsPath: path,
+		Labels:    s.labels(),
+	}
+	if err := named(s.ContainerID, s.Options.Interface); err != nil {
+		return req, err
+	}
+	o, err := s.Network.check()
+	if err != nil {
+		return req, err
+	}
+	if err := o.parse(s.Options.Options); err != nil {
+		return req, fmt.Errorf("network %s: of this container: %w", s.Network.Name, err)
+	}
+	if err := s.published(o); err != nil {
+		return req, err
+	}
+	if len(o.pools) == 0 {
+		o.pools = s.Network.prefixes()
+	}
+	req.Profiles, req.Pools, req.MTU = o.profiles, o.pools, o.mtu
+	req.IPv6 = s.Network.IPv6 || anyIPv6(o.pools)
+	if req.Addresses, err = addresses(s.Options.StaticIPs); err != nil {
+		return req, err
+	}
+	if text := s.Options.StaticMAC; text != "" {
+		mac, err := net.ParseMAC(text)
+		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+			return req, fmt.Errorf("network_options.static_mac: %q is no unicast MAC address", text)
+		}
+		req.MAC = mac.String()
+	}
+	return req, nil
+}
+
+// labels are the endpoint's: the names by which Podman knows the container.
+func (s *setup) labels() map[string]string {
+	all := map[string]string{}
+	for label, name := range map[string]string{datastore.LabelContainer: s.ContainerID, datastore.LabelNetwork: s.Network.Name} {
+		if datastore.ForeignName(name) != name {
+			all[label] = name
+		}
+	}
+	if s.ContainerName != "" {
+		maps.Copy(all, map[string]string{"name": s.ContainerName, "podman.name": s.ContainerName})
+	}
+	return all
+}
+
+// published refuses ports of the host that should lead to the container: nobody would
+// answer on them.
+func (s *setup) published(o options) error {
+	if len(s.PortMappings) == 0 || o.publishedByOther {
+		return nil
+	}
+	m := s.PortMappings[0]
+	port := fmt.Sprint(m.HostPort)
+	if m.HostIP != "" {
+		port = net.JoinHostPort(m.HostIP, port)
+	}
+	return fmt.Errorf("network %s: published port %s to %d: netctl publishes no ports: leave -p out and use the container's own address; "+
+		"if another network of the container publishes them, make this one with -o publish=no", s.Network.Name, port, m.ContainerPort)
+}
+
+func addresses(texts []string) (addrs []netip.Addr, err error) {
+	for _, text := range texts {
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.Zone() != "" {
+			return nil, fmt.Errorf("network_options.static_ips: %q is no IP address", text)
+		}
+		a = a.Unmap()
+		if slices.ContainsFunc(addrs, func(b netip.Addr) bool { return b.Is4() == a.Is4() && b != a }) {
+			return nil, fmt.Errorf("network_options.static_ips: %s: only one address of a family can be had", a)
+		}
+		if !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs, nil
+}
+
+// status is the answer to setup. The keys are there also when they have nothing to
+// say; `podman inspect` shows them.
+type status struct {
+	DNSSearchDomains []string             `json:"dns_search_domains"`
+	DNSServerIPs     []netip.Addr         `json:"dns_server_ips"`
+	Interfaces       map[string]statusNIC `json:"interfaces"`
+}
+
+type statusNIC struct {
+	MAC     string          `json:"mac_address"`
+	Subnets []statusAddress `json:"subnets"`
+}
+
+type statusAddress struct {
+	IPNet   netip.Prefix `json:"ipnet"`
+	Gateway netip.Addr   `json:"gateway,omitzero"`
+}
+
+func statusOf(a control.Attachment) status {
+	nic := statusNIC{MAC: a.MAC, Subnets: []statusAddress{}}
+	for _, addr := range a.Addresses {
+		s := statusAddress{IPNet: netip.PrefixFrom(addr, addr.BitLen())}
+		for _, gw := range a.Gateways {
+			if gw.Is4() == addr.Is4() {
+				s.Gateway = gw.WithZone("")
+			}
+		}
+		nic.Subnets = append(nic.Subnets, s)
+	}
+	return status{DNSSearchDomains: []string{}, DNSServerIPs: []netip.Addr{}, Interfaces: map[string]statusNIC{a.Interface: nic}}
+}
