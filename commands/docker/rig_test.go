@@ -184,6 +184,16 @@ func (r *rig) call(path, body string) string {
 	return strings.TrimSpace(w.Body.String())
 }
 
+// named waits until the names of the networks are known.
+func (r *rig) named() {
+	r.Helper()
+	for end := time.Now().Add(time.Minute); len(r.plugin.state.allNetworks(func(n network) bool { return n.Name == "" })) > 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			r.Fatal("a network has no name")
+		}
+	}
+}
+
 // until waits for a word of what the agent was asked.
 func (r *rig) until(words ...string) {
 	r.Helper()
