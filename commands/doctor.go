@@ -71,7 +71,7 @@ func (a *app) examine(ctx context.Context, s *settings, to []netip.Addr, fix boo
 	if err != nil {
 		return nil, fmt.Errorf("doctor: %w", err)
 	}
-	defer closer()
+	defer func() { _ = closer() }()
 	cfg := s.doctorConfig()
 	cfg.To = to
 	if s.hasStore() {

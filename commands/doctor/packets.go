@@ -27,6 +27,8 @@ const (
 	ipv4Header = 20 // bytes
 	ipv6Header = 40
 	icmpHeader = 8
+
+	sequence = 1 // of every echo request of ours
 )
 
 // checksum is that of RFC 1071.
@@ -43,7 +45,7 @@ func checksum(b []byte) uint16 {
 
 // echoMessage is an echo request of so many bytes. The checksum of ICMPv6, which has the
 // addresses in it, is left to the kernel unless they are given.
-func echoMessage(id, sequence uint16, bytes int, from, to netip.Addr, v6 bool) []byte {
+func echoMessage(id uint16, bytes int, from, to netip.Addr, v6 bool) []byte {
 	b := make([]byte, max(bytes, icmpHeader))
 	b[0] = icmpEcho
 	if v6 {
@@ -102,9 +104,9 @@ func vxlanPacket(mac net.HardwareAddr, inner []byte, v6 bool) []byte {
 }
 
 // heard judges an ICMP message that came in: ok is false where it is about something else.
-// id and sequence are of the echo request, protocol and port of the packet that was sent
+// id is of the echo request, protocol and port of the packet that was sent
 // (port 0: it has none).
-func heard(b []byte, v6 bool, from, to netip.Addr, id, sequence uint16, protocol byte, port uint16) (a Answer, ok bool) {
+func heard(b []byte, v6 bool, from, to netip.Addr, id uint16, protocol byte, port uint16) (a Answer, ok bool) {
 	if len(b) < icmpHeader {
 		return a, false
 	}
@@ -116,7 +118,7 @@ func heard(b []byte, v6 bool, from, to netip.Addr, id, sequence uint16, protocol
 		is := from == to && binary.BigEndian.Uint16(b[4:]) == id && binary.BigEndian.Uint16(b[6:]) == sequence
 		return Answer{Reply: Answered, From: from}, is
 	}
-	if !aboutOurs(b[icmpHeader:], v6, to, id, sequence, protocol, port) {
+	if !aboutOurs(b[icmpHeader:], v6, to, id, protocol, port) {
 		return a, false
 	}
 	a.From = from
@@ -164,7 +166,7 @@ func judge6(a Answer, b []byte, kind, code byte) (Answer, bool) {
 }
 
 // aboutOurs says whether the packet that an error quotes is the one that was sent.
-func aboutOurs(quoted []byte, v6 bool, to netip.Addr, id, sequence uint16, protocol byte, port uint16) bool {
+func aboutOurs(quoted []byte, v6 bool, to netip.Addr, id uint16, protocol byte, port uint16) bool {
 	length, at := ipv4Header, 16
 	if v6 {
 		length, at = ipv6Header, 24

@@ -17,9 +17,9 @@ func TestHeard(t *testing.T) {
 	here, there, router := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("192.0.2.254")
 	here6, there6 := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::9")
 	const id, port = 7, 4789
-	request := echoMessage(id, 1, 64, netip.Addr{}, netip.Addr{}, false)
+	request := echoMessage(id, 64, netip.Addr{}, netip.Addr{}, false)
 	reply := append([]byte{icmpEchoReply}, request[1:]...)
-	other := echoMessage(id+1, 1, 64, netip.Addr{}, netip.Addr{}, false)
+	other := echoMessage(id+1, 64, netip.Addr{}, netip.Addr{}, false)
 	echo := ipPacket(protoICMP, here, there, request)
 	udp := ipPacket(protoUDP, here, there, []byte{0, 1, port >> 8, port & 0xff, 0, 8, 0, 0})
 	ipip := ipPacket(protoIPIP, here, there, echo)
@@ -53,7 +53,7 @@ func TestHeard(t *testing.T) {
 		if x.v6 {
 			to = there6
 		}
-		if a, ok := heard(x.b, x.v6, x.from, to, id, 1, x.protocol, port); ok != x.ok || ok && a != x.want {
+		if a, ok := heard(x.b, x.v6, x.from, to, id, x.protocol, port); ok != x.ok || ok && a != x.want {
 			t.Errorf("%s: %+v, %v", what, a, ok)
 		}
 	}
@@ -70,7 +70,7 @@ func FuzzHeard(f *testing.F) {
 			at = netip.MustParseAddr("2001:db8::9")
 		}
 		for _, protocol := range []byte{protoICMP, protoUDP, protoIPIP, protoICMP6} {
-			if a, ok := heard(b, v6, at, at, 7, 1, protocol, 9); ok && a.Reply == Silent {
+			if a, ok := heard(b, v6, at, at, 7, protocol, 9); ok && a.Reply == Silent {
 				t.Errorf("%x is silence", b)
 			}
 		}

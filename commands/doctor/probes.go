@@ -141,13 +141,13 @@ func (m *machine) Echo(ctx context.Context, from, to netip.Addr, bytes int) (Ans
 	if v6 {
 		protocol = protoICMP6
 	}
-	request := echoMessage(id, 1, bytes-header, netip.Addr{}, netip.Addr{}, v6)
+	request := echoMessage(id, bytes-header, netip.Addr{}, netip.Addr{}, v6)
 	return probe{tries: echoTries, wait: echoWait,
 		send: func() error {
 			_, err := conn.WriteTo(request, &net.IPAddr{IP: to.AsSlice(), Zone: to.Zone()})
 			return err
 		},
-		judge: func(b []byte, at netip.Addr) (Answer, bool) { return heard(b, v6, at, to, id, 1, protocol, 0) },
+		judge: func(b []byte, at netip.Addr) (Answer, bool) { return heard(b, v6, at, to, id, protocol, 0) },
 	}.run(ctx, conn)
 }
 
@@ -241,7 +241,7 @@ func (m *machine) errorOf(ctx context.Context, from, to netip.Addr, protocol byt
 	}
 	defer conn.Close()
 	return probe{tries: probeTries, wait: probeWait, send: send,
-		judge: func(b []byte, at netip.Addr) (Answer, bool) { return heard(b, v6, at, to, id, 1, protocol, port) },
+		judge: func(b []byte, at netip.Addr) (Answer, bool) { return heard(b, v6, at, to, id, protocol, port) },
 	}.run(ctx, conn)
 }
 
@@ -251,7 +251,7 @@ func (m *machine) Tunnelled(ctx context.Context, kind datastore.TunnelKind, from
 	if v6 {
 		protocol = protoICMP6
 	}
-	inner := ipPacket(protocol, from, to, echoMessage(id, 1, 64, from, to, v6))
+	inner := ipPacket(protocol, from, to, echoMessage(id, 64, from, to, v6))
 	switch kind {
 	case datastore.TunnelIPIP:
 		raw, err := net.ListenPacket("ip4:4", from.String())
