@@ -121,6 +121,7 @@ func (o *Options) items(networks []string) []Item {
 	list := []Item{
 		{Path: binary, Mode: 0o755, Source: o.Self, Must: true},
 		{Path: PluginFolder + "/netctl", Target: binary},
+		{Path: path.Join(o.Prefix, "libexec/netavark/netctl"), Target: binary}, // for Podman 5 and later
 	}
 	for _, role := range append(Roles(), "node") {
 		list = append(list, Item{Path: binary + "-" + role, Target: "netctl", Must: true})
