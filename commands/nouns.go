@@ -6,6 +6,7 @@ import "github.com/spf13/cobra"
 func nouns(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newApplyCommand(a),
+		newBackupCommand(a),
 		newBGPCommand(a),
 		newCreateCommand(a),
 		newDeleteCommand(a),
@@ -20,6 +21,7 @@ func nouns(a *app) []*cobra.Command {
 		newPoolCommand(a),
 		newProfileCommand(a),
 		newReplaceCommand(a),
+		newRestoreCommand(a),
 		newRouteCommand(a),
 		newStatusCommand(a),
 		newTokenCommand(a),

@@ -214,7 +214,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	a.detaches.detach = a.service.Detach
 	l.enter, l.release = a.joiner.enter, a.service.Release
 	a.reporter = control.NewReporter(a.cfg.Node, datastore.ReportAgent, o.store, l.reportStatus, a.log)
-	l.report = a.reporter.Wake
+	l.report, l.reportAnew = a.reporter.Wake, a.reporter.Anew
 }
 
 func poke(ch chan struct{}) {

@@ -105,6 +105,8 @@ type loop struct {
 	changedTunnels func()
 	// report is told that something that is reported may have changed.
 	report func()
+	// reportAnew is told that the datastore is another one.
+	reportAnew func()
 	// synced is told that the agent is in sync, after each burst in which it is.
 	synced func()
 	// retryDetaches is told that pending detaches may be tried again.
@@ -116,7 +118,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 		queue: newQueue(), cfg: cfg, log: log, started: time.Now(), boots: &boots{},
 		view: datastore.NewView(), standing: &standing{outage: datastore.NewOutage(log)},
 		links: newLinks(k), table: newTable(r),
-		report: func() {}, changedHost: func() {}, changedTunnels: func() {}, synced: func() {}, retryDetaches: func() {},
+		report: func() {}, reportAnew: func() {}, changedHost: func() {}, changedTunnels: func() {}, synced: func() {}, retryDetaches: func() {},
 	}
 	l.problems = newProblems(log, func() { l.post(func() {}) })
 	l.locals = newLocals(cfg.LinkPrefix, l.links)

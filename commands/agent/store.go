@@ -18,6 +18,7 @@ func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
 	}
 	if other {
 		l.addresses.Forget()
+		l.reportAnew()
 	}
 	l.addresses.Reset(l.view)
 	for _, c := range changes {
@@ -97,6 +98,7 @@ func (l *loop) tidy() {
 // apply takes changes of the store.
 func (l *loop) apply(ctx context.Context, b datastore.Batch) {
 	changes := make([]datastore.Change, 0, len(b.Events))
+	was := l.standing.cluster
 	for _, e := range b.Events {
 		l.standing.identify(e)
 		c, err := l.view.Apply(e)
@@ -105,6 +107,9 @@ func (l *loop) apply(ctx context.Context, b datastore.Batch) {
 		}
 		l.changed(c)
 		changes = append(changes, c)
+	}
+	if l.standing.cluster != was {
+		l.reportAnew() // who restored the store waits for it
 	}
 	l.noteNewer()
 	l.addresses.Apply(changes, b.Revision)

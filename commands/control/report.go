@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"reflect"
+	"sync/atomic"
 	"time"
 
 	"netctl/datastore"
@@ -37,6 +38,7 @@ type Reporter struct {
 	Log    *slog.Logger
 
 	changed chan struct{} // holds one
+	lost    atomic.Bool   // the datastore does not have what was written
 
 	last    datastore.ReportStatus // as it was written
 	written bool                   // the last try of it succeeded
@@ -57,6 +59,13 @@ func (r *Reporter) Wake() {
 	case r.changed <- struct{}{}:
 	default:
 	}
+}
+
+// Anew has a report written whatever the last one said: the datastore is another one,
+// and by the report people see that the role is there.
+func (r *Reporter) Anew() {
+	r.lost.Store(true)
+	r.Wake()
 }
 
 // String names the task.
@@ -86,6 +95,9 @@ func (r *Reporter) look(ctx context.Context) time.Duration {
 	r.asked = time.Now()
 	beat := r.after(heartbeat, heartbeatRate)
 	now, ok := r.Status(ctx)
+	if ok && r.lost.Swap(false) {
+		r.written = false
+	}
 	switch {
 	case !ok:
 		r.try()

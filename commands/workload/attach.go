@@ -205,6 +205,7 @@ func (s *Service) reread(ctx context.Context, name string, req control.AttachReq
 // plan is one try of an assignment.
 type plan struct {
 	endpoint *datastore.Endpoint
+	asItIs   bool               // it is stored so already
 	create   []datastore.Object // besides the endpoint
 	pools    []netip.Prefix
 	ipv6     bool
@@ -258,7 +259,10 @@ func (p *plan) commit(addrs []netip.Addr) (conds []datastore.Condition, ops []da
 		if err != nil {
 			return nil, nil, err
 		}
-		conds, ops = append(conds, cond), append(ops, op)
+		conds = append(conds, cond)
+		if o != datastore.Object(p.endpoint) || !p.asItIs {
+			ops = append(ops, op)
+		}
 	}
 	return conds, ops, nil
 }

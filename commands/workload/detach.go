@@ -145,7 +145,8 @@ const Mended = "a workload's side was not what an attach makes of it, and is put
 
 // Restore writes a live endpoint and its addresses back into a store that lost
 // them, with its network and profiles if those are missing too, and marks the
-// record as the cluster's. An endpoint that is there is left alone. It returns
+// record as the cluster's. An endpoint that is there keeps what else was set of it: a
+// backup may know it by another address, or have lost that it holds its own. It returns
 // the revision of the change, 0 for none.
 func (s *Service) Restore(ctx context.Context, rec *Record, cluster datastore.Cluster) (revision int64, err error) {
 	for try := 1; ; try++ {
@@ -172,7 +173,8 @@ func (s *Service) Restore(ctx context.Context, rec *Record, cluster datastore.Cl
 	return revision, s.Records.Put(rec)
 }
 
-// missing is what the store lacks of an endpoint; nil: the endpoint is there.
+// missing is what the store may lack of an endpoint; nil: nothing that this netctl can
+// read.
 func (s *Service) missing(ctx context.Context, ep *datastore.Endpoint) (*plan, error) {
 	absent := func(k datastore.Kind, name string) (bool, error) {
 		key, err := datastore.Key(k, name)
@@ -184,7 +186,15 @@ func (s *Service) missing(ctx context.Context, ep *datastore.Endpoint) (*plan, e
 		}
 		return false, err
 	}
-	if gone, err := absent(datastore.KindEndpoint, ep.Metadata.Name); err != nil || !gone {
+	stored, err := datastore.Get[*datastore.Endpoint](ctx, s.Store, ep.Metadata.Name)
+	switch {
+	case errors.Is(err, datastore.ErrInvalid):
+		return nil, nil
+	case err == nil:
+		same := slices.Equal(stored.Spec.Addresses, ep.Spec.Addresses) && stored.Spec.MAC == ep.Spec.MAC
+		stored.Spec.MAC = ep.Spec.MAC
+		return &plan{endpoint: stored, asItIs: same}, nil
+	case !errors.Is(err, datastore.ErrNotFound):
 		return nil, err
 	}
 	again := *ep
