@@ -44,10 +44,11 @@ func (e *Endpoint) Validate() error {
 		each("spec.addresses", s.Addresses, func(a netip.Addr) error { return checkAddr("", a) }),
 		each("spec.profiles", s.Profiles, CheckName),
 		each("spec.ports", s.Ports, checkPort),
-		each("spec.hostPorts", s.HostPorts, checkHostPort))
+		each("spec.hostPorts", s.HostPorts, HostPort.Validate))
 }
 
-func checkHostPort(p HostPort) error {
+// Validate checks one port by itself.
+func (p HostPort) Validate() error {
 	switch {
 	case p.Port == 0 || p.HostPort == 0:
 		return &FieldError{Field: ".port", Value: "0", Reason: "must be from 1 to 65535"}
@@ -57,6 +58,11 @@ func checkHostPort(p HostPort) error {
 		return &FieldError{Field: ".hostIP", Value: p.HostIP.String(), Reason: "must be an address that others reach this host by; leave it out for all of them"}
 	}
 	return nil
+}
+
+// Overlaps says that something sent to the node could be meant for either.
+func (p HostPort) Overlaps(o HostPort) bool {
+	return p.HostPort == o.HostPort && p.Protocol == o.Protocol && (!p.HostIP.IsValid() || !o.HostIP.IsValid() || p.HostIP == o.HostIP)
 }
 
 func transports() []string { return []string{"tcp", "udp", "sctp"} }

@@ -166,7 +166,7 @@ func (a *api) ports(ctx context.Context, r control.PortRequest) (none struct{}, 
 func bothPublish(a, b []datastore.HostPort) (datastore.HostPort, bool) {
 	for _, x := range a {
 		for _, y := range b {
-			if x.HostPort == y.HostPort && x.Protocol == y.Protocol && (!x.HostIP.IsValid() || !y.HostIP.IsValid() || x.HostIP == y.HostIP) {
+			if x.Overlaps(y) {
 				return x, true
 			}
 		}

@@ -150,6 +150,10 @@ func (c *call) add() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	ports, err := c.conf.ports()
+	if err != nil {
+		return nil, err
+	}
 	ns, err := c.namespace()
 	if err != nil {
 		return nil, err
@@ -160,6 +164,9 @@ func (c *call) add() ([]byte, error) {
 	defer cancel()
 	a, err := agent.Attach(ctx, req)
 	if err != nil {
+		return nil, err
+	}
+	if err := agent.PublishOrDetach(ctx, req, a, ports); err != nil {
 		return nil, err
 	}
 	if a.Warning != "" {

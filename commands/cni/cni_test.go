@@ -31,6 +31,7 @@ type fake struct {
 	socket  string
 	asked   map[string]any // the last request by verb
 	err     error          // what every call fails with
+	taken   error          // what publishing fails with
 	status  control.AgentStatus
 }
 
@@ -50,6 +51,7 @@ func (f *fake) serve() {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/attach", control.Call(f.attach))
+	mux.Handle("POST /v1/ports", control.Call(f.ports))
 	mux.Handle("POST /v1/detach", control.Call(func(_ context.Context, r control.DetachRequest) (struct{}, error) {
 		f.asked["detach"] = r
 		return struct{}{}, f.err
@@ -163,7 +165,7 @@ func TestCalls(t *testing.T) {
 				}
 				delete(part, verb)
 			}
-			for _, verb := range []string{"attach", "detach", "check", "status"} {
+			for _, verb := range []string{"attach", "ports", "detach", "check", "status"} {
 				if _, left := part[verb]; left {
 					t.Errorf("the agent was not asked to %s", verb)
 				}
@@ -455,6 +457,9 @@ func FuzzNetConf(f *testing.F) {
 			return
 		}
 		c := &call{env: map[string]string{"CNI_CONTAINERID": "c"}, warn: func(string) {}, conf: conf}
+		if ports, err := conf.ports(); err == nil && len(ports) > control.MaxHostPorts {
+			t.Fatalf("%d ports", len(ports))
+		}
 		if req, err := c.request(); err == nil && (len(req.Addresses) > 2 || datastore.CheckName(req.Workload) != nil) {
 			t.Fatalf("request %+v", req)
 		}

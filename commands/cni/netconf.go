@@ -40,7 +40,7 @@ type netConf struct {
 		IPs          []string        `json:"ips"`
 		MAC          string          `json:"mac"`
 		DNS          runtimeDNS      `json:"dns"`
-		PortMappings json.RawMessage `json:"portMappings"`
+		PortMappings []portMapping   `json:"portMappings"`
 		Bandwidth    json.RawMessage `json:"bandwidth"`
 	} `json:"runtimeConfig"`
 	Args struct {
@@ -60,6 +60,15 @@ type runtimeDNS struct {
 	Servers  []string `json:"servers"`
 	Searches []string `json:"searches"`
 	Options  []string `json:"options"`
+}
+
+// portMapping is an entry of the capability "portMappings" (CNI conventions), hostIP as
+// the reference's portmap has it.
+type portMapping struct {
+	HostPort      int    `json:"hostPort"`
+	ContainerPort int    `json:"containerPort"`
+	Protocol      string `json:"protocol"`
+	HostIP        string `json:"hostIP"`
 }
 
 // minMTU is what IPv4 asks of every link (RFC 791, section 3.2).
@@ -177,12 +186,22 @@ func (c *call) request() (control.AttachRequest, error) {
 	}
 	req.MAC, err = firstMAC(
 		said{"runtimeConfig.mac", []string{conf.RuntimeConfig.MAC}}, said{"args.cni.mac", []string{conf.Args.CNI.MAC}}, said{"CNI_ARGS MAC", []string{args.mac}})
-	for name, raw := range map[string]json.RawMessage{"portMappings": conf.RuntimeConfig.PortMappings, "bandwidth": conf.RuntimeConfig.Bandwidth} {
-		if s := string(raw); s != "" && s != "null" && s != "[]" && s != "{}" {
-			c.warn(fmt.Sprintf("network %s: runtimeConfig.%s is not supported and ignored", conf.Name, name))
-		}
+	if s := string(conf.RuntimeConfig.Bandwidth); s != "" && s != "null" && s != "[]" && s != "{}" {
+		c.warn(fmt.Sprintf("network %s: runtimeConfig.bandwidth is not supported and ignored", conf.Name))
 	}
 	return req, err
+}
+
+// ports are what an ADD publishes. They come if the runtime finds the capability in
+// this plugin's configuration; if it is in that of a plugin after this one, they are
+// that one's.
+func (c *netConf) ports() (list []datastore.HostPort, err error) {
+	for _, m := range c.RuntimeConfig.PortMappings {
+		if list, err = control.AddHostPort(list, m.Protocol, m.HostIP, m.HostPort, m.ContainerPort); err != nil {
+			return nil, errorf(codeConfig, "runtimeConfig.portMappings: %v", err)
+		}
+	}
+	return list, nil
 }
 
 // said is what one source says.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"strconv"
 
 	"netctl/commands/control"
@@ -90,16 +89,8 @@ func choose(ctx context.Context, m portMap) (port datastore.HostPort, other bool
 	if port.Protocol == "" {
 		return port, false, fmt.Errorf("published port %d: there is no protocol number %d to publish", m.Port, m.Proto)
 	}
-	if m.HostIP != "" {
-		if port.HostIP, err = netip.ParseAddr(m.HostIP); err != nil {
-			return port, false, fmt.Errorf("published port %d: %q is no address", m.Port, m.HostIP)
-		}
-		if port.HostIP = port.HostIP.Unmap(); port.HostIP.IsLoopback() {
-			return port, false, fmt.Errorf("published port %d: %s cannot lead to a container of netctl: leave the address out, or name one of this host's own", m.Port, port.HostIP)
-		}
-		if port.HostIP.IsUnspecified() {
-			port.HostIP = netip.Addr{}
-		}
+	if port.HostIP, err = control.HostAddress(m.HostIP); err != nil {
+		return port, false, fmt.Errorf("published port %d: %w", m.Port, err)
 	}
 	last := max(m.HostPort, m.HostPortEnd)
 	other = m.HostPort == 0 || last > m.HostPort

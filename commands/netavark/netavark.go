@@ -122,7 +122,7 @@ func (c *call) setup(path string, raw []byte) ([]byte, error) {
 	if err := decode(raw, &s); err != nil {
 		return nil, fmt.Errorf("setup: %w", err)
 	}
-	req, err := s.request(path)
+	req, ports, err := s.request(path)
 	if err != nil {
 		return nil, fmt.Errorf("setup: %w", err)
 	}
@@ -139,11 +139,18 @@ func (c *call) setup(path string, raw []byte) ([]byte, error) {
 	req.NetnsFD = int(ns.Fd())
 	ctx, cancel := context.WithTimeout(c.ctx, setupTimeout)
 	defer cancel()
-	a, err := control.NewAgentClient(c.socket).Waiting(setupTimeout).Attach(ctx, req)
+	agent := control.NewAgentClient(c.socket).Waiting(setupTimeout)
+	a, err := agent.Attach(ctx, req)
 	if errors.Is(err, datastore.ErrInUse) && s.Network.chosen() {
 		err = fmt.Errorf("%w (Podman chose it, on this node alone: make the network again, so that netctl does)", err)
 	}
 	if err != nil {
+		return nil, err
+	}
+	if err := agent.PublishOrDetach(ctx, req, a, ports); err != nil {
+		if errors.Is(err, datastore.ErrInUse) && strings.Count(err.Error(), "/"+req.Workload+"/") > 1 { // this one and who has it
+			err = fmt.Errorf("%w (that is another network of this container: make one of them with -o publish=no)", err)
+		}
 		return nil, err
 	}
 	if a.Warning != "" {

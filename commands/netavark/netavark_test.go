@@ -2,6 +2,7 @@ package netavark
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,6 +31,8 @@ type fake struct {
 	socket  string
 	asked   map[string]any // the last request by verb
 	err     error          // what every call fails with
+	taken   error          // what publishing fails with
+	unable  error          // what detaching fails with
 	warning string
 }
 
@@ -49,9 +52,10 @@ func (f *fake) serve() {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/attach", control.Call(f.attach))
+	mux.Handle("POST /v1/ports", control.Call(f.ports))
 	mux.Handle("POST /v1/detach", control.Call(func(_ context.Context, r control.DetachRequest) (struct{}, error) {
 		f.asked["detach"] = r
-		return struct{}{}, f.err
+		return struct{}{}, cmp.Or(f.unable, f.err)
 	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -164,7 +168,7 @@ func TestCalls(t *testing.T) {
 				update(t, name, archive, f, got)
 				return
 			}
-			for _, p := range []string{"stdout", "stderr", "attach", "detach"} {
+			for _, p := range []string{"stdout", "stderr", "attach", "ports", "detach"} {
 				if want := f.fill(part[p]); got[p] != want {
 					t.Errorf("%s\n got %swant %s", p, got[p], want)
 				}
@@ -188,7 +192,7 @@ func TestCalls(t *testing.T) {
 func update(t *testing.T, name string, archive *txtar.Archive, f *fake, got map[string]string) {
 	t.Helper()
 	archive.Files = archive.Files[:2]
-	for _, p := range []string{"attach", "detach", "stderr", "stdout"} {
+	for _, p := range []string{"attach", "ports", "detach", "stderr", "stdout"} {
 		if got[p] != "" {
 			archive.Files = append(archive.Files, txtar.File{Name: p, Data: []byte(strings.ReplaceAll(got[p], f.netns(), "$NETNS"))})
 		}
@@ -298,7 +302,6 @@ func TestRefusals(t *testing.T) {
 		{"setup $NETNS", network(`"options":{"publish":"yes"}`), "-o publish"},
 		{"setup $NETNS", network(`"internal":true`), "--internal"},
 		{"setup $NETNS", network(`"subnets":[{}]`), "without CIDR"},
-		{"setup $NETNS", with(`"container_name":"web"`, `"port_mappings":[{"container_port":53,"host_ip":"::1","host_port":53,"protocol":"udp"}]`), "published port [::1]:53 to 53: netctl publishes no ports: leave -p out"},
 		{"setup /proc/0/ns/net", plain, "network namespace /proc/0/ns/net is gone"},
 		{"setup /etc/hostname/x", plain, "not a directory"},
 		{"teardown $NETNS", `{`, "is no JSON"},
@@ -455,11 +458,12 @@ func TestInfo(t *testing.T) {
 func FuzzSetup(f *testing.F) {
 	f.Add([]byte(plain))
 	f.Add([]byte(with(`"driver":"netctl"`, `"options":{"pool":"10.0.0.0/8 fd00::/64","mtu":"1400","profile":"a,b","publish":"no"},"subnets":[{"subnet":"10.0.0.1/8"}]`)))
+	f.Add([]byte(with(`"container_name":"web"`, `"port_mappings":[{"container_port":53,"host_ip":"::","host_port":53,"protocol":"udp,TCP","range":3}]`)))
 	f.Add([]byte(with(`"interface_name":"eth0"`, `"interface_name":"eth0","static_ips":["10.0.0.1","fd00::1"],"static_mac":"02:00:00:00:00:01","options":{"profile":""}`)))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var s setup
 		if decode(raw, &s) == nil {
-			if r, err := s.request("/x"); err == nil && (len(r.Addresses) > 2 || datastore.CheckName(r.Workload) != nil || datastore.CheckName(r.Network) != nil || r.Interface == "") {
+			if r, ports, err := s.request("/x"); err == nil && (len(ports) > control.MaxHostPorts || len(r.Addresses) > 2 || datastore.CheckName(r.Workload) != nil || datastore.CheckName(r.Network) != nil || r.Interface == "") {
 				t.Fatalf("request %+v", r)
 			}
 		}

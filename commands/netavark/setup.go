@@ -1,6 +1,7 @@
 package netavark
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,11 +43,14 @@ type teardown struct {
 	} `json:"network_options"`
 }
 
+// portMapping is a port that is published, or several in a row (Podman,
+// libnetwork/types, PortMapping).
 type portMapping struct {
 	ContainerPort uint16 `json:"container_port"`
 	HostIP        string `json:"host_ip"`
 	HostPort      uint16 `json:"host_port"`
-	Protocol      string `json:"protocol"`
+	Protocol      string `json:"protocol"` // several with commas; "": tcp
+	Range         uint16 `json:"range"`    // how many; 0: one
 }
 
 func decode(raw []byte, into any) error { return decodeError(json.Unmarshal(raw, into)) }
@@ -78,26 +82,27 @@ func named(containerID, interfaceName string) error {
 	return nil
 }
 
-// request makes the attach request of a setup; path is of the namespace.
-func (s *setup) request(path string) (control.AttachRequest, error) {
-	req := control.AttachRequest{
+// request makes the attach request of a setup, and the ports to publish; path is of the
+// namespace.
+func (s *setup) request(path string) (req control.AttachRequest, ports []datastore.HostPort, err error) {
+	req = control.AttachRequest{
 		Target:    target(s.ContainerID, s.Options.Interface),
 		Network:   datastore.ForeignName(s.Network.Name),
 		NetnsPath: path,
 		Labels:    s.labels(),
 	}
 	if err := named(s.ContainerID, s.Options.Interface); err != nil {
-		return req, err
+		return req, nil, err
 	}
 	o, err := s.Network.check()
 	if err != nil {
-		return req, err
+		return req, nil, err
 	}
 	if err := o.parse(s.Options.Options); err != nil {
-		return req, fmt.Errorf("network %s: of this container: %w", s.Network.Name, err)
+		return req, nil, fmt.Errorf("network %s: of this container: %w", s.Network.Name, err)
 	}
-	if err := s.published(o); err != nil {
-		return req, err
+	if ports, err = s.published(o); err != nil {
+		return req, nil, err
 	}
 	if len(o.pools) == 0 {
 		o.pools = s.Network.prefixes()
@@ -105,16 +110,16 @@ func (s *setup) request(path string) (control.AttachRequest, error) {
 	req.Profiles, req.Pools, req.MTU = o.profiles, o.pools, o.mtu
 	req.IPv6 = s.Network.IPv6 || anyIPv6(o.pools)
 	if req.Addresses, err = addresses(s.Options.StaticIPs); err != nil {
-		return req, err
+		return req, nil, err
 	}
 	if text := s.Options.StaticMAC; text != "" {
 		mac, err := net.ParseMAC(text)
 		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
-			return req, fmt.Errorf("network_options.static_mac: %q is no unicast MAC address", text)
+			return req, nil, fmt.Errorf("network_options.static_mac: %q is no unicast MAC address", text)
 		}
 		req.MAC = mac.String()
 	}
-	return req, nil
+	return req, ports, nil
 }
 
 // labels are the endpoint's: the names by which Podman knows the container.
@@ -131,19 +136,22 @@ func (s *setup) labels() map[string]string {
 	return all
 }
 
-// published refuses ports of the host that should lead to the container: nobody would
-// answer on them.
-func (s *setup) published(o options) error {
-	if len(s.PortMappings) == 0 || o.publishedByOther {
-		return nil
+// published are the ports of the host that lead to the container. Whether a process has
+// one of them Podman finds out by itself: it holds them all while a container runs.
+func (s *setup) published(o options) (ports []datastore.HostPort, err error) {
+	if o.publishedByOther {
+		return nil, nil
 	}
-	m := s.PortMappings[0]
-	port := fmt.Sprint(m.HostPort)
-	if m.HostIP != "" {
-		port = net.JoinHostPort(m.HostIP, port)
+	for _, m := range s.PortMappings {
+		for protocol := range strings.SplitSeq(cmp.Or(m.Protocol, "tcp"), ",") {
+			for i := range int(max(m.Range, 1)) {
+				if ports, err = control.AddHostPort(ports, protocol, m.HostIP, int(m.HostPort)+i, int(m.ContainerPort)+i); err != nil {
+					return nil, fmt.Errorf("network %s: %w", s.Network.Name, err)
+				}
+			}
+		}
 	}
-	return fmt.Errorf("network %s: published port %s to %d: netctl publishes no ports: leave -p out and use the container's own address; "+
-		"if another network of the container publishes them, make this one with -o publish=no", s.Network.Name, port, m.ContainerPort)
+	return ports, nil
 }
 
 func addresses(texts []string) (addrs []netip.Addr, err error) {
