@@ -105,6 +105,23 @@ func TestAnOpenTableIsClosedFirst(t *testing.T) {
 		})
 		l.sync()
 	}
+	// Nothing began unseen where a table that was right is to be another one, but where there is none.
+	for damage, want := range map[string]int{"": 0, "flush ruleset": len(acl.Unseen())} {
+		o := testOptions()
+		o.FlowRate, o.FlowBurst = 7, uint32(7+want)
+		l.rules = l.rules.WithStatic(o)
+		if out, err := l.router.input(damage+"\n", "nft", "-f", "-"); err != nil {
+			t.Fatalf("%s: %v\n%s", damage, err, out)
+		}
+		if wrote, err := l.table.Adjust(t.Context(), l.rules); !wrote || err != nil {
+			t.Fatalf("adjusted: %v, %v", wrote, err)
+		}
+		if set := l.router.Run("nft", "list", "set", "inet", acl.TableName, acl.SetUnseen); strings.Count(set, "expires") != want {
+			t.Errorf("after %q:\n%s", damage, set)
+		}
+		l.sync()
+	}
+	whole = l.rules
 	// What opens nothing is not closed.
 	for _, damage := range []string{"delete element inet netctl src4 { nca . 10.0.0.1 }", "delete element inet netctl from_ep { nca }", "flush set inet netctl onlink4"} {
 		if out, err := l.router.input(damage+"\n", "nft", "-f", "-"); err != nil {

@@ -37,6 +37,9 @@ func (f *Fake) Sync(_ context.Context, want *acl.Ruleset) (wrote bool, err error
 	return wrote, err
 }
 
+// Adjust is Sync; a Fake has no packets.
+func (f *Fake) Adjust(ctx context.Context, want *acl.Ruleset) (bool, error) { return f.Sync(ctx, want) }
+
 // Apply changes the ruleset as d says.
 func (f *Fake) Apply(_ context.Context, d acl.Delta) error {
 	if f.Rules() == nil && !d.Empty() {

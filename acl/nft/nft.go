@@ -137,14 +137,25 @@ func (t *Table) Close() error {
 // Sync makes the table what want says and writes only what differs: nothing at
 // all if it is right already. Where it is open, and one transaction cannot make it
 // whole, it is closed first. An *acl.RefusedError lists every object that is not as wanted; the
-// others are.
+// others are. Flows may have begun unseen where it wrote: see Doubt.
 func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err error) {
+	return t.sync(ctx, want, true)
+}
+
+// Adjust is Sync of a table that was right for its time, and is to be another one: nothing
+// began unseen, unless there is no rule at all.
+func (t *Table) Adjust(ctx context.Context, want *acl.Ruleset) (wrote bool, err error) {
+	return t.sync(ctx, want, false)
+}
+
+func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrote bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	tx, have, err := t.differences(want)
 	if err != nil || tx.empty() {
 		return false, err
 	}
+	doubted = (doubted || !have.tracks()) && want.Endpoints()
 	if !have.tracks() && want.Endpoints() {
 		if err := t.shut(ctx, want, have); err != nil {
 			return true, err
@@ -154,7 +165,7 @@ func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err er
 		}
 	}
 	if first := closing(want, have); !first.empty() && !tx.single() {
-		if want.Endpoints() {
+		if doubted {
 			t.doubt(first)
 		}
 		t.log.Warn("packet filter is not whole, closed first", "table", acl.TableName, "objects", first.objects())
@@ -170,7 +181,7 @@ func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err er
 		}
 	}
 	t.log.Info("packet filter differs", "table", acl.TableName, "objects", tx.objects())
-	if want.Endpoints() {
+	if doubted {
 		t.doubt(tx)
 	}
 	return true, t.commit(ctx, tx)
@@ -195,8 +206,8 @@ func (t *Table) shut(ctx context.Context, want *acl.Ruleset, have *kernel) error
 	return t.commit(ctx, tx)
 }
 
-// Doubt says that flows may have begun unseen until now: see acl.Unseen. Sync has said
-// so itself when it wrote anything and there are endpoints.
+// Doubt says that flows may have begun unseen until now: see acl.Unseen. Sync says
+// so itself when it writes anything and there are endpoints.
 func (t *Table) Doubt(ctx context.Context) error {
 	if last := t.doubted.Load(); last != nil && time.Since(*last) < doubtRest {
 		return nil // without waiting for a Sync that goes on for long

@@ -86,7 +86,11 @@ func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 // have been of somebody else's making; lacked, that they lacked something before.
 func (f *filtering) sync(ctx context.Context, rules *acl.Ruleset, doubted, lacked bool) (wrote bool, err error) {
 	heir := f.debt.owe()
-	wrote, err = f.filter.Sync(ctx, rules)
+	sync := f.filter.Adjust
+	if doubted || lacked {
+		sync = f.filter.Sync
+	}
+	wrote, err = sync(ctx, rules)
 	if heir || wrote && doubted {
 		f.repaired(rules)
 	} else if err == nil && !lacked {

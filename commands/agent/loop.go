@@ -51,6 +51,8 @@ type filter interface {
 	// Sync makes the kernel hold exactly r, changing only what differs; wrote says
 	// whether anything did.
 	Sync(ctx context.Context, r *acl.Ruleset) (wrote bool, err error)
+	// Adjust is Sync of what was right for its time.
+	Adjust(ctx context.Context, r *acl.Ruleset) (wrote bool, err error)
 	// Apply makes one transaction of d.
 	Apply(ctx context.Context, d acl.Delta) error
 }

@@ -114,7 +114,10 @@ func (l *loop) limitFlows(most int) {
 	l.log.Info("workloads may begin as many flows as the connection tracking table has room for", "rate", rate, "before", f.options.FlowRate, "room", most)
 	f.options.FlowRate, f.options.FlowBurst = rate, burst
 	f.index.SetFlows(rate, burst)
-	f.resync = true
+	if !f.resync && f.refused == nil {
+		f.held = true // by what was right until now
+	}
+	f.behind = true
 }
 
 // flowLimit is the bound of the flows that a workload begins, per second and at once: as

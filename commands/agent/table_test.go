@@ -106,6 +106,10 @@ func (f failingFilter) Sync(context.Context, *acl.Ruleset) (bool, error) {
 	f.sync++
 	return false, f.err()
 }
+func (f failingFilter) Adjust(ctx context.Context, r *acl.Ruleset) (bool, error) {
+	return f.Sync(ctx, r)
+}
+
 func (f failingFilter) Apply(context.Context, acl.Delta) error { f.sync++; return f.err() }
 
 // TestEachProblemIsTriedAtItsOwnTime: 300 events that have nothing to do with what
