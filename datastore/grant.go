@@ -84,9 +84,11 @@ func (g Grant) op(op Op, conditional bool, revision int64) error {
 	if !conditional {
 		return fmt.Errorf("%w (without a condition on its revision)", g.denied("write", op.Key))
 	}
-	had, err := g.Get(op.Key, revision)
-	if err != nil {
-		return err
+	var had Entry
+	if revision != 0 { // 0 is "if it is absent", which holds again whenever it is deleted
+		if had, err = g.Get(op.Key, revision); err != nil {
+			return err
+		}
 	}
 	if had.Revision > revision {
 		return nil // the condition does not hold, and never will

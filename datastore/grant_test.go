@@ -171,6 +171,47 @@ func TestGrantRevisions(t *testing.T) {
 	}
 }
 
+// TestGrantAbsent: what is written if nothing is there is judged as that, though something
+// is there now: it may be deleted while the write is under way.
+func TestGrantAbsent(t *testing.T) {
+	s := shelf{}
+	profile := &Profile{Metadata: Metadata{Name: "web"}}
+	network := &Network{Metadata: Metadata{Name: "web"}}
+	pool := &Pool{Spec: PoolSpec{CIDR: netip.MustParsePrefix("10.1.0.0/16"), Removed: true, Disabled: true}}
+	node := func(name string, as uint32) *Node {
+		return &Node{Metadata: Metadata{Name: name}, Spec: NodeSpec{AS: as, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}}}
+	}
+	for _, o := range []Object{profile, network, pool, node("n1", 0), blockOf("10.0.0.0/26", "n1"), blockOf("10.0.0.64/26", "n2")} {
+		o.SetDefaults()
+		s.put(t, o)
+	}
+	open := &Profile{Metadata: Metadata{Name: "web"}, Spec: ProfileSpec{Tags: []string{"open"}, Inbound: []Rule{}, Outbound: []Rule{}}}
+	for name, c := range map[string]struct {
+		o       Object
+		allowed bool
+	}{
+		"a profile of rules":   {open, false},
+		"a plain profile":      {profile, true},
+		"a network's profile":  {&Network{Metadata: Metadata{Name: "web"}, Spec: NetworkSpec{Profile: "db"}}, false},
+		"a plain network":      {network, true},
+		"a pool":               {pool, false},
+		"another node":         {node("n1", 0), false},
+		"itself, with an AS":   {node("n2", 65000), false},
+		"another's block":      {blockOf("10.0.0.0/26", "n1"), false},
+		"another's addresses":  {blockOf("10.0.0.64/26", "n2", heldBy(1, "n1", "n1/cni/a/eth0")), false},
+		"a claim that is late": {blockOf("10.0.0.0/26", "n2"), true},
+	} {
+		_, op, err := OpPut(c.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.grant().Write(Txn{If: []Condition{{Key: op.Key}}, Then: []Op{op}})
+		if (err == nil) != c.allowed || err != nil && !errors.Is(err, ErrDenied) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestGrantRest(t *testing.T) {
 	s := shelf{}
 	removed := &Pool{Spec: PoolSpec{CIDR: netip.MustParsePrefix("10.1.0.0/16"), Removed: true, Disabled: true}}
