@@ -27,9 +27,13 @@ type world struct {
 	service *Service
 	at      netip.AddrPort
 	members error // of AddLearner
+	adding  func()
 }
 
 func (w *world) AddLearner(_ context.Context, name, peerURL string) ([]string, int, error) {
+	if w.adding != nil {
+		w.adding()
+	}
 	return []string{"n1=https://127.0.0.1:1", name + "=" + peerURL}, 2, w.members
 }
 
@@ -296,6 +300,101 @@ func TestMember(t *testing.T) {
 	a, err = w.client(plain).Join(t.Context(), plain, "n4", key(t), "")
 	if err != nil || a.Member != nil {
 		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+// joined is what is kept of a node; change it if it is to be another.
+func (w *world) joined(name string, change func(*datastore.JoinedNode)) (n datastore.JoinedNode) {
+	w.t.Helper()
+	at, err := datastore.JoinedKey(name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := datastore.Record(w.t.Context(), w.service.Store, at, &n); err != nil {
+		w.t.Fatal(err)
+	}
+	if change == nil {
+		return n
+	}
+	change(&n)
+	op, err := datastore.RecordOp(at, n)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.commit(op)
+	return n
+}
+
+func remove(n *datastore.JoinedNode) { n.Member, n.Removed = false, time.Now().UTC() }
+
+// TestRemovedStaysOut: the token that a removed node came in with lets it in no more, nor
+// makes one a member again that was one.
+func TestRemovedStaysOut(t *testing.T) {
+	w := newWorld(t, time.Hour)
+	const peer = "https://127.0.0.1:2380"
+	for _, url := range []string{"", peer} {
+		token, k := w.token(true, time.Hour), key(t)
+		c := w.client(token)
+		if _, err := c.Join(t.Context(), token, "n2", k, url); err != nil {
+			t.Fatal(err)
+		}
+		w.joined("n2", remove)
+		_, err := c.Join(t.Context(), token, "n2", k, "")
+		says(t, "removed", err, "node n2 was removed from the cluster at")
+		if n := w.joined("n2", nil); n.Removed.IsZero() {
+			t.Errorf("%q: %+v", url, n)
+		}
+		// With another token it comes back, with the same key too.
+		token = w.token(false, time.Hour)
+		if _, err := w.client(token).Join(t.Context(), token, "n2", k, ""); err != nil {
+			t.Error(err)
+		}
+		w.joined("n2", remove)
+	}
+	token, k := w.token(true, time.Hour), key(t)
+	c := w.client(token)
+	if _, err := c.Join(t.Context(), token, "n3", k, peer); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Join(t.Context(), token, "n3", k, peer); err != nil {
+		t.Errorf("again: %v", err)
+	}
+	w.joined("n3", func(n *datastore.JoinedNode) { n.Member = false })
+	_, err := c.Join(t.Context(), token, "n3", k, peer)
+	says(t, "demoted", err, "node n3 is no member of the datastore any more")
+	if n := w.joined("n3", nil); n.Member {
+		t.Errorf("%+v", n)
+	}
+}
+
+// TestNoMemberLeavesWhatWas: who does not become a member changes nothing of who had the
+// name before, and nothing that people did meanwhile.
+func TestNoMemberLeavesWhatWas(t *testing.T) {
+	w := newWorld(t, time.Hour)
+	const peer = "https://127.0.0.1:2380"
+	first, k := w.token(false, time.Hour), key(t)
+	a, err := w.client(first).Join(t.Context(), first, "n2", k, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := w.joined("n2", remove)
+	w.members = errors.New("not now")
+	token := w.token(true, time.Hour)
+	_, err = w.client(token).Join(t.Context(), token, "n2", key(t), peer)
+	says(t, "no member", err, "did not become a member")
+	if is := w.joined("n2", nil); is != was {
+		t.Errorf("%+v; want %+v", is, was)
+	}
+	old := w.client(first)
+	old.Certificate = pair(t, a, k)
+	_, err = old.Renew(t.Context(), "n2", k)
+	says(t, "the old machine", err, "was removed from the cluster at")
+	// Removed while it was being made a member.
+	w.adding = func() { w.joined("n3", remove) }
+	_, err = w.client(token).Join(t.Context(), token, "n3", key(t), peer)
+	says(t, "removed meanwhile", err, "did not become a member")
+	if n := w.joined("n3", nil); n.Removed.IsZero() {
+		t.Errorf("removed meanwhile: %+v", n)
 	}
 }
 

@@ -278,6 +278,11 @@ func (s *Service) enter(ctx context.Context, q Request, e entry, a *Answer) erro
 	if had != 0 && have.Key != key && have.Removed.IsZero() {
 		return fmt.Errorf("node %s is in the cluster since %s: take another name (--node-name), or, if that one is gone, `netctl node remove %s` first", name, clock(have.Since), name)
 	}
+	if again := t.UsedBy != ""; again && !have.Removed.IsZero() {
+		return fmt.Errorf("node %s was removed from the cluster at %s, and the token let it in before that: `netctl token create` makes another", name, clock(have.Removed))
+	} else if again && a.Member != nil && !have.Member {
+		return fmt.Errorf("node %s is no member of the datastore any more, and the token made it one before that: `netctl token create --datastore` makes another", name)
+	}
 	if had == 0 || !have.Removed.IsZero() {
 		if err := s.unregistered(ctx, name); err != nil {
 			return err
@@ -285,7 +290,8 @@ func (s *Service) enter(ctx context.Context, q Request, e entry, a *Answer) erro
 	}
 	unused, joined := t, datastore.JoinedNode{Name: name, Key: key, Member: a.Member != nil, Since: s.now().UTC().Truncate(time.Second)}
 	t.UsedBy, t.Key, t.Used = name, key, joined.Since
-	if err := s.swap(ctx, tokenAt, e.revision, t, nodeAt, had, &joined); err != nil {
+	written, err := s.swap(ctx, records{tokenAt, e.revision, nodeAt, had}, t, &joined)
+	if err != nil {
 		return err
 	}
 	if a.Member == nil {
@@ -295,15 +301,14 @@ func (s *Service) enter(ctx context.Context, q Request, e entry, a *Answer) erro
 	if err == nil {
 		return nil
 	}
-	// Nothing half-done: the token is good again, the name free.
+	// Nothing half-done: token and name are again what they were, a removed node's removed.
+	before := &have
+	if had == 0 {
+		before = nil
+	}
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	now, failed := datastore.Record(undo, s.Store, tokenAt, &datastore.JoinToken{})
-	node, other := datastore.Record(undo, s.Store, nodeAt, &datastore.JoinedNode{})
-	if failed = errors.Join(failed, other); failed == nil {
-		failed = s.swap(undo, tokenAt, now, unused, nodeAt, node, nil)
-	}
-	if failed != nil {
+	if _, failed := s.swap(undo, records{tokenAt, written, nodeAt, written}, unused, before); failed != nil {
 		s.Log.Warn("token stays used", "token", q.Token, "error", failed)
 	}
 	return fmt.Errorf("node %s did not become a member: %w", name, err)
@@ -324,29 +329,38 @@ func (s *Service) unregistered(ctx context.Context, name string) error {
 	return fmt.Errorf("node %s is in the cluster: take another name (--node-name), or, if that one is gone, `netctl node remove %s` first", name, name)
 }
 
-// swap writes a token and a node (nil: deletes it) if neither changed.
-func (s *Service) swap(ctx context.Context, tokenAt string, revision int64, t datastore.JoinToken, nodeAt string, had int64, n *datastore.JoinedNode) error {
-	one, err := datastore.RecordOp(tokenAt, t)
+// records are a token's and a node's, and in which revisions they are expected.
+type records struct {
+	tokenAt string
+	token   int64
+	nodeAt  string
+	node    int64
+}
+
+// swap writes a token and a node (nil: deletes it) if neither changed, and returns the
+// revision that both have then.
+func (s *Service) swap(ctx context.Context, at records, t datastore.JoinToken, n *datastore.JoinedNode) (int64, error) {
+	one, err := datastore.RecordOp(at.tokenAt, t)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	two := datastore.Op{Key: nodeAt}
+	two := datastore.Op{Key: at.nodeAt}
 	if n != nil {
-		if two, err = datastore.RecordOp(nodeAt, n); err != nil {
-			return err
+		if two, err = datastore.RecordOp(at.nodeAt, n); err != nil {
+			return 0, err
 		}
 	}
-	_, err = s.Store.Commit(ctx, datastore.Txn{
-		If:   []datastore.Condition{{Key: tokenAt, Revision: revision}, {Key: nodeAt, Revision: had}},
+	revision, err := s.Store.Commit(ctx, datastore.Txn{
+		If:   []datastore.Condition{{Key: at.tokenAt, Revision: at.token}, {Key: at.nodeAt, Revision: at.node}},
 		Then: []datastore.Op{one, two},
 	})
 	if errors.Is(err, datastore.ErrConflict) || errors.Is(err, datastore.ErrExists) {
-		return &laterError{errors.New("somebody else used the token, or the name, at the same time: try again")}
+		return 0, &laterError{errors.New("somebody else used the token, or the name, at the same time: try again")}
 	}
 	if err != nil {
-		return s.unavailable(err)
+		return 0, s.unavailable(err)
 	}
-	return nil
+	return revision, nil
 }
 
 // renew signs again for who shows a certificate that is still good.
