@@ -141,7 +141,7 @@ func (a *app) removeMember(ctx context.Context, name string) error {
 	if err := s.RemoveMember(ctx, list[at]); err != nil {
 		return fmt.Errorf("datastore member remove: %w", err)
 	}
-	if err := a.demote(ctx, s, list[at].Name); err != nil {
+	if err := demote(ctx, s, list[at].Name); err != nil {
 		return fmt.Errorf("%s is no member any more, but keeps the rights of one: %w", name, err)
 	}
 	if voters%2 == 0 {
@@ -151,27 +151,43 @@ func (a *app) removeMember(ctx context.Context, name string) error {
 }
 
 // demote makes a member's node one like others: it keeps what every node may do.
-func (a *app) demote(ctx context.Context, s datastore.Store, name string) error {
+func demote(ctx context.Context, s datastore.Store, name string) error {
 	if name == "" {
 		return nil
 	}
+	_, err := changeJoined(ctx, s, name, func(n *datastore.JoinedNode) ([]datastore.Op, bool, error) {
+		was := n.Member
+		n.Member = false
+		return nil, was, nil
+	})
+	return err
+}
+
+// changeJoined changes what is kept of a node that joined, in one transaction with what
+// else change returns, unless that says that there is nothing to do. Whether something
+// was done is what it returns; it is no error if the node did not join.
+func changeJoined(ctx context.Context, s datastore.Store, name string, change func(*datastore.JoinedNode) (also []datastore.Op, do bool, err error)) (bool, error) {
 	at, err := datastore.JoinedKey(name)
 	if err != nil {
-		return err
+		return false, err
 	}
-	var n datastore.JoinedNode
-	revision, err := datastore.Record(ctx, s, at, &n)
-	if err != nil || revision == 0 {
-		return err
+	for races := 0; ; races++ {
+		var n datastore.JoinedNode
+		revision, err := datastore.Record(ctx, s, at, &n)
+		if err != nil || revision == 0 {
+			return false, err
+		}
+		also, do, err := change(&n)
+		if err != nil || !do {
+			return false, err
+		}
+		op, err := datastore.RecordOp(at, n)
+		if err != nil {
+			return false, err
+		}
+		_, err = s.Commit(ctx, datastore.Txn{If: []datastore.Condition{{Key: at, Revision: revision}}, Then: append(also, op)})
+		if err == nil || !errors.Is(err, datastore.ErrConflict) || races == maxRaces {
+			return err == nil, err
+		}
 	}
-	n.Member = false
-	op, err := datastore.RecordOp(at, n)
-	if err != nil {
-		return err
-	}
-	_, err = s.Commit(ctx, datastore.Txn{If: []datastore.Condition{{Key: at, Revision: revision}}, Then: []datastore.Op{op}})
-	if errors.Is(err, datastore.ErrConflict) {
-		return nil // it is being removed or renewed; whoever did says so
-	}
-	return err
 }

@@ -105,7 +105,7 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	joined := false
 	if force {
 		// First of all: its agent, if it runs, would write everything back.
-		if joined, err = a.forgetJoined(ctx, s, name); err != nil {
+		if joined, err = forgetJoined(ctx, s, name); err != nil {
 			return err
 		}
 		for _, e := range view.EndpointsOf(name) {
@@ -127,7 +127,7 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	}
 	if !joined {
 		var failed error
-		if joined, failed = a.forgetJoined(ctx, s, name); failed != nil {
+		if joined, failed = forgetJoined(ctx, s, name); failed != nil {
 			return failed
 		}
 	}
@@ -137,25 +137,30 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	return a.removeReports(ctx, name)
 }
 
-// forgetJoined makes certificates of a node that is gone good for nothing, and its name
-// free; had: it joined.
-func (a *app) forgetJoined(ctx context.Context, s datastore.Store, name string) (had bool, err error) {
-	at, err := datastore.JoinedKey(name)
-	if err != nil {
-		return false, err
-	}
-	var n datastore.JoinedNode
-	revision, err := datastore.Record(ctx, s, at, &n)
-	if err != nil || revision == 0 || !n.Removed.IsZero() {
-		return false, err
-	}
-	n.Member, n.Removed = false, time.Now().UTC().Truncate(time.Second)
-	op, err := datastore.RecordOp(at, n)
-	if err != nil {
-		return false, err
-	}
-	_, err = s.Commit(ctx, datastore.Txn{If: []datastore.Condition{{Key: at, Revision: revision}}, Then: []datastore.Op{op}})
-	return err == nil, err
+// forgetJoined makes certificates of a node that is gone, and tokens that it used, good
+// for nothing, and its name free; had: it joined.
+func forgetJoined(ctx context.Context, s datastore.Store, name string) (had bool, err error) {
+	return changeJoined(ctx, s, name, func(n *datastore.JoinedNode) (also []datastore.Op, do bool, err error) {
+		if !n.Removed.IsZero() {
+			return nil, false, nil
+		}
+		n.Member, n.Removed = false, time.Now().UTC().Truncate(time.Second)
+		tokens, err := datastore.ListTokens(ctx, s)
+		if err != nil {
+			return nil, false, err
+		}
+		for _, t := range tokens {
+			if t.UsedBy != name || len(also) == datastore.MaxTxnOps-1 { // more of them let nobody in either
+				continue
+			}
+			at, err := datastore.TokenKey(t.ID)
+			if err != nil {
+				return nil, false, err
+			}
+			also = append(also, datastore.Op{Key: at})
+		}
+		return also, true, nil
+	})
 }
 
 // removeReports removes what the roles of a node that is gone reported.
