@@ -27,7 +27,8 @@ func newInitCommand(a *app) *cobra.Command {
 		Short: "Make this machine the first node of a new cluster",
 		Long: "Make this machine the first node of a new cluster: its authority and certificates, etcd on this machine's address behind mutual\n" +
 			"TLS, and the configuration file. What it prints, one line, makes another machine the second node. The authority's key stays on\n" +
-			"this node, root's alone. A machine that is a node, or has a configuration, is left as it is.",
+			"this node, root's alone. A machine that is a node, or has somebody's configuration, is left\n" +
+			"as it is.",
 		Example: "  netctl init\n  netctl init --address 192.168.99.102 --node-name n1",
 		Args:    cobra.NoArgs,
 	}

@@ -85,7 +85,7 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 	case len(s.Roles) > 0:
 		o.Roles = s.Roles
 	default:
-		o.Roles = []string{"datastore", "agent", "speaker"}
+		o.Roles = install.DefaultRoles()
 	}
 	if o.Share, err = shareFiles(a.cmd.Root()); err != nil {
 		return err

@@ -24,7 +24,8 @@ func newJoinCommand(a *app) *cobra.Command {
 		Short: "Make this machine a node of a cluster, with a token of it",
 		Long: "Make this machine a node of a cluster: it makes a key, has it certified by the cluster, and writes certificates and configuration.\n" +
 			"The token is what `netctl init` and `netctl token create` print. With --datastore, and a token for that, the node becomes a member of\n" +
-			"the datastore too: it learns all, and then votes. A machine that is a node, or has a configuration, is left as it is.",
+			"the datastore too: it learns all, and then votes. A machine that is a node, or has somebody's configuration, is left as it\n" +
+			"is.",
 		Example:           "  netctl join nctAQBH…\n  netctl join --datastore --node-name n3 nctAQBH…",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,

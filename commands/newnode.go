@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"netctl/commands/install"
 	"netctl/commands/join"
 	"netctl/datastore"
 	"netctl/datastore/pki"
@@ -42,6 +43,8 @@ type newNode struct {
 	a       *app
 	command string // init or join
 	config  string // the configuration file to make
+	root    string // of the machine; "" but in tests
+	laid    bool   // config is what `netctl install` laid down
 	s       *settings
 	address netip.Addr
 	pinned  []string // addresses that were asked for
@@ -70,21 +73,17 @@ func (a *app) prepare(cmd *cobra.Command, command string, addresses []string, to
 		return nil, err
 	}
 	// Everything else that settings come from counts, the file that is not there does not.
-	if err := cmd.Flags().Set("config", os.DevNull); err != nil {
-		return nil, err
+	if !n.laid {
+		if err := cmd.Flags().Set("config", os.DevNull); err != nil {
+			return nil, err
+		}
 	}
 	var err error
 	if n.s, err = a.settings(); err != nil {
 		return nil, err
 	}
-	if len(n.s.Roles) == 0 {
-		n.s.Roles = roles
-	}
-	if member != slices.Contains(n.s.Roles, "datastore") {
-		if !member {
-			return nil, usage("--roles with datastore: say --datastore too")
-		}
-		n.s.Roles = append([]string{"datastore"}, n.s.Roles...)
+	if err := n.chooseRoles(roles); err != nil {
+		return nil, err
 	}
 	if err := n.unused(); err != nil {
 		return nil, err
@@ -93,6 +92,24 @@ func (a *app) prepare(cmd *cobra.Command, command string, addresses []string, to
 		return nil, err
 	}
 	return n, n.room()
+}
+
+// chooseRoles finds the node's roles: those that were said, or those given.
+func (n *newNode) chooseRoles(roles []string) error {
+	// What an install was asked for stays. It could not know who is to have the datastore.
+	if n.laid && !n.member && strings.HasPrefix(n.s.origin["roles"], n.s.File+":") {
+		n.s.Roles = slices.DeleteFunc(n.s.Roles, func(r string) bool { return r == "datastore" })
+	}
+	if len(n.s.Roles) == 0 {
+		n.s.Roles = roles
+	}
+	if n.member != slices.Contains(n.s.Roles, "datastore") {
+		if !n.member {
+			return usage("--roles with datastore: say --datastore too")
+		}
+		n.s.Roles = append([]string{"datastore"}, n.s.Roles...)
+	}
+	return nil
 }
 
 // configName is the configuration file that commands of this machine read.
@@ -109,8 +126,10 @@ func configName(cmd *cobra.Command) string {
 // madeBy is the first line of a configuration that init or join wrote.
 const madeBy = "# made by netctl "
 
-// unconfigured refuses a machine that has a configuration; an empty file is none.
+// unconfigured refuses a machine that has a configuration; an empty file is none, and
+// what an install laid down is nobody's.
 func (n *newNode) unconfigured() error {
+	n.laid = false
 	st, err := os.Stat(n.config)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -129,6 +148,12 @@ func (n *newNode) unconfigured() error {
 	}
 	if strings.HasPrefix(string(text), madeBy) {
 		return fmt.Errorf("%s: this node is in a cluster already (%s): for another node run `netctl token create` here, and what it prints there: %w", n.command, n.config, datastore.ErrExists)
+	}
+	if n.laid, err = install.Untouched(n.root, n.config); err != nil {
+		return fmt.Errorf("%s: %w", n.command, err)
+	}
+	if n.laid {
+		return nil
 	}
 	return fmt.Errorf("%s: %s is somebody's configuration and stays as it is: move it away, or set the node up in it (docs/datastore.md): %w", n.command, n.config, datastore.ErrExists)
 }
@@ -269,6 +294,19 @@ func (n *newNode) url(port int) string {
 
 // configure writes the configuration, last of all: with it the node is one.
 func (n *newNode) configure(endpoints []string, joinPort int) error {
+	if n.laid {
+		// A person may have written it while the cluster was asked.
+		if err := n.unconfigured(); err != nil {
+			return err
+		}
+	}
+	if n.laid {
+		// It is no longer what was laid down then: an install or uninstall leaves it.
+		if err := datastore.WriteFile(n.config, []byte(n.configText(endpoints, joinPort)), datastore.FileOptions{Mode: 0o644}); err != nil {
+			return fmt.Errorf("%s: %w", n.command, err)
+		}
+		return nil
+	}
 	// An empty file is nobody's, and may be one that is mounted there.
 	if st, err := os.Stat(n.config); err == nil && st.Size() == 0 {
 		text := n.configText(endpoints, joinPort)
@@ -334,9 +372,10 @@ func quotedList(list []string) string {
 const unit = "netctl-node.service"
 
 // start starts the roles where systemd does that, and says what is to be run elsewhere.
+// Roles that an install started read their new configuration.
 func (n *newNode) start(ctx context.Context) error {
 	if _, err := os.Stat("/run/systemd/system"); err == nil && exec.CommandContext(ctx, "systemctl", "cat", unit).Run() == nil {
-		if out, err := exec.CommandContext(ctx, "systemctl", "start", unit).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(ctx, "systemctl", "restart", unit).CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: all is written, but %s does not start: %w: %s (journalctl -u %s)", n.command, unit, err, strings.TrimSpace(string(out)), unit)
 		}
 		fmt.Fprintf(n.a.err, "node %s runs: %s is started\n", n.s.Node, unit)

@@ -164,6 +164,9 @@ const networkConfig = `{
 }
 `
 
+// DefaultRoles are those of a machine that has no configuration and asks for none.
+func DefaultRoles() []string { return []string{"datastore", "agent", "speaker"} }
+
 // config is the configuration of a machine that has none.
 func config(roles []string) []byte {
 	return fmt.Appendf(nil, "# netctl on this machine. Every key is in docs/configuration.md; `netctl config` prints what holds.\n"+

@@ -61,6 +61,29 @@ func Installed(root string) (bool, error) {
 	return m != nil, err
 }
 
+// Untouched says whether file is the configuration that an install in the folder root
+// laid down, or a package, and nobody changed it since: it is nobody's then.
+func Untouched(root, file string) (bool, error) {
+	m, err := readManifest(root)
+	if err != nil {
+		return false, err
+	}
+	at, err := place(root, ConfigFile)
+	if err != nil {
+		return false, err
+	}
+	if file, err = filepath.Abs(file); err != nil || file != at {
+		return false, err
+	}
+	is, err := look(at, ConfigFile)
+	if is == nil || err != nil {
+		return false, err
+	}
+	it := Item{Path: ConfigFile, Text: config(DefaultRoles())} // a package has no manifest
+	packaged, err := it.entry()
+	return m.has(is.Entry) || is.Entry == packaged, err
+}
+
 // New plans an install; it changes nothing. Everything that can be seen to be in the way
 // is an error.
 func New(o Options) (*Plan, error) {
