@@ -60,10 +60,11 @@ func partOf(role string) part {
 		}
 	}
 	if role == "docker" {
-		// Docker finds a plugin by its socket, and waits for none that comes later.
+		// Docker finds a plugin by its socket, and waits for none that comes later. Before a
+		// port is published the role binds it, to see that no process has it.
 		return part{
-			what: "Docker's network and IPAM driver", run: true,
-			families: []string{"AF_UNIX"}, first: []string{UnitName("agent")}, then: []string{"docker.service"},
+			what: "Docker's network and IPAM driver", run: true, capabilities: []string{"CAP_NET_BIND_SERVICE"},
+			families: []string{"AF_UNIX", "AF_INET", "AF_INET6"}, first: []string{UnitName("agent")}, then: []string{"docker.service"},
 		}
 	}
 	all := append(slices.Clone(agent), speaker...)

@@ -16,7 +16,9 @@ func TestUnits(t *testing.T) {
 		},
 		"speaker":   {"CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE CAP_NET_RAW\n", "ProtectKernelTunables=yes\n", "ReadWritePaths=\"-/data/a b%%\"\n"},
 		"reflector": {"ExecStart=/usr/local/bin/netctl-reflector --config /etc/netctl.yaml\n", "Description=netctl BGP route reflector\n"},
-		"node":      {"KillMode=mixed\n", "Before=containerd.service docker.service ", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_SYS_ADMIN"},
+		// `docker run -p` has it bind the port, also one below 1024, of either protocol and family.
+		"docker": {"RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\n", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE\n", "Before=docker.service\n", "ReadWritePaths=\"-/run\" \"-/data/a b%%\"\n"},
+		"node":   {"KillMode=mixed\n", "Before=containerd.service docker.service ", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_SYS_ADMIN"},
 	} {
 		text := unit(role, "/usr/local/bin/netctl", []string{"/data/a b%"})
 		for _, w := range append(want,
