@@ -141,7 +141,11 @@ func (h Host) records() string { return filepath.Join(h.RunDir, "endpoints") }
 
 // volatile are the files that go with the boot: they say what the kernel has.
 func (h Host) volatile() (files []string) {
-	for _, pattern := range []string{"endpoints/*", "pending/*", "*.sock"} {
+	patterns := []string{"endpoints/*", "pending/*", "*.sock"}
+	for _, role := range Roles() { // what it remembers for this boot
+		patterns = append(patterns, role+"/*.json")
+	}
+	for _, pattern := range patterns {
 		found, _ := filepath.Glob(filepath.Join(h.RunDir, pattern)) // the pattern is right
 		files = append(files, found...)
 	}
@@ -191,9 +195,12 @@ func (h Host) Clean(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Roles are those that run: they hold the locks of the state folder.
+// Roles are those that run, in the order in which they are to end: they hold the locks of
+// the state folder. A reflector has the speaker's.
 func (h Host) Roles() (list []Running) {
-	for _, role := range []string{"node", "datastore", "agent", "speaker"} { // a reflector is a speaker
+	roles := append(Roles(), "node") // which would start the others again
+	slices.Reverse(roles)
+	for _, role := range roles {
 		f, err := os.Open(filepath.Join(h.StateDir, role+".lock"))
 		if err != nil {
 			continue

@@ -61,6 +61,7 @@ func TestCleanup(t *testing.T) {
 	dir := t.TempDir()
 	h := Host{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), Protocols: []int{87, 88}}
 	put(t, h.RunDir, "endpoints/nc0.json", "{}")
+	put(t, h.RunDir, "docker/0a1b.json", "{}")
 	put(t, h.RunDir, "mine.txt", "mine")
 	if err := os.MkdirAll(h.StateDir, 0o700); err != nil {
 		t.Fatal(err)
@@ -73,7 +74,7 @@ func TestCleanup(t *testing.T) {
 		}
 		got := strings.Join(s.Lines(), "\n")
 		want := "links of endpoints: nc0\nlinks that wait for their deletion: 1\ntunnels: vxlan.netctl\nroutes of protocol 87: 3\nroutes of protocol 88: 2\nip rules of protocol 88: 1\n" +
-			"nftables table inet netctl\nnftables table arp netctl\nrules in the host's iptables: 1\nfiles below /run: 1"
+			"nftables table inet netctl\nnftables table arp netctl\nrules in the host's iptables: 1\nfiles below /run: 2"
 		if got != want || !slices.Equal(s.Endpoints, []string{"nc0"}) {
 			t.Errorf("there is\n%s\nof %q, want\n%s", got, s.Endpoints, want)
 		}
@@ -81,15 +82,17 @@ func TestCleanup(t *testing.T) {
 			t.Errorf("looking changed\n%s\nto\n%s", before, now)
 		}
 		// Who runs would put it all back.
-		lock, err := control.Lock(h.StateDir, "agent")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := h.Clean(t.Context()); err == nil || !strings.HasPrefix(err.Error(), "agent (PID ") {
-			t.Errorf("while the agent runs: %v", err)
-		}
-		if err := lock.Close(); err != nil {
-			t.Fatal(err)
+		for _, role := range []string{"agent", "docker"} {
+			lock, err := control.Lock(h.StateDir, role)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := h.Clean(t.Context()); err == nil || !strings.HasPrefix(err.Error(), role+" (PID ") {
+				t.Errorf("while %s runs: %v", role, err)
+			}
+			if err := lock.Close(); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := h.Clean(t.Context()); err != nil {
 			t.Fatal(err)
@@ -101,7 +104,7 @@ func TestCleanup(t *testing.T) {
 	if now := seen(ns); now != foreign {
 		t.Errorf("now there is\n%s\nwant\n%s", now, foreign)
 	}
-	if d := tree(t, h.RunDir); len(d) != 2 || d["/mine.txt"] == "" {
+	if d := tree(t, h.RunDir); len(d) != 3 || d["/mine.txt"] == "" {
 		t.Errorf("below /run: %q", d)
 	}
 }
