@@ -226,6 +226,10 @@ func TestGrantRest(t *testing.T) {
 	network := &Network{Metadata: Metadata{Name: "web", Labels: map[string]string{"a": "b"}}}
 	network.SetDefaults()
 	special := &Network{Metadata: Metadata{Name: "special"}, Spec: NetworkSpec{Profile: "db"}}
+	own := &Network{Metadata: Metadata{Name: "own"}, Spec: NetworkSpec{Pools: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}, IPv6: true}}
+	own.SetDefaults()
+	more := &Network{Metadata: Metadata{Name: "more"}, Spec: NetworkSpec{Options: map[string]string{"a": "b"}}}
+	more.SetDefaults()
 	for name, c := range map[string]struct {
 		o       Object
 		remove  bool
@@ -238,6 +242,8 @@ func TestGrantRest(t *testing.T) {
 		"a profile of rules":  {open, false, false},
 		"a network":           {network, false, true},
 		"a network's profile": {special, false, false},
+		"a network's pools":   {own, false, true},
+		"a network's options": {more, false, false},
 	} {
 		if err := s.try(t, c.o, c.remove); (err == nil) != c.allowed {
 			t.Errorf("%s: %v", name, err)

@@ -115,6 +115,9 @@ func (a *api) network(ctx context.Context, r control.NetworkRequest) (answer con
 		if have, e := datastore.Get[*datastore.Network](ctx, a.store, r.Name); e == nil {
 			return control.NetworkAnswer{Spec: have.Spec}, nil // another node was faster
 		}
+		if errors.Is(err, datastore.ErrDenied) { // by default this node may make one
+			return answer, fmt.Errorf("network %s: with a profile of its own (internal, -o profile) it is %w on this node: make it on a member of the datastore", r.Name, datastore.ErrDenied)
+		}
 		return answer, fmt.Errorf("network %s: %w", r.Name, err)
 	}
 	a.loop.log.Info("network created", "network", r.Name)

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"slices"
@@ -87,6 +88,43 @@ func TestLoose(t *testing.T) {
 		return ""
 	})
 	w.contains("routes", w.fib.String(), "169.254.1.1 dev lo")
+}
+
+// granted is the datastore as a node finds it that is no member of it and in which there
+// is nothing yet.
+type granted struct{ datastore.Store }
+
+func (g granted) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
+	grant := datastore.Grant{Node: "n1", Get: func(string, int64) (datastore.Entry, error) { return datastore.Entry{}, nil }}
+	if err := grant.Write(t); err != nil {
+		return 0, err
+	}
+	return g.Store.Commit(ctx, t)
+}
+
+// TestNetworkOfJoined: such a node makes a network with pools and IPv6; what gives rights
+// it does not, and says in one line where it is made.
+func TestNetworkOfJoined(t *testing.T) {
+	w := newWorld(t)
+	w.pool("10.0.0.0/24")
+	w.start()
+	w.ready()
+	w.api.store = granted{w.store}
+	pools := datastore.NetworkSpec{Pools: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}, IPv6: true}
+	if got, err := w.api.network(t.Context(), control.NetworkRequest{Name: "web", Spec: pools}); err != nil || !got.Created {
+		t.Errorf("with pools: %+v, %v", got, err)
+	}
+	for name, r := range map[string]control.NetworkRequest{
+		"inner": {Name: "inner", Outbound: []string{"allow to tag inner"}}, "app": {Name: "app", Spec: datastore.NetworkSpec{Profile: "other"}},
+	} {
+		_, err := w.api.network(t.Context(), r)
+		if !errors.Is(err, datastore.ErrDenied) || !strings.HasPrefix(err.Error(), "network "+name+": ") || !strings.HasSuffix(err.Error(), "make it on a member of the datastore") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := datastore.Get[*datastore.Network](t.Context(), w.store, name); !errors.Is(err, datastore.ErrNotFound) {
+			t.Errorf("%s is there: %v", name, err)
+		}
+	}
 }
 
 // TestNetworkOfRuntime: a network is made once, with its profile, and stays as it is.

@@ -30,12 +30,12 @@ type names struct {
 	wakened chan struct{} // holds one
 
 	mu      sync.Mutex
-	changed chan struct{} // closed, and made anew, when something was learned
-	why     error         // why the last try failed; nil: it did not
+	changed chan struct{}    // closed, and made anew, when something was learned
+	why     map[string]error // why the last try of a network failed, by its ID
 }
 
 func newNames(p *plugin) *names {
-	return &names{p: p, api: newAPI(p.cfg.API), wakened: make(chan struct{}, 1), changed: make(chan struct{})}
+	return &names{p: p, api: newAPI(p.cfg.API), wakened: make(chan struct{}, 1), changed: make(chan struct{}), why: map[string]error{}}
 }
 
 // wake has it look for what is not known.
@@ -46,14 +46,16 @@ func (k *names) wake() {
 	}
 }
 
-// network is a network whose name is known. It waits for that as long as ctx allows.
+// network is a network whose name is known and that the cluster has: else an attach
+// would make one of that name by default, open and for good, whatever this one is to be.
+// It waits for that as long as ctx allows.
 func (k *names) network(ctx context.Context, id string) (network, error) {
 	for {
 		k.mu.Lock()
 		changed := k.changed
 		k.mu.Unlock()
 		n, ok := k.p.state.network(id)
-		if ok && n.Name != "" {
+		if ok && n.Name != "" && n.Made {
 			return n, nil
 		}
 		if !ok { // what was remembered is gone: it is looked up
@@ -67,7 +69,10 @@ func (k *names) network(ctx context.Context, id string) (network, error) {
 		case <-time.After(time.Until(deadline(ctx)) - callTimeout/10):
 			k.mu.Lock()
 			defer k.mu.Unlock()
-			return n, fmt.Errorf("network %.12s: its name is not known, since Docker's API at %s does not tell: %w", id, k.api.socket, orUnanswered(k.why))
+			if n.Name != "" {
+				return n, fmt.Errorf("the cluster has no such network yet: %w", orUnanswered(k.why[id]))
+			}
+			return n, fmt.Errorf("network %.12s: its name is not known, since Docker's API at %s does not tell: %w", id, k.api.socket, orUnanswered(k.why[id]))
 		}
 	}
 }
@@ -92,7 +97,7 @@ func (k *names) run(ctx context.Context) error {
 	for {
 		err := k.learn(ctx)
 		k.mu.Lock()
-		if k.why = err; err == nil {
+		if err == nil {
 			wait = retryMin
 		}
 		close(k.changed)
@@ -123,12 +128,30 @@ func (k *names) run(ctx context.Context) error {
 func (k *names) learn(ctx context.Context) error {
 	var errs []error
 	for _, n := range k.p.state.allNetworks(func(n network) bool { return n.Name == "" || !n.Made }) {
-		errs = append(errs, k.learnNetwork(ctx, n))
+		err := k.learnNetwork(ctx, n)
+		k.because(n.ID, err)
+		errs = append(errs, err)
 	}
 	for _, e := range k.p.state.allEndpoints(func(e endpoint) bool { return e.Sandbox != "" && e.Peer != "" && !e.Named }) {
 		errs = append(errs, k.learnContainer(ctx, e))
 	}
 	return errors.Join(errs...)
+}
+
+// because remembers why a network is not learned, and says so when that is news: but not
+// that Docker, which is still making it, does not have it yet.
+func (k *names) because(id string, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	had := k.why[id]
+	if err == nil {
+		delete(k.why, id)
+		return
+	}
+	k.why[id] = err
+	if !errors.Is(err, errNoSuch) && (had == nil || had.Error() != err.Error()) {
+		k.p.log.Warn("network not made yet: no container starts in it", "id", id, "error", err)
+	}
 }
 
 // learnNetwork finds out a network's name and has the cluster's network made.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -152,8 +154,8 @@ func TestAway(t *testing.T) {
 		defer r.mu.Unlock()
 		r.away, r.stuck = away, stuck
 	}
-	set("the datastore does not answer", false)
 	create()
+	set("the datastore does not answer", false)
 	inTime("datastore away", "/IpamDriver.RequestAddress", `{"PoolID":"netctl|4|||010203"}`, "the datastore does not answer")
 	inTime("datastore away", "/IpamDriver.RequestPool", `{"Pool":"10.77.0.0/16"}`, "the datastore does not answer")
 	inTime("datastore away", "/NetworkDriver.Join", join, "the datastore does not answer")
@@ -173,6 +175,68 @@ func TestAway(t *testing.T) {
 	r.handler = none.handler()
 	inTime("no agent", "/IpamDriver.RequestAddress", `{"PoolID":"netctl|4|||010203"}`, "agent not running")
 	inTime("no agent", "/NetworkDriver.Join", join, "agent not running")
+}
+
+// TestNotMade: before the cluster has a network as it was asked for nothing is attached to
+// it, since an attach would make one by default; why is said, also in the log.
+func TestNotMade(t *testing.T) {
+	r := newRig(t)
+	log := &lockedBuffer{}
+	r.cfg.Log = slog.New(slog.NewTextHandler(log, nil))
+	r.start()
+	r.mu.Lock()
+	r.away = "the datastore does not answer"
+	r.mu.Unlock()
+	const (
+		create = `{"NetworkID":"6a2b7979b2de","Options":{"com.docker.network.internal":true},"IPv4Data":[{"AddressSpace":"netctl-local","Gateway":"0.1.2.3/0","Pool":"0.0.0.0/0"}]}`
+		added  = `{"NetworkID":"6a2b7979b2de","EndpointID":"a4e0f18fade1","Interface":{"Address":"10.0.0.1/32"}}`
+		join   = `{"NetworkID":"6a2b7979b2de","EndpointID":"a4e0f18fade1","SandboxKey":"/run/docker/netns/1"}`
+		why    = "the cluster has no such network yet: network web: the datastore does not answer"
+	)
+	if got := r.call("/NetworkDriver.CreateNetwork", create); got != "{}" {
+		t.Error(got)
+	}
+	if got := r.call("/NetworkDriver.CreateEndpoint", added); !strings.Contains(got, why) {
+		t.Errorf("an endpoint: %s", got)
+	}
+	if err := r.plugin.state.putEndpoint(endpoint{ID: "a4e0f18fade1", Network: "6a2b7979b2de", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.call("/NetworkDriver.Join", join); !strings.Contains(got, why) {
+		t.Errorf("a container: %s", got)
+	}
+	if got := log.String(); strings.Count(got, "network not made yet") != 1 || !strings.Contains(got, "network web: the datastore does not answer") {
+		t.Errorf("in the log:\n%s", got)
+	}
+	r.mu.Lock()
+	if all := strings.Join(r.asked, "\n"); strings.Contains(all, "attach") {
+		t.Errorf("attached all the same:\n%s", all)
+	}
+	r.away = ""
+	r.mu.Unlock()
+	// No new try but that of the call itself: it does not wait for the back-off.
+	if got := r.call("/NetworkDriver.Join", join); !strings.Contains(got, "np-a4e0f18fade1") {
+		t.Errorf("afterwards: %s", got)
+	}
+	r.until(`"outbound":["allow to tag web"]`)
+}
+
+// lockedBuffer is a log that may be read while it is written.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 // TestForgotten: networks that nothing is remembered of are looked up, and those that
