@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 
 	"netctl/commands/control"
@@ -21,7 +22,13 @@ type portMap struct {
 	HostPortEnd uint16 // the last of those that will do
 }
 
-// mostTries bounds how many ports are tried where any will do.
+// last is the last port of the host that will do; 0: any will.
+func (m portMap) last() uint16 { return max(m.HostPort, m.HostPortEnd) }
+
+// loose says that more than one port will do.
+func (m portMap) loose() bool { return m.HostPort == 0 || m.last() > m.HostPort }
+
+// mostTries bounds how many ports are tried where any will do; of a range every one is.
 const mostTries = 16
 
 // portMaps reads the option of that name, which comes as whatever JSON makes of it.
@@ -43,28 +50,60 @@ func (p *plugin) expose(ctx context.Context, r endpointCall) (any, error) {
 	if err != nil || len(maps) == 0 {
 		return nothing{}, err
 	}
-	for try := 1; ; try++ {
-		req := control.PortRequest{Target: target(r.EndpointID)}
-		loose := false
-		for _, m := range maps {
-			port, other, err := choose(ctx, m)
-			if err != nil {
-				return nil, err
-			}
-			loose = loose || other
-			req.Ports = append(req.Ports, port)
-		}
-		_, err := heed(ctx, p, func(ctx context.Context) (nothing, error) {
-			return nothing{}, p.agent.Waiting(callTimeout/2).Publish(ctx, req)
-		})
-		if loose && errors.Is(err, datastore.ErrConflict) && try < mostTries {
-			continue // somebody else has the one that was free
-		}
+	var ports []datastore.HostPort
+	for _, m := range maps {
+		port, err := choose(ctx, m)
 		if err != nil {
 			return nil, err
 		}
-		return nothing{}, p.state.changeEndpoint(r.EndpointID, func(e *endpoint) { e.Published = true })
+		ports = append(ports, port)
 	}
+	err = p.publish(ctx, r.EndpointID, ports)
+	if errors.Is(err, datastore.ErrConflict) && slices.ContainsFunc(maps, portMap.loose) {
+		err = p.publishEach(ctx, r.EndpointID, maps)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return nothing{}, p.state.changeEndpoint(r.EndpointID, func(e *endpoint) { e.Published = true })
+}
+
+func (p *plugin) publish(ctx context.Context, id string, ports []datastore.HostPort) error {
+	_, err := heed(ctx, p, func(ctx context.Context) (nothing, error) {
+		return nothing{}, p.agent.Waiting(callTimeout/2).Publish(ctx, control.PortRequest{Target: target(id), Ports: ports})
+	})
+	return err
+}
+
+// publishEach publishes one port more each time: so it is known which one another
+// endpoint has, which no socket shows, and for that the next that will do is tried.
+func (p *plugin) publishEach(ctx context.Context, id string, maps []portMap) (err error) {
+	var ports []datastore.HostPort
+	defer func() {
+		if err != nil && len(ports) > 0 {
+			p.withdraw(context.WithoutCancel(ctx), id)
+		}
+	}()
+	for _, m := range maps {
+		for try := 1; ; try++ {
+			port, err := choose(ctx, m)
+			if err != nil {
+				return err
+			}
+			if err = p.publish(ctx, id, append(slices.Clone(ports), port)); err == nil {
+				ports = append(ports, port)
+				break
+			}
+			anew := m.HostPort == 0 && try < mostTries
+			if !errors.Is(err, datastore.ErrConflict) || !anew && port.HostPort >= m.last() {
+				return err
+			}
+			if !anew {
+				m.HostPort = port.HostPort + 1
+			}
+		}
+	}
+	return nil
 }
 
 // unexpose ends that. When the endpoint is gone its ports are too.
@@ -73,35 +112,36 @@ func (p *plugin) unexpose(ctx context.Context, r endpointCall) (any, error) {
 	if !ok || !e.Published {
 		return nothing{}, nil
 	}
-	ctx, cancel := short(ctx)
-	defer cancel()
-	if err := p.agent.Publish(ctx, control.PortRequest{Target: target(r.EndpointID)}); err != nil && !errors.Is(err, datastore.ErrNotFound) {
-		p.log.Warn("ports stay published until the endpoint goes", "endpoint", r.EndpointID, "error", err)
-	}
+	p.withdraw(ctx, r.EndpointID)
 	return nothing{}, p.state.changeEndpoint(r.EndpointID, func(e *endpoint) { e.Published = false })
 }
 
-// choose is a port of the host for a mapping, which no process there uses. other: another
-// would do as well.
-func choose(ctx context.Context, m portMap) (port datastore.HostPort, other bool, err error) {
+func (p *plugin) withdraw(ctx context.Context, id string) {
+	ctx, cancel := short(ctx)
+	defer cancel()
+	if err := p.agent.Publish(ctx, control.PortRequest{Target: target(id)}); err != nil && !errors.Is(err, datastore.ErrNotFound) {
+		p.log.Warn("ports stay published until the endpoint goes", "endpoint", id, "error", err)
+	}
+}
+
+// choose is the first port of the host for a mapping that no process there uses.
+func choose(ctx context.Context, m portMap) (port datastore.HostPort, err error) {
 	names := map[uint8]string{6: "tcp", 17: "udp", 132: "sctp"} // IANA protocol numbers
 	port = datastore.HostPort{Protocol: names[m.Proto], HostPort: m.HostPort, Port: m.Port}
 	if port.Protocol == "" {
-		return port, false, fmt.Errorf("published port %d: there is no protocol number %d to publish", m.Port, m.Proto)
+		return port, fmt.Errorf("published port %d: there is no protocol number %d to publish", m.Port, m.Proto)
 	}
 	if port.HostIP, err = control.HostAddress(m.HostIP); err != nil {
-		return port, false, fmt.Errorf("published port %d: %w", m.Port, err)
+		return port, fmt.Errorf("published port %d: %w", m.Port, err)
 	}
-	last := max(m.HostPort, m.HostPortEnd)
-	other = m.HostPort == 0 || last > m.HostPort
 	for {
 		free, err := vacant(ctx, port)
 		if err == nil {
 			port.HostPort = free
-			return port, other, nil
+			return port, nil
 		}
-		if port.HostPort == last {
-			return port, other, fmt.Errorf("published port %d/%s: a process on this host has it: %w", port.HostPort, port.Protocol, err)
+		if port.HostPort == m.last() {
+			return port, fmt.Errorf("published port %d/%s: a process on this host has it: %w", port.HostPort, port.Protocol, err)
 		}
 		port.HostPort++
 	}

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,13 +34,14 @@ type rig struct {
 	next  int      // address
 	names map[string]string
 	gone  map[string]bool // endpoints that Docker does not have
+	taken map[uint16]bool // ports of the host that others publish
 	stop  func()
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	dir := t.TempDir()
-	r := &rig{T: t, stop: func() {}, gone: map[string]bool{}, names: map[string]string{"6a2b7979b2de": "web", "23e7aa6f4a97": "net2"}}
+	r := &rig{T: t, stop: func() {}, gone: map[string]bool{}, taken: map[uint16]bool{}, names: map[string]string{"6a2b7979b2de": "web", "23e7aa6f4a97": "net2"}}
 	r.cfg = Config{
 		StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), AgentSocket: filepath.Join(dir, "run", "agent.sock"),
 		API: filepath.Join(dir, "api.sock"), Log: slog.New(slog.DiscardHandler),
@@ -139,6 +141,12 @@ func (r *rig) agent() http.Handler {
 	}))
 	mux.Handle("POST /v1/ports", control.Call(func(_ context.Context, q control.PortRequest) (nothing, error) {
 		r.note("ports", q)
+		r.mu.Lock()
+		taken := slices.ContainsFunc(q.Ports, func(p datastore.HostPort) bool { return r.taken[p.HostPort] })
+		r.mu.Unlock()
+		if taken {
+			return nothing{}, fmt.Errorf("a port: %w", datastore.ErrInUse)
+		}
 		return nothing{}, r.unavailable()
 	}))
 	mux.Handle("POST /v1/labels", control.Call(func(_ context.Context, q control.LabelRequest) (nothing, error) {
