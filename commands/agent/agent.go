@@ -174,6 +174,8 @@ type outside struct {
 	forget func(addrs ...netip.Addr) error
 	// cut deletes those of flows that policy denies.
 	cut func(conntrack.Cutter) (int, error)
+	// undirect is conntrack.DeleteDirect.
+	undirect func(host []netip.Addr, ports []datastore.HostPort) error
 	// forward is iptables.Run.
 	forward func(ctx context.Context, prefix string, changed <-chan struct{}, report func(added int, err error)) error
 	// serve answers on the control socket until ctx ends.
@@ -237,7 +239,7 @@ func (a *agent) cut(c conntrack.Cutter) (int, error) {
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.store, store: a.guard.Fence(a.store), guard: a.guard, forget: conntrack.Delete, cut: a.cut, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.store, store: a.guard.Fence(a.store), guard: a.guard, forget: conntrack.Delete, cut: a.cut, undirect: conntrack.DeleteDirect, forward: iptables.Run,
 		beside: join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log),
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(control.Serve(ctx, a.listener, h), errEnded)
@@ -266,7 +268,7 @@ func (a *agent) run(ctx context.Context) error {
 // with serving, ends all.
 func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 	l := a.loop
-	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store}
+	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect}
 	return append([]control.Task{
 		{Name: "reconcile", Do: l.run},
 		{Name: "remove links", Do: o.links.Run},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +29,9 @@ type api struct {
 	store     datastore.Store
 	// publishing is held by who looks for a port of the node and takes it.
 	publishing sync.Mutex
+	// undirect deletes the connection tracking entries of published ports that lead to
+	// the host itself.
+	undirect func(host []netip.Addr, ports []datastore.HostPort) error
 }
 
 func (a *api) routes() http.Handler {

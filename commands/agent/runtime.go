@@ -149,7 +149,7 @@ func (a *api) ports(ctx context.Context, r control.PortRequest) (none struct{}, 
 	}
 	a.publishing.Lock() // else two could have one
 	defer a.publishing.Unlock()
-	return none, a.service.Amend(ctx, name, func(ep *datastore.Endpoint) error {
+	if err := a.service.Amend(ctx, name, func(ep *datastore.Endpoint) error {
 		var taken error
 		if err := a.loop.do(ctx, func() {
 			for _, o := range a.loop.view.EndpointsOf(a.loop.cfg.Node) {
@@ -162,7 +162,22 @@ func (a *api) ports(ctx context.Context, r control.PortRequest) (none struct{}, 
 		}
 		ep.Spec.HostPorts = r.Ports
 		return taken
-	})
+	}); err != nil {
+		return none, err
+	}
+	return none, a.direct(ctx, name, r.Ports)
+}
+
+// direct has what is sent to ports already, and went to the host, go to the endpoint.
+func (a *api) direct(ctx context.Context, name string, ports []datastore.HostPort) error {
+	var host []netip.Addr
+	if err := a.loop.do(ctx, func() { host = a.loop.links.own() }); err != nil {
+		return err
+	}
+	if err := a.undirect(host, ports); err != nil {
+		a.loop.log.Warn("who sent to a published port before may not reach it", "endpoint", name, "error", err)
+	}
+	return nil
 }
 
 // bothPublish finds a port of the node that is in both lists.

@@ -60,6 +60,11 @@ func TestLoose(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.contains("packet filter", w.nft.String(), "dnat ip to 10.0.0.64:80")
+	w.mu.Lock()
+	if got := strings.Join(w.undirected, "; "); !strings.Contains(got, "tcp") || !strings.HasSuffix(got, " with true") || strings.Contains(got, "to []") {
+		t.Errorf("flows that went to the host are ended too early, or not at all: %q", got)
+	}
+	w.mu.Unlock()
 	ep, err := datastore.Get[*datastore.Endpoint](t.Context(), w.store, a.Endpoint)
 	if err != nil || ep.Metadata.Labels["docker.name"] != "db" || !slices.Equal(ep.Spec.HostPorts, web) {
 		t.Errorf("%+v, %v", ep, err)

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -44,6 +45,9 @@ type world struct {
 	mu       sync.Mutex
 	forgot   []netip.Addr
 	cuts     []conntrack.Cutter
+	// undirected are the ports whose flows to the host were ended, and whether the rules
+	// that publish them were there.
+	undirected []string
 
 	a    *agent
 	api  *api
@@ -132,6 +136,12 @@ func (w *world) start() {
 			defer w.mu.Unlock()
 			w.cuts = append(w.cuts, c)
 			return 1, nil
+		},
+		undirect: func(host []netip.Addr, ports []datastore.HostPort) error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.undirected = append(w.undirected, fmt.Sprintf("%v to %v with %v", ports, host, strings.Contains(w.nft.String(), "dnat")))
+			return nil
 		},
 		forward: func(ctx context.Context, _ string, _ <-chan struct{}, report func(int, error)) error {
 			report(0, nil)
