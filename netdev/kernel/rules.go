@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -45,7 +46,9 @@ func (k *Kernel) DropRules(path string, dev, ino uint64, addresses []netip.Addr,
 	return nil
 }
 
-// dropRules removes the rules of addresses that lead to a table of secondRoutes.
+// dropRules removes the rules of addresses that lead to a table of secondRoutes. Which
+// that is those by the source say, which no other interface has: rules by the destination
+// may be alike for several interfaces, but for the table.
 func dropRules(h *netlink.Handle, addresses []netip.Addr, to []netip.Prefix) error {
 	var errs []error
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
@@ -63,11 +66,20 @@ func dropRules(h *netlink.Handle, addresses []netip.Addr, to []netip.Prefix) err
 		}
 		rules, err := again(func() ([]netlink.Rule, error) { return h.RuleList(family) })
 		errs = append(errs, err)
+		var from, dst []netlink.Rule
+		tables := map[int]bool{}
 		for _, r := range rules {
-			from := r.Src != nil && ours[r.Src.String()]
-			if r.Table <= secondTable || !from && (r.Dst == nil || !theirs[r.Dst.String()]) {
-				continue
+			switch {
+			case r.Table <= secondTable:
+			case r.Src != nil && ours[r.Src.String()]:
+				from = append(from, r)
+				tables[r.Table] = true
+			case r.Dst != nil && theirs[r.Dst.String()]:
+				dst = append(dst, r)
 			}
+		}
+		dst = slices.DeleteFunc(dst, func(r netlink.Rule) bool { return !tables[r.Table] })
+		for _, r := range append(dst, from...) { // those that say which, last
 			if err := h.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
 				errs = append(errs, fmt.Errorf("remove rule %s: %w", r, cause(err)))
 			}

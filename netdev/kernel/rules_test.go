@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -65,5 +66,29 @@ func TestDropRules(t *testing.T) {
 	}
 	if now := rules(); now != before {
 		t.Errorf("after a failure:\n%s\nbefore:\n%s", now, before)
+	}
+}
+
+// TestDropRulesOfOne: two interfaces of one workload may lead to the same destinations;
+// those of the one that goes are its own.
+func TestDropRulesOfOne(t *testing.T) {
+	h, inside := newHost(t), newNetns(t)
+	path := fmt.Sprintf("/proc/self/fd/%d", inside)
+	to := []netip.Prefix{netip.MustParsePrefix("10.7.0.0/16"), netip.MustParsePrefix("fd07::/64")}
+	rules := func() string { return run(t, inside, "ip", "rule") + run(t, inside, "ip", "-6", "rule") }
+	add := func(table string, from ...string) {
+		for i, f := range []string{"-4", "-6"} {
+			run(t, inside, "ip", f, "rule", "add", "from", from[i], "lookup", table, "pref", "30000")
+			run(t, inside, "ip", f, "rule", "add", "to", to[i].String(), "lookup", table, "pref", "30017")
+		}
+	}
+	add("1027", "10.0.0.3", "fd80::3")
+	before := rules()
+	add("1026", "10.0.0.2", "fd80::2")
+	if err := h.DropRules(path, 0, 0, addrs("10.0.0.2", "fd80::2"), to); err != nil {
+		t.Fatal(err)
+	}
+	if now := rules(); now != before {
+		t.Errorf("rules:\n%s\nbefore:\n%s", now, before)
 	}
 }
