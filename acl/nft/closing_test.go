@@ -122,6 +122,21 @@ func TestAnOpenTableIsClosedFirst(t *testing.T) {
 		l.sync()
 	}
 	whole = l.rules
+	// Of a table that is gone and not known nothing is let through; of another one all stays.
+	for damage, want := range map[string]bool{"": false, "flush ruleset": true} {
+		if out, err := l.router.input(damage+"\n", "nft", "-f", "-"); err != nil {
+			t.Fatalf("%s: %v\n%s", damage, err, out)
+		}
+		if wrote, err := l.table.Shut(t.Context(), acl.Static(testOptions())); wrote != want || err != nil {
+			t.Fatalf("after %q shut: %v, %v", damage, wrote, err)
+		}
+		if l.rules = whole; want {
+			l.rules = acl.Static(testOptions())
+		}
+		l.expect(!want, "a", l.uniquePort(udp("10.0.0.1", "10.0.0.2", 99)))
+		l.rules = whole
+		l.sync()
+	}
 	// What opens nothing is not closed.
 	for _, damage := range []string{"delete element inet netctl src4 { nca . 10.0.0.1 }", "delete element inet netctl from_ep { nca }", "flush set inet netctl onlink4"} {
 		if out, err := l.router.input(damage+"\n", "nft", "-f", "-"); err != nil {

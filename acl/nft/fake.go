@@ -37,6 +37,14 @@ func (f *Fake) Sync(_ context.Context, want *acl.Ruleset) (wrote bool, err error
 	return wrote, err
 }
 
+// Shut is Sync where there is nothing.
+func (f *Fake) Shut(ctx context.Context, want *acl.Ruleset) (bool, error) {
+	if f.Rules() != nil {
+		return false, nil
+	}
+	return f.Sync(ctx, want)
+}
+
 // Adjust is Sync; a Fake has no packets.
 func (f *Fake) Adjust(ctx context.Context, want *acl.Ruleset) (bool, error) { return f.Sync(ctx, want) }
 

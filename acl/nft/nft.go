@@ -187,6 +187,18 @@ func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrot
 	return true, t.commit(ctx, tx)
 }
 
+// Shut closes a table without any rule: it makes it what want says, which is to hold no
+// endpoint. Of one that holds something nothing is changed.
+func (t *Table) Shut(ctx context.Context, want *acl.Ruleset) (wrote bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tx, have, err := t.differences(want)
+	if err != nil || have.tracks() {
+		return false, err
+	}
+	return true, t.commit(ctx, tx)
+}
+
 // tracks tells whether a chain is there that may need connections tracked.
 func (k *kernel) tracks() bool {
 	for name := range k.chains {

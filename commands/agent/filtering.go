@@ -30,6 +30,7 @@ type filtering struct {
 	keepAt  time.Time         // when the journal, which failed, is tried again
 	resync  bool              // what the kernel holds is not known
 	behind  bool              // it was not compared with the index since the start or putBack
+	shut    bool              // nothing was there, nor known, so that no endpoint is let through
 	held    bool              // putBack made the kernel what it was last
 	refused *acl.RefusedError // nil: it has everything
 	err     error             // why it has not
@@ -66,13 +67,13 @@ func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 	switch {
 	case errors.As(err, &refused):
 		f.refuse(refused)
-		f.resync, f.behind, f.err = false, false, f.refused
+		f.resync, f.behind, f.shut, f.err = false, false, false, f.refused
 		return whole, f.refused
 	case err != nil:
 		f.resync, f.err = true, err
 		return whole, err
 	}
-	f.resync, f.behind = false, false
+	f.resync, f.behind, f.shut = false, false, false
 	if f.refused == nil {
 		f.err = nil
 		if lacked && !wrote {
@@ -91,7 +92,7 @@ func (f *filtering) sync(ctx context.Context, rules *acl.Ruleset, doubted, lacke
 		sync = f.filter.Sync
 	}
 	wrote, err = sync(ctx, rules)
-	if heir || wrote && doubted {
+	if heir || (wrote || f.shut) && doubted {
 		f.repaired(rules)
 	} else if err == nil && !lacked {
 		f.debt.free()
@@ -100,13 +101,16 @@ func (f *filtering) sync(ctx context.Context, rules *acl.Ruleset, doubted, lacke
 }
 
 // putBack makes the kernel hold what it held last, by the journal, while the view is
-// not what this node should be. Without a journal nothing is known, and nothing done.
+// not what this node should be. Without a journal nothing is known: what is there stays,
+// and where nothing is no endpoint is let through.
 func (f *filtering) putBack(ctx context.Context) error {
 	f.behind, f.held = true, false
 	rules, err := f.journal.Read()
 	if err != nil {
-		if !errors.Is(err, datastore.ErrNotFound) {
-			return err
+		wrote, shut := f.filter.Shut(ctx, acl.Static(f.options))
+		f.shut = f.shut || wrote
+		if shut != nil || !errors.Is(err, datastore.ErrNotFound) {
+			return errors.Join(shut, err)
 		}
 		f.resync = false // until somebody changes something
 		return nil

@@ -261,3 +261,29 @@ func TestARecordThatIsRemoved(t *testing.T) {
 	w.until(func() string { return strings.Join(w.status().Problems, "; ") })
 	again()
 }
+
+// TestWithoutAJournal: what is there stays, and where nothing is no endpoint is let
+// through until the view says who may.
+func TestWithoutAJournal(t *testing.T) {
+	fake := &nft.Fake{}
+	o := acl.Options{LinkPrefix: "nc"}
+	f := newFiltering("n1", o, fake, filepath.Join(t.TempDir(), "filter"), slog.New(slog.DiscardHandler))
+	other := acl.Static(acl.Options{LinkPrefix: "nx"})
+	if _, err := fake.Sync(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		gone bool
+		want *acl.Ruleset
+	}{{false, other}, {true, acl.Static(o)}} {
+		if c.gone {
+			fake.Flush()
+		}
+		if err := f.putBack(t.Context()); err != nil || f.shut != c.gone || fake.String() != c.want.String() {
+			t.Errorf("the rules gone: %v: shut %v, %v:\n%s", c.gone, f.shut, err, fake)
+		}
+	}
+	if _, err := f.flush(t.Context()); err != nil || f.shut {
+		t.Errorf("still shut: %v, %v", f.shut, err)
+	}
+}

@@ -25,6 +25,7 @@ func (l *loop) flush(ctx context.Context) {
 		l.holdFilter(ctx) // before all else: who starts may find it open
 	}
 	l.readHost()
+	l.noteShut()
 	l.notePools()
 	l.forwarding.keep()
 	l.holdLinks()
@@ -116,6 +117,15 @@ func (l *loop) holdFilter(ctx context.Context) {
 	} else {
 		l.problems.solved("acl")
 	}
+}
+
+// noteShut notes that endpoints are cut off.
+func (l *loop) noteShut() {
+	text := ""
+	if l.filtering.shut && len(l.links.wires) > 0 {
+		text = "was removed, and what it held is not on record: endpoints reach nobody until the datastore answers"
+	}
+	l.problems.note("packet filter", text)
 }
 
 // flushFilter brings the packet filter up to date. What the kernel refuses keeps

@@ -53,6 +53,8 @@ type filter interface {
 	Sync(ctx context.Context, r *acl.Ruleset) (wrote bool, err error)
 	// Adjust is Sync of what was right for its time.
 	Adjust(ctx context.Context, r *acl.Ruleset) (wrote bool, err error)
+	// Shut makes the kernel hold r if it holds nothing.
+	Shut(ctx context.Context, r *acl.Ruleset) (wrote bool, err error)
 	// Apply makes one transaction of d.
 	Apply(ctx context.Context, d acl.Delta) error
 }

@@ -110,6 +110,8 @@ func (f failingFilter) Adjust(ctx context.Context, r *acl.Ruleset) (bool, error)
 	return f.Sync(ctx, r)
 }
 
+func (f failingFilter) Shut(ctx context.Context, r *acl.Ruleset) (bool, error) { return f.Sync(ctx, r) }
+
 func (f failingFilter) Apply(context.Context, acl.Delta) error { f.sync++; return f.err() }
 
 // TestEachProblemIsTriedAtItsOwnTime: 300 events that have nothing to do with what
