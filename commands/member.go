@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -141,7 +142,16 @@ func (a *app) removeMember(ctx context.Context, name string) error {
 	if err := s.RemoveMember(ctx, list[at]); err != nil {
 		return fmt.Errorf("datastore member remove: %w", err)
 	}
-	if err := demote(ctx, s, list[at].Name); err != nil {
+	// The connection may have been to the member that went.
+	err = demote(ctx, s, list[at].Name)
+	for tries := 0; errors.Is(err, datastore.ErrUnavailable) && tries < 10; tries++ {
+		select {
+		case <-ctx.Done():
+		case <-time.After(300 * time.Millisecond):
+		}
+		err = demote(ctx, s, list[at].Name)
+	}
+	if err != nil {
 		return fmt.Errorf("%s is no member any more, but keeps the rights of one: %w", name, err)
 	}
 	if voters%2 == 0 {

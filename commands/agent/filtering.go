@@ -25,7 +25,9 @@ type filtering struct {
 	log     *slog.Logger
 	// repaired is told what holds, after a time in which it may not have.
 	repaired func(*acl.Ruleset)
-	debt     *debt
+	// wired says whether this host may have endpoints.
+	wired func() bool
+	debt  *debt
 
 	keepAt  time.Time         // when the journal, which failed, is tried again
 	resync  bool              // what the kernel holds is not known
@@ -39,7 +41,7 @@ type filtering struct {
 func newFiltering(node string, o acl.Options, f filter, path string, log *slog.Logger) *filtering {
 	return &filtering{
 		index: acl.NewIndex(node, o), options: o, filter: f, journal: acl.NewJournal(path), path: path, log: log,
-		repaired: func(*acl.Ruleset) {}, debt: newDebt("", log), resync: true, behind: true,
+		repaired: func(*acl.Ruleset) {}, wired: func() bool { return true }, debt: newDebt("", log), resync: true, behind: true,
 	}
 }
 
@@ -107,7 +109,11 @@ func (f *filtering) putBack(ctx context.Context) error {
 	f.behind, f.held = true, false
 	rules, err := f.journal.Read()
 	if err != nil {
-		wrote, shut := f.filter.Shut(ctx, acl.Static(f.options))
+		var wrote bool
+		var shut error
+		if f.wired() {
+			wrote, shut = f.filter.Shut(ctx, acl.Static(f.options))
+		}
 		f.shut = f.shut || wrote
 		if shut != nil || !errors.Is(err, datastore.ErrNotFound) {
 			return errors.Join(shut, err)
