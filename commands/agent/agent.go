@@ -190,6 +190,10 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	o.store = a.detaches.watching(o.store)
 	l.host = a.host
 	l.records = workload.NewRecords(a.cfg.recordsDir())
+	l.filtering.wired = func() bool {
+		records, err := l.records.All()
+		return err != nil || len(records) > 0
+	}
 	l.state, l.boots = a.state, readBoots(a.state, a.boot)
 	l.recallUnderstood()
 	l.recall()

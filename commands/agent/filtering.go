@@ -41,7 +41,7 @@ type filtering struct {
 func newFiltering(node string, o acl.Options, f filter, path string, log *slog.Logger) *filtering {
 	return &filtering{
 		index: acl.NewIndex(node, o), options: o, filter: f, journal: acl.NewJournal(path), path: path, log: log,
-		repaired: func(*acl.Ruleset) {}, wired: func() bool { return true }, debt: newDebt("", log), resync: true, behind: true,
+		repaired: func(*acl.Ruleset) {}, wired: func() bool { return false }, debt: newDebt("", log), resync: true, behind: true,
 	}
 }
 

@@ -268,6 +268,7 @@ func TestWithoutAJournal(t *testing.T) {
 	fake := &nft.Fake{}
 	o := acl.Options{LinkPrefix: "nc"}
 	f := newFiltering("n1", o, fake, filepath.Join(t.TempDir(), "filter"), slog.New(slog.DiscardHandler))
+	f.wired = func() bool { return true }
 	other := acl.Static(acl.Options{LinkPrefix: "nx"})
 	if _, err := fake.Sync(t.Context(), other); err != nil {
 		t.Fatal(err)

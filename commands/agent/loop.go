@@ -135,10 +135,6 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows, tracked(conntrack.Use))
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
 	l.filtering.repaired = func(r *acl.Ruleset) { l.flows.repaired(r, l.links.own()) }
-	l.filtering.wired = func() bool {
-		records, err := l.records.All()
-		return err != nil || len(records) > 0
-	}
 	l.filtering.debt = newDebt(cfg.debtFile(), log)
 	l.flows = newFlows(log, l.filtering.debt, func(...netip.Addr) error { return nil }, func(conntrack.Cutter) (int, error) { return 0, nil })
 	l.wantGateways()
