@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"netctl/datastore"
@@ -295,4 +296,28 @@ func (w *walk) asks(chain string) (n int) {
 		}
 	}
 	return n
+}
+
+// TestGatewayGuards: of several gateways each is guarded, from wherever a packet comes, and
+// an address between them is not.
+func TestGatewayGuards(t *testing.T) {
+	o := testOptions()
+	o.Gateways = []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("169.254.1.6"), netip.MustParseAddr("169.254.1.16")}
+	rules := Static(o)
+	for addr, guarded := range map[string]bool{
+		"169.254.1.1": true, "169.254.1.6": true, "169.254.1.16": true, "169.254.1.2": false, "169.254.1.17": false, "169.254.2.1": false, "192.0.2.1": false,
+	} {
+		for _, from := range []Packet{
+			{InLink: "up0"}, {InLink: "nca", InGroup: o.Group, OutLink: "up0"}, {InLink: "nca", InGroup: o.Group},
+		} {
+			p := from
+			p.Src, p.Dst, p.Protocol, p.SrcPort, p.DstPort, p.State = netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr(addr), 17, 40000, 9, New
+			if from.InGroup == o.Group {
+				rules.Sets[setSrc4].add(Element{Link: "nca", Prefix: netip.MustParsePrefix("10.0.0.1/32")})
+			}
+			if got := strings.Contains(rules.Eval(p).String(), "sent to a gateway address"); got != guarded {
+				t.Errorf("to %s from %s, out %q: guarded %v: %s", addr, p.InLink, p.OutLink, got, rules.Eval(p))
+			}
+		}
+	}
 }
