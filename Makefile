@@ -73,8 +73,8 @@ dist: build ## dist/*.deb and dist/*.rpm
 	go -C .ci/nfpm build -o bin/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
 	@bash .ci/dist $(VERSION)
 
-guest: # QEMU, and a kernel with what this machine's may lack: see netdev/qemulab
-	@bash .ci/packages qemu-system-x86_64 depmod
+guest: # QEMU, and a kernel with what this machine's may lack: see netdev/qemulab; a server of ssh
+	@bash .ci/packages qemu-system-x86_64 depmod sshd
 	@bash .ci/kernel
 
 packages:

@@ -81,6 +81,26 @@ func (a *app) examine(ctx context.Context, s *settings, to []netip.Addr, fix boo
 	return doctor.Run(ctx, host, cfg, fix)
 }
 
+// preflight refuses a machine that cannot be a node with the roles of its settings.
+func (a *app) preflight(ctx context.Context, s *settings) error {
+	host, closer, err := doctor.Open(slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = closer() }()
+	_, err = doctor.Preflight(ctx, host, s.doctorConfig())
+	var refused *doctor.RefusedError
+	if errors.As(err, &refused) {
+		err = fmt.Errorf("%w, --ignore-checks goes on all the same", err)
+	}
+	return err
+}
+
+// ignoreChecks is the flag of what asks preflight.
+func ignoreChecks(cmd *cobra.Command, ignore *bool) {
+	cmd.Flags().BoolVar(ignore, "ignore-checks", false, "go on where `netctl doctor` would say that it cannot work")
+}
+
 // hasStore says whether there is a datastore to ask: before anything is installed there
 // is none, and that is no trouble.
 func (s *settings) hasStore() bool {

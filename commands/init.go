@@ -20,7 +20,7 @@ import (
 const tokenLife = 24 * time.Hour
 
 func newInitCommand(a *app) *cobra.Command {
-	var addresses []string
+	var o newNodeOptions
 	var life time.Duration
 	cmd := &cobra.Command{
 		Use:   "init",
@@ -32,7 +32,7 @@ func newInitCommand(a *app) *cobra.Command {
 		Example: "  netctl init\n  netctl init --address 192.168.99.102 --node-name n1",
 		Args:    cobra.NoArgs,
 	}
-	newNodeFlags(cmd, &addresses)
+	o.flags(cmd)
 	cmd.Flags().DurationVar(&life, "expires", tokenLife, "how `long` the token is good")
 	for _, st := range settingTable() {
 		if st.key == "etcd::certificateLife" {
@@ -43,7 +43,7 @@ func newInitCommand(a *app) *cobra.Command {
 		if err := checkTokenLife(life); err != nil {
 			return err
 		}
-		n, err := a.prepare(cmd, "init", addresses, netip.Addr{}, true, "datastore", "agent", "speaker")
+		n, err := a.prepare(cmd, "init", o, netip.Addr{}, true, "datastore", "agent", "speaker")
 		if err != nil {
 			return err
 		}

@@ -19,7 +19,7 @@ import (
 // installOptions are what the command line says of an install.
 type installOptions struct {
 	install.Options
-	dryRun, enable, now bool
+	dryRun, enable, now, ignoreChecks bool
 }
 
 func newInstallCommand(a *app) *cobra.Command {
@@ -43,17 +43,18 @@ func newInstallCommand(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&o.enable, "enable", false, "have the roles start at each boot")
 	cmd.Flags().BoolVar(&o.now, "now", false, "have the roles start at each boot, and now")
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "say what would happen")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		self, err := os.Executable()
-		if err != nil {
-			return fmt.Errorf("install: %w", err)
-		}
-		if o.Self = self; strings.HasSuffix(self, " (deleted)") {
-			o.Self = "/proc/self/exe" // another one is in its place
-		}
-		return a.install(cmd.Context(), o)
-	}
+	ignoreChecks(cmd, &o.ignoreChecks)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return a.install(cmd.Context(), o) }
 	return cmd
+}
+
+// ownFile is the file that runs. os.Executable hides that another one is in its place.
+func ownFile() (string, error) {
+	self, err := os.Readlink("/proc/self/exe")
+	if strings.HasSuffix(self, " (deleted)") {
+		self = "/proc/self/exe"
+	}
+	return self, err
 }
 
 // install installs, and starts what is to run.
@@ -73,6 +74,9 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 			return fmt.Errorf("install: --now needs systemd, and it does not run here: start netctl node --config %s by other means", install.ConfigFile)
 		}
 	}
+	if o.Self, err = ownFile(); err != nil {
+		return fmt.Errorf("install: %w", err)
+	}
 	if o.now {
 		if err := m.alone(ctx, s.host()); err != nil {
 			return fmt.Errorf("install: %w", err)
@@ -86,6 +90,13 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 		o.Roles = s.Roles
 	default:
 		o.Roles = install.DefaultRoles()
+	}
+	if o.Root == "" && !o.dryRun && !o.ignoreChecks {
+		checked := *s
+		checked.Roles = o.Roles
+		if err := a.preflight(ctx, &checked); err != nil {
+			return fmt.Errorf("install: nothing was changed: %w", err)
+		}
 	}
 	if o.Share, err = shareFiles(a.cmd.Root()); err != nil {
 		return err

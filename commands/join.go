@@ -17,7 +17,7 @@ import (
 )
 
 func newJoinCommand(a *app) *cobra.Command {
-	var addresses []string
+	var o newNodeOptions
 	var member bool
 	cmd := &cobra.Command{
 		Use:   "join TOKEN",
@@ -30,7 +30,7 @@ func newJoinCommand(a *app) *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
-	newNodeFlags(cmd, &addresses)
+	o.flags(cmd)
 	cmd.Flags().BoolVar(&member, "datastore", false, "become a member of the datastore too")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		token, err := datastore.ParseToken(args[0])
@@ -44,7 +44,7 @@ func newJoinCommand(a *app) *cobra.Command {
 		if member {
 			roles = append([]string{"datastore"}, roles...)
 		}
-		n, err := a.prepare(cmd, "join", addresses, token.Endpoints[0].Addr(), member, roles...)
+		n, err := a.prepare(cmd, "join", o, token.Endpoints[0].Addr(), member, roles...)
 		if err != nil {
 			return err
 		}

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -53,9 +52,15 @@ type newNode struct {
 	made    []string
 }
 
-// newNodeFlags are the flags of init and join.
-func newNodeFlags(cmd *cobra.Command, addresses *[]string) {
-	cmd.Flags().StringSliceVar(addresses, "address", nil, "this node's `address`, one a family (default: that of the way to the others)")
+// newNodeOptions are what init and join are told alike.
+type newNodeOptions struct {
+	addresses    []string
+	ignoreChecks bool
+}
+
+func (o *newNodeOptions) flags(cmd *cobra.Command) {
+	ignoreChecks(cmd, &o.ignoreChecks)
+	cmd.Flags().StringSliceVar(&o.addresses, "address", nil, "this node's `address`, one a family (default: that of the way to the others)")
 	for _, st := range settingTable() {
 		if st.key == "roles" {
 			st.addTo(cmd.Flags())
@@ -64,11 +69,11 @@ func newNodeFlags(cmd *cobra.Command, addresses *[]string) {
 }
 
 // prepare refuses a machine that is a node, and one that cannot be.
-func (a *app) prepare(cmd *cobra.Command, command string, addresses []string, towards netip.Addr, member bool, roles ...string) (*newNode, error) {
+func (a *app) prepare(cmd *cobra.Command, command string, o newNodeOptions, towards netip.Addr, member bool, roles ...string) (*newNode, error) {
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("%s: must run as root", command)
 	}
-	n := &newNode{a: a, command: command, config: configName(cmd), member: member, pinned: addresses}
+	n := &newNode{a: a, command: command, config: configName(cmd), member: member, pinned: o.addresses}
 	if err := n.unconfigured(); err != nil {
 		return nil, err
 	}
@@ -91,7 +96,13 @@ func (a *app) prepare(cmd *cobra.Command, command string, addresses []string, to
 	if err := n.place(towards); err != nil {
 		return nil, err
 	}
-	return n, n.room()
+	if err := n.room(); err != nil || o.ignoreChecks {
+		return n, err
+	}
+	if err := a.preflight(cmd.Context(), n.s); err != nil {
+		return nil, fmt.Errorf("%s: nothing was written: %w", command, err)
+	}
+	return n, nil
 }
 
 // chooseRoles finds the node's roles: those that were said, or those given.
@@ -368,19 +379,51 @@ func quotedList(list []string) string {
 	return "[" + strings.Join(quoted, ", ") + "]"
 }
 
-// unit is the service that starts a node's roles where it is installed.
-const unit = "netctl-node.service"
-
-// start starts the roles where systemd does that, and says what is to be run elsewhere.
-// Roles that an install started read their new configuration.
+// start has the roles run now and at each boot where systemd does that, and says what is
+// to be run elsewhere. A machine that has the file alone has it installed. Roles that an
+// install started read their new configuration.
 func (n *newNode) start(ctx context.Context) error {
-	if _, err := os.Stat("/run/systemd/system"); err == nil && exec.CommandContext(ctx, "systemctl", "cat", unit).Run() == nil {
-		if out, err := exec.CommandContext(ctx, "systemctl", "restart", unit).CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: all is written, but %s does not start: %w: %s (journalctl -u %s)", n.command, unit, err, strings.TrimSpace(string(out)), unit)
+	m := servicesHere()
+	switch {
+	case m == nil:
+	case n.config != install.ConfigFile:
+		fmt.Fprintf(n.a.err, "netctl's units read %s, and not %s\n", install.ConfigFile, n.config)
+	default:
+		if err := n.startUnit(ctx, m); err != nil {
+			return fmt.Errorf("%s: all is written, but the node does not run: %w", n.command, err)
 		}
-		fmt.Fprintf(n.a.err, "node %s runs: %s is started\n", n.s.Node, unit)
+		fmt.Fprintf(n.a.err, "node %s runs, and will at each boot\n", n.s.Node)
 		return nil
 	}
 	fmt.Fprintf(n.a.err, "node %s is ready; its roles start with: netctl node --config %s\n", n.s.Node, n.config)
+	return nil
+}
+
+// startUnit starts the node's units: those that start with the machine already, or the one
+// of all roles. A machine that has none gets what an install of this very file lays down.
+func (n *newNode) startUnit(ctx context.Context, m *services) error {
+	if _, err := m.run(ctx, "cat", install.UnitName("node")); err != nil {
+		out := n.a.out
+		n.a.out = n.a.err // of init the output is the line for the next machine alone
+		defer func() { n.a.out = out }()
+		o := installOptions{Options: install.Options{Prefix: install.DefaultPrefix}, enable: true, ignoreChecks: true}
+		if err := n.a.install(ctx, o); err != nil {
+			return err
+		}
+	}
+	roles, err := install.Enabled("")
+	if err != nil {
+		return err
+	}
+	if len(roles) == 0 {
+		roles = []string{"node"}
+	}
+	for _, role := range roles {
+		for _, verb := range []string{"enable", "restart"} {
+			if _, err := m.run(ctx, verb, install.UnitName(role)); err != nil {
+				return fmt.Errorf("%w (journalctl -u %s)", err, install.UnitName(role))
+			}
+		}
+	}
 	return nil
 }

@@ -85,6 +85,7 @@ func newRootCommand(a *app) *cobra.Command {
 		newSpeakerCommand(a),
 		newReflectorCommand(a),
 		newUninstallCommand(a),
+		newUpgradeCommand(a),
 		newVersionCommand(a),
 	)
 	root.AddCommand(nouns(a)...)

@@ -61,6 +61,16 @@ func Installed(root string) (bool, error) {
 	return m != nil, err
 }
 
+// Prefix is the folder of bin and share of the install in the folder root; "": there is
+// none.
+func Prefix(root string) (string, error) {
+	m, err := readManifest(root)
+	if m == nil || err != nil {
+		return "", err
+	}
+	return m.Prefix, nil
+}
+
 // Untouched says whether file is the configuration that an install in the folder root
 // laid down, or a package, and nobody changed it since: it is nobody's then.
 func Untouched(root, file string) (bool, error) {

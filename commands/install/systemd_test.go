@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"netctl/datastore/pki"
 	"netctl/netdev/netlab"
 )
 
@@ -185,6 +184,40 @@ func upgraded(t *testing.T, m *netlab.Machine, addr netip.Addr) {
 	if mainPID(t, m, "netctl-agent") == agent {
 		t.Error("the agent runs the old file")
 	}
+	putBack(t, m, addr)
+}
+
+// putBack upgrades to a file whose agent does not start: what was there runs again.
+func putBack(t *testing.T, m *netlab.Machine, addr netip.Addr) {
+	t.Helper()
+	copyFile(t, netlab.Binary(t), filepath.Join(m.Dir, "var/broken"), "broken")
+	drop := filepath.Join(m.Dir, "etc/systemd/system/netctl-agent.service.d")
+	if err := os.MkdirAll(drop, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text := "[Service]\nExecStartPre=/bin/sh -c 'test \"$$(tail -c6 /usr/local/bin/netctl)\" != broken'\nRestartSec=100ms\n"
+	if err := os.WriteFile(filepath.Join(drop, "broken.conf"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(drop)
+	before := m.Must(t, "sha256sum", "/usr/local/bin/netctl")
+	for _, wrong := range []struct{ file, want string }{{"/etc", "is no file"}, {"/etc/passwd", "cannot be run"}, {"/bin/ls", "is no netctl"}} {
+		if _, err := m.Run(t.Context(), "netctl", "upgrade", wrong.file); err == nil || !strings.Contains(err.Error(), wrong.want) {
+			t.Errorf("upgrade to %s: %v", wrong.file, err)
+		}
+	}
+	unhurt(t, m, addr, "upgrade to what does not start", func() {
+		if _, err := m.Run(t.Context(), "netctl", "upgrade", "/var/broken"); err == nil || !strings.Contains(err.Error(), "upgrade: what was there runs again: ") {
+			t.Errorf("upgrade to what does not start: %v", err)
+		}
+	})
+	if after := m.Must(t, "sha256sum", "/usr/local/bin/netctl"); after != before {
+		t.Errorf("the file that was there was not put back")
+	}
+	healthy(t, m)
+	if left := m.Must(t, "sh", "-c", "find /usr/local /var/tmp -name '*netctl*new*' -o -name '*netctl*old*'"); left != "" {
+		t.Errorf("left behind: %s", left)
+	}
 }
 
 // rebooted boots the machine anew: the roles are there, and so is what was in the
@@ -250,12 +283,13 @@ func TestSystemdCluster(t *testing.T) {
 	}
 	a := machine(t, "n1", "192.168.99.101/24", nil)
 	b := machine(t, "n2", "192.168.99.102/24", a)
-	configure(t, a, b)
-	a.Must(t, "/var/netctl", "install", "--roles", "datastore,agent,speaker", "--now")
+	line := strings.Fields(a.Must(t, "/var/netctl", "init")) // netctl join --datastore TOKEN, or without
+	healthy(t, a)
 	began := time.Now()
-	b.Must(t, "/var/netctl", "install", "--now")
+	b.Must(t, append([]string{"/var/netctl"}, line[1:]...)...)
 	healthy(t, b)
-	fmt.Printf("a second machine whose configuration is there: one command, %.1f s (bound: 15 s)\n", time.Since(began).Seconds())
+	fmt.Printf("a second machine that has the file alone: one command, %.1f s (bound: 15 s)\n", time.Since(began).Seconds())
+	a.Must(t, "netctl", "install", "--roles", "datastore,agent,speaker", "--now")
 	a.Must(t, "netctl", "pool", "add", "10.65.0.0/16")
 	wired(t, a, "c1")
 	to := wired(t, b, "c2")
@@ -277,12 +311,7 @@ func TestSystemdCluster(t *testing.T) {
 	unhurt(t, from, to, "n2: netctl-node restarts", func() { b.Must(t, "systemctl", "restart", "netctl-node") })
 	unhurt(t, from, to, "n2: netctl-node is killed", func() { killed(t, b, "netctl-node.service") })
 	unhurt(t, from, to, "n1: the agent hangs", func() { hung(t, a, "netctl-agent.service") })
-	unhurt(t, from, to, "upgrade of both", func() {
-		for _, m := range []*netlab.Machine{a, b} {
-			copyFile(t, netlab.Binary(t), filepath.Join(m.Dir, "var/netctl"), "newer")
-			m.Must(t, "/var/netctl", "install", "--now")
-		}
-	})
+	upgradedAll(t, a, b, from, to)
 	if r := stream.Stop(); r.Err != nil || r.Echoed == 0 {
 		t.Errorf("a TCP connection through all of that: %+v", r)
 	}
@@ -290,39 +319,82 @@ func TestSystemdCluster(t *testing.T) {
 	healthy(t, b)
 }
 
-// configure writes the configuration of two machines and the certificates of the first
-// one's datastore.
-func configure(t *testing.T, a, b *netlab.Machine) {
+// upgradedAll upgrades both machines from the first, by ssh: to one that does not start on
+// the second, which ends it, and to one that does.
+func upgradedAll(t *testing.T, a, b *netlab.Machine, from *namespace, to netip.Addr) {
 	t.Helper()
-	dir := t.TempDir()
-	ca, err := pki.Create(dir)
-	if err != nil {
+	serveSSH(t, a, b)
+	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags", "-s -w -X netctl/commands.version=9.9.9", "-o", filepath.Join(a.Dir, "var/newer"), "netctl")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	upgrade := []string{"netctl", "upgrade", "/var/newer", "--all", "--ssh", "ssh -F /etc/ssh-client.conf"}
+	drop := filepath.Join(b.Dir, "etc/systemd/system/netctl-node.service.d")
+	if err := os.MkdirAll(drop, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for m, text := range map[*netlab.Machine]string{
-		a: "etcd:\n  listen: [https://192.168.99.101:2379]\n  tls: {ca: /etc/netctl-tls/ca.crt, cert: /etc/netctl-tls/n1.crt, key: /etc/netctl-tls/n1.key}\nroles: [datastore, agent, speaker]\n",
-		b: "datastore: {endpoints: ['https://192.168.99.101:2379'], ca: /etc/netctl-tls/ca.crt, cert: /etc/netctl-tls/n2.crt, key: /etc/netctl-tls/n2.key}\nroles: [agent, speaker]\n",
+	text := "[Service]\nExecStartPre=/bin/sh -c '! /usr/local/bin/netctl version | grep -q 9.9.9'\n"
+	if err := os.WriteFile(filepath.Join(drop, "broken.conf"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b.Must(t, "systemctl", "daemon-reload")
+	before := mainPID(t, a, "netctl-agent")
+	unhurt(t, from, to, "upgrade of all, and the first does not start", func() {
+		_, err := a.Run(t.Context(), upgrade...)
+		if err == nil || !strings.Contains(err.Error(), "netctl: node n2: ") || !strings.Contains(err.Error(), "what was there runs again") || !strings.Contains(err.Error(), "0 of 2 nodes were done") {
+			t.Errorf("upgrade of all, and the first does not start: %v", err)
+		}
+	})
+	if mainPID(t, a, "netctl-agent") != before {
+		t.Error("n1 was upgraded after n2 had failed")
+	}
+	if err := os.RemoveAll(drop); err != nil {
+		t.Fatal(err)
+	}
+	b.Must(t, "systemctl", "daemon-reload")
+	healthy(t, a)
+	unhurt(t, from, to, "upgrade of all", func() { t.Log(a.Must(t, upgrade...)) })
+	for _, m := range []*netlab.Machine{a, b} {
+		if out := m.Must(t, "netctl", "version"); !strings.HasPrefix(out, "netctl 9.9.9 ") {
+			t.Errorf("%s: %s", m.Name, out)
+		}
+		if left := m.Must(t, "ls", "/var/tmp"); strings.Contains(left, "netctl") {
+			t.Errorf("%s: left behind: %s", m.Name, left)
+		}
+	}
+	if out := a.Must(t, upgrade...); out != "n2: runs 9.9.9 already\nn1: runs 9.9.9 already\n" {
+		t.Errorf("again: %s", out)
+	}
+}
+
+// serveSSH has one machine let in root of another.
+func serveSSH(t *testing.T, client, server *netlab.Machine) {
+	t.Helper()
+	for m, files := range map[*netlab.Machine]map[string]string{
+		client: {"ssh-client.conf": "Host *\nUser root\nIdentityFile /etc/ssh-key\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\nBatchMode yes\n"},
+		server: {"sshd.conf": "HostKey /etc/ssh-host\nAuthorizedKeysFile /etc/ssh-authorized\nStrictModes no\nUsePAM no\nPidFile none\n",
+			"passwd": "root:x:0:0:root:/root:/bin/sh\nsshd:x:107:65534::/run/sshd:/usr/sbin/nologin\n", "shadow": "root:*:19000::::::\nsshd:*:19000::::::\n"},
 	} {
-		files, err := ca.Issue(dir, pki.Node{Name: m.Name, Addresses: []netip.Addr{m.Addr.Addr()}})
-		if err == nil {
-			err = os.MkdirAll(filepath.Join(m.Dir, "etc/netctl-tls"), 0o700)
-		}
-		if err == nil {
-			err = os.WriteFile(filepath.Join(m.Dir, "etc/netctl.yaml"), []byte(text), 0o644)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		for from, to := range map[string]string{files.CA: "ca.crt", files.Cert: m.Name + ".crt", files.Key: m.Name + ".key"} {
-			text, err := os.ReadFile(from)
-			if err == nil {
-				err = os.WriteFile(filepath.Join(m.Dir, "etc/netctl-tls", to), text, 0o600)
-			}
-			if err != nil {
+		for name, text := range files {
+			if err := os.WriteFile(filepath.Join(m.Dir, "etc", name), []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
+	if err := os.Chmod(filepath.Join(server.Dir, "etc/passwd"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	client.Must(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/etc/ssh-key")
+	copyFile(t, filepath.Join(client.Dir, "etc/ssh-key.pub"), filepath.Join(server.Dir, "etc/ssh-authorized"), "")
+	server.Must(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/etc/ssh-host")
+	server.Must(t, "mkdir", "-p", "/run/sshd")
+	server.Must(t, "systemd-run", "-q", "--unit=sshd", "/usr/sbin/sshd", "-D", "-f", "/etc/sshd.conf")
+	netlab.Until(t, patience, "ssh", func() string {
+		if _, err := client.Run(t.Context(), "ssh", "-F", "/etc/ssh-client.conf", server.Addr.Addr().String(), "true"); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
 }
 
 // hung stops a unit's process: its watchdog ends it, and it is back.
