@@ -200,9 +200,9 @@ func (a *app) upgradeAll(ctx context.Context, o upgradeOptions) error {
 	if err != nil {
 		return err
 	}
-	reports, err := a.reports(ctx, "", true)
+	reports, err := a.clusterWell(ctx, o, "", settleTime)
 	if err != nil {
-		return err
+		return fmt.Errorf("upgrade: nothing was changed: %w; put that right first, or say --force", err)
 	}
 	// This node last: it is the one that tells what happens.
 	slices.SortStableFunc(reports, func(x, y *nodeReport) int {
@@ -214,11 +214,6 @@ func (a *app) upgradeAll(ctx context.Context, o upgradeOptions) error {
 		}
 		return 0
 	})
-	for _, r := range reports {
-		if !r.Healthy && !o.force {
-			return fmt.Errorf("upgrade: node %s is not healthy, and nothing was changed: %s; put that right first, or say --force", r.Node, r.Problems[0])
-		}
-	}
 	for i, r := range reports {
 		if o.dryRun {
 			if err := a.print(fmt.Sprintf("%s: %s to %s\n", r.Node, strings.TrimPrefix(r.Version, "v"), o.version)); err != nil {
@@ -238,7 +233,7 @@ func (a *app) upgradeAll(ctx context.Context, o upgradeOptions) error {
 			err = a.upgradeThere(ctx, o, r)
 		}
 		if err == nil {
-			err = a.clusterWell(ctx, o, r.Node)
+			_, err = a.clusterWell(ctx, o, r.Node, o.wait)
 		}
 		if err != nil {
 			return fmt.Errorf("node %s: %w; %d of %s were done, the others stay as they are: the same command goes on from here", r.Node, err, i, count(len(reports), "node"))
@@ -299,14 +294,15 @@ func (p *prefixed) Write(b []byte) (int, error) {
 	}
 }
 
-// clusterWell waits until the cluster sees a node in its new version, and nobody is worse
-// for it.
-func (a *app) clusterWell(ctx context.Context, o upgradeOptions, node string) error {
-	if o.force {
-		return nil
-	}
+// settleTime is how long a cluster may take to be healthy before an upgrade: a role that
+// just started reports after some seconds.
+const settleTime = 15 * time.Second
+
+// clusterWell waits until every node is healthy, and the cluster sees the one that was
+// upgraded in its new version.
+func (a *app) clusterWell(ctx context.Context, o upgradeOptions, node string, within time.Duration) ([]*nodeReport, error) {
 	defer a.waiting("the cluster to be healthy")()
-	until := time.After(o.wait)
+	until := time.After(within)
 	for {
 		reports, err := a.reports(ctx, "", true)
 		for _, r := range reports {
@@ -317,14 +313,14 @@ func (a *app) clusterWell(ctx context.Context, o upgradeOptions, node string) er
 				err = fmt.Errorf("node %s says that it runs %s", node, r.Version)
 			}
 		}
-		if err == nil {
-			return nil
+		if err == nil || o.force && reports != nil {
+			return reports, nil
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil, ctx.Err()
 		case <-until:
-			return fmt.Errorf("upgrade: after it, and for %s, %w", o.wait, err)
+			return nil, fmt.Errorf("for %s, %w", within, err)
 		case <-time.After(200 * time.Millisecond):
 		}
 	}

@@ -117,6 +117,7 @@ func TestSystemd(t *testing.T) {
 	m.Must(t, "sh", "-c", "ip route add 203.0.113.0/24 via 192.168.99.1 proto 99; ip rule add pref 77 to 203.0.113.0/24 lookup 77; nft add table inet mine; ip link add mine type veth peer name yours")
 	before := snapshot(t, m)
 	byHand(t, m)
+	cannotBe(t, m)
 	began := time.Now()
 	t.Log(m.Must(t, "/var/netctl", "install", "--now"))
 	m.Must(t, "netctl", "pool", "add", "10.65.0.0/16")
@@ -165,6 +166,22 @@ func byHand(t *testing.T, m *netlab.Machine) {
 		t.Errorf("laid down: %s", files)
 	}
 	m.Must(t, "systemctl", "stop", "by-hand")
+}
+
+// cannotBe has install and init refuse a machine that cannot be a node.
+func cannotBe(t *testing.T, m *netlab.Machine) {
+	t.Helper()
+	m.Must(t, "sh", "-c", "echo 'node: localhost' >/etc/netctl.yaml")
+	for _, args := range [][]string{{"install"}, {"init", "--config", "/etc/none.yaml", "--node-name", "localhost"}} {
+		_, err := m.Run(t.Context(), append([]string{"/var/netctl"}, args...)...)
+		if err == nil || !strings.Contains(err.Error(), `this machine cannot be a node: node name "localhost"`) || !strings.Contains(err.Error(), "--ignore-checks goes on") {
+			t.Errorf("%v with a name that is no machine's own: %v", args, err)
+		}
+	}
+	m.Must(t, "rm", "/etc/netctl.yaml")
+	if files := m.Must(t, "ls", "/usr/local", "/opt", "/etc"); strings.Contains(files, "bin") || strings.Contains(files, "netctl") {
+		t.Errorf("laid down: %s", files)
+	}
 }
 
 // upgraded installs another file over the one that runs: unit by unit, nothing is lost.
@@ -358,7 +375,7 @@ func upgradedAll(t *testing.T, a, b *netlab.Machine, from *namespace, to netip.A
 		if out := m.Must(t, "netctl", "version"); !strings.HasPrefix(out, "netctl 9.9.9 ") {
 			t.Errorf("%s: %s", m.Name, out)
 		}
-		if left := m.Must(t, "ls", "/var/tmp"); strings.Contains(left, "netctl") {
+		if left := m.Must(t, "find", "/var/tmp", "-name", "netctl.*"); left != "" {
 			t.Errorf("%s: left behind: %s", m.Name, left)
 		}
 	}
