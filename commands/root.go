@@ -74,6 +74,7 @@ func newRootCommand(a *app) *cobra.Command {
 	addSettingFlags(root.PersistentFlags(), "")
 	root.AddCommand(
 		newAgentCommand(a),
+		newBenchCommand(a),
 		newCleanupCommand(a),
 		newDockerCommand(a),
 		newCompletionCommand(a),

@@ -65,6 +65,12 @@ func (k *Kernel) OpenNetns(pid, fd int) (*Netns, error) {
 	return n, nil
 }
 
+// OpenNetnsFile opens the network namespace that a file names.
+func OpenNetnsFile(path string) (*Netns, error) { return openNetns(path) }
+
+// Do calls fn on a thread that is in the namespace.
+func (n *Netns) Do(fn func() error) error { return inNetns(n.fd, fn) }
+
 // openNetns looks before it opens: to open a FIFO or a device named by a stranger
 // would block or have effects.
 func openNetns(path string) (*Netns, error) {
