@@ -316,7 +316,7 @@ func serveThere(ctx context.Context, o *benchOptions, host netip.Addr, at string
 	words := strings.Fields(o.ssh)
 	remote := fmt.Sprintf("netctl bench serve --until-eof --port %d", o.port)
 	if at != "" {
-		remote += " --at " + at
+		remote += " --endpoint " + at
 	}
 	cmd := exec.CommandContext(ctx, words[0], append(words[1:], host.String(), remote)...)
 	var said strings.Builder
@@ -353,15 +353,15 @@ func newBenchServeCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "serve",
 		Short:   "Receive what `netctl bench` on other machines sends",
-		Long:    "Receive what `netctl bench` on other machines sends, until Ctrl-C: on this node, or with --at in the namespace of one of its endpoints.",
-		Example: "  netctl bench serve\n  netctl bench serve --at node2/cni/91f0/eth0",
+		Long:    "Receive what `netctl bench` on other machines sends, until Ctrl-C: on this node, or with --endpoint in the namespace of one of its endpoints.",
+		Example: "  netctl bench serve\n  netctl bench serve --endpoint node2/cni/91f0/eth0",
 		Args:    cobra.NoArgs,
 	}
-	cmd.Flags().StringVar(&at, "at", "", "`endpoint` of this node, or file of a network namespace")
+	cmd.Flags().StringVar(&at, "endpoint", "", "`endpoint` of this node, or file of a network namespace")
 	cmd.Flags().StringVar(&listen, "listen", "::", "`address` to listen at")
 	cmd.Flags().Uint16Var(&port, "port", bench.DefaultPort, "`port`, TCP and UDP")
 	cmd.Flags().BoolVar(&untilEOF, "until-eof", false, "end with the standard input")
-	_ = cmd.RegisterFlagCompletionFunc("at", a.complete(datastore.KindEndpoint, endpointNames))
+	_ = cmd.RegisterFlagCompletionFunc("endpoint", a.complete(datastore.KindEndpoint, endpointNames))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		addr, err := netip.ParseAddr(listen)
 		if err != nil {
@@ -377,7 +377,7 @@ func newBenchServeCommand(a *app) *cobra.Command {
 			}
 			defer end.close()
 			if end.place == nil {
-				return usage("--at %s: is not on this node", at)
+				return usage("--endpoint %s: is not on this node", at)
 			}
 			place = end.place
 		}

@@ -1,7 +1,6 @@
 package commands
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +20,7 @@ import (
 // benchWay is one way of connecting containers of two machines.
 type benchWay struct {
 	name string
-	// needs is a kind of link without which there is no such way.
+	// needs is a link called bench9 without which there is no such way.
 	needs string
 	// make wires the way between the hosts of the lab and returns its ends.
 	make func(ctx context.Context, l *benchLab) (from, to netlab.Place, at netip.Addr, err error)
@@ -34,12 +33,12 @@ func benchWays() []benchWay {
 			return l.a, l.b, l.b.Addr.Addr(), nil
 		}},
 		{"routed", "", benchPool("")},
-		{"ipip", "ipip", benchPool("--ipip")},
-		{"vxlan", "vxlan id 4098 dstport 8473", benchPool("--vxlan")},
-		{"wireguard", "wireguard", benchPool("--wireguard")},
+		{"ipip", "name bench9 type ipip remote 192.0.2.1", benchPool("--ipip")},
+		{"vxlan", "name bench9 type vxlan id 4098 dstport 8473", benchPool("--vxlan")},
+		{"wireguard", "name bench9 type wireguard", benchPool("--wireguard")},
 		{"bridge", "", benchBridge},
-		{"macvlan", "macvlan", benchMacvlan},
-		{"overlay", "vxlan id 4098 dstport 8473", benchOverlay},
+		{"macvlan", "link eth1 name bench9 type macvlan", benchMacvlan},
+		{"overlay", "name bench9 type vxlan id 4098 dstport 8473", benchOverlay},
 	}
 }
 
@@ -173,8 +172,8 @@ func (a *app) compareInLab(ctx context.Context, modes []string, p bench.Plan, pr
 		if len(modes) > 0 && !slices.Contains(modes, w.name) {
 			continue
 		}
-		if w.needs != "" && run(ctx, l.a, "ip link add %s type %s && ip link del bench9", cmp.Or(needs[w.needs], "bench9"), w.needs) != nil {
-			a.warn("%s is left out: this kernel makes no link of type %s", w.name, strings.Fields(w.needs)[0])
+		if w.needs != "" && run(ctx, l.a, "ip link add %s && ip link del bench9", w.needs) != nil {
+			a.warn("%s is left out: this kernel makes no such link", w.name)
 			continue
 		}
 		from, to, at, err := w.make(ctx, l)
@@ -200,9 +199,6 @@ func (a *app) compareInLab(ctx context.Context, modes []string, p bench.Plan, pr
 	}
 	return bench.Compare(ctx, ways, p, progress)
 }
-
-// needs is how a link of a kind is named that has another below it.
-var needs = map[string]string{"macvlan": "link eth1 name bench9"}
 
 // reaches waits until a way carries something: routes are learned meanwhile.
 func reaches(ctx context.Context, w bench.Way) (err error) {

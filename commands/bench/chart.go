@@ -19,7 +19,9 @@ const (
 
 // colours are told apart also by who does not see all colours (Okabe and Ito); so are the
 // marks by their form.
-var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f"}
+func colours() []string {
+	return []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f"}
+}
 
 // SVG is the figures as a picture: a panel for each test, a line for each way.
 func SVG(p Plan, all []Series) []byte {
@@ -63,10 +65,10 @@ func panel(b *strings.Builder, t Test, sizes []int, all []Series) {
 		return leftSpace + width*(math.Log2(float64(size))-first)/(last-first)
 	}
 	y := func(v float64) float64 { return topSpace + height*(1-v/top) }
-	fmt.Fprintf(b, "<text x=\"%d\" y=\"18\" font-size=\"14\" font-weight=\"bold\">%s</text>\n", leftSpace, html.EscapeString(titles[t]))
+	fmt.Fprintf(b, "<text x=\"%d\" y=\"18\" font-size=\"14\" font-weight=\"bold\">%s</text>\n", leftSpace, html.EscapeString(t.title()))
 	for i := range 5 {
 		v := top * float64(i) / 4
-		fmt.Fprintf(b, "<line x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%[3].1f\" stroke=\"#ddd\"/><text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%s</text>\n",
+		fmt.Fprintf(b, "<line x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1[3]f\" stroke=\"#ddd\"/><text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%s</text>\n",
 			leftSpace, panelWidth-rightSpace, y(v), leftSpace-6, y(v)+4, short(v))
 	}
 	room := math.Inf(-1)
@@ -78,7 +80,8 @@ func panel(b *strings.Builder, t Test, sizes []int, all []Series) {
 		fmt.Fprintf(b, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%s</text>\n", room, panelHeight-bottomSpace+16, sizeText(size))
 	}
 	for i, s := range all {
-		colour := colours[i%len(colours)]
+		palette := colours()
+		colour := palette[i%len(palette)]
 		var points []string
 		for _, size := range sizes {
 			r, ok := s.of(t, size)

@@ -84,10 +84,17 @@ func names(ways []Way) (list []string) {
 	return list
 }
 
-// titles are what the tests are called where people look at them.
-var titles = map[Test]string{
-	TCPBandwidth: "TCP bandwidth, MB/s", TCPLatency: "TCP latency, µs (half of there and back, median)",
-	UDPBandwidth: "UDP bandwidth that arrives, MB/s", UDPLatency: "UDP latency, µs (half of there and back, median)",
+// title is what a test is called where people look at it.
+func (t Test) title() string {
+	switch t {
+	case TCPBandwidth:
+		return "TCP bandwidth, MB/s"
+	case UDPBandwidth:
+		return "UDP bandwidth that arrives, MB/s"
+	case TCPLatency:
+		return "TCP latency, µs (half of there and back, median)"
+	}
+	return "UDP latency, µs (half of there and back, median)"
 }
 
 // Text is the figures as tables, one a test: sizes down, ways across. The first way is what
@@ -98,7 +105,7 @@ func Text(p Plan, all []Series) string {
 		if i > 0 {
 			b.WriteByte('\n')
 		}
-		b.WriteString(titles[t] + "\n")
+		b.WriteString(t.title() + "\n")
 		w := tabwriter.NewWriter(&b, 0, 0, 3, ' ', tabwriter.AlignRight)
 		fmt.Fprint(w, "bytes\t")
 		for _, s := range all {
