@@ -219,7 +219,7 @@ type answer struct {
 	Known    bool          `json:"known,omitempty"`
 	Bytes    int64         `json:"bytes,omitempty"`
 	Messages int64         `json:"messages,omitempty"`
-	Time     time.Duration `json:"time,omitempty"` // from the first byte to the last
+	Time     time.Duration `json:"time,omitempty"` // until the last byte
 }
 
 var errBusy = errors.New("the receiver serves as many tests as it can: wait for their end")

@@ -148,7 +148,8 @@ func (r *Receiver) serve(c *conn) {
 // drain counts what comes until the sender has closed its side.
 func drain(c *conn, q request) (a answer, err error) {
 	piece := make([]byte, max(q.Size, 256<<10))
-	var first, last time.Time
+	first := time.Now()
+	last := first
 	for {
 		n, err := c.Read(piece)
 		if errors.Is(err, io.EOF) {
@@ -157,9 +158,7 @@ func drain(c *conn, q request) (a answer, err error) {
 		if err != nil {
 			return a, err
 		}
-		if a.Bytes += int64(n); first.IsZero() {
-			first = time.Now()
-		}
+		a.Bytes += int64(n)
 		last = time.Now()
 	}
 	a.Time = last.Sub(first)
@@ -212,10 +211,21 @@ func (r *Receiver) serveUDP(c *conn, q request) {
 	if readLine(c, &done) != nil {
 		return
 	}
-	s.mu.Lock()
-	a := answer{Bytes: s.bytes, Messages: s.n, Time: s.last.Sub(s.first)}
-	s.mu.Unlock()
-	_ = writeLine(c, a)
+	_ = writeLine(c, s.sum(done.Messages))
+}
+
+// sum is what came, once all did that was sent, or nothing has for a while.
+func (s *session) sum(sent int64) answer {
+	for quiet := int64(-1); ; {
+		s.mu.Lock()
+		a := answer{Bytes: s.bytes, Messages: s.n, Time: s.last.Sub(s.first)}
+		s.mu.Unlock()
+		if a.Messages >= sent || a.Messages == quiet {
+			return a
+		}
+		quiet = a.Messages
+		time.Sleep(lostAfter)
+	}
 }
 
 // datagrams counts or sends back what comes from those who asked.
@@ -278,7 +288,7 @@ func (r *Receiver) session(b []byte, from netip.AddrPort) *session {
 	if len(b) == tokenSize {
 		if s := r.waiting[string(b)]; s != nil {
 			if !s.addr.IsValid() {
-				s.addr = from
+				s.addr, s.first, s.last = from, time.Now(), time.Now()
 				r.from[from] = s
 				close(s.known)
 			}
@@ -292,9 +302,6 @@ func (s *session) count(n int) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.n == 0 {
-		s.first = now
-	}
 	s.last, s.n, s.bytes = now, s.n+1, s.bytes+int64(n)
 }
 

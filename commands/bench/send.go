@@ -94,19 +94,19 @@ func (s *Sender) answer(c io.Reader) (a answer, err error) {
 }
 
 func (s *Sender) dial(ctx context.Context, network string) (*conn, error) {
-	ctx2, cancel := context.WithTimeout(ctx, patience)
+	dialing, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var c net.Conn
 	err := s.From(func() (err error) {
 		var d net.Dialer
 		d.SetMultipathTCP(false)
-		c, err = d.DialContext(ctx2, network, s.To.String())
+		c, err = d.DialContext(dialing, network, s.To.String())
 		return err
 	})
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return nil, fmt.Errorf("nobody listens at %s: run `netctl bench serve` there", s.To)
-	case err != nil && ctx.Err() == nil && ctx2.Err() != nil:
+	case ctx.Err() == nil && isTimeout(err):
 		return nil, fmt.Errorf("no answer from %s within %s: do the rules of both ends let TCP and UDP to port %d through?", s.To, patience, s.To.Port())
 	case err != nil:
 		return nil, err
@@ -115,6 +115,11 @@ func (s *Sender) dial(ctx context.Context, network string) (*conn, error) {
 		return take(ctx, t)
 	}
 	return take(ctx, c.(*net.UDPConn))
+}
+
+func isTimeout(err error) bool {
+	var e net.Error
+	return errors.As(err, &e) && e.Timeout()
 }
 
 // stream sends messages until the time is over.
@@ -143,7 +148,8 @@ func pingPong(c *conn, q request, res *Result, lossy bool) error {
 	message, back := make([]byte, q.Size), make([]byte, q.Size)
 	var times []time.Duration
 	sent, lost := 0, 0
-	for end := time.Now().Add(q.Time); time.Now().Before(end); sent++ {
+	// On a machine that has no time the first echo may come after all the time there was.
+	for end := time.Now().Add(q.Time); time.Now().Before(end) || len(times) == 0 && time.Now().Before(end.Add(grace)); sent++ {
 		number(message, sent)
 		began := time.Now()
 		if _, err := c.Write(message); err != nil {
@@ -227,7 +233,7 @@ func (s *Sender) shower(c, u *conn, q request, res *Result) error {
 		}
 		sent++
 	}
-	if err := writeLine(c, answer{}); err != nil {
+	if err := writeLine(c, answer{Messages: sent}); err != nil {
 		return err
 	}
 	a, err := s.answer(c)
