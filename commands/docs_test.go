@@ -2,13 +2,16 @@ package commands
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra/doc"
+	"github.com/spf13/pflag"
 )
 
 // TestGenerated holds docs/cli, docs/man and completions against the command
@@ -103,4 +106,130 @@ func configurationPage() []byte {
 // runForTest runs a command line as Main does, output only.
 func runForTest(out *bytes.Buffer, args ...string) int {
 	return Main(append([]string{"netctl"}, args...), strings.NewReader(""), out, out)
+}
+
+// TestDocumentsCommands parses every netctl command line of README and docs/: the command
+// is there, takes these flags, and so many arguments.
+func TestDocumentsCommands(t *testing.T) {
+	files, err := filepath.Glob("../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed := 0
+	for _, file := range append(files, "../README.md") {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, line := range strings.Split(strings.ReplaceAll(string(text), "\\\n", ""), "\n") {
+			for _, args := range commandsOf(line) {
+				parsed++
+				if err := parses(args, true); err != nil {
+					t.Errorf("%s:%d: netctl %s: %v", strings.TrimPrefix(file, "../"), i+1, strings.Join(args, " "), err)
+				}
+			}
+			for _, quoted := range regexp.MustCompile("`netctl ([a-z][^`\n]*)`").FindAllStringSubmatch(line, -1) {
+				if err := parses(shellWords(quoted[1]), false); err != nil {
+					t.Errorf("%s:%d: `netctl %s`: %v", strings.TrimPrefix(file, "../"), i+1, quoted[1], err)
+				}
+			}
+		}
+	}
+	if parsed < 80 {
+		t.Errorf("%d command lines were found", parsed)
+	}
+	for _, wrong := range []string{"    netctl pool ad 10.0.0.0/8", "    sudo ./netctl status --nosuch", "    x=$(netctl pool show a b)", "    netctl init; netctl profile web rule ad x", "    netctl node remove"} {
+		bad := false
+		for _, args := range commandsOf(wrong) {
+			bad = bad || parses(args, true) != nil
+		}
+		if !bad {
+			t.Errorf("%s is taken for right", wrong)
+		}
+	}
+}
+
+// parses says what is wrong with the arguments of a command line; nothing is run. One that
+// is not whole names a command alone, and perhaps flags.
+func parses(args []string, whole bool) error {
+	root := newRootCommand(&app{})
+	root.InitDefaultHelpCmd()
+	bindName(root, args)
+	c, rest, err := root.Find(args)
+	if err != nil {
+		return err
+	}
+	err = c.ParseFlags(rest)
+	if !whole && err != nil && (errors.Is(err, pflag.ErrHelp) || strings.Contains(err.Error(), "needs an argument") || strings.Contains(err.Error(), "invalid argument")) {
+		return nil
+	}
+	if err == nil && (whole || c.HasSubCommands()) {
+		err = c.ValidateArgs(c.Flags().Args())
+	}
+	return err
+}
+
+// commandsOf are the arguments of each netctl of a line of examples. Lines that show a
+// grammar have none.
+func commandsOf(line string) (list [][]string) {
+	if !strings.HasPrefix(line, "    ") || strings.ContainsAny(line, "…[") {
+		return nil
+	}
+	first := true // a command's name may stand here
+	var open []int
+	for _, w := range shellWords(line) {
+		switch {
+		case strings.Contains(";|&()<>", w):
+			first, open = true, nil
+			continue
+		case first && (w == "netctl" || w == "./netctl" || strings.HasSuffix(w, "/bin/netctl")):
+			list = append(list, []string{})
+			for _, i := range open { // what is behind its --
+				list[i] = append(list[i], w)
+			}
+			open, first = append(open, len(list)-1), false
+			continue
+		}
+		first = first && (w == "sudo" || w == "exec" || strings.Contains(w, "=")) || w == "--"
+		for _, i := range open {
+			list[i] = append(list[i], w)
+		}
+	}
+	return list
+}
+
+// shellWords are the words of a line as a shell has them, as far as documents go: quotes,
+// the end at a comment, and signs that part commands as words of their own.
+func shellWords(line string) (words []string) {
+	var word strings.Builder
+	inWord, quote := false, rune(0)
+	end := func() {
+		if inWord {
+			words = append(words, word.String())
+		}
+		word.Reset()
+		inWord = false
+	}
+	for _, r := range line {
+		switch {
+		case quote != 0 && r == quote:
+			quote = 0
+		case quote != 0:
+			word.WriteRune(r)
+		case r == '\'' || r == '"':
+			quote, inWord = r, true
+		case r == '#' && !inWord:
+			return words
+		case r == ' ' || r == '\t':
+			end()
+		case strings.ContainsRune(";|&()<>", r):
+			end()
+			words = append(words, string(r))
+		default:
+			inWord = true
+			word.WriteRune(r)
+		}
+	}
+	end()
+	return words
 }
