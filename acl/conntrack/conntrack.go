@@ -12,8 +12,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -89,6 +91,27 @@ func Delete(addrs ...netip.Addr) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Addresses are those that Delete would find entries of in the current network
+// namespace, in no order.
+func Addresses() ([]netip.Addr, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open conntrack socket: %w", err)
+	}
+	defer c.Close()
+	_ = c.SetReadBuffer(readBuffer)
+	addrs := map[netip.Addr]bool{}
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		if _, err := deleteWhere(c, family, nil, func(e *entry) bool {
+			addrs[e.orig.src], addrs[e.reply.src] = true, true
+			return false
+		}); err != nil {
+			return nil, err
+		}
+	}
+	return slices.Collect(maps.Keys(addrs)), nil
 }
 
 func delete4(c *netlink.Conn, a netip.Addr) error {

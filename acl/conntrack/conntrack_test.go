@@ -3,6 +3,7 @@ package conntrack
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -63,12 +64,28 @@ func check(t *testing.T, n *netns, others int) {
 func TestDelete(t *testing.T) {
 	n := newNetns(t)
 	others := fill(n)
+	knows := func(is bool) {
+		t.Helper()
+		n.Do(func() {
+			list, err := Addresses()
+			for _, a := range []netip.Addr{addr4, addr6} {
+				if slices.Contains(list, a) != is {
+					t.Errorf("flows of %s known: %v, want %v", a, !is, is)
+				}
+			}
+			if !slices.Contains(list, netip.MustParseAddr("10.0.0.6")) || !slices.Contains(list, netip.MustParseAddr("fd00::6")) || err != nil {
+				t.Errorf("flows are of %v: %v", list, err)
+			}
+		})
+	}
+	knows(true)
 	n.Do(func() {
 		if err := Delete(addr4, addr6); err != nil {
 			t.Error(err)
 		}
 	})
 	check(t, n, others)
+	knows(false)
 	n.Do(func() {
 		if err := Delete(addr4); err != nil {
 			t.Errorf("nothing left to delete: %v", err)

@@ -172,6 +172,8 @@ type outside struct {
 	beside []control.Task
 	// forget deletes the connection tracking entries of addresses.
 	forget func(addrs ...netip.Addr) error
+	// flowing is conntrack.Addresses.
+	flowing func() ([]netip.Addr, error)
 	// cut deletes those of flows that policy denies.
 	cut func(conntrack.Cutter) (int, error)
 	// undirect is conntrack.DeleteDirect.
@@ -185,7 +187,8 @@ type outside struct {
 // build joins the parts; it starts nothing.
 func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l := newLoop(a.cfg, a.log, o.links, o.routes, o.filter)
-	l.flows = newFlows(a.log, l.filtering.debt, o.forget, o.cut)
+	l.flows = newFlows(a.log, l.filtering.debt, o.cut)
+	l.former.forget, l.former.flowing = o.forget, o.flowing
 	a.detaches = newDetaches(a.cfg.pendingDir(), l)
 	o.store = a.detaches.watching(o.store)
 	l.host = a.host
@@ -243,7 +246,7 @@ func (a *agent) cut(c conntrack.Cutter) (int, error) {
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.store, store: a.guard.Fence(a.store), guard: a.guard, forget: conntrack.Delete, cut: a.cut, undirect: conntrack.DeleteDirect, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.store, store: a.guard.Fence(a.store), guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, undirect: conntrack.DeleteDirect, forward: iptables.Run,
 		beside: join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log),
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(control.Serve(ctx, a.listener, h), errEnded)
@@ -288,7 +291,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		}},
 		{Name: "watch other packet filters", Do: func(ctx context.Context) error { return o.filter.WatchOthers(ctx, func() { poke(a.forward) }) }},
 		{Name: "watch files", Do: func(ctx context.Context) error {
-			folders := append(slices.Clone(a.folders), a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost), l.filtering.debt.folder())
+			folders := append(slices.Clone(a.folders), a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost), l.filtering.debt.folder(), l.former.file.Folder())
 			return control.WatchFolders(ctx, a.log, folders...)
 		}},
 		{Name: "work off pending detaches", Do: a.detaches.run},
@@ -299,7 +302,8 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: "keep the registration", Do: a.watchHost},
 		{Name: "let forwarding through", Do: func(ctx context.Context) error { return a.keepForward(ctx, o.forward) }},
 		{Name: "compare", Do: a.compare},
-		{Name: "forget flows", Do: l.flows.Run},
+		{Name: "cut flows", Do: l.flows.Run},
+		{Name: "forget flows", Do: l.former.Run},
 		{Name: "look for room", Do: (&room{loop: l, kernel: o.links, tracked: conntrack.Use, refused: map[string]uint64{}}).Run},
 		{Name: "tell the service manager", Do: func(ctx context.Context) error {
 			return a.manager.Run(ctx, func(ctx context.Context) error { return l.do(ctx, func() {}) })

@@ -133,7 +133,7 @@ func TestTheDebtOutlivesTheAgent(t *testing.T) {
 		log := slog.New(slog.DiscardHandler)
 		f := newFiltering("n1", acl.Options{LinkPrefix: "nc"}, fake, filepath.Join(dir, "filter"), log)
 		f.debt = newDebt(filepath.Join(dir, "flows-to-cut"), log)
-		fl := newFlows(log, f.debt, nil, func(conntrack.Cutter) (int, error) {
+		fl := newFlows(log, f.debt, func(conntrack.Cutter) (int, error) {
 			if failing {
 				return 0, errors.New("no memory")
 			}
@@ -156,7 +156,7 @@ func TestTheDebtOutlivesTheAgent(t *testing.T) {
 	works := func(fl *flows, want int) {
 		t.Helper()
 		cut = 0
-		_ = fl.work()
+		fl.work()
 		if cut != want {
 			t.Errorf("flows are cut %d times, want %d", cut, want)
 		}

@@ -138,7 +138,8 @@ func (l *loop) flushFilter(ctx context.Context) bool {
 	} else if f.resync && !l.problems.due("acl") {
 		return false // it failed, and nobody knows what is in the kernel
 	}
-	if f.index.Work() {
+	more := f.index.Work()
+	if more {
 		l.again() // what came meanwhile goes first
 	}
 	whole, err := f.flush(ctx)
@@ -158,6 +159,9 @@ func (l *loop) flushFilter(ctx context.Context) bool {
 		return false
 	case f.refused == nil:
 		l.problems.solved("acl")
+	}
+	if !more {
+		l.former.filtered()
 	}
 	for name := range l.locals.dirty {
 		if lo := l.locals.named[name]; lo != nil {

@@ -4,17 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
-	"time"
-
-	"log/slog"
 
 	"netctl/acl"
-	"netctl/acl/conntrack"
 	"netctl/datastore"
 )
 
@@ -109,49 +103,6 @@ func TestTheFilterIsPutBackInEveryStage(t *testing.T) {
 	if err := w.stop(); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// TestForgetsFlowsOfOthers: the flows of an endpoint elsewhere are forgotten some time
-// after it went, or as soon as another one has its address.
-func TestForgetsFlowsOfOthers(t *testing.T) {
-	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
-	endpoint := func(name string, addrs ...netip.Addr) datastore.Object {
-		return &datastore.Endpoint{Metadata: datastore.Metadata{Name: name}, Spec: datastore.EndpointSpec{Addresses: addrs}}
-	}
-	synctest.Test(t, func(t *testing.T) {
-		var forgot []string
-		f := newFlows(slog.New(slog.DiscardHandler), newDebt("", nil), func(addrs ...netip.Addr) error {
-			for _, x := range addrs {
-				forgot = append(forgot, x.String())
-			}
-			slices.Sort(forgot)
-			return nil
-		}, func(conntrack.Cutter) (int, error) { return 0, nil })
-		go func() { _ = f.Run(t.Context()) }()
-		expect := func(what, want string) {
-			t.Helper()
-			synctest.Wait()
-			if got := strings.Join(forgot, " "); got != want {
-				t.Errorf("%s: forgot %q, want %q", what, got, want)
-			}
-			forgot = nil
-		}
-		f.moved(datastore.Change{New: endpoint("x", a)})
-		expect("came", "")
-		f.moved(datastore.Change{Old: endpoint("x", a, b), New: endpoint("x", a)})
-		time.Sleep(flowsRest / 2)
-		f.moved(datastore.Change{Old: endpoint("x", a)})
-		expect("went", "")
-		time.Sleep(flowsRest/2 + time.Second)
-		expect("went a while ago", "10.0.0.1 10.0.0.2")
-		f.moved(datastore.Change{Old: endpoint("x", a)})
-		f.moved(datastore.Change{New: endpoint("y", b)})
-		expect("another address", "")
-		f.moved(datastore.Change{New: endpoint("y", a)})
-		expect("another's already", "10.0.0.1")
-		time.Sleep(time.Minute)
-		expect("nothing more", "")
-	})
 }
 
 // TestARestartCutsNothing: an agent that starts in a large cluster works off selectors

@@ -91,6 +91,7 @@ type loop struct {
 	wireguard  *wireguard
 	sizes      *sizes
 	flows      *flows
+	former     *former
 	problems   *problems
 	mixed      mixed
 	stored     []control.Target // whose detach could not be worked off
@@ -136,7 +137,8 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
 	l.filtering.repaired = func(r *acl.Ruleset) { l.flows.repaired(r, l.links.own()) }
 	l.filtering.debt = newDebt(cfg.debtFile(), log)
-	l.flows = newFlows(log, l.filtering.debt, func(...netip.Addr) error { return nil }, func(conntrack.Cutter) (int, error) { return 0, nil })
+	l.flows = newFlows(log, l.filtering.debt, func(conntrack.Cutter) (int, error) { return 0, nil })
+	l.former = newFormer(cfg.RunDir, l.unheld, log)
 	l.wantGateways()
 	return l
 }

@@ -22,7 +22,7 @@ func TestTheDebtOfWhatWasRefused(t *testing.T) {
 	f := newFiltering("n1", acl.Options{LinkPrefix: "nc"}, fake, filepath.Join(dir, "filter"), log)
 	f.debt = newDebt(left, log)
 	cut, owed := 0, false
-	fl := newFlows(log, f.debt, nil, func(conntrack.Cutter) (int, error) { cut++; return 1, nil })
+	fl := newFlows(log, f.debt, func(conntrack.Cutter) (int, error) { cut++; return 1, nil })
 	f.repaired = func(r *acl.Ruleset) {
 		_, err := os.Lstat(left)
 		owed = err == nil
@@ -42,7 +42,7 @@ func TestTheDebtOfWhatWasRefused(t *testing.T) {
 	if _, err := f.flush(t.Context()); !errors.As(err, &refused) {
 		t.Fatalf("nothing was refused: %v", err)
 	}
-	_ = fl.work()
+	fl.work()
 	if _, err := os.Lstat(left); err == nil || cut != 1 {
 		t.Fatalf("cut %d times, owed still: %v", cut, err)
 	}
@@ -58,7 +58,7 @@ func TestTheDebtOfWhatWasRefused(t *testing.T) {
 	if !owed {
 		t.Error("an agent that ended now would leave its successor nothing")
 	}
-	_ = fl.work()
+	fl.work()
 	if _, err := os.Lstat(left); err == nil || cut != 2 {
 		t.Errorf("cut %d times, owed still: %v", cut, err)
 	}

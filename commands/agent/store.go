@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"net/netip"
 	"strings"
 
 	"netctl/commands/workload"
@@ -21,9 +22,14 @@ func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
 		l.reportAnew()
 	}
 	l.addresses.Reset(l.view)
+	since := l.former.relisted(l.standing.cluster)
 	for _, c := range changes {
 		l.changed(c)
+		if c.Kind == datastore.KindEndpoint && c.New != nil && c.New.Meta().Revision > since && !l.isHere(c.Name) {
+			l.former.taken(addressesOf(c.New))
+		}
 	}
+	l.former.told(l.standing.cluster, s.Revision)
 	l.noteNewer()
 	l.join(ctx)
 }
@@ -111,6 +117,7 @@ func (l *loop) apply(ctx context.Context, b datastore.Batch) {
 	if l.standing.cluster != was {
 		l.reportAnew() // who restored the store waits for it
 	}
+	l.former.told(l.standing.cluster, b.Revision)
 	l.noteNewer()
 	l.addresses.Apply(changes, b.Revision)
 	if l.standing.stage == renamed {
@@ -145,18 +152,35 @@ func (l *loop) suspicious(b datastore.Batch) bool {
 	return nodes > 0 && nodes == l.view.Count(datastore.KindNode) || endpoints > 1 && 2*endpoints > l.view.CountEndpointsOf(l.cfg.Node)
 }
 
+// isHere says whether an endpoint is this node's.
+func (l *loop) isHere(endpoint string) bool { return strings.HasPrefix(endpoint, l.cfg.Node+"/") }
+
+// unheld are those of addrs that an endpoint might have, and none has.
+func (l *loop) unheld(ctx context.Context, addrs []netip.Addr) (list []netip.Addr, err error) {
+	err = l.do(ctx, func() {
+		for _, a := range addrs {
+			if l.addresses.Free(a) {
+				list = append(list, a)
+			}
+		}
+	})
+	return list, err
+}
+
 // changed books one change of the view.
 func (l *loop) changed(c datastore.Change) {
 	l.filtering.apply(c)
 	switch c.Kind {
 	case datastore.KindEndpoint:
-		if strings.HasPrefix(c.Name, l.cfg.Node+"/") {
+		moved := c
+		if l.isHere(c.Name) {
+			if lo := l.locals.named[c.Name]; lo != nil && (lo.leaving || lo.busy > 0) {
+				moved.Old = nil // its flows are forgotten as it is detached
+			}
 			ep, _ := c.New.(*datastore.Endpoint)
 			l.locals.set(c.Name, ep)
-			l.flows.moved(datastore.Change{New: c.New}) // it may have the address of one that went
-		} else {
-			l.flows.moved(c)
 		}
+		l.former.moved(moved)
 	case datastore.KindBlock:
 		b, _ := c.New.(*datastore.Block)
 		old, _ := c.Old.(*datastore.Block)

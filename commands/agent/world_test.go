@@ -44,6 +44,7 @@ type world struct {
 	log      *slog.Logger                          // nil: the test's
 	mu       sync.Mutex
 	forgot   []netip.Addr
+	flowing  []netip.Addr // that the kernel remembers flows of
 	cuts     []conntrack.Cutter
 	// undirected are the ports whose flows to the host were ended, and whether the rules
 	// that publish them were there.
@@ -131,6 +132,7 @@ func (w *world) start() {
 			w.forgot = append(w.forgot, addrs...)
 			return nil
 		},
+		flowing: func() ([]netip.Addr, error) { return w.flowing, nil },
 		cut: func(c conntrack.Cutter) (int, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()

@@ -80,3 +80,23 @@ func (x *Index) PoolOf(addr netip.Addr) *datastore.Pool {
 	defer x.mu.Unlock()
 	return x.poolAround(addr)
 }
+
+// Free says whether an endpoint could have an address, and nobody has it.
+func (x *Index) Free(addr netip.Addr) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.poolAround(addr) == nil {
+		return false
+	}
+	for t := range x.taken(netip.PrefixFrom(addr, addr.BitLen())) {
+		if t.keptFor == "" {
+			return false
+		}
+	}
+	b := x.blockAround(addr)
+	if b == nil {
+		return true
+	}
+	_, held := slices.BinarySearchFunc(b.Spec.Allocations, ordinalOf(b.Spec.CIDR, addr), byOrdinal)
+	return !held
+}
