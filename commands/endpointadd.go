@@ -178,7 +178,7 @@ func newEndpointRemoveCommand(a *app) *cobra.Command {
 func (a *app) detachEndpoint(ctx context.Context, s *settings, t control.Target) error {
 	defer a.waiting("the agent")()
 	r := control.DetachRequest{Target: t}
-	err := control.NewAgentClient(s.Agent.Socket).Detach(ctx, r)
+	err := control.NewAgentClient(s.Agent.Socket).Waiting(control.AgentPatience).Detach(ctx, r)
 	if control.NotRunning(err) {
 		return err // nothing has been done yet
 	}

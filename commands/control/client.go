@@ -24,12 +24,15 @@ const maxBody = 8 << 20
 // was there and is not: one that starts again is back much sooner.
 const AgentPatience = 10 * time.Second
 
+// client calls a role.
+type client struct {
+	socket, role string
+	wait         time.Duration // for a role that was there
+}
+
 // AgentClient calls the agent. Errors are *Error, or the context's if that was
 // cancelled; an agent that is not there is CodeUnavailable. Safe for concurrent use; it holds no connection.
-type AgentClient struct {
-	socket string
-	wait   time.Duration
-}
+type AgentClient struct{ client }
 
 // NewAgentClient returns a client of the agent that listens on socket; "" is
 // AgentSocket.
@@ -37,41 +40,41 @@ func NewAgentClient(socket string) *AgentClient {
 	if socket == "" {
 		socket = AgentSocket
 	}
-	return &AgentClient{socket: socket}
+	return &AgentClient{client{socket: socket, role: "agent"}}
 }
 
-// Waiting returns a client whose Attach and Check wait so long for an agent that was
-// there, and ask again what its end cut off.
+// Waiting returns a client that waits so long for an agent that was there, and asks
+// again what its end cut off; but for Status, Label and LetGo.
 func (c *AgentClient) Waiting(d time.Duration) *AgentClient {
-	return &AgentClient{socket: c.socket, wait: d}
+	return &AgentClient{client{c.socket, c.role, d}}
 }
 
 // Attach wires an interface; see AttachRequest.
 func (c *AgentClient) Attach(ctx context.Context, r AttachRequest) (Attachment, error) {
 	var a Attachment
-	return a, c.insist(ctx, func() error { return call(ctx, c.socket, "agent", http.MethodPost, "/v1/attach", r, &a) })
+	return a, c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/attach", r, &a) })
 }
 
 // Detach releases an endpoint or every interface of a workload; see
 // DetachRequest.
 func (c *AgentClient) Detach(ctx context.Context, r DetachRequest) error {
-	return call(ctx, c.socket, "agent", http.MethodPost, "/v1/detach", r, nil)
+	return c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/detach", r, nil) })
 }
 
 // Check returns nil if the endpoint is wired as it was attached.
 func (c *AgentClient) Check(ctx context.Context, r CheckRequest) error {
-	return c.insist(ctx, func() error { return call(ctx, c.socket, "agent", http.MethodPost, "/v1/check", r, nil) })
+	return c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/check", r, nil) })
 }
 
 // Status returns the agent's own view.
 func (c *AgentClient) Status(ctx context.Context) (AgentStatus, error) {
 	var s AgentStatus
-	return s, call(ctx, c.socket, "agent", http.MethodGet, "/v1/status", nil, &s)
+	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
 }
 
 // insist makes a call that may be made several times, until somebody answers it or
 // the client's wait is over.
-func (c *AgentClient) insist(ctx context.Context, ask func() error) error {
+func (c *client) insist(ctx context.Context, ask func() error) error {
 	err := ask()
 	if !c.wasThere(err) || c.wait <= 0 {
 		return err
@@ -96,17 +99,17 @@ func (c *AgentClient) insist(ctx context.Context, ask func() error) error {
 		return done
 	}})
 	if watched != nil && !errors.Is(watched, done) {
-		return &Error{CodeUnavailable, fmt.Sprintf("%v (its socket cannot be watched: %v)", err, watched)}
+		return stillAbsent(err, fmt.Sprintf("its socket cannot be watched: %v", watched))
 	}
 	if c.wasThere(err) {
-		return &Error{CodeUnavailable, fmt.Sprintf("%v (waited %s for it)", err, time.Since(began).Round(100*time.Millisecond))}
+		return stillAbsent(err, fmt.Sprintf("waited %s for it", time.Since(began).Round(100*time.Millisecond)))
 	}
 	return err
 }
 
-// wasThere says, of a call that failed, whether an agent listened on the socket in
+// wasThere says, of a call that failed, whether somebody listened on the socket in
 // this boot, or belongs to a node that runs: it can be expected back.
-func (c *AgentClient) wasThere(err error) bool {
+func (c *client) wasThere(err error) bool {
 	var a *absence
 	if !errors.As(err, &a) {
 		return false
@@ -119,7 +122,7 @@ func (c *AgentClient) wasThere(err error) bool {
 }
 
 // SpeakerClient asks the speaker. Errors are as AgentClient's.
-type SpeakerClient struct{ socket string }
+type SpeakerClient struct{ client }
 
 // NewSpeakerClient returns a client of the speaker that listens on socket; ""
 // is SpeakerSocket.
@@ -127,26 +130,34 @@ func NewSpeakerClient(socket string) *SpeakerClient {
 	if socket == "" {
 		socket = SpeakerSocket
 	}
-	return &SpeakerClient{socket}
+	return &SpeakerClient{client{socket: socket, role: "speaker"}}
+}
+
+// Waiting returns a client that waits so long for a speaker that was there, and asks
+// again what its end cut off; but for Status.
+func (c *SpeakerClient) Waiting(d time.Duration) *SpeakerClient {
+	return &SpeakerClient{client{c.socket, c.role, d}}
 }
 
 // Status returns the speaker's own view.
 func (c *SpeakerClient) Status(ctx context.Context) (SpeakerStatus, error) {
 	var s SpeakerStatus
-	return s, call(ctx, c.socket, "speaker", http.MethodGet, "/v1/status", nil, &s)
+	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
 }
 
 // BGPRoutes returns the paths that the speaker knows of; see BGPQuery.
 func (c *SpeakerClient) BGPRoutes(ctx context.Context, q BGPQuery) (BGPPaths, error) {
 	var p BGPPaths
-	return p, call(ctx, c.socket, "speaker", http.MethodPost, "/v1/bgp/routes", q, &p)
+	return p, c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/bgp/routes", q, &p) })
 }
 
 // BGPSession returns all about the session with a peer, by its address or name; refresh
 // has that asked to tell everything again.
 func (c *SpeakerClient) BGPSession(ctx context.Context, peer string, refresh bool) (BGPSession, error) {
 	var s BGPSession
-	return s, call(ctx, c.socket, "speaker", http.MethodPost, "/v1/bgp/session", BGPQuery{Peer: peer, Refresh: refresh}, &s)
+	return s, c.insist(ctx, func() error {
+		return c.call(ctx, http.MethodPost, "/v1/bgp/session", BGPQuery{Peer: peer, Refresh: refresh}, &s)
+	})
 }
 
 // absence is an Error of a call that nobody answered.
@@ -158,6 +169,15 @@ type absence struct {
 
 func (a *absence) Error() string { return a.text.Error() }
 func (a *absence) Unwrap() error { return a.text }
+
+// stillAbsent is an absence with what was done about it.
+func stillAbsent(err error, what string) error {
+	var a *absence
+	if !errors.As(err, &a) {
+		return err
+	}
+	return &absence{&Error{CodeUnavailable, fmt.Sprintf("%v (%s)", err, what)}, a.cause, a.cutOff}
+}
 
 // cutOffPause is the wait after a call that was cut off: who ends of it does so
 // seldom.
@@ -191,7 +211,8 @@ const timeoutHeader = "Netctl-Timeout"
 // call makes one request on a connection of its own and decodes the answer into
 // out. It writes the request itself: http.Client's transport (two goroutines, a
 // pool) costs a process that makes one call more than the call.
-func call(ctx context.Context, socket, role, method, path string, in, out any) error {
+func (c *client) call(ctx context.Context, method, path string, in, out any) error {
+	socket, role := c.socket, c.role
 	var body []byte
 	if in != nil {
 		var err error

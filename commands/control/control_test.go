@@ -298,10 +298,10 @@ func TestTheCauseStays(t *testing.T) {
 	asked := 0
 	err := c.insist(ctx, func() error {
 		if asked++; asked == 1 {
-			return call(ctx, c.socket, "agent", "GET", "/", nil, nil)
+			return c.call(ctx, "GET", "/", nil, nil)
 		}
 		cancel()
-		return call(late, c.socket, "agent", "GET", "/", nil, nil)
+		return c.call(late, "GET", "/", nil, nil)
 	})
 	if asked < 2 || err == nil || !strings.Contains(err.Error(), "agent not running") {
 		t.Errorf("asked %d times: %v", asked, err)

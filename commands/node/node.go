@@ -25,12 +25,15 @@ import (
 	"netctl/commands/control"
 )
 
-// The back-off of a role that ends: none once the role has run backoffReset, then
-// doubled from backoffMin each time.
+// The back-off of a role that ends: none once the role has run backoffReset, or
+// syncedReset if it was in sync; else doubled from backoffMin each time.
 const (
 	backoffMin   = 10 * time.Millisecond
 	backoffMax   = 30 * time.Second
 	backoffReset = 10 * time.Second
+	// syncedReset is backoffReset of who was in sync: it was ended rather than that it
+	// cannot run.
+	syncedReset = time.Second
 	// soonMax bounds that of a role that is missed: the speaker's, since peers keep its
 	// routes only so long, and of who was in sync, since containers wait for it.
 	soonMax = 2 * time.Second
@@ -105,16 +108,13 @@ func (s *supervisor) run() {
 	for {
 		began := time.Now()
 		synced, err := s.once()
-		if synced {
-			pace.synced()
-		}
 		select {
 		case <-s.stop:
 			s.log.Info("role ended")
 			return
 		default:
 		}
-		wait := pace.after(time.Since(began))
+		wait := pace.after(time.Since(began), synced)
 		s.log.Warn("role ended, starting it again", "cause", err, "after", wait)
 		select {
 		case <-s.stop:
@@ -134,12 +134,12 @@ func newBackoff(role string) backoff {
 	return backoff{0, backoffMax}
 }
 
-// synced says that the role was in sync.
-func (b *backoff) synced() { b.limit = soonMax }
-
-// after is the wait after a run of the given length.
-func (b *backoff) after(ran time.Duration) time.Duration {
-	if ran >= backoffReset {
+// after is the wait after a run of the given length, in which the role was in sync or not.
+func (b *backoff) after(ran time.Duration, synced bool) time.Duration {
+	if synced {
+		b.limit = soonMax
+	}
+	if ran >= backoffReset || synced && ran >= syncedReset {
 		b.next = 0
 	}
 	wait := min(b.next, b.limit)

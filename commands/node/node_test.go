@@ -224,15 +224,19 @@ func TestBackoff(t *testing.T) {
 	} {
 		b := newBackoff(c.role)
 		for i, want := range c.want {
-			if i+1 == c.synced {
-				b.synced()
-			}
-			if got := b.after(time.Second); got != want*time.Millisecond {
+			if got := b.after(syncedReset-time.Millisecond, i+1 == c.synced); got != want*time.Millisecond {
 				t.Errorf("%s, in sync before end %d, end %d: wait %s, want %d ms", c.role, c.synced, i+1, got, want)
 			}
 		}
-		if got := b.after(10 * time.Second); got != 0 {
+		if got := b.after(backoffReset, false); got != 0 {
 			t.Errorf("%s: wait %s after a long run", c.role, got)
+		}
+		b.after(0, true)
+		if got := b.after(syncedReset, false); got == 0 {
+			t.Errorf("%s: no wait after a short run out of sync", c.role)
+		}
+		if got := b.after(syncedReset, true); got != 0 {
+			t.Errorf("%s: wait %s for who was in sync and was ended", c.role, got)
 		}
 	}
 }
