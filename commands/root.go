@@ -133,7 +133,10 @@ func roleCommand(a *app, name, short, example string, sections []string, run fun
 		if os.Geteuid() != 0 {
 			return fmt.Errorf("%s: must run as root", name)
 		}
-		if err := allowFiles(); err != nil {
+		switch enough, err := allowFiles(); {
+		case !enough:
+			return fmt.Errorf("%s: %w", name, err)
+		case err != nil:
 			a.warn("%s: %v", name, err)
 		}
 		return run(cmd.Context(), s)
@@ -142,21 +145,24 @@ func roleCommand(a *app, name, short, example string, sections []string, run fun
 }
 
 // How many files a role may have open: one for each caller and peer, and more while
-// it works. Go takes what the hard limit allows; root may raise that.
+// it works. Go takes what the hard limit allows; root may raise that. With fewer than
+// startFiles no role comes so far as to say what it lacks.
 const (
 	openFiles  = 65536
 	leastFiles = 1024
+	startFiles = 64
 )
 
-// allowFiles raises the limit where that can be done, and says where it has to be.
-func allowFiles() error {
+// allowFiles raises the limit where that can be done, and says where it has to be; not
+// enough: a role cannot start.
+func allowFiles() (enough bool, err error) {
 	var have syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &have); err != nil || have.Max >= openFiles {
-		return err
+		return true, err
 	}
-	err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: openFiles, Max: openFiles})
-	if err != nil && have.Max < leastFiles {
-		return fmt.Errorf("only %d files may be open, which is too few: raise the limit (ulimit -n, LimitNOFILE=) to %d: %w", have.Max, openFiles, err)
+	err = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: openFiles, Max: openFiles})
+	if err == nil || have.Max >= leastFiles {
+		return true, nil
 	}
-	return nil
+	return have.Max >= startFiles, fmt.Errorf("only %d files may be open, which is too few: raise the limit (ulimit -n, LimitNOFILE=) to %d: %w", have.Max, openFiles, err)
 }

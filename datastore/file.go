@@ -1,6 +1,7 @@
 package datastore
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,7 +30,7 @@ func WriteFile(path string, text []byte, o FileOptions) (err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // CreateTemp makes it 0600
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // 0600 at most
 	if err != nil {
 		return err
 	}
@@ -40,8 +41,8 @@ func WriteFile(path string, text []byte, o FileOptions) (err error) {
 		}
 	}()
 	_, err = f.Write(text)
-	if err == nil && o.Mode != 0 {
-		err = f.Chmod(o.Mode)
+	if err == nil {
+		err = f.Chmod(cmp.Or(o.Mode, 0o600)) // whatever the umask says
 	}
 	if err == nil && !o.Volatile {
 		err = f.Sync()

@@ -5,14 +5,21 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
 func TestWriteFile(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "deep", "folder")
 	path := filepath.Join(dir, "f")
+	if err := WriteFile(path, nil, FileOptions{}); err != nil { // makes the folder
+		t.Fatal(err)
+	}
 	for _, o := range []FileOptions{{}, {Volatile: true}, {Mode: 0o644}} {
-		if err := WriteFile(path, []byte("old"), o); err != nil {
+		mask := syscall.Umask(0o277) // which has no say in a file's mode
+		err := WriteFile(path, []byte("old"), o)
+		syscall.Umask(mask)
+		if err != nil {
 			t.Fatal(err)
 		}
 		before, err := os.Open(path)

@@ -165,7 +165,7 @@ func TestAHandThatCannotBeUndoneIsSaid(t *testing.T) {
 // TestTussle: a program that changes a link again each time is said, and the agent
 // does not run after it.
 func TestTussle(t *testing.T) {
-	w, _, link := handled(t)
+	w, log, link := handled(t)
 	held := 0
 	w.links.Fail = func(op, _ string) error {
 		if op == "hold" {
@@ -182,6 +182,9 @@ func TestTussle(t *testing.T) {
 		}
 		return ""
 	})
+	if n := strings.Count(log.String(), "is put back"); n < 1 || n > tussleMax/2 {
+		t.Errorf("said %d times:\n%s", n, log)
+	}
 }
 
 // TestAStrangeLinkOfOurGroupIsLeft: without a record nobody knows whose a link of

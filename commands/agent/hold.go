@@ -164,6 +164,23 @@ func (l *loop) mendLinks() {
 // problem names that a link cannot be held.
 func (w attached) problem() string { return "endpoint " + w.endpoint }
 
+// tussle says of a link what of it is put back; an error says that it is too often.
+func (l *loop) tussle(w attached, differed string) error {
+	t := l.links.tussles[w.Link]
+	if t == nil {
+		t = &tussle{}
+		l.links.tussles[w.Link] = t
+	}
+	err := t.again()
+	if t.news(differed) {
+		l.log.Warn("a link was not what an attach makes of it, and is put back", "endpoint", w.endpoint, "link", w.Link, "differed", differed)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", differed, err)
+	}
+	return nil
+}
+
 // hold makes a link again what an attach makes of it; false: it is not, yet.
 func (l *loop) hold(w attached, raise bool) bool {
 	link := w.Link
@@ -176,14 +193,8 @@ func (l *loop) hold(w attached, raise bool) bool {
 		return false
 	}
 	if len(differed) > 0 {
-		l.log.Warn("a link was not what an attach makes of it, and is put back", "endpoint", w.endpoint, "link", link, "differed", strings.Join(differed, "; "))
 		l.table.resync = true // what could not go by the link then may now
-		if t := l.links.tussles[link]; t == nil {
-			l.links.tussles[link] = &tussle{}
-		}
-		if e := l.links.tussles[link].again(); e != nil {
-			err = errors.Join(err, fmt.Errorf("%s: %w", strings.Join(differed, "; "), e))
-		}
+		err = errors.Join(err, l.tussle(w, strings.Join(differed, "; ")))
 	}
 	if err != nil {
 		l.links.hold[link] = true

@@ -26,6 +26,7 @@ type hostLinks interface {
 	Hold(w kernel.Wire, raise bool) (differed []string, err error)
 	Links(also ...int) ([]kernel.Link, error)
 	Addresses() ([]kernel.Address, error)
+	IPv6Off(link string) (setting string)
 	Loopback() (was bool, err error)
 	Forwarding4() (was bool, err error)
 	Forwarding6() (was bool, err error)

@@ -64,13 +64,22 @@ func (l *loop) goBy(chosen []netip.Prefix) {
 	l.noteOwn()
 }
 
-// noteOwn tells which of the node's addresses are on no interface any more: those by
-// which other nodes know it, until they know it by another one.
+// noteOwn tells which of the node's addresses are on no interface any more, or on one that
+// is down: those by which other nodes know it, until they know it by another one.
 func (l *loop) noteOwn() {
 	for i, a := range l.own {
 		text, ip := "", a.Prefix.Addr()
 		known := l.registeredAs(i == 1)
-		switch nowhere := known.IsValid() && l.links.address(known) == nil; {
+		is := l.links.address(known)
+		off := ""
+		if i == 1 && ip.IsValid() && l.links.address(ip) == nil {
+			off = l.links.kernel.IPv6Off(a.Link)
+		}
+		switch nowhere := known.IsValid() && is == nil; {
+		case is != nil && is.Down:
+			text = known.String() + " is on " + is.Link + ", which is down: `ip link set " + is.Link + " up`"
+		case off != "":
+			text = ip.String() + " is gone, as " + off + " is 1: `sysctl -w " + off + "=0`, and add the address again"
 		case nowhere && known != ip:
 			text = known.String() + " is on no interface any more, and other nodes know this one by it until it is registered with another one"
 			if ip.IsValid() {

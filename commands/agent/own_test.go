@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -139,6 +140,33 @@ func TestConfiguredAddressGoes(t *testing.T) {
 	w.knownAs("192.168.99.102/24", "IPv4 address: 192.168.99.102 is on no interface any more, and other nodes know this one by it: add it again, or correct agent.addresses")
 	w.links.SetAddresses(on("eth1", "192.168.99.102/24"))
 	w.knownAs("192.168.99.102/24", "")
+}
+
+// TestWhyTheAddressIsOfNoUse: that its interface is down, or IPv6 switched off, is said.
+func TestWhyTheAddressIsOfNoUse(t *testing.T) {
+	eth1, six := on("eth1", "192.168.99.102/24"), on("eth1", "fd00:99::102/64")
+	w := newWorld(t)
+	w.links.SetAddresses(eth1, six)
+	off := atomic.Bool{}
+	w.links.Fail = func(op, link string) error {
+		if op == "ipv6" && link == "eth1" && off.Load() {
+			return errors.New("net.ipv6.conf.all.disable_ipv6")
+		}
+		return nil
+	}
+	w.start()
+	w.knownAs("192.168.99.102/24 fd00:99::102/64", "")
+	off.Store(true)
+	w.links.SetAddresses(eth1)
+	w.knownAs("192.168.99.102/24", "IPv6 address: fd00:99::102 is gone, as net.ipv6.conf.all.disable_ipv6 is 1: `sysctl -w net.ipv6.conf.all.disable_ipv6=0`")
+	w.links.SetAddresses(eth1, six)
+	w.knownAs("192.168.99.102/24 fd00:99::102/64", "")
+	down := eth1
+	down.Down = true
+	w.links.SetAddresses(down, six)
+	w.knownAs("192.168.99.102/24 fd00:99::102/64", "IPv4 address: 192.168.99.102 is on eth1, which is down: `ip link set eth1 up`")
+	w.links.SetAddresses(eth1, six)
+	w.knownAs("192.168.99.102/24 fd00:99::102/64", "")
 }
 
 // TestVirtualAddress: one that came later does not become the node's when the agent

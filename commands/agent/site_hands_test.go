@@ -62,7 +62,7 @@ func TestHandsOnAHost(t *testing.T) {
 	arrives()
 	for _, hand := range []struct{ do, says string }{
 		{"ip link set $0 down; ip link set $0 name foo; ip link set foo up || true", "name is foo, not " + link},
-		{"ip link set $0 name foo", "name is foo, not " + link},
+		{"ip link set $0 name bar", "name is bar, not " + link},
 		{"ip link set $0 group default", "group is 0, not 28259"},
 		{"ip link set $0 down; ip link set $0 up", ""},
 		{"ip -6 addr flush dev $0 || true", "address fe80::ecee:eeff:feee:eeee/64 is missing"},

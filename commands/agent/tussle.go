@@ -18,15 +18,23 @@ var errTussle = errors.New("another program changes it again each time it is put
 type tussle struct {
 	since time.Time
 	times int
+	said  string
 }
 
 // again counts one time more; an error says that it is too often.
 func (t *tussle) again() error {
 	if now := time.Now(); now.Sub(t.since) > tussleSpan {
-		t.since, t.times = now, 0
+		t.since, t.times, t.said = now, 0, ""
 	}
 	if t.times++; t.times > tussleMax {
 		return errTussle
 	}
 	return nil
+}
+
+// news says whether what was put back is something else than last, or that was a while ago.
+func (t *tussle) news(what string) bool {
+	old := t.said
+	t.said = what
+	return what != old
 }

@@ -83,7 +83,7 @@ func (c *call) run(stdin io.Reader) ([]byte, error) {
 		return nil, err
 	}
 	if c.conf, err = parseConf(raw); err != nil {
-		if command != "DEL" || c.conf.Name == "" {
+		if command != "DEL" || !isObject(raw) {
 			return nil, err
 		}
 		c.warn(err.Error() + "; released all the same")
@@ -181,7 +181,10 @@ func (c *call) del() ([]byte, error) {
 	if err := c.require("CNI_CONTAINERID", "CNI_IFNAME"); err != nil {
 		return nil, err
 	}
-	req := control.DetachRequest{Target: c.target(), Network: datastore.ForeignName(c.conf.Name)}
+	req := control.DetachRequest{Target: c.target()}
+	if c.conf.Name != "" {
+		req.Network = datastore.ForeignName(c.conf.Name)
+	}
 	ctx, cancel := context.WithTimeout(c.ctx, delTimeout)
 	defer cancel()
 	later, err := control.KeepDetach(filepath.Join(filepath.Dir(c.socket()), "pending"), req, c.agent().Detach(ctx, req))

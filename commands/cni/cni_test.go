@@ -374,6 +374,9 @@ func TestDelOfWrongConfiguration(t *testing.T) {
 		"cniVersion: is":   `{"cniVersion":1,"name":"net1"}`,
 		"agentWait":        `{"cniVersion":"1.0.0","NAME":"net1","agentWait":"soon"}`,
 		"agentSocket: is":  `{"cniVersion":"1.0.0","name":"net1","agentSocket":1}`,
+		// Without a network of use, container and interface name the endpoint.
+		`network name ""`:     `{"cniVersion":"1.0.0","mtu":3}`,
+		`network name "../x"`: `{"cniVersion":"1.0.0","name":"../x"}`,
 	} {
 		f := newFake(t)
 		code, stdout, stderr := f.run(addEnv("DEL", "CNI_NETNS=", "CNI_ARGS=nonsense"), stdin)
@@ -381,6 +384,9 @@ func TestDelOfWrongConfiguration(t *testing.T) {
 			t.Errorf("%s: exit %d, %q, %q", stdin, code, stdout, stderr)
 		}
 		want := control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: "c1", Interface: "eth0"}, Network: "net1"}
+		if strings.HasPrefix(what, "network name") {
+			want.Network = ""
+		}
 		if f.asked["detach"] != want {
 			t.Errorf("%s: asked %+v", stdin, f.asked["detach"])
 		}
@@ -389,9 +395,8 @@ func TestDelOfWrongConfiguration(t *testing.T) {
 			t.Errorf("%s: ADD succeeds", stdin)
 		}
 	}
-	// Without a network it is nobody's.
 	f := newFake(t)
-	for _, stdin := range []string{`{"cniVersion":"1.0.0","mtu":3}`, `{"cniVersion":"1.0.0","name":"../x"}`, `[]`} {
+	for _, stdin := range []string{`null`, `[]`, `{`} {
 		if code, _, _ := f.run(addEnv("DEL"), stdin); code == 0 || len(f.asked) > 0 {
 			t.Errorf("%s: exit %d, asked %v", stdin, code, f.asked)
 		}

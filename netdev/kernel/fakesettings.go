@@ -15,6 +15,14 @@ func (f *Fake) Forwarding6() (bool, error) { return f.setForward("forwarding6") 
 // Loopback is Kernel.Loopback.
 func (f *Fake) Loopback() (bool, error) { return false, nil }
 
+// IPv6Off is Kernel.IPv6Off; Refuse is asked for "ipv6" and the interface.
+func (f *Fake) IPv6Off(link string) string {
+	if err := f.fail("ipv6", link); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
 func (f *Fake) setForward(what string) (bool, error) {
 	if err := f.fail("forward", what); err != nil {
 		return false, err

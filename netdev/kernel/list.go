@@ -38,6 +38,8 @@ type Address struct {
 	Passing bool
 	// Loopback is on lo, which leads nowhere.
 	Loopback bool
+	// Down is that the interface is set down.
+	Down bool
 }
 
 // passing are the flags that make an Address so; that of temporary addresses is that of
@@ -108,7 +110,7 @@ func (k *Kernel) Addresses() ([]Address, error) {
 		if l.group != netdev.Group && l.group != netdev.GroupRetired && l.group != netdev.GroupTunnel {
 			list = append(list, Address{
 				Prefix: a.prefix, Subnet: a.subnet, Link: l.Name, Index: l.Index, MTU: l.MTU,
-				Passing: a.flags&passing != 0, Loopback: l.flags&unix.IFF_LOOPBACK != 0,
+				Passing: a.flags&passing != 0, Loopback: l.flags&unix.IFF_LOOPBACK != 0, Down: !l.Up,
 			})
 		}
 	}

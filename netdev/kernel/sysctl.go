@@ -202,6 +202,23 @@ func (k *Kernel) Forwarding6() (was bool, err error) {
 	return k.set("ipv6/conf", "all/forwarding", "1")
 }
 
+// IPv6Off names the setting that keeps IPv6 addresses off an interface; "": none does.
+func (k *Kernel) IPv6Off(link string) string {
+	off := func(name string) bool {
+		v, err := k.sys.read("ipv6/conf", name+"/disable_ipv6")
+		return err == nil && v == "1"
+	}
+	switch {
+	case link != "" && !off(link): // that of all is copied when it is written
+		return ""
+	case off("all"):
+		link = "all"
+	case link == "":
+		return ""
+	}
+	return "net.ipv6.conf." + link + ".disable_ipv6"
+}
+
 // set writes a host-wide setting unless it has that value, and logs the change.
 func (k *Kernel) set(dir, name, value string) (changed bool, err error) {
 	old, err := k.sys.read(dir, name)
