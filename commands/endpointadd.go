@@ -152,11 +152,11 @@ func newEndpointRemoveCommand(a *app) *cobra.Command {
 			return err
 		}
 		part := strings.Split(args[0], "/")
-		if part[0] != s.Node {
-			return usage("endpoint %s is on the node %s: run this there, or, if the node is gone, netctl delete endpoint %s", args[0], part[0], args[0])
-		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), control.AgentPatience)
 		defer cancel()
+		if part[0] != s.Node {
+			return a.elsewhere(ctx, s, args[0], part[0])
+		}
 		detach := func() error {
 			return a.detachEndpoint(ctx, s, control.Target{Orchestrator: part[1], Workload: part[2], Interface: part[3]})
 		}
@@ -172,6 +172,16 @@ func newEndpointRemoveCommand(a *app) *cobra.Command {
 		return a.takeEndpoint(ctx, e, force, detach)
 	}
 	return cmd
+}
+
+// elsewhere says that an endpoint is another node's, or this one's by another name.
+func (a *app) elsewhere(ctx context.Context, s *settings, endpoint, node string) error {
+	file := filepath.Join(s.StateDir, "host")
+	host, unread := os.ReadFile(file)
+	if n, err := read[*datastore.Node](ctx, a, node); unread == nil && err == nil && n.Status.Host == strings.TrimSpace(string(host)) {
+		return errors.New(n.OtherName(s.Node, file))
+	}
+	return usage("endpoint %s is on the node %s: run this there, or, if the node is gone, netctl delete endpoint %s", endpoint, node, endpoint)
 }
 
 // detachEndpoint has the agent detach, now or once it can.

@@ -302,7 +302,7 @@ func (l *loop) strangers(link string) bool {
 		return false
 	}
 	l.links.leftAlone[link] = true
-	l.problems.note("link "+link, fmt.Sprintf("was attached by node %s, and this host is %s now: detach its workload, or set that name again", rec.Endpoint.Spec.Node, l.cfg.Node))
+	l.problems.note("link "+link, fmt.Sprintf("was attached by node %s, and this host is %s now: end its workload, or set that name again", rec.Endpoint.Spec.Node, l.cfg.Node))
 	return true
 }
 
