@@ -239,8 +239,17 @@ func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []
 	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.SpeakerStatus, error) {
 		return s.status(), nil
 	}))
-	mux.Handle("POST /v1/bgp/routes", control.Call(func(_ context.Context, q control.BGPQuery) (control.BGPPaths, error) { return s.state.paths(q) }))
-	mux.Handle("POST /v1/bgp/session", control.Call(func(_ context.Context, q control.BGPQuery) (control.BGPSession, error) {
+	// Who starts runs with what it last ran with once its loop takes turns.
+	mux.Handle("POST /v1/bgp/routes", control.Call(func(ctx context.Context, q control.BGPQuery) (control.BGPPaths, error) {
+		if err := s.alive(ctx); err != nil {
+			return control.BGPPaths{}, err
+		}
+		return s.state.paths(q)
+	}))
+	mux.Handle("POST /v1/bgp/session", control.Call(func(ctx context.Context, q control.BGPQuery) (control.BGPSession, error) {
+		if err := s.alive(ctx); err != nil {
+			return control.BGPSession{}, err
+		}
 		return s.state.session(q.Peer, q.Refresh)
 	}))
 	agent := func(ctx context.Context) error {
