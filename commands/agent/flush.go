@@ -96,10 +96,10 @@ func (l *loop) readHost() {
 		if changed {
 			l.filtering.index.SetSubnets(l.links.subnets())
 			l.noteOverlaps()
-			l.noteOwn()
 			l.tunnels.changed = true
 			l.changedHost()
 		}
+		l.noteOwn() // why an address is gone may have changed
 	}
 }
 
