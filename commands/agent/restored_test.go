@@ -83,6 +83,12 @@ func TestRestoredStore(t *testing.T) {
 			t.Errorf("%s: %v %v, want %v", ep.Metadata.Name, ep.Spec.Addresses, ep.Metadata.Labels, want)
 		}
 	}
+	f := w.a.loop.former
+	f.mu.Lock()
+	if len(w.forgot)+len(f.gone) > 0 {
+		t.Errorf("flows of what runs are forgotten: %v, and %v", w.forgot, f.gone)
+	}
+	f.mu.Unlock()
 	if got, want := fmt.Sprint(w.holders()), fmt.Sprint([]string{a.Endpoint, b.Endpoint}); got != want {
 		t.Errorf("held by %s, want %s", got, want)
 	}

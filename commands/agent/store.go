@@ -174,8 +174,8 @@ func (l *loop) changed(c datastore.Change) {
 	case datastore.KindEndpoint:
 		moved := c
 		if l.isHere(c.Name) {
-			if lo := l.locals.named[c.Name]; lo != nil && (lo.leaving || lo.busy > 0) {
-				moved.Old = nil // its flows are forgotten as it is detached
+			if lo := l.locals.named[c.Name]; lo != nil && (lo.leaving || lo.busy > 0) || l.standing.restoring {
+				moved.Old = nil // its flows are forgotten as it is detached, or it is written back
 			}
 			ep, _ := c.New.(*datastore.Endpoint)
 			l.locals.set(c.Name, ep)
