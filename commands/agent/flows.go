@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"netctl/acl"
@@ -26,6 +27,7 @@ type flows struct {
 	debt   *debt // that is paid by cut
 	forget func(addrs ...netip.Addr) error
 	cut    func(c conntrack.Cutter) (int, error)
+	cuts   atomic.Uint64 // flows that were cut
 
 	mu     sync.Mutex
 	judge  *conntrack.Cutter // nil: nothing is to be cut
@@ -120,8 +122,9 @@ func (f *flows) work() (more time.Duration) {
 	judge, owed, gone, more := f.take()
 	if judge != nil {
 		n, err := f.cut(*judge)
+		f.cuts.Add(uint64(n))
 		if n > 0 {
-			f.log.Warn("flows cut that policy denies", "flows", n)
+			f.log.Warn("flows cut that policy denies", "flows", n, datastore.EventDrift.Mark())
 		}
 		if err != nil {
 			f.log.Error("flows that policy denies may go on", "error", err)

@@ -11,6 +11,7 @@ import (
 
 	"netctl/commands/control"
 	"netctl/commands/workload"
+	"netctl/datastore"
 	"netctl/netdev"
 	"netctl/netdev/kernel"
 )
@@ -153,7 +154,7 @@ func (l *loop) mendLinks() {
 		done++
 		differed, err := l.links.kernel.MendAt(w.Wire, w.place)
 		if len(differed) > 0 {
-			l.log.Warn(workload.Mended, "endpoint", w.endpoint, "link", link, "differed", strings.Join(differed, "; "))
+			l.log.Warn(workload.Mended, "endpoint", w.endpoint, "link", link, "differed", strings.Join(differed, "; "), datastore.Drift(datastore.DriftSide))
 		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			l.log.Warn("a workload's side is not what an attach makes of it", "endpoint", w.endpoint, "link", link, "error", err)
@@ -176,7 +177,7 @@ func (l *loop) hold(w attached, raise bool) bool {
 		return false
 	}
 	if len(differed) > 0 {
-		l.log.Warn("a link was not what an attach makes of it, and is put back", "endpoint", w.endpoint, "link", link, "differed", strings.Join(differed, "; "))
+		l.log.Warn("a link was not what an attach makes of it, and is put back", "endpoint", w.endpoint, "link", link, "differed", strings.Join(differed, "; "), datastore.Drift(datastore.DriftLink))
 		l.table.resync = true // what could not go by the link then may now
 		if t := l.links.tussles[link]; t == nil {
 			l.links.tussles[link] = &tussle{}

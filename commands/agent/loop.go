@@ -93,6 +93,7 @@ type loop struct {
 	flows      *flows
 	problems   *problems
 	mixed      mixed
+	tables     tablesSeen
 	stored     []control.Target // whose detach could not be worked off
 	rule       string           // which rule chose the node's address
 	own        addresses        // the node's
