@@ -287,3 +287,12 @@ func baseChains(o Options) []*Chain {
 			out, Term{Field: CTStatus, Number: statusConfirmed, Not: true}, inSet(L4Proto, SetUnseen))}},
 	}
 }
+
+// DenyingChains are chains of few rules, of which only those that drop packets count them,
+// and what they count. A rule of a profile that denies counts in its own chain.
+func DenyingChains() map[string]string {
+	return map[string]string{
+		chainDenyIn: "inbound", chainDenyOut: "outbound", chainWLHost: "host",
+		chainFromWL: "guard", chainToWL: "guard", chainRawOther: "guard",
+	}
+}

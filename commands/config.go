@@ -42,6 +42,10 @@ func (s setting) section() string {
 // defaultCertificateLife is long enough for a node to be off for months.
 const defaultCertificateLife = 365 * 24 * time.Hour
 
+// defaultMetricsPort and the three after it are used by no other program that is known
+// to Prometheus' list of ports.
+const defaultMetricsPort = 9587
+
 // settingTable is every key there is.
 func settingTable() []setting {
 	return []setting{
@@ -52,6 +56,8 @@ func settingTable() []setting {
 		{"runDir", "/run/netctl-node", "run-dir", "NETCTL_RUN_DIR", "`folder` of sockets and of what ends with the boot"},
 		{"log::level", "info", "log-level", "NETCTL_LOG_LEVEL", "debug, info, warn or error"},
 		{"log::format", "text", "log-format", "NETCTL_LOG_FORMAT", "text or json"},
+		{"metrics::listen", "", "metrics-listen", "NETCTL_METRICS_LISTEN", "IP `address` at which each role shows metrics and health (default: none; anybody who reaches it may read)"},
+		{"metrics::port", defaultMetricsPort, "metrics-port", "NETCTL_METRICS_PORT", "TCP `port` of the agent's metrics; the speaker's is the next one, then Docker's driver's, then the datastore's"},
 		{"datastore::endpoints", []string(nil), "datastore-endpoints", "NETCTL_DATASTORE_ENDPOINTS", "one unix `URL` or https URLs of etcd (default unix://RUNDIR/etcd.sock)"},
 		{"datastore::ca", "", "datastore-ca", "NETCTL_DATASTORE_CA", "`file` of the CA that signed etcd's certificate"},
 		{"datastore::cert", "", "datastore-cert", "NETCTL_DATASTORE_CERT", "`file` of the client certificate"},
@@ -100,7 +106,11 @@ type settings struct {
 	Roles, Labels    []string
 	StateDir, RunDir string
 	Log              struct{ Level, Format string }
-	Datastore        struct {
+	Metrics          struct {
+		Listen string
+		Port   int
+	}
+	Datastore struct {
 		Endpoints          []string
 		CA, Cert, Key      string
 		User, PasswordFile string

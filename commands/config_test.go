@@ -41,6 +41,8 @@ func (s setting) sample(n int) (text, yaml string) {
 			text = []string{"debug", "warn", "error"}[n-1]
 		case "log::format":
 			text = "json"
+		case "metrics::listen":
+			text = fmt.Sprintf("127.0.0.%d", n)
 		case "agent::gateway":
 			text = fmt.Sprintf("169.254.1.%d", 10+n)
 		case "docker::socket":

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"netctl/commands/agent"
+	"netctl/commands/telemetry"
 	"netctl/datastore"
 	"netctl/netdev"
 )
@@ -35,6 +36,8 @@ func (s *settings) validate() error {
 		{"runDir", absolute(s.RunDir)},
 		{"log::level", oneOf(s.Log.Level, "debug", "info", "warn", "error")},
 		{"log::format", oneOf(s.Log.Format, "text", "json")},
+		{"metrics::listen", checkListenAddress(s.Metrics.Listen)},
+		{"metrics::port", between(s.Metrics.Port, 1, 65536-telemetry.Ports)},
 		{s.storeKey(), s.storeOptions().Check()},
 		{"etcd::listen", each(s.Etcd.Listen, checkListen)},
 		{"etcd::peerURL", checkListen(s.Etcd.PeerURL)},
@@ -239,5 +242,14 @@ func checkGateway(text string) error {
 
 func checkHostPort(text string) error {
 	_, err := agent.ParseHostPort(text)
+	return err
+}
+
+// checkListenAddress refuses what is no address to listen at; "" is nowhere.
+func checkListenAddress(text string) error {
+	if text == "" {
+		return nil
+	}
+	_, err := netip.ParseAddr(text)
 	return err
 }

@@ -16,7 +16,7 @@ import (
 func newDatastoreCommand(a *app) *cobra.Command {
 	cmd := roleCommand(a, "datastore", "Run this node's member of the embedded etcd",
 		"  netctl datastore --config /etc/netctl.yaml\n  netctl datastore --etcd-quota-mib 512",
-		[]string{"etcd"},
+		[]string{"metrics", "etcd"},
 		func(ctx context.Context, s *settings) error {
 			return role.Run(ctx, s.datastoreConfig(), newLogger(a.err, "datastore", s))
 		})
@@ -25,8 +25,11 @@ func newDatastoreCommand(a *app) *cobra.Command {
 }
 
 func (s *settings) datastoreConfig() role.Config {
+	shown := s.telemetry("datastore")
+	shown.Certificates = map[string]string{"server": s.Etcd.TLS.Cert}
 	return role.Config{
-		Node: s.Node, StateDir: s.StateDir, Socket: filepath.Join(s.RunDir, "etcd.sock"),
+		Telemetry: shown,
+		Node:      s.Node, StateDir: s.StateDir, Socket: filepath.Join(s.RunDir, "etcd.sock"),
 		Listen: s.Etcd.Listen, PeerURL: s.Etcd.PeerURL,
 		CA: s.Etcd.TLS.CA, Cert: s.Etcd.TLS.Cert, Key: s.Etcd.TLS.Key,
 		JoinPort: s.Etcd.JoinPort, CertificateLife: s.Etcd.CertificateLife, QuotaBytes: int64(s.Etcd.QuotaMiB) << 20,

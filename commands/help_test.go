@@ -63,6 +63,9 @@ func TestVerbsAndFlags(t *testing.T) {
 			t.Errorf("%s: no --force", path)
 		}
 		c.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+			if path == "diags" && f.Name == "output" {
+				return // what it puts out is a file
+			}
 			now := meaning{f.Value.Type(), f.Shorthand}
 			// A network has one profile, an endpoint several.
 			if was, ok := meanings[f.Name]; ok && was != now && f.Name != "profile" {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -14,6 +15,7 @@ import (
 
 	"netctl/commands/control"
 	"netctl/commands/node"
+	"netctl/commands/telemetry"
 )
 
 // supervisedRoles are the roles that netctl node can run, in the order in which
@@ -25,7 +27,7 @@ func supervisedRoles() []string {
 func newNodeCommand(a *app) *cobra.Command {
 	cmd := roleCommand(a, "node", "Run every role of this node, or show and change nodes",
 		"  netctl node --config /etc/netctl.yaml\n  netctl node show",
-		[]string{"etcd", "agent", "speaker", "docker", "routes", "tunnels"},
+		[]string{"metrics", "etcd", "agent", "speaker", "docker", "routes", "tunnels"},
 		func(ctx context.Context, s *settings) error { return runNode(ctx, a, s) })
 	for _, st := range settingTable() {
 		if st.key == "roles" {
@@ -56,7 +58,9 @@ func runNode(ctx context.Context, a *app, s *settings) error {
 	if s.File != "" {
 		cfg.Args = []string{"--config", s.File}
 	}
-	log := newLogger(a.err, "node", s)
+	shown := telemetry.New(s.telemetry("node"), newLogger(a.err, "node", s))
+	defer shown.Close()
+	log := shown.Logger()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	manager, told := control.NewService(log), make(chan error, 1)
@@ -65,10 +69,15 @@ func runNode(ctx context.Context, a *app, s *settings) error {
 	watched := make(chan error, 1)
 	go func() {
 		defer stop()
-		watched <- control.WatchFolders(ctx, log, lock.Folder())
+		watched <- control.WatchFolders(ctx, log, append(shown.Folders(), lock.Folder())...)
 	}()
+	var showing sync.WaitGroup
+	for _, t := range shown.Tasks() {
+		showing.Go(func() { _ = t.Run(ctx) })
+	}
 	err = node.Run(ctx, cfg, log)
 	stop()
+	showing.Wait()
 	return errors.Join(err, <-watched, <-told)
 }
 

@@ -10,13 +10,14 @@ import (
 	"netctl/commands/agent"
 	"netctl/commands/docker"
 	"netctl/commands/speaker"
+	"netctl/commands/telemetry"
 	"netctl/datastore"
 )
 
 func newAgentCommand(a *app) *cobra.Command {
 	return roleCommand(a, "agent", "Run this node's agent: it wires, routes and protects endpoints",
 		"  netctl agent --config /etc/netctl.yaml\n  netctl agent --config /etc/netctl.yaml --log-level debug",
-		[]string{"agent", "routes", "tunnels"},
+		[]string{"metrics", "agent", "routes", "tunnels"},
 		func(ctx context.Context, s *settings) error {
 			cfg, err := s.agentConfig()
 			if err != nil {
@@ -29,7 +30,7 @@ func newAgentCommand(a *app) *cobra.Command {
 func newSpeakerCommand(a *app) *cobra.Command {
 	return roleCommand(a, "speaker", "Run this node's BGP speaker: it announces and learns blocks",
 		"  netctl speaker --config /etc/netctl.yaml\n  netctl speaker --config /etc/netctl.yaml --speaker-port 1179",
-		[]string{"speaker", "routes", "tunnels"},
+		[]string{"metrics", "speaker", "routes", "tunnels"},
 		func(ctx context.Context, s *settings) error {
 			return speaker.Run(ctx, s.speakerConfig(), newLogger(a.err, "speaker", s))
 		})
@@ -38,7 +39,7 @@ func newSpeakerCommand(a *app) *cobra.Command {
 func newReflectorCommand(a *app) *cobra.Command {
 	return roleCommand(a, "reflector", "Run a BGP route reflector on a machine without an agent",
 		"  netctl reflector --config /etc/netctl.yaml\n  netctl reflector --config /etc/netctl.yaml --speaker-port 1179",
-		[]string{"speaker", "routes", "tunnels"},
+		[]string{"metrics", "speaker", "routes", "tunnels"},
 		func(ctx context.Context, s *settings) error {
 			cfg := s.speakerConfig()
 			cfg.Reflector = true
@@ -49,12 +50,12 @@ func newReflectorCommand(a *app) *cobra.Command {
 func newDockerCommand(a *app) *cobra.Command {
 	return roleCommand(a, "docker", "Run Docker's network and IPAM driver on this node",
 		"  netctl docker --config /etc/netctl.yaml\n  netctl docker --docker-socket /run/docker/plugins/netctl.sock",
-		[]string{"docker"},
+		[]string{"metrics", "docker"},
 		func(ctx context.Context, s *settings) error {
 			return docker.Run(ctx, docker.Config{
 				StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Docker.Socket, Aliases: s.Docker.Aliases, API: s.Docker.API,
 				AgentSocket: s.Agent.Socket, Gateway: netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
-				Log: newLogger(a.err, "docker", s),
+				Telemetry: s.telemetry("docker"), Log: newLogger(a.err, "docker", s),
 			})
 		})
 }
@@ -64,8 +65,8 @@ func (s *settings) agentConfig() (agent.Config, error) {
 		Node: s.Node, Labels: s.labelMap(), Version: version, Store: s.storeOptions(),
 		StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Agent.Socket,
 		Interface: s.Agent.Interface, LinkPrefix: s.Agent.LinkPrefix, MTU: s.Agent.MTU,
-		Gateway:   netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
-		LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, RouteProtocol: s.Routes.AgentProtocol, RouteTable: s.Routes.Table, Tunnels: s.tunnels(),
+		Gateway: netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
+		Metrics: s.metricsAt("agent"), LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, RouteProtocol: s.Routes.AgentProtocol, RouteTable: s.Routes.Table, Tunnels: s.tunnels(),
 		WireGuardPort: uint16(s.Tunnels.WireGuardPort),
 	}
 	for _, text := range s.Agent.Addresses {
@@ -90,8 +91,23 @@ func (s *settings) speakerConfig() speaker.Config {
 		Store: s.storeOptions(), Node: s.Node, StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Speaker.Socket, Port: s.Speaker.Port,
 		AgentProtocol: s.Routes.AgentProtocol, SpeakerProtocol: s.Routes.SpeakerProtocol, LinkPrefix: s.Agent.LinkPrefix, Tunnels: s.tunnels(), Version: version,
 		Table: s.Routes.Table, MaxPaths: s.Routes.MaxPaths, Resilient: s.Routes.Resilient,
+		Metrics:     s.metricsAt("speaker"),
 		Credentials: os.Getenv("CREDENTIALS_DIRECTORY"), // systemd.exec(5)
 	}
+}
+
+// metricsAt is where a role shows its metrics; zero: nowhere.
+func (s *settings) metricsAt(role string) netip.AddrPort {
+	addr, err := netip.ParseAddr(s.Metrics.Listen)
+	if err != nil || role == "node" {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(addr, uint16(s.Metrics.Port+telemetry.Port(role)))
+}
+
+// telemetry is what is shown of a role.
+func (s *settings) telemetry(role string) telemetry.Config {
+	return telemetry.Config{Role: role, Node: s.Node, Version: version, StateDir: s.StateDir, RunDir: s.RunDir, Listen: s.metricsAt(role)}
 }
 
 func (s *settings) tunnels() map[datastore.TunnelKind]string {

@@ -50,14 +50,18 @@ func (o *Outage) Lost(err error) {
 		say(msg)
 		return
 	}
-	say(msg, "error", err)
+	if mild {
+		say(msg, "error", err)
+	} else {
+		say(msg, "error", err, EventDatastore.Mark())
+	}
 	if mild {
 		var t *time.Timer
 		t = time.AfterFunc(startUp-time.Since(o.begin), func() {
 			o.mu.Lock()
 			defer o.mu.Unlock()
 			if o.late == t {
-				o.log.Warn(msg, "error", err)
+				o.log.Warn(msg, "error", err, EventDatastore.Mark())
 			}
 		})
 		o.late = t
@@ -70,7 +74,7 @@ func (o *Outage) Over() {
 	defer o.mu.Unlock()
 	o.quiet()
 	if o.said != "" && o.reached {
-		o.log.Info("datastore is back")
+		o.log.Info("datastore is back", EventDatastore.Mark())
 	}
 	o.said, o.reached = "", true
 }

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"netctl/acl"
+	"netctl/datastore"
 )
 
 // socketBuffer in bytes, forced (SO_SNDBUFFORCE, SO_RCVBUFFORCE): a batch has to fit
@@ -44,6 +45,8 @@ type Table struct {
 	mu    sync.Mutex // one transaction or read at a time
 	write *netlink.Conn
 	read  *netlink.Conn
+	// right says that the table was as wanted once: what differs then is others' doing.
+	right bool
 	// port is the netlink port of write, by which Watch knows our own changes.
 	port atomic.Uint32
 	// doubted is when a transaction that doubts was committed last; nil: never.
@@ -153,8 +156,10 @@ func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrot
 	defer t.mu.Unlock()
 	tx, have, err := t.differences(want)
 	if err != nil || tx.empty() {
+		t.right = t.right || err == nil
 		return false, err
 	}
+	found := doubted
 	doubted = (doubted || !have.tracks()) && want.Endpoints()
 	if !have.tracks() && want.Endpoints() {
 		if err := t.shut(ctx, want, have); err != nil {
@@ -180,11 +185,17 @@ func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrot
 			return true, err
 		}
 	}
-	t.log.Info("packet filter differs", "table", acl.TableName, "objects", tx.objects())
+	said := []any{"table", acl.TableName, "objects", tx.objects()}
+	if found && t.right {
+		said = append(said, datastore.Drift(datastore.DriftFilter))
+	}
+	t.log.Info("packet filter differs", said...)
 	if doubted {
 		t.doubt(tx)
 	}
-	return true, t.commit(ctx, tx)
+	err = t.commit(ctx, tx)
+	t.right = err == nil
+	return true, err
 }
 
 // Shut closes a table without any rule: it makes it what want says, which is to hold no

@@ -29,6 +29,7 @@ import (
 	"netctl/acl/nft"
 	"netctl/commands/control"
 	"netctl/commands/join"
+	"netctl/commands/telemetry"
 	"netctl/commands/workload"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
@@ -50,7 +51,12 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer lock.Close()
-	a := &agent{cfg: cfg, log: log, state: control.Keep(cfg.StateDir, datastore.FileOptions{}), manager: control.NewService(log), folders: []control.Folder{lock.Folder()}}
+	shown := telemetry.New(cfg.telemetry(), log)
+	log = shown.Logger()
+	a := &agent{
+		cfg: cfg, log: log, state: control.Keep(cfg.StateDir, datastore.FileOptions{}), manager: control.NewService(log),
+		folders: append(shown.Folders(), lock.Folder()), shown: shown, closers: []func() error{shown.Close},
+	}
 	defer func() { err = errors.Join(err, a.close()) }()
 	if err := a.open(ctx); err != nil {
 		return err
@@ -73,6 +79,7 @@ type agent struct {
 	state    *control.Kept    // files of the state folder
 	folders  []control.Folder // what else of our files is watched
 	closers  []func() error
+	shown    *telemetry.Role // nil: in tests
 
 	loop     *loop
 	service  *workload.Service
@@ -82,6 +89,7 @@ type agent struct {
 	reporter *control.Reporter
 	manager  *control.Service
 	api      *api
+	meters   meters
 	detaches *detaches
 	rehost   chan struct{} // holds one: the host's addresses changed
 	forward  chan struct{} // holds one: look after foreign FORWARD chains
@@ -174,6 +182,8 @@ type outside struct {
 	forget func(addrs ...netip.Addr) error
 	// flowing is conntrack.Addresses.
 	flowing func() ([]netip.Addr, error)
+	// denied counts the packets that the packet filter dropped.
+	denied func(ctx context.Context) (map[string]uint64, error)
 	// cut deletes those of flows that policy denies.
 	cut func(conntrack.Cutter) (int, error)
 	// undirect is conntrack.DeleteDirect.
@@ -190,7 +200,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l.flows = newFlows(a.log, l.filtering.debt, o.cut)
 	l.former.forget, l.former.flowing = o.forget, o.flowing
 	a.detaches = newDetaches(a.cfg.pendingDir(), l)
-	o.store = a.detaches.watching(o.store)
+	o.store = a.detaches.watching(a.meters.requests.Store(o.store))
 	l.host = a.host
 	l.records = workload.NewRecords(a.cfg.recordsDir())
 	l.filtering.wired = func() bool {
@@ -246,7 +256,7 @@ func (a *agent) cut(c conntrack.Cutter) (int, error) {
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.store, store: a.guard.Fence(a.store), guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, undirect: conntrack.DeleteDirect, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, undirect: conntrack.DeleteDirect, forward: iptables.Run,
 		beside: join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log),
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(control.Serve(ctx, a.listener, h), errEnded)
@@ -261,13 +271,13 @@ func (a *agent) run(ctx context.Context) error {
 	for _, t := range a.tasks(o, serving) {
 		group.Go(func() error { return t.Run(inner) })
 	}
-	a.log.Info("agent started", "node", a.cfg.Node, "host", a.host, "socket", a.cfg.Socket)
+	a.log.Info("agent started", "node", a.cfg.Node, "host", a.host, "socket", a.cfg.Socket, datastore.EventRole.Mark())
 	err := group.Wait()
 	stop()
 	if err != nil && !errors.Is(err, errEnded) {
 		return fmt.Errorf("agent: %w", err)
 	}
-	a.log.Info("agent ended, the kernel's state stays")
+	a.log.Info("agent ended, the kernel's state stays", datastore.EventRole.Mark())
 	return nil
 }
 
@@ -275,7 +285,11 @@ func (a *agent) run(ctx context.Context) error {
 // with serving, ends all.
 func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 	l := a.loop
-	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect}
+	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, meters: &a.meters}
+	if a.shown != nil {
+		a.shown.Alive, a.shown.Ready, a.shown.Collect = a.alive, a.ready, func(ctx context.Context, p *telemetry.Page) error { return a.collect(ctx, o, p) }
+		o.beside = append(slices.Clone(o.beside), a.shown.Tasks()...)
+	}
 	return append([]control.Task{
 		{Name: "reconcile", Do: l.run},
 		{Name: "remove links", Do: o.links.Run},
@@ -306,7 +320,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: "forget flows", Do: l.former.Run},
 		{Name: "look for room", Do: (&room{loop: l, kernel: o.links, tracked: conntrack.Use, refused: map[string]uint64{}}).Run},
 		{Name: "tell the service manager", Do: func(ctx context.Context) error {
-			return a.manager.Run(ctx, func(ctx context.Context) error { return l.do(ctx, func() {}) })
+			return a.manager.Run(ctx, a.alive)
 		}},
 		{Name: "serve", Do: func(context.Context) error { return o.serve(serving, a.api.routes()) }},
 	}, o.beside...)

@@ -32,6 +32,7 @@ type api struct {
 	// undirect deletes the connection tracking entries of published ports that lead to
 	// the host itself.
 	undirect func(host []netip.Addr, ports []datastore.HostPort) error
+	meters   *meters
 }
 
 func (a *api) routes() http.Handler {
@@ -57,6 +58,14 @@ const (
 )
 
 func (a *api) attach(ctx context.Context, r control.AttachRequest) (control.Attachment, error) {
+	began := time.Now()
+	at, err := a.attachSoon(ctx, r)
+	a.meters.attaches.took(began, err)
+	return at, err
+}
+
+// attachSoon attaches as soon as the datastore is there, if that is soon.
+func (a *api) attachSoon(ctx context.Context, r control.AttachRequest) (control.Attachment, error) {
 	var ns *kernel.Netns
 	if !r.Loose {
 		var err error
@@ -89,14 +98,21 @@ func (a *api) tryAttach(ctx context.Context, r control.AttachRequest, ns *kernel
 // detach of a store that is away takes the interfaces out of service; the caller
 // keeps the request until the agent can release the addresses.
 func (a *api) detach(ctx context.Context, r control.DetachRequest) (struct{}, error) {
+	began := time.Now()
+	err := a.detachOrSever(ctx, r)
+	a.meters.detaches.took(began, err)
+	return struct{}{}, err
+}
+
+func (a *api) detachOrSever(ctx context.Context, r control.DetachRequest) error {
 	err := a.loop.gate(ctx)
 	switch {
 	case err == nil:
-		return struct{}{}, a.service.Detach(ctx, r.Target)
+		return a.service.Detach(ctx, r.Target)
 	case errors.Is(err, datastore.ErrUnavailable) && r.Workload != "":
 		err = errors.Join(err, a.service.Sever(ctx, r.Target))
 	}
-	return struct{}{}, fmt.Errorf("detach %s: %w", r.Workload, err)
+	return fmt.Errorf("detach %s: %w", r.Workload, err)
 }
 
 func (a *api) check(ctx context.Context, r control.CheckRequest) (struct{}, error) {

@@ -33,6 +33,8 @@ type Config struct {
 	StateDir, RunDir string
 	// Socket is the control socket (default RunDir/agent.sock).
 	Socket string
+	// Metrics is where metrics are shown; zero: on the machine alone.
+	Metrics netip.AddrPort
 	// Addresses are the node's own, at most one of each family; empty: found.
 	Addresses []netip.Addr
 	// Interface is a pattern (path.Match) of the interface whose address is the

@@ -5,9 +5,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"netctl/acl"
 	"netctl/acl/conntrack"
+	"netctl/datastore"
 	"netctl/netdev"
 )
 
@@ -17,6 +19,7 @@ type flows struct {
 	log  *slog.Logger
 	debt *debt // that is paid by cut
 	cut  func(c conntrack.Cutter) (int, error)
+	cuts atomic.Uint64 // flows that were cut
 
 	mu    sync.Mutex
 	judge *conntrack.Cutter // nil: nothing is to be cut
@@ -63,8 +66,9 @@ func (f *flows) work() {
 		return
 	}
 	n, err := f.cut(*judge)
+	f.cuts.Add(uint64(n))
 	if n > 0 {
-		f.log.Warn("flows cut that policy denies", "flows", n)
+		f.log.Warn("flows cut that policy denies", "flows", n, datastore.EventDrift.Mark())
 	}
 	if err != nil {
 		f.log.Error("flows that policy denies may go on", "error", err)

@@ -246,7 +246,7 @@ func (l *loop) retire(lo *local) bool {
 		l.locals.dirty[lo.name] = true
 		return false
 	}
-	l.log.Info("endpoint removed", "endpoint", lo.name, "link", lo.link)
+	l.log.Info("endpoint removed", "endpoint", lo.name, "link", lo.link, datastore.EventEndpoint.Mark())
 	if !l.remove(lo.link) {
 		l.locals.dirty[lo.name] = true
 		return false
@@ -286,7 +286,7 @@ func (l *loop) retireOwnerless() {
 			l.problems.note("link "+link, fmt.Sprintf("is marked as netctl's (group %d) and belongs to no endpoint that is known here: give it back the name that it was attached with, or delete it (`ip link delete %s`)", netdev.Group, link))
 		case !l.problems.due("link " + link):
 		default:
-			l.log.Info("link without an endpoint removed", "link", link)
+			l.log.Info("link without an endpoint removed", "link", link, datastore.EventLeak.Mark())
 			if l.remove(link) {
 				delete(l.links.ownerless, link)
 			}

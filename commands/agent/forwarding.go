@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	"netctl/datastore"
 	"netctl/netdev"
 )
 
@@ -108,7 +109,7 @@ func (f *forwarding) keep() {
 		}
 		was, err := s.put()
 		if err == nil && was && s.before {
-			f.log.Warn("a setting of the host was changed by another program, and is put back", "setting", s.what, "lost", s.lost)
+			f.log.Warn("a setting of the host was changed by another program, and is put back", "setting", s.what, "lost", s.lost, datastore.Drift(datastore.DriftSetting))
 			err = s.tussle.again()
 		}
 		if err != nil {

@@ -108,17 +108,17 @@ func (l *loop) missed(lo *local) {
 		lo.lost = time.Now()
 		l.locals.moved[lo.name] = true
 		if l.elsewhen(lo) {
-			l.log.Info("endpoint of an earlier boot released", "endpoint", lo.name)
+			l.log.Info("endpoint of an earlier boot released", "endpoint", lo.name, datastore.EventLeak.Mark())
 			lo.lost = lo.lost.Add(-l.cfg.LostAfter)
 			l.gone(lo)
 			return
 		}
-		l.log.Warn("endpoint lost its link", "endpoint", lo.name, "link", lo.link, "release", l.cfg.LostAfter)
+		l.log.Warn("endpoint lost its link", "endpoint", lo.name, "link", lo.link, "release", l.cfg.LostAfter, datastore.EventLeak.Mark())
 		l.expire(lo.name, l.cfg.LostAfter)
 		return
 	}
 	if time.Since(lo.lost) >= l.cfg.LostAfter {
-		l.log.Info("lost endpoint released", "endpoint", lo.name)
+		l.log.Info("lost endpoint released", "endpoint", lo.name, datastore.EventLeak.Mark())
 		l.gone(lo)
 	}
 }
@@ -147,7 +147,7 @@ func (l *loop) gone(lo *local) {
 	l.spawn(func(ctx context.Context) error {
 		err := l.release(ctx, lo.name)
 		if err != nil && ctx.Err() == nil {
-			l.log.Warn("endpoint not released", "endpoint", lo.name, "error", err)
+			l.log.Warn("endpoint not released", "endpoint", lo.name, "error", err, datastore.EventLeak.Mark())
 			l.expire(lo.name, retryMax)
 		}
 		l.post(func() { lo.releasing = false })

@@ -11,6 +11,7 @@ import (
 
 	"netctl/commands/control"
 	"netctl/commands/workload"
+	"netctl/datastore"
 	"netctl/netdev"
 	"netctl/netdev/kernel"
 )
@@ -153,7 +154,7 @@ func (l *loop) mendLinks() {
 		done++
 		differed, err := l.links.kernel.MendAt(w.Wire, w.place)
 		if len(differed) > 0 {
-			l.log.Warn(workload.Mended, "endpoint", w.endpoint, "link", link, "differed", strings.Join(differed, "; "))
+			l.log.Warn(workload.Mended, "endpoint", w.endpoint, "link", link, "differed", strings.Join(differed, "; "), datastore.Drift(datastore.DriftSide))
 		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			l.log.Warn("a workload's side is not what an attach makes of it", "endpoint", w.endpoint, "link", link, "error", err)
@@ -173,7 +174,7 @@ func (l *loop) tussle(w attached, differed string) error {
 	}
 	err := t.again()
 	if t.news(differed) {
-		l.log.Warn("a link was not what an attach makes of it, and is put back", "endpoint", w.endpoint, "link", w.Link, "differed", differed)
+		l.log.Warn("a link was not what an attach makes of it, and is put back", "endpoint", w.endpoint, "link", w.Link, "differed", differed, datastore.Drift(datastore.DriftLink))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", differed, err)

@@ -203,13 +203,13 @@ func (j *joiner) restore(ctx context.Context, rec *workload.Record) (int64, erro
 	}
 	revision, err := j.service.Restore(ctx, rec, cluster)
 	if err == nil {
-		j.loop.log.Info("live endpoint written back", "endpoint", rec.Endpoint.Metadata.Name)
+		j.loop.log.Info("live endpoint written back", "endpoint", rec.Endpoint.Metadata.Name, datastore.EventEndpoint.Mark())
 		return revision, nil
 	}
 	if errors.Is(err, datastore.ErrUnavailable) || errors.Is(err, datastore.ErrDetached) || ctx.Err() != nil {
 		return 0, err
 	}
-	j.loop.log.Error("live endpoint not written back", "endpoint", rec.Endpoint.Metadata.Name, "error", err)
+	j.loop.log.Error("live endpoint not written back", "endpoint", rec.Endpoint.Metadata.Name, "error", err, datastore.EventEndpoint.Mark())
 	name := rec.Endpoint.Metadata.Name
 	_ = j.loop.do(ctx, func() {
 		j.loop.problems.note("restore "+name, fmt.Sprintf("endpoint %s runs on and is not in the datastore: %v", name, err))

@@ -95,6 +95,7 @@ type loop struct {
 	former     *former
 	problems   *problems
 	mixed      mixed
+	tables     tablesSeen
 	stored     []control.Target // whose detach could not be worked off
 	rule       string           // which rule chose the node's address
 	own        addresses        // the node's

@@ -148,10 +148,10 @@ func (l *loop) resize(names []string) {
 		}
 		switch {
 		case err == nil:
-			l.log.Info("an endpoint has another MTU", "endpoint", name, "link", lo.link, "mtu", mtu, "before", before)
+			l.log.Info("an endpoint has another MTU", "endpoint", name, "link", lo.link, "mtu", mtu, "before", before, datastore.EventEndpoint.Mark())
 			delete(l.sizes.said, name)
 		case l.sizes.said[name] != err.Error():
-			l.log.Warn("an endpoint keeps its MTU, its connections are told to use less", "endpoint", name, "link", lo.link, "mtu", before, "room", mtu, "error", err)
+			l.log.Warn("an endpoint keeps its MTU, its connections are told to use less", "endpoint", name, "link", lo.link, "mtu", before, "room", mtu, "error", err, datastore.EventEndpoint.Mark())
 			l.sizes.said[name] = err.Error()
 		}
 		l.sizes.stuck[name] = err != nil

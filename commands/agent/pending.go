@@ -186,6 +186,6 @@ func (d *detaches) one(ctx context.Context, p control.Pending) error {
 	case err != nil:
 		return fmt.Errorf("%s %s: %w", pending, p.Path, err)
 	}
-	d.loop.log.Info("pending detach worked off", "workload", p.Request.Workload)
+	d.loop.log.Info("pending detach worked off", "workload", p.Request.Workload, datastore.EventEndpoint.Mark())
 	return nil
 }

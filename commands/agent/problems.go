@@ -4,6 +4,7 @@ import (
 	"log/slog"
 
 	"netctl/commands/retry"
+	"netctl/datastore"
 )
 
 // problems is what is wrong with this node, each with its words and, if it can be
@@ -23,7 +24,7 @@ func newProblems(log *slog.Logger, wake func()) *problems {
 // due says so.
 func (p *problems) failed(what string, err error) {
 	if p.text[what] != err.Error() {
-		p.log.Error("kernel not up to date", "what", what, "error", err)
+		p.log.Error("kernel not up to date", "what", what, "error", err, datastore.EventProblem.Mark())
 	}
 	p.text[what] = err.Error()
 	p.again.Failed(what)
@@ -32,7 +33,7 @@ func (p *problems) failed(what string, err error) {
 // solved removes what failed.
 func (p *problems) solved(what string) {
 	if _, ok := p.text[what]; ok {
-		p.log.Info("kernel up to date again", "what", what)
+		p.log.Info("kernel up to date again", "what", what, datastore.EventProblem.Mark())
 		p.drop(what)
 	}
 }
@@ -44,7 +45,7 @@ func (p *problems) note(what, text string) {
 		return
 	}
 	if p.text[what] != text {
-		p.log.Warn("problem", "what", what, "cause", text)
+		p.log.Warn("problem", "what", what, "cause", text, datastore.EventProblem.Mark())
 	}
 	p.text[what] = text
 }

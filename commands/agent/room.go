@@ -54,6 +54,7 @@ func (r *room) look(ctx context.Context) error {
 	}
 	return errors.Join(err, trackErr, pathErr, r.loop.do(ctx, func() {
 		l := r.loop
+		l.tables = tablesSeen{list, count, most}
 		for _, t := range list {
 			before, known := r.refused[t.Name]
 			r.refused[t.Name] = t.Refused

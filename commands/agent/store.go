@@ -56,7 +56,7 @@ func (l *loop) live() (live []*workload.Record) {
 func (l *loop) join(ctx context.Context) {
 	if err := l.otherName(); err != nil {
 		if l.standing.stage != renamed {
-			l.log.Error("not the node this host is registered as, nothing changes", "error", err)
+			l.log.Error("not the node this host is registered as, nothing changes", "error", err, datastore.EventProblem.Mark())
 		}
 		l.standing.rename(err)
 		return
@@ -75,7 +75,7 @@ func (l *loop) settle() {
 	if !l.standing.arrive(l.view.Revision()) {
 		return
 	}
-	l.log.Info("in sync with the datastore", "revision", l.view.Revision(), "endpoints", l.view.CountEndpointsOf(l.cfg.Node))
+	l.log.Info("in sync with the datastore", "revision", l.view.Revision(), "endpoints", l.view.CountEndpointsOf(l.cfg.Node), datastore.EventDatastore.Mark())
 	for link := range l.links.leftAlone {
 		if lo := l.locals.named[l.links.owners[link]]; lo != nil && lo.ep != nil {
 			delete(l.links.leftAlone, link) // it was written back

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"netctl/commands/telemetry"
 	"netctl/datastore"
 )
 
@@ -41,6 +42,8 @@ type Config struct {
 	// CertificateLife is how long the certificates hold that it signs.
 	CertificateLife time.Duration
 	Ready           func() // called once when clients are served; may be nil
+	// Telemetry says what is shown of the role; without a role in it nothing is.
+	Telemetry telemetry.Config
 }
 
 // Files of the state folder that are written before a member's first start.

@@ -101,10 +101,10 @@ func (d *door) renew(ctx context.Context) {
 		}
 		next, err := d.ca.Renew(d.files(), d.server, d.c.CertificateLife, time.Now())
 		if err != nil {
-			d.log.Warn("certificate not renewed", "file", d.c.Cert, "error", err, "again", renewAgain)
+			d.log.Warn("certificate not renewed", "file", d.c.Cert, "error", err, "again", renewAgain, datastore.EventCertificate.Mark())
 			next = time.Now().Add(renewAgain)
 		} else if next != d.next {
-			d.log.Info("certificate renewed", "file", d.c.Cert)
+			d.log.Info("certificate renewed", "file", d.c.Cert, datastore.EventCertificate.Mark())
 		}
 		d.next = next
 	}

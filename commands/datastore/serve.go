@@ -16,6 +16,7 @@ import (
 	"runtime/debug"
 
 	"netctl/commands/control"
+	"netctl/commands/telemetry"
 	"netctl/datastore"
 	"netctl/datastore/embed"
 	"netctl/datastore/pki"
@@ -36,6 +37,14 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 		return err
 	}
 	defer lock.Close()
+	shown := &telemetry.Role{}
+	served := make(chan struct{})
+	if c.Telemetry.Role != "" {
+		shown = telemetry.New(c.Telemetry, log)
+		defer shown.Close()
+		log = shown.Logger()
+		shown.Ready, shown.More = isServed(served), etcdMetrics
+	}
 	if err := c.joins(); err != nil {
 		return err
 	}
@@ -52,12 +61,12 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	defer stop()
 	manager, told := control.NewService(log), make(chan error, 1)
 	go func() { told <- manager.Run(ctx, nil) }()
-	served, watched := make(chan struct{}), make(chan error, 1)
+	watched, telling := make(chan error, 1), shownUntil(ctx, shown)
 	go func() {
 		defer stop()
 		select {
 		case <-served:
-			watched <- control.WatchFolders(ctx, log, lock.Folder(), there(c.Socket))
+			watched <- control.WatchFolders(ctx, log, append(shown.Folders(), lock.Folder(), there(c.Socket))...)
 		case <-ctx.Done():
 			watched <- nil
 		}
@@ -90,6 +99,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	})
 	stop()
 	<-besideEnded
+	telling.Wait()
 	if why := <-watched; err == nil {
 		err = why
 	}

@@ -28,6 +28,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netctl/commands/control"
+	"netctl/commands/telemetry"
+	"netctl/datastore"
 	"netctl/netdev"
 )
 
@@ -45,7 +47,9 @@ type Config struct {
 	API string
 	// Gateway is the workloads' first IPv4 next hop, as the agent has it.
 	Gateway netip.Addr
-	Log     *slog.Logger
+	// Telemetry says what is shown of the role; without a role in it nothing is.
+	Telemetry telemetry.Config
+	Log       *slog.Logger
 }
 
 // DefaultSocket is in the folder that Docker looks for plugins in.
@@ -73,6 +77,9 @@ type plugin struct {
 	state *state
 	agent *control.AgentClient
 	names *names
+
+	took   *telemetry.Histogram // of calls that succeeded
+	failed *telemetry.Counter   // calls, by their path
 }
 
 // Run is the role; it blocks until ctx ends (nil) or it cannot go on.
@@ -82,6 +89,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer lock.Close()
+	var shown *telemetry.Role
+	if cfg.Telemetry.Role != "" {
+		shown = telemetry.New(cfg.Telemetry, cfg.Log)
+		defer shown.Close()
+		cfg.Log = shown.Logger()
+	}
 	p := open(cfg)
 	own, err := control.Listen(cfg.Socket, cfg.Log)
 	if err != nil {
@@ -115,13 +128,18 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		{Name: "learn names", Do: p.names.run},
 		{Name: "release what Docker forgot", Do: (&tidier{p: p}).run},
 	}
+	if shown != nil {
+		shown.Ready, shown.Collect = p.ready, p.collect
+		folders = append(folders, shown.Folders()...)
+		tasks = append(tasks, shown.Tasks()...)
+	}
 	for _, l := range sockets {
 		tasks = append(tasks, control.Task{Name: "serve " + l.Addr().String(), Do: func(ctx context.Context) error { return control.Serve(ctx, l, p.handler()) }})
 	}
 	for _, t := range tasks {
 		group.Go(func() error { return t.Run(inner) })
 	}
-	cfg.Log.Info("docker driver started", "socket", cfg.Socket)
+	cfg.Log.Info("docker driver started", "socket", cfg.Socket, datastore.EventRole.Mark())
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("docker: %w", err)
 	}
@@ -137,7 +155,7 @@ func open(cfg Config) *plugin {
 	if err != nil {
 		cfg.Log.Warn("networks or endpoints not remembered", "error", err)
 	}
-	p := &plugin{cfg: cfg, log: cfg.Log, state: s, agent: control.NewAgentClient(cfg.AgentSocket)}
+	p := &plugin{cfg: cfg, log: cfg.Log, state: s, agent: control.NewAgentClient(cfg.AgentSocket), took: &telemetry.Histogram{}, failed: &telemetry.Counter{}}
 	p.names = newNames(p)
 	return p
 }
@@ -197,15 +215,10 @@ func heed[T any](ctx context.Context, p *plugin, ask func(context.Context) (T, e
 		}
 		var none T
 		asked, end := context.WithTimeout(ctx, most)
-		s, err := p.agent.Status(asked)
+		err := p.ready(asked)
 		end()
-		switch {
-		case err != nil:
+		if err != nil {
 			return none, err
-		case s.Detached != "":
-			return none, fmt.Errorf("agent of node %s is detached: %s", s.Node, s.Detached)
-		case s.Store != "":
-			return none, fmt.Errorf("agent of node %s: %s", s.Node, s.Store)
 		}
 		look.Reset(callTimeout - most)
 	}
@@ -248,7 +261,10 @@ func (p *plugin) handler() http.Handler {
 				defer cancel()
 				a, err = fn(ctx, body)
 			}
-			if err != nil {
+			if err == nil {
+				p.took.Observe(time.Since(began))
+			} else {
+				p.failed.Add(path[1:], 1)
 				text := "netctl: " + strings.ReplaceAll(err.Error(), "\n", "; ")
 				p.log.Warn("docker call failed", "call", path, "error", text)
 				key := "Err"
@@ -268,4 +284,25 @@ func (p *plugin) handler() http.Handler {
 		})
 	}
 	return mux
+}
+
+// ready says why Docker's calls cannot be answered.
+func (p *plugin) ready(ctx context.Context) error {
+	s, err := p.agent.Status(ctx)
+	switch {
+	case err != nil:
+		return err
+	case s.Detached != "":
+		return fmt.Errorf("agent of node %s is detached: %s", s.Node, s.Detached)
+	case s.Store != "":
+		return fmt.Errorf("agent of node %s: %s", s.Node, s.Store)
+	}
+	return nil
+}
+
+// collect puts the role's metrics on a page.
+func (p *plugin) collect(_ context.Context, page *telemetry.Page) error {
+	page.Durations("netctl_docker_call_seconds", p.took)
+	page.Counts("netctl_docker_call_errors_total", p.failed)
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"netctl/commands/control"
+	"netctl/datastore"
 )
 
 // tidyEvery is the time between two looks for what Docker forgot.
@@ -73,8 +74,8 @@ func (t *tidier) release(ctx context.Context, id string) {
 		err = t.p.state.dropEndpoint(id)
 	}
 	if err != nil {
-		t.p.log.Warn("endpoint that Docker does not have is not released", "endpoint", id, "error", err)
+		t.p.log.Warn("endpoint that Docker does not have is not released", "endpoint", id, "error", err, datastore.EventLeak.Mark())
 		return
 	}
-	t.p.log.Info("endpoint released that Docker does not have any more", "endpoint", id)
+	t.p.log.Info("endpoint released that Docker does not have any more", "endpoint", id, datastore.EventLeak.Mark())
 }

@@ -68,7 +68,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			k.Log.Warn("certificate not renewed", "file", k.Files.Cert, "error", err, "again", wait)
+			k.Log.Warn("certificate not renewed", "file", k.Files.Cert, "error", err, "again", wait, datastore.EventCertificate.Mark())
 			next, wait = wait, min(2*wait, keepMost)
 		default:
 			wait = keepFirst
@@ -140,7 +140,7 @@ func (k *Keeper) renew(ctx context.Context) error {
 	if err := datastore.WriteFile(k.Files.Cert, a.Certificate, datastore.FileOptions{Mode: 0o644}); err != nil {
 		return err
 	}
-	k.Log.Info("certificate renewed", "file", k.Files.Cert)
+	k.Log.Info("certificate renewed", "file", k.Files.Cert, datastore.EventCertificate.Mark())
 	return nil
 }
 

@@ -120,7 +120,7 @@ func (s *Service) handler() http.Handler {
 				a, err = do(r.Context(), q, cert)
 			}
 			if err != nil {
-				s.Log.Warn("join refused", "from", r.RemoteAddr, "cause", err)
+				s.Log.Warn("join refused", "from", r.RemoteAddr, "cause", err, datastore.EventDatastore.Mark())
 			}
 			answer(w, a, err)
 		})
@@ -179,7 +179,7 @@ func (s *Service) join(ctx context.Context, q Request, _ *x509.Certificate) (*An
 	if a.Certificate, err = sign(a.Member != nil); err != nil {
 		return nil, err
 	}
-	s.Log.Info("node joined", "node", name, "token", q.Token, "member", a.Member != nil)
+	s.Log.Info("node joined", "node", name, "token", q.Token, "member", a.Member != nil, datastore.EventDatastore.Mark())
 	return a, nil
 }
 

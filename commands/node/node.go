@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"netctl/commands/control"
+	"netctl/datastore"
 )
 
 // The back-off of a role that ends: none once the role has run backoffReset, or
@@ -115,7 +116,7 @@ func (s *supervisor) run() {
 		default:
 		}
 		wait := pace.after(time.Since(began), synced)
-		s.log.Warn("role ended, starting it again", "cause", err, "after", wait)
+		s.log.Warn("role ended, starting it again", "cause", err, "after", wait, datastore.EventRole.Mark())
 		select {
 		case <-s.stop:
 			return
@@ -222,7 +223,7 @@ func (s *supervisor) watch(p *os.Process, ended <-chan error, signs <-chan struc
 		case <-signs:
 			silent.Reset(limit)
 		case <-silent.C:
-			s.log.Warn("role gives no sign of life, ending it", "timeout", limit)
+			s.log.Warn("role gives no sign of life, ending it", "timeout", limit, datastore.EventRole.Mark())
 			last, waiting = unix.SIGQUIT, false
 		case <-s.stop:
 			waiting = false

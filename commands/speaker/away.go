@@ -140,7 +140,7 @@ func (w *warden) note(ctx context.Context, v verdict, now time.Time) error {
 	}
 	err = datastore.Update(ctx, w.store, n)
 	if err == nil {
-		w.log.Info("reflector noted", "reflector", v.node, "away", v.away)
+		w.log.Info("reflector noted", "reflector", v.node, "away", v.away, datastore.EventSession.Mark())
 	}
 	return err
 }

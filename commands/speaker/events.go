@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"netctl/datastore"
 	"netctl/routing"
 )
 
@@ -33,14 +34,14 @@ func (l *loop) tell(plan routing.Plan) {
 	was := l.told
 	l.told = now
 	if !slices.Equal(now.reflectors, was.reflectors) || now.here != was.here {
-		l.log.Info("reflectors changed", "reflectors", now.reflectors, "here", now.here)
+		l.log.Info("reflectors changed", "reflectors", now.reflectors, "here", now.here, datastore.EventSession.Mark())
 	}
 	switch {
 	case now.drained == was.drained:
 	case now.drained == "":
-		l.log.Info("node is in use again")
+		l.log.Info("node is in use again", datastore.EventDrain.Mark())
 	default:
-		l.log.Info("node is taken out of use", "reason", now.drained)
+		l.log.Info("node is taken out of use", "reason", now.drained, datastore.EventDrain.Mark())
 	}
 }
 
@@ -60,12 +61,12 @@ func (s *state) weigh() {
 			continue
 		}
 		if now[p.Address] = true; !s.heavy[p.Address] {
-			s.log.Warn("peer has little room for routes", "peer", p.Address, "routes", n, "budget", budget)
+			s.log.Warn("peer has little room for routes", "peer", p.Address, "routes", n, "budget", budget, datastore.EventProblem.Mark())
 		}
 	}
 	for a := range s.heavy {
 		if !now[a] {
-			s.log.Info("peer has room for routes again", "peer", a)
+			s.log.Info("peer has room for routes again", "peer", a, datastore.EventProblem.Mark())
 		}
 	}
 	s.heavy = now

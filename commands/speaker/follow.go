@@ -62,6 +62,13 @@ func (f *follower) resume(p routing.Plan) {
 	f.ours = p.RouterID.IsValid() && (p.Node == "" || p.Node == f.node)
 }
 
+// revision is how far the datastore was followed.
+func (f *follower) revision() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.view.Revision()
+}
+
 // kinds are those that the speaker works by.
 func kinds() []datastore.Kind {
 	return []datastore.Kind{datastore.KindNode, datastore.KindPool, datastore.KindPeer, datastore.KindBGPFilter, datastore.KindBGPConfig}
@@ -142,13 +149,13 @@ func (f *follower) keep() {
 	}
 	wait := time.Duration(f.kept.config(f.view).Spec.RestartTime) * time.Second
 	f.kept.until = time.Now().Add(wait)
-	f.log.Warn("gone from the datastore, kept for now", "what", f.kept.String(), "release", wait)
+	f.log.Warn("gone from the datastore, kept for now", "what", f.kept.String(), "release", wait, datastore.EventDatastore.Mark())
 	var t *time.Timer
 	t = time.AfterFunc(wait, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		if f.expiry == t {
-			f.log.Warn("not put back into the datastore, removed", "what", f.kept.String())
+			f.log.Warn("not put back into the datastore, removed", "what", f.kept.String(), datastore.EventDatastore.Mark())
 			f.kept = kept{}
 			f.plan()
 		}

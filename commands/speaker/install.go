@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"netctl/datastore"
 	"netctl/routing"
 	"netctl/routing/bgp"
 )
@@ -376,7 +377,7 @@ func (w *writes) apply(c routing.Changes) {
 		return
 	}
 	if err := w.table.Apply(w.ctx, c); err != nil && w.ctx.Err() == nil {
-		w.log.Warn("routes not installed", "error", firstOf(err))
+		w.log.Warn("routes not installed", "error", firstOf(err), datastore.EventProblem.Mark())
 	}
 }
 

@@ -122,7 +122,7 @@ func (l *loop) compare(ctx context.Context) {
 	if changes, err := l.own.Compare(ctx); err != nil && ctx.Err() == nil {
 		l.log.Warn("routes not compared", "error", firstOf(err))
 	} else if !changes.Empty() {
-		l.log.Warn("routes were not as heard, put right", "routes", len(changes.Put)+len(changes.Delete))
+		l.log.Warn("routes were not as heard, put right", "routes", len(changes.Put)+len(changes.Delete), datastore.EventDrift.Mark())
 	}
 	l.read(ctx)
 	l.originate()

@@ -29,6 +29,7 @@ import (
 
 	"netctl/commands/control"
 	"netctl/commands/join"
+	"netctl/commands/telemetry"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
 	"netctl/datastore/identity"
@@ -69,6 +70,8 @@ type Config struct {
 	Credentials string
 	// Tunnels are the names of the tunnels' devices.
 	Tunnels map[datastore.TunnelKind]string
+	// Metrics is where metrics are shown; zero: on the machine alone.
+	Metrics netip.AddrPort
 	// Version is told on the socket.
 	Version string
 	// BootFile holds the boot ID; "" is /proc/sys/kernel/random/boot_id.
@@ -128,6 +131,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	defer lock.Close()
+	shown := telemetry.New(cfg.telemetry(), log)
+	defer shown.Close()
+	log = shown.Logger()
 	agentTable, err := fib.Open(fib.Config{Protocol: cfg.AgentProtocol, Number: cfg.Table, Anywhere: true}, log)
 	if err != nil {
 		return err
@@ -164,9 +170,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		}
 	}
 	s := newSpeaker(ctx, cfg, agentTable, own, store, guard, log)
-	s.beside = join.Tasks(store, cfg.Store, cfg.StateDir, log)
-	log.Info("speaker starts", "node", cfg.Node, "version", cfg.Version, "installs", !s.bare)
-	return s.run(ctx, listener, lock.Folder())
+	shown.Alive, shown.Ready, shown.Collect = s.alive, s.ready, s.collect
+	s.beside = append(join.Tasks(store, cfg.Store, cfg.StateDir, log), shown.Tasks()...)
+	log.Info("speaker starts", "node", cfg.Node, "version", cfg.Version, "installs", !s.bare, datastore.EventRole.Mark())
+	return s.run(ctx, listener, append(shown.Folders(), lock.Folder())...)
 }
 
 // speaker is the role's parts. What loop.go owns is documented there.
@@ -192,10 +199,13 @@ type speaker struct {
 	last       lastRun        // of the last run
 	kept       *control.Kept  // lastRunFile
 	beside     []control.Task // what keeps the way to the datastore open
+	requests   *telemetry.Requests
 }
 
 func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datastore.Store, guard datastore.Guard, log *slog.Logger) *speaker {
-	s := &speaker{cfg: cfg, log: log, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent), manager: control.NewService(log), looked: make(chan chan<- struct{})}
+	requests := &telemetry.Requests{}
+	store = requests.Store(store)
+	s := &speaker{cfg: cfg, log: log, requests: requests, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent), manager: control.NewService(log), looked: make(chan chan<- struct{})}
 	_, s.bare = own.(bare)
 	s.state = &state{log: log}
 	s.detector = bfd.New(bfd.Config{OnDown: s.state.pathDown, OnChange: s.sessionChanged, Log: log})

@@ -26,6 +26,7 @@ type state struct {
 	plan     routing.Plan
 	detached string      // why
 	away     string      // why the store does not answer
+	since    time.Time   // when it went away
 	answered bool        // the store did, since the start
 	alien    string      // why the node is not this host's
 	detector *bfd.Engine // nil: none are watched; it is safe for concurrent use itself
@@ -61,6 +62,9 @@ func (s *state) reached() {
 func (s *state) lost(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.detached == "" && s.away == "" {
+		s.since = time.Now()
+	}
 	s.detached, s.away, s.answered = "", "", false
 	if errors.Is(err, datastore.ErrDetached) {
 		s.detached = err.Error()
@@ -151,48 +155,72 @@ func (s *speaker) status() control.SpeakerStatus {
 	engine, plan := s.state.engine, s.state.plan
 	st := control.SpeakerStatus{
 		Version: s.cfg.Version, Node: s.cfg.Node, PID: os.Getpid(), RouterID: plan.RouterID, AS: plan.AS, ASSource: plan.ASSource(), Addresses: plan.Addresses,
-		Sessions: sessions, Detached: s.state.detached, Store: s.state.away, Problems: slices.Clone(plan.Problems),
+		Sessions: sessions, Detached: s.state.detached, Store: s.state.away,
 		Bare: s.bare, Nodes: plan.NodeCount(),
 	}
+	s.state.mu.Unlock()
+	var details []bgp.Session
+	if engine != nil {
+		details = engine.Status()
+	}
+	for _, p := range s.problems(engine, plan, details) {
+		st.Problems = append(st.Problems, p.text)
+	}
+	for _, e := range details {
+		for _, r := range e.Refused {
+			st.Refused = append(st.Refused, fmt.Sprintf("%s from %s: %s", r.Prefix, plan.Names([]netip.Addr{e.Peer}), r.Reason))
+		}
+	}
+	return st
+}
+
+// problem is something that is wrong, of one of few kinds.
+type problem struct{ kind, text string }
+
+// problems are what is wrong with this node's routing; engine may be nil.
+func (s *speaker) problems(engine *bgp.Speaker, plan routing.Plan, details []bgp.Session) (list []problem) {
+	add := func(kind string, texts ...string) {
+		for _, t := range texts {
+			list = append(list, problem{kind, t})
+		}
+	}
+	s.state.mu.Lock()
 	alien := s.state.alien
 	s.state.mu.Unlock()
 	if alien != "" {
-		st.Problems = append([]string{alien}, st.Problems...)
+		add("node", alien)
 	}
+	add("configuration", plan.Problems...)
 	for _, p := range s.installer.unresolved() {
-		st.Problems = append(st.Problems, fmt.Sprintf("route %s is not installed: its next hop cannot be reached", p))
+		add("next hop", fmt.Sprintf("route %s is not installed: its next hop cannot be reached", p))
 	}
 	if list := s.installer.tunnelless(); len(list) > 0 && !s.bare {
 		var names []string
 		for _, a := range list {
 			names = append(names, plan.Names([]netip.Addr{a}))
 		}
-		st.Problems = append(st.Problems, fmt.Sprintf("reached without the tunnel that a pool asks for, which is not on both nodes: %s; see `netctl status` there", bounded(names)))
+		add("tunnel", fmt.Sprintf("reached without the tunnel that a pool asks for, which is not on both nodes: %s; see `netctl status` there", bounded(names)))
 	}
 	for _, r := range s.own.Missing() {
-		st.Problems = append(st.Problems, fmt.Sprintf("route %s is not in the kernel: its interface is down, or another program's route is in its place", r))
+		add("routes", fmt.Sprintf("route %s is not in the kernel: its interface is down, or another program's route is in its place", r))
 	}
 	if engine == nil {
-		return st
+		return list
 	}
-	st.Problems = append(st.Problems, engine.Problems()...)
+	add("bgp", engine.Problems()...)
 	for _, c := range engine.Conflicts() {
-		st.Problems = append(st.Problems, fmt.Sprintf("prefix %s is announced by several nodes: %s", c.Prefix, plan.Names(c.NextHops)))
+		add("conflict", fmt.Sprintf("prefix %s is announced by several nodes: %s", c.Prefix, plan.Names(c.NextHops)))
 	}
-	details := engine.Status()
-	st.Problems = append(st.Problems, s.detector.Problems()...)
-	st.Problems = append(st.Problems, unwatched(plan, details, s.state.watched())...)
+	add("bfd", s.detector.Problems()...)
+	add("bfd", unwatched(plan, details, s.state.watched())...)
 	for _, e := range details {
 		if e.Full {
-			st.Problems = append(st.Problems, fmt.Sprintf("peer %s sends %d prefixes; its limit is %d", plan.Names([]netip.Addr{e.Peer}), e.Received, e.Limit))
+			add("limit", fmt.Sprintf("peer %s sends %d prefixes; its limit is %d", plan.Names([]netip.Addr{e.Peer}), e.Received, e.Limit))
 		}
 		if n, budget := burden(engine, plan, e.Peer); budget > 0 && 100*n >= nearlyFull*budget {
-			st.Problems = append(st.Problems, fmt.Sprintf("peer %s is told %d routes by the nodes that have it; it has room for %d (routeBudget): "+
+			add("limit", fmt.Sprintf("peer %s is told %d routes by the nodes that have it; it has room for %d (routeBudget): "+
 				"have it told aggregates, or less by a filter", plan.Names([]netip.Addr{e.Peer}), n, budget))
 		}
-		for _, r := range e.Refused {
-			st.Refused = append(st.Refused, fmt.Sprintf("%s from %s: %s", r.Prefix, plan.Names([]netip.Addr{e.Peer}), r.Reason))
-		}
 	}
-	return st
+	return list
 }

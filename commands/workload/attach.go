@@ -68,7 +68,7 @@ func (s *Service) Attach(ctx context.Context, req control.AttachRequest, ns *ker
 		s.undo(ctx, ep)
 		return control.Attachment{}, fmt.Errorf("attach %s: %w", name, err)
 	}
-	s.Log.Info("endpoint attached", "endpoint", name, "link", a.Link, "addresses", a.Addresses, "network", ep.Spec.Network)
+	s.Log.Info("endpoint attached", "endpoint", name, "link", a.Link, "addresses", a.Addresses, "network", ep.Spec.Network, datastore.EventEndpoint.Mark())
 	return a, nil
 }
 

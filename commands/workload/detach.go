@@ -131,7 +131,7 @@ func (s *Service) checkLink(rec *Record, ns *kernel.Netns) error {
 	}
 	differed, mend := s.Links.Mend(w)
 	if len(differed) > 0 {
-		s.Log.Warn(Mended, "endpoint", rec.Endpoint.Metadata.Name, "link", w.Link, "differed", strings.Join(differed, "; "))
+		s.Log.Warn(Mended, "endpoint", rec.Endpoint.Metadata.Name, "link", w.Link, "differed", strings.Join(differed, "; "), datastore.Drift(datastore.DriftSide))
 		err = s.Links.Check(w)
 	}
 	if err == nil || errors.Is(mend, os.ErrNotExist) { // Check says that, too

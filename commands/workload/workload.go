@@ -203,7 +203,7 @@ func (s *Service) remove(ctx context.Context, ep *datastore.Endpoint) error {
 	if err := s.Records.Remove(ep.Spec.Link); err != nil {
 		s.Log.Warn("attach record not removed", "endpoint", name, "error", err)
 	}
-	s.Log.Info("endpoint detached", "endpoint", name, "link", ep.Spec.Link, "addresses", ep.Spec.Addresses)
+	s.Log.Info("endpoint detached", "endpoint", name, "link", ep.Spec.Link, "addresses", ep.Spec.Addresses, datastore.EventEndpoint.Mark())
 	return nil
 }
 

@@ -119,7 +119,7 @@ func Run(ctx context.Context, c Config, ready func()) error {
 	if ready != nil {
 		ready()
 	}
-	c.Log.Info("datastore serves", "socket", c.Socket, "urls", strings.Join(c.ListenTLS, " "), "cluster", server.Cluster().ID().String())
+	c.Log.Info("datastore serves", "socket", c.Socket, "urls", strings.Join(c.ListenTLS, " "), "cluster", server.Cluster().ID().String(), datastore.EventRole.Mark())
 	keeping, end := context.WithCancel(ctx)
 	kept := make(chan struct{})
 	go func() {

@@ -257,7 +257,7 @@ func (k *keeper) worth(size, inUse int64, alarmed bool, now time.Time) bool {
 func (k *keeper) disarm(ctx context.Context, s *etcdserver.EtcdServer) {
 	size := s.Backend().Size()
 	if size > datastore.RoomAgain(k.quota) {
-		k.log.Error("datastore full", "size", size, "in_use", s.Backend().SizeInUse(), "quota", k.quota)
+		k.log.Error("datastore full", "size", size, "in_use", s.Backend().SizeInUse(), "quota", k.quota, datastore.EventProblem.Mark())
 		return
 	}
 	_, err := s.Alarm(ctx, &etcdserverpb.AlarmRequest{
@@ -270,7 +270,7 @@ func (k *keeper) disarm(ctx context.Context, s *etcdserver.EtcdServer) {
 	k.mu.Lock()
 	k.alarmed = false
 	k.mu.Unlock()
-	k.log.Info("quota alarm cleared", "size", size, "quota", k.quota)
+	k.log.Info("quota alarm cleared", "size", size, "quota", k.quota, datastore.EventProblem.Mark())
 }
 
 func ourAlarm(s *etcdserver.EtcdServer) bool {

@@ -9,6 +9,8 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
+
+	"netctl/datastore"
 )
 
 // tendEvery is how often the leader looks at its own list of members; nothing tells of
@@ -52,7 +54,7 @@ func (c *Config) promote(ctx context.Context, s *etcdserver.EtcdServer) {
 		cancel()
 		switch {
 		case err == nil:
-			c.Log.Info("member votes from now on", "member", m.Name, "members", len(members))
+			c.Log.Info("member votes from now on", "member", m.Name, "members", len(members), datastore.EventDatastore.Mark())
 			if len(members)%2 == 0 {
 				c.Log.Warn("an even number of members bears the loss of no more than one less does: add another", "members", len(members))
 			}

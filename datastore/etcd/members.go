@@ -139,5 +139,5 @@ func (s *Store) moved(value []byte) {
 	if s.client != nil {
 		s.client.SetEndpoints(f.Endpoints...)
 	}
-	s.log.Info("datastore's members changed", "endpoints", list(f.Endpoints))
+	s.log.Info("datastore's members changed", "endpoints", list(f.Endpoints), datastore.EventDatastore.Mark())
 }

@@ -70,7 +70,7 @@ func (f *File) Check(ctx context.Context, s datastore.Store, snap datastore.Snap
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err == nil && errors.Is(f.refused, datastore.ErrDetached) && !errors.Is(f.refused, datastore.ErrUnidentified) {
-		f.log.Info("attached to the datastore again", "cluster", f.have.UUID, "generation", f.have.Generation)
+		f.log.Info("attached to the datastore again", "cluster", f.have.UUID, "generation", f.have.Generation, datastore.EventDatastore.Mark())
 	}
 	f.refused = err
 	return err
@@ -145,7 +145,7 @@ func (f *File) create(ctx context.Context, s datastore.Store) (*datastore.Cluste
 		Then: []datastore.Op{{Key: datastore.ClusterKey, Value: value}},
 	})
 	if err == nil {
-		f.log.Info("cluster created", "cluster", c.UUID)
+		f.log.Info("cluster created", "cluster", c.UUID, datastore.EventDatastore.Mark())
 		return &c, revision, nil
 	}
 	if !errors.Is(err, datastore.ErrExists) {

@@ -164,7 +164,7 @@ func (k *Kernel) tunnelSettings(t Tunnel, fresh bool) error {
 		old, err := k.sys.read(s.dir, name)
 		if err == nil && old != s.value {
 			if err = k.sys.write(s.dir, name, s.value); err == nil && !fresh {
-				k.log.Warn("a setting of a tunnel was changed by another program, and is put back", "setting", "net/"+s.dir+"/"+name, "old", old, "new", s.value)
+				k.log.Warn("a setting of a tunnel was changed by another program, and is put back", "setting", "net/"+s.dir+"/"+name, "old", old, "new", s.value, datastore.Drift(datastore.DriftSetting))
 			}
 		}
 		if err != nil && (s.dir != "ipv6/conf" || !errors.Is(err, fs.ErrNotExist)) {

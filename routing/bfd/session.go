@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"netctl/datastore"
 )
 
 // pathKey is what a session is known by.
@@ -261,9 +263,9 @@ func (s *session) moved(was State) {
 	if (left || m.state == Up) && time.Since(s.loggedAt) >= quiet {
 		s.loggedAt = time.Now()
 		if m.state == Up {
-			s.log.Info("bfd session is up")
+			s.log.Info("bfd session is up", datastore.EventSession.Mark())
 		} else {
-			s.log.Info("bfd session is not up", "reason", status.why())
+			s.log.Info("bfd session is not up", "reason", status.why(), datastore.EventSession.Mark())
 		}
 	}
 	// AdminDown, ours or the neighbour's, says nothing of the path (RFC 5882, section 3.2).

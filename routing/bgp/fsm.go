@@ -11,6 +11,8 @@ import (
 	"time"
 
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
+
+	"netctl/datastore"
 )
 
 const (
@@ -138,7 +140,7 @@ func (f *fsm) because(words string) {
 	f.shown.reason, f.shown.reasonAt = words, time.Now()
 	f.mu.Unlock()
 	if !same {
-		f.log.Info("session is not up", "reason", words)
+		f.log.Info("session is not up", "reason", words, datastore.EventSession.Mark())
 		f.speaker.sessionChanged()
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	codec "github.com/osrg/gobgp/v3/pkg/packet/bgp"
+
+	"netctl/datastore"
 )
 
 // second takes a connection beside the one that the state is about. There is
@@ -196,7 +198,7 @@ func (f *fsm) established(ctx context.Context) state {
 		return nil
 	}
 	f.enter("Established")
-	f.log.Info("session is established", "hold", s.hold)
+	f.log.Info("session is established", "hold", s.hold, datastore.EventSession.Mark())
 	f.conn.goOn()
 	f.abandon()
 	e, next := f.exchange(ctx, s, since)

@@ -1,6 +1,10 @@
 package bgp
 
-import "time"
+import (
+	"time"
+
+	"netctl/datastore"
+)
 
 // lookPause is how long changes are collected before the peers that leave are looked at.
 const lookPause = 100 * time.Millisecond
@@ -29,7 +33,7 @@ func (r *rib) look() {
 func (r *rib) depart() {
 	for a, p := range r.peers {
 		if p.config.Leaving && (p.session == nil || r.ready(time.Since(p.leaving))) && r.covered(p) {
-			r.log.Info("peer left, others carry its routes", "peer", a)
+			r.log.Info("peer left, others carry its routes", "peer", a, datastore.EventSession.Mark())
 			r.dismiss(p)
 			r.gone()
 		}

@@ -3,6 +3,7 @@ package bgp
 import (
 	"time"
 
+	"netctl/datastore"
 	"netctl/routing"
 )
 
@@ -27,7 +28,7 @@ func (r *rib) fill(p *peer) {
 		return
 	}
 	if p.full {
-		r.log.Warn("peer sends many prefixes", "peer", p.config.Address, "prefixes", len(p.in), "limit", p.config.PrefixLimit)
+		r.log.Warn("peer sends many prefixes", "peer", p.config.Address, "prefixes", len(p.in), "limit", p.config.PrefixLimit, datastore.EventProblem.Mark())
 	}
 	if r.config.OnSessionChange != nil {
 		r.config.OnSessionChange()

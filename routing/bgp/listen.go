@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"netctl/datastore"
 	"netctl/routing/gate"
 )
 
@@ -107,7 +108,7 @@ func (s *Speaker) problem(a netip.AddrPort, words string) {
 	}
 	s.mu.Unlock()
 	if words != "" && words != old {
-		s.log.Warn("no connections are accepted", "address", a, "cause", words)
+		s.log.Warn("no connections are accepted", "address", a, "cause", words, datastore.EventProblem.Mark())
 	}
 }
 

@@ -286,6 +286,26 @@ func (t *Table) Adopt(routes []routing.Route) {
 	t.objects.doubt, t.objects.adopted = true, true
 }
 
+// Held counts the routes of this protocol that are wanted, by family, and those of them
+// that are Missing.
+func (t *Table) Held() (v4, v6, missing int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for k := range t.wanted.routes {
+		if k.prefix.Prefix().Addr().Is6() {
+			v6++
+		} else {
+			v4++
+		}
+	}
+	for k := range t.failed {
+		if t.wanted.routes[k] != nil {
+			missing++
+		}
+	}
+	return v4, v6, missing
+}
+
 // Missing returns the wanted routes that are not in the kernel: refused by it,
 // or lost with a link that is down. Sorted.
 func (t *Table) Missing() []routing.Route {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"netctl/datastore"
 	"netctl/routing"
 )
 
@@ -219,7 +220,7 @@ func (t *Table) again(ctx context.Context, keys []key, timed bool) {
 	}
 	err := w.end()
 	if w.done > 0 {
-		t.log.Info("routes put back", "routes", w.done)
+		t.log.Info("routes put back", "routes", w.done, datastore.Drift(datastore.DriftRoute))
 	}
 	if err != nil {
 		t.log.Debug("routes not put back yet", "routes", len(w.errors), "error", w.errors[0])
@@ -282,7 +283,7 @@ func (t *Table) compare(ctx context.Context, strict bool) (routing.Changes, erro
 	slices.SortFunc(made.Put, routing.Compare)
 	slices.SortFunc(made.Delete, routing.Compare)
 	if !made.Empty() {
-		t.log.Info("routes put right", "put", len(made.Put), "deleted", len(made.Delete))
+		t.log.Info("routes put right", "put", len(made.Put), "deleted", len(made.Delete), datastore.Drift(datastore.DriftRoute))
 	}
 	return made, err
 }

@@ -1,0 +1,87 @@
+package datastore
+
+import (
+	"log/slog"
+	"time"
+)
+
+// EventKind is what an event is about.
+type EventKind string
+
+// The kinds of events.
+const (
+	EventEndpoint    EventKind = "endpoint"    // one came, went, or is another now
+	EventSession     EventKind = "session"     // of BGP or BFD
+	EventDrift       EventKind = "drift"       // the kernel was not what netctl had made it, and is again
+	EventLeak        EventKind = "leak"        // something that nobody has any more, and what became of it
+	EventCertificate EventKind = "certificate" // renewed, or not
+	EventDrain       EventKind = "drain"       // a node is taken out of use, or used again
+	EventProblem     EventKind = "problem"     // what status says is wrong, and that it is no more
+	EventDatastore   EventKind = "datastore"   // away, back, another one, full
+	EventRole        EventKind = "role"        // a role started or ended
+)
+
+// EventKinds are all kinds.
+func EventKinds() []EventKind {
+	return []EventKind{EventEndpoint, EventSession, EventDrift, EventLeak, EventCertificate, EventDrain, EventProblem, EventDatastore, EventRole}
+}
+
+// Event is something that an operator wants to know of a node.
+type Event struct {
+	// Number counts the events of one role of a node.
+	Number uint64    `json:"number"`
+	Time   time.Time `json:"time"`
+	Node   string    `json:"node"`
+	Role   string    `json:"role"`
+	Kind   EventKind `json:"kind"`
+	Level  string    `json:"level"` // info, warn or error
+	// Object is what it happened to: an endpoint, a peer, a file, …
+	Object string `json:"object,omitempty"`
+	// Text says what happened, Cause why, Details what else is known, all in one line.
+	Text    string `json:"text"`
+	Cause   string `json:"cause,omitempty"`
+	Details string `json:"details,omitempty"`
+}
+
+// Words is the event without time, node and object.
+func (e Event) Words() string {
+	text := e.Text
+	if e.Cause != "" {
+		text += ": " + e.Cause
+	}
+	if e.Details != "" {
+		text += " (" + e.Details + ")"
+	}
+	return text
+}
+
+// EventMark is an attribute of a log record that makes an event of it, for who records
+// events; the text of the record has nothing of it.
+type EventMark struct {
+	Kind EventKind
+	// What was found changed, of an EventDrift: one of Drifts.
+	What string
+}
+
+// LogValue implements slog.LogValuer: a group of nothing is left out.
+func (EventMark) LogValue() slog.Value { return slog.GroupValue() }
+
+// Mark is the attribute that makes a log record an event of this kind.
+func (k EventKind) Mark() slog.Attr { return slog.Any("", EventMark{Kind: k}) }
+
+// What can be found changed in the kernel.
+const (
+	DriftLink    = "link"
+	DriftSide    = "workload side"
+	DriftFilter  = "packet filter"
+	DriftRoute   = "route"
+	DriftSetting = "setting"
+)
+
+// Drifts are all that can be found changed.
+func Drifts() []string {
+	return []string{DriftLink, DriftSide, DriftFilter, DriftRoute, DriftSetting}
+}
+
+// Drift is Mark of a change of the kernel by others that was taken back.
+func Drift(what string) slog.Attr { return slog.Any("", EventMark{EventDrift, what}) }
