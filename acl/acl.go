@@ -52,6 +52,10 @@ const (
 	setRouter6    = "icmp6_router"
 	setEphemeral  = "port_ephemeral"   // ports that clients send from
 	SetUnseen     = "unseen_protocols" // see Unseen
+	setCutFlows4  = "cut4"             // see Flow
+	setCutFlows6  = "cut6"             //
+	setCutPairs4  = "cut_pairs4"       // of protocols without ports
+	setCutPairs6  = "cut_pairs6"       //
 	setHostPrefix = "host_"            // host_udp, …: Options.WorkloadToHost
 	mapFromEP     = "from_ep"
 	mapToEP       = "to_ep"

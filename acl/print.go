@@ -73,7 +73,7 @@ func (s *Set) print(b *strings.Builder) {
 		b.WriteString(" flags interval;")
 	}
 	if s.Type.Meter() {
-		fmt.Fprintf(b, " size %d; flags dynamic,timeout; timeout %ds;", s.Type.MeterSize(), MeterTimeout/time.Second)
+		fmt.Fprintf(b, " size %d; flags dynamic,timeout; timeout %ds;", s.Type.MeterSize(), s.Type.MeterTimeout()/time.Second)
 	}
 	if len(s.Elements) > 0 {
 		b.WriteString(" elements = { ")
@@ -127,6 +127,14 @@ func (t SetType) String() string {
 		return "icmpv6_type"
 	case UnseenProtocols:
 		return "inet_proto"
+	case CutFlows4:
+		return "ipv4_addr . ipv4_addr . inet_proto . inet_service . inet_service"
+	case CutFlows6:
+		return "ipv6_addr . ipv6_addr . inet_proto . inet_service . inet_service"
+	case CutPairs4:
+		return "ipv4_addr . ipv4_addr . inet_proto"
+	case CutPairs6:
+		return "ipv6_addr . ipv6_addr . inet_proto"
 	case LinkVerdict:
 		return "ifname : verdict"
 	}
@@ -291,9 +299,9 @@ func transportName(proto uint32) string {
 // family is the NFProto the field exists in, 0 for both.
 func (f Field) family() uint32 {
 	switch f {
-	case SrcIP4, DstIP4, LinkSrcIP4, LinkDstIP4, SrcNamedPort4, DstNamedPort4:
+	case SrcIP4, DstIP4, LinkSrcIP4, LinkDstIP4, SrcNamedPort4, DstNamedPort4, Flow4, Pair4:
 		return nfIPv4
-	case SrcIP6, DstIP6, LinkSrcIP6, LinkDstIP6, SrcNamedPort6, DstNamedPort6:
+	case SrcIP6, DstIP6, LinkSrcIP6, LinkDstIP6, SrcNamedPort6, DstNamedPort6, Flow6, Pair6:
 		return nfIPv6
 	}
 	return 0
@@ -315,6 +323,8 @@ func (f Field) String() string {
 		SrcNamedPort6: "ip6 saddr . meta l4proto . th sport", DstNamedPort6: "ip6 daddr . meta l4proto . th dport",
 		LinkPair: "iifname . oifname", LinkDstIP4: "iifname . ip daddr", LinkDstIP6: "iifname . ip6 daddr", LinkARPIP4: "iifname . arp saddr ip",
 		CTStatus: "ct status", TCPFlags: "tcp flags", DstType: "fib daddr type",
+		Flow4: "ip saddr . ip daddr . meta l4proto . th sport . th dport", Flow6: "ip6 saddr . ip6 daddr . meta l4proto . th sport . th dport",
+		Pair4: "ip saddr . ip daddr . meta l4proto", Pair6: "ip6 saddr . ip6 daddr . meta l4proto",
 	}
 	if int(f) < len(names) {
 		return names[f]

@@ -40,6 +40,10 @@ const (
 	CTStatus                       // bits of the connection tracking entry's status
 	TCPFlags                       // bits of the flags of a TCP segment
 	DstType                        // what the destination is to this host (rtnetlink(7), rtm_type)
+	Flow4                          // SrcIP4 . DstIP4 . L4Proto . SrcPort . DstPort
+	Flow6                          // SrcIP6 . DstIP6 . L4Proto . SrcPort . DstPort
+	Pair4                          // SrcIP4 . DstIP4 . L4Proto
+	Pair6                          // SrcIP6 . DstIP6 . L4Proto
 )
 
 // The values of NFProto.

@@ -30,6 +30,10 @@ const (
 	LinkAddrMeter4                     // meter: link name and address
 	LinkAddrMeter6                     //
 	UnseenProtocols                    // meter that its keeper fills: Unseen
+	CutFlows4                          // meters that their keeper fills: Flow, of protocols with ports
+	CutFlows6                          //
+	CutPairs4                          // of others
+	CutPairs6                          //
 )
 
 // Interval tells whether elements are ranges, kept in a tree in the kernel
@@ -41,10 +45,15 @@ func (t SetType) Map() bool { return t == LinkVerdict }
 
 // Meter tells whether elements come and go by themselves: the kernel adds them as packets
 // come, and forgets them MeterTimeout after the last.
-func (t SetType) Meter() bool { return t >= LinkMeter && t <= UnseenProtocols }
+func (t SetType) Meter() bool { return t >= LinkMeter }
 
 // MeterTimeout is how long an element of a meter is kept.
-const MeterTimeout = time.Minute
+func (t SetType) MeterTimeout() time.Duration {
+	if t >= CutFlows4 {
+		return CutRest
+	}
+	return time.Minute
+}
 
 // MeterSize is the most elements of a meter. The kernel makes room for all at once,
 // which takes time while a table is put back.
@@ -56,6 +65,8 @@ func (t SetType) MeterSize() uint32 {
 		return 4096
 	case UnseenProtocols:
 		return 16
+	case CutFlows4, CutFlows6, CutPairs4, CutPairs6:
+		return MaxCut
 	}
 	return 65536
 }

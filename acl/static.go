@@ -67,6 +67,10 @@ func staticSets(o Options) []*Set {
 		newSet(meterSeen4, LinkAddrMeter4, "neighbours sent to"),
 		newSet(meterSeen6, LinkAddrMeter6, "neighbours sent to"),
 		newSet(SetUnseen, UnseenProtocols, "whose flows may have begun unseen"),
+		newSet(setCutFlows4, CutFlows4, "answers in flows that were cut"),
+		newSet(setCutFlows6, CutFlows6, "answers in flows that were cut"),
+		newSet(setCutPairs4, CutPairs4, "answers in flows that were cut"),
+		newSet(setCutPairs6, CutPairs6, "answers in flows that were cut"),
 		newSet(setEphemeral, PortRanges, "clients", Element{First: 32768, Last: 65535}),
 		newSet(setDHCP, Port, "DHCP servers", numberElement(67), numberElement(547)),
 		// RFC 4443, RFC 4861, RFC 3810: multicast listener report and done,
@@ -142,7 +146,7 @@ func staticChains(o Options) []*Chain {
 	excess := func(m ...Term) Rule {
 		return Rule{Match: m, Limit: echoes, Counter: true, Verdict: drop(), Comment: "too many echo requests"}
 	}
-	unseen := match(Verdict{Kind: Jump, Chain: chainUnseen}, inSet(L4Proto, SetUnseen))
+	unseen := match(Verdict{Kind: Jump, Chain: chainUnseen})
 	toHost := slices.Concat([]Rule{
 		// First, since an identifier that was answered once is established.
 		excess(num(L4Proto, protoICMP), num(ICMPType, 8)),
@@ -188,26 +192,42 @@ func staticChains(o Options) []*Chain {
 	}
 }
 
-// Unseen is for how long, once the packet filter is whole again, the first packet that is
-// seen of a flow of a protocol may be its answer, of which only netfilter's connection
-// tracking would know: a peer sends what is unacknowledged for some 15 minutes
+// Unseen is for how long, once the packet filter is whole again after a time in which
+// connections were not tracked either, the first packet that is seen of a flow of a
+// protocol may be its answer: a peer sends what is unacknowledged for some 15 minutes
 // (net.ipv4.tcp_retries2), a server of datagrams answers sooner or never.
 func Unseen() map[uint8]time.Duration {
 	const datagrams = 10 * time.Second
 	return map[uint8]time.Duration{protoTCP: 16 * time.Minute, protoUDP: datagrams, protoUDPLite: datagrams, protoSCTP: datagrams, protoDCCP: datagrams}
 }
 
-// unseenRules drop what may be the answer in a flow whose beginning nobody has seen. Taken
-// for a new one that its sender may begin, it would let the other end, which may not,
-// through for as long as both go on. A client sends from an ephemeral port to one that
-// is none, and begins with SYN; ICMP's answers never begin anything.
+// unseenRules drop the answer in a flow that was cut, and for a time what may be one in a
+// flow whose beginning nobody has seen. Taken for the first packet of a flow that its
+// sender may begin, it would let the other end, which may not, through for as long as
+// both go on. What begins with SYN is new; ICMP's answers never begin anything.
 func unseenRules() []Rule {
 	back := Verdict{Kind: Return}
-	return []Rule{
-		match(back, inSet(SrcPort, setEphemeral), Term{Field: DstPort, Set: setEphemeral, Not: true}),
-		match(back, num(L4Proto, protoTCP), num(TCPFlags, tcpSYN)),
-		refuse("answer in a flow that began unseen"),
+	list := []Rule{match(back, num(L4Proto, protoTCP), num(TCPFlags, tcpSYN))}
+	for _, f := range []struct {
+		family       uint32
+		flow, pair   Field
+		flows, pairs string
+	}{{nfIPv4, Flow4, Pair4, setCutFlows4, setCutPairs4}, {nfIPv6, Flow6, Pair6, setCutFlows6, setCutPairs6}} {
+		const comment = "answer in a flow that was cut"
+		kept := func(key Field, set string) Rule { // for as long as answers come
+			r := refuse(comment, num(NFProto, f.family), inSet(key, set))
+			r.Limit = Limit{Set: set, Key: key}
+			return r
+		}
+		list = append(list,
+			refuse(comment, num(NFProto, f.family), num(L4Proto, protoTCP), inSet(f.flow, f.flows)),
+			kept(f.flow, f.flows), kept(f.pair, f.pairs))
 	}
+	// A guess: a client sends from an ephemeral port to one that is none.
+	return append(list,
+		match(back, Term{Field: L4Proto, Set: SetUnseen, Not: true}),
+		match(back, inSet(SrcPort, setEphemeral), Term{Field: DstPort, Set: setEphemeral, Not: true}),
+		refuse("answer in a flow that began unseen"))
 }
 
 // gatewayGuards keep what is sent to a gateway address from circling on lo until its TTL
@@ -284,7 +304,7 @@ func baseChains(o Options) []*Chain {
 		}},
 		{Name: ChainInHost, Hook: &Hook{"input", -10}, Rules: []Rule{jump(chainWLHost, in), refuse(noVerdict, in)}},
 		{Name: ChainOutHost, Hook: &Hook{"output", -10}, Rules: []Rule{match(Verdict{Kind: Jump, Chain: chainUnseen},
-			out, Term{Field: CTStatus, Number: statusConfirmed, Not: true}, inSet(L4Proto, SetUnseen))}},
+			out, Term{Field: CTStatus, Number: statusConfirmed, Not: true})}},
 	}
 }
 

@@ -38,7 +38,9 @@ const (
 
 	attrTupleIP = 1
 	attrV4Src   = 1
+	attrV4Dst   = 2
 	attrV6Src   = 3
+	attrV6Dst   = 4
 
 	attrFilterOrig  = 1
 	attrFilterReply = 2
@@ -107,7 +109,7 @@ func Addresses() ([]netip.Addr, error) {
 		if _, err := deleteWhere(c, family, nil, func(e *entry) bool {
 			addrs[e.orig.src], addrs[e.reply.src] = true, true
 			return false
-		}); err != nil {
+		}, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -179,17 +181,19 @@ func deleteDumped(c *netlink.Conn, family byte, filter []byte, list []netip.Addr
 	for _, a := range list {
 		addrs[a] = true
 	}
-	_, err := deleteWhere(c, family, filter, func(e *entry) bool { return addrs[e.orig.src] || addrs[e.reply.src] })
+	_, err := deleteWhere(c, family, filter, func(e *entry) bool { return addrs[e.orig.src] || addrs[e.reply.src] }, nil)
 	return err
 }
 
-// deleteWhere lists the entries of a family and deletes those that is says yes to. It
-// keeps no more of the list than what names these.
-func deleteWhere(c *netlink.Conn, family byte, filter []byte, is func(*entry) bool) (deleted int, err error) {
+// deleteWhere lists the entries of a family, or with AF_UNSPEC of both in one walk of the
+// kernel's through its table, and deletes those that is says yes to, after
+// a call of before, unless that is nil or there are none. It keeps no more of the list
+// than what names these.
+func deleteWhere(c *netlink.Conn, family byte, filter []byte, is func(*entry) bool, before func() error) (deleted int, err error) {
 	if _, err := c.Send(message(msgGet, netlink.Dump, family, filter)); err != nil {
 		return 0, fmt.Errorf("list conntrack entries: %w", err)
 	}
-	var keys [][]byte
+	var keys []netlink.Message
 	for m, err := range c.ReceiveIter() {
 		if err != nil {
 			return 0, fmt.Errorf("list conntrack entries: %w", err)
@@ -203,12 +207,19 @@ func deleteWhere(c *netlink.Conn, family byte, filter []byte, is func(*entry) bo
 			if err != nil {
 				return 0, err
 			}
-			keys = append(keys, key)
+			family := byte(unix.AF_INET)
+			if e.orig.src.Is6() {
+				family = unix.AF_INET6
+			}
+			keys = append(keys, message(msgDelete, netlink.Acknowledge, family, key))
 		}
 	}
 	var errs []error
+	if before != nil && len(keys) > 0 {
+		errs = append(errs, before())
+	}
 	for _, key := range keys {
-		switch _, err := c.Execute(message(msgDelete, netlink.Acknowledge, family, key)); {
+		switch _, err := c.Execute(key); {
 		case err == nil:
 			deleted++
 		case !errors.Is(err, unix.ENOENT):
@@ -241,7 +252,7 @@ func (e *entry) key() ([]byte, error) {
 
 // tuple is one direction of a flow.
 type tuple struct {
-	src              netip.Addr
+	src, dst         netip.Addr
 	protocol         uint8
 	srcPort, dstPort uint16 // of tcp, udp, sctp
 	kind, code       uint8  // of icmp, icmpv6
@@ -303,8 +314,11 @@ func (t *tuple) read(list []byte) bool {
 }
 
 func (t *tuple) readAddress(kind uint16, v []byte) {
-	if kind == attrV4Src || kind == attrV6Src {
+	switch kind {
+	case attrV4Src, attrV6Src:
 		t.src, _ = netip.AddrFromSlice(v)
+	case attrV4Dst, attrV6Dst:
+		t.dst, _ = netip.AddrFromSlice(v)
 	}
 }
 

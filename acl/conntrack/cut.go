@@ -1,7 +1,6 @@
 package conntrack
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -36,14 +35,20 @@ type Cutter struct {
 	Group uint32
 	// Host are the addresses of the host itself.
 	Host []netip.Addr
+	// Answers, if set, is told what answers there may be in flows that are about to be cut,
+	// before they are.
+	Answers func([]acl.Flow) error
+	// IsCut, if set, says which packets are answers in flows that were cut.
+	IsCut func(acl.Flow) bool
 }
 
 // uplink stands for every link that is not an endpoint's.
 const uplink = "-"
 
 // Cut deletes every entry from or to an endpoint of this host whose flow, if it began
-// now, would be denied; expected ones, which are judged by their masters, stay. It
-// works in the current network namespace and returns how many went.
+// now, would be denied, or that began with the answer in one that was cut; expected ones,
+// which are judged by their masters, stay. It works in the current network namespace and
+// returns how many went.
 func (c Cutter) Cut() (cut int, err error) {
 	links := map[netip.Addr]string{}
 	for _, s := range c.Rules.Sets {
@@ -64,16 +69,27 @@ func (c Cutter) Cut() (cut int, err error) {
 	defer conn.Close()
 	_ = conn.SetReadBuffer(readBuffer)
 	judge := c.Rules.Judge()
-	var errs []error
-	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		n, err := deleteWhere(conn, family, nil, func(e *entry) bool {
-			p, ok := c.packet(e, links)
-			return ok && !judge.Eval(p).Allowed
-		})
-		cut += n
-		errs = append(errs, err)
-	}
-	return cut, errors.Join(errs...)
+	var answers []acl.Flow
+	return deleteWhere(conn, unix.AF_UNSPEC, nil, func(e *entry) bool {
+		if c.IsCut != nil && c.IsCut(e.orig.flow()) {
+			return true // what is denied are its answers
+		}
+		p, ok := c.packet(e, links)
+		if ok = ok && !judge.Eval(p).Allowed; ok {
+			answers = append(answers, e.reply.flow())
+		}
+		return ok
+	}, func() error {
+		if c.Answers == nil || len(answers) == 0 {
+			return nil
+		}
+		return c.Answers(answers)
+	})
+}
+
+// flow is what is sent in the tuple's direction.
+func (t tuple) flow() acl.Flow {
+	return acl.Flow{Src: t.src, Dst: t.dst, Protocol: t.protocol, SrcPort: t.srcPort, DstPort: t.dstPort}
 }
 
 // packet is the first of an entry's flow, as the packet filter saw it: behind DNAT,

@@ -1,7 +1,6 @@
 package conntrack
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -40,10 +39,6 @@ func DeleteDirect(host []netip.Addr, ports []datastore.HostPort) error {
 				return p.HostPort == e.orig.dstPort && (!p.HostIP.IsValid() || p.HostIP == to)
 			})
 	}
-	var errs []error
-	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		_, err := deleteWhere(c, family, nil, is)
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
+	_, err = deleteWhere(c, unix.AF_UNSPEC, nil, is, nil)
+	return err
 }

@@ -10,12 +10,17 @@ import (
 	"netctl/netdev/netlab"
 )
 
-// unseen is how many answers in flows that began unseen were dropped.
-func (l *lab) unseen() (n int) {
+// unseen is how many answers were dropped, in flows that were cut or that began unseen.
+func (l *lab) unseen(why string) (n int) {
 	l.t.Helper()
-	_, text, _ := strings.Cut(l.router.Run("nft", "list", "chain", "inet", acl.TableName, "unseen"), "counter packets ")
-	if _, err := fmt.Sscan(text, &n); err != nil {
-		l.t.Fatalf("chain unseen: %v", err)
+	for line := range strings.Lines(l.router.Run("nft", "list", "chain", "inet", acl.TableName, "unseen")) {
+		if _, text, counts := strings.Cut(line, "counter packets "); counts && strings.Contains(line, why) {
+			var packets int
+			if _, err := fmt.Sscan(text, &packets); err != nil {
+				l.t.Fatalf("chain unseen: %v", err)
+			}
+			n += packets
+		}
 	}
 	return n
 }
@@ -90,7 +95,7 @@ func TestAnOpenTableIsClosedFirst(t *testing.T) {
 		l.expect(true, "a", port(tcp("10.0.0.1", "192.0.2.9", 40000), 80))
 		l.expect(true, "a", port(udp("10.0.0.1", "192.0.2.9", 53), 40000))
 		l.expect(true, "a", port(udp("fd00::1", "2001:db8::9", 53), 40000))
-		before := l.unseen()
+		before := l.unseen("began unseen")
 		for _, p := range []acl.Packet{
 			port(udp("10.0.0.1", "192.0.2.9", 40000), 80), port(udp("fd00::1", "2001:db8::9", 40000), 80),
 			port(udp("10.0.0.1", "192.0.2.9", 40000), 50051), port(udp("10.0.0.1", "192.0.2.9", 99), 80),
@@ -98,7 +103,7 @@ func TestAnOpenTableIsClosedFirst(t *testing.T) {
 			l.transmit(l.hosts["a"], p, 0)
 		}
 		netlab.Until(t, 10*time.Second, "answers dropped", func() string {
-			if n := l.unseen() - before; n != 4 {
+			if n := l.unseen("began unseen") - before; n != 4 {
 				return fmt.Sprintf("%d of 4", n)
 			}
 			return ""

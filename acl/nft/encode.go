@@ -34,7 +34,12 @@ const (
 	regAfterLink = 2
 	regAfter4    = 9
 	regAfter8    = 10
+	regAfter12   = 11
+	regAfter16   = 12
 	regAfter20   = 13
+	regAfter32   = 16
+	regAfter36   = 17
+	regAfter40   = 18
 )
 
 // tables are those of our objects.
@@ -255,6 +260,14 @@ func loadConcat(f acl.Field) []expr.Any {
 		return []expr.Any{network(8, 16, regValue), meta(expr.MetaKeyL4PROTO, regAfterLink), transport(0, 2, regAfter20)}
 	case acl.DstNamedPort6:
 		return []expr.Any{network(24, 16, regValue), meta(expr.MetaKeyL4PROTO, regAfterLink), transport(2, 2, regAfter20)}
+	case acl.Pair4:
+		return []expr.Any{network(12, 4, regValue), network(16, 4, regAfter4), meta(expr.MetaKeyL4PROTO, regAfter8)}
+	case acl.Flow4:
+		return append(load(acl.Pair4), transport(0, 2, regAfter12), transport(2, 2, regAfter16))
+	case acl.Pair6:
+		return []expr.Any{network(8, 16, regValue), network(24, 16, regAfterLink), meta(expr.MetaKeyL4PROTO, regAfter32)}
+	case acl.Flow6:
+		return append(load(acl.Pair6), transport(0, 2, regAfter36), transport(2, 2, regAfter40))
 	}
 	panic(fmt.Sprintf("field %d has no encoding", f))
 }
@@ -285,11 +298,19 @@ func encodeSet(name string, typ acl.SetType, comment string) *nftables.Set {
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
 	case acl.NamedPort6:
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeInetProto, nftables.TypeInetService)
+	case acl.CutFlows4:
+		s.KeyType = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeInetService)
+	case acl.CutFlows6:
+		s.KeyType = nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeIP6Addr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeInetService)
+	case acl.CutPairs4:
+		s.KeyType = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr, nftables.TypeInetProto)
+	case acl.CutPairs6:
+		s.KeyType = nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeIP6Addr, nftables.TypeInetProto)
 	case acl.LinkVerdict:
 		s.KeyType, s.KeyByteOrder = nftables.TypeIFName, binaryutil.NativeEndian
 	}
 	if typ.Meter() {
-		s.Dynamic, s.HasTimeout, s.Timeout, s.Size = true, true, acl.MeterTimeout, typ.MeterSize()
+		s.Dynamic, s.HasTimeout, s.Timeout, s.Size = true, true, typ.MeterTimeout(), typ.MeterSize()
 	}
 	if typ.Map() {
 		s.IsMap, s.DataType = true, nftables.TypeVerdict
@@ -326,6 +347,16 @@ func encodeElement(typ acl.SetType, e acl.Element) []nftables.SetElement {
 		return []nftables.SetElement{{Key: linkName(e.Link), VerdictData: encodeVerdict(e.Verdict)}}
 	}
 	return []nftables.SetElement{{Key: key}}
+}
+
+// cutKey is a flow as the key of a set of that type.
+func cutKey(typ acl.SetType, f acl.Flow) []byte {
+	key := append(append(f.Src.AsSlice(), f.Dst.AsSlice()...), f.Protocol, 0, 0, 0)
+	if typ == acl.CutPairs4 || typ == acl.CutPairs6 {
+		return key
+	}
+	key = append(binary.BigEndian.AppendUint16(key, f.SrcPort), 0, 0)
+	return append(binary.BigEndian.AppendUint16(key, f.DstPort), 0, 0)
 }
 
 func interval(first, end []byte) []nftables.SetElement {

@@ -37,7 +37,7 @@ const answerTime = 30 * time.Second
 // Table is the table in one network namespace. Safe for concurrent use.
 type Table struct {
 	// OnClosed, if set, is called by Sync when a table that was open is closed, before
-	// it is whole. It must not call the Table.
+	// it is whole. It must not call Sync, Adjust, Shut or Apply.
 	OnClosed func(want *acl.Ruleset)
 
 	log *slog.Logger
@@ -51,6 +51,17 @@ type Table struct {
 	port atomic.Uint32
 	// doubted is when a transaction that doubts was committed last; nil: never.
 	doubted atomic.Pointer[time.Time]
+	// keeper is the socket that the tracking table is of; nil: there is none.
+	keeper *netlink.Conn
+	// untracked is why it could not be made last.
+	untracked string
+	// tracked says that connections were tracked without a break since the table was
+	// last what it should be, whatever became of it.
+	tracked bool
+	cut     cutFlows
+	// isShut says that nothing passes until the table is whole, and doubts that flows may
+	// have begun unseen then.
+	isShut, doubts bool
 	// netns is the namespace the sockets are of.
 	netns   int
 	handles handles
@@ -64,7 +75,7 @@ func Open(log *slog.Logger) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	t := &Table{log: log, netns: netns, handles: handles{}}
+	t := &Table{log: log, netns: netns, handles: handles{}, cut: cutFlows{set: map[string]map[acl.Flow]time.Time{}}}
 	if t.read, err = t.dial(); err == nil {
 		err = enlarge(t.read)
 	}
@@ -129,7 +140,7 @@ func (t *Table) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var errs []error
-	for _, c := range []*netlink.Conn{t.write, t.read} {
+	for _, c := range []*netlink.Conn{t.keeper, t.write, t.read} {
 		if c != nil {
 			errs = append(errs, c.Close())
 		}
@@ -140,7 +151,8 @@ func (t *Table) Close() error {
 // Sync makes the table what want says and writes only what differs: nothing at
 // all if it is right already. Where it is open, and one transaction cannot make it
 // whole, it is closed first. An *acl.RefusedError lists every object that is not as wanted; the
-// others are. Flows may have begun unseen where it wrote: see Doubt.
+// others are. Where it wrote, flows may have begun, and unless connections were tracked all
+// the time, unseen: see Doubt.
 func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err error) {
 	return t.sync(ctx, want, true)
 }
@@ -154,35 +166,50 @@ func (t *Table) Adjust(ctx context.Context, want *acl.Ruleset) (wrote bool, err 
 func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrote bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tx, have, err := t.differences(want)
-	if err != nil || tx.empty() {
-		t.right = t.right || err == nil
+	t.tracked = t.tracked && t.tracking()
+	defer func() {
+		var refused *acl.RefusedError
+		t.tracked = (err == nil || errors.As(err, &refused)) && t.track()
+	}()
+	have, err := t.snapshot()
+	if err != nil {
 		return false, err
 	}
-	found := doubted
-	doubted = (doubted || !have.tracks()) && want.Endpoints()
-	if !have.tracks() && want.Endpoints() {
-		if err := t.shut(ctx, want, have); err != nil {
+	found, told := doubted, false
+	gone := !have.tracks() && want.Endpoints()
+	doubted = (doubted || gone) && want.Endpoints() && !t.tracked
+	if gone { // before the time that all the rest takes
+		if told, err = t.shut(ctx, want, have); err != nil {
 			return true, err
 		}
-		if tx, have, err = t.differences(want); err != nil {
+		doubted, t.doubts = doubted || t.doubts, false
+		if have, err = t.snapshot(); err != nil {
 			return true, err
 		}
+	}
+	tx := t.differences(want, have)
+	if tx.empty() {
+		t.right = true
+		return gone, nil
 	}
 	if first := closing(want, have); !first.empty() && !tx.single() {
 		if doubted {
 			t.doubt(first)
 		}
+		first.cut(t.cut.lost(have))
 		t.log.Warn("packet filter is not whole, closed first", "table", acl.TableName, "objects", first.objects())
 		err := t.commit(ctx, first)
 		if refused := (*acl.RefusedError)(nil); err != nil && !errors.As(err, &refused) {
 			return true, err
 		}
-		if t.OnClosed != nil {
-			t.OnClosed(want)
+		if !told {
+			t.tellClosed(want)
 		}
-		if tx, _, err = t.differences(want); err != nil || tx.empty() {
+		if have, err = t.snapshot(); err != nil {
 			return true, err
+		}
+		if tx = t.differences(want, have); tx.empty() {
+			return true, nil
 		}
 	}
 	said := []any{"table", acl.TableName, "objects", tx.objects()}
@@ -193,6 +220,7 @@ func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrot
 	if doubted {
 		t.doubt(tx)
 	}
+	tx.cut(t.cut.lost(have))
 	err = t.commit(ctx, tx)
 	t.right = err == nil
 	return true, err
@@ -203,11 +231,11 @@ func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrot
 func (t *Table) Shut(ctx context.Context, want *acl.Ruleset) (wrote bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tx, have, err := t.differences(want)
+	have, err := t.snapshot()
 	if err != nil || have.tracks() {
 		return false, err
 	}
-	return true, t.commit(ctx, tx)
+	return true, t.commit(ctx, t.differences(want, have))
 }
 
 // tracks tells whether a chain is there that may need connections tracked.
@@ -222,21 +250,44 @@ func (k *kernel) tracks() bool {
 
 // shut lets nothing through where there is no rule. The kernel tracks connections from when
 // the first rule that needs it is prepared, before any rule acts: a packet that passed
-// just then could begin a flow that nobody judges.
-func (t *Table) shut(ctx context.Context, want *acl.Ruleset, have *kernel) error {
+// just then could begin a flow that nobody judges. Where they were tracked all the time it
+// tells what began meanwhile to OnClosed, before anything passes again.
+func (t *Table) shut(ctx context.Context, want *acl.Ruleset, have *kernel) (told bool, err error) {
 	tx := newTransaction()
 	compare(tx, want.Shut(), &kernel{awake: have.awake}, handles{})
-	return t.commit(ctx, tx)
+	if err := t.commit(ctx, tx); err != nil || !t.tracked {
+		return false, err
+	}
+	t.doubted.Store(nil)
+	t.isShut = true
+	t.tellClosed(want)
+	t.isShut = false
+	return true, nil
+}
+
+// tellClosed calls OnClosed. The caller holds t.mu, which is free meanwhile.
+func (t *Table) tellClosed(want *acl.Ruleset) {
+	if t.OnClosed == nil {
+		return
+	}
+	t.mu.Unlock()
+	defer t.mu.Lock()
+	t.OnClosed(want)
 }
 
 // Doubt says that flows may have begun unseen until now: see acl.Unseen. Sync says
-// so itself when it writes anything and there are endpoints.
+// so itself when it writes anything, there are endpoints, and connections may not have
+// been tracked.
 func (t *Table) Doubt(ctx context.Context) error {
 	if last := t.doubted.Load(); last != nil && time.Since(*last) < doubtRest {
 		return nil // without waiting for a Sync that goes on for long
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.isShut {
+		t.doubts = true
+		return nil
+	}
 	tx := newTransaction()
 	t.doubt(tx)
 	return t.commit(ctx, tx)
@@ -253,16 +304,12 @@ func (t *Table) doubt(tx *transaction) {
 	}))
 }
 
-// differences reads the table and returns what makes it what want says.
-func (t *Table) differences(want *acl.Ruleset) (*transaction, *kernel, error) {
-	have, err := t.snapshot()
-	if err != nil {
-		return nil, nil, err
-	}
+// differences is what makes a table that was read what want says.
+func (t *Table) differences(want *acl.Ruleset, have *kernel) *transaction {
 	t.handles = learn(want, have)
 	tx := newTransaction()
 	compare(tx, want, have, t.handles)
-	return tx, have, nil
+	return tx
 }
 
 // Apply writes a delta as one transaction without reading first. An

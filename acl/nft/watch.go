@@ -34,7 +34,7 @@ func (t *Table) watch(ctx context.Context, ours bool, fn func()) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	fn()
-	touched := false
+	touched := false // by the commit whose messages come
 	for {
 		messages, err := c.Receive()
 		switch {
@@ -47,16 +47,13 @@ func (t *Table) watch(ctx context.Context, ours bool, fn func()) error {
 			return fmt.Errorf("watch nftables: %w", err)
 		}
 		for _, m := range messages {
-			// A commit's messages end with its generation.
-			if m.Header.Type&0xff == unix.NFT_MSG_NEWGEN {
-				if touched {
-					fn()
-				}
+			// A commit's messages come after it, and end with its generation.
+			switch {
+			case m.Header.Type&0xff == unix.NFT_MSG_NEWGEN:
 				touched = false
-				continue
-			}
-			if m.Header.PID != t.port.Load() && inOurTable(m) == ours {
+			case !touched && m.Header.PID != t.port.Load() && inOurTable(m) == ours:
 				touched = true
+				fn()
 			}
 		}
 	}

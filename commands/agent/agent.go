@@ -116,6 +116,9 @@ func (a *agent) open(ctx context.Context) (err error) {
 		return err
 	}
 	a.closers = append(a.closers, a.nft.Close)
+	if err := a.nft.KeepTracking(); err != nil {
+		return err
+	}
 	if a.guard, err = identity.Open(a.cfg.StateDir, true, a.log); err != nil {
 		return err
 	}
@@ -244,11 +247,32 @@ func poke(ch chan struct{}) {
 }
 
 // cut deletes the flows that policy denies, and keeps what is under way of them from
-// beginning others.
+// beginning others: where they are too many, by their ports for a time.
 func (a *agent) cut(c conntrack.Cutter) (int, error) {
-	doubt := a.nft.Doubt(context.Background())
-	n, err := c.Cut()
-	return n, errors.Join(doubt, err)
+	c.IsCut = a.nft.IsCut
+	c.Answers = func(flows []acl.Flow) error {
+		err := a.nft.Cut(context.Background(), flows)
+		if err == nil {
+			return nil
+		}
+		a.log.Warn("answers in flows that are cut are known by their ports alone", "flows", len(flows), "error", err)
+		return a.nft.Doubt(context.Background())
+	}
+	return c.Cut()
+}
+
+// closedFor is for how long at most the packet filter is not made whole, so that the CPU is
+// free for cutting the flows that began while it was open.
+const closedFor = 30 * time.Millisecond
+
+// closed has the flows cut that began while the filter was open, before it is whole again.
+func (a *agent) closed(r *acl.Ruleset) {
+	enough := time.NewTimer(closedFor)
+	defer enough.Stop()
+	select {
+	case <-a.loop.flows.repaired(r, a.loop.links.own()):
+	case <-enough.C:
+	}
 }
 
 // run starts the tasks and waits for them. When ctx ends, calls in progress are
@@ -264,8 +288,7 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	a.build(o, func(fn func(context.Context) error) { group.Go(func() error { return fn(inner) }) })
 	a.loop.synced = a.manager.Synced
-	// Flows that began while the filter was open are cut before it is whole again.
-	a.nft.OnClosed = func(r *acl.Ruleset) { a.loop.filtering.repaired(r) }
+	a.nft.OnClosed = a.closed
 	serving, stop := context.WithCancel(inner)
 	defer context.AfterFunc(ctx, stop)()
 	for _, t := range a.tasks(o, serving) {

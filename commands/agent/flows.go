@@ -23,6 +23,7 @@ type flows struct {
 
 	mu    sync.Mutex
 	judge *conntrack.Cutter // nil: nothing is to be cut
+	done  chan struct{}     // closed when what judge denies is cut
 	owed  int               // which debt that pays
 	wake  chan struct{}
 }
@@ -31,20 +32,24 @@ func newFlows(log *slog.Logger, d *debt, cut func(conntrack.Cutter) (int, error)
 	return &flows{log: log, debt: d, cut: cut, wake: make(chan struct{}, 1)}
 }
 
-// repaired has the flows cut that r denies.
-func (f *flows) repaired(r *acl.Ruleset, host []netip.Addr) {
+// repaired has the flows cut that r denies; done is closed then.
+func (f *flows) repaired(r *acl.Ruleset, host []netip.Addr) (done <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.judge == nil {
+		f.done = make(chan struct{})
+	}
 	f.judge, f.owed = &conntrack.Cutter{Rules: r, Group: netdev.Group, Host: host}, f.debt.hand()
 	poke(f.wake)
+	return f.done
 }
 
 // take returns what is to be done now; nil: nothing.
-func (f *flows) take() (judge *conntrack.Cutter, owed int) {
+func (f *flows) take() (judge *conntrack.Cutter, owed int, done chan<- struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	judge, owed, f.judge = f.judge, f.owed, nil
-	return judge, owed
+	return judge, owed, f.done
 }
 
 // Run cuts until ctx ends.
@@ -61,11 +66,12 @@ func (f *flows) Run(ctx context.Context) error {
 
 // work cuts what is to be now.
 func (f *flows) work() {
-	judge, owed := f.take()
+	judge, owed, done := f.take()
 	if judge == nil {
 		return
 	}
 	n, err := f.cut(*judge)
+	close(done)
 	f.cuts.Add(uint64(n))
 	if n > 0 {
 		f.log.Warn("flows cut that policy denies", "flows", n, datastore.EventDrift.Mark())

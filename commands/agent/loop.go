@@ -137,7 +137,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	options := acl.Options{LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(cfg.Gateway), WorkloadToHost: cfg.WorkloadToHost}
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows, tracked(conntrack.Use))
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
-	l.filtering.repaired = func(r *acl.Ruleset) { l.flows.repaired(r, l.links.own()) }
+	l.filtering.repaired = func(r *acl.Ruleset) { _ = l.flows.repaired(r, l.links.own()) }
 	l.filtering.debt = newDebt(cfg.debtFile(), log)
 	l.flows = newFlows(log, l.filtering.debt, func(conntrack.Cutter) (int, error) { return 0, nil })
 	l.former = newFormer(cfg.RunDir, l.unheld, log)

@@ -63,6 +63,7 @@ func TestOneHost(t *testing.T) {
 		s.until("the kernel is as before", func() string { return differ(before, s.kernel()) })
 	})
 	t.Run("opened", func(t *testing.T) { opened(t, s.in(t), c1, c3, to) })
+	t.Run("begun in the gap", func(t *testing.T) { begunInTheGap(t, s.in(t), c1, c3, c2, a1.Addresses[0], to) })
 	t.Run("answers under way", func(t *testing.T) { answersUnderWay(t, s.in(t), c3, c2, to) })
 	t.Run("flooded", func(t *testing.T) { flooded(t, s.in(t), c1, c2, a1.Addresses[0], to, a3.Addresses[0]) })
 	t.Run("gateway never loops", func(t *testing.T) {

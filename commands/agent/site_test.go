@@ -238,8 +238,8 @@ func (s *site) reaches(from netlab.Place, to netip.Addr) {
 	})
 }
 
-// meter is a set whose elements come and go with packets, as nft lists it.
-var meter = regexp.MustCompile(`(?s)\tset m_\w+ \{.*?\n\t\}`)
+// meter is a set whose elements come and go with packets and time, as nft lists it.
+var meter = regexp.MustCompile(`(?s)\tset (?:m_|cut|unseen_)\w+ \{.*?\n\t\}`)
 
 // kernel is the host's links of ours, routes of ours and packet filter, in
 // pieces, sorted: nft lists what was made anew in another order.

@@ -1,10 +1,12 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -22,7 +24,7 @@ import (
 // lets nothing through.
 func answersUnderWay(t *testing.T, s *site, denied, server *netlab.Container, to netip.Addr) {
 	neighbour := s.lab.Hosts[1]
-	netlab.Must(t, neighbour, "ip", "route", "add", to.String(), "via", s.node.Addr.Addr().String())
+	netlab.Must(t, neighbour, "ip", "route", "replace", to.String(), "via", s.node.Addr.Addr().String())
 	in := func(p interface{ Do(func() error) error }, fn func() error) {
 		t.Helper()
 		if err := p.Do(fn); err != nil {
@@ -36,10 +38,16 @@ func answersUnderWay(t *testing.T, s *site, denied, server *netlab.Container, to
 	answered := map[string]*atomic.Int64{"datagrams": {}, "the host's datagrams": {}, "a stream": {}}
 	in(server, func() error { return slowServer(t, to) })
 	in(s.node, func() error { return slowServer(t, host) })
-	in(server, func() error { return pusher(t, to) })
-	in(neighbour, func() error { return asker(t, to, answered["datagrams"]) })
-	in(denied, func() error { return asker(t, host, answered["the host's datagrams"]) })
-	in(neighbour, func() error { return listener(t, to, answered["a stream"]) })
+	in(server, func() error { return pusher(t, netip.AddrPortFrom(to, 7001)) })
+	in(neighbour, func() error {
+		return dial(t, "udp", ":0", netip.AddrPortFrom(to, 7000).String(), true, answered["datagrams"])
+	})
+	in(denied, func() error {
+		return dial(t, "udp", ":0", netip.AddrPortFrom(host, 7000).String(), true, answered["the host's datagrams"])
+	})
+	in(neighbour, func() error {
+		return dial(t, "tcp", ":0", netip.AddrPortFrom(to, 7001).String(), false, answered["a stream"])
+	})
 	for what, n := range answered {
 		s.until("open for "+what, func() string {
 			if n.Load() < 10 {
@@ -50,12 +58,7 @@ func answersUnderWay(t *testing.T, s *site, denied, server *netlab.Container, to
 	}
 	s.agent = s.startAgent(s.node, s.cfg)
 	s.synced()
-	refused := regexp.MustCompile(`counter packets (\d+) `)
-	drops := func() (n int) {
-		text := netlab.Must(t, s.node, "nft", "list", "chain", "inet", "netctl", "unseen")
-		_, _ = fmt.Sscan(refused.FindStringSubmatch(text)[1], &n)
-		return n
-	}
+	drops := func() int { return s.unseen("") }
 	// The stream's end sends again what nobody acknowledges, later each time.
 	s.until("closed", func() string {
 		before, dropped := map[string]int64{}, drops()
@@ -81,6 +84,21 @@ func answersUnderWay(t *testing.T, s *site, denied, server *netlab.Container, to
 	}
 }
 
+// unseen is how many packets were taken for answers: in a flow that "was cut", that "began
+// unseen", or either.
+func (s *site) unseen(why string) (n int) {
+	s.t.Helper()
+	text := netlab.Must(s.t, s.node, "nft", "list", "chain", "inet", "netctl", "unseen")
+	for _, m := range regexp.MustCompile(`counter packets (\d+) .*answer in a flow that.*`+why).FindAllStringSubmatch(text, -1) {
+		packets, err := strconv.Atoi(m[1])
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		n += packets
+	}
+	return n
+}
+
 // slowServer answers each datagram on port 7000 after 20 ms.
 func slowServer(t *testing.T, at netip.Addr) error {
 	c, err := net.ListenPacket("udp", netip.AddrPortFrom(at, 7000).String())
@@ -100,42 +118,23 @@ func slowServer(t *testing.T, at netip.Addr) error {
 	return nil
 }
 
-// asker sends a datagram each 2 ms and counts the answers.
-func asker(t *testing.T, to netip.Addr, answered *atomic.Int64) error {
-	c, err := net.Dial("udp", netip.AddrPortFrom(to, 7000).String())
-	if err != nil {
-		return err
-	}
-	stop := make(chan struct{})
-	t.Cleanup(func() { close(stop); _ = c.Close() })
-	go func() {
-		every := time.NewTicker(2 * time.Millisecond)
-		defer every.Stop()
-		for {
-			select {
-			case <-stop:
-				return
-			case <-every.C:
-				_, _ = c.Write([]byte("x"))
-			}
-		}
-	}()
-	go count(c, answered)
-	return nil
-}
-
-// count counts what arrives until c is closed.
+// count counts what arrives until c is closed. A connection of datagrams goes on after an
+// error, as of a neighbour that was not found.
 func count(c net.Conn, n *atomic.Int64) {
-	for b := make([]byte, 1500); ; n.Add(1) {
-		if _, err := c.Read(b); err != nil && !strings.Contains(err.Error(), "refused") {
+	_, stream := c.(*net.TCPConn)
+	for b := make([]byte, 1500); ; {
+		switch _, err := c.Read(b); {
+		case err == nil || errors.Is(err, unix.ECONNREFUSED):
+			n.Add(1)
+		case stream || errors.Is(err, net.ErrClosed):
 			return
 		}
 	}
 }
 
-// pusher sends to whoever connects to port 7001, on and on.
-func pusher(t *testing.T, at netip.Addr) error {
-	l, err := net.Listen("tcp", netip.AddrPortFrom(at, 7001).String())
+// pusher sends to whoever connects, on and on.
+func pusher(t *testing.T, at netip.AddrPort) error {
+	l, err := net.Listen("tcp", at.String())
 	if err != nil {
 		return err
 	}
@@ -152,16 +151,5 @@ func pusher(t *testing.T, at netip.Addr) error {
 			}
 		}
 	}()
-	return nil
-}
-
-// listener connects to a pusher and counts what comes.
-func listener(t *testing.T, to netip.Addr, n *atomic.Int64) error {
-	c, err := net.DialTimeout("tcp", netip.AddrPortFrom(to, 7001).String(), 30*time.Second)
-	if err != nil {
-		return err
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	go count(c, n)
 	return nil
 }
