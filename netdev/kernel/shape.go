@@ -12,37 +12,72 @@ import (
 	"netctl/netdev"
 )
 
-// rootHandle is the number of the filters (tc-tbf(8)) that hold a rate.
-const rootHandle = 0x10000
+// bucketHandle marks the filters (tc-tbf(8)) that hold a rate of ours; those of a plugin
+// after ours are its own.
+const bucketHandle = netdev.GroupShaper << 16
 
-// shaped are the facts that hold the rates of a wire, if it has any: what the workload is
-// sent waits on the link itself, what it sends on a device of its own, where all that
-// arrives on the link is led first. Of a wire without rates nothing is looked at: those
-// of a plugin after ours are its own.
+// shaped are the facts that hold the rates of a wire: what the workload is sent waits on
+// the link itself, what it sends on a device of its own, where all that arrives on the
+// link is led first.
 func (s *side) shaped() (list []fact) {
+	own := func() (int, error) { return s.link.Index, nil }
 	if r := s.wire.Bandwidth.Ingress; r.Bits != 0 {
-		list = append(list, s.k.bucket(s.wire.Link, func() (int, error) { return s.link.Index, nil }, r))
+		list = append(list, s.k.bucket(s.wire.Link, own, r))
+	} else {
+		list = append(list, s.k.noBucket(s.wire.Link, s.link.Index))
 	}
-	if r := s.wire.Bandwidth.Egress; r.Bits != 0 {
-		shaper := netdev.ShaperName(s.wire.Link)
-		index := func() (int, error) {
-			l, err := s.k.link(0, shaper)
-			return l.Index, err
-		}
-		list = append(list, s.shaper(shaper), s.k.bucket(shaper, index, r), s.redirect(shaper, index))
+	shaper := netdev.ShaperName(s.wire.Link)
+	index := func() (int, error) {
+		l, err := s.k.link(0, shaper)
+		return l.Index, err
 	}
-	return list
+	r := s.wire.Bandwidth.Egress
+	if r.Bits == 0 {
+		return append(list, s.noShaper(shaper))
+	}
+	return append(list, s.shaper(shaper), s.k.bucket(shaper, index, r), s.redirect(shaper, index))
+}
+
+// noBucket is that a device has no filter of ours.
+func (k *Kernel) noBucket(name string, index int) fact {
+	return fact{
+		differs: func() (string, error) {
+			q, err := k.rootQueue(index)
+			return when(q.handle == bucketHandle, name+": has a rate that is not wanted any more"), err
+		},
+		put: func() error {
+			return k.host.QdiscDel(&netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: bucketHandle, Parent: netlink.HANDLE_ROOT}})
+		},
+		born: true,
+	}
+}
+
+// noShaper is that a link has no device where what the workload sends waits. What arrives
+// is led to it no more before it goes.
+func (s *side) noShaper(name string) fact {
+	return fact{
+		differs: func() (string, error) {
+			l, err := s.k.link(0, name)
+			return when(err == nil && l.group == netdev.GroupShaper, name+": is not wanted any more"), ignoreAbsent(err)
+		},
+		put: func() error {
+			err := s.k.host.QdiscDel(s.ingress())
+			if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // somebody has done it
+				err = nil
+			}
+			return errors.Join(err, s.k.dropShaper(s.wire.Link))
+		},
+		born: true,
+	}
 }
 
 // bucket is the token bucket filter that holds a rate where packets leave a device. Its
 // numbers change in place: nothing that waits is lost.
 func (k *Kernel) bucket(name string, device func() (int, error), r datastore.Rate) fact {
 	b := netdev.NewBucket(r)
-	want := func(index int) *netlink.Tbf {
-		return &netlink.Tbf{
-			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: rootHandle, Parent: netlink.HANDLE_ROOT},
-			Rate:       b.Rate, Limit: b.Limit, Buffer: netlink.Xmittime(b.Rate, b.Burst),
-		}
+	want := netlink.Tbf{
+		QdiscAttrs: netlink.QdiscAttrs{Handle: bucketHandle, Parent: netlink.HANDLE_ROOT},
+		Rate:       b.Rate, Limit: b.Limit, Buffer: netlink.Xmittime(b.Rate, b.Burst),
 	}
 	return fact{
 		differs: func() (string, error) {
@@ -51,31 +86,39 @@ func (k *Kernel) bucket(name string, device func() (int, error), r datastore.Rat
 			if err != nil {
 				return text, ignoreAbsent(err)
 			}
-			list, err := k.qdiscs(index)
-			w := want(index)
-			for _, q := range list {
-				if t, is := q.(*netlink.Tbf); is && q.Attrs().Parent == netlink.HANDLE_ROOT && t.Rate == w.Rate && t.Limit == w.Limit && t.Buffer == w.Buffer {
-					return "", nil
-				}
-			}
-			return text, err
+			q, err := k.rootQueue(index)
+			same := q.kind == "tbf" && q.handle == bucketHandle && q.rate == want.Rate && q.limit == want.Limit && q.buffer == want.Buffer
+			return when(!same, text), err
 		},
 		put: func() error {
 			index, err := device()
 			if err != nil {
 				return err
 			}
-			return k.host.QdiscReplace(want(index))
+			q := want
+			q.LinkIndex = index
+			return k.host.QdiscReplace(&q)
 		},
 	}
 }
 
-func (k *Kernel) qdiscs(index int) ([]netlink.Qdisc, error) {
-	list, err := again(func() ([]netlink.Qdisc, error) { return k.host.QdiscList(device(index)) })
-	if err != nil {
-		return nil, fmt.Errorf("list queues: %w", cause(err))
+// rootQueue is the queue where packets leave a device; its zero value: it has no token
+// bucket filter. Only for who has one a list is asked for, which is of all devices.
+func (k *Kernel) rootQueue(index int) (rawQueue, error) {
+	l, err := k.link(index, "")
+	if err != nil || l.queue != "tbf" {
+		return rawQueue{}, err
 	}
-	return list, nil
+	res, err := k.conn.dump(message(unix.RTM_GETQDISC, 0, make([]byte, sizeofTcMsg), nil))
+	if err != nil {
+		return rawQueue{}, fmt.Errorf("list queues: %w", err)
+	}
+	for _, m := range res {
+		if q, err := parseQueue(m); err != nil || q.index == index && q.parent == netlink.HANDLE_ROOT {
+			return q, err
+		}
+	}
+	return rawQueue{}, nil
 }
 
 // shaper is the device where what the workload sends waits.
@@ -110,10 +153,8 @@ func (s *side) shaper(name string) fact {
 // redirect leads all that arrives on the link to the device of that index, from where it
 // comes back as if it had just arrived.
 func (s *side) redirect(name string, to func() (int, error)) fact {
-	const parent = netlink.HANDLE_MIN_INGRESS &^ 0xffff // ffff:
-	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: s.link.Index, Handle: parent, Parent: netlink.HANDLE_INGRESS}}
 	filters := func() ([]netlink.Filter, error) {
-		list, err := again(func() ([]netlink.Filter, error) { return s.k.host.FilterList(device(s.link.Index), parent) })
+		list, err := again(func() ([]netlink.Filter, error) { return s.k.host.FilterList(device(s.link.Index), ingressHandle) })
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // it has no such queue
 			return nil, nil
 		}
@@ -139,16 +180,23 @@ func (s *side) redirect(name string, to func() (int, error)) fact {
 			if err != nil {
 				return err
 			}
-			if err := s.k.host.QdiscAdd(ingress); err != nil && !errors.Is(err, unix.EEXIST) {
+			if err := s.k.host.QdiscAdd(s.ingress()); err != nil && !errors.Is(err, unix.EEXIST) {
 				return err
 			}
 			action := netlink.NewMirredAction(index)
 			return s.k.host.FilterAdd(&netlink.U32{
-				FilterAttrs: netlink.FilterAttrs{LinkIndex: s.link.Index, Parent: parent, Priority: 1, Protocol: unix.ETH_P_ALL},
+				FilterAttrs: netlink.FilterAttrs{LinkIndex: s.link.Index, Parent: ingressHandle, Priority: 1, Protocol: unix.ETH_P_ALL},
 				Actions:     []netlink.Action{action},
 			})
 		},
 	}
+}
+
+// ingressHandle is the number of the queue that all that arrives on a device passes.
+const ingressHandle = 0xffff0000
+
+func (s *side) ingress() *netlink.Ingress {
+	return &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: s.link.Index, Handle: ingressHandle, Parent: netlink.HANDLE_INGRESS}}
 }
 
 func leadsTo(f netlink.Filter, index int) bool {

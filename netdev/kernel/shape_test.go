@@ -115,6 +115,26 @@ func TestBandwidth(t *testing.T) {
 		}
 	}
 
+	// Taken away while it runs, nothing is left; what another put there stays.
+	none := w
+	none.Bandwidth = datastore.Bandwidth{}
+	if differed, err := h.Hold(none, false); err != nil || len(differed) != 2 {
+		t.Errorf("hold without: %q, %v", differed, err)
+	}
+	if err := h.retire.flush(); err != nil {
+		t.Error(err)
+	}
+	if out := run(t, h.ns, "tc", "qdisc", "show"); strings.Contains(out, "tbf") || strings.Contains(out, "ingress") {
+		t.Errorf("left: %s", out)
+	}
+	run(t, h.ns, "tc", "qdisc", "add", "dev", w.Link, "root", "handle", "1:", "tbf", "rate", "1mbit", "burst", "10kb", "latency", "1s")
+	if err := h.Check(none); err != nil {
+		t.Error(err)
+	}
+	if differed, err := h.Hold(w, false); err != nil || len(differed) == 0 {
+		t.Errorf("hold: %q, %v", differed, err)
+	}
+
 	// It goes with the link, also where that went by itself.
 	if err := h.Detach(w.Link, w.Index); err != nil {
 		t.Error(err)
