@@ -12,7 +12,7 @@ import (
 
 // Collect releases what is dead of what a runtime attached to a network of that name and
 // does not list as valid. Without certainty an endpoint stays: where no record says who
-// attached it, where another runtime did, and where its link is there.
+// attached it, where another runtime did, and where its link or its namespace is there.
 func (s *Service) Collect(ctx context.Context, r control.CollectRequest) (done control.Collected, err error) {
 	if r.Orchestrator == "" || r.Network == "" || r.Runtime == "" {
 		return done, fmt.Errorf("collect: %w: orchestrator, network and runtime must be set", datastore.ErrInvalid)
@@ -29,8 +29,8 @@ func (s *Service) Collect(ctx context.Context, r control.CollectRequest) (done c
 		if !mine || slices.ContainsFunc(r.Valid, valid) {
 			continue
 		}
-		released, err := s.releaseDead(ctx, rec.Endpoint.Metadata.Name)
-		if released {
+		released, err := s.releaseDead(ctx, rec)
+		if released && err == nil {
 			done.Released = append(done.Released, rec.Endpoint.Metadata.Name)
 		}
 		errs = append(errs, err)
@@ -38,8 +38,9 @@ func (s *Service) Collect(ctx context.Context, r control.CollectRequest) (done c
 	return done, errors.Join(errs...)
 }
 
-// releaseDead is Release of an endpoint whose link is gone, and of no other.
-func (s *Service) releaseDead(ctx context.Context, name string) (released bool, err error) {
+// releaseDead is Release of an endpoint whose link and namespace are gone, and of no other.
+func (s *Service) releaseDead(ctx context.Context, rec *Record) (released bool, err error) {
+	name := rec.Endpoint.Metadata.Name
 	release, err := s.turns.take(ctx, name)
 	if err != nil {
 		return false, err
@@ -50,7 +51,7 @@ func (s *Service) releaseDead(ctx context.Context, name string) (released bool, 
 		return false, fmt.Errorf("collect %s: %w", name, err)
 	}
 	defer s.Reconciler.End(name)
-	if known.Endpoint == nil || known.Linked {
+	if known.Endpoint == nil || known.Linked || rec.Ino != 0 && s.Links.Lives(rec.Place()) {
 		return false, nil
 	}
 	return true, s.remove(ctx, known.Endpoint)

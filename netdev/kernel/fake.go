@@ -34,6 +34,7 @@ type Fake struct {
 	path     ReturnPath
 	watchers map[int]chan Event
 	tunnels  map[string]fakeTunnel // by name
+	dropped  map[int]bool          // namespaces that are gone
 }
 
 type fakeWire struct {
@@ -202,6 +203,13 @@ func (f *Fake) MendAt(w Wire, at Place) ([]string, error) {
 	return f.Mend(w)
 }
 
+// Lives is Kernel.Lives: a namespace lives unless it was dropped.
+func (f *Fake) Lives(p Place) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.dropped[int(p.Ino)]
+}
+
 // Resize is Kernel.Resize.
 func (f *Fake) Resize(w Wire, at Place, mtu int) error {
 	if err := f.fail("resize", w.Link); err != nil {
@@ -258,6 +266,10 @@ func (f *Fake) DropRules(path string, _, _ uint64, _ []netip.Addr, _ []netip.Pre
 func (f *Fake) Drop(netns int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.dropped == nil {
+		f.dropped = map[int]bool{}
+	}
+	f.dropped[netns] = true
 	for link, w := range f.wires {
 		if w.Netns == netns {
 			delete(f.wires, link)
