@@ -29,8 +29,8 @@ func newNetworkCreateCommand(a *app) *cobra.Command {
 	var profile string
 	var v4, v6 bool
 	cmd := &cobra.Command{
-		Use:               "create NAME",
-		Short:             "Create a network, and its profile if there is none",
+		Use:   "create NAME",
+		Short: "Create a network, and its profile if there is none",
 		Example: "  netctl network create dataman --pool 10.0.0.0/26 --pool 192.168.0.0/16\n  netctl network create app-A --profile web\n" +
 			"  netctl network create six --ipv4=false",
 		Args:              cobra.ExactArgs(1),

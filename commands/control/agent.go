@@ -78,7 +78,7 @@ type AttachRequest struct {
 	Bandwidth datastore.Bandwidth `json:"bandwidth,omitzero"`
 	// Runtime is who asks, as far as the caller can tell: a collection of the same one
 	// may release what it attached (CollectRequest). "": nobody's may.
-	Runtime string `json:"runtime,omitempty"`
+	Runtime  string            `json:"runtime,omitempty"`
 	MTU      int               `json:"mtu,omitempty"` // bytes; 0: the agent decides
 	Profiles []string          `json:"profiles,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
