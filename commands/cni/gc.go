@@ -23,11 +23,8 @@ func (c *call) gc() ([]byte, error) {
 	if c.env["CNI_PATH"] == "" {
 		return nil, errorf(codeEnvironment, "CNI_PATH is not set")
 	}
-	if len(c.conf.Valid) == 0 {
-		return nil, errorf(codeConfig, "cni.dev/valid-attachments is missing; GC needs it")
-	}
-	var valid []attachment
-	if err := json.Unmarshal(c.conf.Valid, &valid); err != nil {
+	var valid []attachment // libcni leaves an empty list out
+	if err := json.Unmarshal(c.conf.Valid, &valid); len(c.conf.Valid) > 0 && err != nil {
 		return nil, errorf(codeDecode, "network configuration: cni.dev/valid-attachments: must be a list of containerID and ifname")
 	}
 	req := control.CollectRequest{Orchestrator: orchestrator, Network: datastore.ForeignName(c.conf.Name), Runtime: c.runtime()}
