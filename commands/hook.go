@@ -29,10 +29,8 @@ func newHookCommand(a *app) *cobra.Command {
 		Long: "Attach a container as it starts, and detach it once it has stopped: one command for both hooks of a runtime. Of an OCI\n" +
 			"runtime (createRuntime and poststop) it reads the container's state on stdin; of LXC (start-host and post-stop, with\n" +
 			"lxc.hook.version = 1) its variables. The container needs a network namespace of its own without a network.",
-		Example: "  \"createRuntime\": [{\"path\": \"/usr/local/bin/netctl\", \"args\": [\"netctl\", \"hook\", \"--network\", \"web\"]}],\n" +
-			"  \"poststop\": [{\"path\": \"/usr/local/bin/netctl\", \"args\": [\"netctl\", \"hook\", \"--network\", \"web\"]}]\n" +
-			"  lxc.hook.start-host = /usr/local/bin/netctl hook --network web\n" +
-			"  lxc.hook.post-stop = /usr/local/bin/netctl hook --network web",
+		Example: "  netctl hook --network web <state.json\n" +
+			"  netctl hook --network web --profile db --label tier=data <state.json",
 		// LXC adds arguments of its own to hooks of version 0: they tell the same.
 		Args:                  cobra.ArbitraryArgs,
 		DisableFlagsInUseLine: true,
