@@ -160,13 +160,13 @@ func (f *Fake) Hold(w Wire, raise bool) (differed []string, err error) {
 	if have == nil {
 		return nil, fmt.Errorf("hold %s: %w", w.Link, os.ErrNotExist)
 	}
-	for _, text := range []string{unlike(w.Link, "name", have.name, w.Link), unlike(w.Link, "group", have.group, netdev.Group), when(raise && !have.up, w.Link+" is down")} {
+	for _, text := range []string{unlike(w.Link, "bandwidth", have.Bandwidth, w.Bandwidth), unlike(w.Link, "name", have.name, w.Link), unlike(w.Link, "group", have.group, netdev.Group), when(raise && !have.up, w.Link+" is down")} {
 		if text != "" {
 			differed = append(differed, text)
 		}
 	}
 	differed = append(differed, have.altered...)
-	have.name, have.group, have.altered, have.up = w.Link, netdev.Group, nil, have.up || raise
+	have.name, have.group, have.altered, have.up, have.Bandwidth = w.Link, netdev.Group, nil, have.up || raise, w.Bandwidth
 	if len(differed) > 0 {
 		f.tell(have.event())
 	}
@@ -270,6 +270,17 @@ func (f *Fake) Drop(netns int) {
 		f.dropped = map[int]bool{}
 	}
 	f.dropped[netns] = true
+	f.cut(netns)
+}
+
+// Cut is what happens when somebody deletes the links of a namespace that lives on.
+func (f *Fake) Cut(netns int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cut(netns)
+}
+
+func (f *Fake) cut(netns int) {
 	for link, w := range f.wires {
 		if w.Netns == netns {
 			delete(f.wires, link)
@@ -430,6 +441,11 @@ func (f *Fake) String() string {
 			state = "UP"
 		}
 		fmt.Fprintf(&b, "%s: mtu %d state %s group %d link/ether %s netns %d\n", l, w.MTU, state, netdev.Group, netdev.HostMAC, w.Netns)
+		for i, r := range []datastore.Rate{w.Bandwidth.Ingress, w.Bandwidth.Egress} {
+			if r.Bits != 0 {
+				fmt.Fprintf(&b, "  qdisc tbf %s rate %dbit\n", []string{"dev " + l, "dev " + netdev.ShaperName(l)}[i], r.Bits)
+			}
+		}
 		if w.Peer != "" {
 			fmt.Fprintf(&b, "  %s: link/ether %s\n", w.Peer, w.MAC)
 			continue
