@@ -28,6 +28,7 @@ func (l *loop) rerate(ep *datastore.Endpoint) {
 	differed, err := l.links.kernel.Hold(w.Wire, false)
 	if err != nil {
 		l.links.hold[w.Link] = true // to be tried again, and told
+		return
 	}
 	l.log.Info("an endpoint has other rates", "endpoint", w.endpoint, "link", w.Link, "differed", strings.Join(differed, "; "))
 }

@@ -3,7 +3,8 @@
 // the result.
 //
 // It never touches the datastore or the kernel's networking, reads no
-// configuration file and executes nothing: it opens the network namespace and
+// configuration file and executes nothing but the plugin that a network names for its
+// addresses: it opens the network namespace and
 // tells the agent the descriptor's number. Nothing but the result or the error
 // goes to stdout. Every call ends in bounded time, whatever the agent does.
 package cni
@@ -169,7 +170,7 @@ func (c *call) add() ([]byte, error) {
 	}
 	if err := agent.PublishOrDetach(ctx, req, a, ports); err != nil {
 		if d := c.ipam(); d != nil {
-			err = errors.Join(err, d.release())
+			c.also(d.release())
 		}
 		return nil, err
 	}
@@ -215,7 +216,11 @@ func (c *call) del() ([]byte, error) {
 		c.warn(later.Error() + "; the endpoint is released once that is over")
 	}
 	if d := c.ipam(); d != nil {
-		err = errors.Join(err, d.release())
+		if e := d.release(); err == nil {
+			err = e
+		} else {
+			c.also(e)
+		}
 	}
 	return nil, err
 }
@@ -268,6 +273,13 @@ func (c *call) status() ([]byte, error) {
 		return nil, err
 	}
 	return nil, nil
+}
+
+// also tells what went wrong beside what is answered.
+func (c *call) also(err error) {
+	if err != nil {
+		c.warn(err.Error())
+	}
 }
 
 // target names the endpoint; a container ID may be foreign to the model.

@@ -3,7 +3,6 @@ package cni
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 
@@ -45,8 +44,11 @@ func (c *call) gc() ([]byte, error) {
 		c.warn("released " + name + ", which is dead and not listed")
 	}
 	if d := c.ipam(); d != nil {
-		_, e := d.run(ctx, "GC")
-		err = errors.Join(err, e)
+		if _, e := d.run(ctx, "GC"); err == nil {
+			err = e
+		} else {
+			c.also(e)
+		}
 	}
 	return nil, err
 }

@@ -47,7 +47,8 @@ func (d *delegation) attach(ctx context.Context, agent *control.AgentClient, req
 			req.Addresses, err = res.all()
 		}
 		if err != nil {
-			return control.Attachment{}, dns{}, errors.Join(err, d.release())
+			d.call.also(d.release())
+			return control.Attachment{}, dns{}, err
 		}
 		a, err := agent.Attach(ctx, req)
 		var e *control.Error
@@ -59,6 +60,7 @@ func (d *delegation) attach(ctx context.Context, agent *control.AgentClient, req
 			return a, dns{}, err
 		}
 		undone := d.release()
+		d.call.also(undone)
 		again := slices.ContainsFunc(req.Addresses, func(a netip.Addr) bool { return slices.Contains(tried, a) })
 		if e == nil || e.Code != control.CodeConflict || again || undone != nil || ctx.Err() != nil {
 			return a, dns{}, err

@@ -105,6 +105,20 @@ func wishes(t *testing.T, r, _ *runtime) {
 		}
 	}
 	d := containerOf(t, r.host, "wish2")
+	reserved := filepath.Join(t.TempDir(), "r.yaml")
+	if err := os.WriteFile(reserved, []byte("apiVersion: netctl/v1\nkind: Reservation\nmetadata: {name: printer}\nspec: {cidrs: [10.2.0.200/32]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	netlab.Must(t, r.host, "netctl", "apply", "-f", reserved)
+	netlab.Until(t, patience, "reservation", func() string { // the agent hears of it a moment later
+		out, err := r.do("add", "wish", d.Path(), `CAP_ARGS={"ips":["10.2.0.200"]}`)
+		if err == nil || !strings.Contains(err.Error(), "printer") {
+			r.must("del", "wish", d.Path())
+			return fmt.Sprint(out, err)
+		}
+		return ""
+	})
+	netlab.Must(t, r.host, "netctl", "delete", "-f", reserved)
 	for caps, says := range map[string]string{
 		`{"ips":["10.2.0.9"],"ipRanges":[[{"subnet":"10.2.0.64/26"}]]}`: "outside of 10.2.0.64/26",
 		`{"ipRanges":[[{"subnet":"192.0.2.0/24"}]]}`:                    "outside of 192.0.2.0/24",

@@ -221,7 +221,7 @@ func (s *Service) plan(name, mac string, req control.AttachRequest, known Known)
 		p.family = 6
 	}
 	if i := slices.IndexFunc(req.Addresses, netip.Addr.Is4); i >= 0 && p.family == 6 {
-		return nil, fmt.Errorf("address %s: %w: the network %s is of IPv6 alone", req.Addresses[i], datastore.ErrInvalid, req.Network)
+		return nil, fmt.Errorf("address %s: %w: the network %s or the request is of IPv6 alone", req.Addresses[i], datastore.ErrInvalid, req.Network)
 	}
 	profiles := datastore.ProfilesOf(req.Network, known.Network, req.Profiles)
 	for _, want := range profiles {

@@ -24,7 +24,7 @@ func (s *side) shaped() (list []fact) {
 	if r := s.wire.Bandwidth.Ingress; r.Bits != 0 {
 		list = append(list, s.k.bucket(s.wire.Link, own, r))
 	} else {
-		list = append(list, s.k.noBucket(s.wire.Link, s.link.Index))
+		list = append(list, s.noBucket())
 	}
 	shaper := netdev.ShaperName(s.wire.Link)
 	index := func() (int, error) {
@@ -38,15 +38,18 @@ func (s *side) shaped() (list []fact) {
 	return append(list, s.shaper(shaper), s.k.bucket(shaper, index, r), s.redirect(shaper, index))
 }
 
-// noBucket is that a device has no filter of ours.
-func (k *Kernel) noBucket(name string, index int) fact {
+// noBucket is that the link has no filter of ours.
+func (s *side) noBucket() fact {
 	return fact{
 		differs: func() (string, error) {
-			q, err := k.rootQueue(index)
-			return when(q.handle == bucketHandle, name+": has a rate that is not wanted any more"), err
+			if s.link.queue != "tbf" {
+				return "", nil
+			}
+			q, err := s.k.rootQueue(s.link.Index)
+			return when(q.handle == bucketHandle, s.wire.Link+": has a rate that is not wanted any more"), err
 		},
 		put: func() error {
-			return k.host.QdiscDel(&netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: bucketHandle, Parent: netlink.HANDLE_ROOT}})
+			return s.k.host.QdiscDel(&netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: s.link.Index, Handle: bucketHandle, Parent: netlink.HANDLE_ROOT}})
 		},
 		born: true,
 	}
