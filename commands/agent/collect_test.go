@@ -22,7 +22,7 @@ func TestCollect(t *testing.T) {
 	w.ready()
 	for i, of := range []struct{ workload, network, runtime string }{
 		{"alive", "web", "crio"}, {"listed", "web", "crio"}, {"dead", "web", "crio"}, {"theirs", "web", "podman"},
-		{"other", "db", "crio"}, {"nobodys", "web", ""}, {"cut", "web", "crio"},
+		{"other", "db", "crio"}, {"nobodys", "web", ""}, {"cut", "web", "crio"}, {"hidden", "web", "crio"},
 	} {
 		r := control.AttachRequest{
 			Target:  control.Target{Orchestrator: "cni", Workload: of.workload, Interface: "eth0"},
@@ -35,7 +35,8 @@ func TestCollect(t *testing.T) {
 	for ns := 102; ns <= 106; ns++ {
 		w.links.Drop(ns)
 	}
-	w.links.Cut(107) // its link alone
+	w.links.Cut(107)  // its link alone
+	w.links.Hide(108) // its path alone
 	w.until(func() string {
 		if n := len(w.status().Lost); n != 6 {
 			return fmt.Sprintf("%d are lost", n)
@@ -67,7 +68,7 @@ func TestCollect(t *testing.T) {
 	if got := collect("crio", listed); len(got) != 0 {
 		t.Errorf("released again: %v", got)
 	}
-	if got, want := len(w.endpoints()), 6; got != want || len(w.holders()) != want {
+	if got, want := len(w.endpoints()), 7; got != want || len(w.holders()) != want {
 		t.Errorf("left are %v, holding %v", w.endpoints(), w.holders())
 	}
 	if _, err := w.api.collect(t.Context(), control.CollectRequest{Orchestrator: "cni", Network: "web"}); !errors.Is(err, datastore.ErrInvalid) {

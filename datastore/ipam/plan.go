@@ -135,8 +135,8 @@ func (p *planner) due(n *datastore.Node) (due [2]bool) {
 	pools := p.req.Pools
 	if len(pools) == 0 {
 		for _, pool := range p.index.sortedPools() {
-			// One that is disabled is worth an error; one of other nodes is none of ours.
-			if n == nil || selects(pool, n) {
+			// One of other nodes alone is none, for who asked for IPv6; else it is worth an error.
+			if !p.req.V6 || n == nil || selects(pool, n) {
 				pools = append(pools, pool.Spec.CIDR)
 			}
 		}

@@ -266,11 +266,22 @@ func (f *Fake) DropRules(path string, _, _ uint64, _ []netip.Addr, _ []netip.Pre
 func (f *Fake) Drop(netns int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.hide(netns)
+	f.cut(netns)
+}
+
+// Hide is what happens when nothing leads to a namespace any more that lives on.
+func (f *Fake) Hide(netns int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hide(netns)
+}
+
+func (f *Fake) hide(netns int) {
 	if f.dropped == nil {
 		f.dropped = map[int]bool{}
 	}
 	f.dropped[netns] = true
-	f.cut(netns)
 }
 
 // Cut is what happens when somebody deletes the links of a namespace that lives on.
