@@ -69,7 +69,7 @@ func (c *AgentClient) Check(ctx context.Context, r CheckRequest) error {
 // Collect releases what is dead; see CollectRequest.
 func (c *AgentClient) Collect(ctx context.Context, r CollectRequest) (Collected, error) {
 	var a Collected
-	return a, call(ctx, c.socket, "agent", http.MethodPost, "/v1/collect", r, &a)
+	return a, c.call(ctx, http.MethodPost, "/v1/collect", r, &a)
 }
 
 // Status returns the agent's own view.
