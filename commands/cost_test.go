@@ -190,7 +190,7 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 		"token create": "tokens alone, which are few", "token list": "as token create", "token revoke": "as token create", "uninstall": "no datastore", "cleanup": "no datastore", "events": "files of this node", "diags": "what a report of a fault needs", "doctor": "nodes, pools and reports, as status --all", "datastore adopt": "identity only", "apply": "what the manifest needs: neededToPut",
 		"create": "as apply", "replace": "as apply", "edit": "as get", "delete": "as remove", "config": "no datastore", "version": "no datastore",
 		"completion": "no datastore", "lab up": "no datastore", "lab down": "no datastore", "lab exec": "no datastore", "lab status": "no datastore",
-		"endpoint add": "asks the agent", "endpoint remove": "asks the agent", "route show": "the kernel, or blocks and endpoints of --node",
+		"endpoint add": "asks the agent", "hook": "asks the agent", "endpoint remove": "asks the agent", "route show": "the kernel, or blocks and endpoints of --node",
 		"route trace": "the kernel, and who may have the address: nodes, pools, blocks, endpoints and peers",
 		"ipam info":   "as pool show -o wide", "ipam release": "as pool show -o wide",
 		"node drain": "refuses a node with endpoints", "node rotate-key": "refuses a node without a key", "bgp routes": "asks the speaker", "bgp session": "asks the speaker",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,15 +20,21 @@ import (
 const orchestratorManual = "manual"
 
 type endpointAddOptions struct {
-	netns     string
-	pid       int
+	netns string
+	pid   int
+	attachOptions
+}
+
+// attachOptions are what an endpoint is to be, however it comes to be attached.
+type attachOptions struct {
 	addresses []string
 	labels    []string
 	request   control.AttachRequest
 }
 
 func newEndpointAddCommand(a *app) *cobra.Command {
-	o := endpointAddOptions{request: control.AttachRequest{Target: control.Target{Orchestrator: orchestratorManual}}}
+	var o endpointAddOptions
+	o.request.Orchestrator = orchestratorManual
 	cmd := &cobra.Command{
 		Use:   "add --workload NAME (--netns PATH | --pid PID)",
 		Short: "Attach what no runtime attaches: a network namespace of this node",
@@ -39,11 +46,19 @@ func newEndpointAddCommand(a *app) *cobra.Command {
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return a.addEndpoint(cmd, &o) },
 	}
-	r := &o.request
 	fs := cmd.Flags()
 	fs.StringVar(&o.netns, "netns", "", "`path` of the network namespace")
 	fs.IntVar(&o.pid, "pid", 0, "`process` whose network namespace it is")
-	fs.StringVar(&r.Workload, "workload", "", "`name` of the workload")
+	fs.StringVar(&o.request.Workload, "workload", "", "`name` of the workload")
+	o.flags(a, cmd)
+	cmd.MarkFlagsOneRequired("netns", "pid")
+	cmd.MarkFlagsMutuallyExclusive("netns", "pid")
+	_ = cmd.MarkFlagRequired("workload")
+	return cmd
+}
+
+func (o *attachOptions) flags(a *app, cmd *cobra.Command) {
+	r, fs := &o.request, cmd.Flags()
 	fs.StringVar(&r.Interface, "interface", "eth0", "`name` of the interface in the namespace")
 	fs.StringVar(&r.Network, "network", "", "`name` of its network; made if there is none")
 	fs.StringSliceVar(&r.Profiles, "profile", nil, "its `profiles` (default: the network's)")
@@ -52,64 +67,74 @@ func newEndpointAddCommand(a *app) *cobra.Command {
 	fs.StringVar(&r.MAC, "mac", "", "`address` of its interface")
 	fs.IntVar(&r.MTU, "mtu", 0, "`bytes` of its interface's MTU (default: the agent's)")
 	fs.StringSliceVar(&o.labels, "label", nil, "`NAME=VALUE` labels")
-	cmd.MarkFlagsOneRequired("netns", "pid")
-	cmd.MarkFlagsMutuallyExclusive("netns", "pid")
-	_ = cmd.MarkFlagRequired("workload")
 	_ = cmd.RegisterFlagCompletionFunc("network", a.complete(datastore.KindNetwork, networkNames))
 	_ = cmd.RegisterFlagCompletionFunc("profile", a.complete(datastore.KindProfile, profileNames))
-	return cmd
 }
 
 func (a *app) addEndpoint(cmd *cobra.Command, o *endpointAddOptions) error {
-	s, err := a.settings()
+	path := o.netns
+	if o.pid != 0 {
+		path = netnsOf(o.pid)
+	}
+	at, err := a.attach(cmd.Context(), &o.attachOptions, path)
 	if err != nil {
 		return err
 	}
+	return a.print(fmt.Sprintf("%s %s\n", at.Endpoint, joined(at.Addresses)))
+}
+
+func netnsOf(pid int) string { return fmt.Sprintf("/proc/%d/ns/net", pid) }
+
+// attach has the agent attach the namespace at path.
+func (a *app) attach(ctx context.Context, o *attachOptions, path string) (at control.Attachment, err error) {
+	s, err := a.settings()
+	if err != nil {
+		return at, err
+	}
 	r := o.request
 	if err := checkNames(datastore.KindEndpoint, datastore.EndpointName(s.Node, r.Orchestrator, r.Workload, r.Interface)); err != nil {
-		return err
+		return at, err
 	}
 	if r.Network != "" {
 		if err := checkNames(datastore.KindNetwork, r.Network); err != nil {
-			return err
+			return at, err
 		}
 	}
 	for _, text := range o.addresses {
 		addr, err := netip.ParseAddr(text)
 		if err != nil {
-			return usage("--ip %q is no IP address", text)
+			return at, usage("--ip %q is no IP address", text)
 		}
 		r.Addresses = append(r.Addresses, addr)
 	}
-	if r.Labels, err = parseLabels(o.labels); err != nil {
-		return err
+	given, err := parseLabels(o.labels)
+	if err != nil {
+		return at, err
 	}
-	r.NetnsPath = o.netns
-	if o.pid != 0 {
-		r.NetnsPath = fmt.Sprintf("/proc/%d/ns/net", o.pid)
+	r.Labels = maps.Clone(r.Labels)
+	if r.Labels == nil {
+		r.Labels = map[string]string{}
 	}
-	if r.NetnsPath, err = filepath.Abs(r.NetnsPath); err != nil {
-		return err
+	maps.Copy(r.Labels, given)
+	if r.NetnsPath, err = filepath.Abs(path); err != nil {
+		return at, err
 	}
 	// The agent opens the descriptor through this process: it stays open until
 	// the answer is there.
 	f, err := os.Open(r.NetnsPath)
 	if err != nil {
-		return fmt.Errorf("network namespace: %w", err)
+		return at, fmt.Errorf("network namespace: %w", err)
 	}
 	defer f.Close()
 	r.NetnsFD = int(f.Fd())
 	defer a.waiting("the agent")()
-	ctx, cancel := context.WithTimeout(cmd.Context(), control.AgentPatience)
+	ctx, cancel := context.WithTimeout(ctx, control.AgentPatience)
 	defer cancel()
-	at, err := control.NewAgentClient(s.Agent.Socket).Waiting(control.AgentPatience).Attach(ctx, r)
-	if err != nil {
-		return err
-	}
-	if at.Warning != "" {
+	at, err = control.NewAgentClient(s.Agent.Socket).Waiting(control.AgentPatience).Attach(ctx, r)
+	if err == nil && at.Warning != "" {
 		a.warn("%s", at.Warning)
 	}
-	return a.print(fmt.Sprintf("%s %s\n", at.Endpoint, joined(at.Addresses)))
+	return at, err
 }
 
 func parseLabels(list []string) (map[string]string, error) {
@@ -192,6 +217,12 @@ func (a *app) detachEndpoint(ctx context.Context, s *settings, t control.Target)
 	if control.NotRunning(err) {
 		return err // nothing has been done yet
 	}
+	return a.keepDetach(s, r, err)
+}
+
+// keepDetach takes what came of a detach, which is stored for the agent if it could not be
+// done.
+func (a *app) keepDetach(s *settings, r control.DetachRequest, err error) error {
 	later, err := control.KeepDetach(filepath.Join(s.RunDir, "pending"), r, err)
 	if later != nil {
 		a.warn("%v; the endpoint is released once that is over", later)

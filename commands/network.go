@@ -27,17 +27,19 @@ func newNetworkShowCommand(a *app) *cobra.Command {
 func newNetworkCreateCommand(a *app) *cobra.Command {
 	var pools []string
 	var profile string
-	var v6 bool
+	var v4, v6 bool
 	cmd := &cobra.Command{
-		Use:               "create NAME",
-		Short:             "Create a network, and its profile if there is none",
-		Example:           "  netctl network create dataman --pool 10.0.0.0/26 --pool 192.168.0.0/16\n  netctl network create app-A --profile web",
+		Use:   "create NAME",
+		Short: "Create a network, and its profile if there is none",
+		Example: "  netctl network create dataman --pool 10.0.0.0/26 --pool 192.168.0.0/16\n  netctl network create app-A --profile web\n" +
+			"  netctl network create six --ipv4=false",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.Flags().StringSliceVar(&pools, "pool", nil, "`CIDR` of a pool its addresses come from (default: every pool of the node)")
 	cmd.Flags().StringVar(&profile, "profile", "", "`name` of its endpoints' profile (default: the network's name)")
 	cmd.Flags().BoolVar(&v6, "ipv6", false, "give endpoints an IPv6 address too")
+	cmd.Flags().BoolVar(&v4, "ipv4", true, "give endpoints an IPv4 address; false: IPv6 alone")
 	_ = cmd.RegisterFlagCompletionFunc("pool", a.complete(datastore.KindPool, poolCIDRs))
 	_ = cmd.RegisterFlagCompletionFunc("profile", a.complete(datastore.KindProfile, profileNames))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -46,6 +48,9 @@ func newNetworkCreateCommand(a *app) *cobra.Command {
 			return err
 		}
 		n := &datastore.Network{Metadata: datastore.Metadata{Name: args[0]}, Spec: datastore.NetworkSpec{Pools: cidrs, Profile: profile, IPv6: v6}}
+		if !v4 {
+			n.Spec.IPv4 = &v4
+		}
 		n.SetDefaults()
 		if err := n.Validate(); err != nil {
 			return argument(fmt.Errorf("network %s: %w", args[0], err))

@@ -80,6 +80,7 @@ func newRootCommand(a *app) *cobra.Command {
 		newCompletionCommand(a),
 		newConfigCommand(a),
 		newDatastoreCommand(a),
+		newHookCommand(a),
 		newInstallCommand(a),
 		newLabCommand(a),
 		newNodeCommand(a),

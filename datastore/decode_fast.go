@@ -93,6 +93,8 @@ func (d *decoder) endpointSpec(s *EndpointSpec, key []byte) (bool, error) {
 		return true, list(d, &s.Ports, func(p *Port) error { return d.object(p) })
 	case "hostPorts":
 		return true, list(d, &s.HostPorts, func(p *HostPort) error { return d.object(p) })
+	case "bandwidth":
+		return true, d.object(&s.Bandwidth)
 	}
 	return false, nil
 }

@@ -44,7 +44,8 @@ func (e *Endpoint) Validate() error {
 		each("spec.addresses", s.Addresses, func(a netip.Addr) error { return checkAddr("", a) }),
 		each("spec.profiles", s.Profiles, CheckName),
 		each("spec.ports", s.Ports, checkPort),
-		each("spec.hostPorts", s.HostPorts, HostPort.Validate))
+		each("spec.hostPorts", s.HostPorts, HostPort.Validate),
+		at("spec.bandwidth", s.Bandwidth.Validate()))
 }
 
 // Validate checks one port by itself.

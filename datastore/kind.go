@@ -357,7 +357,9 @@ type NetworkSpec struct {
 	// Pools are CIDRs of pools; empty: every pool that selects the node.
 	Pools []netip.Prefix `json:"pools,omitempty"`
 	// Profile is the profile of its endpoints; default: the network's name.
-	Profile string            `json:"profile,omitempty"`
+	Profile string `json:"profile,omitempty"`
+	// IPv4 says, if it is false, that its endpoints have IPv6 alone; IPv6 is true then.
+	IPv4    *bool             `json:"ipv4,omitempty"`
 	IPv6    bool              `json:"ipv6,omitempty"`
 	Options map[string]string `json:"options,omitempty"`
 }
@@ -388,6 +390,8 @@ type EndpointSpec struct {
 	// HostPorts are ports of the node that lead to ports of the endpoint. Its rules
 	// decide who gets through.
 	HostPorts []HostPort `json:"hostPorts,omitempty"`
+	// Bandwidth limits what goes over the interface; zero: nothing does.
+	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
 }
 
 // HostPort is a port of a node that leads to one of an endpoint there.

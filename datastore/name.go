@@ -99,10 +99,12 @@ func checkInterface(s string) error {
 	return nil
 }
 
-// The labels that carry originals of foreign names.
+// The labels that carry originals of foreign names, and the other names that a workload
+// has in its network, with commas.
 const (
 	LabelContainer = "netctl/container"
 	LabelNetwork   = "netctl/network"
+	LabelAliases   = "netctl/aliases"
 )
 
 // ForeignName returns s if it is a valid name, else "x-" and 20 hex digits of

@@ -13,7 +13,11 @@ func (n *Network) SetDefaults() {
 	if n.Spec.Profile == "" {
 		n.Spec.Profile = n.Metadata.Name
 	}
+	n.Spec.IPv6 = n.Spec.IPv6 || n.Spec.IPv6Only()
 }
+
+// IPv6Only says that the network's endpoints have no IPv4 address.
+func (s *NetworkSpec) IPv6Only() bool { return s.IPv4 != nil && !*s.IPv4 }
 
 // Validate implements Object.
 func (n *Network) Validate() error {

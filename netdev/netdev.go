@@ -21,11 +21,13 @@ const DefaultPrefix = "nc"
 
 // The device groups (ip-link(8), group) that mark links of netctl: Group those of
 // endpoints in service, GroupRetired those that are down and wait for their deletion,
-// GroupTunnel devices of tunnels to other nodes.
+// GroupTunnel devices of tunnels to other nodes, GroupShaper those that hold the rate of
+// what workloads send.
 const (
 	Group        uint32 = 0x6e63
 	GroupRetired uint32 = 0x6e64
 	GroupTunnel  uint32 = 0x6e65
+	GroupShaper  uint32 = 0x6e66
 )
 
 // HostMAC is the hardware address of the host side of every endpoint.

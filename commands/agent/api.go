@@ -40,6 +40,7 @@ func (a *api) routes() http.Handler {
 	mux.Handle("POST /v1/attach", control.Call(a.attach))
 	mux.Handle("POST /v1/detach", control.Call(a.detach))
 	mux.Handle("POST /v1/check", control.Call(a.check))
+	mux.Handle("POST /v1/collect", control.Call(a.collect))
 	mux.Handle("GET /v1/status", control.Call(a.status))
 	mux.Handle("POST /v1/hold", control.Call(a.hold))
 	mux.Handle("POST /v1/letgo", control.Call(a.letGo))
@@ -113,6 +114,14 @@ func (a *api) detachOrSever(ctx context.Context, r control.DetachRequest) error 
 		err = errors.Join(err, a.service.Sever(ctx, r.Target))
 	}
 	return fmt.Errorf("detach %s: %w", r.Workload, err)
+}
+
+// collect releases what a runtime lists no more and is dead.
+func (a *api) collect(ctx context.Context, r control.CollectRequest) (control.Collected, error) {
+	if err := a.loop.gate(ctx); err != nil {
+		return control.Collected{}, fmt.Errorf("collect %s: %w", r.Network, err)
+	}
+	return a.service.Collect(ctx, r)
 }
 
 func (a *api) check(ctx context.Context, r control.CheckRequest) (struct{}, error) {

@@ -179,6 +179,9 @@ func (l *loop) changed(c datastore.Change) {
 			}
 			ep, _ := c.New.(*datastore.Endpoint)
 			l.locals.set(c.Name, ep)
+			if ep != nil {
+				l.rerate(ep)
+			}
 		}
 		l.former.moved(moved)
 	case datastore.KindBlock:

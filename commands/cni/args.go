@@ -2,6 +2,7 @@ package cni
 
 import (
 	"maps"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,25 +19,32 @@ type cniArgs struct {
 
 // argLabels maps keys of CNI_ARGS to the labels that they become: who the
 // workload is to its orchestrator.
-func argLabels() map[string]string {
+func argLabels(podman bool) map[string]string {
+	if podman { // it says its own names in Kubernetes' words
+		return map[string]string{"K8S_POD_NAME": "podman.name", "K8S_POD_NAMESPACE": "", "K8S_POD_UID": ""}
+	}
 	return map[string]string{
-		"K8S_POD_NAME":      "name", // Podman and CRI runtimes: the container's or pod's name
-		"K8S_POD_NAMESPACE": "namespace",
-		"K8S_POD_UID":       "pod-uid",
-		"NOMAD_REGION":      "nomad-region",
-		"NOMAD_NAMESPACE":   "namespace",
-		"NOMAD_JOB_ID":      "job",
-		"NOMAD_GROUP_NAME":  "group",
-		"NOMAD_ALLOC_ID":    "alloc",
+		"K8S_POD_NAME":      "k8s.pod",
+		"K8S_POD_NAMESPACE": "k8s.namespace",
+		"K8S_POD_UID":       "k8s.uid",
+		"NOMAD_REGION":      "nomad.region",
+		"NOMAD_NAMESPACE":   "nomad.namespace",
+		"NOMAD_JOB_ID":      "nomad.job",
+		"NOMAD_GROUP_NAME":  "nomad.group",
+		"NOMAD_ALLOC_ID":    "nomad.alloc",
 	}
 }
 
-// ignoredArgs are keys that runtimes send without IgnoreUnknown.
-func ignoredArgs() []string { return []string{"IgnoreUnknown", "K8S_POD_INFRA_CONTAINER_ID"} }
+// byPodman says whether a namespace is one that Podman made: it calls them netns-UUID,
+// other runtimes cni-UUID or by a process.
+func byPodman(netns string) bool { return strings.HasPrefix(filepath.Base(netns), "netns-") }
 
-// parseArgs reads "KEY=VALUE;KEY=VALUE". A key that netctl does not know is an
-// error, unless IgnoreUnknown is set.
-func parseArgs(s string) (cniArgs, error) {
+// ignoredArgs are keys that runtimes send without IgnoreUnknown.
+func ignoredArgs() []string { return []string{"K8S_POD_INFRA_CONTAINER_ID"} }
+
+// parseArgs reads "KEY=VALUE;KEY=VALUE", keys in any case. A key that netctl does not know
+// is an error, unless IgnoreUnknown is set.
+func parseArgs(s string, podman bool) (cniArgs, error) {
 	a := cniArgs{labels: map[string]string{}}
 	var unknown []string
 	ignore := false
@@ -48,21 +56,26 @@ func parseArgs(s string) (cniArgs, error) {
 		if !ok || key == "" {
 			return cniArgs{}, errorf(codeEnvironment, "CNI_ARGS: %q is not KEY=VALUE", pair)
 		}
-		label, named := argLabels()[key]
+		upper := strings.ToUpper(key)
+		label, named := argLabels(podman)[upper]
+		if upper == "K8S_POD_NAME" { // what addresses may be reserved for, too
+			a.labels["name"] = value
+		}
 		switch {
-		case key == "IP":
+		case upper == "IP":
 			a.ips = append(a.ips, strings.Split(value, ",")...)
-		case key == "MAC":
+		case upper == "MAC":
 			a.mac = value
+		case named && label == "":
 		case named:
 			a.labels[label] = value
-		case key == "IgnoreUnknown":
+		case upper == "IGNOREUNKNOWN":
 			b, err := strconv.ParseBool(strings.ToLower(value))
 			if err != nil {
 				return cniArgs{}, errorf(codeEnvironment, "CNI_ARGS: IgnoreUnknown %q must be true or false", value)
 			}
 			ignore = b
-		case !slices.Contains(ignoredArgs(), key):
+		case !slices.Contains(ignoredArgs(), upper):
 			unknown = append(unknown, key)
 		}
 	}

@@ -3,7 +3,8 @@
 // the result.
 //
 // It never touches the datastore or the kernel's networking, reads no
-// configuration file and executes nothing: it opens the network namespace and
+// configuration file and executes nothing but the plugin that a network names for its
+// addresses: it opens the network namespace and
 // tells the agent the descriptor's number. Nothing but the result or the error
 // goes to stdout. Every call ends in bounded time, whatever the agent does.
 package cni
@@ -65,6 +66,7 @@ type call struct {
 	ctx  context.Context
 	env  map[string]string
 	warn func(string)
+	raw  []byte // the network configuration
 	conf netConf
 }
 
@@ -73,22 +75,22 @@ func (c *call) run(stdin io.Reader) ([]byte, error) {
 	if command == "VERSION" {
 		return c.version(stdin)
 	}
-	verbs := map[string]func() ([]byte, error){"ADD": c.add, "DEL": c.del, "CHECK": c.check, "STATUS": c.status}
+	verbs := map[string]func() ([]byte, error){"ADD": c.add, "DEL": c.del, "CHECK": c.check, "GC": c.gc, "STATUS": c.status}
 	verb := verbs[command]
 	if verb == nil {
-		return nil, errorf(codeEnvironment, "CNI_COMMAND %q is not supported; ADD, DEL, CHECK, STATUS and VERSION are", command)
+		return nil, errorf(codeEnvironment, "CNI_COMMAND %q is not supported; ADD, DEL, CHECK, GC, STATUS and VERSION are", command)
 	}
-	raw, err := read(stdin)
-	if err != nil {
+	var err error
+	if c.raw, err = read(stdin); err != nil {
 		return nil, err
 	}
-	if c.conf, err = parseConf(raw); err != nil {
-		if command != "DEL" || !isObject(raw) {
+	if c.conf, err = parseConf(c.raw); err != nil {
+		if command != "DEL" || !isObject(c.raw) {
 			return nil, err
 		}
 		c.warn(err.Error() + "; released all the same")
 	}
-	if since := map[string]string{"CHECK": "0.4.0", "STATUS": "1.1.0"}[command]; c.older(since) {
+	if since := map[string]string{"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}[command]; c.older(since) {
 		return nil, errorf(codeVersion, "cniVersion %s has no %s, which came with %s", c.conf.CNIVersion, command, since)
 	}
 	return verb()
@@ -162,17 +164,36 @@ func (c *call) add() ([]byte, error) {
 	req.NetnsFD = int(ns.Fd())
 	agent, ctx, cancel := c.waiting()
 	defer cancel()
-	a, err := agent.Attach(ctx, req)
+	a, names, err := c.attach(ctx, agent, req)
 	if err != nil {
 		return nil, err
 	}
 	if err := agent.PublishOrDetach(ctx, req, a, ports); err != nil {
+		if d := c.ipam(); d != nil {
+			c.also(d.release())
+		}
 		return nil, err
 	}
 	if a.Warning != "" {
 		c.warn(a.Warning)
 	}
-	return c.encode(attached(prev, a, c.env["CNI_NETNS"], c.conf.dns()))
+	return c.encode(attached(prev, a, c.env["CNI_NETNS"], names))
+}
+
+// attach has the interface made, with addresses of netctl's or of the plugin that the
+// network names.
+func (c *call) attach(ctx context.Context, agent *control.AgentClient, req control.AttachRequest) (control.Attachment, dns, error) {
+	names := c.conf.dns()
+	d := c.ipam()
+	if d == nil {
+		a, err := agent.Attach(ctx, req)
+		return a, names, err
+	}
+	a, theirs, err := d.attach(ctx, agent, req)
+	if names.empty() {
+		names = theirs
+	}
+	return a, names, err
 }
 
 // del succeeds for what is not there, without namespace and without prevResult.
@@ -190,9 +211,16 @@ func (c *call) del() ([]byte, error) {
 	later, err := control.KeepDetach(filepath.Join(filepath.Dir(c.socket()), "pending"), req, c.agent().Detach(ctx, req))
 	switch {
 	case errors.Is(err, datastore.ErrNotFound):
-		return nil, nil
+		err = nil
 	case later != nil:
 		c.warn(later.Error() + "; the endpoint is released once that is over")
+	}
+	if d := c.ipam(); d != nil {
+		if e := d.release(); err == nil {
+			err = e
+		} else {
+			c.also(e)
+		}
 	}
 	return nil, err
 }
@@ -219,6 +247,11 @@ func (c *call) check() ([]byte, error) {
 	defer ns.Close()
 	agent, ctx, cancel := c.waiting()
 	defer cancel()
+	if d := c.ipam(); d != nil {
+		if _, err := d.run(ctx, "CHECK"); err != nil {
+			return nil, err
+		}
+	}
 	return nil, agent.Check(ctx, control.CheckRequest{Target: c.target(), NetnsFD: int(ns.Fd()), Addresses: addrs})
 }
 
@@ -235,7 +268,18 @@ func (c *call) status() ([]byte, error) {
 	case s.Store != "":
 		return nil, errorf(codeNotAvailable, "agent of node %s: %s", s.Node, s.Store)
 	}
+	if d := c.ipam(); d != nil {
+		_, err = d.run(ctx, "STATUS")
+		return nil, err
+	}
 	return nil, nil
+}
+
+// also tells what went wrong beside what is answered.
+func (c *call) also(err error) {
+	if err != nil {
+		c.warn(err.Error())
+	}
 }
 
 // target names the endpoint; a container ID may be foreign to the model.

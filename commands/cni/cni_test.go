@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -30,9 +31,12 @@ type fake struct {
 	t       *testing.T
 	socket  string
 	asked   map[string]any // the last request by verb
+	runtime string         // who asked for the last attach
 	err     error          // what every call fails with
 	taken   error          // what publishing fails with
 	status  control.AgentStatus
+	// collected is what a collection releases.
+	collected control.Collected
 }
 
 func newFake(t *testing.T) *fake {
@@ -62,6 +66,11 @@ func (f *fake) serve() {
 		f.asked["check"] = r
 		return struct{}{}, f.err
 	}))
+	mux.Handle("POST /v1/collect", control.Call(func(_ context.Context, r control.CollectRequest) (control.Collected, error) {
+		f.runtime, r.Runtime = r.Runtime, ""
+		f.asked["collect"] = r
+		return f.collected, f.err
+	}))
 	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
 		f.asked["status"] = struct{}{}
 		return f.status, f.err
@@ -89,7 +98,7 @@ func (f *fake) opened(ctx context.Context, fd int) {
 
 func (f *fake) attach(ctx context.Context, r control.AttachRequest) (control.Attachment, error) {
 	f.opened(ctx, r.NetnsFD)
-	r.NetnsFD = 0
+	f.runtime, r.Runtime, r.NetnsFD = r.Runtime, "", 0
 	f.asked["attach"] = r
 	a := control.Attachment{Link: "nc0123456789a", LinkMAC: "ee:ee:ee:ee:ee:ee", Interface: r.Interface, MAC: r.MAC, MTU: 1500, Addresses: r.Addresses}
 	if a.MAC == "" {
@@ -122,6 +131,9 @@ func (f *fake) pending() string { return filepath.Join(filepath.Dir(f.socket), "
 func (f *fake) run(env []string, stdin string) (code int, stdout, stderr string) {
 	f.t.Helper()
 	if err := os.WriteFile(f.netns(), nil, 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.Link(f.netns(), f.netns()+"-podman"); err != nil && !errors.Is(err, os.ErrExist) {
 		f.t.Fatal(err)
 	}
 	var out, diag bytes.Buffer
@@ -165,7 +177,7 @@ func TestCalls(t *testing.T) {
 				}
 				delete(part, verb)
 			}
-			for _, verb := range []string{"attach", "ports", "detach", "check", "status"} {
+			for _, verb := range []string{"attach", "ports", "detach", "check", "collect", "status"} {
 				if _, left := part[verb]; left {
 					t.Errorf("the agent was not asked to %s", verb)
 				}
@@ -220,6 +232,9 @@ const plain = `{"cniVersion":"1.0.0","name":"net1","type":"netctl"}`
 
 func TestRefusals(t *testing.T) {
 	conf := func(more string) string { return strings.TrimSuffix(plain, "}") + "," + more + "}" }
+	newest := func(more string) string {
+		return `{"cniVersion":"1.1.0","name":"net1","type":"netctl"` + more + `}`
+	}
 	prev := func(r string) string { return conf(`"prevResult":` + r) }
 	tests := []struct {
 		name  string
@@ -229,7 +244,10 @@ func TestRefusals(t *testing.T) {
 		says  string
 	}{
 		{"command", addEnv("FROB"), plain, 4, "CNI_COMMAND"},
-		{"gc", addEnv("GC"), plain, 4, `"GC"`},
+		{"gc too old", addEnv("GC"), plain, 1, "GC"},
+		{"gc of no list", addEnv("GC"), newest(`,"cni.dev/valid-attachments":{}`), 6, "must be a list"},
+		{"gc of a wrong list", addEnv("GC"), newest(`,"cni.dev/valid-attachments":[{"containerID":"a/b","ifname":"eth0"}]`), 7, `"a/b"`},
+		{"gc without path", addEnv("GC", "CNI_PATH="), newest(`,"cni.dev/valid-attachments":[]`), 4, "CNI_PATH"},
 		{"container missing", addEnv("ADD", "CNI_CONTAINERID="), plain, 4, "CNI_CONTAINERID is not set"},
 		{"container", addEnv("ADD", "CNI_CONTAINERID=a/b"), plain, 4, "CNI_CONTAINERID"},
 		{"container for del", addEnv("DEL", "CNI_CONTAINERID="), plain, 4, "CNI_CONTAINERID"},
@@ -250,7 +268,17 @@ func TestRefusals(t *testing.T) {
 		{"status too old", addEnv("STATUS"), plain, 1, "STATUS"},
 		{"name", addEnv("ADD"), `{"cniVersion":"1.0.0","name":"../x"}`, 7, `"../x"`},
 		{"no name", addEnv("ADD"), `{"cniVersion":"1.0.0"}`, 7, "name"},
-		{"ipam", addEnv("ADD"), conf(`"ipam":{"type":"host-local"}`), 2, "host-local"},
+		{"ipam", addEnv("ADD"), conf(`"ipam":{"type":"host-local"}`), 7, "no such plugin in /x"},
+		{"ipam path", addEnv("ADD"), conf(`"ipam":{"type":"../sh"}`), 7, "../sh"},
+		{"ipam nowhere", addEnv("ADD", "CNI_PATH="), conf(`"ipam":{"type":"host-local"}`), 4, "CNI_PATH"},
+		{"rate", addEnv("ADD"), conf(`"runtimeConfig":{"bandwidth":{"ingressRate":7999}}`), 7, "runtimeConfig.bandwidth: .ingress.bits \"7999\": must be"},
+		{"negative rate", addEnv("ADD"), conf(`"runtimeConfig":{"bandwidth":{"egressRate":-1}}`), 6, "runtimeConfig.bandwidth.egressRate"},
+		{"aliases", addEnv("ADD"), conf(`"runtimeConfig":{"aliases":"a"}`), 6, "runtimeConfig.aliases"},
+		{"range", addEnv("ADD"), conf(`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0"}]]}`), 7, "ipRanges: subnet"},
+		{"range outside", addEnv("ADD"), conf(`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/24","rangeStart":"10.0.1.0"}]]}`), 7, "10.0.1.0"},
+		{"range backwards", addEnv("ADD"), conf(`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.9","rangeEnd":"10.0.0.8"}]]}`), 7, "after"},
+		{"two ranges", addEnv("ADD"), conf(`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/24"}],[{"subnet":"10.0.1.0/24"}]]}`), 7, "one set"},
+		{"mixed range", addEnv("ADD"), conf(`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/24"},{"subnet":"fd00::/64"}]]}`), 7, "family"},
 		{"mtu", addEnv("ADD"), conf(`"mtu":3`), 7, "mtu 3"},
 		{"wait", addEnv("ADD"), conf(`"agentWait":"10"`), 7, "agentWait"},
 		{"pool", addEnv("ADD"), conf(`"pools":["10.0.0.0/33"]`), 7, "10.0.0.0/33"},
@@ -408,55 +436,4 @@ func TestVersion(t *testing.T) {
 			t.Errorf("%q: exit %d, %q, %q", stdin, code, out.String(), diag.String())
 		}
 	}
-}
-
-func FuzzNetConf(f *testing.F) {
-	f.Add([]byte(plain))
-	f.Add([]byte(`{"cniVersion":"0.3.1","name":"n","mtu":1400,"pools":["10.0.0.0/8"],"runtimeConfig":{"ips":["10.0.0.1/8","::1"],"mac":"02:00:00:00:00:01","dns":{"Servers":[]}},"args":{"cni":{"labels":[{"key":"a","value":"b"}]}}}`))
-	f.Add([]byte(`{"cniVersion":"1.0.0","name":"n","prevResult":{"interfaces":[{"name":"eth0","sandbox":"x"}],"ips":[{"interface":0,"address":"10.0.0.1/32","gateway":""}],"routes":[{"dst":"::/0","table":0}]}}`))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		conf, err := parseConf(raw)
-		if err != nil {
-			return
-		}
-		c := &call{env: map[string]string{"CNI_CONTAINERID": "c"}, warn: func(string) {}, conf: conf}
-		if ports, err := conf.ports(); err == nil && len(ports) > control.MaxHostPorts {
-			t.Fatalf("%d ports", len(ports))
-		}
-		if req, err := c.request(); err == nil && (len(req.Addresses) > 2 || datastore.CheckName(req.Workload) != nil) {
-			t.Fatalf("request %+v", req)
-		}
-		prev, err := parseResult(conf.PrevResult)
-		if err != nil {
-			return
-		}
-		if prev != nil {
-			prev.addresses("eth0")
-		}
-		out, err := c.encode(attached(prev, control.Attachment{Interface: "eth0", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}, "ns", conf.dns()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if again, err := parseResult(out); err != nil || again == nil {
-			t.Fatalf("%s: %v", out, err)
-		}
-	})
-}
-
-func FuzzArgs(f *testing.F) {
-	f.Add("IgnoreUnknown=1;K8S_POD_NAME=a;MAC=02:00:00:00:00:01;IP=10.0.0.1,fd00::1/64")
-	f.Add("IP=;MAC=;;A=B=C;=")
-	f.Fuzz(func(t *testing.T, s string) {
-		a, err := parseArgs(s)
-		if err != nil {
-			return
-		}
-		addrs, err := firstAddresses(said{"", a.ips})
-		if err == nil && (len(addrs) > 2 || len(addrs) == 2 && addrs[0].Is4() == addrs[1].Is4()) {
-			t.Fatalf("%q: %v", s, addrs)
-		}
-		if mac, err := firstMAC(said{"", []string{a.mac}}); err == nil && mac != "" && len(mac) != 17 {
-			t.Fatalf("%q: %s", s, mac)
-		}
-	})
 }

@@ -12,7 +12,6 @@ import (
 // reference implementation uses it, and from 100 our own.
 const (
 	codeVersion      = 1
-	codeUnsupported  = 2
 	codeUnknown      = 3
 	codeEnvironment  = 4
 	codeIO           = 5

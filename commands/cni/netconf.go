@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -26,10 +25,12 @@ type netConf struct {
 	} `json:"ipam"`
 	DNS        dns             `json:"dns"`
 	PrevResult json.RawMessage `json:"prevResult"`
+	Valid      json.RawMessage `json:"cni.dev/valid-attachments"`
 
 	// netctl's own.
 	Profiles    []string          `json:"profiles"` // default: the network's
 	Labels      map[string]string `json:"labels"`
+	IPv4        *bool             `json:"ipv4"` // false: no such address
 	IPv6        bool              `json:"ipv6"`
 	MTU         int               `json:"mtu"` // bytes
 	AgentSocket string            `json:"agentSocket"`
@@ -41,7 +42,9 @@ type netConf struct {
 		MAC          string          `json:"mac"`
 		DNS          runtimeDNS      `json:"dns"`
 		PortMappings []portMapping   `json:"portMappings"`
-		Bandwidth    json.RawMessage `json:"bandwidth"`
+		Bandwidth    bandwidth       `json:"bandwidth"`
+		IPRanges     [][]ipRange     `json:"ipRanges"`
+		Aliases      json.RawMessage `json:"aliases"`
 	} `json:"runtimeConfig"`
 	Args struct {
 		CNI struct {
@@ -107,8 +110,8 @@ func (c *netConf) check() error {
 		return errorf(codeVersion, "cniVersion %q is not supported; %s are", c.CNIVersion, strings.Join(versions(), ", "))
 	case !identifier(c.Name):
 		return errorf(codeConfig, "network name %q: must begin with a letter or digit, then letters, digits, _ . -", c.Name)
-	case c.IPAM.Type != "" && c.IPAM.Type != "netctl":
-		return errorf(codeUnsupported, "ipam type %q: netctl assigns addresses itself; leave ipam out", c.IPAM.Type)
+	case c.IPAM.Type != "" && !identifier(c.IPAM.Type):
+		return errorf(codeConfig, "ipam type %q: is no name of a plugin; leave ipam out and netctl assigns addresses itself", c.IPAM.Type)
 	case c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU):
 		return errorf(codeConfig, "mtu %d: must be from %d to %d", c.MTU, minMTU, maxMTU)
 	}
@@ -133,7 +136,7 @@ func isObject(raw []byte) bool {
 }
 
 // least is so much of a configuration that is wrong as can be read: its version, its
-// name, if that is one, and the socket.
+// name, if that is one, the socket, and who assigned addresses.
 func least(raw []byte) (c netConf) {
 	var keys map[string]json.RawMessage
 	if json.Unmarshal(raw, &keys) != nil {
@@ -146,6 +149,12 @@ func least(raw []byte) (c netConf) {
 				*into = text
 			}
 		}
+		if strings.EqualFold(key, "ipam") {
+			_ = json.Unmarshal(value, &c.IPAM) // that it is wrong is being told
+		}
+	}
+	if !identifier(c.IPAM.Type) {
+		c.IPAM.Type = ""
 	}
 	if !identifier(c.Name) {
 		c.Name = ""
@@ -165,7 +174,7 @@ func (c *netConf) dns() dns {
 // runtimeConfig counts most, then args.cni, then CNI_ARGS.
 func (c *call) request() (control.AttachRequest, error) {
 	conf := &c.conf
-	args, err := parseArgs(c.env["CNI_ARGS"])
+	args, err := parseArgs(c.env["CNI_ARGS"], byPodman(c.env["CNI_NETNS"]))
 	if err != nil {
 		return control.AttachRequest{}, err
 	}
@@ -174,10 +183,27 @@ func (c *call) request() (control.AttachRequest, error) {
 		Network:   datastore.ForeignName(conf.Name),
 		NetnsPath: c.env["CNI_NETNS"],
 		IPv6:      conf.IPv6,
+		IPv6Only:  conf.IPv4 != nil && !*conf.IPv4,
+		Runtime:   c.runtime(),
 		MTU:       conf.MTU,
 		Profiles:  conf.Profiles,
 		Labels:    labels(c.env["CNI_CONTAINERID"], conf, args),
 	}
+	aliases, err := conf.aliases()
+	if err != nil {
+		return req, err
+	}
+	if text := aliasLabel(aliases); text != "" {
+		req.Labels[datastore.LabelAliases] = text
+	}
+	if req.Bandwidth, err = conf.RuntimeConfig.Bandwidth.rates(); err != nil {
+		return req, err
+	}
+	within, v6, only6, err := conf.ranges()
+	if err != nil {
+		return req, err
+	}
+	req.Within, req.IPv6, req.IPv6Only = within, req.IPv6 || v6, req.IPv6Only || only6
 	for _, text := range conf.Pools {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
@@ -192,9 +218,6 @@ func (c *call) request() (control.AttachRequest, error) {
 	}
 	req.MAC, err = firstMAC(
 		said{"runtimeConfig.mac", []string{conf.RuntimeConfig.MAC}}, said{"args.cni.mac", []string{conf.Args.CNI.MAC}}, said{"CNI_ARGS MAC", []string{args.mac}})
-	if s := string(conf.RuntimeConfig.Bandwidth); s != "" && s != "null" && s != "[]" && s != "{}" {
-		c.warn(fmt.Sprintf("network %s: runtimeConfig.bandwidth is not supported and ignored", conf.Name))
-	}
 	return req, err
 }
 

@@ -58,7 +58,8 @@ type AttachRequest struct {
 	// Destinations are what the workload of a Loose attach is to reach by this interface,
 	// whichever has its default route; the agent sees to that once the interface is there.
 	Destinations []netip.Prefix `json:"destinations,omitempty"`
-	// Held says that Addresses were chosen by Hold, and are all that the interface has.
+	// Held says that Addresses were chosen by Hold, or by somebody else's IPAM, and are
+	// all that the interface has.
 	Held bool `json:"held,omitempty"`
 	// NetnsPath is where the caller found the namespace: told in errors, and looked at by
 	// a detach, if that namespace is still there.
@@ -66,9 +67,18 @@ type AttachRequest struct {
 	// Addresses are wishes, at most one of each family.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Pools restricts the pools to draw from; empty: the network's.
-	Pools    []netip.Prefix    `json:"pools,omitempty"`
-	IPv6     bool              `json:"ipv6,omitempty"`
-	MAC      string            `json:"mac,omitempty"`
+	Pools []netip.Prefix `json:"pools,omitempty"`
+	// Within restricts the addresses to these prefixes, which lie in pools; empty: any.
+	Within []netip.Prefix `json:"within,omitempty"`
+	IPv6   bool           `json:"ipv6,omitempty"`
+	// IPv6Only is an IPv6 address and no IPv4 one.
+	IPv6Only bool   `json:"ipv6Only,omitempty"`
+	MAC      string `json:"mac,omitempty"`
+	// Bandwidth limits the interface; zero: nothing does.
+	Bandwidth datastore.Bandwidth `json:"bandwidth,omitzero"`
+	// Runtime is who asks, as far as the caller can tell: a collection of the same one
+	// may release what it attached (CollectRequest). "": nobody's may.
+	Runtime  string            `json:"runtime,omitempty"`
 	MTU      int               `json:"mtu,omitempty"` // bytes; 0: the agent decides
 	Profiles []string          `json:"profiles,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
@@ -96,6 +106,22 @@ type Attachment struct {
 type DetachRequest struct {
 	Target
 	Network string `json:"network,omitempty"`
+}
+
+// CollectRequest releases what is dead (POST /v1/collect): endpoints of this node,
+// orchestrator and network that the same Runtime attached and does not list as valid, and
+// whose link is gone. What lives is never touched, nor what another runtime attached to a
+// network of that name.
+type CollectRequest struct {
+	Orchestrator string   `json:"orchestrator"`
+	Network      string   `json:"network"`
+	Runtime      string   `json:"runtime"`
+	Valid        []Target `json:"valid,omitempty"`
+}
+
+// Collected is what a CollectRequest released: names of endpoints.
+type Collected struct {
+	Released []string `json:"released,omitempty"`
 }
 
 // CheckRequest asks whether the endpoint is wired as attached (POST /v1/check):

@@ -66,6 +66,12 @@ func (c *AgentClient) Check(ctx context.Context, r CheckRequest) error {
 	return c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/check", r, nil) })
 }
 
+// Collect releases what is dead; see CollectRequest.
+func (c *AgentClient) Collect(ctx context.Context, r CollectRequest) (Collected, error) {
+	var a Collected
+	return a, c.call(ctx, http.MethodPost, "/v1/collect", r, &a)
+}
+
 // Status returns the agent's own view.
 func (c *AgentClient) Status(ctx context.Context) (AgentStatus, error) {
 	var s AgentStatus

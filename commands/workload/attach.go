@@ -129,7 +129,7 @@ func (s *Service) assign(ctx context.Context, name string, req control.AttachReq
 		}
 		res, err := s.Addresses.Assign(ctx, ipam.Request{
 			Handle: name, Workload: req.Workload, Name: req.Labels["name"], Wants: req.Addresses,
-			Pools: plan.pools, V6: plan.ipv6, Held: req.Held, Commit: plan.commit,
+			Pools: plan.pools, V6: plan.ipv6, Family: plan.family, Within: req.Within, Held: req.Held, Commit: plan.commit,
 		})
 		if err == nil {
 			return plan.endpoint, res.Revision, nil
@@ -209,12 +209,19 @@ type plan struct {
 	create   []datastore.Object // besides the endpoint
 	pools    []netip.Prefix
 	ipv6     bool
+	family   int // 6: no IPv4; 0: as ipv6 says
 }
 
 func (s *Service) plan(name, mac string, req control.AttachRequest, known Known) (*plan, error) {
 	p := &plan{pools: req.Pools, ipv6: req.IPv6}
 	if req.Network != "" {
 		p.network(req, known.Network)
+	}
+	if req.IPv6Only {
+		p.family = 6
+	}
+	if i := slices.IndexFunc(req.Addresses, netip.Addr.Is4); i >= 0 && p.family == 6 {
+		return nil, fmt.Errorf("address %s: %w: the network %s or the request is of IPv6 alone", req.Addresses[i], datastore.ErrInvalid, req.Network)
 	}
 	profiles := datastore.ProfilesOf(req.Network, known.Network, req.Profiles)
 	for _, want := range profiles {
@@ -230,7 +237,7 @@ func (s *Service) plan(name, mac string, req control.AttachRequest, known Known)
 		Metadata: datastore.Metadata{Name: name, Labels: req.Labels},
 		Spec: datastore.EndpointSpec{
 			Node: s.Node, Orchestrator: req.Orchestrator, Workload: req.Workload, Interface: req.Interface,
-			Network: req.Network, Link: netdev.LinkName(s.LinkPrefix, name), MAC: mac, Profiles: profiles, Ports: req.Ports,
+			Network: req.Network, Link: netdev.LinkName(s.LinkPrefix, name), MAC: mac, Profiles: profiles, Ports: req.Ports, Bandwidth: req.Bandwidth,
 		},
 	}
 	return p, nil
@@ -249,6 +256,9 @@ func (p *plan) network(req control.AttachRequest, n *datastore.Network) {
 		p.pools = n.Spec.Pools
 	}
 	p.ipv6 = p.ipv6 || n.Spec.IPv6
+	if n.Spec.IPv6Only() {
+		p.family = 6
+	}
 }
 
 // commit is what goes into the transaction of the addresses.
@@ -293,9 +303,9 @@ func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datas
 	}
 	w := kernel.Wire{
 		Interface: ep.Spec.Interface, Link: ep.Spec.Link, MAC: ep.Spec.MAC, MTU: a.MTU,
-		Addresses: ep.Spec.Addresses, Gateway4: gateway,
+		Addresses: ep.Spec.Addresses, Gateway4: gateway, Bandwidth: ep.Spec.Bandwidth,
 	}
-	rec := &Record{Endpoint: ep, FitMTU: req.MTU == 0, Boot: s.Boot, Netns: req.NetnsPath, Destinations: req.Destinations, Cluster: known.Cluster}
+	rec := &Record{Endpoint: ep, Runtime: req.Runtime, FitMTU: req.MTU == 0, Boot: s.Boot, Netns: req.NetnsPath, Destinations: req.Destinations, Cluster: known.Cluster}
 	if ns == nil {
 		a.Peer = netdev.PeerName(a.Link)
 		w.Peer = a.Peer

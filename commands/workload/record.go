@@ -27,6 +27,8 @@ type Record struct {
 	// FitMTU says that nobody asked for an MTU: it is what the way to the other nodes
 	// has room for.
 	FitMTU bool `json:"fitMTU,omitempty"`
+	// Runtime is who attached it, as far as could be told; "": nobody knows.
+	Runtime string `json:"runtime,omitempty"`
 	// Boot is the boot the attach happened in, Index the link's in that boot, Dev and
 	// Ino the namespace (0: there was none yet), Netns where its caller found it.
 	Boot  string `json:"boot"`
@@ -47,7 +49,7 @@ type Record struct {
 func (rec *Record) Wire(boot string, gateway netip.Addr) kernel.Wire {
 	w := kernel.Wire{
 		Interface: rec.Endpoint.Spec.Interface, Link: rec.Endpoint.Spec.Link, Peer: rec.Attachment.Peer, HostMTU: rec.Attachment.MTU,
-		Addresses: rec.Endpoint.Spec.Addresses, Gateway4: gateway,
+		Addresses: rec.Endpoint.Spec.Addresses, Gateway4: gateway, Bandwidth: rec.Endpoint.Spec.Bandwidth,
 	}
 	for _, gw := range rec.Attachment.Gateways {
 		if gw.Is4() && w.Peer != "" {

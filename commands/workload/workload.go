@@ -37,6 +37,8 @@ type Links interface {
 	// DropRules removes what outlives the link in the workload's namespace.
 	DropRules(path string, dev, ino uint64, addrs []netip.Addr, to []netip.Prefix) error
 	Check(kernel.Wire) error
+	// Lives says whether a workload's namespace is where its attach found it.
+	Lives(kernel.Place) bool
 	// Mend puts back what is nobody else's to change on the workload's side.
 	Mend(kernel.Wire) (differed []string, err error)
 }

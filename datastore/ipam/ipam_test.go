@@ -337,6 +337,19 @@ func TestIPv6Alone(t *testing.T) {
 	fails(t, n6, request("e", "10.0.0.1"), datastore.ErrInvalid, "no IPv4 pool for node n6")
 }
 
+// TestIPv6AskedForAlone: a pool of other nodes, in which nobody here has an address, keeps
+// nobody from an IPv6 address that was asked for; one that is disabled does.
+func TestIPv6AskedForAlone(t *testing.T) {
+	elsewhere := func(s *datastore.PoolSpec) { s.NodeSelector = "rack == 'b'" }
+	w := newWorld(t, pool("10.0.0.0/26", elsewhere), pool("fd80:24e2:f998:72d6::/64"), node("n6", "192.168.99.104/24", "fd00:99::4/64"))
+	if got := w.assign(w.on("n6"), Request{Handle: "a", V6: true}); len(got) != 1 || !strings.HasPrefix(got[0], "fd80:24e2:f998:72d6:") {
+		t.Errorf("got %v", got)
+	}
+	fails(t, w.on("n6"), Request{Handle: "b"}, datastore.ErrExhausted, "does not select node n6")
+	w.put(pool("10.1.0.0/26", func(s *datastore.PoolSpec) { s.Disabled = true }))
+	fails(t, w.on("n6"), Request{Handle: "c", V6: true}, datastore.ErrExhausted, "10.1.0.0/26 is disabled")
+}
+
 // TestLargestBlock: a full one of the longest names can be stored.
 func TestLargestBlock(t *testing.T) {
 	long := strings.Repeat("n", datastore.MaxName)

@@ -135,7 +135,10 @@ func (p *planner) due(n *datastore.Node) (due [2]bool) {
 	pools := p.req.Pools
 	if len(pools) == 0 {
 		for _, pool := range p.index.sortedPools() {
-			pools = append(pools, pool.Spec.CIDR)
+			// One of other nodes alone is none, for who asked for IPv6; else it is worth an error.
+			if !p.req.V6 || n == nil || selects(pool, n) {
+				pools = append(pools, pool.Spec.CIDR)
+			}
 		}
 	}
 	v4 := slices.ContainsFunc(pools, func(c netip.Prefix) bool { return c.Addr().Is4() })

@@ -34,6 +34,8 @@ type Wire struct {
 	MTU, HostMTU int
 	// Addresses get a host prefix (/32, /128) each.
 	Addresses []netip.Addr
+	// Bandwidth is what the host side limits.
+	Bandwidth datastore.Bandwidth
 	// Gateway4 and Gateway6 are the next hops of the default routes; zero:
 	// netdev.Gateway4 and netdev.HostLinkLocal. A family without an address has
 	// no route.
@@ -115,6 +117,9 @@ func (k *Kernel) Create(w Wire) (Made, error) {
 	if err != nil {
 		if undo := k.host.LinkDel(pair); undo != nil {
 			err = errors.Join(err, fmt.Errorf("remove %s: %w", w.Link, cause(undo)))
+		}
+		if w.Bandwidth.Egress.Bits != 0 {
+			err = errors.Join(err, k.dropShaper(w.Link))
 		}
 		return Made{}, fmt.Errorf("wire %s: %w", w.Interface, err)
 	}

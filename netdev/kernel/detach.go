@@ -19,6 +19,10 @@ import (
 // 0, or no such link any more). A link that is not there is no error; one that is
 // not netctl's is left alone.
 func (k *Kernel) Detach(link string, index int) error {
+	return errors.Join(k.detach(link, index), k.dropShaper(link))
+}
+
+func (k *Kernel) detach(link string, index int) error {
 	l, err := k.find(link, index)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -32,10 +36,18 @@ func (k *Kernel) Detach(link string, index int) error {
 	case !l.made(index):
 		return fmt.Errorf("detach %s: not an interface of netctl (group %d)", link, l.group)
 	}
+	if err := k.retireLink(l); err != nil {
+		return fmt.Errorf("detach %s: %w", link, err)
+	}
+	return nil
+}
+
+// retireLink takes a link out of service, for Run to delete it.
+func (k *Kernel) retireLink(l rawLink) error {
 	// Down comes before the new name: kernels before 6.2 rename no link that is up.
 	// The group comes first of all, so that it is no news that the link goes down.
 	d := device(l.Index)
-	err = k.host.LinkSetGroup(d, int(netdev.GroupRetired))
+	err := k.host.LinkSetGroup(d, int(netdev.GroupRetired))
 	if err == nil {
 		err = k.host.LinkSetDown(d)
 	}
@@ -43,7 +55,7 @@ func (k *Kernel) Detach(link string, index int) error {
 		err = k.host.LinkSetName(d, netdev.RetiredName(l.Index))
 	}
 	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("detach %s: %w", link, cause(err))
+		return cause(err)
 	}
 	k.retire.kick()
 	return nil
@@ -52,6 +64,9 @@ func (k *Kernel) Detach(link string, index int) error {
 // Run deletes detached links, also those that an earlier process left, until ctx
 // ends; it always ends with ctx's error.
 func (k *Kernel) Run(ctx context.Context) error {
+	if err := k.retireShapers(); err != nil {
+		k.log.Warn("rates of links that are gone not removed", "error", err)
+	}
 	k.retire.kick()
 	for {
 		select {

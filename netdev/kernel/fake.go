@@ -34,6 +34,7 @@ type Fake struct {
 	path     ReturnPath
 	watchers map[int]chan Event
 	tunnels  map[string]fakeTunnel // by name
+	dropped  map[int]bool          // namespaces that are gone
 }
 
 type fakeWire struct {
@@ -159,13 +160,13 @@ func (f *Fake) Hold(w Wire, raise bool) (differed []string, err error) {
 	if have == nil {
 		return nil, fmt.Errorf("hold %s: %w", w.Link, os.ErrNotExist)
 	}
-	for _, text := range []string{unlike(w.Link, "name", have.name, w.Link), unlike(w.Link, "group", have.group, netdev.Group), when(raise && !have.up, w.Link+" is down")} {
+	for _, text := range []string{unlike(w.Link, "bandwidth", have.Bandwidth, w.Bandwidth), unlike(w.Link, "name", have.name, w.Link), unlike(w.Link, "group", have.group, netdev.Group), when(raise && !have.up, w.Link+" is down")} {
 		if text != "" {
 			differed = append(differed, text)
 		}
 	}
 	differed = append(differed, have.altered...)
-	have.name, have.group, have.altered, have.up = w.Link, netdev.Group, nil, have.up || raise
+	have.name, have.group, have.altered, have.up, have.Bandwidth = w.Link, netdev.Group, nil, have.up || raise, w.Bandwidth
 	if len(differed) > 0 {
 		f.tell(have.event())
 	}
@@ -200,6 +201,13 @@ func (f *Fake) Mend(w Wire) ([]string, error) {
 func (f *Fake) MendAt(w Wire, at Place) ([]string, error) {
 	w.Netns = int(at.Ino)
 	return f.Mend(w)
+}
+
+// Lives is Kernel.Lives: a namespace lives unless it was dropped.
+func (f *Fake) Lives(p Place) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.dropped[int(p.Ino)]
 }
 
 // Resize is Kernel.Resize.
@@ -258,6 +266,32 @@ func (f *Fake) DropRules(path string, _, _ uint64, _ []netip.Addr, _ []netip.Pre
 func (f *Fake) Drop(netns int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.hide(netns)
+	f.cut(netns)
+}
+
+// Hide is what happens when nothing leads to a namespace any more that lives on.
+func (f *Fake) Hide(netns int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hide(netns)
+}
+
+func (f *Fake) hide(netns int) {
+	if f.dropped == nil {
+		f.dropped = map[int]bool{}
+	}
+	f.dropped[netns] = true
+}
+
+// Cut is what happens when somebody deletes the links of a namespace that lives on.
+func (f *Fake) Cut(netns int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cut(netns)
+}
+
+func (f *Fake) cut(netns int) {
 	for link, w := range f.wires {
 		if w.Netns == netns {
 			delete(f.wires, link)
@@ -418,6 +452,11 @@ func (f *Fake) String() string {
 			state = "UP"
 		}
 		fmt.Fprintf(&b, "%s: mtu %d state %s group %d link/ether %s netns %d\n", l, w.MTU, state, netdev.Group, netdev.HostMAC, w.Netns)
+		for i, r := range []datastore.Rate{w.Bandwidth.Ingress, w.Bandwidth.Egress} {
+			if r.Bits != 0 {
+				fmt.Fprintf(&b, "  qdisc tbf %s rate %dbit\n", []string{"dev " + l, "dev " + netdev.ShaperName(l)}[i], r.Bits)
+			}
+		}
 		if w.Peer != "" {
 			fmt.Fprintf(&b, "  %s: link/ether %s\n", w.Peer, w.MAC)
 			continue

@@ -50,7 +50,7 @@ func (k *Kernel) Interfaces() ([]Interface, error) {
 		at[l.Index] = len(list)
 		list = append(list, Interface{
 			Name: l.Name, Index: l.Index, Kind: l.kind, MTU: l.MTU, Up: l.Up, Loopback: l.flags&unix.IFF_LOOPBACK != 0,
-			Ours: l.group == netdev.Group || l.group == netdev.GroupRetired || l.group == netdev.GroupTunnel,
+			Ours: l.group == netdev.Group || l.group == netdev.GroupRetired || l.group == netdev.GroupTunnel || l.group == netdev.GroupShaper,
 		})
 	}
 	for i, l := range links {

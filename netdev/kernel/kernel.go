@@ -4,7 +4,8 @@
 //
 // It never writes a route outside an endpoint's own namespace (routing/fib does),
 // never filters a packet, never executes a program, and changes only interfaces
-// that carry netdev.Group, netdev.GroupRetired or netdev.GroupTunnel.
+// that carry netdev.Group, netdev.GroupRetired, netdev.GroupTunnel or
+// netdev.GroupShaper.
 //
 // Invariants: an endpoint's peer is born inside its namespace, so that nothing is
 // ever moved; Create leaves the host side down, so that ACLs are in place before

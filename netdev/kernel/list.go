@@ -107,7 +107,7 @@ func (k *Kernel) Addresses() ([]Address, error) {
 			}
 			links[a.index] = l
 		}
-		if l.group != netdev.Group && l.group != netdev.GroupRetired && l.group != netdev.GroupTunnel {
+		if l.group != netdev.Group && l.group != netdev.GroupRetired && l.group != netdev.GroupTunnel && l.group != netdev.GroupShaper {
 			list = append(list, Address{
 				Prefix: a.prefix, Subnet: a.subnet, Link: l.Name, Index: l.Index, MTU: l.MTU,
 				Passing: a.flags&passing != 0, Loopback: l.flags&unix.IFF_LOOPBACK != 0, Down: !l.Up,

@@ -36,6 +36,7 @@ type rawLink struct {
 	mac    net.HardwareAddr
 	master int    // index; 0: none
 	kind   string // such as "veth"
+	queue  string // where packets leave it, such as "noqueue"
 	// peer is the index of a veth's other side and nsid the number of the namespace
 	// that has it; apart is false where that is this one.
 	peer  int
@@ -60,6 +61,8 @@ func parseLink(m netlink.Message) (rawLink, error) {
 			l.Name = ad.String()
 		case unix.IFLA_MTU:
 			l.MTU = int(ad.Uint32())
+		case unix.IFLA_QDISC:
+			l.queue = ad.String()
 		case unix.IFLA_GROUP:
 			l.group = ad.Uint32()
 		case unix.IFLA_ADDRESS:
@@ -202,4 +205,54 @@ func parseSetting(m netlink.Message) (rawSetting, error) {
 		return rawSetting{}, fmt.Errorf("settings message: %w", err)
 	}
 	return s, nil
+}
+
+const sizeofTcMsg = 20 // struct tcmsg
+
+// rawQueue is what this package reads of a queue (struct tcmsg and attributes,
+// include/uapi/linux/rtnetlink.h and pkt_sched.h); the numbers are of a token bucket
+// filter alone.
+type rawQueue struct {
+	index         int // of the device
+	handle        uint32
+	parent        uint32
+	kind          string
+	rate          uint64 // bytes per second
+	limit, buffer uint32 // bytes, ticks
+}
+
+func parseQueue(m netlink.Message) (rawQueue, error) {
+	const kind, options, parms, rate64, sizeofTBF = 1, 2, 1, 4, 36
+	if len(m.Data) < sizeofTcMsg {
+		return rawQueue{}, fmt.Errorf("queue message: %d bytes", len(m.Data))
+	}
+	q := rawQueue{index: int(int32(binary.NativeEndian.Uint32(m.Data[4:]))), handle: binary.NativeEndian.Uint32(m.Data[8:]), parent: binary.NativeEndian.Uint32(m.Data[12:])}
+	ad, err := netlink.NewAttributeDecoder(m.Data[sizeofTcMsg:])
+	if err != nil {
+		return rawQueue{}, fmt.Errorf("queue message: %w", err)
+	}
+	tbf := func(ad *netlink.AttributeDecoder) error {
+		for ad.Next() {
+			switch b := ad.Bytes(); {
+			case ad.Type() == parms && len(b) >= sizeofTBF:
+				q.rate = max(q.rate, uint64(binary.NativeEndian.Uint32(b[8:])))
+				q.limit, q.buffer = binary.NativeEndian.Uint32(b[24:]), binary.NativeEndian.Uint32(b[28:])
+			case ad.Type() == rate64 && len(b) == 8:
+				q.rate = binary.NativeEndian.Uint64(b)
+			}
+		}
+		return nil
+	}
+	for ad.Next() {
+		switch {
+		case ad.Type() == kind:
+			q.kind = ad.String()
+		case ad.Type() == options && q.kind == "tbf":
+			ad.Nested(tbf)
+		}
+	}
+	if err := ad.Err(); err != nil {
+		return rawQueue{}, fmt.Errorf("queue message: %w", err)
+	}
+	return q, nil
 }

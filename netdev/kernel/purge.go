@@ -27,7 +27,7 @@ func (k *Kernel) Retired() (n int, err error) {
 // It is for a host whose roles have ended for good.
 func (k *Kernel) Purge() error {
 	var errs []error
-	for _, group := range []uint32{netdev.Group, netdev.GroupRetired} {
+	for _, group := range []uint32{netdev.Group, netdev.GroupRetired, netdev.GroupShaper} {
 		if err := k.retire.conn.deleteGroup(group); err != nil && !errors.Is(err, unix.ENODEV) {
 			errs = append(errs, fmt.Errorf("delete links of endpoints: %w", err))
 		}

@@ -35,6 +35,15 @@ func openPlace(p Place) (*Netns, error) {
 	return ns, nil
 }
 
+// Lives says whether the namespace is where an attach found it.
+func (k *Kernel) Lives(p Place) bool {
+	ns, err := openPlace(p)
+	if err == nil {
+		_ = ns.Close()
+	}
+	return err == nil
+}
+
 // Resize gives both sides of a wire an MTU, those that send first: of a smaller one the
 // workload's, of a larger one the host's. That the host sends nothing larger to the
 // workload by then is the caller's to see to. A workload's side that somebody else made

@@ -197,6 +197,7 @@ func (s *side) facts() []fact {
 		born:    true, raises: true,
 	})
 	list = append(list, s.addressed())
+	list = append(list, s.shaped()...)
 	if s.wire.has(false) {
 		list = append(list, s.linkLocal())
 	}

@@ -184,7 +184,7 @@ func (k *Kernel) Forwarding6() (was bool, err error) {
 	}
 	ours := map[string]bool{}
 	for _, l := range links {
-		ours[l.Name] = l.group == netdev.Group || l.group == netdev.GroupRetired
+		ours[l.Name] = l.group == netdev.Group || l.group == netdev.GroupRetired || l.group == netdev.GroupShaper
 	}
 	names, err := k.sys.foreignNames("ipv6/conf", ours)
 	if err != nil {

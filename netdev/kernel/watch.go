@@ -68,8 +68,8 @@ func (k *Kernel) Watch(ctx context.Context, fn func(Event)) error {
 	begin := func() error {
 		links, err := k.links()
 		for _, l := range links {
-			if l.group == netdev.Group {
-				ours[l.Index] = true
+			if l.group == netdev.Group || l.group == netdev.GroupShaper {
+				ours[l.Index] = l.group == netdev.Group
 			}
 		}
 		return err
@@ -172,7 +172,7 @@ func event(m netlink.Message, ours map[int]bool, port uint32) (Event, bool) {
 func linkEvent(l rawLink, gone bool, ours map[int]bool) (Event, bool) {
 	ev := Event{Link: l.Name, Index: l.Index, Up: l.Up, MTU: l.MTU, Altered: altered(l)}
 	switch {
-	case l.group == netdev.GroupRetired:
+	case l.group == netdev.GroupRetired || l.group == netdev.GroupShaper:
 		ours[l.Index] = false
 		if gone {
 			delete(ours, l.Index)
