@@ -65,10 +65,17 @@ func (a *api) attach(ctx context.Context, r control.AttachRequest) (control.Atta
 		}
 		defer ns.Close()
 	}
+	patience := storePatience
+	if end, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(end)/2)
+	}
 	for began := time.Now(); ; {
 		at, err := a.tryAttach(ctx, r, ns)
-		if err == nil || !errors.Is(err, datastore.ErrUnavailable) || time.Since(began) >= storePatience || a.loop.awayFor(ctx) >= storePatience || !pause(ctx, storePause) {
+		if err == nil || !errors.Is(err, datastore.ErrUnavailable) {
 			return at, err
+		}
+		if time.Since(began) >= patience || a.loop.awayFor(ctx) >= storePatience || !pause(ctx, storePause) {
+			return a.attachAway(ctx, r, ns, err)
 		}
 	}
 }
@@ -87,14 +94,18 @@ func (a *api) tryAttach(ctx context.Context, r control.AttachRequest, ns *kernel
 }
 
 // detach of a store that is away takes the interfaces out of service; the caller
-// keeps the request until the agent can release the addresses.
+// keeps the request until the agent can release the addresses, if the store has any.
 func (a *api) detach(ctx context.Context, r control.DetachRequest) (struct{}, error) {
 	err := a.loop.gate(ctx)
 	switch {
 	case err == nil:
 		return struct{}{}, a.service.Detach(ctx, r.Target)
 	case errors.Is(err, datastore.ErrUnavailable) && r.Workload != "":
-		err = errors.Join(err, a.service.Sever(ctx, r.Target))
+		left, e := a.service.DetachAway(ctx, r.Target)
+		if !left {
+			return struct{}{}, nil
+		}
+		err = errors.Join(err, e)
 	}
 	return struct{}{}, fmt.Errorf("detach %s: %w", r.Workload, err)
 }

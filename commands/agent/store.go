@@ -13,7 +13,7 @@ import (
 // or was lost sight of.
 func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
 	other := l.standing.list(s)
-	changes, err := l.view.Replace(s)
+	changes, err := l.view.Replace(l.withUnsettled(s))
 	if err != nil {
 		l.log.Warn("entries of the datastore not used", "error", err)
 	}
@@ -84,6 +84,7 @@ func (l *loop) settle() {
 	l.locals.markAll()
 	l.links.lookForOwners()
 	l.tidy()
+	l.settleSoon()
 }
 
 // tidy removes the records of endpoints that are neither in the store nor in the
@@ -92,7 +93,7 @@ func (l *loop) tidy() {
 	all, _ := l.records.All() // what cannot be read was reported by live
 	for _, rec := range all {
 		link := rec.Endpoint.Spec.Link
-		if _, linked := l.links.present[link]; linked || l.links.owners[link] != "" {
+		if _, linked := l.links.present[link]; linked || l.links.owners[link] != "" || rec.Refused != "" {
 			continue
 		}
 		if err := l.records.Remove(link); err != nil {
