@@ -80,6 +80,7 @@ type agent struct {
 	returner *returner
 	tunnels  *tunneller
 	settler  *settler
+	copier   *copier
 	reporter *control.Reporter
 	manager  *control.Service
 	api      *api
@@ -223,6 +224,9 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	})
 	a.joiner = &joiner{cfg: a.cfg, loop: l, store: o.store, service: a.service, host: a.host, resolve: o.routes.Resolve, workOff: a.detaches.workOff}
 	a.detaches.detach = a.service.Detach
+	a.copier = newCopier(l)
+	l.changedModel = func() { poke(a.copier.due) }
+	l.lostModel = func() { poke(a.copier.hurry) }
 	a.settler = &settler{loop: l, service: a.service, due: make(chan struct{}, 1)}
 	l.settleSoon = func() { poke(a.settler.due) }
 	l.enter, l.release = a.joiner.enter, a.service.Release
@@ -304,6 +308,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: a.returner.String(), Do: a.returner.Run},
 		{Name: a.tunnels.String(), Do: a.tunnels.Run},
 		{Name: "settle endpoints", Do: a.settler.Run},
+		{Name: "keep a copy of the datastore", Do: a.copier.Run},
 		{Name: "keep the registration", Do: a.watchHost},
 		{Name: "let forwarding through", Do: func(ctx context.Context) error { return a.keepForward(ctx, o.forward) }},
 		{Name: "compare", Do: a.compare},

@@ -114,6 +114,8 @@ type loop struct {
 	report func()
 	// reportAnew is told that the datastore is another one.
 	reportAnew func()
+	// changedModel is told that the view changed, lostModel that it will not for a while.
+	changedModel, lostModel func()
 	// settleSoon is told that endpoints may be settled.
 	settleSoon func()
 	// synced is told that the agent is in sync, after each burst in which it is.
@@ -128,7 +130,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 		view: datastore.NewView(), standing: &standing{outage: datastore.NewOutage(log)},
 		links: newLinks(k), table: newTable(r),
 		report: func() {}, reportAnew: func() {}, changedHost: func() {}, changedTunnels: func() {}, synced: func() {}, retryDetaches: func() {},
-		unsettled: map[string]*workload.Record{}, settleSoon: func() {},
+		unsettled: map[string]*workload.Record{}, settleSoon: func() {}, changedModel: func() {}, lostModel: func() {},
 	}
 	l.problems = newProblems(log, func() { l.post(func() {}) })
 	l.locals = newLocals(cfg.LinkPrefix, l.links)

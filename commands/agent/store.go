@@ -31,6 +31,7 @@ func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
 	}
 	l.former.told(l.standing.cluster, s.Revision)
 	l.noteNewer()
+	l.changedModel()
 	l.join(ctx)
 }
 
@@ -120,6 +121,7 @@ func (l *loop) apply(ctx context.Context, b datastore.Batch) {
 	}
 	l.former.told(l.standing.cluster, b.Revision)
 	l.noteNewer()
+	l.changedModel()
 	l.addresses.Apply(changes, b.Revision)
 	if l.standing.stage == renamed {
 		l.join(ctx)
@@ -241,7 +243,10 @@ func (f *follower) Apply(b datastore.Batch) error {
 
 // Lost implements datastore.Follower.
 func (f *follower) Lost(err error) {
-	_ = f.loop.do(f.ctx, func() { f.loop.standing.part(err) })
+	_ = f.loop.do(f.ctx, func() {
+		f.loop.standing.part(err)
+		f.loop.lostModel()
+	})
 }
 
 // Back implements datastore.Follower.

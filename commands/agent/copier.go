@@ -1,0 +1,120 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"netctl/datastore"
+)
+
+// Each node keeps a copy of what the datastore holds, in the form of a backup, from which
+// `netctl datastore rebuild` writes it again when it is lost. It is brought up to date a
+// while after a change, however many there were, and at once when the datastore goes away
+// or is not the right one any more: nothing is seen after that.
+
+// copyPause is the least time between two writes of the copy; copyShare bounds what they
+// cost: a write is followed by a pause of so many times what it took.
+const (
+	copyPause = 10 * time.Second
+	copyShare = 50
+)
+
+// copier keeps the copy.
+type copier struct {
+	loop  *loop
+	path  string
+	due   chan struct{} // holds one: the model changed
+	hurry chan struct{} // holds one: it does not change any more
+}
+
+func newCopier(l *loop) *copier {
+	return &copier{loop: l, path: filepath.Join(l.cfg.StateDir, datastore.CopyFile), due: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
+}
+
+// Run writes until ctx ends.
+func (c *copier) Run(ctx context.Context) error {
+	pause := time.Duration(0)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.due:
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.hurry:
+		case <-time.After(pause):
+		}
+		began := time.Now()
+		if err := c.write(ctx); err != nil && ctx.Err() == nil {
+			c.loop.log.Warn("copy of the datastore not kept", "file", c.path, "error", err)
+		}
+		pause = max(copyPause, copyShare*time.Since(began))
+		select { // of before
+		case <-c.hurry:
+		default:
+		}
+	}
+}
+
+// write replaces the file. One of another generation of the cluster is kept beside it:
+// what that held may be lost.
+func (c *copier) write(ctx context.Context) error {
+	var (
+		objects  []datastore.Object
+		cluster  datastore.Cluster
+		revision int64
+	)
+	if err := c.loop.do(ctx, func() {
+		l := c.loop
+		l.idle++
+		cluster, revision = l.standing.cluster, l.view.Revision()
+		if l.standing.listed == 0 {
+			return
+		}
+		for _, k := range datastore.Kinds() {
+			objects = slices.AppendSeq(objects, l.view.Each(k))
+		}
+	}); err != nil || revision == 0 || cluster.UUID == "" {
+		return err
+	}
+	b, err := datastore.BackupOf(objects, cluster, revision, c.loop.cfg.Version, time.Now())
+	if err != nil {
+		return err
+	}
+	text, err := b.Encode()
+	if err != nil {
+		return err
+	}
+	if err := c.keepFormer(cluster); err != nil {
+		return err
+	}
+	return datastore.WriteFile(c.path, text, datastore.FileOptions{})
+}
+
+// keepFormer puts a copy aside that is of another generation of the cluster.
+func (c *copier) keepFormer(now datastore.Cluster) error {
+	f, err := os.Open(c.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	was, err := datastore.BackupCluster(f)
+	if err == nil && was.UUID == now.UUID && was.Generation == now.Generation {
+		return nil
+	}
+	if err := os.Rename(c.path, c.path+datastore.FormerCopy); err != nil {
+		return fmt.Errorf("keep the former copy: %w", err)
+	}
+	return nil
+}
