@@ -53,10 +53,13 @@ func (c *copier) Run(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 		began := time.Now()
-		if err := c.write(ctx); err != nil && ctx.Err() == nil {
+		wrote, err := c.write(ctx)
+		if err != nil && ctx.Err() == nil {
 			c.loop.log.Warn("copy of the datastore not kept", "file", c.path, "error", err)
 		}
-		pause = max(copyPause, copyShare*time.Since(began))
+		if wrote || err != nil {
+			pause = max(copyPause, copyShare*time.Since(began))
+		}
 		select { // of before
 		case <-c.hurry:
 		default:
@@ -64,9 +67,9 @@ func (c *copier) Run(ctx context.Context) error {
 	}
 }
 
-// write replaces the file. One of another generation of the cluster is kept beside it:
+// write replaces the file, if there is anything to keep. One of another generation of the cluster is kept beside it:
 // what that held may be lost.
-func (c *copier) write(ctx context.Context) error {
+func (c *copier) write(ctx context.Context) (wrote bool, err error) {
 	var (
 		objects  []datastore.Object
 		cluster  datastore.Cluster
@@ -75,28 +78,28 @@ func (c *copier) write(ctx context.Context) error {
 	if err := c.loop.do(ctx, func() {
 		l := c.loop
 		l.idle++
-		cluster, revision = l.standing.cluster, l.view.Revision()
 		if l.standing.listed == 0 {
 			return
 		}
+		cluster, revision = l.standing.cluster, l.view.Revision()
 		for _, k := range datastore.Kinds() {
 			objects = slices.AppendSeq(objects, l.view.Each(k))
 		}
 	}); err != nil || revision == 0 || cluster.UUID == "" {
-		return err
+		return false, err
 	}
 	b, err := datastore.BackupOf(objects, cluster, revision, c.loop.cfg.Version, time.Now())
 	if err != nil {
-		return err
+		return false, err
 	}
 	text, err := b.Encode()
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := c.keepFormer(cluster); err != nil {
-		return err
+		return false, err
 	}
-	return datastore.WriteFile(c.path, text, datastore.FileOptions{})
+	return true, datastore.WriteFile(c.path, text, datastore.FileOptions{})
 }
 
 // keepFormer puts a copy aside that is of another generation of the cluster.

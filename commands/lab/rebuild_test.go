@@ -66,6 +66,13 @@ func TestRebuild(t *testing.T) {
 	a, a4, _ := attach(t, n1, "a", "web")
 	b, b4, _ := attach(t, n2, "b", "web")
 	pings(t, a, b4)
+	netlab.Until(t, patience, "a copy", func() string {
+		out, _ := netlab.Try(t, n1, "ls", "/var/lib/netctl-node/model.backup")
+		if out == "" {
+			return "none"
+		}
+		return ""
+	})
 	if out, err := netlab.Try(t, n1, "netctl", "datastore", "rebuild"); err == nil || !strings.Contains(out+err.Error(), "nothing to rebuild") {
 		t.Errorf("of a datastore that is well: %v %s", err, out)
 	}
