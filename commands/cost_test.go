@@ -187,7 +187,7 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 	without := map[string]string{
 		"bench": "one endpoint and one node by name", "bench serve": "as bench", "agent": "a role", "speaker": "a role", "reflector": "a role", "datastore": "a role", "node": "a role", "docker": "a role",
 		"backup": "all there is, once", "restore": "as backup", "install": "no datastore", "upgrade": "as status --all", "init": "no datastore", "join": "no datastore", "datastore member": "asks etcd itself",
-		"token create": "tokens alone, which are few", "token list": "as token create", "token revoke": "as token create", "uninstall": "no datastore", "cleanup": "no datastore", "doctor": "nodes, pools and reports, as status --all", "datastore adopt": "identity only", "datastore rebuild": "as restore", "apply": "what the manifest needs: neededToPut",
+		"token create": "tokens alone, which are few", "token list": "as token create", "token revoke": "as token create", "uninstall": "no datastore", "cleanup": "no datastore", "doctor": "nodes, pools and reports, as status --all", "datastore adopt": "identity only", "undo": "the history, and what its objects are checked by: all there is", "history": "the history, and the kinds that it is of", "datastore rebuild": "as restore", "apply": "what the manifest needs: neededToPut",
 		"create": "as apply", "replace": "as apply", "edit": "as get", "delete": "as remove", "config": "no datastore", "version": "no datastore",
 		"completion": "no datastore", "lab up": "no datastore", "lab down": "no datastore", "lab exec": "no datastore", "lab status": "no datastore",
 		"endpoint add": "asks the agent", "endpoint remove": "asks the agent", "route show": "the kernel, or blocks and endpoints of --node",

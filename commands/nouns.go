@@ -15,6 +15,7 @@ func nouns(a *app) []*cobra.Command {
 		newEndpointCommand(a),
 		newGetCommand(a),
 		newInitCommand(a),
+		newHistoryCommand(a),
 		newIPAMCommand(a),
 		newJoinCommand(a),
 		newNetworkCommand(a),
@@ -25,5 +26,6 @@ func nouns(a *app) []*cobra.Command {
 		newRouteCommand(a),
 		newStatusCommand(a),
 		newTokenCommand(a),
+		newUndoCommand(a),
 	}
 }

@@ -192,7 +192,10 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l.flows = newFlows(a.log, l.filtering.debt, o.cut)
 	l.former.forget, l.former.flowing = o.forget, o.flowing
 	a.detaches = newDetaches(a.cfg.pendingDir(), l)
-	o.store = a.detaches.watching(o.store)
+	o.store = &datastore.Recorder{
+		Store: a.detaches.watching(o.store), Except: []datastore.Kind{datastore.KindNode},
+		Who: datastore.HistoryRecord{User: "agent", Host: a.cfg.Node, Node: a.cfg.Node, Command: "netctl agent"},
+	}
 	l.host = a.host
 	l.records = workload.NewRecords(a.cfg.recordsDir())
 	l.filtering.wired = func() bool {
