@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -175,16 +177,33 @@ func TestAttachAway(t *testing.T) {
 	if left, _ := control.ReadPending(w.cfg.pendingDir()); len(left) != 0 {
 		t.Errorf("pending %v", left)
 	}
+	w.until(func() string {
+		text, err := os.ReadFile(filepath.Join(w.cfg.StateDir, datastore.CopyFile))
+		if err != nil || !strings.Contains(string(text), "n1/cni/c1/eth0") {
+			return fmt.Sprintf("the copy lacks an endpoint: %v", err)
+		}
+		return ""
+	})
 	if err := w.stop(); err != nil {
 		t.Fatal(err)
 	}
 	w.start()
 	w.until(func() string {
-		if st := w.status(); st.Waiting != 1 || st.Store == "" {
+		if st := w.status(); st.Waiting != 1 || st.Store == "" || st.Endpoints != 2 {
 			return fmt.Sprintf("%+v", st)
 		}
 		return ""
 	})
+	// The new agent goes by the copy: what ran runs, and more can come.
+	w.contains("routes", w.fib.String(), a.Addresses[0].String(), first.Addresses[0].String())
+	_ = w.a.loop.do(t.Context(), func() { w.a.loop.standing.since = time.Now().Add(-storePatience) })
+	later := w.mustAttach("c4", "web", 104)
+	if x := later.Addresses[0]; x == a.Addresses[0] || x == first.Addresses[0] {
+		t.Errorf("%s was given twice", x)
+	}
+	if err := w.detach("c4"); err != nil {
+		t.Error(err)
+	}
 	s.cut(false)
 	w.written()
 	ep, err := datastore.Get[*datastore.Endpoint](t.Context(), w.store, a.Endpoint)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"netctl/datastore"
+	"netctl/datastore/identity"
 )
 
 // Each node keeps a copy of what the datastore holds, in the form of a backup, from which
@@ -81,7 +82,7 @@ func (c *copier) write(ctx context.Context) (wrote bool, err error) {
 		if l.standing.listed == 0 {
 			return
 		}
-		cluster, revision = l.standing.cluster, l.view.Revision()
+		cluster, revision = l.standing.cluster, l.standing.followed
 		for _, k := range datastore.Kinds() {
 			objects = slices.AppendSeq(objects, l.view.Each(k))
 		}
@@ -120,4 +121,56 @@ func (c *copier) keepFormer(now datastore.Cluster) error {
 		return fmt.Errorf("keep the former copy: %w", err)
 	}
 	return nil
+}
+
+// goByCopy takes the copy for what the datastore holds, if that was away since the agent
+// started and nothing newer was seen of it: endpoints can be attached then.
+func (l *loop) goByCopy() {
+	if l.standing.listed != 0 || l.standing.stage != away || l.standing.byCopy {
+		return
+	}
+	l.standing.byCopy = true
+	b, err := l.readCopy()
+	if err != nil {
+		l.log.Info("copy of the datastore not used", "cause", oneLine(err.Error()))
+		return
+	}
+	snap := datastore.Snapshot{Entries: b.Entries, Revision: b.Revision}
+	changes, err := l.view.Replace(l.withUnsettled(snap))
+	if err != nil {
+		l.log.Warn("entries of the datastore not used", "error", err)
+	}
+	l.addresses.Reset(l.view)
+	for _, c := range changes {
+		l.changed(c)
+	}
+	if l.otherName() != nil {
+		return // nothing changes until the datastore says what is right
+	}
+	l.standing.listed, l.standing.followed, l.standing.cluster, l.standing.admitted = b.Revision, b.Revision, b.Cluster, true
+	l.locals.markAll()
+	l.log.Info("goes by the copy of the datastore", "revision", b.Revision, "endpoints", l.view.CountEndpointsOf(l.cfg.Node))
+}
+
+// readCopy reads the copy; one of another cluster, or of before something that this node
+// saw, is refused.
+func (l *loop) readCopy() (*datastore.Backup, error) {
+	text, err := os.ReadFile(filepath.Join(l.cfg.StateDir, datastore.CopyFile))
+	if err != nil {
+		return nil, err
+	}
+	b, err := datastore.DecodeBackup(text)
+	if err != nil {
+		return nil, err
+	}
+	own, err := identity.Own(l.cfg.StateDir)
+	switch {
+	case err != nil:
+		return nil, err
+	case own == nil || own.UUID != b.Cluster.UUID || own.Generation != b.Cluster.Generation:
+		return nil, errors.New("it is of another cluster, or of another generation of it")
+	case b.Revision < own.Revision:
+		return nil, fmt.Errorf("it is of revision %d, and this node has seen %d", b.Revision, own.Revision)
+	}
+	return b, nil
 }

@@ -121,6 +121,7 @@ func (l *loop) apply(ctx context.Context, b datastore.Batch) {
 	}
 	l.former.told(l.standing.cluster, b.Revision)
 	l.noteNewer()
+	l.standing.followed = max(l.standing.followed, b.Revision)
 	l.changedModel()
 	l.addresses.Apply(changes, b.Revision)
 	if l.standing.stage == renamed {
@@ -246,6 +247,7 @@ func (f *follower) Lost(err error) {
 	_ = f.loop.do(f.ctx, func() {
 		f.loop.standing.part(err)
 		f.loop.lostModel()
+		f.loop.goByCopy()
 	})
 }
 

@@ -78,10 +78,11 @@ func TestAway(t *testing.T) {
 	}
 	pid(t, n2, "agent", agent)
 	ended(t, e, "web")
+	netlab.Attached(t, n2, "f", "web", "")
 	goOn()
 	waitHealthy(t, l)
 	netlab.Until(t, patience, "the datastore is told", func() string {
-		if has := holding(t, n1); len(has) != 3 {
+		if has := holding(t, n1); len(has) != 4 {
 			return fmt.Sprint(has)
 		}
 		out, err := netlab.Try(t, n1, "netctl", "ipam", "check")
