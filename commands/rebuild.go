@@ -7,7 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-		"time"
+	"time"
 
 	"github.com/spf13/cobra"
 
