@@ -159,6 +159,7 @@ func TestAttachAway(t *testing.T) {
 	if got := w.endpoints(); len(got) != 1 {
 		t.Fatalf("the datastore has %v", got)
 	}
+	heldAway(t, w)
 	// One that it never heard of ends at once; of another the caller keeps the request.
 	if err := w.detach("c3"); err != nil {
 		t.Errorf("detach: %v", err)
@@ -222,6 +223,38 @@ func TestAttachAway(t *testing.T) {
 	}
 	if got := w.holders(); len(got) != 0 {
 		t.Errorf("held by %v", got)
+	}
+}
+
+// heldAway does as Docker's driver does: the address first, then the endpoint, then the
+// ports and labels; and takes it away again.
+func heldAway(t *testing.T, w *world) {
+	t.Helper()
+	if _, err := w.api.network(t.Context(), control.NetworkRequest{Name: "web"}); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.api.network(t.Context(), control.NetworkRequest{Name: "db"}); !errors.Is(err, datastore.ErrUnavailable) {
+		t.Error(err)
+	}
+	h, err := w.api.hold(t.Context(), control.HoldRequest{Network: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := control.Target{Orchestrator: "docker", Workload: "d", Interface: "eth0"}
+	at, err := w.api.attach(t.Context(), control.AttachRequest{Target: target, Network: "web", NetnsFD: 109, Addresses: []netip.Addr{h.Address}, Held: true})
+	if err != nil || at.Addresses[0] != h.Address {
+		t.Fatalf("%+v, %v", at, err)
+	}
+	_, err = w.api.labels(t.Context(), control.LabelRequest{Target: target, Labels: map[string]string{"name": "d"}})
+	if err != nil {
+		t.Error(err)
+	}
+	_, err = w.api.ports(t.Context(), control.PortRequest{Target: target, Ports: []datastore.HostPort{{Protocol: "tcp", HostPort: 8080, Port: 80}}})
+	if err != nil || !strings.Contains(w.nft.String(), "8080") {
+		t.Errorf("%v\n%s", err, w.nft)
+	}
+	if _, err := w.api.detach(t.Context(), control.DetachRequest{Target: target}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -72,8 +72,10 @@ func (a *api) pools(ctx context.Context, _ struct{}) (answer control.PoolAnswer,
 
 // network makes a network and its profile if they are not there.
 func (a *api) network(ctx context.Context, r control.NetworkRequest) (answer control.NetworkAnswer, err error) {
-	if err := a.loop.gate(ctx); err != nil {
+	if isAway, err := a.loop.gateOrAway(ctx); err != nil {
 		return answer, fmt.Errorf("network %s: %w", r.Name, err)
+	} else if isAway {
+		return a.knownNetwork(ctx, r.Name)
 	}
 	n := &datastore.Network{Metadata: datastore.Metadata{Name: r.Name, Labels: r.Labels}, Spec: r.Spec}
 	n.SetDefaults()
@@ -123,6 +125,22 @@ func (a *api) network(ctx context.Context, r control.NetworkRequest) (answer con
 	}
 	a.loop.log.Info("network created", "network", r.Name)
 	return control.NetworkAnswer{Spec: n.Spec, Created: true}, nil
+}
+
+// knownNetwork answers while the datastore is away: nobody can make one then.
+func (a *api) knownNetwork(ctx context.Context, name string) (answer control.NetworkAnswer, err error) {
+	known := false
+	if err := a.loop.do(ctx, func() {
+		if n := a.loop.view.Network(name); n != nil {
+			known, answer.Spec = true, n.Spec
+		}
+	}); err != nil {
+		return answer, err
+	}
+	if !known {
+		return answer, fmt.Errorf("network %s is not known on this node, and cannot be made while the datastore is away: %w", name, datastore.ErrUnavailable)
+	}
+	return answer, nil
 }
 
 // labels gives an endpoint labels that were learned after it was attached.

@@ -78,6 +78,10 @@ func TestRebuild(t *testing.T) {
 	}
 	// Just before the store is lost.
 	netlab.Must(t, n1, "netctl", "profile", "web", "rule", "add", "inbound", "allow", "tcp", "from", "tag", "lb", "to", "ports", "80,443")
+	if out := netlab.Must(t, n2, "netctl", "history"); !strings.Contains(out, "+ spec.inbound: allow tcp from tag lb to ports 80,443") ||
+		!strings.Contains(out, "agent@node1  netctl agent\n    network web created") && !strings.Contains(out, "agent@node2  netctl agent\n    network web created") || strings.Contains(out, "unknown") {
+		t.Errorf("history: %s", out)
+	}
 	everything := func() (text string) {
 		for _, kind := range []string{"configs", "bgpfilters", "bgpconfigs", "nodes", "peers", "pools", "reservations", "blocks", "profiles", "networks", "endpoints"} {
 			text += kind + "\n" + stripRevisions(netlab.Must(t, n1, "netctl", "get", kind, "-o", "yaml"))
