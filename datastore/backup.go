@@ -91,25 +91,28 @@ const (
 )
 
 // BackupOf makes a backup of objects as they were read from a cluster's store. Those
-// without a revision are in no store, and left out.
-func BackupOf(objects []Object, cluster Cluster, revision int64, version string, now time.Time) (*Backup, error) {
+// without a revision are in no store, and left out; those that cannot be written are
+// returned as errors.
+func BackupOf(objects []Object, cluster Cluster, revision int64, version string, now time.Time) (*Backup, []error) {
+	var left []error
 	b := &Backup{Cluster: cluster, Revision: revision, Model: ModelVersion, Version: version, Time: now.UTC().Truncate(time.Second)}
 	for _, o := range objects {
 		if o.Meta().Revision == 0 {
 			continue
 		}
 		key, err := KeyOf(o)
-		if err != nil {
-			return nil, err
+		var value []byte
+		if err == nil {
+			value, err = Encode(o)
 		}
-		value, err := Encode(o)
 		if err != nil {
-			return nil, err
+			left = append(left, err)
+			continue
 		}
 		b.Entries = append(b.Entries, Entry{Key: key, Value: value, Revision: o.Meta().Revision})
 	}
 	slices.SortFunc(b.Entries, func(x, y Entry) int { return strings.Compare(x.Key, y.Key) })
-	return b, nil
+	return b, left
 }
 
 // BackupCluster reads which cluster a backup is of, and no further.

@@ -371,7 +371,12 @@ func TestAttachAwayInDoubt(t *testing.T) {
 	w.ready()
 	w.mustAttach("c1", "web", 101)
 	close(silent)
-	a := w.mustAttach("c2", "web", 102)
+	short, cancel := context.WithTimeout(t.Context(), 4*time.Second) // half of which is for the datastore
+	defer cancel()
+	a, err := w.api.attach(short, control.AttachRequest{Target: control.Target{Orchestrator: "cni", Workload: "c2", Interface: "eth0"}, Network: "web", NetnsFD: 102})
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.cut(false)
 	w.written()
 	if got := w.holders(); len(got) != 2 {

@@ -19,11 +19,13 @@ import (
 // while after a change, however many there were, and at once when the datastore goes away
 // or is not the right one any more: nothing is seen after that.
 
-// copyPause is the least time between two writes of the copy; copyShare bounds what they
-// cost: a write is followed by a pause of so many times what it took.
+// copyPause is the least time between two writes of the copy. copyShare and copyRate bound
+// what they cost: a write is followed by a pause of so many times what it took, and one in
+// which so many bytes a second make as many as it wrote.
 const (
 	copyPause = 10 * time.Second
 	copyShare = 50
+	copyRate  = 256 << 10
 )
 
 // copier keeps the copy.
@@ -58,8 +60,8 @@ func (c *copier) Run(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			c.loop.log.Warn("copy of the datastore not kept", "file", c.path, "error", err)
 		}
-		if wrote || err != nil {
-			pause = max(copyPause, copyShare*time.Since(began))
+		if wrote > 0 || err != nil {
+			pause = max(copyPause, copyShare*time.Since(began), time.Duration(wrote)*time.Second/copyRate)
 		}
 		select { // of before
 		case <-c.hurry:
@@ -68,9 +70,9 @@ func (c *copier) Run(ctx context.Context) error {
 	}
 }
 
-// write replaces the file, if there is anything to keep. One of another generation of the cluster is kept beside it:
+// write replaces the file, if there is anything to keep, and returns its size. One of another generation of the cluster is kept beside it:
 // what that held may be lost.
-func (c *copier) write(ctx context.Context) (wrote bool, err error) {
+func (c *copier) write(ctx context.Context) (size int, err error) {
 	var (
 		objects  []datastore.Object
 		cluster  datastore.Cluster
@@ -87,20 +89,20 @@ func (c *copier) write(ctx context.Context) (wrote bool, err error) {
 			objects = slices.AppendSeq(objects, l.view.Each(k))
 		}
 	}); err != nil || revision == 0 || cluster.UUID == "" {
-		return false, err
+		return 0, err
 	}
-	b, err := datastore.BackupOf(objects, cluster, revision, c.loop.cfg.Version, time.Now())
-	if err != nil {
-		return false, err
+	b, left := datastore.BackupOf(objects, cluster, revision, c.loop.cfg.Version, time.Now())
+	for _, err := range left {
+		c.loop.log.Warn("not in the copy of the datastore", "error", err)
 	}
 	text, err := b.Encode()
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	if err := c.keepFormer(cluster); err != nil {
-		return false, err
+		return 0, err
 	}
-	return true, datastore.WriteFile(c.path, text, datastore.FileOptions{})
+	return len(text), datastore.WriteFile(c.path, text, datastore.FileOptions{})
 }
 
 // keepFormer puts a copy aside that is of another generation of the cluster.
