@@ -150,6 +150,7 @@ func (l *loop) goByCopy() {
 		return // nothing changes until the datastore says what is right
 	}
 	l.standing.listed, l.standing.followed, l.standing.cluster, l.standing.admitted = b.Revision, b.Revision, b.Cluster, true
+	l.filtering.held = false // whoever flushes the filter between putBack and now is found out
 	l.locals.markAll()
 	l.log.Info("goes by the copy of the datastore", "revision", b.Revision, "endpoints", l.view.CountEndpointsOf(l.cfg.Node))
 }
