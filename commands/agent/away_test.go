@@ -258,6 +258,47 @@ func heldAway(t *testing.T, w *world) {
 	}
 }
 
+// TestAttachAwayThenReboot: what was attached while the datastore is away is gone with the
+// boot, and nothing of it is left; the next agent goes by the copy until the datastore
+// answers.
+func TestAttachAwayThenReboot(t *testing.T) {
+	w, s := cutWorld(t)
+	w.lose(s)
+	gone := w.mustAttach("c2", "web", 102)
+	w.until(func() string {
+		if text, err := os.ReadFile(filepath.Join(w.cfg.StateDir, datastore.CopyFile)); err != nil || !strings.Contains(string(text), "n1/cni/c1/eth0") {
+			return fmt.Sprintf("the copy lacks an endpoint: %v", err)
+		}
+		return ""
+	})
+	if err := errors.Join(w.stop(), os.RemoveAll(w.cfg.RunDir)); err != nil {
+		t.Fatal(err)
+	}
+	fresh := newWorld(t)
+	w.links, w.fib, w.nft, w.boot = fresh.links, fresh.fib, fresh.nft, "boot-2"
+	w.start()
+	w.until(func() string {
+		if w.status().Store == "" {
+			return "not missed"
+		}
+		return ""
+	})
+	_ = w.a.loop.do(t.Context(), func() { w.a.loop.standing.since = time.Now().Add(-storePatience) })
+	next := w.mustAttach("c3", "web", 103)
+	s.cut(false)
+	w.written()
+	w.until(func() string {
+		if got := strings.Join(w.holders(), " "); got != "n1/cni/c3/eth0" {
+			return got
+		}
+		return ""
+	})
+	if got := w.endpoints(); len(got) != 1 {
+		t.Errorf("the datastore has %v", got)
+	}
+	t.Logf("before the boot %v, after it %v", gone.Addresses, next.Addresses)
+}
+
 // TestAttachAwayRefused: what only the datastore could give is refused in one line.
 func TestAttachAwayRefused(t *testing.T) {
 	w, s := cutWorld(t)
