@@ -28,7 +28,7 @@ func (a *app) store(ctx context.Context) (clusterStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.opened = opened
+	a.opened = recorded(opened, whoRuns(s, a.args))
 	return a.opened, nil
 }
 

@@ -17,6 +17,7 @@ func nouns(a *app) []*cobra.Command {
 		newEventsCommand(a),
 		newGetCommand(a),
 		newInitCommand(a),
+		newHistoryCommand(a),
 		newIPAMCommand(a),
 		newJoinCommand(a),
 		newNetworkCommand(a),
@@ -27,5 +28,6 @@ func nouns(a *app) []*cobra.Command {
 		newRouteCommand(a),
 		newStatusCommand(a),
 		newTokenCommand(a),
+		newUndoCommand(a),
 	}
 }

@@ -27,6 +27,21 @@ type restoreOptions struct {
 	without       []string // nodes that are gone for good
 }
 
+// flags adds what restore and rebuild have in common.
+func (o *restoreOptions) flags(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "check, and say what would happen")
+	cmd.Flags().DurationVar(&o.wait, "wait", restoreWait, "how long to wait for the nodes")
+	cmd.Flags().StringArrayVar(&o.without, "without", nil, "`node` that is gone for good; may be repeated")
+	_ = cmd.RegisterFlagCompletionFunc("without", cobra.NoFileCompletions)
+}
+
+func (o *restoreOptions) check() error {
+	if o.wait < 0 {
+		return usage("--wait %s: must not be negative", o.wait)
+	}
+	return nil
+}
+
 func newRestoreCommand(a *app) *cobra.Command {
 	o := restoreOptions{}
 	cmd := &cobra.Command{
@@ -42,18 +57,15 @@ func newRestoreCommand(a *app) *cobra.Command {
 		Example: "  netctl restore netctl.backup --dry-run\n  netctl restore netctl.backup --without slave",
 		Args:    cobra.ExactArgs(1),
 	}
-	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "check, and say what would happen")
+	o.flags(cmd)
 	cmd.Flags().BoolVar(&o.force, "force", false, "take another cluster's backup too")
-	cmd.Flags().DurationVar(&o.wait, "wait", restoreWait, "how long to wait for the nodes")
-	cmd.Flags().StringArrayVar(&o.without, "without", nil, "`node` that is gone for good; may be repeated")
-	_ = cmd.RegisterFlagCompletionFunc("without", cobra.NoFileCompletions)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if o.wait < 0 {
-			return usage("--wait %s: must not be negative", o.wait)
+		if err := o.check(); err != nil {
+			return err
 		}
-		r, err := a.openRestore(cmd.Context(), args[0], o)
+		b, err := a.readBackup(cmd.Context(), args[0])
 		if err == nil {
-			err = r.run(cmd.Context())
+			err = a.restore(cmd.Context(), b, o)
 		}
 		if err != nil {
 			return fmt.Errorf("restore %s: %w", args[0], err)
@@ -61,6 +73,14 @@ func newRestoreCommand(a *app) *cobra.Command {
 		return nil
 	}
 	return cmd
+}
+
+func (a *app) restore(ctx context.Context, b *datastore.Backup, o restoreOptions) error {
+	r, err := a.openRestore(ctx, b, o)
+	if err != nil {
+		return err
+	}
+	return r.run(ctx)
 }
 
 // restore is one run of the command.
@@ -76,8 +96,8 @@ type restore struct {
 	said    outcomes
 }
 
-// openRestore reads the backup and decides whether it may be restored here.
-func (a *app) openRestore(ctx context.Context, file string, o restoreOptions) (*restore, error) {
+// readBackup reads a file that the caller names.
+func (a *app) readBackup(ctx context.Context, file string) (*datastore.Backup, error) {
 	text, err := readInput(ctx, a.in, file, maxBackup)
 	var path *fs.PathError
 	if errors.As(err, &path) {
@@ -86,10 +106,11 @@ func (a *app) openRestore(ctx context.Context, file string, o restoreOptions) (*
 	if err != nil {
 		return nil, err
 	}
-	b, err := datastore.DecodeBackup(text)
-	if err != nil {
-		return nil, err
-	}
+	return datastore.DecodeBackup(text)
+}
+
+// openRestore decides whether a backup may be restored here.
+func (a *app) openRestore(ctx context.Context, b *datastore.Backup, o restoreOptions) (*restore, error) {
 	s, err := a.settings()
 	if err != nil {
 		return nil, err

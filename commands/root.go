@@ -21,6 +21,7 @@ type app struct {
 	// cmd is the command that runs; started tells that its flags and arguments
 	// were right.
 	cmd     *cobra.Command
+	args    []string
 	started bool
 	loaded  *settings
 	opened  clusterStore
@@ -35,6 +36,7 @@ type clusterStore interface {
 }
 
 func (a *app) run(ctx context.Context, args []string) error {
+	a.args = args
 	root := newRootCommand(a)
 	root.SetArgs(args)
 	bindName(root, args)

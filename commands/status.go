@@ -32,7 +32,9 @@ type nodeReport struct {
 	Reflector bool      `json:"reflector,omitempty"` // and no agent is on the machine
 	Started   time.Time `json:"started,omitzero"`
 	Endpoints int       `json:"endpoints"`
-	Version   string    `json:"version,omitempty"`
+	// Waiting is how many of them the datastore, which was away, has yet to hear of.
+	Waiting int    `json:"waiting,omitempty"`
+	Version string `json:"version,omitempty"`
 	// Datastore is one line on the datastore, as the asking machine sees it.
 	Datastore string            `json:"datastore"`
 	Addresses []netip.Addr      `json:"addresses"`
@@ -235,6 +237,7 @@ func (r *nodeReport) identity(view *datastore.View, n *datastore.Node) {
 
 func (r *nodeReport) fromAgent(st control.AgentStatus) {
 	r.Running, r.InSync, r.Started, r.Endpoints, r.Version = true, st.InSync, st.Started, st.Endpoints, st.Version
+	r.Waiting = st.Waiting
 	if len(r.Addresses) == 0 {
 		r.Addresses = st.Address
 	}
@@ -353,7 +356,11 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 		if !r.InSync {
 			sync = "not in sync"
 		}
-		fmt.Fprintf(&b, "netctl agent is running. Up %s, %s, %s\n", since(now.Sub(r.Started)), sync, count(r.Endpoints, "endpoint"))
+		endpoints := count(r.Endpoints, "endpoint")
+		if r.Waiting > 0 {
+			endpoints += fmt.Sprintf(" (%d attached without the datastore, which is yet to be told)", r.Waiting)
+		}
+		fmt.Fprintf(&b, "netctl agent is running. Up %s, %s, %s\n", since(now.Sub(r.Started)), sync, endpoints)
 	} else if r.Reflector {
 		b.WriteString("netctl reflector is running.\n")
 	} else if r.hangs {

@@ -242,12 +242,13 @@ func firstTxn(view *datastore.View, plans []planned) (int, datastore.Txn) {
 	var t datastore.Txn
 	pools := false
 	n, size := 0, 0
-	for ; n < len(plans) && len(t.Then) < datastore.MaxTxnOps-1; n++ {
+	for ; n < len(plans) && len(t.Then) < datastore.MaxTxnOps-2; n++ {
 		p := plans[n]
 		if p.verb == "unchanged" {
 			continue
 		}
-		if size += len(p.op.Value); size > datastore.MaxTxnBytes && len(t.Then) > 0 {
+		// With what was there before, its record in the history is as large again.
+		if size += 3 * len(p.op.Value); size > datastore.MaxTxnBytes && len(t.Then) > 0 {
 			break
 		}
 		pools = pools || p.object.Kind() == datastore.KindPool
@@ -337,7 +338,7 @@ func afterRemoval(kind datastore.Kind) string {
 
 // deleteAll deletes objects as they were read, in transactions of as many as fit.
 func deleteAll(ctx context.Context, store datastore.Store, gone []datastore.Object) error {
-	for chunk := range slices.Chunk(gone, datastore.MaxTxnOps) {
+	for chunk := range slices.Chunk(gone, datastore.MaxTxnOps-1) {
 		var t datastore.Txn
 		for _, o := range chunk {
 			cond, op, err := datastore.OpDelete(o)

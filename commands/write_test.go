@@ -47,10 +47,10 @@ func TestWriteSaysHowFarItCame(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	stored, err := datastore.List[*datastore.Profile](ctx, s)
-	if err != nil || len(stored) != through || through != 2*(datastore.MaxTxnOps-1) {
+	if err != nil || len(stored) != through || through != 2*(datastore.MaxTxnOps-2) {
 		t.Errorf("%d objects told, %d stored, %v", through, len(stored), err)
 	}
-	if got, want := farther(through, len(list), errLimit).Error(), "after 198 of 250 objects: no more"; got != want {
+	if got, want := farther(through, len(list), errLimit).Error(), "after 196 of 250 objects: no more"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if err := farther(0, len(list), errLimit); !errors.Is(err, errLimit) {
@@ -64,7 +64,7 @@ func TestWriteStaysBelowTheRequestLimit(t *testing.T) {
 	var plans []planned
 	for i := range 3 {
 		p := &datastore.Profile{Metadata: datastore.Metadata{Name: fmt.Sprintf("p%d", i)}}
-		plans = append(plans, planned{manifest: manifest{object: p}, verb: "created", op: datastore.Op{Key: "k", Value: make([]byte, datastore.MaxTxnBytes*2/5)}})
+		plans = append(plans, planned{manifest: manifest{object: p}, verb: "created", op: datastore.Op{Key: "k", Value: make([]byte, datastore.MaxTxnBytes*2/15)}})
 	}
 	if n, txn := firstTxn(datastore.NewView(), plans); n != 2 || len(txn.Then) != 2 {
 		t.Errorf("%d objects in %d operations, want 2", n, len(txn.Then))

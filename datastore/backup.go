@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -80,6 +81,55 @@ func NewBackup(s Snapshot, version string, now time.Time) (*Backup, []error) {
 	}
 	slices.SortFunc(b.Entries, func(x, y Entry) int { return strings.Compare(x.Key, y.Key) })
 	return b, left
+}
+
+// CopyFile is the name of the copy of the store that each node keeps in its state folder,
+// a backup; FormerCopy is added to the name of that of the generation before.
+const (
+	CopyFile   = "model.backup"
+	FormerCopy = ".former"
+)
+
+// BackupOf makes a backup of objects as they were read from a cluster's store. Those
+// without a revision are in no store, and left out; those that cannot be written are
+// returned as errors.
+func BackupOf(objects []Object, cluster Cluster, revision int64, version string, now time.Time) (*Backup, []error) {
+	var left []error
+	b := &Backup{Cluster: cluster, Revision: revision, Model: ModelVersion, Version: version, Time: now.UTC().Truncate(time.Second)}
+	for _, o := range objects {
+		if o.Meta().Revision == 0 {
+			continue
+		}
+		key, err := KeyOf(o)
+		var value []byte
+		if err == nil {
+			value, err = Encode(o)
+		}
+		if err != nil {
+			left = append(left, err)
+			continue
+		}
+		b.Entries = append(b.Entries, Entry{Key: key, Value: value, Revision: o.Meta().Revision})
+	}
+	slices.SortFunc(b.Entries, func(x, y Entry) int { return strings.Compare(x.Key, y.Key) })
+	return b, left
+}
+
+// BackupCluster reads which cluster a backup is of, and no further.
+func BackupCluster(r io.Reader) (Cluster, error) {
+	var head backupHead
+	if err := json.NewDecoder(io.LimitReader(r, maxClusterSize)).Decode(&head); err != nil || head.Format != backupFormat || head.Cluster == nil {
+		return Cluster{}, fmt.Errorf("is no backup of a cluster: %w", ErrInvalid)
+	}
+	return *head.Cluster, nil
+}
+
+// Newer says whether a backup was made after another one of the same cluster.
+func (b *Backup) Newer(o *Backup) bool {
+	if b.Cluster.Generation != o.Cluster.Generation {
+		return b.Cluster.Generation > o.Cluster.Generation
+	}
+	return b.Revision > o.Revision
 }
 
 // needsOf is the model that a stored value says it needs; 0: none.

@@ -31,7 +31,7 @@ type Grant struct {
 }
 
 // readable are the prefixes and keys that nodes read.
-func readable() []string { return []string{Prefix, ReportPrefix, MembersKey} }
+func readable() []string { return []string{Prefix, ReportPrefix, HistoryPrefix, MembersKey} }
 
 // Read judges the reading of a key, or of those from key to before end.
 func (g Grant) Read(key string, end []byte) error {
@@ -59,11 +59,39 @@ func (g Grant) Write(t Txn) error {
 		at[c.Key], conditional[c.Key] = c.Revision, true
 	}
 	for _, op := range t.Then {
+		if strings.HasPrefix(op.Key, HistoryPrefix) && conditional[op.Key] && at[op.Key] == 0 && g.record(op, t, at) {
+			continue
+		}
 		if err := g.op(op, conditional[op.Key], at[op.Key]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// record judges a new record of the history: it is the node's own, of what the same
+// transaction changes, and says what that writes and finds; else who undoes it would write
+// what the node wants.
+func (g Grant) record(op Op, t Txn, at map[string]int64) bool {
+	r, err := DecodeHistory(Entry{Key: op.Key, Value: op.Value})
+	if err != nil || r.Node != g.Node {
+		return false
+	}
+	for _, c := range r.Changes {
+		if !recordedKey(c.Key) || !slices.ContainsFunc(t.Then, func(o Op) bool { return o.Key == c.Key && bytes.Equal(o.Value, c.After) }) {
+			return false
+		}
+		var had Entry
+		if at[c.Key] != 0 {
+			if had, err = g.Get(c.Key, at[c.Key]); err != nil {
+				return false
+			}
+		}
+		if !bytes.Equal(had.Value, c.Before) {
+			return false
+		}
+	}
+	return true
 }
 
 func (g Grant) op(op Op, conditional bool, revision int64) error {

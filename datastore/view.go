@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -286,6 +287,17 @@ func indexedBy[T Object](v *View, x index, property string) []T {
 
 // Object returns the object of that kind and name or nil.
 func (v *View) Object(k Kind, name string) Object { return v.objects[k][name].Object }
+
+// Each yields the objects of a kind, in no order.
+func (v *View) Each(k Kind) iter.Seq[Object] {
+	return func(yield func(Object) bool) {
+		for _, h := range v.objects[k] {
+			if !yield(h.Object) {
+				return
+			}
+		}
+	}
+}
 
 // Count is the number of objects of a kind.
 func (v *View) Count(k Kind) int { return len(v.objects[k]) }

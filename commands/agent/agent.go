@@ -86,6 +86,8 @@ type agent struct {
 	joiner   *joiner
 	returner *returner
 	tunnels  *tunneller
+	settler  *settler
+	copier   *copier
 	reporter *control.Reporter
 	manager  *control.Service
 	api      *api
@@ -203,7 +205,10 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l.flows = newFlows(a.log, l.filtering.debt, o.cut)
 	l.former.forget, l.former.flowing = o.forget, o.flowing
 	a.detaches = newDetaches(a.cfg.pendingDir(), l)
-	o.store = a.detaches.watching(a.meters.requests.Store(o.store))
+	o.store = &datastore.Recorder{
+		Store: a.detaches.watching(a.meters.requests.Store(o.store)), Except: []datastore.Kind{datastore.KindNode},
+		Who: datastore.HistoryRecord{User: "agent", Host: a.cfg.Node, Node: a.cfg.Node, Command: "netctl agent"},
+	}
 	l.host = a.host
 	l.records = workload.NewRecords(a.cfg.recordsDir())
 	l.filtering.wired = func() bool {
@@ -227,6 +232,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	})
 	a.returner.addresses = ipam.New(ipam.Config{Node: a.cfg.Node, Store: o.store, Boot: a.boot, Index: l.addresses, Quarantine: a.cfg.quarantine})
 	a.tunnels.addresses = a.returner.addresses
+	a.returner.addresses.Keep(l.lent()...)
 	a.service = workload.New(workload.Config{
 		Node: a.cfg.Node, LinkPrefix: a.cfg.LinkPrefix, Gateway: a.cfg.Gateway, Boot: a.boot,
 		Links: o.links, Reconciler: l, Forget: o.forget, Store: o.store, Records: l.records, Log: a.log,
@@ -234,6 +240,11 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	})
 	a.joiner = &joiner{cfg: a.cfg, loop: l, store: o.store, service: a.service, host: a.host, resolve: o.routes.Resolve, workOff: a.detaches.workOff}
 	a.detaches.detach = a.service.Detach
+	a.copier = newCopier(l)
+	l.changedModel = func() { poke(a.copier.due) }
+	l.lostModel = func() { poke(a.copier.hurry) }
+	a.settler = &settler{loop: l, service: a.service, due: make(chan struct{}, 1)}
+	l.settleSoon = func() { poke(a.settler.due) }
 	l.enter, l.release = a.joiner.enter, a.service.Release
 	a.reporter = control.NewReporter(a.cfg.Node, datastore.ReportAgent, o.store, l.reportStatus, a.log)
 	l.report, l.reportAnew = a.reporter.Wake, a.reporter.Anew
@@ -336,6 +347,8 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: a.reporter.String(), Do: a.reporter.Run},
 		{Name: a.returner.String(), Do: a.returner.Run},
 		{Name: a.tunnels.String(), Do: a.tunnels.Run},
+		{Name: "settle endpoints", Do: a.settler.Run},
+		{Name: "keep a copy of the datastore", Do: a.copier.Run},
 		{Name: "keep the registration", Do: a.watchHost},
 		{Name: "let forwarding through", Do: func(ctx context.Context) error { return a.keepForward(ctx, o.forward) }},
 		{Name: "compare", Do: a.compare},

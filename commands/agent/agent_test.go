@@ -330,7 +330,7 @@ func TestStoreAway(t *testing.T) {
 		}
 		return ""
 	})
-	_, err := w.attach("c2", "web", 102)
+	_, err := w.attach("c2", "db", 102) // what is known is TestAttachAway's
 	if e := control.ErrorOf(err); e.Code != control.CodeUnavailable || !strings.Contains(e.Message, "no route to etcd") {
 		t.Errorf("attach: %v", err)
 	}

@@ -75,10 +75,17 @@ func (a *api) attachSoon(ctx context.Context, r control.AttachRequest) (control.
 		}
 		defer ns.Close()
 	}
+	patience := storePatience
+	if end, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(end)/2)
+	}
 	for began := time.Now(); ; {
 		at, err := a.tryAttach(ctx, r, ns)
-		if err == nil || !errors.Is(err, datastore.ErrUnavailable) || time.Since(began) >= storePatience || a.loop.awayFor(ctx) >= storePatience || !pause(ctx, storePause) {
+		if err == nil || !errors.Is(err, datastore.ErrUnavailable) {
 			return at, err
+		}
+		if time.Since(began) >= patience || a.loop.awayFor(ctx) >= storePatience || !pause(ctx, storePause) {
+			return a.attachAway(ctx, r, ns, err)
 		}
 	}
 }
@@ -97,7 +104,7 @@ func (a *api) tryAttach(ctx context.Context, r control.AttachRequest, ns *kernel
 }
 
 // detach of a store that is away takes the interfaces out of service; the caller
-// keeps the request until the agent can release the addresses.
+// keeps the request until the agent can release the addresses, if the store has any.
 func (a *api) detach(ctx context.Context, r control.DetachRequest) (struct{}, error) {
 	began := time.Now()
 	err := a.detachOrSever(ctx, r)
@@ -111,7 +118,11 @@ func (a *api) detachOrSever(ctx context.Context, r control.DetachRequest) error 
 	case err == nil:
 		return a.service.Detach(ctx, r.Target)
 	case errors.Is(err, datastore.ErrUnavailable) && r.Workload != "":
-		err = errors.Join(err, a.service.Sever(ctx, r.Target))
+		left, e := a.service.DetachAway(ctx, r.Target)
+		if !left {
+			return nil
+		}
+		err = errors.Join(err, e)
 	}
 	return fmt.Errorf("detach %s: %w", r.Workload, err)
 }

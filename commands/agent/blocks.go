@@ -37,6 +37,10 @@ func (r *returner) Run(ctx context.Context) error {
 			due.Reset(retryMax) // nothing is given back while the store is away
 			continue
 		}
+		if r.loop.waiting(ctx) > 0 { // a block is theirs that looks idle
+			due.Reset(retryMin)
+			continue
+		}
 		idle, later := r.addresses.Idle()
 		var failed error
 		for _, cidr := range idle {

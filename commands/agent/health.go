@@ -87,7 +87,7 @@ func (l *loop) status() control.AgentStatus {
 	s := control.AgentStatus{
 		Version: l.cfg.Version, Node: l.cfg.Node, PID: os.Getpid(), Started: l.started,
 		InSync:    l.inSync(),
-		Endpoints: l.endpoints(), Lost: l.locals.lost(), Problems: l.problemList(), AddressRule: l.rule,
+		Endpoints: l.endpoints(), Waiting: len(l.unsettled), Lost: l.locals.lost(), Problems: l.problemList(), AddressRule: l.rule,
 	}
 	switch l.standing.stage {
 	case detached:

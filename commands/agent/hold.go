@@ -24,7 +24,10 @@ const holdSlice = 8
 func (l *loop) recall() {
 	all, _ := l.records.All() // what cannot be read is reported by live
 	for _, rec := range all {
-		l.learn(rec)
+		l.awaits(rec)
+		if rec.Refused == "" {
+			l.learn(rec)
+		}
 	}
 	l.forwarding.wantFor(l.links.wires)
 }

@@ -96,9 +96,10 @@ type loop struct {
 	problems   *problems
 	mixed      mixed
 	tables     tablesSeen
-	stored     []control.Target // whose detach could not be worked off
-	rule       string           // which rule chose the node's address
-	own        addresses        // the node's
+	stored     []control.Target            // whose detach could not be worked off
+	unsettled  map[string]*workload.Record // endpoints that the store has yet to hear of, by name
+	rule       string                      // which rule chose the node's address
+	own        addresses                   // the node's
 
 	spawn func(func(ctx context.Context) error)
 	// enter starts what a complete view asks for first; it ends with ctx and
@@ -114,6 +115,10 @@ type loop struct {
 	report func()
 	// reportAnew is told that the datastore is another one.
 	reportAnew func()
+	// changedModel is told that the view changed, lostModel that it will not for a while.
+	changedModel, lostModel func()
+	// settleSoon is told that endpoints may be settled.
+	settleSoon func()
 	// synced is told that the agent is in sync, after each burst in which it is.
 	synced func()
 	// retryDetaches is told that pending detaches may be tried again.
@@ -126,6 +131,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 		view: datastore.NewView(), standing: &standing{outage: datastore.NewOutage(log)},
 		links: newLinks(k), table: newTable(r),
 		report: func() {}, reportAnew: func() {}, changedHost: func() {}, changedTunnels: func() {}, synced: func() {}, retryDetaches: func() {},
+		unsettled: map[string]*workload.Record{}, settleSoon: func() {}, changedModel: func() {}, lostModel: func() {},
 	}
 	l.problems = newProblems(log, func() { l.post(func() {}) })
 	l.locals = newLocals(cfg.LinkPrefix, l.links)

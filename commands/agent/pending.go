@@ -165,6 +165,24 @@ func (d *detaches) first(ctx context.Context, t control.Target) error {
 	return nil
 }
 
+// forget drops what was stored of an interface that is attached again before the
+// datastore heard of its detach.
+func (d *detaches) forget(t control.Target) error {
+	all, _ := control.ReadPending(d.dir) // what cannot be read is told by workOff
+	for _, p := range all {
+		stored := p.Request.Target
+		if stored.Interface == "" {
+			stored.Interface = t.Interface
+		}
+		if stored == t {
+			if err := os.Remove(p.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // one works off one file, unless somebody did.
 func (d *detaches) one(ctx context.Context, p control.Pending) error {
 	select {

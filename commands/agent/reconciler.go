@@ -85,6 +85,10 @@ func (l *loop) Program(ctx context.Context, rec *workload.Record, revision int64
 		lo := l.locals.of(endpoint)
 		lo.created, lo.raise, lo.leaving = true, true, false
 		l.learn(rec)
+		if l.awaits(rec); rec.Unsettled {
+			l.stand(rec)
+			l.settleSoon()
+		}
 		if _, ok := l.links.present[lo.link]; !ok {
 			l.links.present[lo.link] = kernel.Link{Name: lo.link, Index: rec.Index}
 		}

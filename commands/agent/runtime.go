@@ -16,10 +16,11 @@ import (
 
 // hold chooses an address for who attaches with it soon.
 func (a *api) hold(ctx context.Context, r control.HoldRequest) (h control.HeldAddress, err error) {
-	if err := a.loop.gate(ctx); err != nil {
+	isAway, err := a.loop.gateOrAway(ctx)
+	if err != nil {
 		return h, fmt.Errorf("address: %w", err)
 	}
-	req := ipam.Request{Name: r.Name, Pools: r.Pools, Within: r.Within, Family: 4}
+	req := ipam.Request{Name: r.Name, Pools: r.Pools, Within: r.Within, Family: 4, Away: isAway}
 	if r.IPv6 {
 		req.Family = 6
 	}
@@ -54,7 +55,7 @@ func (a *api) letGo(_ context.Context, h control.HeldAddress) (struct{}, error) 
 
 // pools tells which there are.
 func (a *api) pools(ctx context.Context, _ struct{}) (answer control.PoolAnswer, err error) {
-	if err := a.loop.gate(ctx); err != nil {
+	if _, err := a.loop.gateOrAway(ctx); err != nil {
 		return answer, fmt.Errorf("pools: %w", err)
 	}
 	err = a.loop.do(ctx, func() {
@@ -71,8 +72,10 @@ func (a *api) pools(ctx context.Context, _ struct{}) (answer control.PoolAnswer,
 
 // network makes a network and its profile if they are not there.
 func (a *api) network(ctx context.Context, r control.NetworkRequest) (answer control.NetworkAnswer, err error) {
-	if err := a.loop.gate(ctx); err != nil {
+	if isAway, err := a.loop.gateOrAway(ctx); err != nil {
 		return answer, fmt.Errorf("network %s: %w", r.Name, err)
+	} else if isAway {
+		return a.knownNetwork(ctx, r.Name)
 	}
 	n := &datastore.Network{Metadata: datastore.Metadata{Name: r.Name, Labels: r.Labels}, Spec: r.Spec}
 	n.SetDefaults()
@@ -124,10 +127,26 @@ func (a *api) network(ctx context.Context, r control.NetworkRequest) (answer con
 	return control.NetworkAnswer{Spec: n.Spec, Created: true}, nil
 }
 
+// knownNetwork answers while the datastore is away: nobody can make one then.
+func (a *api) knownNetwork(ctx context.Context, name string) (answer control.NetworkAnswer, err error) {
+	known := false
+	if err := a.loop.do(ctx, func() {
+		if n := a.loop.view.Network(name); n != nil {
+			known, answer.Spec = true, n.Spec
+		}
+	}); err != nil {
+		return answer, err
+	}
+	if !known {
+		return answer, fmt.Errorf("network %s is not known on this node, and cannot be made while the datastore is away: %w", name, datastore.ErrUnavailable)
+	}
+	return answer, nil
+}
+
 // labels gives an endpoint labels that were learned after it was attached.
 func (a *api) labels(ctx context.Context, r control.LabelRequest) (none struct{}, err error) {
 	name := r.Endpoint(a.loop.cfg.Node)
-	if err := a.loop.gate(ctx); err != nil {
+	if _, err := a.loop.gateOrAway(ctx); err != nil {
 		return none, fmt.Errorf("label %s: %w", name, err)
 	}
 	return none, a.service.Amend(ctx, name, func(ep *datastore.Endpoint) error {
@@ -144,7 +163,7 @@ func (a *api) labels(ctx context.Context, r control.LabelRequest) (none struct{}
 // ports publishes ports of the node as ports of an endpoint.
 func (a *api) ports(ctx context.Context, r control.PortRequest) (none struct{}, err error) {
 	name := r.Endpoint(a.loop.cfg.Node)
-	if err := a.loop.gate(ctx); err != nil {
+	if _, err := a.loop.gateOrAway(ctx); err != nil {
 		return none, fmt.Errorf("publish ports of %s: %w", name, err)
 	}
 	a.publishing.Lock() // else two could have one

@@ -176,8 +176,11 @@ func TestOneHost(t *testing.T) {
 			return ""
 		})
 		c := s.container("c5")
-		_, err := s.tryAttach(c, "dataman", nil)
+		_, err := s.tryAttach(c, "nowhere", nil)
 		if e := control.ErrorOf(err); e == nil || e.Code != control.CodeUnavailable || !strings.Contains(e.Message, "etcd.sock") {
+			t.Errorf("attach: %v", err)
+		}
+		if _, err := s.tryAttach(c, "dataman", nil); err != nil {
 			t.Errorf("attach: %v", err)
 		}
 		s.across("agent restarted without a store", c1, c2, to, func() {

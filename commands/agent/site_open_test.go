@@ -67,8 +67,8 @@ func opened(t *testing.T, s *site, allowed, denied *netlab.Container, to netip.A
 		t.Helper()
 		s.until("the file is named", func() string { return lacks(s.status().Store, "/none/ca.crt: no such file") })
 		for what, do := range map[string]func() error{
-			"an attach": func() error { _, err := s.tryAttach(s.container("blind"), "web", nil); return err },
-			"a detach":  func() error { return s.detach(denied) },
+			"an attach": func() error { _, err := s.tryAttach(s.container("blind"), "nowhere", nil); return err },
+			"a detach":  func() error { return s.detach(s.container("blind-too")) },
 		} {
 			if err := do(); err == nil || !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), "/none/ca.crt: no such file") || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%s: %v", what, err)

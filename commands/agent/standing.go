@@ -29,6 +29,8 @@ type standing struct {
 	outage    *datastore.Outage
 	cluster   datastore.Cluster
 	listed    int64 // revision of the last complete listing; 0: there was none
+	followed  int64 // the revision that the view is complete up to
+	byCopy    bool  // the copy was looked at, as the store was away at the start
 	admitted  bool  // was ready at least once
 	restoring bool  // the view lacks live endpoints
 	wrote     int64 // what joining wrote is in the view from this revision on; 0: it is not done
@@ -37,7 +39,7 @@ type standing struct {
 
 // list takes note of a complete listing; true: of another store than before.
 func (s *standing) list(snap datastore.Snapshot) (other bool) {
-	s.listed = snap.Revision
+	s.listed, s.followed = snap.Revision, snap.Revision
 	s.outage.Over()
 	was := s.cluster
 	for _, e := range snap.Entries {

@@ -13,7 +13,7 @@ import (
 // or was lost sight of.
 func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
 	other := l.standing.list(s)
-	changes, err := l.view.Replace(s)
+	changes, err := l.view.Replace(l.withUnsettled(s))
 	if err != nil {
 		l.log.Warn("entries of the datastore not used", "error", err)
 	}
@@ -31,6 +31,7 @@ func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
 	}
 	l.former.told(l.standing.cluster, s.Revision)
 	l.noteNewer()
+	l.changedModel()
 	l.join(ctx)
 }
 
@@ -84,6 +85,7 @@ func (l *loop) settle() {
 	l.locals.markAll()
 	l.links.lookForOwners()
 	l.tidy()
+	l.settleSoon()
 }
 
 // tidy removes the records of endpoints that are neither in the store nor in the
@@ -92,7 +94,7 @@ func (l *loop) tidy() {
 	all, _ := l.records.All() // what cannot be read was reported by live
 	for _, rec := range all {
 		link := rec.Endpoint.Spec.Link
-		if _, linked := l.links.present[link]; linked || l.links.owners[link] != "" {
+		if _, linked := l.links.present[link]; linked || l.links.owners[link] != "" || rec.Refused != "" {
 			continue
 		}
 		if err := l.records.Remove(link); err != nil {
@@ -119,6 +121,8 @@ func (l *loop) apply(ctx context.Context, b datastore.Batch) {
 	}
 	l.former.told(l.standing.cluster, b.Revision)
 	l.noteNewer()
+	l.standing.followed = max(l.standing.followed, b.Revision)
+	l.changedModel()
 	l.addresses.Apply(changes, b.Revision)
 	if l.standing.stage == renamed {
 		l.join(ctx)
@@ -243,7 +247,11 @@ func (f *follower) Apply(b datastore.Batch) error {
 
 // Lost implements datastore.Follower.
 func (f *follower) Lost(err error) {
-	_ = f.loop.do(f.ctx, func() { f.loop.standing.part(err) })
+	_ = f.loop.do(f.ctx, func() {
+		f.loop.standing.part(err)
+		f.loop.lostModel()
+		f.loop.goByCopy()
+	})
 }
 
 // Back implements datastore.Follower.

@@ -142,7 +142,9 @@ type AgentStatus struct {
 	Detached  string    `json:"detached,omitempty"` // why, empty: attached
 	Store     string    `json:"store,omitempty"`    // why the store does not answer
 	Endpoints int       `json:"endpoints"`
-	Lost      []string  `json:"lost,omitempty"` // endpoints whose link is gone
+	// Waiting is how many of them the store, which was away, has yet to hear of.
+	Waiting int      `json:"waiting,omitempty"`
+	Lost    []string `json:"lost,omitempty"` // endpoints whose link is gone
 	// Problems are one line each: what is wrong and what to do.
 	Problems []string     `json:"problems,omitempty"`
 	Address  []netip.Addr `json:"address"`

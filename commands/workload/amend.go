@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"netctl/datastore"
+	"netctl/netdev"
 )
 
 // Amend changes the labels and the published ports of an attached endpoint, in the store
@@ -19,6 +20,9 @@ func (s *Service) Amend(ctx context.Context, name string, change func(*datastore
 		return err
 	}
 	defer release()
+	if rec, err := s.Records.Read(netdev.LinkName(s.LinkPrefix, name)); err == nil && rec.Unsettled {
+		return s.amendAway(ctx, rec, change)
+	}
 	for try := 1; ; try++ {
 		ep, revision, err := s.amend(ctx, name, change)
 		if err == nil && ep != nil {
@@ -31,6 +35,26 @@ func (s *Service) Amend(ctx context.Context, name string, change func(*datastore
 			return err
 		}
 	}
+}
+
+// amendAway amends an endpoint that the store has yet to hear of.
+func (s *Service) amendAway(ctx context.Context, rec *Record, change func(*datastore.Endpoint) error) error {
+	ep := *rec.Endpoint
+	rec.Endpoint = &ep
+	err := change(&ep)
+	if err == nil {
+		err = ep.Validate()
+	}
+	if err == nil {
+		err = s.Records.Put(rec)
+	}
+	if err == nil {
+		err = s.Reconciler.Program(ctx, rec, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("endpoint %s: %w", ep.Metadata.Name, err)
+	}
+	return nil
 }
 
 // amend writes the endpoint; nil: it is what it should be.

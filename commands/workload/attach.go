@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"netctl/commands/control"
 	"netctl/datastore"
@@ -22,14 +23,7 @@ const maxTries = 5
 // returns when address, link, routes and ACLs are in the kernel, or having undone what
 // it did.
 func (s *Service) Attach(ctx context.Context, req control.AttachRequest, ns *kernel.Netns) (control.Attachment, error) {
-	name := req.Endpoint(s.Node)
-	if _, err := datastore.Key(datastore.KindEndpoint, name); err != nil {
-		return control.Attachment{}, fmt.Errorf("attach: %w", err)
-	}
-	if gateways := netdev.Gateways(s.Gateway); req.Gateway.IsValid() && !slices.Contains(gateways, req.Gateway) {
-		return control.Attachment{}, fmt.Errorf("attach %s: gateway %s: %w: must be %s to %s", name, req.Gateway, datastore.ErrInvalid, gateways[0], gateways[len(gateways)-1])
-	}
-	release, err := s.turns.take(ctx, name)
+	name, release, err := s.enter(ctx, req)
 	if err != nil {
 		return control.Attachment{}, err
 	}
@@ -70,6 +64,19 @@ func (s *Service) Attach(ctx context.Context, req control.AttachRequest, ns *ker
 	}
 	s.Log.Info("endpoint attached", "endpoint", name, "link", a.Link, "addresses", a.Addresses, "network", ep.Spec.Network, datastore.EventEndpoint.Mark())
 	return a, nil
+}
+
+// enter checks a request and waits for the turn of its endpoint, until release.
+func (s *Service) enter(ctx context.Context, req control.AttachRequest) (name string, release func(), err error) {
+	name = req.Endpoint(s.Node)
+	if _, err := datastore.Key(datastore.KindEndpoint, name); err != nil {
+		return name, nil, fmt.Errorf("attach: %w", err)
+	}
+	if gateways := netdev.Gateways(s.Gateway); req.Gateway.IsValid() && !slices.Contains(gateways, req.Gateway) {
+		return name, nil, fmt.Errorf("attach %s: gateway %s: %w: must be %s to %s", name, req.Gateway, datastore.ErrInvalid, gateways[0], gateways[len(gateways)-1])
+	}
+	release, err = s.turns.take(ctx, name)
+	return name, release, err
 }
 
 func (s *Service) begin(ctx context.Context, name string, req control.AttachRequest) (Known, error) {
@@ -127,7 +134,7 @@ func (s *Service) assign(ctx context.Context, name string, req control.AttachReq
 		if err != nil {
 			return nil, 0, err
 		}
-		res, err := s.Addresses.Assign(ctx, ipam.Request{
+		res, err := s.given(ctx, ipam.Request{
 			Handle: name, Workload: req.Workload, Name: req.Labels["name"], Wants: req.Addresses,
 			Pools: plan.pools, V6: plan.ipv6, Family: plan.family, Within: req.Within, Held: req.Held, Commit: plan.commit,
 		})
@@ -141,6 +148,22 @@ func (s *Service) assign(ctx context.Context, name string, req control.AttachReq
 			return nil, 0, err
 		}
 	}
+}
+
+// given is Assign within half of the time that ctx has: the rest is for what can be done
+// without the store.
+func (s *Service) given(ctx context.Context, req ipam.Request) (ipam.Result, error) {
+	bounded := ctx
+	if end, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		bounded, cancel = context.WithTimeout(ctx, time.Until(end)/2)
+		defer cancel()
+	}
+	res, err := s.Addresses.Assign(bounded, req)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		err = fmt.Errorf("assign %s: %w: no answer in time", req.Handle, datastore.ErrUnavailable)
+	}
+	return res, err
 }
 
 // behind says, of an assignment that was refused, whether the view lacked a pool
@@ -277,7 +300,8 @@ func (p *plan) commit(addrs []netip.Addr) (conds []datastore.Condition, ops []da
 	return conds, ops, nil
 }
 
-// wire makes the link and has it protected, routed and set up.
+// wire makes the link and has it protected, routed and set up. A revision of 0 is of an
+// endpoint that the store has yet to hear of.
 func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datastore.Endpoint, known Known, ns *kernel.Netns, revision int64) (control.Attachment, error) {
 	a := control.Attachment{
 		Endpoint: ep.Metadata.Name, Link: ep.Spec.Link, LinkMAC: netdev.HostMAC, Interface: ep.Spec.Interface,
@@ -305,7 +329,7 @@ func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datas
 		Interface: ep.Spec.Interface, Link: ep.Spec.Link, MAC: ep.Spec.MAC, MTU: a.MTU,
 		Addresses: ep.Spec.Addresses, Gateway4: gateway, Bandwidth: ep.Spec.Bandwidth,
 	}
-	rec := &Record{Endpoint: ep, Runtime: req.Runtime, FitMTU: req.MTU == 0, Boot: s.Boot, Netns: req.NetnsPath, Destinations: req.Destinations, Cluster: known.Cluster}
+	rec := &Record{Endpoint: ep, Runtime: req.Runtime, FitMTU: req.MTU == 0, Boot: s.Boot, Netns: req.NetnsPath, Destinations: req.Destinations, Cluster: known.Cluster, Unsettled: revision == 0}
 	if ns == nil {
 		a.Peer = netdev.PeerName(a.Link)
 		w.Peer = a.Peer

@@ -32,19 +32,6 @@ func (s *Service) Detach(ctx context.Context, t control.Target) error {
 	return errors.Join(errs...)
 }
 
-// Sever takes what Detach would release out of service, without the store: for
-// when the store is away. The endpoints stay what they are.
-func (s *Service) Sever(ctx context.Context, t control.Target) error {
-	names, err := s.names(ctx, t)
-	errs := []error{err}
-	for _, name := range names {
-		s.Reconciler.Retire(name)
-		errs = append(errs, s.sever(netdev.LinkName(s.LinkPrefix, name)))
-		s.Reconciler.Keep(name)
-	}
-	return errors.Join(errs...)
-}
-
 // names lists the endpoints a request is about, those that are just being
 // attached included.
 func (s *Service) names(ctx context.Context, t control.Target) ([]string, error) {
@@ -81,7 +68,9 @@ func (s *Service) Release(ctx context.Context, name string) error {
 		s.Reconciler.Retire(name)
 		err = s.sever(link)
 	}
-	return errors.Join(err, s.Records.Remove(link)) // also of a detach that was cut off just before that
+	err = errors.Join(err, s.Records.Remove(link)) // also of a detach that was cut off just before that
+	s.Reconciler.Withdraw(name)
+	return err
 }
 
 // Check returns what of an endpoint is not as it was attached, and which of the
@@ -169,8 +158,10 @@ func (s *Service) Restore(ctx context.Context, rec *Record, cluster datastore.Cl
 			return 0, fmt.Errorf("restore %s: %w", rec.Endpoint.Metadata.Name, err)
 		}
 	}
-	rec.Cluster = cluster
-	return revision, s.Records.Put(rec)
+	rec.Cluster, rec.Unsettled = cluster, false
+	err = s.Records.Put(rec)
+	s.Reconciler.Settled(rec.Endpoint.Metadata.Name)
+	return revision, err
 }
 
 // missing is what the store may lack of an endpoint; nil: nothing that this netctl can

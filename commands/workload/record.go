@@ -40,6 +40,10 @@ type Record struct {
 	Destinations []netip.Prefix `json:"destinations,omitempty"`
 	// Cluster is whose endpoint it is.
 	Cluster datastore.Cluster `json:"cluster"`
+	// Unsettled says that the store, which was away, has yet to hear of it.
+	Unsettled bool `json:"unsettled,omitempty"`
+	// Refused is why the store did not take it: it is cut off until it is detached.
+	Refused string `json:"refused,omitempty"`
 }
 
 // Wire is the link as it was attached; boot is this boot, in which an index of

@@ -8,7 +8,8 @@
 //
 // Invariants: one endpoint has one step at a time; the endpoint and its
 // addresses are written in one transaction before anything is in the kernel, and
-// removed from the kernel before they are released; an Attach that fails leaves
+// removed from the kernel before they are released (but for what goes on while the store
+// is away: see AttachAway); an Attach that fails leaves
 // nothing behind, except in a store that went away meanwhile, where the agent
 // finds an endpoint without a link.
 package workload
@@ -47,6 +48,9 @@ type Links interface {
 type Addresses interface {
 	Assign(ctx context.Context, req ipam.Request) (ipam.Result, error)
 	Release(ctx context.Context, handle string, addrs []netip.Addr, commit ipam.Commit) error
+	// Away assigns while the store is away; Rest ends that.
+	Away(ctx context.Context, req ipam.Request) ([]netip.Addr, error)
+	Rest(addrs ...netip.Addr)
 }
 
 // Reconciler is the agent's loop as seen from one endpoint.
@@ -62,6 +66,10 @@ type Reconciler interface {
 	// Retire takes the endpoint's routes out and keeps them out; Keep undoes that.
 	Retire(endpoint string)
 	Keep(endpoint string)
+	// Settled tells that the store has an endpoint that Program was given unsettled;
+	// Withdraw that it never will.
+	Settled(endpoint string)
+	Withdraw(endpoint string)
 	// Reach waits until the view is at least at revision.
 	Reach(ctx context.Context, revision int64) error
 	// Programmed says what of ACLs, link and routes is not in the kernel.
@@ -205,6 +213,7 @@ func (s *Service) remove(ctx context.Context, ep *datastore.Endpoint) error {
 	if err := s.Records.Remove(ep.Spec.Link); err != nil {
 		s.Log.Warn("attach record not removed", "endpoint", name, "error", err)
 	}
+	s.Reconciler.Withdraw(name) // of one that is in no store nothing is heard from there
 	s.Log.Info("endpoint detached", "endpoint", name, "link", ep.Spec.Link, "addresses", ep.Spec.Addresses, datastore.EventEndpoint.Mark())
 	return nil
 }

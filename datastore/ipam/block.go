@@ -89,6 +89,11 @@ func (s *space) used() *bitmap {
 // free is the next ordinal, next-fit, that is neither allocated, excluded nor in
 // quarantine.
 func (s *space) free(excluded *bitmap) (int, bool) {
+	return s.unfree(excluded).clear(s.block.Spec.Next, s.block.Size())
+}
+
+// unfree are the ordinals that are allocated, excluded or in quarantine.
+func (s *space) unfree(excluded *bitmap) *bitmap {
 	m := s.used()
 	m.merge(excluded)
 	for _, r := range s.block.Spec.Released {
@@ -96,7 +101,7 @@ func (s *space) free(excluded *bitmap) (int, bool) {
 			m.set(r.Ordinal)
 		}
 	}
-	return m.clear(s.block.Spec.Next, s.block.Size())
+	return m
 }
 
 // resting is the free ordinal that is longest in quarantine and not excluded.

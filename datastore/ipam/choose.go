@@ -144,6 +144,9 @@ func (p *planner) kept(v6 bool, pools []*datastore.Pool) (netip.Addr, bool) {
 // that were claimed for one address come after the others. In a pool that is short
 // a released address, however fresh, comes before a new block.
 func (p *planner) search(pools []*datastore.Pool) (netip.Addr, bool) {
+	if p.req.Away {
+		return p.lend(pools)
+	}
 	for _, pool := range pools {
 		own := p.ownBlocks(pool)
 		for _, wished := range []bool{false, true} {
@@ -320,8 +323,10 @@ func (p *planner) explicit(wish netip.Addr, pool *datastore.Pool) (netip.Addr, e
 	}
 	cidr := blockAround(wish, pool)
 	var s *space
-	if b := p.index.blockAround(wish); b != nil {
+	if b := p.index.blockAround(wish); b != nil && p.owned(b) {
 		s = p.open(b)
+	} else if p.req.Away {
+		return wish, fmt.Errorf("address %s: %w: is in no block of node %s, and no other can be had while the datastore is away", wish, datastore.ErrInvalid, p.node)
 	} else {
 		if err := p.clear(wish, cidr); err != nil {
 			return wish, err

@@ -18,33 +18,52 @@ const HoldTime = 2 * time.Minute
 type holds struct {
 	mu    sync.Mutex
 	until map[netip.Addr]time.Duration // on the allocator's clock
+	// doubts are, by handle, addresses of a commit that nobody knows the outcome of.
+	doubts map[string][]netip.Addr
 }
 
 // Hold chooses what Assign would, writes nothing, and keeps other requests from it for
 // HoldTime or until LetGo. An Assign with Held may have it. The errors are Assign's.
 func (a *Allocator) Hold(ctx context.Context, req Request) ([]netip.Addr, error) {
-	release, err := a.take(ctx)
+	req.Held = len(req.Wants) > 0
+	addrs, err := a.choose(ctx, req, Request{}, a.cfg.Now()+HoldTime)
 	if err != nil {
 		return nil, fmt.Errorf("hold: %w", err)
 	}
-	defer release()
+	return addrs, nil
+}
+
+// choose plans a request, writes nothing, and keeps others from its addresses until a
+// moment of the allocator's clock. It may have what is held for holder.
+func (a *Allocator) choose(ctx context.Context, req, holder Request, until time.Duration) ([]netip.Addr, error) {
+	if !req.Away { // else who has the turn may wait for the store for long
+		release, err := a.take(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+	}
 	x, err := a.source(ctx, false)
 	if err != nil {
-		return nil, fmt.Errorf("hold: %w", err)
+		return nil, err
 	}
-	req.Held = len(req.Wants) > 0
-	p := planner{index: x, node: a.cfg.Node, req: req, clock: a.clock(), held: a.held(Request{})}
-	x.mu.Lock()
+	x.mu.Lock() // until they are kept: two may choose at the same time
+	defer x.mu.Unlock()
+	own, others := a.holds.doubted(req.Handle)
+	p := planner{index: x, node: a.cfg.Node, req: req, clock: a.clock(), held: append(a.held(holder), others...)}
+	again := p
+	if req.Away && len(own) > 0 && len(req.Wants) == 0 {
+		p.req.Wants, p.req.Held = own, true
+	}
 	err = p.run()
-	x.mu.Unlock()
+	if err != nil && p.req.Held != req.Held { // they were of a block that was not there yet
+		p = again
+		err = p.run()
+	}
 	if err != nil {
-		return nil, fmt.Errorf("hold: %w", err)
+		return nil, err
 	}
-	a.holds.mu.Lock()
-	defer a.holds.mu.Unlock()
-	for _, addr := range p.addrs {
-		a.holds.until[addr] = a.cfg.Now() + HoldTime
-	}
+	a.holds.keep(until, p.addrs)
 	return p.addrs, nil
 }
 

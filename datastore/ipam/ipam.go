@@ -60,7 +60,7 @@ func New(cfg Config) *Allocator {
 	if cfg.Quarantine == 0 {
 		cfg.Quarantine = Quarantine
 	}
-	a := &Allocator{cfg: cfg, turn: make(chan struct{}, 1), holds: holds{until: map[netip.Addr]time.Duration{}}, listed: NewIndex(nil)}
+	a := &Allocator{cfg: cfg, turn: make(chan struct{}, 1), holds: holds{until: map[netip.Addr]time.Duration{}, doubts: map[string][]netip.Addr{}}, listed: NewIndex(nil)}
 	a.turn <- struct{}{}
 	return a
 }
@@ -94,6 +94,9 @@ type Request struct {
 	// Restore says that Wants are in use by a live endpoint: exactly these are
 	// assigned, and only another holder is an error.
 	Restore bool
+	// Away says that the store does not answer, so that only the node's own blocks can
+	// be drawn from; Hold and Away know it.
+	Away bool
 	// Commit may be nil.
 	Commit Commit
 }
@@ -113,7 +116,7 @@ type Result struct {
 // ErrConflict are of a key of Commit's that somebody else changed.
 func (a *Allocator) Assign(ctx context.Context, req Request) (Result, error) {
 	var res Result
-	err := a.transact(ctx, req.Restore, req.Commit, func(x *Index) (change, error) {
+	err := a.transact(ctx, req.Handle, req.Restore, req.Commit, func(x *Index) (change, error) {
 		p := planner{index: x, node: a.cfg.Node, req: req, clock: a.clock(), held: a.held(req)}
 		err := p.run()
 		res.Addresses, res.NewBlocks = p.addrs, p.claimed
@@ -131,12 +134,13 @@ func (a *Allocator) Assign(ctx context.Context, req Request) (Result, error) {
 // error if the handle holds nothing; commit (may be nil) is carried out all the
 // same, with the addresses that are released.
 func (a *Allocator) Release(ctx context.Context, handle string, addrs []netip.Addr, commit Commit) error {
-	err := a.transact(ctx, false, commit, func(x *Index) (change, error) {
+	err := a.transact(ctx, "", false, commit, func(x *Index) (change, error) {
 		return releasePlan(x, a.cfg.Node, handle, addrs, a.clock()), nil
 	}, nil)
 	if err != nil {
 		return fmt.Errorf("release %s: %w", handle, err)
 	}
+	a.LetGo(addrs...) // if they were given while the store was away
 	return nil
 }
 
@@ -179,9 +183,9 @@ func (a *Allocator) take(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// transact plans and commits until nobody interfered. anew: the store may be
-// another one than that of the commits before, which are then no knowledge.
-func (a *Allocator) transact(ctx context.Context, anew bool, commit Commit, plan func(*Index) (change, error), revision *int64) error {
+// transact plans and commits, for a handle, until nobody interfered. anew: the store may
+// be another one than that of the commits before, which are then no knowledge.
+func (a *Allocator) transact(ctx context.Context, handle string, anew bool, commit Commit, plan func(*Index) (change, error), revision *int64) error {
 	release, err := a.take(ctx)
 	if err != nil {
 		return err
@@ -202,8 +206,10 @@ func (a *Allocator) transact(ctx context.Context, anew bool, commit Commit, plan
 		if err != nil || len(txn.Then) == 0 {
 			return err
 		}
+		a.holds.doubt(handle, c.addrs)
 		rev, err := a.cfg.Store.Commit(ctx, txn)
 		if err == nil {
+			a.holds.sure()
 			x.committed(c.blocks, c.gone, rev)
 			if revision != nil {
 				*revision = rev
@@ -213,6 +219,7 @@ func (a *Allocator) transact(ctx context.Context, anew bool, commit Commit, plan
 		if !isRace(err) {
 			return err
 		}
+		a.holds.sure()
 		if broken, e := changed(ctx, a.cfg.Store, foreign); e != nil {
 			return e
 		} else if broken {

@@ -47,6 +47,9 @@ func (p *planner) run() error {
 		}
 		p.addrs = append(p.addrs, a)
 	}
+	if p.req.Restore {
+		p.giveUp()
+	}
 	return nil
 }
 
@@ -169,6 +172,9 @@ func (p *planner) one(v6 bool, wish netip.Addr, n *datastore.Node) (netip.Addr, 
 	}
 	if a, ok := p.search(pools); ok {
 		return a, nil
+	}
+	if p.req.Away {
+		return netip.Addr{}, fmt.Errorf("%w in the blocks of node %s of pools %s, and no other can be had while the datastore is away", datastore.ErrExhausted, p.node, p.describe(v6, pools, refused))
 	}
 	return netip.Addr{}, fmt.Errorf("%w in pools %s", datastore.ErrExhausted, p.describe(v6, pools, refused))
 }

@@ -1,0 +1,131 @@
+package commands
+
+import (
+	"bytes"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"netctl/datastore"
+	"netctl/datastore/memory"
+)
+
+// copyOf writes a node's copy of a store with a pool and a profile with a rule.
+func copyOf(t *testing.T, file, uuid string, generation, revision int64, rule string) {
+	t.Helper()
+	r, err := datastore.ParseRule(rule)
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := []datastore.Object{
+		&datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.0.0.0/16")}},
+		&datastore.Profile{Metadata: datastore.Metadata{Name: "web"}, Spec: datastore.ProfileSpec{Inbound: []datastore.Rule{r}}},
+		&datastore.Profile{Metadata: datastore.Metadata{Name: "unheard"}},
+	}
+	for _, o := range objects {
+		o.SetDefaults()
+		o.Meta().Revision = revision
+	}
+	objects[2].Meta().Revision = 0
+	b, left := datastore.BackupOf(objects, datastore.Cluster{UUID: uuid, Generation: generation, Created: time.Unix(1, 0).UTC()}, revision, "v", time.Now())
+	text, err := b.Encode()
+	if err != nil || len(left) > 0 || len(b.Entries) != 2 {
+		t.Fatal(err, left, len(b.Entries))
+	}
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRebuildRefusesAndChooses: the newest copy of one cluster, into a datastore that is
+// empty or plainly that cluster's; everything else in one line, and nothing is written.
+func TestRebuildRefusesAndChooses(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("NETCTL_NODE", "n1")
+	t.Setenv("NETCTL_STATE_DIR", dir)
+	t.Setenv("NETCTL_RUN_DIR", dir)
+	own := filepath.Join(dir, datastore.CopyFile)
+	file := func(name string) string { return filepath.Join(dir, name) }
+	copyOf(t, file("old"), "u", 1, 7, "allow tcp to ports 1")
+	copyOf(t, file("new"), "u", 1, 9, "allow tcp to ports 2")
+	copyOf(t, file("adopted"), "u", 2, 3, "allow tcp to ports 3")
+	copyOf(t, file("other"), "w", 1, 99, "allow tcp to ports 4")
+	if err := os.WriteFile(file("junk"), []byte("junk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cluster := func(s *memory.Store, uuid string) {
+		value, err := datastore.Cluster{UUID: uuid, Generation: 1, Created: time.Unix(1, 0).UTC()}.Encode()
+		if err == nil {
+			_, err = s.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: datastore.ClusterKey, Value: value}}})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	stranger := func(s *memory.Store) {
+		if err := datastore.Create(t.Context(), s, &datastore.Profile{Metadata: datastore.Metadata{Name: "stranger"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for what, c := range map[string]struct {
+		files string
+		store func(*memory.Store)
+		own   string // becomes this node's copy
+		want  string // the profile's port, or what is refused
+	}{
+		"own copy":             {"", nil, "old", "ports 1"},
+		"no copy":              {"", nil, "", "this node has followed no datastore"},
+		"the newest":           {"old new", nil, "", "ports 2"},
+		"the next generation":  {"new adopted old", nil, "", "ports 3"},
+		"of two clusters":      {"new other", nil, "", "name copies of one cluster"},
+		"no backup":            {"junk", nil, "", "is no backup"},
+		"another's datastore":  {"new", func(s *memory.Store) { cluster(s, "w") }, "", "holds cluster w, and the copy is of cluster u"},
+		"its own datastore":    {"new", func(s *memory.Store) { cluster(s, "u") }, "", "ports 2"},
+		"somebody's datastore": {"new", stranger, "", "is not empty, and names no cluster"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			_ = os.Remove(own)
+			if c.own != "" {
+				text, err := os.ReadFile(file(c.own))
+				if err == nil {
+					err = os.WriteFile(own, text, 0o600)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := memory.New()
+			if c.store != nil {
+				c.store(s)
+			}
+			before, err := s.List(t.Context(), datastore.Prefix)
+			if err != nil {
+				t.Fatal(err)
+			}
+			args := []string{"datastore", "rebuild"}
+			for _, f := range strings.Fields(c.files) {
+				args = append(args, file(f))
+			}
+			var out bytes.Buffer
+			a := &app{in: strings.NewReader(""), out: &out, err: &out, opened: &readStore{Store: s, kinds: map[string]bool{}}}
+			failed := a.run(t.Context(), args)
+			if strings.HasPrefix(c.want, "ports ") {
+				p, err := datastore.Get[*datastore.Profile](t.Context(), s, "web")
+				if failed != nil || err != nil || !strings.HasSuffix(p.Spec.Inbound[0].String(), c.want) {
+					t.Errorf("%v, %v, %+v\n%s", failed, err, p, out.String())
+				}
+				return
+			}
+			if failed == nil || !strings.Contains(failed.Error(), c.want) || strings.Contains(failed.Error(), "\n") {
+				t.Errorf("got %v", failed)
+			}
+			if after, err := s.List(t.Context(), datastore.Prefix); err != nil || after.Revision != before.Revision {
+				t.Errorf("something was written: %v", err)
+			}
+		})
+		_ = os.Remove(filepath.Join(dir, "cluster.json"))
+	}
+}
