@@ -93,6 +93,10 @@ func (a *app) addEndpoint(cmd *cobra.Command, o *endpointAddOptions) error {
 	}
 	// The agent opens the descriptor through this process: it stays open until
 	// the answer is there.
+	// Nothing is opened that could wait for somebody, or do something by being opened.
+	if st, err := os.Stat(r.NetnsPath); err == nil && !st.Mode().IsRegular() {
+		return fmt.Errorf("network namespace %s: is none: %w", r.NetnsPath, datastore.ErrInvalid)
+	}
 	f, err := os.Open(r.NetnsPath)
 	if err != nil {
 		return fmt.Errorf("network namespace: %w", err)

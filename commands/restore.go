@@ -78,7 +78,7 @@ type restore struct {
 
 // openRestore reads the backup and decides whether it may be restored here.
 func (a *app) openRestore(ctx context.Context, file string, o restoreOptions) (*restore, error) {
-	text, err := readInput(ctx, a.in, file, maxBackup)
+	text, err := a.readInput(ctx, file, maxBackup)
 	var path *fs.PathError
 	if errors.As(err, &path) {
 		err = path.Err // the file is named already
