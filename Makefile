@@ -56,7 +56,7 @@ docs: build ## docs/cli and docs/man from the command tree
 completions: docs ## completions of the three shells (written together with docs)
 
 bench: packages build guest ## ratios against references measured in the same run
-	go test -count=1 -tags bench -run 'TestBench$$|TestBenchScale|TestBenchReflector|TestBenchTunnels' -v -timeout 30m ./commands
+	go test -count=1 -tags bench -run 'TestBench$$|TestBenchScale|TestBenchReflector|TestBenchTunnels|TestBenchAPI' -v -timeout 30m ./commands
 	go test -count=1 -tags bench -run "TestBenchRoutes|TestBenchCrowd" -v -timeout 30m ./commands/speaker
 	go test -count=1 -tags bench -run TestBenchCluster -v -timeout 30m ./commands/agent
 	NETCTL_GUEST=1 go test -count=1 -tags bench -run TestBenchIPIP -v -timeout 30m ./commands/lab

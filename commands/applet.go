@@ -22,7 +22,7 @@ const (
 
 // roleNames lists the roles that a file called netctl-<role> starts.
 func roleNames() []string {
-	return []string{"netctl-agent", "netctl-datastore", "netctl-docker", "netctl-node", "netctl-reflector", "netctl-speaker"}
+	return []string{"netctl-agent", "netctl-api", "netctl-datastore", "netctl-docker", "netctl-node", "netctl-reflector", "netctl-speaker"}
 }
 
 // applet decides by the file's name first, then by CNI_COMMAND, which counts

@@ -49,6 +49,11 @@ func writeCommand(a *app, name, short, example string, mode writeMode) *cobra.Co
 }
 
 func (a *app) writeAndTell(cmd *cobra.Command, list []manifest, mode writeMode, dryRun bool) error {
+	for _, m := range list {
+		if err := a.may(m.object.Kind()); err != nil {
+			return fmt.Errorf("%s%s: %w", m.where(), label(m.object), err)
+		}
+	}
 	if !dryRun {
 		var printing error
 		var pools []netip.Prefix
@@ -151,6 +156,11 @@ func newDeleteCommand(a *app) *cobra.Command {
 }
 
 func (a *app) deleteAndTell(cmd *cobra.Command, list []manifest, force bool) error {
+	for _, m := range list {
+		if err := a.may(m.object.Kind()); err != nil {
+			return fmt.Errorf("%s%s: %w", m.where(), label(m.object), err)
+		}
+	}
 	for i, m := range list {
 		o := m.object
 		if err := a.delete(cmd.Context(), o.Kind(), o.Meta().Name, force); err != nil {

@@ -1,7 +1,9 @@
 package commands
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -36,26 +38,15 @@ func newBackupCommand(a *app) *cobra.Command {
 }
 
 func (a *app) backup(ctx context.Context, file string, now time.Time) error {
+	if a.caller != nil && file != "-" {
+		return usage("over the API a backup is written to -: the answer's output")
+	}
 	if err := writable(file); err != nil {
 		return fmt.Errorf("backup %s: %w", file, err)
 	}
-	store, err := a.store(ctx)
+	m, text, err := a.makeBackup(ctx, now)
 	if err != nil {
 		return err
-	}
-	done := a.waiting("the datastore")
-	snap, err := store.List(ctx, datastore.Prefix, datastore.ReportPrefix)
-	done()
-	if err != nil {
-		return fmt.Errorf("backup: %w", err)
-	}
-	b, left := datastore.NewBackup(snap, version, now)
-	for _, err := range left {
-		a.warn("left out, as it cannot be read: %v", err)
-	}
-	text, err := b.Encode()
-	if err != nil {
-		return fmt.Errorf("backup: %w", err)
 	}
 	if file == "-" {
 		_, err := a.out.Write(text)
@@ -65,10 +56,68 @@ func (a *app) backup(ctx context.Context, file string, now time.Time) error {
 		return fmt.Errorf("backup %s: not written: %w", file, err)
 	}
 	cluster := "of no cluster yet"
-	if b.Cluster.UUID != "" {
-		cluster = "of cluster " + b.Cluster.UUID
+	if m.cluster != "" {
+		cluster = "of cluster " + m.cluster
 	}
-	return a.print(fmt.Sprintf("%s: %d objects %s, revision %d.\n", file, len(b.Entries), cluster, b.Revision))
+	return a.print(fmt.Sprintf("%s: %d objects %s, revision %d.\n", file, m.objects, cluster, m.revision))
+}
+
+// madeBackup is what is said of a backup.
+type madeBackup struct {
+	cluster  string
+	objects  int
+	revision int64
+}
+
+// makeBackup reads everything, and is its text.
+func (a *app) makeBackup(ctx context.Context, now time.Time) (m madeBackup, text []byte, err error) {
+	c, err := a.api()
+	if err != nil {
+		return m, nil, err
+	}
+	if c != nil {
+		if text, err = a.remoteBackup(ctx, c); err == nil {
+			m, err = readBackup(text)
+		}
+		return m, text, err
+	}
+	store, err := a.store(ctx)
+	if err != nil {
+		return m, nil, err
+	}
+	done := a.waiting("the datastore")
+	snap, err := store.List(ctx, datastore.Prefix, datastore.ReportPrefix)
+	done()
+	if err != nil {
+		return m, nil, fmt.Errorf("backup: %w", err)
+	}
+	b, left := datastore.NewBackup(snap, version, now)
+	for _, err := range left {
+		a.warn("left out, as it cannot be read: %v", err)
+	}
+	if text, err = b.Encode(); err != nil {
+		return m, nil, fmt.Errorf("backup: %w", err)
+	}
+	return madeBackup{b.Cluster.UUID, len(b.Entries), b.Revision}, text, nil
+}
+
+// readBackup reads the first and the last line of a backup, which may be for a newer netctl.
+func readBackup(text []byte) (m madeBackup, err error) {
+	var head struct {
+		Cluster  datastore.Cluster `json:"cluster"`
+		Revision int64             `json:"revision"`
+	}
+	var tail struct {
+		Objects *int `json:"objects"`
+	}
+	lines := bytes.Split(bytes.TrimSuffix(text, []byte("\n")), []byte("\n"))
+	if err = json.Unmarshal(lines[0], &head); err == nil {
+		err = json.Unmarshal(lines[len(lines)-1], &tail)
+	}
+	if err != nil || tail.Objects == nil {
+		return m, fmt.Errorf("backup: the API's answer is none, or was cut short: %w", datastore.ErrInvalid)
+	}
+	return madeBackup{head.Cluster.UUID, *tail.Objects, head.Revision}, nil
 }
 
 // writable says why a file cannot be put there, before the datastore is asked.

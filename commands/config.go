@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -50,7 +51,7 @@ const defaultMetricsPort = 9587
 func settingTable() []setting {
 	return []setting{
 		{"node", "", "node-name", "NETCTL_NODE", "this node's `name` (default: the host name)"},
-		{"roles", []string(nil), "roles", "NETCTL_ROLES", "`roles` that netctl node runs: datastore, agent, speaker, reflector (in place of speaker), docker"},
+		{"roles", []string(nil), "roles", "NETCTL_ROLES", "`roles` that netctl node runs: datastore, agent, speaker, reflector (in place of speaker), docker, api"},
 		{"labels", []string(nil), "labels", "NETCTL_LABELS", "labels of this node, as `NAME=VALUE`,…"},
 		{"stateDir", "/var/lib/netctl-node", "state-dir", "NETCTL_STATE_DIR", "`folder` of what must survive a reboot"},
 		{"runDir", "/run/netctl-node", "run-dir", "NETCTL_RUN_DIR", "`folder` of sockets and of what ends with the boot"},
@@ -72,6 +73,14 @@ func settingTable() []setting {
 		{"etcd::joinPort", 0, "etcd-join-port", "NETCTL_ETCD_JOIN_PORT", "TCP `port`, the same on each member, where nodes join and certificates are renewed (0: nowhere)"},
 		{"etcd::certificateLife", defaultCertificateLife, "etcd-certificate-life", "NETCTL_ETCD_CERTIFICATE_LIFE", "`time` that nodes' certificates hold; they are renewed before a third of it is left"},
 		{"etcd::quotaMiB", 2048, "etcd-quota-mib", "NETCTL_ETCD_QUOTA_MIB", "largest size of the database in MiB"},
+		{"api::listen", []string(nil), "api-listen", "NETCTL_API_LISTEN", "https `URLs` the API serves beside its unix socket RUNDIR/api.sock"},
+		{"api::ca", "", "api-ca", "NETCTL_API_CA", "`file` of the CA of the API's clients (default: etcd.tls.ca)"},
+		{"api::cert", "", "api-cert", "NETCTL_API_CERT", "`file` of the API's certificate (default: etcd.tls.cert)"},
+		{"api::key", "", "api-key", "NETCTL_API_KEY", "`file` of the API's key (default: etcd.tls.key)"},
+		{"client::server", "", "server", "NETCTL_SERVER", "`URL` of an API that does what is asked: unix:///path or https://host:port (default: this machine, by the datastore)"},
+		{"client::ca", "", "server-ca", "NETCTL_SERVER_CA", "`file` of the CA that signed the API's certificate"},
+		{"client::cert", "", "server-cert", "NETCTL_SERVER_CERT", "`file` of the client certificate for the API"},
+		{"client::key", "", "server-key", "NETCTL_SERVER_KEY", "`file` of the client key for the API"},
 		{"agent::socket", "", "agent-socket", "NETCTL_AGENT_SOCKET", "the agent's control `socket` (default RUNDIR/agent.sock)"},
 		{"agent::addresses", []string(nil), "agent-addresses", "NETCTL_AGENT_ADDRESSES", "this node's BGP `addresses`, one a family (default: found)"},
 		{"agent::interface", "", "agent-interface", "NETCTL_AGENT_INTERFACE", "`pattern` of the interface whose address is this node's"},
@@ -123,7 +132,12 @@ type settings struct {
 		CertificateLife time.Duration
 		QuotaMiB        int
 	}
-	Agent struct {
+	API struct {
+		Listen        []string
+		CA, Cert, Key string
+	}
+	Client struct{ Server, CA, Cert, Key string }
+	Agent  struct {
 		Socket         string
 		Addresses      []string
 		Interface      string
@@ -156,10 +170,13 @@ type settings struct {
 	origin map[string]string // key to flag, environment, file or default
 }
 
+// sectionsEverywhere are those whose flags every command has.
+func sectionsEverywhere() []string { return []string{"datastore", "log", "client"} }
+
 // addSettingFlags declares the flags of a section; "" is what every command has.
 func addSettingFlags(fs *pflag.FlagSet, section string) {
 	for _, s := range settingTable() {
-		if s.section() != section && !(section == "" && (s.section() == "datastore" || s.section() == "log")) {
+		if s.section() != section && !(section == "" && (slices.Contains(sectionsEverywhere(), s.section()))) {
 			continue
 		}
 		if section == "" && s.key == "roles" {
@@ -297,7 +314,7 @@ func (s *settings) finish() error {
 	if len(s.Datastore.Endpoints) == 0 {
 		s.Datastore.Endpoints = []string{"unix://" + filepath.Join(s.RunDir, "etcd.sock")}
 	}
-	for _, list := range []*[]string{&s.Roles, &s.Labels, &s.Datastore.Endpoints, &s.Etcd.Listen, &s.Agent.Addresses, &s.Agent.WorkloadToHost, &s.Docker.Aliases} {
+	for _, list := range []*[]string{&s.Roles, &s.Labels, &s.Datastore.Endpoints, &s.Etcd.Listen, &s.API.Listen, &s.Agent.Addresses, &s.Agent.WorkloadToHost, &s.Docker.Aliases} {
 		for i, item := range *list {
 			(*list)[i] = strings.TrimSpace(item) // "a, b" in a flag or variable
 		}

@@ -28,6 +28,7 @@ func (s setting) sample(n int) (text, yaml string) {
 			"roles":                 []string{"agent", "agent,speaker", "datastore,agent"}[n-1],
 			"labels":                fmt.Sprintf("a%d=x,b=y", n),
 			"datastore::endpoints":  fmt.Sprintf("https://10.0.0.%d:2379,https://10.0.1.1:2379", n),
+			"api::listen":           fmt.Sprintf("https://10.0.0.%d:7443", n),
 			"etcd::listen":          fmt.Sprintf("https://10.0.0.%d:2379", n),
 			"agent::addresses":      fmt.Sprintf("10.0.0.%d,fd00::%d", n, n),
 			"docker::aliases":       fmt.Sprintf("calico%d,bird", n),
@@ -47,6 +48,8 @@ func (s setting) sample(n int) (text, yaml string) {
 			text = fmt.Sprintf("169.254.1.%d", 10+n)
 		case "docker::socket":
 			text = fmt.Sprintf("/run/docker/plugins/v%d.sock", n)
+		case "client::server":
+			text = fmt.Sprintf("unix:///run/v%d.sock", n)
 		case "etcd::peerURL":
 			text = fmt.Sprintf("https://10.0.0.%d:2380", n)
 		case "agent::linkPrefix", "node", "tunnels::ipip", "tunnels::vxlan", "tunnels::vxlan6", "tunnels::wireguard":

@@ -44,6 +44,8 @@ func (s *settings) validate() error {
 		{"etcd::joinPort", between(s.Etcd.JoinPort, 0, 65535)},
 		{"etcd::certificateLife", between(int(s.Etcd.CertificateLife/time.Second), leastCertificateLife, 1<<31)},
 		{"etcd::quotaMiB", between(s.Etcd.QuotaMiB, 16, 1<<20)},
+		{"api::listen", each(s.API.Listen, checkListen)},
+		{"client::server", s.checkServer()},
 		{"agent::socket", absolute(s.Agent.Socket)},
 		{"agent::addresses", checkAddresses(s.Agent.Addresses)},
 		{"agent::interface", checkPattern(s.Agent.Interface)},
@@ -187,6 +189,13 @@ func checkLabel(label string) error {
 		return fmt.Errorf("%q: want NAME=VALUE", label)
 	}
 	return nil
+}
+
+func (s *settings) checkServer() error {
+	if s.Client.Server == "" {
+		return nil
+	}
+	return s.server().Check()
 }
 
 func checkListen(text string) error {

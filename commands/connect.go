@@ -24,6 +24,9 @@ func (a *app) store(ctx context.Context) (clusterStore, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.Client.Server != "" {
+		return nil, usage("this goes to the datastore itself: leave --server (client.server) out")
+	}
 	opened, err := etcd.Open(ctx, s.storeOptions())
 	if err != nil {
 		return nil, err
@@ -34,6 +37,11 @@ func (a *app) store(ctx context.Context) (clusterStore, error) {
 
 // view reads the objects of kinds. Keys that do not decode are told on stderr.
 func (a *app) view(ctx context.Context, kinds ...datastore.Kind) (*datastore.View, error) {
+	if c, err := a.api(); err != nil {
+		return nil, err
+	} else if c != nil {
+		return remoteView(ctx, c, kinds)
+	}
 	s, err := a.store(ctx)
 	if err != nil {
 		return nil, err
@@ -91,8 +99,11 @@ func (a *app) waiting(what string) (done func()) {
 	return func() { t.Stop() }
 }
 
+// warningPrefix begins each warning.
+const warningPrefix = "netctl: warning: "
+
 func (a *app) warn(format string, args ...any) {
-	fmt.Fprintf(a.err, "netctl: warning: "+format+"\n", args...)
+	fmt.Fprintf(a.err, warningPrefix+format+"\n", args...)
 }
 
 // print writes a whole output at once.

@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra/doc"
 	"github.com/spf13/pflag"
+
+	"netctl/commands/api"
 )
 
 // TestGenerated holds docs/cli, docs/man and completions against the command
@@ -72,6 +74,11 @@ func generated(t *testing.T) map[string][]byte {
 		files["docs/man/"+name] = page
 	}
 	files["docs/configuration.md"] = configurationPage()
+	description, err := api.Description(actions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	files["docs/openapi.json"] = description
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		var out bytes.Buffer
 		if code := runForTest(&out, "completion", shell); code != exitOK {

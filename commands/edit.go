@@ -3,6 +3,7 @@ package commands
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -27,23 +28,40 @@ func newEditCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s, err := a.store(cmd.Context())
+			o, err := a.readNamed(cmd.Context(), kind, args[1])
 			if err != nil {
 				return err
 			}
-			need := needed{}
-			need.one(kind, nameOfKind(kind, args[1]))
-			view, err := a.list(cmd.Context(), s, need)
-			if err != nil {
-				return err
-			}
-			objects, err := objectsNamed(view, kind, args[1:])
-			if err != nil {
-				return err
-			}
-			return a.edit(cmd, objects[0])
+			return a.edit(cmd, o)
 		},
 	}
+}
+
+// readNamed reads the object of a kind that people call so.
+func (a *app) readNamed(ctx context.Context, kind datastore.Kind, name string) (datastore.Object, error) {
+	if err := checkNames(kind, nameOfKind(kind, name)); err != nil {
+		return nil, err
+	}
+	if c, err := a.api(); err != nil {
+		return nil, err
+	} else if c != nil {
+		return c.Read(ctx, kind, nameOfKind(kind, name))
+	}
+	s, err := a.store(ctx)
+	if err != nil {
+		return nil, err
+	}
+	need := needed{}
+	need.one(kind, nameOfKind(kind, name))
+	view, err := a.list(ctx, s, need)
+	if err != nil {
+		return nil, err
+	}
+	objects, err := objectsNamed(view, kind, []string{name})
+	if err != nil {
+		return nil, err
+	}
+	return objects[0], nil
 }
 
 func (a *app) edit(cmd *cobra.Command, o datastore.Object) (err error) {
@@ -85,6 +103,9 @@ func (a *app) edit(cmd *cobra.Command, o datastore.Object) (err error) {
 	edited := list[0].object
 	if len(list) != 1 || edited.Kind() != o.Kind() || edited.Meta().Name != o.Meta().Name {
 		return fmt.Errorf("%s: edit changes one object and neither its kind nor its name: %w", f.Name(), datastore.ErrInvalid)
+	}
+	if a.server != nil {
+		return a.writeEdited(cmd.Context(), a.server, edited, o.Meta().Revision)
 	}
 	mode := modeReplace
 	if o.Meta().Revision == 0 {

@@ -27,7 +27,10 @@ func (e usageError) Unwrap() error { return e.err }
 // command started is one of its flags or arguments.
 func (a *app) exitCode(err error) int {
 	var usage usageError
+	var remote remoteError
 	switch {
+	case errors.As(err, &remote):
+		return remote.exit
 	case errors.As(err, &usage), !a.started:
 		return exitUsage
 	case errors.Is(err, errNo):

@@ -267,7 +267,7 @@ func (a *app) readFilterRoutes(ctx context.Context, texts []string, file string)
 		routes = append(routes, r)
 	}
 	if file != "" {
-		raw, err := readInput(ctx, a.in, file, maxManifest)
+		raw, err := a.readInput(ctx, file, maxManifest)
 		if err != nil {
 			return nil, err
 		}

@@ -6,7 +6,21 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 )
+
+// readInput reads a file that the command line names, or stdin. Where an API runs the
+// command it is one that came with the request: the server's own are nobody's.
+func (a *app) readInput(ctx context.Context, file string, limit int) ([]byte, error) {
+	if a.caller == nil || file == "-" {
+		return readInput(ctx, a.in, file, limit)
+	}
+	text, ok := a.caller.files[file]
+	if !ok {
+		return nil, usage("the file %s did not come with the request: put its text into files, or say - and put it into stdin", file)
+	}
+	return readInput(ctx, strings.NewReader(text), "-", limit)
+}
 
 // readInput reads a file to its end, stdin if it is "-" and stdin is not nil. It gives up when ctx
 // ends, which a read from a terminal or a FIFO does not notice, and at more than

@@ -38,7 +38,7 @@ func (m manifest) where() string {
 // readManifests reads a file ("-" is stdin) of YAML or JSON documents, each an
 // object or a list of them. Errors name file and line.
 func (a *app) readManifests(ctx context.Context, file string) ([]manifest, error) {
-	raw, err := readInput(ctx, a.in, file, maxManifest)
+	raw, err := a.readInput(ctx, file, maxManifest)
 	if err != nil {
 		return nil, err
 	}

@@ -100,6 +100,9 @@ func finish(a *app, c *cobra.Command) {
 	if run := c.RunE; run != nil {
 		c.RunE = func(cmd *cobra.Command, args []string) error {
 			a.started = true
+			if done, err := a.byServer(cmd, args); done {
+				return err
+			}
 			return run(cmd, args)
 		}
 	}

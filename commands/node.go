@@ -21,13 +21,13 @@ import (
 // supervisedRoles are the roles that netctl node can run, in the order in which
 // they start.
 func supervisedRoles() []string {
-	return []string{"datastore", "agent", "speaker", "reflector", "docker"}
+	return []string{"datastore", "agent", "speaker", "reflector", "docker", "api"}
 }
 
 func newNodeCommand(a *app) *cobra.Command {
 	cmd := roleCommand(a, "node", "Run every role of this node, or show and change nodes",
 		"  netctl node --config /etc/netctl.yaml\n  netctl node show",
-		[]string{"metrics", "etcd", "agent", "speaker", "docker", "routes", "tunnels"},
+		[]string{"metrics", "etcd", "agent", "speaker", "docker", "api", "routes", "tunnels"},
 		func(ctx context.Context, s *settings) error { return runNode(ctx, a, s) })
 	for _, st := range settingTable() {
 		if st.key == "roles" {

@@ -100,7 +100,7 @@ func newRuleUpdateCommand(a *app) *cobra.Command {
 		Example: "  netctl profile web rule update < rules.json\n  netctl profile web rule json | netctl profile db rule update",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			raw, err := readInput(cmd.Context(), a.in, "-", datastore.MaxSize)
+			raw, err := a.readInput(cmd.Context(), "-", datastore.MaxSize)
 			if err != nil {
 				return err
 			}

@@ -98,7 +98,7 @@ type restore struct {
 
 // readBackup reads a file that the caller names.
 func (a *app) readBackup(ctx context.Context, file string) (*datastore.Backup, error) {
-	text, err := readInput(ctx, a.in, file, maxBackup)
+	text, err := a.readInput(ctx, file, maxBackup)
 	var path *fs.PathError
 	if errors.As(err, &path) {
 		err = path.Err // the file is named already

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"netctl/commands/api"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
 )
@@ -25,6 +26,10 @@ type app struct {
 	started bool
 	loaded  *settings
 	opened  clusterStore
+	// server is the API that does what is asked, once something asked for it.
+	server *api.Client
+	// caller is set where this is an API's, and somebody else asks.
+	caller *caller
 }
 
 // clusterStore is the datastore, and how it is; *etcd.Store is one.
@@ -46,6 +51,9 @@ func (a *app) run(ctx context.Context, args []string) error {
 	defer func() {
 		if a.opened != nil {
 			_ = a.opened.Close()
+		}
+		if a.server != nil {
+			a.server.Close()
 		}
 	}()
 	cmd, err := root.ExecuteContextC(ctx)
@@ -77,6 +85,7 @@ func newRootCommand(a *app) *cobra.Command {
 	root.AddCommand(
 		newAgentCommand(a),
 		newBenchCommand(a),
+		newAPICommand(a),
 		newCleanupCommand(a),
 		newDockerCommand(a),
 		newCompletionCommand(a),

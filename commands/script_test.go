@@ -1,8 +1,10 @@
 package commands
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -11,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -42,6 +45,72 @@ func TestScripts(t *testing.T) {
 		Setup:               setupScript,
 		Cmds:                map[string]func(ts *testscript.TestScript, neg bool, args []string){"exits": exits, "answers": answers, "stores": stores},
 	})
+}
+
+// TestScriptsByAPI runs scripts again, each command done by an API on a unix socket.
+func TestScriptsByAPI(t *testing.T) {
+	files, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Files: slices.DeleteFunc(files, func(f string) bool { return !slices.Contains(byAPI(), filepath.Base(f)) }),
+		Setup: func(env *testscript.Env) error {
+			if err := setupScript(env); err != nil {
+				return err
+			}
+			return startAPI(env)
+		},
+		RequireUniqueNames: true,
+		Cmds:               map[string]func(ts *testscript.TestScript, neg bool, args []string){"exits": exits, "answers": answers, "stores": stores},
+	})
+}
+
+// byAPI are the scripts of commands that go to the datastore. Others take it away from the
+// command line alone (backup, complete, datastore, status), or have nothing of it.
+func byAPI() []string {
+	return []string{"cluster.txtar", "pool.txtar", "profile.txtar"}
+}
+
+// startAPI starts the role as a process of its own, which knows the script's folders, and
+// has the script's commands go there.
+func startAPI(env *testscript.Env) error {
+	socket := filepath.Join(env.Getenv("NETCTL_RUN_DIR"), "api.sock")
+	dirs := filepath.SplitList(env.Getenv("PATH"))
+	i := slices.IndexFunc(dirs, func(dir string) bool { _, err := os.Stat(filepath.Join(dir, "netctl-api")); return err == nil })
+	if i < 0 {
+		return errors.New("no netctl-api in PATH")
+	}
+	stop, err := apiProcess(filepath.Join(dirs[i], "netctl-api"), env.Getenv("NETCTL_CONFIG"), socket, slices.Clone(env.Vars))
+	if err != nil {
+		return err
+	}
+	env.Defer(stop)
+	env.Setenv("NETCTL_SERVER", "unix://"+socket)
+	return nil
+}
+
+// apiProcess starts the role and waits for its socket.
+func apiProcess(binary, config, socket string, env []string) (stop func(), err error) {
+	cmd := exec.Command(binary, "--config", config)
+	var said bytes.Buffer
+	cmd.Env, cmd.Stderr = env, &said
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for {
+		if conn, err := net.Dial("unix", socket); err == nil {
+			conn.Close()
+			return func() { _ = cmd.Process.Signal(os.Interrupt); <-ended }, nil
+		}
+		select {
+		case err := <-ended:
+			return nil, fmt.Errorf("%w: %s", err, said.String())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // setupScript starts an etcd and points netctl at it. Nothing of the machine's

@@ -37,6 +37,7 @@ func codes() map[string]int {
 		control.CodeUnavailable: codeTryAgain,
 		control.CodeDetached:    codeTryAgain,
 		control.CodeNamespace:   codeNamespace,
+		control.CodeDenied:      codeInternal,
 		control.CodeInternal:    codeInternal,
 	}
 }

@@ -170,6 +170,7 @@ const (
 	CodeUnavailable = "unavailable" // datastore away, agent starting
 	CodeDetached    = "detached"
 	CodeNamespace   = "namespace" // the network namespace is not usable
+	CodeDenied      = "denied"    // the caller, or the node, may not do that
 	CodeInternal    = "internal"
 )
 

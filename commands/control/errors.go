@@ -28,6 +28,7 @@ func sentinels() []sentinel {
 		{datastore.ErrInUse, CodeConflict, http.StatusConflict},
 		{datastore.ErrConflict, CodeConflict, http.StatusConflict},
 		{datastore.ErrNotFound, CodeNotFound, http.StatusNotFound},
+		{datastore.ErrDenied, CodeDenied, http.StatusForbidden},
 		{datastore.ErrInvalid, CodeInvalid, http.StatusBadRequest},
 		{ErrNamespace, CodeNamespace, http.StatusBadRequest},
 	}
@@ -73,8 +74,8 @@ func (e *Error) Is(target error) bool {
 	return false
 }
 
-// status is the HTTP status that carries the code.
-func (e *Error) status() int {
+// Status is the HTTP status that carries the code.
+func (e *Error) Status() int {
 	for _, s := range sentinels() {
 		if s.code == e.Code {
 			return s.status

@@ -251,7 +251,7 @@ func Call[Q, A any](fn func(context.Context, Q) (A, error)) http.Handler {
 		}
 		status := http.StatusOK
 		if e := ErrorOf(err); e != nil {
-			a, status = e, e.status()
+			a, status = e, e.Status()
 		}
 		body, err := json.Marshal(a)
 		if err != nil {

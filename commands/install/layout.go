@@ -34,7 +34,7 @@ const DefaultPrefix = "/usr/local"
 const defaultConflist = "10-netctl.conflist"
 
 // Roles are those with a unit of their own, in the order of their start.
-func Roles() []string { return []string{"datastore", "agent", "speaker", "reflector", "docker"} }
+func Roles() []string { return []string{"datastore", "agent", "speaker", "reflector", "docker", "api"} }
 
 // Options say what is laid down and where.
 type Options struct {

@@ -67,6 +67,14 @@ func partOf(role string) part {
 			families: []string{"AF_UNIX", "AF_INET", "AF_INET6"}, first: []string{UnitName("agent")}, then: []string{"docker.service"},
 		}
 	}
+	if role == "api" {
+		// What it does for people: it looks into the kernel's routes, and opens the
+		// namespace that an endpoint is to be added to.
+		return part{
+			what: "HTTP API", capabilities: []string{"CAP_NET_BIND_SERVICE", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"},
+			families: []string{"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"}, first: others(),
+		}
+	}
 	all := append(slices.Clone(agent), speaker...)
 	slices.Sort(all)
 	return part{

@@ -261,6 +261,14 @@ func TestRenewal(t *testing.T) {
 	}
 	_, err = c.Renew(t.Context(), "n2", k)
 	says(t, "another has the name", err, "is another node's by now")
+	// A certificate for the API makes nobody a node.
+	text, err := w.service.CA.Sign(&k3.PublicKey, pki.Node{Name: "n9", Use: pki.UseClient, Role: datastore.APIRead.Organisation()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Certificate = pair(t, &Answer{Certificate: text}, k3)
+	_, err = c.Renew(t.Context(), "n9", k3)
+	says(t, "an API's user", err, "is for the API, and no node's")
 	// Of another cluster, and expired.
 	for what, ca := range map[string]*pki.Authority{"another cluster's": w.service.PeerCA, "expired": w.service.CA} {
 		text, err := ca.Sign(&k3.PublicKey, pki.Node{Name: "n2", Use: pki.UseClient, Role: datastore.RoleNode, NotAfter: time.Now().Add(-time.Minute)})

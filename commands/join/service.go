@@ -368,6 +368,9 @@ func (s *Service) renew(ctx context.Context, q Request, cert *x509.Certificate) 
 	if cert == nil {
 		return nil, errors.New("no certificate of this cluster was shown, and only such a one is renewed")
 	}
+	if _, api := datastore.APIRoleOf(cert.Subject.Organization); api {
+		return nil, fmt.Errorf("the certificate of %s is for the API, and no node's: `netctl api grant` makes another", cert.Subject.CommonName)
+	}
 	name, key, sign, err := s.request(q)
 	if err != nil {
 		return nil, err

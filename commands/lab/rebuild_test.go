@@ -11,8 +11,8 @@ import (
 	"netctl/netdev/netlab"
 )
 
-// model is something of every kind that people write.
-const model = `
+// everyKind is something of every kind that people write.
+const everyKind = `
 apiVersion: netctl/v1
 kind: Config
 metadata: {name: default}
@@ -60,7 +60,7 @@ spec: {tags: [lb]}
 func TestRebuild(t *testing.T) {
 	l := forTest(t, Config{Nodes: 2})
 	n1, n2 := l.Hosts[0], l.Hosts[1]
-	if _, err := n1.Exec(t.Context(), netlab.Cmd{Args: []string{"netctl", "apply", "-f", "-"}, Stdin: model}); err != nil {
+	if _, err := n1.Exec(t.Context(), netlab.Cmd{Args: []string{"netctl", "apply", "-f", "-"}, Stdin: everyKind}); err != nil {
 		t.Fatal(err)
 	}
 	a, a4, _ := attach(t, n1, "a", "web")

@@ -52,6 +52,9 @@ func (g *gate) caller(ctx context.Context) (caller, error) {
 	if cert == nil {
 		return caller{}, fmt.Errorf("no certificate: %w", datastore.ErrDenied)
 	}
+	if _, api := datastore.APIRoleOf(cert.Subject.Organization); api {
+		return caller{}, fmt.Errorf("the certificate of %s is for the API and not for the datastore: %w", cert.Subject.CommonName, datastore.ErrDenied)
+	}
 	if !slices.Contains(cert.Subject.Organization, datastore.RoleNode) && !slices.Contains(cert.Subject.Organization, datastore.RoleMember) {
 		return caller{}, nil
 	}

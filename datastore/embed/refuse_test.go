@@ -2,6 +2,7 @@ package embed_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -18,6 +19,7 @@ import (
 
 	"netctl/datastore"
 	"netctl/datastore/embed"
+	"netctl/datastore/etcd"
 	"netctl/datastore/pki"
 	"netctl/netdev/netlab"
 )
@@ -70,6 +72,34 @@ func TestRefuses(t *testing.T) {
 	}
 	if abstract := listeners(t, "@"); len(abstract) > 0 {
 		t.Errorf("abstract sockets: %q", abstract)
+	}
+}
+
+// TestRefusesUsersOfTheAPI: a certificate for the API opens nothing here, whatever else it says.
+func TestRefusesUsersOfTheAPI(t *testing.T) {
+	c := config(t)
+	client := netlab.FreeAddress(t)
+	c.ListenTLS = []string{"https://" + client}
+	run(t, c)
+	ca, err := pki.Open(filepath.Dir(c.CA))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, role := range map[string]string{"boss": datastore.APIAdmin.Organisation(), "strange": "netctl api everything"} {
+		files, err := ca.Issue(filepath.Dir(c.CA), pki.Node{Name: name, Use: pki.UseClient, Role: role})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, etcd.Options{Endpoints: c.ListenTLS, CA: files.CA, Cert: files.Cert, Key: files.Key})
+		if _, err := s.List(t.Context(), datastore.Prefix); !errors.Is(err, datastore.ErrDenied) || !strings.Contains(err.Error(), "is for the API") {
+			t.Errorf("%s reads: %v", name, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		err = s.Watch(ctx, []string{datastore.Prefix}, 1, func(datastore.Batch) error { return nil })
+		cancel()
+		if !errors.Is(err, datastore.ErrDenied) {
+			t.Errorf("%s watches: %v", name, err)
+		}
 	}
 }
 

@@ -1,0 +1,239 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"netctl/datastore"
+)
+
+// heartbeat is how often a client hears something, and how often it is asked whether its
+// certificate is still good.
+const heartbeat = 15 * time.Second
+
+// wantsStream says whether a list is to go on.
+func wantsStream(r *http.Request) bool {
+	if r.URL.Query().Has("watch") {
+		on, err := flagIn(r.URL.Query(), "watch")
+		return on && err == nil
+	}
+	for part := range strings.SplitSeq(r.Header.Get("Accept"), ",") {
+		if kind, _, _ := mime.ParseMediaType(part); kind == "text/event-stream" {
+			return true
+		}
+	}
+	return false
+}
+
+// watchAll is GET /v1/watch: several kinds in one stream.
+func (s *server) watchAll(w http.ResponseWriter, r *http.Request, who Caller) error {
+	var kinds []datastore.Kind
+	for _, word := range r.URL.Query()["kind"] {
+		kind, err := kindAt(word)
+		if err != nil {
+			return err
+		}
+		kinds = append(kinds, kind)
+	}
+	if len(kinds) == 0 {
+		kinds = datastore.Kinds()
+	}
+	return s.stream(w, r, who, kinds)
+}
+
+// stream tells what there is, and then every change, as server-sent events. After a
+// revision (after, or Last-Event-ID as a browser sends it) it begins with the changes
+// since then if those are still known, else with reset and what there is.
+func (s *server) stream(w http.ResponseWriter, r *http.Request, who Caller, kinds []datastore.Kind) error {
+	q, err := query(r, "selector", "metadata.", "spec.", "status.", "watch", "after", "kind")
+	if err != nil {
+		return err
+	}
+	keep, err := parseFilter(q)
+	if err != nil {
+		return err
+	}
+	after, err := revisionIn(q, r.Header.Get("Last-Event-ID"))
+	if err != nil {
+		return err
+	}
+	me, whole, err := s.watch.join(r.Context(), kinds, after)
+	if err != nil {
+		return err
+	}
+	defer s.watch.leave(me)
+	c := &client{w: w, control: http.NewResponseController(w), keep: keep, resumed: whole, has: map[string]bool{}}
+	var first [][]byte
+	if !whole {
+		if after != 0 {
+			first = append(first, frame("reset", 0, []byte("{}")))
+		}
+		present, at, err := s.present(r, kinds, c)
+		if err != nil {
+			return err
+		}
+		first, after = append(first, present...), at
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusOK)
+	_ = c.control.SetReadDeadline(time.Time{})
+	if c.send(first...) == nil {
+		s.follow(r, who, me, c, after)
+	}
+	return nil
+}
+
+// revisionIn is the revision after which a client watches; 0: from the beginning.
+func revisionIn(q url.Values, last string) (int64, error) {
+	text := q.Get("after")
+	if last != "" {
+		text = last
+	}
+	if text == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n <= 0 {
+		return 0, &datastore.FieldError{Field: "query after", Value: text, Reason: "must be a revision, as lists and events have it"}
+	}
+	return n, nil
+}
+
+// present is what there is, as events, with the revision that it is complete at.
+func (s *server) present(r *http.Request, kinds []datastore.Kind, c *client) (frames [][]byte, revision int64, err error) {
+	for i, k := range kinds {
+		objects, at, err := s.Backend.List(r.Context(), k)
+		if err != nil {
+			return nil, 0, err
+		}
+		// Changes between two listings come again: a client has the later one then.
+		if i == 0 || at < revision {
+			revision = at
+		}
+		for _, o := range objects {
+			m, err := manifestOf(o)
+			if err != nil {
+				return nil, 0, err
+			}
+			if c.keep.matches(o, m) {
+				c.note(k, o.Meta().Name)
+				frames = append(frames, frame("put", 0, m))
+			}
+		}
+	}
+	data, _ := json.Marshal(map[string]int64{"revision": revision})
+	return append(frames, frame("synced", revision, data)), revision, nil
+}
+
+// follow sends changes until the client goes, is too slow, or may not any more.
+func (s *server) follow(r *http.Request, who Caller, me *watcher, c *client, after int64) {
+	tick := time.NewTicker(heartbeat)
+	defer tick.Stop()
+	var frames [][]byte
+	for {
+		select {
+		case <-r.Context().Done():
+			return
+		case <-tick.C:
+			if _, err := s.caller(r); errors.Is(err, datastore.ErrDenied) {
+				_ = c.fail(err)
+				return
+			}
+			if c.send([]byte(": \n\n")) != nil {
+				return
+			}
+		case <-me.told:
+			list, whole := me.take()
+			if !whole {
+				s.Log.Info("watcher let go", "by", who.Name, "cause", "too slow, or the datastore was read anew")
+				_ = c.fail(errResync)
+				return
+			}
+			frames = frames[:0]
+			for _, e := range list {
+				if f := c.frameOf(e); e.revision > after && f != nil {
+					frames = append(frames, f)
+				}
+			}
+			if len(frames) > 0 && c.send(frames...) != nil {
+				return
+			}
+		}
+	}
+}
+
+// client is who gets a stream.
+type client struct {
+	w       http.ResponseWriter
+	control *http.ResponseController
+	keep    filter
+	resumed bool            // what it has is not known
+	has     map[string]bool // with a filter: what it was told of
+	until   time.Time       // the deadline of writes
+}
+
+func (c *client) note(k datastore.Kind, name string) {
+	if !c.keep.all() {
+		c.has[string(k)+" "+name] = true
+	}
+}
+
+// frameOf is what the client is told of a change; nil: nothing.
+func (c *client) frameOf(e *event) []byte {
+	if c.keep.all() {
+		return e.frame
+	}
+	at := string(e.kind) + " " + e.name
+	switch {
+	case e.object != nil && c.keep.matches(e.object, e.manifest):
+		c.has[at] = true
+		return e.frame
+	case c.has[at] || c.resumed:
+		delete(c.has, at)
+		return e.gone()
+	}
+	return nil
+}
+
+// send writes frames at once.
+func (c *client) send(frames ...[]byte) error {
+	for _, f := range frames {
+		// Not for each: there may be many, and timers cost as much as the writing.
+		if now := time.Now(); c.until.Sub(now) < writeTime {
+			c.until = now.Add(writeTime * 5 / 4)
+			if err := c.control.SetWriteDeadline(c.until); err != nil {
+				return err
+			}
+		}
+		if _, err := c.w.Write(f); err != nil {
+			return err
+		}
+	}
+	return c.control.Flush()
+}
+
+// fail tells why the stream ends.
+func (c *client) fail(err error) error {
+	f, _ := failureOf(err)
+	data, err := json.Marshal(f)
+	if err != nil {
+		return fmt.Errorf("failure: %w", err)
+	}
+	return c.send(frame(codeOr(f.Code), 0, data))
+}
+
+// codeOr is the name of the event that ends a stream.
+func codeOr(code string) string {
+	if code == codeResync {
+		return codeResync
+	}
+	return "error"
+}
