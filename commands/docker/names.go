@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"netctl/commands/control"
+	"netctl/commands/engine"
 	"netctl/datastore"
 )
 
@@ -26,7 +27,7 @@ const (
 // containers are called, and their labels. It works outside of all calls.
 type names struct {
 	p       *plugin
-	api     *api
+	api     *engine.Client
 	wakened chan struct{} // holds one
 
 	mu      sync.Mutex
@@ -35,7 +36,7 @@ type names struct {
 }
 
 func newNames(p *plugin) *names {
-	return &names{p: p, api: newAPI(p.cfg.API), wakened: make(chan struct{}, 1), changed: make(chan struct{}), why: map[string]error{}}
+	return &names{p: p, api: engine.New(p.cfg.API), wakened: make(chan struct{}, 1), changed: make(chan struct{}), why: map[string]error{}}
 }
 
 // wake has it look for what is not known.
@@ -72,7 +73,7 @@ func (k *names) network(ctx context.Context, id string) (network, error) {
 			if n.Name != "" {
 				return n, fmt.Errorf("the cluster has no such network yet: %w", orUnanswered(k.why[id]))
 			}
-			return n, fmt.Errorf("network %.12s: its name is not known, since Docker's API at %s does not tell: %w", id, k.api.socket, orUnanswered(k.why[id]))
+			return n, fmt.Errorf("network %.12s: its name is not known, since Docker's API at %s does not tell: %w", id, k.api.Socket, orUnanswered(k.why[id]))
 		}
 	}
 }
@@ -149,7 +150,7 @@ func (k *names) because(id string, err error) {
 		return
 	}
 	k.why[id] = err
-	if !errors.Is(err, errNoSuch) && (had == nil || had.Error() != err.Error()) {
+	if !errors.Is(err, engine.ErrNoSuch) && (had == nil || had.Error() != err.Error()) {
 		k.p.log.Warn("network not made yet: no container starts in it", "id", id, "error", err)
 	}
 }
@@ -159,8 +160,8 @@ func (k *names) learnNetwork(ctx context.Context, n network) error {
 	if n.Name == "" {
 		ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 		defer cancel()
-		told, err := k.api.network(ctx, n.ID)
-		if errors.Is(err, errNoSuch) && n.Tokens == nil && n.Subnets == nil {
+		told, err := k.api.Network(ctx, n.ID)
+		if errors.Is(err, engine.ErrNoSuch) && n.Tokens == nil && n.Subnets == nil {
 			return errors.Join(k.p.state.dropNetwork(n.ID), err)
 		}
 		if err != nil {
@@ -185,7 +186,7 @@ func (k *names) tell() {
 
 // recall takes what Docker says of a network that it has, all of which was known if the
 // call that created it was.
-func (n *network) recall(told apiNetwork) {
+func (n *network) recall(told engine.Network) {
 	n.Name = told.Name
 	if n.Tokens != nil || n.Subnets != nil {
 		return
@@ -244,10 +245,10 @@ func (k *names) makeNetwork(ctx context.Context, n network) error {
 func (k *names) learnContainer(ctx context.Context, e endpoint) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	id, err := k.api.containerOf(ctx, e.Network, e.ID)
-	var c apiContainer
+	id, err := k.api.ContainerOf(ctx, e.Network, e.ID)
+	var c engine.Container
 	if err == nil {
-		c, err = k.api.container(ctx, id)
+		c, err = k.api.Container(ctx, id)
 	}
 	if err == nil {
 		err = k.p.agent.Label(ctx, control.LabelRequest{Target: target(e.ID), Labels: labelsOf(id, c)})
@@ -263,7 +264,7 @@ const mostLabels = 32
 
 // labelsOf are the labels of an endpoint by its container: the container's own, those
 // of compose by shorter names too, and who it is, which no label of its own can say.
-func labelsOf(id string, c apiContainer) map[string]string {
+func labelsOf(id string, c engine.Container) map[string]string {
 	all := map[string]string{}
 	for key, value := range c.Config.Labels {
 		if len(all) < mostLabels && !strings.HasPrefix(key, "netctl/") && !strings.HasPrefix(key, "docker.") && datastore.CheckLabel(key, value) == nil {

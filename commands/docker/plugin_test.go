@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"netctl/commands/control"
+	"netctl/commands/engine"
 )
 
 // TestRecorded replays what Docker sends. Each request comes twice, as after a timeout,
@@ -367,7 +368,7 @@ func TestTidy(t *testing.T) {
 		t.Error("released at first sight")
 	}
 	silent := *r.plugin
-	silent.names = &names{p: &silent, api: newAPI(filepath.Join(t.TempDir(), "none.sock"))}
+	silent.names = &names{p: &silent, api: engine.New(filepath.Join(t.TempDir(), "none.sock"))}
 	(&tidier{p: &silent, doubted: tidy.doubted}).once(t.Context())
 	if !has("c8bc77f3abdb") {
 		t.Error("released while Docker does not answer")

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"netctl/commands/control"
+	"netctl/commands/engine"
 	"netctl/datastore"
 )
 
@@ -39,9 +40,9 @@ func (t *tidier) once(ctx context.Context) {
 	t.doubted = map[string]bool{}
 	for _, n := range t.p.state.allNetworks(func(network) bool { return true }) {
 		asked, cancel := context.WithTimeout(ctx, apiTimeout)
-		told, err := t.p.names.api.network(asked, n.ID)
+		told, err := t.p.names.api.Network(asked, n.ID)
 		cancel()
-		if err != nil && !errors.Is(err, errNoSuch) {
+		if err != nil && !errors.Is(err, engine.ErrNoSuch) {
 			t.doubted = before
 			return // Docker does not answer: nobody knows
 		}
