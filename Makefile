@@ -43,7 +43,7 @@ fuzz: ## every fuzz target with FUZZTIME inputs
 	@bash .ci/fuzz $(FUZZTIME)
 
 race: packages build ## the packages with concurrent work under the race detector
-	CGO_ENABLED=1 GOFLAGS=-buildvcs=false go test -race -count=1 -timeout $(TIMEOUT) ./acl ./acl/nft ./datastore/... ./netdev ./netdev/kernel ./routing/... ./commands/agent ./commands/control ./commands/cni ./commands/docker ./commands/node ./commands/retry ./commands/speaker ./commands/workload
+	CGO_ENABLED=1 GOFLAGS=-buildvcs=false go test -race -count=1 -timeout $(TIMEOUT) ./acl ./acl/nft ./datastore/... ./netdev ./netdev/kernel ./routing/... ./commands/agent ./commands/control ./commands/cni ./commands/docker ./commands/node ./commands/retry ./commands/runtimes ./commands/speaker ./commands/workload
 
 lint: ## golangci-lint of .ci/tools
 	go -C .ci/tools build -o $(CURDIR)/.ci/tools/bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint

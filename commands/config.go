@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/viper"
 
 	"netctl/commands/docker"
+	"netctl/datastore"
 	"netctl/datastore/etcd"
 )
 
@@ -90,6 +91,7 @@ func settingTable() []setting {
 		{"agent::lostAfter", 5 * time.Minute, "agent-lost-after", "NETCTL_AGENT_LOST_AFTER", "`time` until an endpoint without its interface is released"},
 		{"agent::newFlows", 0, "agent-new-flows", "NETCTL_AGENT_NEW_FLOWS", "`flows` that a workload may begin per second (0: a 256th of the connection tracking table)"},
 		{"agent::workloadToHost", []string(nil), "agent-workload-to-host", "NETCTL_AGENT_WORKLOAD_TO_HOST", "what workloads reach on their own host, as `udp/53`,…"},
+		{"agent::runtimes", datastore.Runtimes(), "agent-runtimes", "NETCTL_AGENT_RUNTIMES", "container `runtimes` of this node that the cluster's networks are made in ([]: none)"},
 		{"speaker::socket", "", "speaker-socket", "NETCTL_SPEAKER_SOCKET", "the speaker's control `socket` (default RUNDIR/speaker.sock)"},
 		{"speaker::port", 179, "speaker-port", "NETCTL_SPEAKER_PORT", "TCP `port` of BGP"},
 		{"docker::socket", docker.DefaultSocket, "docker-socket", "NETCTL_DOCKER_SOCKET", "`socket` that Docker finds the driver at; its name is the driver's"},
@@ -147,6 +149,7 @@ type settings struct {
 		LostAfter      time.Duration
 		NewFlows       int
 		WorkloadToHost []string
+		Runtimes       []string
 	}
 	Speaker struct {
 		Socket string
@@ -314,7 +317,7 @@ func (s *settings) finish() error {
 	if len(s.Datastore.Endpoints) == 0 {
 		s.Datastore.Endpoints = []string{"unix://" + filepath.Join(s.RunDir, "etcd.sock")}
 	}
-	for _, list := range []*[]string{&s.Roles, &s.Labels, &s.Datastore.Endpoints, &s.Etcd.Listen, &s.API.Listen, &s.Agent.Addresses, &s.Agent.WorkloadToHost, &s.Docker.Aliases} {
+	for _, list := range []*[]string{&s.Roles, &s.Labels, &s.Datastore.Endpoints, &s.Etcd.Listen, &s.API.Listen, &s.Agent.Addresses, &s.Agent.WorkloadToHost, &s.Agent.Runtimes, &s.Docker.Aliases} {
 		for i, item := range *list {
 			(*list)[i] = strings.TrimSpace(item) // "a, b" in a flag or variable
 		}

@@ -31,6 +31,7 @@ func (s setting) sample(n int) (text, yaml string) {
 			"api::listen":           fmt.Sprintf("https://10.0.0.%d:7443", n),
 			"etcd::listen":          fmt.Sprintf("https://10.0.0.%d:2379", n),
 			"agent::addresses":      fmt.Sprintf("10.0.0.%d,fd00::%d", n, n),
+			"agent::runtimes":       []string{"docker", "docker,podman", "cni,podman"}[n-1],
 			"docker::aliases":       fmt.Sprintf("calico%d,bird", n),
 			"agent::workloadToHost": fmt.Sprintf("udp/%d,tcp/53", n),
 		}[s.key]
@@ -174,6 +175,7 @@ func TestConfigFileErrors(t *testing.T) {
 		{"agent:\n  addresses: [10.0.0.1, 10.0.0.2]\n", "at most one address of each family"},
 		{"agent:\n  linkPrefix: a/b\n", ":2: agent.linkPrefix: "},
 		{"agent:\n  interface: '['\n", ":2: agent.interface: "},
+		{"agent:\n  runtimes: [docker, rkt]\n", `:2: agent.runtimes: "rkt": must be one of docker, podman, cni`},
 		{"agent:\n  workloadToHost: [foo]\n", `:2: agent.workloadToHost: "foo"`},
 		{"speaker:\n  port: 70000\n", ":2: speaker.port: 70000: want at most 65535"},
 		{"etcd:\n  quotaMiB: -1\n", ":2: etcd.quotaMiB: -1: want at least 16"},

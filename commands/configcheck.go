@@ -54,6 +54,7 @@ func (s *settings) validate() error {
 		{"agent::gateway", checkGateway(s.Agent.Gateway)},
 		{"agent::lostAfter", between(int(s.Agent.LostAfter), 0, 1<<62)},
 		{"agent::newFlows", between(s.Agent.NewFlows, 0, 1<<24)},
+		{"agent::runtimes", each(s.Agent.Runtimes, checkRuntime)},
 		{"agent::workloadToHost", each(s.Agent.WorkloadToHost, checkHostPort)},
 		{"speaker::socket", absolute(s.Speaker.Socket)},
 		{"speaker::port", between(s.Speaker.Port, 1, 65535)},
@@ -261,4 +262,11 @@ func checkListenAddress(text string) error {
 	}
 	_, err := netip.ParseAddr(text)
 	return err
+}
+
+func checkRuntime(r string) error {
+	if !slices.Contains(datastore.Runtimes(), r) {
+		return fmt.Errorf("%q: must be one of %s", r, strings.Join(datastore.Runtimes(), ", "))
+	}
+	return nil
 }

@@ -98,6 +98,7 @@ func columns(kind datastore.Kind) []column {
 			col("Pools", func(n *datastore.Network) string { return joined(n.Spec.Pools) }),
 			col("Profile", func(n *datastore.Network) string { return n.Spec.Profile }),
 			col("IPv6", func(n *datastore.Network) string { return yes(n.Spec.IPv6) }),
+			col("Runtimes", func(n *datastore.Network) string { return strings.Join(n.Spec.Runtimes, ",") }),
 		}, wide(
 			lookup("Endpoints", func(v *datastore.View, n *datastore.Network) string {
 				return strconv.Itoa(len(v.EndpointsIn(n.Metadata.Name)))

@@ -9,6 +9,7 @@ import (
 
 	"netctl/commands/agent"
 	"netctl/commands/docker"
+	"netctl/commands/runtimes"
 	"netctl/commands/speaker"
 	"netctl/commands/telemetry"
 	"netctl/datastore"
@@ -68,6 +69,7 @@ func (s *settings) agentConfig() (agent.Config, error) {
 		Gateway: netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
 		Metrics: s.metricsAt("agent"), LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, RouteProtocol: s.Routes.AgentProtocol, RouteTable: s.Routes.Table, Tunnels: s.tunnels(),
 		WireGuardPort: uint16(s.Tunnels.WireGuardPort),
+		Runtimes:      runtimes.Config{Runtimes: s.Agent.Runtimes, DockerAPI: s.Docker.API, DockerDriver: s.Docker.Socket},
 	}
 	for _, text := range s.Agent.Addresses {
 		addr, err := netip.ParseAddr(text)

@@ -180,7 +180,7 @@ func (v *View) CheckDelete(o Object) error {
 		by = append(by, endpoints(v.EndpointsWithProfile(name)),
 			networks(func(n *Network) bool { return n.Spec.Profile == name }))
 	case *Network:
-		by = append(by, endpoints(v.EndpointsIn(name)))
+		by = append(by, users("endpoint", v.EndpointsIn(name), endpointWords))
 	case *BGPFilter:
 		peers := slices.DeleteFunc(v.Peers(), func(p *Peer) bool { return !slices.Contains(p.Spec.Filters, name) })
 		by = append(by, users("peer", peers, func(p *Peer) string { return p.Metadata.Name }))
@@ -196,6 +196,17 @@ func (v *View) CheckDelete(o Object) error {
 		return nil
 	}
 	return fmt.Errorf("%w by %s", ErrInUse, strings.Join(by, " and "))
+}
+
+// endpointWords are an endpoint's name, which begins with its node's, and what people call
+// its container.
+func endpointWords(e *Endpoint) string {
+	for _, label := range []string{"docker.name", "podman.name", "name"} {
+		if called := e.Metadata.Labels[label]; called != "" {
+			return e.Metadata.Name + " (" + called + ")"
+		}
+	}
+	return e.Metadata.Name
 }
 
 // users names the first few of a list: "endpoint a, b, c and 4 more"; "" if it is empty.

@@ -224,31 +224,6 @@ type PeerSpec struct {
 	Shutdown string `json:"shutdown,omitempty"`
 }
 
-// Report is what a role of a node tells people of itself; no role acts on it. Its
-// name is ReportName(node, role), and that role alone writes it.
-type Report struct {
-	Metadata Metadata     `json:"metadata"`
-	Status   ReportStatus `json:"status"`
-}
-
-// ReportStatus is the content of a Report.
-type ReportStatus struct {
-	// Seen is when the role wrote this, Started when it started.
-	Seen    time.Time `json:"seen"`
-	Started time.Time `json:"started,omitzero"`
-	// Problems are what is wrong, one line each. Of the agent only.
-	Problems []string `json:"problems,omitempty"`
-	// Behind says that the kernel is not what the datastore says. Of the agent only.
-	Behind bool `json:"behind,omitempty"`
-	// Endpoints is the number of endpoints of the node. Of the agent only.
-	Endpoints int `json:"endpoints,omitempty"`
-	// Bare: a reflector on a machine without an agent. Of the speaker only.
-	Bare bool `json:"bare,omitempty"`
-	// Sessions are the BGP sessions, without their counters, which change all the
-	// time. Of the speaker only.
-	Sessions []SessionStatus `json:"sessions,omitempty"`
-}
-
 // Encap is how packets to another node travel.
 type Encap string
 
@@ -362,6 +337,8 @@ type NetworkSpec struct {
 	IPv4    *bool             `json:"ipv4,omitempty"`
 	IPv6    bool              `json:"ipv6,omitempty"`
 	Options map[string]string `json:"options,omitempty"`
+	// Runtimes are those that get a network of this name on every node that has them.
+	Runtimes []string `json:"runtimes,omitempty"`
 }
 
 // Endpoint is one interface of one workload. Its name is

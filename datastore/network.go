@@ -1,6 +1,10 @@
 package datastore
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
 
 // Kind returns KindNetwork.
 func (*Network) Kind() Kind { return KindNetwork }
@@ -29,7 +33,47 @@ func (n *Network) Validate() error {
 	}
 	return firstError(
 		each("spec.pools", n.Spec.Pools, func(p netip.Prefix) error { return checkCIDR("", p) }),
-		checkLabels("spec.options", n.Spec.Options))
+		checkLabels("spec.options", n.Spec.Options),
+		n.checkRuntimes())
+}
+
+// The container runtimes that networks can be made in on every node.
+const (
+	RuntimeDocker = "docker"
+	RuntimePodman = "podman"
+	RuntimeCNI    = "cni"
+)
+
+// Runtimes are all of them.
+func Runtimes() []string { return []string{RuntimeDocker, RuntimePodman, RuntimeCNI} }
+
+// taken are names that a runtime has a meaning of its own for and makes no network of:
+// Docker's predefined ones, and Podman's modes.
+func taken(runtime string) []string {
+	switch runtime {
+	case RuntimeDocker:
+		return []string{"bridge", "default", "host", "none", "container", "ingress", "docker_gwbridge"}
+	case RuntimePodman:
+		return []string{"bridge", "default", "host", "none", "container", "ns", "pasta", "podman", "private", "slirp4netns"}
+	}
+	return nil
+}
+
+func (n *Network) checkRuntimes() error {
+	for i, r := range n.Spec.Runtimes {
+		field := indexed("spec.runtimes", i)
+		switch {
+		case !slices.Contains(Runtimes(), r):
+			return &FieldError{Field: field, Value: r, Reason: "must be one of " + strings.Join(Runtimes(), ", ")}
+		case slices.Contains(n.Spec.Runtimes[:i], r):
+			return &FieldError{Field: field, Value: r, Reason: "stands there twice"}
+		case r == RuntimeDocker && n.Spec.IPv6Only():
+			return &FieldError{Field: field, Value: r, Reason: "has no networks without IPv4: leave this runtime out"}
+		case slices.Contains(taken(r), n.Metadata.Name):
+			return &FieldError{Field: field, Value: r, Reason: "keeps the name " + n.Metadata.Name + " for itself: choose another, or leave this runtime out"}
+		}
+	}
+	return nil
 }
 
 // ProfilesOf are the profiles of an endpoint of a network: those that are asked for,

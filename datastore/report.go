@@ -2,6 +2,7 @@ package datastore
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -11,6 +12,34 @@ const (
 	ReportAgent   = "agent"
 	ReportSpeaker = "speaker"
 )
+
+// Report is what a role of a node tells people of itself; no role acts on it. Its
+// name is ReportName(node, role), and that role alone writes it.
+type Report struct {
+	Metadata Metadata     `json:"metadata"`
+	Status   ReportStatus `json:"status"`
+}
+
+// ReportStatus is the content of a Report.
+type ReportStatus struct {
+	// Seen is when the role wrote this, Started when it started.
+	Seen    time.Time `json:"seen"`
+	Started time.Time `json:"started,omitzero"`
+	// Problems are what is wrong, one line each. Of the agent only.
+	Problems []string `json:"problems,omitempty"`
+	// Behind says that the kernel is not what the datastore says. Of the agent only.
+	Behind bool `json:"behind,omitempty"`
+	// Endpoints is the number of endpoints of the node. Of the agent only.
+	Endpoints int `json:"endpoints,omitempty"`
+	// Runtimes are what the node's container runtimes have of the networks. Of the agent
+	// only.
+	Runtimes []RuntimeStatus `json:"runtimes,omitempty"`
+	// Bare: a reflector on a machine without an agent. Of the speaker only.
+	Bare bool `json:"bare,omitempty"`
+	// Sessions are the BGP sessions, without their counters, which change all the
+	// time. Of the speaker only.
+	Sessions []SessionStatus `json:"sessions,omitempty"`
+}
 
 // Kind returns KindReport.
 func (*Report) Kind() Kind { return KindReport }
@@ -49,6 +78,53 @@ func (s SessionStatus) Name() string {
 		return s.Interface
 	}
 	return s.Peer.String()
+}
+
+// The states of a network in a node's runtime.
+const (
+	NetworkPresent = "present"
+	NetworkMissing = "missing"
+	NetworkDiffers = "differs" // a person made or changed it, or it is in use as it was
+	NetworkLeft    = "left"    // nobody wants it any more, and it cannot be taken away
+	NetworkUnknown = "unknown"
+)
+
+// RuntimeStatus is what a container runtime of a node has of the networks: those that
+// Wrong does not name are there, up to Revision.
+type RuntimeStatus struct {
+	Runtime string `json:"runtime"`
+	// Networks is how many it has as they are to be.
+	Networks int `json:"networks"`
+	// Revision is the datastore's of the newest network that this is about.
+	Revision int64 `json:"revision,omitempty"`
+	// Error says why the runtime could not be looked at; the rest is from before.
+	Error string         `json:"error,omitempty"`
+	Wrong []NetworkState `json:"wrong,omitempty"`
+	// More is how many others are wrong.
+	More int `json:"more,omitempty"`
+}
+
+// NetworkState is a network in a runtime that is not as it is to be, and why.
+type NetworkState struct {
+	Network string `json:"network"`
+	State   string `json:"state"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+// Of says how a network is in the runtime, and why that is not present.
+func (s RuntimeStatus) Of(n *Network) (state, reason string) {
+	at := slices.IndexFunc(s.Wrong, func(w NetworkState) bool { return w.Network == n.Metadata.Name })
+	switch {
+	case s.Error != "":
+		return NetworkUnknown, s.Error
+	case at >= 0:
+		return s.Wrong[at].State, s.Wrong[at].Reason
+	case n.Metadata.Revision > s.Revision:
+		return NetworkMissing, "the node has not made it yet"
+	case s.More > 0:
+		return NetworkUnknown, "more networks are wrong on the node than it reports"
+	}
+	return NetworkPresent, ""
 }
 
 // Of is the node and the role that the report is of.

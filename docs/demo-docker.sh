@@ -55,4 +55,13 @@ soon 10 hello
 echo "http://192.168.99.103:8080/hello says: $(hello)"
 on node1 netctl endpoint show --detailed
 want ' docker '
+
+say "One command, and every node has the network, in Docker and for CNI"
+on node1 netctl network create shop --pool 192.168.0.0/16
+everywhere() { [[ $(node node1 netctl network show shop | grep -c ' present ') -eq 4 ]]; }
+soon 30 everywhere
+on node1 netctl network show shop
+want 'node1 +\| +docker +\| present' 'node2 +\| +docker +\| present' 'node2 +\| +cni +\| present'
+on node2 docker network ls --filter name=shop
+want ' shop +netctl +local'
 docker_down

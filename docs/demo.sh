@@ -105,7 +105,7 @@ want 'node1 is healthy at 192\.168\.99\.102' 'node2 is healthy at 192\.168\.99\.
 
 say "Pools, networks, and the documents' rules"
 on node1 netctl pool add 10.0.0.0/26 192.168.0.0/16 fd80:24e2:f998:72d6::/64
-for n in dataman app-A app-B; do on node1 netctl network create $n; done
+for n in dataman app-A app-B; do on node1 netctl network create $n --runtime none; done
 on node1 netctl profile dataman rule add inbound --at=1 allow from tag app-A
 on node1 netctl profile dataman rule add inbound --at=1 allow from tag app-B
 

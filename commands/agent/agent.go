@@ -29,6 +29,7 @@ import (
 	"netctl/acl/nft"
 	"netctl/commands/control"
 	"netctl/commands/join"
+	"netctl/commands/runtimes"
 	"netctl/commands/telemetry"
 	"netctl/commands/workload"
 	"netctl/datastore"
@@ -88,6 +89,7 @@ type agent struct {
 	tunnels  *tunneller
 	settler  *settler
 	copier   *copier
+	runtimes *runtimes.Keeper
 	reporter *control.Reporter
 	manager  *control.Service
 	api      *api
@@ -223,6 +225,8 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l.changedHost = func() { poke(a.rehost); poke(a.forward) }
 	a.loop = l
 	a.tunnels = &tunneller{loop: l, changed: make(chan struct{}, 1)}
+	a.runtimes = runtimes.New(a.cfg.Runtimes, networkCluster{l}, a.log)
+	l.changedNetworks = a.runtimes.Wake
 	l.changedTunnels = func() { poke(a.tunnels.changed) }
 	a.returner = &returner{loop: l, changed: make(chan struct{}, 1)}
 	l.addresses = ipam.NewIndex(func(node string) {
@@ -324,7 +328,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		a.shown.Alive, a.shown.Ready, a.shown.Collect = a.alive, a.ready, func(ctx context.Context, p *telemetry.Page) error { return a.collect(ctx, o, p) }
 		o.beside = append(slices.Clone(o.beside), a.shown.Tasks()...)
 	}
-	return append([]control.Task{
+	return slices.Concat([]control.Task{
 		{Name: "reconcile", Do: l.run},
 		{Name: "remove links", Do: o.links.Run},
 		{Name: "watch links", Do: func(ctx context.Context) error {
@@ -359,7 +363,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 			return a.manager.Run(ctx, a.alive)
 		}},
 		{Name: "serve", Do: func(context.Context) error { return o.serve(serving, a.api.routes()) }},
-	}, o.beside...)
+	}, a.runtimes.Tasks(), o.beside)
 }
 
 // follow follows the store; first the host is read, so that a listing finds it.

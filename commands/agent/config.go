@@ -12,6 +12,7 @@ import (
 
 	"netctl/acl"
 	"netctl/commands/control"
+	"netctl/commands/runtimes"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
 	"netctl/netdev"
@@ -62,6 +63,8 @@ type Config struct {
 	RouteProtocol int
 	// RouteTable is the kernel's table that they are in; 0 is the main one.
 	RouteTable int
+	// Runtimes says in which container runtimes this node makes networks; none: in none.
+	Runtimes runtimes.Config
 	// BootIDFile is kernel.BootIDFile but in tests.
 	BootIDFile string
 

@@ -94,6 +94,7 @@ type loop struct {
 	flows      *flows
 	former     *former
 	problems   *problems
+	networks   runtimeNetworks
 	mixed      mixed
 	tables     tablesSeen
 	stored     []control.Target            // whose detach could not be worked off
@@ -111,6 +112,8 @@ type loop struct {
 	changedHost func()
 	// changedTunnels is told that addresses in tunnels may be needed, or not any more.
 	changedTunnels func()
+	// changedNetworks is told that the runtimes may have to have others.
+	changedNetworks func()
 	// report is told that something that is reported may have changed.
 	report func()
 	// reportAnew is told that the datastore is another one.
@@ -130,9 +133,10 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 		queue: newQueue(), cfg: cfg, log: log, started: time.Now(), boots: &boots{},
 		view: datastore.NewView(), standing: &standing{outage: datastore.NewOutage(log)},
 		links: newLinks(k), table: newTable(r),
-		report: func() {}, reportAnew: func() {}, changedHost: func() {}, changedTunnels: func() {}, synced: func() {}, retryDetaches: func() {},
+		report: func() {}, reportAnew: func() {}, changedHost: func() {}, changedTunnels: func() {}, changedNetworks: func() {}, synced: func() {}, retryDetaches: func() {},
 		unsettled: map[string]*workload.Record{}, settleSoon: func() {}, changedModel: func() {}, lostModel: func() {},
 	}
+	l.networks.status = map[string][]datastore.RuntimeStatus{}
 	l.problems = newProblems(log, func() { l.post(func() {}) })
 	l.locals = newLocals(cfg.LinkPrefix, l.links)
 	l.blocks = &blocks{node: cfg.Node, view: l.view, table: l.table, returning: map[netip.Prefix]bool{}}

@@ -83,6 +83,7 @@ func (l *loop) settle() {
 		}
 	}
 	l.locals.markAll()
+	l.changedNetworks()
 	l.links.lookForOwners()
 	l.tidy()
 	l.settleSoon()
@@ -198,6 +199,8 @@ func (l *loop) changed(c datastore.Change) {
 		if l.tunnels.block(c.Name, datastore.TunnelHandle(l.cfg.Node), b) {
 			l.changedTunnels()
 		}
+	case datastore.KindNetwork:
+		l.changedNetworks()
 	case datastore.KindConfig:
 		l.sizes.changed = true
 	case datastore.KindReservation:

@@ -19,9 +19,21 @@ const lookEvery = time.Second
 // Folder is a folder in which files matter to a role.
 type Folder struct {
 	Dir string
+	// Foreign is somebody else's: it is not made, and the watch ends when it is not there
+	// (fs.ErrNotExist).
+	Foreign bool
 	// Look is told the name of a file that came, went, was replaced or written, or "" where
 	// any may have. Its error ends the watch.
 	Look func(name string) error
+}
+
+// make has the folder there.
+func (f Folder) make() error {
+	if !f.Foreign {
+		return os.MkdirAll(f.Dir, 0o700)
+	}
+	_, err := os.Stat(f.Dir)
+	return err
 }
 
 // mostLooks bounds how often a look is repeated.
@@ -38,7 +50,7 @@ func (f Folder) look(name string) error {
 
 // WatchFolders has each folder looked at once, and then whenever a file in it
 // appears complete, goes, or is replaced or written (inotify(7)), until ctx ends (nil) or a look
-// fails. A folder that is not there, or goes, is made (0700).
+// fails. A folder that is not there, or goes, is made (0700) unless it is foreign.
 func WatchFolders(ctx context.Context, log *slog.Logger, folders ...Folder) error {
 	fd, err := syscall.InotifyInit1(syscall.IN_CLOEXEC | syscall.IN_NONBLOCK)
 	if err != nil {
@@ -71,7 +83,7 @@ func lookRegularly(ctx context.Context, log *slog.Logger, why error, folders []F
 	defer tick.Stop()
 	for {
 		for _, f := range folders {
-			if err := os.MkdirAll(f.Dir, 0o700); err != nil {
+			if err := f.make(); err != nil {
 				return err
 			}
 			if err := f.look(""); err != nil {
@@ -117,7 +129,7 @@ func (w *folderWatch) arm(f Folder) error {
 // watch is the descriptor of the folder that has the name now.
 func (w *folderWatch) watch(f Folder) (int32, error) {
 	for {
-		if err := os.MkdirAll(f.Dir, 0o700); err != nil {
+		if err := f.make(); err != nil {
 			return 0, err
 		}
 		wd, err := syscall.InotifyAddWatch(w.fd, f.Dir, folderEvents)

@@ -284,3 +284,36 @@ func TestAnswerWithinTheCallersTime(t *testing.T) {
 		t.Errorf("got %v, %v", err, ctx.Err())
 	}
 }
+
+// TestForeignFolder: somebody else's folder is watched while it is there, and not made.
+func TestForeignFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "theirs")
+	looks := make(chan string, 100)
+	watch := func() error {
+		return WatchFolders(t.Context(), slog.New(slog.DiscardHandler), Folder{Dir: dir, Foreign: true, Look: func(name string) error { looks <- name; return nil }})
+	}
+	if err := watch(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without the folder: %v", err)
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- watch() }()
+	<-looks
+	if err := os.WriteFile(filepath.Join(dir, "x"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if name := <-looks; name != "x" {
+		t.Errorf("looked at %q", name)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("when it is gone: %v", err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it was made: %v", err)
+	}
+}

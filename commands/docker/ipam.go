@@ -192,6 +192,11 @@ func (p *plugin) requestAddress(ctx context.Context, r addressCall) (any, error)
 	ctx, cancel := short(ctx)
 	defer cancel()
 	held, err := p.agent.Waiting(callTimeout/2).Hold(ctx, req)
+	if err != nil && id.subnet.IsValid() { // its pool may have been removed since
+		if _, why := p.poolsOf(ctx, id.subnet); why != nil {
+			return nil, why
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

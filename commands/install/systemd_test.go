@@ -90,6 +90,22 @@ func unhurt(t *testing.T, from netlab.Place, to netip.Addr, what string, do func
 	}
 }
 
+// everywhere has a network come and go as a file of CNI's runtimes, in a folder that the
+// unit lets its roles write.
+func everywhere(t *testing.T, m *netlab.Machine) {
+	t.Helper()
+	const file = "/etc/cni/net.d/netctl-app.conflist"
+	for _, step := range []struct{ command, test string }{{"create", "test -e " + file}, {"remove", "test ! -e " + file}} {
+		m.Must(t, "netctl", "network", step.command, "app")
+		netlab.Until(t, patience, step.test, func() string {
+			if _, err := m.Run(t.Context(), "sh", "-c", step.test); err != nil {
+				return m.Must(t, "sh", "-c", "netctl network show app; netctl status; true")
+			}
+			return ""
+		})
+	}
+}
+
 func mainPID(t *testing.T, m *netlab.Machine, unit string) string {
 	t.Helper()
 	return strings.TrimSpace(m.Must(t, "systemctl", "show", "-p", "MainPID", "--value", unit))
@@ -134,6 +150,7 @@ func TestSystemd(t *testing.T) {
 	if out := m.Must(t, "/var/netctl", "install", "--now"); out != "all is as it should be\n" {
 		t.Errorf("again: %s", out)
 	}
+	everywhere(t, m)
 	unhurt(t, m, addr, "netctl-node is killed", func() { killed(t, m, "netctl-node.service") })
 	unhurt(t, m, addr, "netctl-node restarts", func() { m.Must(t, "systemctl", "restart", "netctl-node") })
 	unhurt(t, m, addr, "units of their own", func() { m.Must(t, "netctl", "install", "--roles", "datastore,agent,speaker", "--now") })

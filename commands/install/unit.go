@@ -115,6 +115,9 @@ func unit(role, binary string, writable []string) string {
 
 	line("StateDirectory=netctl-node\nStateDirectoryMode=0700")
 	line("RuntimeDirectory=netctl-node\nRuntimeDirectoryMode=0700\nRuntimeDirectoryPreserve=yes\nUMask=0077")
+	if p.host { // networks of CNI's runtimes and of Podman, whose folder comes with the first
+		writable = append([]string{"/etc/cni/net.d", "/etc/containers"}, writable...)
+	}
 	if p.host || p.run {
 		writable = append([]string{"/run"}, writable...) // iptables locks /run/xtables.lock
 	}

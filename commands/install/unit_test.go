@@ -12,7 +12,7 @@ func TestUnits(t *testing.T) {
 		"datastore": {"CapabilityBoundingSet=\n", "RestrictNamespaces=yes\n", "Conflicts=netctl-node.service\n", "After=network-online.target netctl-node.service\n"},
 		"agent": {
 			"Before=containerd.service docker.service nomad.service podman-restart.service\n", "After=network-online.target nftables.service firewalld.service ",
-			"CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BROADCAST CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_NET_RAW\n", "ReadWritePaths=\"-/run\" \"-/data/a b%%\"\n",
+			"CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BROADCAST CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_NET_RAW\n", "ReadWritePaths=\"-/run\" \"-/etc/cni/net.d\" \"-/etc/containers\" \"-/data/a b%%\"\n",
 		},
 		"speaker":   {"CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE CAP_NET_RAW\n", "ProtectKernelTunables=yes\n", "ReadWritePaths=\"-/data/a b%%\"\n"},
 		"reflector": {"ExecStart=/usr/local/bin/netctl-reflector --config /etc/netctl.yaml\n", "Description=netctl BGP route reflector\n"},

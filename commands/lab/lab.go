@@ -154,6 +154,9 @@ func nodeConfig(l *netlab.Lab, h *netlab.Host, settings string) string {
 	// The file's own agent section, if it has one, continues this one.
 	agent := fmt.Sprintf("agent:\n    addresses: [%s]\n", strings.Join(addrs, ", "))
 	before, after, has := strings.Cut("\n"+settings, "\nagent:\n")
+	if !strings.Contains(after, " runtimes:") {
+		agent += "    runtimes: [docker, cni]\n" // Podman's folders are the machine's own
+	}
 	if !has {
 		return b.String() + agent + settings
 	}

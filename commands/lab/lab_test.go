@@ -25,6 +25,7 @@ etcd: {listen: ["https://192.168.99.102:2379"], tls: {` + tls1 + `}}
 datastore: {endpoints: ["https://192.168.99.102:2379"], ` + tls1 + `}
 agent:
     addresses: ["192.168.99.102", "fd00:99::102"]
+    runtimes: [docker, cni]
 `},
 		{second, "log:\n    level: debug\nagent:\n    lostAfter: 2s\n", `# made by netctl lab
 node: node2
@@ -34,6 +35,7 @@ log:
     level: debug
 agent:
     addresses: ["192.168.99.103"]
+    runtimes: [docker, cni]
     lostAfter: 2s
 `},
 		{second, "log:\n    level: debug\n", `# made by netctl lab
@@ -42,8 +44,17 @@ roles: [agent, speaker]
 datastore: {endpoints: ["https://192.168.99.102:2379"], ` + tls2 + `}
 agent:
     addresses: ["192.168.99.103"]
+    runtimes: [docker, cni]
 log:
     level: debug
+`},
+		{second, "agent:\n    runtimes: []\n", `# made by netctl lab
+node: node2
+roles: [agent, speaker]
+datastore: {endpoints: ["https://192.168.99.102:2379"], ` + tls2 + `}
+agent:
+    addresses: ["192.168.99.103"]
+    runtimes: []
 `},
 	} {
 		if got := nodeConfig(l, c.host, c.settings); got != c.want {
