@@ -21,6 +21,9 @@ const (
 	// formerRest is how long flows of an address may be remembered after its endpoint
 	// went: by then it has not been given out again (ipam.Quarantine), and many go at once.
 	formerRest = 30 * time.Second
+	// formerReturn is how long nodes may take to write back what runs on them, where the
+	// datastore is another one than before.
+	formerReturn = 2 * time.Minute
 	// formerPause is the least time between two writes of formerFile.
 	formerPause = 200 * time.Millisecond
 	// formerFile is in the run folder: flows go with the boot, too.
@@ -48,6 +51,7 @@ type former struct {
 	urgent  bool      // one of gone is another's already
 	listed  bool      // the store was, by this agent
 	sweep   bool      // what went before that is to be found
+	from    time.Time // when: of another store's endpoints not all are known at once
 	ahead   bool      // what was told last is not in the packet filter
 	stale   bool      // the file is not what is here
 	written time.Time // when the file was
@@ -119,6 +123,17 @@ func (f *former) taken(addrs []netip.Addr) {
 	f.urgent, f.ahead, f.stale = true, true, true
 }
 
+// arrived takes note of an endpoint of another node that the listing did not have. Until the
+// sweep its addresses may have been another's.
+func (f *former) arrived(addrs []netip.Addr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.sweep && !f.from.IsZero() && len(addrs) > 0 {
+		f.add(addrs)
+		f.urgent = true
+	}
+}
+
 // relisted takes note of a complete listing. Of an endpoint that was written after the
 // revision that it returns nobody knows who had its addresses before.
 func (f *former) relisted(c datastore.Cluster) (since int64) {
@@ -129,6 +144,9 @@ func (f *former) relisted(c datastore.Cluster) (since int64) {
 	switch {
 	case f.to.UUID == c.UUID && f.to.Generation == c.Generation:
 		return f.to.Revision
+	case first && f.to.UUID != "":
+		f.from = time.Now().Add(formerReturn)
+		return 0
 	case first:
 		return 0
 	}
@@ -160,14 +178,21 @@ func (f *former) take() (gone []netip.Addr, sweep bool, more time.Duration) {
 	if f.ahead {
 		return nil, false, 0
 	}
-	sweep, f.sweep = f.sweep, false
+	if f.sweep {
+		if more = max(0, time.Until(f.from)); more == 0 {
+			sweep, f.sweep = true, false
+		}
+	}
 	if rest := formerRest - time.Since(f.since); !f.urgent && len(f.gone) > 0 && rest > 0 {
-		return nil, sweep, rest
+		if more == 0 || rest < more {
+			more = rest
+		}
+		return nil, sweep, more
 	}
 	gone = slices.Collect(maps.Keys(f.gone))
 	clear(f.gone)
 	f.urgent, f.stale = false, f.stale || len(gone) > 0
-	return gone, sweep, 0
+	return gone, sweep, more
 }
 
 // Run forgets until ctx ends.

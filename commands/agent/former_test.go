@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -177,4 +178,46 @@ func TestWhoStartsForgets(t *testing.T) {
 	w.flowing = append(w.flowing, addr(63))
 	w.start()
 	forgets("nobody's", addr(63))
+}
+
+// TestAnotherStore: where the datastore is another one than before, those whose nodes have yet
+// to write them back keep their flows for a while; whoever appears meanwhile begins anew.
+func TestAnotherStore(t *testing.T) {
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		before := newFormer(dir, nil, slog.New(slog.DiscardHandler))
+		before.told(datastore.Cluster{UUID: "old", Generation: 1}, 7)
+		before.stale = true
+		if wait := before.write(); wait != 0 {
+			t.Fatal(wait)
+		}
+		var forgot []netip.Addr
+		f := newFormer(dir, func(_ context.Context, addrs []netip.Addr) ([]netip.Addr, error) { return addrs, nil }, slog.New(slog.DiscardHandler))
+		f.flowing = func() ([]netip.Addr, error) { return []netip.Addr{a}, nil }
+		f.forget = func(addrs ...netip.Addr) error {
+			forgot = append(forgot, addrs...)
+			return nil
+		}
+		go func() { _ = f.Run(t.Context()) }()
+		expect := func(what string, want ...netip.Addr) {
+			t.Helper()
+			f.filtered()
+			synctest.Wait()
+			if !slices.Equal(forgot, want) {
+				t.Errorf("%s: forgot %v, want %v", what, forgot, want)
+			}
+			forgot = nil
+		}
+		f.relisted(datastore.Cluster{UUID: "new", Generation: 1})
+		expect("at once")
+		f.arrived([]netip.Addr{b})
+		expect("who appeared", b)
+		time.Sleep(formerReturn - time.Second)
+		expect("before they had time")
+		time.Sleep(time.Second)
+		expect("who did not come back", a)
+		f.arrived([]netip.Addr{b})
+		expect("afterwards")
+	})
 }

@@ -189,6 +189,9 @@ func (l *loop) changed(c datastore.Change) {
 			}
 		}
 		l.former.moved(moved)
+		if c.Old == nil && !l.isHere(c.Name) {
+			l.former.arrived(addressesOf(c.New))
+		}
 	case datastore.KindBlock:
 		b, _ := c.New.(*datastore.Block)
 		old, _ := c.Old.(*datastore.Block)

@@ -141,7 +141,7 @@ func (h Host) records() string { return filepath.Join(h.RunDir, "endpoints") }
 
 // volatile are the files that go with the boot: they say what the kernel has.
 func (h Host) volatile() (files []string) {
-	patterns := []string{"endpoints/*", "pending/*", "*.sock", "watch/*.sock"}
+	patterns := []string{"endpoints/*", "pending/*", "flows-followed", "*.sock", "watch/*.sock"}
 	for _, role := range Roles() { // what it remembers for this boot
 		patterns = append(patterns, role+"/*.json")
 	}

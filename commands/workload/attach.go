@@ -134,10 +134,9 @@ func (s *Service) assign(ctx context.Context, name string, req control.AttachReq
 		if err != nil {
 			return nil, 0, err
 		}
-		res, err := s.given(ctx, ipam.Request{
-			Handle: name, Workload: req.Workload, Name: req.Labels["name"], Wants: req.Addresses,
-			Pools: plan.pools, V6: plan.ipv6, Family: plan.family, Within: req.Within, Held: req.Held, Commit: plan.commit,
-		})
+		ask := plan.ask(name, req)
+		ask.Commit = plan.commit
+		res, err := s.given(ctx, ask)
 		if err == nil {
 			return plan.endpoint, res.Revision, nil
 		}
@@ -233,6 +232,14 @@ type plan struct {
 	pools    []netip.Prefix
 	ipv6     bool
 	family   int // 6: no IPv4; 0: as ipv6 says
+}
+
+// ask is what addresses are asked for, of the store or of the node's own blocks.
+func (p *plan) ask(name string, req control.AttachRequest) ipam.Request {
+	return ipam.Request{
+		Handle: name, Workload: req.Workload, Name: req.Labels["name"], Wants: req.Addresses,
+		Pools: p.pools, V6: p.ipv6, Family: p.family, Within: req.Within, Held: req.Held,
+	}
 }
 
 func (s *Service) plan(name, mac string, req control.AttachRequest, known Known) (*plan, error) {

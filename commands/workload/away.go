@@ -8,7 +8,6 @@ import (
 
 	"netctl/commands/control"
 	"netctl/datastore"
-	"netctl/datastore/ipam"
 	"netctl/netdev"
 	"netctl/netdev/kernel"
 )
@@ -82,10 +81,7 @@ func (s *Service) lend(ctx context.Context, name string, req control.AttachReque
 		o := p.create[0]
 		return nil, fmt.Errorf("%s %s is not known on this node, and cannot be made while the datastore is away: %w", o.Kind(), o.Meta().Name, datastore.ErrUnavailable)
 	}
-	p.endpoint.Spec.Addresses, err = s.Addresses.Away(ctx, ipam.Request{
-		Handle: name, Workload: req.Workload, Name: req.Labels["name"], Wants: req.Addresses,
-		Pools: p.pools, V6: p.ipv6, Held: req.Held,
-	})
+	p.endpoint.Spec.Addresses, err = s.Addresses.Away(ctx, p.ask(name, req))
 	return p.endpoint, err
 }
 

@@ -186,3 +186,20 @@ func TestPlan(t *testing.T) {
 		t.Errorf("unknown profile: %v", err)
 	}
 }
+
+// TestAsk: the store and the node's own blocks are asked for the same: of the family alone
+// that the network has, and of the ranges alone that the runtime wants.
+func TestAsk(t *testing.T) {
+	s := New(Config{Node: "n1", LinkPrefix: "nc"})
+	no := false
+	network := &datastore.Network{Metadata: datastore.Metadata{Name: "net"}, Spec: datastore.NetworkSpec{IPv4: &no}}
+	within := []netip.Prefix{netip.MustParsePrefix("fd00::/120")}
+	req := control.AttachRequest{Target: control.Target{Orchestrator: "cni", Workload: "w", Interface: "eth0"}, Network: "net", Within: within, Labels: map[string]string{"name": "x"}}
+	p, err := s.plan("n1/cni/w/eth0", "02:00:00:00:00:01", req, Known{Network: network})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := p.ask("n1/cni/w/eth0", req); got.Family != 6 || !slices.Equal(got.Within, within) || got.Handle != "n1/cni/w/eth0" || got.Name != "x" {
+		t.Errorf("%+v", got)
+	}
+}
