@@ -99,7 +99,7 @@ func (x *Index) recompile(c *liveChain, p program) {
 	x.abandon(c)
 	if sameRules(c.program.rules, p.rules) {
 		x.pending.chain(c.name, c)
-		c.closed = families{}
+		c.closed, c.program.origins = families{}, p.origins
 		return
 	}
 	for _, r := range p.refs {

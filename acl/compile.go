@@ -72,6 +72,7 @@ func (r setRef) comment() string {
 type program struct {
 	families families
 	rules    []Rule
+	origins  []origin // of each rule
 	refs     []setRef
 	used     map[string]bool // by the name of a set
 }
@@ -98,8 +99,9 @@ func (f families) has(nf uint32) bool {
 // that the local endpoints of the profile have.
 func compileProfile(name string, d direction, rules []datastore.Rule, f families) program {
 	p := program{families: f, used: map[string]bool{}}
-	for _, r := range rules { // without its number: a new first rule would change all
-		p.add(r, d, name, fmt.Sprintf("profile %s %s: %s", name, d, r))
+	own := owner{kind: datastore.KindProfile, name: name}
+	for i := range rules {
+		p.add(origin{own, i, &rules[i]}, d)
 	}
 	return p
 }
@@ -107,8 +109,10 @@ func compileProfile(name string, d direction, rules []datastore.Rule, f families
 // add compiles one rule: one Rule for each combination of what nft cannot say in
 // one match (both families, named beside numbered ports, a negated ICMP type).
 // The alternatives exclude each other or end in the same verdict.
-func (p *program) add(r datastore.Rule, d direction, profile, comment string) {
-	out := Rule{Comment: clip(comment), Counter: true}
+func (p *program) add(from origin, d direction) {
+	r, profile := *from.rule, from.owner.name
+	// Without its number: a new first rule would change all.
+	out := Rule{Comment: clip(fmt.Sprintf("%s %s: %s", from.owner.label(), d, r)), Counter: true}
 	switch r.Action {
 	case datastore.Allow:
 		out.Verdict = accept()
@@ -129,6 +133,7 @@ func (p *program) add(r datastore.Rule, d direction, profile, comment string) {
 				for _, dp := range p.portTerms(r.To, DstPort, family) {
 					out.Match = p.matches(r, family, proto, sp, dp)
 					p.rules = append(p.rules, out)
+					p.origins = append(p.origins, from)
 				}
 			}
 		}

@@ -80,13 +80,17 @@ func (r *Ruleset) Judge() *Judge { return &Judge{r, map[string]map[Element]Verdi
 
 // Eval is Ruleset.Eval.
 func (j *Judge) Eval(p Packet) Decision {
+	return (&walk{Judge: j, packet: p}).run()
+}
+
+// run is Eval of the walk's packet.
+func (w *walk) run() Decision {
 	hooks := []string{ChainRawPre, ChainWireGuardFwd, ChainFwdFrom, ChainFwdTo}
-	if p.OutLink == "" {
+	if w.packet.OutLink == "" {
 		hooks = []string{ChainRawPre, ChainWireGuardIn, ChainInHost}
 	}
-	w := walk{Judge: j, packet: p}
 	for _, h := range hooks {
-		if j.rules.Chains[h] == nil { // there are no such tunnels
+		if w.rules.Chains[h] == nil { // there are no such tunnels
 			continue
 		}
 		before := w.decision.Reason
@@ -106,6 +110,8 @@ type walk struct {
 	*Judge
 	packet   Packet
 	decision Decision
+	// met, if set, is told of each rule that is asked, and whether it matches.
+	met func(chain string, rule int, matched bool)
 }
 
 // maxDepth is the kernel's NFT_JUMP_STACK_SIZE.
@@ -119,7 +125,11 @@ func (w *walk) chain(name string, depth int) VerdictKind {
 	}
 	for i := range c.Rules {
 		rule := &c.Rules[i]
-		if !w.matches(rule) {
+		matches := w.matches(rule)
+		if w.met != nil {
+			w.met(name, i, matches)
+		}
+		if !matches {
 			continue
 		}
 		if rule.Log != "" {

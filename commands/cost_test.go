@@ -138,6 +138,7 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 		{"profile p0 rule add inbound allow tcp to ports 80", "profile", false},
 		{"network show", "networks", false},
 		{"network create other", "network profile", false},
+		{"explain n1/cni/w0/eth0 n2/cni/w1/eth0 tcp 80", "bgpconfigs blocks endpoints nodes peers pools profiles", true},
 		{"endpoint show", "endpoints", true},
 		{"endpoint n0/cni/w0/eth0 profile show", "endpoint", false},
 		{"endpoint n0/cni/w0/eth0 profile append p1", "endpoint profile", false},

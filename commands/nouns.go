@@ -15,6 +15,7 @@ func nouns(a *app) []*cobra.Command {
 		newEditCommand(a),
 		newEndpointCommand(a),
 		newEventsCommand(a),
+		newExplainCommand(a),
 		newGetCommand(a),
 		newInitCommand(a),
 		newHistoryCommand(a),

@@ -315,10 +315,12 @@ func (t *tracer) goOn(out *traced, node string, been []string) {
 			next, host.Prefix = b.Spec.Affinity, b.Spec.CIDR
 		}
 		host.Protocol = t.protocol(t.settings.Routes.SpeakerProtocol)
-		host.NextHops = []tracedGoing{{Node: next}}
+		going := tracedGoing{Node: next}
 		if o := t.view.Node(next); o != nil && o.Address(t.addr.Is6()).IsValid() {
-			host.NextHops[0].Via = o.Address(t.addr.Is6()).String()
+			going.Via = o.Address(t.addr.Is6()).String()
+			t.encapsulate(&going, n, host.Prefix, o.Address(t.addr.Is6()))
 		}
+		host.NextHops = []tracedGoing{going}
 		out.Hops = append(out.Hops, host)
 		t.goOn(out, next, append(been, node))
 		return
@@ -333,6 +335,20 @@ func (t *tracer) goOn(out *traced, node string, been []string) {
 		out.End = fmt.Sprintf("%s has no route to %s that the datastore knows of: the address is nobody's", node, t.addr)
 	}
 	out.Hops = append(out.Hops, host)
+}
+
+// encapsulate is how another node sends to a BGP next hop what is for a prefix: through a
+// tunnel where the pool asks for one.
+func (t *tracer) encapsulate(going *tracedGoing, from *datastore.Node, p netip.Prefix, hop netip.Addr) {
+	links := t.settings.tunnels()
+	plan := routing.Mesh(from.Metadata.Name, t.view.Nodes(), t.view.Pools(), t.view.BGP())
+	fabric := routing.NewFabric(plan, from.Status.Subnets, links)
+	via, _ := fabric.Via(fabric.Pool(p), hop, routing.NextHop{Addr: hop})
+	for kind, link := range links {
+		if link == via.Link && link != "" {
+			going.Via, going.Link, going.Encapsulation, going.Remote = via.Addr.String(), link, string(kind), hop.String()
+		}
+	}
 }
 
 // arrive ends at the endpoint behind an interface of a node.

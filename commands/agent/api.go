@@ -48,6 +48,7 @@ func (a *api) routes() http.Handler {
 	mux.Handle("GET /v1/pools", control.Call(a.pools))
 	mux.Handle("POST /v1/labels", control.Call(a.labels))
 	mux.Handle("POST /v1/ports", control.Call(a.ports))
+	mux.Handle("POST /v1/explain", control.Call(a.explain))
 	return mux
 }
 

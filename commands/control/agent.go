@@ -176,3 +176,38 @@ const (
 
 // Error implements error.
 func (e *Error) Error() string { return e.Message }
+
+// ExplainRequest asks what the packet filter that the agent keeps says of the first
+// packet of a flow (POST /v1/explain), as an endpoint of its node sends or gets it.
+type ExplainRequest struct {
+	// Endpoint is the endpoint's name; Inbound says that it is the one that gets the packet.
+	Endpoint string `json:"endpoint"`
+	Inbound  bool   `json:"inbound,omitempty"`
+	// ToHost says that the packet is for the endpoint's own host.
+	ToHost   bool       `json:"toHost,omitempty"`
+	Src      netip.Addr `json:"src"`
+	Dst      netip.Addr `json:"dst"`
+	Protocol uint8      `json:"protocol"`
+	SrcPort  uint16     `json:"srcPort,omitempty"`
+	DstPort  uint16     `json:"dstPort,omitempty"`
+	Type     uint8      `json:"type,omitempty"` // of ICMP
+	Code     uint8      `json:"code,omitempty"`
+}
+
+// Explanation is one side's verdict.
+type Explanation struct {
+	Allowed bool `json:"allowed"`
+	// By is the rule that decided; nil: Reason says what did.
+	By     *datastore.RulePlace `json:"by,omitempty"`
+	Reason string               `json:"reason,omitempty"`
+	// Passed are the rules that were asked before, in their order.
+	Passed []AskedRule `json:"passed,omitempty"`
+	// Problem says why the kernel may not hold what this is about; "": it does.
+	Problem string `json:"problem,omitempty"`
+}
+
+// AskedRule is a rule that a packet met, and whether it matched.
+type AskedRule struct {
+	datastore.RulePlace
+	Matched bool `json:"matched"`
+}

@@ -78,6 +78,12 @@ func (c *AgentClient) Status(ctx context.Context) (AgentStatus, error) {
 	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
 }
 
+// Explain returns what the packet filter says of a packet; see ExplainRequest.
+func (c *AgentClient) Explain(ctx context.Context, r ExplainRequest) (Explanation, error) {
+	var e Explanation
+	return e, c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/explain", r, &e) })
+}
+
 // insist makes a call that may be made several times, until somebody answers it or
 // the client's wait is over.
 func (c *client) insist(ctx context.Context, ask func() error) error {

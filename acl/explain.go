@@ -1,0 +1,97 @@
+package acl
+
+import (
+	"slices"
+
+	"netctl/datastore"
+)
+
+// origin is the rule of the model that a compiled rule comes of.
+type origin struct {
+	owner    owner
+	position int // from 0
+	rule     *datastore.Rule
+}
+
+// owner is the object of the model that a list of rules is of.
+type owner struct {
+	kind datastore.Kind
+	name string
+	tier string // of a Policy
+}
+
+// label is the owner as comments in the kernel name it: kind and name.
+func (o owner) label() string { return "profile " + o.name }
+
+// Asked is a rule of the model that a packet met, and whether it matched.
+type Asked struct {
+	datastore.RulePlace
+	Matched bool `json:"matched"`
+}
+
+// Explanation is a Decision with the rules of the model on the way to it.
+type Explanation struct {
+	Decision
+	// By is the rule that decided; nil: no rule of the model did, Reason says what.
+	By *datastore.RulePlace
+	// Asked are the rules that the packet met, in their order, By the last of them.
+	Asked []Asked
+}
+
+// Explain is Eval on what the table should hold now, with the rules of the model.
+func (x *Index) Explain(p Packet) Explanation {
+	var e Explanation
+	w := walk{Judge: x.Ruleset().Judge(), packet: p}
+	w.met = func(chain string, rule int, matched bool) {
+		c := x.chains[chain]
+		if c == nil {
+			return
+		}
+		from, ok := c.origin(rule)
+		if !ok {
+			return
+		}
+		a := Asked{from.place(c.direction), matched}
+		if last := len(e.Asked) - 1; last >= 0 && e.Asked[last].RulePlace == a.RulePlace { // another alternative of it
+			e.Asked[last].Matched = e.Asked[last].Matched || matched
+		} else {
+			e.Asked = append(e.Asked, a)
+		}
+		if e.By = nil; matched && from.rule.Action != datastore.Log && from.rule.Action != datastore.Pass {
+			e.By = &a.RulePlace
+		}
+	}
+	e.Decision = w.run()
+	if e.Reason == "" {
+		e.Reason = reasons[e.Chain]
+	}
+	return e
+}
+
+// reasons are why chains drop whose rules say it by no comment.
+var reasons = map[string]string{
+	chainWLHost:  "a workload may not open this on its own host (agent.workloadToHost)",
+	chainDenyIn:  "no inbound rule allows it",
+	chainDenyOut: "no outbound rule allows it",
+}
+
+// origin is what rule number i of the chain, as it is now, comes of.
+func (c *liveChain) origin(i int) (origin, bool) {
+	i -= len(c.rules()) - len(c.program.rules) // those that deny until its sets are whole
+	if i < 0 || i >= len(c.program.origins) {
+		return origin{}, false
+	}
+	return c.program.origins[i], true
+}
+
+func (o origin) place(d direction) datastore.RulePlace {
+	return datastore.RulePlace{Kind: o.owner.kind, Name: o.owner.name, Tier: o.owner.tier, Direction: d.String(), Position: o.position + 1, Rule: o.rule.String()}
+}
+
+// Passed are the rules that were asked before the one that decided.
+func (e Explanation) Passed() []Asked {
+	if e.By == nil {
+		return e.Asked
+	}
+	return slices.DeleteFunc(slices.Clone(e.Asked), func(a Asked) bool { return a.RulePlace == *e.By })
+}

@@ -1,0 +1,54 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"netctl/acl"
+	"netctl/commands/control"
+	"netctl/datastore"
+	"netctl/netdev"
+)
+
+// uplink stands for any interface that is not an endpoint's.
+const uplink = "-"
+
+// Explain says what the packet filter that the index makes says of a packet that the
+// endpoint behind the link sends or gets.
+func Explain(x *acl.Index, link string, r control.ExplainRequest) control.Explanation {
+	p := acl.Packet{
+		InLink: link, InGroup: netdev.Group, OutLink: uplink, Src: r.Src, Dst: r.Dst, Protocol: r.Protocol,
+		SrcPort: r.SrcPort, DstPort: r.DstPort, Type: r.Type, Code: r.Code, State: acl.New,
+	}
+	switch {
+	case r.Inbound:
+		p.InLink, p.InGroup, p.OutLink, p.OutGroup = uplink, 0, link, netdev.Group
+	case r.ToHost:
+		p.OutLink = ""
+	}
+	e := x.Explain(p)
+	out := control.Explanation{Allowed: e.Allowed, By: e.By, Reason: e.Reason}
+	for _, a := range e.Passed() {
+		out.Passed = append(out.Passed, control.AskedRule(a))
+	}
+	return out
+}
+
+func (a *api) explain(ctx context.Context, r control.ExplainRequest) (e control.Explanation, err error) {
+	asked := a.loop.do(ctx, func() { e, err = a.loop.explain(r) })
+	return e, errors.Join(asked, err)
+}
+
+// explain is Explain of what is kept for this node's kernel.
+func (l *loop) explain(r control.ExplainRequest) (control.Explanation, error) {
+	lo := l.locals.named[r.Endpoint]
+	if lo == nil || lo.ep == nil {
+		return control.Explanation{}, fmt.Errorf("endpoint %s of this node: %w", r.Endpoint, datastore.ErrNotFound)
+	}
+	out := Explain(l.filtering.index, lo.link, r)
+	if err := l.programmed(lo); err != nil {
+		out.Problem = oneLine(err.Error())
+	}
+	return out, nil
+}

@@ -1,0 +1,432 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"netctl/acl"
+	"netctl/commands/agent"
+	"netctl/commands/control"
+	"netctl/datastore"
+	"netctl/netdev"
+)
+
+// explained is what becomes of packets from one party to another, as it is printed.
+type explained struct {
+	Verdict     verdict         `json:"verdict"`
+	Source      party           `json:"source"`
+	Destination party           `json:"destination"`
+	Flows       []explainedFlow `json:"flows"`
+	Notes       []string        `json:"notes,omitempty"`
+	// Way is the packet's, between the interfaces of the two.
+	Way traced `json:"way"`
+}
+
+// verdict is the answer as a whole.
+type verdict string
+
+const (
+	verdictAllowed verdict = "allowed"
+	verdictDenied  verdict = "denied"
+	verdictDepends verdict = "depends" // on protocol and port, which nobody named
+	verdictNoWay   verdict = "no way"  // policy allows it, and it does not arrive
+)
+
+// explainedFlow is one kind of packets that all fare alike.
+type explainedFlow struct {
+	traffic
+	Allowed bool            `json:"allowed"`
+	Sides   []explainedSide `json:"sides"`
+}
+
+// explainedSide is what one end says of it.
+type explainedSide struct {
+	Direction string `json:"direction"`
+	Node      string `json:"node"`
+	Endpoint  string `json:"endpoint"`
+	// From is where it is known from: the datastore, or the node's agent.
+	From string `json:"from"`
+	control.Explanation
+}
+
+const fromAgent = "agent"
+
+func newExplainCommand(a *app) *cobra.Command {
+	var verbose, live bool
+	var sourcePort uint16
+	cmd := &cobra.Command{
+		Use:   "explain SRC DST [PROTO [PORT]]",
+		Short: "Say whether a packet gets from one to another, which rule decides, and its way",
+		Long: "Say whether the first packet of a connection gets from SRC to DST, which rules of both sides decide, and the way that it takes. SRC and DST\n" +
+			"are endpoints (ID, workload, start of the workload's ID, name of the container, interface of the host, address), nodes, addresses, or `world`,\n" +
+			"an address that is nobody's. PROTO is tcp, udp, sctp, icmp, icmpv6 or a number; PORT a number, a named port of DST, or ICMP's type (default:\n" +
+			"echo request). Without them the answer is for everything, if it is the same for all, else what is allowed is listed, with exit code 1.\n\n" +
+			"Rules are evaluated as the datastore has them; --live asks this node's agent for what it keeps in the kernel, as far as SRC or DST is here.\n" +
+			"Answers to what is allowed pass by themselves. -v adds the rules that were asked before the one that decides.",
+		Example:           "  netctl explain web-1 db-1 tcp 5432\n  netctl explain world node1/cni/web-1/eth0 tcp 443 -v\n  netctl explain 10.65.0.5 10.65.1.7 icmp -o json",
+		Args:              cobra.RangeArgs(2, 4),
+		ValidArgsFunction: a.completeExplain,
+		Annotations:       map[string]string{exitCodes: "0 allowed, 1 failed or could not tell, 2 usage, 3 denied, or it does not arrive"},
+	}
+	f := addFormat(cmd)
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "show the rules that were passed, too")
+	cmd.Flags().BoolVar(&live, "live", false, "ask this node's agent for the side that is here")
+	cmd.Flags().Uint16Var(&sourcePort, "source-port", 40000, "`port` that the packet is sent from")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, err := a.settings()
+		if err != nil {
+			return err
+		}
+		view, err := a.view(cmd.Context(), explainKinds()...)
+		if err != nil {
+			return err
+		}
+		x := explainer{settings: s, view: view, live: live, sourcePort: sourcePort}
+		out, err := x.explain(cmd.Context(), args)
+		if err != nil {
+			return err
+		}
+		if f.manifests() {
+			err = a.showPlain(*f, out)
+		} else {
+			err = a.print(out.text(verbose))
+		}
+		switch {
+		case err != nil || out.Verdict == verdictAllowed:
+			return err
+		case out.Verdict == verdictDepends:
+			return errors.New("it depends on the protocol and port: name them")
+		}
+		return errNo
+	}
+	return cmd
+}
+
+func explainKinds() []datastore.Kind {
+	return []datastore.Kind{datastore.KindNode, datastore.KindBlock, datastore.KindEndpoint, datastore.KindPeer, datastore.KindPool, datastore.KindProfile, datastore.KindBGPConfig}
+}
+
+func (a *app) completeExplain(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	switch len(args) {
+	case 0, 1:
+		return a.complete(datastore.KindEndpoint, func(v *datastore.View) []string { return append(endpointNames(v), worldName) })(cmd, args, word)
+	case 2:
+		return []string{"tcp", "udp", "sctp", "icmp", "icmpv6"}, cobra.ShellCompDirectiveNoFileComp
+	}
+	return nil, cobra.ShellCompDirectiveNoFileComp
+}
+
+// explainer says what becomes of packets between two parties.
+type explainer struct {
+	settings   *settings
+	view       *datastore.View
+	live       bool
+	sourcePort uint16
+
+	src, dst party
+	notes    []string
+	indexes  map[string]*acl.Index // by node
+}
+
+func (x *explainer) explain(ctx context.Context, args []string) (explained, error) {
+	wanted, err := parseTraffic(args[2:])
+	if err != nil {
+		return explained{}, err
+	}
+	if err := x.between(args[0], args[1], wanted); err != nil {
+		return explained{}, err
+	}
+	if err := x.published(&wanted); err != nil {
+		return explained{}, err
+	}
+	if x.src.endpoint == nil && x.dst.endpoint == nil {
+		return explained{}, fmt.Errorf("neither %s nor %s is an endpoint: no rule is asked of what passes between them", args[0], args[1])
+	}
+	if x.live && !slices.ContainsFunc([]party{x.src, x.dst}, func(p party) bool { return p.endpoint != nil && p.Node == x.settings.Node }) {
+		return explained{}, fmt.Errorf("--live: neither %s nor %s is an endpoint of this node (%s)", args[0], args[1], x.settings.Node)
+	}
+	if err := wanted.named(x.dst, args); err != nil {
+		return explained{}, err
+	}
+	out := explained{Source: x.src, Destination: x.dst}
+	out.Flows, err = wanted.survey(x.dst.ports(), func(t traffic) (explainedFlow, error) { return x.flow(ctx, t) })
+	if err != nil {
+		return explained{}, err
+	}
+	if out.Way, err = x.way(ctx); err != nil {
+		return explained{}, err
+	}
+	x.noteMissing()
+	out.Notes = x.notes
+	out.judge()
+	return out, nil
+}
+
+// judge sums the flows up.
+func (e *explained) judge() {
+	allowed := func(f explainedFlow) bool { return f.Allowed }
+	denied := func(f explainedFlow) bool { return !f.Allowed }
+	switch {
+	case !slices.ContainsFunc(e.Flows, allowed):
+		e.Verdict = verdictDenied
+	case slices.ContainsFunc(e.Flows, denied):
+		e.Verdict = verdictDepends
+	case !e.Way.Arrives:
+		e.Verdict = verdictNoWay
+	default:
+		e.Verdict = verdictAllowed
+	}
+}
+
+// flow is what both sides say of one kind of packets; what the first denies the second
+// never sees.
+func (x *explainer) flow(ctx context.Context, t traffic) (explainedFlow, error) {
+	out := explainedFlow{traffic: t, Allowed: true}
+	if x.src.endpoint != nil && x.src.endpoint == x.dst.endpoint {
+		out.Sides = append(out.Sides, explainedSide{Direction: outbound, Node: x.src.Node, Endpoint: x.src.Endpoint, From: fromStore,
+			Explanation: control.Explanation{Allowed: true, Reason: "the packet does not leave the workload"}})
+		return out, nil
+	}
+	for _, inward := range []bool{false, true} {
+		own, other := x.src, x.dst
+		if inward {
+			own, other = x.dst, x.src
+		}
+		if own.endpoint == nil {
+			continue
+		}
+		side, err := x.side(ctx, own, other, inward, t)
+		if err != nil {
+			return out, err
+		}
+		out.Allowed = out.Allowed && side.Allowed
+		out.Sides = append(out.Sides, side)
+	}
+	return out, nil
+}
+
+// side is what the node of one end says of a packet.
+func (x *explainer) side(ctx context.Context, own, other party, inward bool, t traffic) (explainedSide, error) {
+	side := explainedSide{Direction: outbound, Node: own.Node, Endpoint: own.Endpoint, From: fromStore}
+	r := t.request(own.Endpoint, x.src.Address, x.dst.Address, x.sourcePort)
+	ownHost := other.endpoint == nil && other.Node == own.Node && own.Node != ""
+	if inward {
+		side.Direction, r.Inbound = inbound, true
+		if ownHost {
+			side.Allowed, side.Reason = true, "a node reaches its own endpoints"
+			return side, nil
+		}
+	}
+	r.ToHost = ownHost
+	if r.ToHost && own.Node != x.settings.Node && !x.live {
+		x.note("agent.workloadToHost of %s is taken to be what it is here", own.Node)
+	}
+	var err error
+	if x.live && own.Node == x.settings.Node {
+		side.From = fromAgent
+		side.Explanation, err = control.NewAgentClient(x.settings.Agent.Socket).Explain(ctx, r)
+		return side, err
+	}
+	index, err := x.index(own.Node)
+	if err != nil {
+		return side, err
+	}
+	side.Explanation = agent.Explain(index, own.endpoint.Spec.Link, r)
+	return side, nil
+}
+
+// index is the packet filter of a node, as far as it concerns the two parties: who else is
+// there changes nothing for them.
+func (x *explainer) index(node string) (*acl.Index, error) {
+	if i := x.indexes[node]; i != nil {
+		return i, nil
+	}
+	gateway, err := netip.ParseAddr(x.settings.Agent.Gateway)
+	if err != nil {
+		return nil, err
+	}
+	o := acl.Options{LinkPrefix: x.settings.Agent.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(gateway)}
+	for _, text := range x.settings.Agent.WorkloadToHost {
+		h, err := agent.ParseHostPort(text)
+		if err != nil {
+			return nil, err
+		}
+		o.WorkloadToHost = append(o.WorkloadToHost, h)
+	}
+	index := acl.NewIndex(node, o)
+	put := func(object datastore.Object) {
+		index.Apply(datastore.Change{Kind: object.Kind(), Name: object.Meta().Name, New: object})
+	}
+	for _, p := range x.view.Profiles() {
+		put(p)
+	}
+	for _, e := range x.view.Endpoints() {
+		if e == x.src.endpoint || e == x.dst.endpoint || slices.Contains(e.Spec.Addresses, x.src.Address) || slices.Contains(e.Spec.Addresses, x.dst.Address) {
+			put(e)
+		}
+	}
+	for index.Work() {
+	}
+	if x.indexes == nil {
+		x.indexes = map[string]*acl.Index{}
+	}
+	x.indexes[node] = index
+	return index, nil
+}
+
+// published leads on what is sent to a port of a node that is published for an endpoint.
+func (x *explainer) published(t *traffic) error {
+	if x.dst.endpoint != nil || x.dst.Node == "" || t.last != t.first {
+		return nil
+	}
+	for _, e := range x.view.EndpointsOf(x.dst.Node) {
+		for _, p := range e.Spec.HostPorts {
+			if p.Protocol != t.Protocol || p.HostPort != t.first || p.HostIP.IsValid() && p.HostIP != x.dst.Address {
+				continue
+			}
+			for _, a := range e.Spec.Addresses {
+				if a.Is4() == x.dst.Address.Is4() {
+					x.note("%s port %d of %s is published for %s: it leads to %s port %d", t.Protocol, p.HostPort, x.dst.Node, e.Metadata.Name, a, p.Port)
+					x.dst = endpointParty(x.dst.Said, e, a)
+					t.first, t.last = p.Port, p.Port
+					return nil
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (x *explainer) note(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); !slices.Contains(x.notes, text) {
+		x.notes = append(x.notes, text)
+	}
+}
+
+// noteMissing notes what the two name and is not there.
+func (x *explainer) noteMissing() {
+	for _, p := range []party{x.src, x.dst} {
+		if p.endpoint == nil {
+			continue
+		}
+		if len(p.endpoint.Spec.Profiles) == 0 {
+			x.note("endpoint %s has no profile", p.Endpoint)
+		}
+		for _, name := range p.endpoint.Spec.Profiles {
+			if x.view.Profile(name) == nil {
+				x.note("endpoint %s names profile %s, which does not exist", p.Endpoint, name)
+			}
+		}
+	}
+}
+
+// way is the packet's, from the source's node on.
+func (x *explainer) way(ctx context.Context) (traced, error) {
+	t := tracer{settings: x.settings, view: x.view, addr: x.dst.Address}
+	start := x.src.Node
+	if start == "" {
+		start = x.dst.Node
+	}
+	if start == x.settings.Node && x.src.Node != "" {
+		return t.run(ctx)
+	}
+	out := traced{Address: x.dst.Address}
+	switch {
+	case x.dst.endpoint != nil || x.dst.Node != "" || t.pool() != "":
+		t.goOn(&out, start, nil)
+	default:
+		out.Arrives, out.End = true, fmt.Sprintf("%s hands it on by a route of its own, which is not known here", start)
+	}
+	return out, nil
+}
+
+// text is the answer for people.
+func (e explained) text(verbose bool) string {
+	var b strings.Builder
+	if len(e.Flows) == 1 {
+		fmt.Fprintf(&b, "%s: %s\n", e.headline(), e.Flows[0].between(e.Source.Address, e.Destination.Address))
+		for _, s := range e.Flows[0].Sides {
+			b.WriteString(s.text(verbose, "  "))
+		}
+	} else {
+		fmt.Fprintf(&b, "%s: from %s to %s\n", e.headline(), e.Source.Address, e.Destination.Address)
+		for _, f := range e.Flows {
+			word := "denied"
+			if f.Allowed {
+				word = "allowed"
+			}
+			fmt.Fprintf(&b, "  %s: %s\n", f.traffic, word)
+			for _, s := range f.Sides {
+				b.WriteString(s.text(verbose, "    "))
+			}
+		}
+	}
+	for _, n := range e.Notes {
+		b.WriteString("Note: " + n + "\n")
+	}
+	b.WriteString("Way:\n")
+	if e.Source.Endpoint != "" {
+		fmt.Fprintf(&b, "0 %s\n", e.Source.workload())
+	}
+	b.WriteString(e.Way.text())
+	return b.String()
+}
+
+func (e explained) headline() string {
+	switch e.Verdict {
+	case verdictAllowed:
+		return "Allowed"
+	case verdictDenied:
+		return "Denied"
+	case verdictNoWay:
+		return "Allowed, but does not arrive"
+	}
+	return "Depends on protocol and port"
+}
+
+func (s explainedSide) text(verbose bool, indent string) string {
+	var b strings.Builder
+	word := "denied"
+	if s.Allowed {
+		word = "allowed"
+	}
+	why := s.Reason
+	if s.By != nil {
+		why = s.By.String()
+	}
+	from := ""
+	if s.From == fromAgent {
+		from = " (as its agent has it)"
+	}
+	fmt.Fprintf(&b, "%s%s of %s%s: %s by %s\n", indent, s.Direction, s.Endpoint, from, word, why)
+	if s.By == nil {
+		b.Reset()
+		fmt.Fprintf(&b, "%s%s of %s%s: %s: %s\n", indent, s.Direction, s.Endpoint, from, word, why)
+	}
+	if verbose {
+		for _, p := range s.Passed {
+			met := "does not match"
+			if p.Matched {
+				met = "matches, and goes on"
+			}
+			fmt.Fprintf(&b, "%s  passed %s (%s)\n", indent, p.RulePlace, met)
+		}
+	}
+	if s.Problem != "" {
+		fmt.Fprintf(&b, "%s  but the kernel does not hold it: %s\n", indent, s.Problem)
+	}
+	return b.String()
+}
+
+// portNumber reads a port.
+func portNumber(text string) (uint16, bool) {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return uint16(n), err == nil && n > 0
+}

@@ -1,0 +1,155 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"netctl/netdev/netlab"
+)
+
+// answered says whether a packet to a port where nobody listens is answered, by a refusal,
+// within a time.
+func answered(t *testing.T, from netlab.Place, to netip.Addr, protocol string, port int, within time.Duration) bool {
+	t.Helper()
+	var err error
+	if failed := from.Do(func() error {
+		var c net.Conn
+		d := net.Dialer{Timeout: within}
+		if c, err = d.DialContext(t.Context(), protocol, net.JoinHostPort(to.String(), strconv.Itoa(port))); err != nil {
+			return nil
+		}
+		defer c.Close()
+		if protocol == "udp" {
+			_ = c.SetDeadline(time.Now().Add(within))
+			if _, err = c.Write([]byte("x")); err == nil {
+				_, err = c.Read(make([]byte, 1))
+			}
+		}
+		return nil
+	}); failed != nil {
+		t.Fatal(failed)
+	}
+	return err == nil || errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// exitOf is a command's output and exit code.
+func exitOf(t *testing.T, p netlab.Place, args ...string) (string, int) {
+	t.Helper()
+	out, failed := netlab.Try(t, p, args...)
+	if failed == nil {
+		return out, 0
+	}
+	return failed.Stdout + failed.Stderr, failed.Code
+}
+
+// agrees wants explain's answer to be that, and packets to fare so.
+func agrees(t *testing.T, on *netlab.Host, from netlab.Place, to netip.Addr, allowed bool, says string, words ...string) {
+	t.Helper()
+	args := append([]string{"netctl", "explain"}, words...)
+	out, code := exitOf(t, on, args...)
+	if want := map[bool]int{true: 0, false: 3}[allowed]; code != want || !strings.Contains(out, says) {
+		t.Errorf("%s: exit %d, want %d and %q\n%s", strings.Join(args, " "), code, want, says, out)
+		return
+	}
+	port, err := strconv.Atoi(words[3])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !allowed {
+		if answered(t, from, to, words[2], port, 300*time.Millisecond) {
+			t.Errorf("%s: denied, and packets pass\n%s", strings.Join(args, " "), out)
+		}
+		return
+	}
+	netlab.Until(t, patience, "what explain allows: "+strings.Join(args, " "), func() string {
+		if !answered(t, from, to, words[2], port, 2*time.Second) {
+			return out
+		}
+		return ""
+	})
+}
+
+// TestExplain: what explain says of profiles is what becomes of packets.
+func TestExplain(t *testing.T) {
+	l := forTest(t, Config{Nodes: 2, IPv6: true})
+	n1, n2 := l.Hosts[0], l.Hosts[1]
+	netlab.Must(t, n1, "netctl", "pool", "add", "10.0.0.0/16", "fd80:24e2:f998:72d6::/64")
+	netlab.Must(t, n1, "netctl", "network", "create", "web", "--ipv6")
+	netlab.Must(t, n1, "netctl", "network", "create", "db", "--ipv6")
+	for _, rule := range []string{"allow tcp from tag web to ports 5432,6000:6002", "deny udp to ports 53", "allow udp from tag web", "allow tcp from cidr " + n1.Addr.Addr().String() + " to ports 22"} {
+		netlab.Must(t, n1, append([]string{"netctl", "profile", "db", "rule", "add", "inbound"}, strings.Fields(rule)...)...)
+	}
+	netlab.Must(t, n1, "netctl", "profile", "web", "rule", "add", "outbound", "--at=1", "deny", "tcp", "to", "ports", "6001")
+	web, web4, _ := attach(t, n1, "w", "web")
+	db, db4, db6 := attach(t, n2, "d", "db")
+	_, near4, _ := attach(t, n1, "n", "db")
+
+	for _, c := range []struct {
+		on       *netlab.Host
+		from     netlab.Place
+		src, dst string
+		to       netip.Addr
+		protocol string
+		port     int
+		allowed  bool
+		says     string
+	}{
+		{n1, web, web.ID, db.ID, db4, "tcp", 5432, true, "by profile db, inbound rule 2: allow tcp from tag web to ports 5432,6000:6002"},
+		{n2, web, web.ID, db.ID, db4, "tcp", 5433, false, "no inbound rule allows it"},
+		{n1, web, web.ID, db.ID, db4, "tcp", 6001, false, "denied by profile web, outbound rule 1: deny tcp to ports 6001"},
+		{n2, web, web4.String(), db4.String(), db4, "udp", 53, false, "denied by profile db, inbound rule 3: deny udp to ports 53"},
+		{n1, web, web.ID, db4.String(), db4, "udp", 54, true, "inbound rule 4: allow udp from tag web"},
+		{n1, web, web.ID, db6.String(), db6, "tcp", 6000, true, "from fd80"},
+		{n1, web, web.ID, near4.String(), near4, "tcp", 5432, true, "node1"},
+		{n1, n1, "node1", db.ID, db4, "tcp", 22, true, "inbound rule 5: allow tcp from cidr"},
+		{n1, n1, "node1", db.ID, db4, "tcp", 23, false, "no inbound rule allows it"},
+		{n2, n2, "node2", db.ID, db4, "tcp", 23, true, "a node reaches its own endpoints"},
+		{n1, web, web.ID, "node1", n1.Addr.Addr(), "tcp", 22, false, "a workload may not open this on its own host"},
+		{n1, web, web.ID, "node2", n2.Addr.Addr(), "tcp", 22, true, "outbound rule 2: allow"},
+	} {
+		agrees(t, c.on, c.from, c.to, c.allowed, c.says, c.src, c.dst, c.protocol, fmt.Sprint(c.port))
+	}
+
+	for _, c := range []struct {
+		on    *netlab.Host
+		words string
+		code  int
+		says  []string
+	}{
+		{n1, "W D", 1, []string{"Depends on protocol and port", "tcp port 5432: allowed", "tcp port 6001: denied", "tcp port 6003-65535: denied", "udp port 54-65535: allowed", "other protocols: denied"}},
+		{n1, "W D icmp", 3, []string{"Denied: icmp from", "type 8"}},
+		{n1, "world W tcp 80 -v", 3, []string{"passed profile web, inbound rule 1: allow from tag web (does not match)"}},
+		{n1, "W world", 1, []string{"tcp port 1-6000: allowed", "tcp port 6001: denied\n", "Leaves: "}},
+		{n1, "W D tcp 5432 --live", 0, []string{"outbound of node1/cni/W/eth0 (as its agent has it): allowed by profile web, outbound rule 2: allow"}},
+		{n1, "D W tcp 5432", 3, []string{"Way:\n0 node2/cni/D/eth0: eth0 of cni/D, to interface nc", "1 node2: 10.0", "via 192.168.99.102 (node1)", "Arrives: endpoint node1/cni/W/eth0"}},
+		{n1, "W 10.0.77.7 tcp 80", 3, []string{"Allowed, but does not arrive"}},
+		{n1, "world node1", 1, []string{"neither world nor node1 is an endpoint"}},
+		{n1, "world nobody", 1, []string{`there is no endpoint or node "nobody"`}},
+		{n1, "W D tpc", 2, []string{`"tpc" is not a protocol`}},
+		{n1, "W D tcp http", 2, []string{`"http" is neither a port from 1 to 65535 nor a named tcp port of`}},
+		{n2, "W node1 tcp 22 --live", 1, []string{"is an endpoint of this node (node2)"}},
+		{n2, "W D tcp 5432 -o json", 0, []string{`"verdict": "allowed"`, `"position": 2`, `"rule": "allow tcp from tag web to ports 5432,6000:6002"`}},
+	} {
+		words := strings.Fields(strings.NewReplacer("W", web.ID, "D", db.ID).Replace(c.words))
+		out, code := exitOf(t, c.on, append([]string{"netctl", "explain"}, words...)...)
+		if code != c.code {
+			t.Errorf("explain %s: exit %d, want %d\n%s", c.words, code, c.code, out)
+		}
+		for _, says := range c.says {
+			if says = strings.NewReplacer("/W/", "/"+web.ID+"/", "/D/", "/"+db.ID+"/", "/D,", "/"+db.ID+",").Replace(says); !strings.Contains(out, says) {
+				t.Errorf("explain %s: no %q in\n%s", c.words, says, out)
+			}
+		}
+	}
+	netlab.Must(t, n1, "netctl", "profile", "remove", "web", "--force")
+	if out, code := exitOf(t, n1, "netctl", "explain", web.ID, db.ID, "tcp", "5432"); code != 3 || !strings.Contains(out, "names profile web, which does not exist") {
+		t.Errorf("without its profile: exit %d\n%s", code, out)
+	}
+}

@@ -1,0 +1,25 @@
+package datastore
+
+import (
+	"fmt"
+	"strings"
+)
+
+// RulePlace says which rule of the model it is, and what it says.
+type RulePlace struct {
+	Kind      Kind   `json:"kind"`
+	Name      string `json:"name"`
+	Tier      string `json:"tier,omitempty"` // of a Policy
+	Direction string `json:"direction"`      // as the object's own key of the list
+	Position  int    `json:"position"`       // from 1
+	Rule      string `json:"rule"`
+}
+
+// String is the place in words: profile web, inbound rule 1: allow from tag web.
+func (p RulePlace) String() string {
+	owner := strings.ToLower(string(p.Kind)) + " " + p.Name
+	if p.Tier != "" {
+		owner = "tier " + p.Tier + ", " + owner
+	}
+	return fmt.Sprintf("%s, %s rule %d: %s", owner, p.Direction, p.Position, p.Rule)
+}
