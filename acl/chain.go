@@ -1,6 +1,21 @@
 package acl
 
-import "slices"
+import (
+	"slices"
+
+	"netctl/datastore"
+)
+
+// chainRank says what a chain is for: those of one rank refer to later ones only.
+type chainRank uint8
+
+const (
+	baseChain  chainRank = iota
+	classChain           // of a class of endpoints
+	ruleChain            // of rules of the model
+	endChain             // of what they do with a packet
+	lastRank
+)
 
 // liveChain is a chain that somebody refers to, or did at the last Flush.
 type liveChain struct {
@@ -8,14 +23,17 @@ type liveChain struct {
 	refs    int
 	hook    *Hook // of a base chain
 	program program
-	// Of a class: the profile chains it refers to.
-	class bool
+	rank    chainRank
+	// Of a class: the chains of rules it refers to.
 	jumps []string
-	// Of a profile chain: the profile, and how many local endpoints with it have
+	// Of a chain of rules: whose they are, and how many local endpoints with it have
 	// IPv4 and IPv6 addresses.
-	profile   string
+	owners    []owner
 	direction direction
 	count     [2]int
+	// Of one of several policies: their tier, and whether it passes what they do not decide.
+	tier   string
+	passes bool
 	// next replaces program as soon as every set that it needs is whole; nil: program
 	// is up to date. Until then the chain denies the families in closed, for which
 	// program has no rules.
@@ -29,12 +47,20 @@ func (c *liveChain) close(f families) {
 	c.closed = families{c.closed[0] || f[0], c.closed[1] || f[1]}
 }
 
+// label says whose rules the chain has.
+func (c *liveChain) label() string {
+	if c.tier != "" {
+		return "tier " + c.tier
+	}
+	return c.owners[0].label()
+}
+
 // rules are what the chain holds now.
 func (c *liveChain) rules() []Rule {
 	if c.closed == (families{}) {
 		return c.program.rules
 	}
-	deny := Rule{Verdict: goTo(c.direction.denyChain()), Comment: clip("profile " + c.profile + ": its selectors are being worked out")}
+	deny := Rule{Verdict: goTo(c.direction.denyChain()), Comment: clip(c.label() + ": its selectors are being worked out")}
 	switch c.closed {
 	case families{true, true}:
 		return []Rule{deny}
@@ -46,44 +72,101 @@ func (c *liveChain) rules() []Rule {
 	return append([]Rule{deny}, c.program.rules...)
 }
 
-func className(d direction, profiles []string) string {
-	return hashName("class_"+d.short(), profiles...)
-}
-
-// classRules are those of the class of an ordered list of profiles.
-func classRules(d direction, profiles []string) []Rule {
-	var out []Rule
-	for _, p := range profiles {
-		out = append(out, Rule{Verdict: Verdict{Kind: Jump, Chain: profileChain(d, p)}, Comment: clip("profile " + p)})
+// className is the name of the class of a list of stages.
+func className(d direction, stages []stage) string {
+	var parts []string
+	for _, s := range stages {
+		parts = append(parts, s.key(d)...)
 	}
-	return append(out, Rule{Verdict: goTo(d.denyChain()), Comment: "no " + d.String() + " rule allows it"})
+	return hashName("class_"+d.short(), parts...)
 }
 
-func (x *Index) acquireClass(d direction, profiles []string) string {
-	name := className(d, profiles)
+// classRules are those of a class; jumps are the chains that they refer to.
+func classRules(d direction, stages []stage) (rules []Rule, jumps []string) {
+	jump := func(chain, comment string) {
+		rules = append(rules, Rule{Verdict: Verdict{Kind: Jump, Chain: chain}, Comment: clip(comment)})
+		jumps = append(jumps, chain)
+	}
+	for _, s := range stages {
+		if s.passes {
+			jump(tierChain(d, s), "tier "+s.tier)
+			continue
+		}
+		for _, o := range s.owners {
+			jump(chainOf(d, o), o.label())
+		}
+		if s.denies {
+			rules = append(rules, s.end(d))
+		}
+	}
+	return rules, jumps
+}
+
+func (x *Index) acquireClass(d direction, stages []stage) string {
+	name := className(d, stages)
 	c := x.chains[name]
 	if c == nil {
 		c = x.newChain(name)
-		c.class = true
-		c.program.rules = classRules(d, profiles)
-		for _, p := range profiles {
-			c.jumps = append(c.jumps, x.acquireProfile(d, p))
+		c.rank = classChain
+		c.program.rules, c.jumps = classRules(d, stages)
+		for _, s := range stages {
+			if s.passes {
+				x.acquireRules(tierChain(d, s), d, s.tier, !s.denies, s.owners...)
+				continue
+			}
+			for _, o := range s.owners {
+				x.acquireRules(chainOf(d, o), d, "", false, o)
+			}
 		}
 	}
 	c.refs++
 	return name
 }
 
-func (x *Index) acquireProfile(d direction, profile string) string {
-	name := profileChain(d, profile)
+// acquireRules acquires the chain of the rules of one profile or policy, or of those of a
+// tier, which passes what they do not decide or denies it.
+func (x *Index) acquireRules(name string, d direction, tier string, passes bool, owners ...owner) {
 	c := x.chains[name]
 	if c == nil {
 		c = x.newChain(name)
-		c.profile, c.direction = profile, d
-		x.recompile(c, compileProfile(profile, d, rulesOf(x.profiles[profile], d), families{}))
+		c.rank, c.owners, c.direction, c.tier, c.passes = ruleChain, owners, d, tier, passes
+		if tier != "" {
+			x.tierChains[name] = c
+		}
+		x.compileAgain(c)
 	}
 	c.refs++
-	return name
+}
+
+// compileAgain replaces the rules of a chain of rules by what they are now; nil: there is
+// no such chain.
+func (x *Index) compileAgain(c *liveChain) {
+	if c != nil {
+		x.recompile(c, x.compile(c, c.families()))
+	}
+}
+
+// compile compiles the rules of a chain for the families that endpoints have.
+func (x *Index) compile(c *liveChain, f families) program {
+	p := program{families: f, nets: x.selectsNets, used: map[string]bool{}}
+	for _, o := range c.owners {
+		if q := x.policies[o.name]; q != nil && o.kind == datastore.KindPolicy {
+			o.tier = q.Spec.Tier
+		}
+		p.addAll(o, c.direction, x.rulesOf(o, c.direction))
+	}
+	if c.tier != "" && !c.passes {
+		p.rules = append(p.rules, stage{tier: c.tier}.end(c.direction))
+		p.origins = append(p.origins, origin{})
+	}
+	return p
+}
+
+func (x *Index) rulesOf(o owner, d direction) []datastore.Rule {
+	if o.kind == datastore.KindPolicy {
+		return x.policies[o.name].rules(d)
+	}
+	return rulesOf(x.profiles[o.name], d)
 }
 
 func (x *Index) newChain(name string) *liveChain {
@@ -102,9 +185,7 @@ func (x *Index) recompile(c *liveChain, p program) {
 		c.closed, c.program.origins = families{}, p.origins
 		return
 	}
-	for _, r := range p.refs {
-		x.acquireSet(r)
-	}
+	x.hold(p)
 	if !x.whole(p) {
 		x.pending.chain(c.name, c)
 		x.await(c, p)
@@ -116,9 +197,7 @@ func (x *Index) recompile(c *liveChain, p program) {
 // swap makes p a chain's program; its sets are acquired.
 func (x *Index) swap(c *liveChain, p program) {
 	x.pending.chain(c.name, c)
-	for _, r := range c.program.refs {
-		x.releaseSet(r.name)
-	}
+	x.letGo(c.program)
 	c.program, c.next, c.closed = p, nil, families{}
 }
 
@@ -127,9 +206,7 @@ func (x *Index) abandon(c *liveChain) {
 	if c.next == nil {
 		return
 	}
-	for _, r := range c.next.refs {
-		x.releaseSet(r.name)
-	}
+	x.letGo(*c.next)
 	for text, list := range x.waiting {
 		if list = slices.DeleteFunc(list, func(o *liveChain) bool { return o == c }); len(list) > 0 {
 			x.waiting[text] = list
@@ -150,23 +227,41 @@ func (x *Index) release(chain string) {
 	}
 }
 
-// collect drops the chains and sets that nobody refers to: classes first, then
-// the profile chains and then the sets that only they held.
+// hold acquires the sets and chains that a program needs; letGo gives them back.
+func (x *Index) hold(p program) {
+	for _, r := range p.refs {
+		x.acquireSet(r)
+	}
+	for _, d := range p.rejects {
+		x.acquireReject(d)
+	}
+}
+
+func (x *Index) letGo(p program) {
+	for _, r := range p.refs {
+		x.releaseSet(r.name)
+	}
+	for _, d := range p.rejects {
+		x.release(rejectChain(d))
+	}
+}
+
+// collect drops the chains and sets that nobody refers to: by rank, as those of one only
+// held what those of the next are, and then the sets that only they held.
 func (x *Index) collect() {
-	for _, class := range []bool{true, false} {
+	for rank := range lastRank {
 		for _, name := range sortedKeys(x.pending.chains) {
 			c := x.chains[name]
-			if c == nil || c.refs > 0 || c.class != class {
+			if c == nil || c.refs > 0 || c.rank != rank {
 				continue
 			}
 			for _, j := range c.jumps {
 				x.release(j)
 			}
 			x.abandon(c)
-			for _, r := range c.program.refs {
-				x.releaseSet(r.name)
-			}
+			x.letGo(c.program)
 			delete(x.chains, name)
+			delete(x.tierChains, name)
 		}
 	}
 	for name := range x.pending.sets {

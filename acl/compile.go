@@ -43,14 +43,15 @@ func (d direction) denyChain() string {
 type source uint8
 
 const (
-	fromRule     source = iota // constant, in setRef.elements
-	fromTag                    // endpoints that have the tag
-	fromSelector               // endpoints that the selector matches
-	fromPort                   // endpoints that have the named port
-	fromSet                    // a network set
-	fromPools                  // every pool
-	fromNAT                    // pools with natOutgoing
-	fromNodes                  // addresses of nodes
+	fromRule         source = iota // constant, in setRef.elements
+	fromTag                        // endpoints that have the tag
+	fromSelector                   // endpoints that the selector matches
+	fromPort                       // endpoints that have the named port
+	fromSet                        // a network set
+	fromSelectorNets               // network sets that the selector matches
+	fromPools                      // every pool
+	fromNAT                        // pools with natOutgoing
+	fromNodes                      // addresses of nodes
 )
 
 // setRef is a set that a rule needs.
@@ -62,8 +63,13 @@ type setRef struct {
 	elements []Element
 }
 
+// constant says that the elements are those of the rule; networks, that they are of
+// network sets. All others are those of a population.
+func (r setRef) constant() bool { return r.source == fromRule }
+func (r setRef) networks() bool { return r.source == fromSet || r.source == fromSelectorNets }
+
 func (r setRef) comment() string {
-	words := [...]string{fromTag: "tag ", fromSelector: "selector ", fromPort: "port ", fromSet: "set ", fromRule: "",
+	words := [...]string{fromTag: "tag ", fromSelector: "selector ", fromPort: "port ", fromSet: "set ", fromSelectorNets: "networks of selector ", fromRule: "",
 		fromPools: "pools", fromNAT: "pools with natOutgoing", fromNodes: "addresses of nodes"}
 	return clip(words[r.source] + r.arg)
 }
@@ -72,9 +78,12 @@ func (r setRef) comment() string {
 type program struct {
 	families families
 	rules    []Rule
-	origins  []origin // of each rule
-	refs     []setRef
-	used     map[string]bool // by the name of a set
+	origins  []origin    // of each rule
+	rejects  []direction // whose chain that rejects it needs
+	// nets says whether labels of a network set meet a selector; nil: none do.
+	nets func(selector string) bool
+	refs []setRef
+	used map[string]bool // by the name of a set
 }
 
 func (p *program) use(r setRef) string {
@@ -95,24 +104,20 @@ func (f families) has(nf uint32) bool {
 	return nf == 0 || nf == nfIPv4 && f[0] || nf == nfIPv6 && f[1]
 }
 
-// compileProfile compiles a profile's rules of one direction for the families
-// that the local endpoints of the profile have.
-func compileProfile(name string, d direction, rules []datastore.Rule, f families) program {
-	p := program{families: f, used: map[string]bool{}}
-	own := owner{kind: datastore.KindProfile, name: name}
+// addAll compiles the rules that an object has of one direction.
+func (p *program) addAll(o owner, d direction, rules []datastore.Rule) {
 	for i := range rules {
-		p.add(origin{own, i, &rules[i]}, d)
+		p.add(origin{o, i, &rules[i]}, d)
 	}
-	return p
 }
 
 // add compiles one rule: one Rule for each combination of what nft cannot say in
 // one match (both families, named beside numbered ports, a negated ICMP type).
 // The alternatives exclude each other or end in the same verdict.
 func (p *program) add(from origin, d direction) {
-	r, profile := *from.rule, from.owner.name
+	r := *from.rule
 	// Without its number: a new first rule would change all.
-	out := Rule{Comment: clip(fmt.Sprintf("%s %s: %s", from.owner.label(), d, r)), Counter: true}
+	out := Rule{Comment: clip(fmt.Sprintf("%s %s: %s", from.owner.label(), d.words(from.owner.kind), r)), Counter: true}
 	switch r.Action {
 	case datastore.Allow:
 		out.Verdict = accept()
@@ -120,7 +125,12 @@ func (p *program) add(from origin, d direction) {
 		out.Verdict = Verdict{Kind: Return}
 	case datastore.Log:
 		out.Counter, out.Limit = false, few(meterLog, LinkPair)
-		out.Log = logPrefix(d, profile)
+		out.Log = logPrefix(d, from.owner)
+	case datastore.Reject:
+		out.Verdict = goTo(rejectChain(d))
+		if !slices.Contains(p.rejects, d) {
+			p.rejects = append(p.rejects, d)
+		}
 	default:
 		out.Verdict = goTo(d.denyChain())
 	}
@@ -131,21 +141,28 @@ func (p *program) add(from origin, d direction) {
 		for _, proto := range protoTerms(r.Protocol) {
 			for _, sp := range p.portTerms(r.From, SrcPort, family) {
 				for _, dp := range p.portTerms(r.To, DstPort, family) {
-					out.Match = p.matches(r, family, proto, sp, dp)
-					p.rules = append(p.rules, out)
-					p.origins = append(p.origins, from)
+					for _, addrs := range p.addressTerms(r, family) {
+						out.Match = matches(family, proto, sp, dp, addrs)
+						p.rules = append(p.rules, out)
+						p.origins = append(p.origins, from)
+					}
 				}
 			}
 		}
 	}
 }
 
-// logPrefix has the form that `netctl drops` reads: what, direction, whose.
-func logPrefix(d direction, profile string) string {
-	p := "LPI|" + profile
+// logPrefix has the form of all prefixes: what, direction, whose. A policy has its tier
+// before it.
+func logPrefix(d direction, o owner) string {
+	p := "LPI|"
 	if d == outbound {
-		p = "LPE|" + profile
+		p = "LPE|"
 	}
+	if o.tier != "" {
+		p += o.tier + "/"
+	}
+	p += o.name
 	return p[:min(len(p), 63)]
 }
 
@@ -296,23 +313,18 @@ func portSet(ranges []Element) setRef {
 
 // matches puts the terms in the order of their cost: protocol, ports, family,
 // addresses, concatenations.
-func (p *program) matches(r datastore.Rule, fam uint32, proto, sp, dp []Term) []Term {
+func matches(fam uint32, proto, sp, dp, addrs []Term) []Term {
 	out := slices.Clone(proto)
-	for _, t := range slices.Concat(sp, dp) {
+	ports := slices.Concat(sp, dp)
+	for _, t := range ports {
 		if t.Field.family() == 0 {
 			out = append(out, t)
 		}
 	}
 	if fam != 0 {
-		out = append(out, num(NFProto, fam))
-		src, dst := SrcIP4, DstIP4
-		if fam == nfIPv6 {
-			src, dst = SrcIP6, DstIP6
-		}
-		out = append(out, p.addressTerms(r.From, src, fam)...)
-		out = append(out, p.addressTerms(r.To, dst, fam)...)
+		out = append(append(out, num(NFProto, fam)), addrs...)
 	}
-	for _, t := range slices.Concat(sp, dp) {
+	for _, t := range ports {
 		if t.Field.family() != 0 {
 			out = append(out, t)
 		}
@@ -320,25 +332,65 @@ func (p *program) matches(r datastore.Rule, fam uint32, proto, sp, dp []Term) []
 	return out
 }
 
-func (p *program) addressTerms(s datastore.Side, f Field, fam uint32) []Term {
-	var out []Term
-	add := func(t datastore.Term, kind string, src source) {
-		if t.Value == "" {
-			return
-		}
-		ref := setRef{name: hashName(kind+"4", t.Value), typ: Addr4, source: src, arg: t.Value}
-		if fam == nfIPv6 {
-			ref.name, ref.typ = hashName(kind+"6", t.Value), Addr6
-		}
-		out = append(out, Term{Field: f, Not: t.Not, Set: p.use(ref)})
+// addressTerms are the alternatives of the match of both addresses.
+func (p *program) addressTerms(r datastore.Rule, fam uint32) (out [][]Term) {
+	if fam == 0 {
+		return [][]Term{nil}
 	}
-	add(s.Tag, "tag", fromTag)
+	src, dst := SrcIP4, DstIP4
+	if fam == nfIPv6 {
+		src, dst = SrcIP6, DstIP6
+	}
+	for _, from := range p.sideTerms(r.From, src, fam) {
+		for _, to := range p.sideTerms(r.To, dst, fam) {
+			out = append(out, slices.Concat(from, to))
+		}
+	}
+	return out
+}
+
+// sideTerms are the alternatives of one: a selector is met by an endpoint, or by the
+// networks of a set.
+func (p *program) sideTerms(s datastore.Side, f Field, fam uint32) [][]Term {
+	term := func(kind string, t datastore.Term, src source) Term {
+		types := [2]SetType{Addr4, Addr6}
+		if src == fromSet || src == fromSelectorNets {
+			types = [2]SetType{Net4, Net6}
+		}
+		ref := setRef{name: hashName(kind+"4", t.Value), typ: types[0], source: src, arg: t.Value}
+		if fam == nfIPv6 {
+			ref.name, ref.typ = hashName(kind+"6", t.Value), types[1]
+		}
+		return Term{Field: f, Not: t.Not, Set: p.use(ref)}
+	}
+	var out []Term
+	if s.Tag.Value != "" {
+		out = append(out, term("tag", s.Tag, fromTag))
+	}
 	if s.CIDR.IsValid() && family(s.CIDR.Addr()) == fam {
 		out = append(out, Term{Field: f, Not: s.NotCIDR, Prefix: cidrOf(s.CIDR)})
 	}
-	add(s.Selector, "sel", fromSelector)
-	add(s.Set, "set", fromSet)
-	return out
+	var nets *Term
+	if s.Selector.Value != "" {
+		out = append(out, term("sel", s.Selector, fromSelector))
+		if p.nets != nil && p.nets(s.Selector.Value) {
+			t := term("selnet", s.Selector, fromSelectorNets)
+			nets = &t
+		}
+	}
+	at := len(out) - 1 // of the selector
+	if s.Set.Value != "" {
+		out = append(out, term("set", s.Set, fromSet))
+	}
+	switch {
+	case nets == nil:
+		return [][]Term{out}
+	case nets.Not: // neither may be
+		return [][]Term{append(out, *nets)}
+	}
+	other := slices.Clone(out)
+	other[at] = *nets
+	return [][]Term{out, other}
 }
 
 // cidrOf is a rule's prefix as the kernel compares it. One needs no set: of those the

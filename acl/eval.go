@@ -143,9 +143,12 @@ func (w *walk) chain(name string, depth int) VerdictKind {
 			w.decision.Reason = rule.Comment
 		}
 		switch v.Kind {
-		case Accept, Drop:
+		case Accept, Drop, Reject, Reset:
 			w.decision.Chain, w.decision.Rule = name, i
-			return v.Kind
+			if v.Kind != Accept {
+				return Drop
+			}
+			return Accept
 		case Return:
 			return Continue
 		case Goto:
@@ -282,13 +285,29 @@ func (w *walk) member(s *Set, f Field) bool {
 		return false
 	}
 	key := w.key(f)
+	if s.Type == Net4 || s.Type == Net6 {
+		return s.contains(key.Prefix.Addr())
+	}
 	if !s.Type.Interval() {
 		_, ok := s.Elements[key]
 		return ok
 	}
 	for e := range s.Elements {
-		if s.Type == PortRanges && e.First <= key.First && key.First <= e.Last ||
-			s.Type != PortRanges && e.Prefix.Contains(key.Prefix.Addr()) {
+		if e.First <= key.First && key.First <= e.Last {
+			return true
+		}
+	}
+	return false
+}
+
+// contains says whether one of a set's networks holds the address.
+func (s *Set) contains(a netip.Addr) bool {
+	for bits := a.BitLen(); bits >= 0; bits-- {
+		p, err := a.Prefix(bits)
+		if err != nil {
+			return false
+		}
+		if _, ok := s.Elements[Element{Prefix: p}]; ok {
 			return true
 		}
 	}

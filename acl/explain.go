@@ -2,6 +2,7 @@ package acl
 
 import (
 	"slices"
+	"strings"
 
 	"netctl/datastore"
 )
@@ -17,11 +18,11 @@ type origin struct {
 type owner struct {
 	kind datastore.Kind
 	name string
-	tier string // of a Policy
+	tier string // of a Policy; only where its rules are compiled
 }
 
 // label is the owner as comments in the kernel name it: kind and name.
-func (o owner) label() string { return "profile " + o.name }
+func (o owner) label() string { return strings.ToLower(string(o.kind)) + " " + o.name }
 
 // Asked is a rule of the model that a packet met, and whether it matched.
 type Asked struct {
@@ -63,29 +64,35 @@ func (x *Index) Explain(p Packet) Explanation {
 	}
 	e.Decision = w.run()
 	if e.Reason == "" {
-		e.Reason = reasons[e.Chain]
+		e.Reason = reason(e.Chain)
 	}
 	return e
 }
 
-// reasons are why chains drop whose rules say it by no comment.
-var reasons = map[string]string{
-	chainWLHost:  "a workload may not open this on its own host (agent.workloadToHost)",
-	chainDenyIn:  "no inbound rule allows it",
-	chainDenyOut: "no outbound rule allows it",
+// reason is why a chain drops whose rules say it by no comment.
+func reason(chain string) string {
+	switch chain {
+	case chainWLHost:
+		return "a workload may not open this on its own host (agent.workloadToHost)"
+	case chainDenyIn:
+		return "no inbound rule allows it"
+	case chainDenyOut:
+		return "no outbound rule allows it"
+	}
+	return ""
 }
 
 // origin is what rule number i of the chain, as it is now, comes of.
 func (c *liveChain) origin(i int) (origin, bool) {
 	i -= len(c.rules()) - len(c.program.rules) // those that deny until its sets are whole
-	if i < 0 || i >= len(c.program.origins) {
+	if i < 0 || i >= len(c.program.origins) || c.program.origins[i].rule == nil {
 		return origin{}, false
 	}
 	return c.program.origins[i], true
 }
 
 func (o origin) place(d direction) datastore.RulePlace {
-	return datastore.RulePlace{Kind: o.owner.kind, Name: o.owner.name, Tier: o.owner.tier, Direction: d.String(), Position: o.position + 1, Rule: o.rule.String()}
+	return datastore.RulePlace{Kind: o.owner.kind, Name: o.owner.name, Tier: o.owner.tier, Direction: d.words(o.owner.kind), Position: o.position + 1, Rule: o.rule.String()}
 }
 
 // Passed are the rules that were asked before the one that decided.

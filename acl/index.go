@@ -20,7 +20,14 @@ type Index struct {
 	free      []int              // the free places
 	absent    *facts             // those of an endpoint that is not there
 	profiles  map[string]*datastore.Profile
+	policies  map[string]*policy
+	tiers     map[string]*datastore.Tier
+	networks  map[string]*networks
 	byProfile map[string]map[string]struct{} // profile to endpoint names
+
+	bySelector map[string]*picker // policies by their selectors
+	pickers    audience           // those selectors
+	tierChains map[string]*liveChain
 
 	populations map[populationKey]*population
 	selectors   map[string]*population // the live ones, by text
@@ -53,6 +60,12 @@ func NewIndex(node string, o Options) *Index {
 		members:     map[string]*member{},
 		absent:      &facts{gifts: &gifts{}},
 		profiles:    map[string]*datastore.Profile{},
+		policies:    map[string]*policy{},
+		tiers:       map[string]*datastore.Tier{},
+		networks:    map[string]*networks{},
+		bySelector:  map[string]*picker{},
+		pickers:     audience{terms: map[term][]*population{}},
+		tierChains:  map[string]*liveChain{},
 		byProfile:   map[string]map[string]struct{}{},
 		populations: map[populationKey]*population{},
 		selectors:   map[string]*population{},
@@ -75,8 +88,8 @@ func NewIndex(node string, o Options) *Index {
 // Ruleset returns from now on; Flush does not tell of them.
 func (x *Index) SetFlows(rate, burst uint32) { x.options.FlowRate, x.options.FlowBurst = rate, burst }
 
-// Apply takes one change of the store. Kinds other than Endpoint, Profile, Pool and
-// Node change nothing.
+// Apply takes one change of the store. Kinds other than Endpoint, Profile, Policy, Tier,
+// NetworkSet, Pool and Node change nothing.
 func (x *Index) Apply(c datastore.Change) {
 	x.left = x.slice
 	switch c.Kind {
@@ -87,6 +100,15 @@ func (x *Index) Apply(c datastore.Change) {
 	case datastore.KindProfile:
 		p, _ := c.New.(*datastore.Profile)
 		x.setProfile(c.Name, p)
+	case datastore.KindPolicy:
+		p, _ := c.New.(*datastore.Policy)
+		x.setPolicy(c.Name, p)
+	case datastore.KindTier:
+		t, _ := c.New.(*datastore.Tier)
+		x.setTier(c.Name, t)
+	case datastore.KindNetworkSet:
+		n, _ := c.New.(*datastore.NetworkSet)
+		x.setNetworks(c.Name, n)
 	case datastore.KindPool:
 		p, _ := c.New.(*datastore.Pool)
 		x.setPool(c.Name, p)
@@ -175,9 +197,7 @@ func (x *Index) setProfile(name string, p *datastore.Profile) {
 		x.update()
 	}
 	for _, d := range []direction{inbound, outbound} {
-		if c := x.chains[profileChain(d, name)]; c != nil {
-			x.recompile(c, compileProfile(name, d, rulesOf(p, d), c.families()))
-		}
+		x.compileAgain(x.chains[profileChain(d, name)])
 	}
 }
 
@@ -230,10 +250,11 @@ func (x *Index) rewire(link string) {
 		delete(x.wired, link)
 	}
 	if owners := sortedKeys(x.links[link]); len(owners) > 0 {
-		e := x.members[owners[0]].endpoint
+		m := x.members[owners[0]]
+		e := m.endpoint
 		w := wiring{
-			in:      x.acquireClass(inbound, e.Spec.Profiles),
-			out:     x.acquireClass(outbound, e.Spec.Profiles),
+			in:      x.acquireClass(inbound, x.stages(inbound, m.facts, e.Spec.Profiles)),
+			out:     x.acquireClass(outbound, x.stages(outbound, m.facts, e.Spec.Profiles)),
 			sources: linkSources(e), linkLocal: linkLocal(e),
 		}
 		x.wired[link] = w
@@ -255,14 +276,14 @@ func (x *Index) wire(link string, w wiring, present bool) {
 	w.guards(func(set string, e Element) { x.pending.element(set, e, present) })
 }
 
-// countFamilies tells the profile chains of w's classes that n more local
+// countFamilies tells the chains of rules of w's classes that n more local
 // endpoints have w's families; a chain is compiled again if that changes its own.
 func (x *Index) countFamilies(w wiring, n int) {
 	var has families
 	for _, e := range w.sources {
 		has[index4or6(e)] = true
 	}
-	for d, class := range map[direction]string{inbound: w.in, outbound: w.out} {
+	for _, class := range []string{w.in, w.out} {
 		for _, name := range x.chains[class].jumps {
 			c := x.chains[name]
 			before := c.families()
@@ -272,7 +293,7 @@ func (x *Index) countFamilies(w wiring, n int) {
 				}
 			}
 			if now := c.families(); now != before {
-				x.recompile(c, compileProfile(c.profile, d, rulesOf(x.profiles[c.profile], d), now))
+				x.compileAgain(c)
 				if c.next != nil {
 					// The rules it has do not cover a family that came.
 					c.close(families{now[0] && !before[0], now[1] && !before[1]})

@@ -27,6 +27,7 @@ type world struct {
 	current  map[string]datastore.Object // kind/name
 	profiles int
 	rules    []datastore.Rule
+	only     []datastore.Rule // of policies
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
@@ -48,6 +49,14 @@ func newWorld(t *testing.T, seed uint64) *world {
 		}
 		w.rules = append(w.rules, r)
 	}
+	for _, s := range []string{"pass", "pass tcp", "pass from selector \"role == 'web'\"", "pass not tcp", "reject udp", "deny from set s0", "allow not udp from not set s1", "allow to set s2"} {
+		r, err := datastore.ParseRule(s)
+		if err != nil {
+			t.Fatalf("rule %q: %v", s, err)
+		}
+		w.only = append(w.only, r)
+	}
+	w.rules = append(w.rules, w.only[4:]...)
 	return w
 }
 
@@ -95,8 +104,11 @@ func (w *world) addresses() []netip.Addr {
 
 // step makes a random change and returns it.
 func (w *world) step() datastore.Change {
-	if w.rng.IntN(6) == 0 {
+	switch w.rng.IntN(8) {
+	case 0:
 		return w.natStep()
+	case 1, 2:
+		return w.policyStep()
 	}
 	c := datastore.Change{Kind: datastore.KindProfile, Name: fmt.Sprintf("p%d", w.rng.IntN(w.profiles))}
 	if w.rng.IntN(4) > 0 {
@@ -147,19 +159,26 @@ func full(node string, o Options, objects map[string]datastore.Object) *Ruleset 
 			endpoints[v.Metadata.Name] = v
 		}
 	}
+	m := newModel(objects)
 	taken, has := map[string]bool{}, map[string]families{}
+	lists := map[string]map[direction][]stage{} // by endpoint
 	for _, name := range sortedKeys(endpoints) {
 		e := endpoints[name]
 		if e.Spec.Node != node || !validLink(e.Spec.Link) || taken[e.Spec.Link] {
 			continue
 		}
 		taken[e.Spec.Link] = true
-		for _, p := range e.Spec.Profiles {
-			f := has[p]
-			for _, a := range addresses(e) {
-				f[index4or6(addrElement(a))] = true
+		lists[name] = map[direction][]stage{}
+		for _, d := range []direction{inbound, outbound} {
+			lists[name][d] = m.oracle(d, gather(e, profiles).labels, e.Spec.Profiles)
+			_, jumps := classRules(d, lists[name][d])
+			for _, chain := range jumps {
+				f := has[chain]
+				for _, a := range addresses(e) {
+					f[index4or6(addrElement(a))] = true
+				}
+				has[chain] = f
 			}
-			has[p] = f
 		}
 	}
 	taken = map[string]bool{}
@@ -171,20 +190,16 @@ func full(node string, o Options, objects map[string]datastore.Object) *Ruleset 
 		taken[e.Spec.Link] = true
 		wiring{sources: linkSources(e), linkLocal: linkLocal(e)}.guards(func(set string, s Element) { r.Sets[set].add(s) })
 		for _, d := range []direction{inbound, outbound} {
-			class := className(d, e.Spec.Profiles)
-			r.Chains[class] = &Chain{Name: class, Rules: classRules(d, e.Spec.Profiles)}
-			m := mapToEP
+			class := className(d, lists[name][d])
+			rules, _ := classRules(d, lists[name][d])
+			r.Chains[class] = &Chain{Name: class, Rules: rules}
+			to := mapToEP
 			if d == outbound {
-				m = mapFromEP
+				to = mapFromEP
 			}
-			r.Sets[m].add(Element{Link: e.Spec.Link, Verdict: goTo(class)})
-			for _, p := range e.Spec.Profiles {
-				prog := compileProfile(p, d, rulesOf(profiles[p], d), has[p])
-				chain := profileChain(d, p)
-				r.Chains[chain] = &Chain{Name: chain, Rules: prog.rules}
-				for _, ref := range prog.refs {
-					r.Sets[ref.name] = fullSet(ref, endpoints, profiles)
-				}
+			r.Sets[to].add(Element{Link: e.Spec.Link, Verdict: goTo(class)})
+			for _, s := range lists[name][d] {
+				fullStage(r, m, d, s, has, endpoints, profiles)
 			}
 		}
 	}
@@ -192,9 +207,24 @@ func full(node string, o Options, objects map[string]datastore.Object) *Ruleset 
 	return r
 }
 
-func fullSet(ref setRef, endpoints map[string]*datastore.Endpoint, profiles map[string]*datastore.Profile) *Set {
+func fullSet(ref setRef, m model, endpoints map[string]*datastore.Endpoint, profiles map[string]*datastore.Profile) *Set {
 	s := newSet(ref.name, ref.typ, ref.comment(), ref.elements...)
-	four := ref.typ == Addr4 || ref.typ == NamedPort4
+	four := ref.typ == Addr4 || ref.typ == NamedPort4 || ref.typ == Net4
+	if ref.networks() {
+		var all []netip.Prefix
+		for name, n := range m.networks {
+			sel, err := datastore.ParseSelector(ref.arg)
+			if ref.source == fromSet && name == ref.arg || ref.source == fromSelectorNets && err == nil && sel.Matches(n.Metadata.Labels) {
+				all = append(all, n.Spec.CIDRs...)
+			}
+		}
+		for _, p := range all { // but what another one holds
+			if p.Addr().Is4() == four && !slices.ContainsFunc(all, func(o netip.Prefix) bool { return o.Bits() < p.Bits() && o.Contains(p.Addr()) }) {
+				s.add(Element{Prefix: p})
+			}
+		}
+		return s
+	}
 	for _, e := range endpoints {
 		f := gather(e, profiles)
 		for _, a := range f.addrs {
@@ -287,7 +317,8 @@ func TestIndexFollowsFull(t *testing.T) {
 		applied.Apply(x.Flush())
 		sameRuleset(t, "emptied", applied, Static(o))
 		n := len(x.populations) + len(x.selectors) + len(x.sets) + len(x.chains) + len(x.links) + len(x.byProfile) +
-			len(x.waiting) + len(x.filling) + len(x.gifts) + len(x.places) + len(x.free)
+			len(x.waiting) + len(x.filling) + len(x.gifts) + len(x.places) + len(x.free) +
+			len(x.policies) + len(x.bySelector) + len(x.pickers.terms) + len(x.pickers.anyone) + len(x.tiers) + len(x.networks) + len(x.tierChains)
 		if n != 0 || x.labels != nil {
 			t.Fatalf("seed %d: %d entries left in an empty index: %+v", seed, n, x)
 		}

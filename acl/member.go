@@ -80,7 +80,11 @@ func (x *Index) giftsOf(profiles []string) *gifts {
 // gatherAgain works out a member's facts anew.
 func (x *Index) gatherAgain(m *member) {
 	x.left--
+	was := m.facts.labels
 	x.setFacts(m, x.gather(m.endpoint))
+	if x.local(m.endpoint) && !maps.Equal(was, m.facts.labels) {
+		x.rewire(m.endpoint.Spec.Link)
+	}
 }
 
 // setFacts replaces a member's facts, and moves it from the populations it was in to
@@ -275,7 +279,7 @@ func (x *Index) acquireSet(r setRef) {
 		s = &liveSet{ref: r}
 		x.sets[r.name] = s
 		x.pending.set(r.name, true)
-		if r.source != fromRule {
+		if !r.constant() && !r.networks() {
 			x.populate(r)
 		}
 	}
@@ -317,7 +321,7 @@ func (x *Index) releaseSet(name string) {
 // dropSet ends a live set; a selector's members are forgotten with its last.
 func (x *Index) dropSet(s *liveSet) {
 	delete(x.sets, s.ref.name)
-	if s.ref.source == fromRule {
+	if s.ref.constant() || s.ref.networks() {
 		return
 	}
 	key := populationKey{s.ref.source, s.ref.arg}
@@ -331,8 +335,11 @@ func (x *Index) dropSet(s *liveSet) {
 
 // elements are a live set's elements in order.
 func (x *Index) elements(r setRef) []Element {
-	if r.source == fromRule {
+	switch {
+	case r.constant():
 		return r.elements
+	case r.networks():
+		return x.netElements(r)
 	}
 	out := map[Element]struct{}{}
 	for e := range x.population(populationKey{r.source, r.arg}).count {

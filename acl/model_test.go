@@ -15,16 +15,25 @@ import (
 type model struct {
 	endpoints map[string]*datastore.Endpoint
 	profiles  map[string]*datastore.Profile
+	policies  map[string]*datastore.Policy
+	tiers     map[string]*datastore.Tier
+	networks  map[string]*datastore.NetworkSet
 }
 
 func newModel(objects map[string]datastore.Object) model {
-	m := model{map[string]*datastore.Endpoint{}, map[string]*datastore.Profile{}}
+	m := model{map[string]*datastore.Endpoint{}, map[string]*datastore.Profile{}, map[string]*datastore.Policy{}, map[string]*datastore.Tier{}, map[string]*datastore.NetworkSet{}}
 	for _, v := range objects {
 		switch v := v.(type) {
 		case *datastore.Endpoint:
 			m.endpoints[v.Metadata.Name] = v
 		case *datastore.Profile:
 			m.profiles[v.Metadata.Name] = v
+		case *datastore.Policy:
+			m.policies[v.Metadata.Name] = v
+		case *datastore.Tier:
+			m.tiers[v.Metadata.Name] = v
+		case *datastore.NetworkSet:
+			m.networks[v.Metadata.Name] = v
 		}
 	}
 	return m
@@ -59,6 +68,24 @@ func (m model) allows(p Packet) bool {
 }
 
 func (m model) decides(e *datastore.Endpoint, p Packet, d direction) bool {
+	tiers, by := m.tiersOf(gather(e, m.profiles).labels, d)
+tiers:
+	for _, tier := range tiers {
+		for _, q := range by[tier] {
+			for _, r := range policyRulesOf(q, d) {
+				if r.Action == datastore.Log || !m.matches(r, p) {
+					continue
+				}
+				if r.Action == datastore.Pass {
+					continue tiers
+				}
+				return r.Action == datastore.Allow
+			}
+		}
+		if !m.passesTier(tier) {
+			return false
+		}
+	}
 	for _, name := range e.Spec.Profiles {
 		for _, r := range rulesOf(m.profiles[name], d) {
 			if r.Action != datastore.Log && m.matches(r, p) {
@@ -90,7 +117,11 @@ func (m model) side(s datastore.Side, a netip.Addr, port uint16, proto uint8) bo
 	if !term(s.Tag, some(func(f *facts) bool { return slices.Contains(f.tags, s.Tag.Value) })) {
 		return false
 	}
-	if s.Selector.Value != "" && !term(s.Selector, some(func(f *facts) bool { return sel.Matches(f.labels) })) {
+	if s.Selector.Value != "" && !term(s.Selector, some(func(f *facts) bool { return sel.Matches(f.labels) }) ||
+		m.inNetworks(a, func(n *datastore.NetworkSet) bool { return sel.Matches(n.Metadata.Labels) })) {
+		return false
+	}
+	if !term(s.Set, m.inNetworks(a, func(n *datastore.NetworkSet) bool { return n.Metadata.Name == s.Set.Value })) {
 		return false
 	}
 	if s.CIDR.IsValid() && s.CIDR.Contains(a) == s.NotCIDR {

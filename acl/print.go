@@ -178,6 +178,10 @@ func (v Verdict) String() string {
 		return v.Key.String() + " vmap @" + v.Chain
 	case Masquerade:
 		return "masquerade"
+	case Reject:
+		return "reject with icmpx admin-prohibited"
+	case Reset:
+		return "reject with tcp reset"
 	case Redirect:
 		family := "ip"
 		if v.To.Addr().Is6() {

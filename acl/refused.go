@@ -109,18 +109,22 @@ func (x *Index) needs(link string) (names []string) {
 		names = append(names, class)
 		for _, c := range x.chains[class].jumps {
 			names = append(names, c)
-			for _, r := range x.chains[c].program.refs {
+			p := x.chains[c].program
+			for _, r := range p.refs {
 				names = append(names, r.name)
+			}
+			for _, d := range p.rejects {
+				names = append(names, rejectChain(d))
 			}
 		}
 	}
 	return names
 }
 
-// Name is the refusal with its Label: the profile or tag that the object is of.
+// Name is the refusal with its Label: the profile, policy, tier or set that the object is of.
 func (x *Index) Name(r Refusal) Refusal {
-	if c := x.chains[r.Name]; c != nil && c.profile != "" {
-		r.Label = "profile " + c.profile
+	if c := x.chains[r.Name]; c != nil && c.rank == ruleChain {
+		r.Label = c.label()
 	}
 	if s := x.sets[r.Name]; s != nil {
 		r.Label = s.ref.comment()

@@ -88,6 +88,9 @@ const (
 	Masquerade
 	// Redirect gives the packet's flow the destination To.
 	Redirect
+	// Reject drops, and tells the sender by an ICMP error; Reset by a TCP segment.
+	Reject
+	Reset
 )
 
 // Verdict is what a rule or an element of a verdict map does.

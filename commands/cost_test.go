@@ -39,7 +39,7 @@ func (s *readStore) saw(prefix string, whole bool, entries ...datastore.Entry) {
 		kind := strings.ToLower(string(k))
 		switch p := datastore.KindPrefix(k); {
 		case whole && (prefix == p || prefix == datastore.Prefix && k != datastore.KindReport):
-			s.kinds[kind+"s"] = true
+			s.kinds[datastore.Plural(k)] = true
 		case strings.HasPrefix(prefix, p) && prefix != p:
 			s.kinds[kind] = true
 		}
@@ -138,7 +138,16 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 		{"profile p0 rule add inbound allow tcp to ports 80", "profile", false},
 		{"network show", "networks", false},
 		{"network create other", "network profile", false},
-		{"explain n1/cni/w0/eth0 n2/cni/w1/eth0 tcp 80", "bgpconfigs blocks endpoints nodes peers pools profiles", true},
+		{"explain n1/cni/w0/eth0 n2/cni/w1/eth0 tcp 80", "bgpconfigs blocks endpoints networksets nodes peers policies pools profiles tiers", true},
+		{"policy show", "policies tiers", false},
+		{"policy create q --ingress allow", "nodes policy tier", true},
+		{"policy remove q", "policy", false},
+		{"tier show", "policies tiers", false},
+		{"tier create q", "nodes tier", true},
+		{"tier remove q", "policies tier", false},
+		{"networkset show", "networksets", false},
+		{"networkset create q 192.0.2.0/24", "networkset nodes", true},
+		{"networkset remove q", "networkset policies profiles", true},
 		{"endpoint show", "endpoints", true},
 		{"endpoint n0/cni/w0/eth0 profile show", "endpoint", false},
 		{"endpoint n0/cni/w0/eth0 profile append p1", "endpoint profile", false},

@@ -110,7 +110,8 @@ func newExplainCommand(a *app) *cobra.Command {
 }
 
 func explainKinds() []datastore.Kind {
-	return []datastore.Kind{datastore.KindNode, datastore.KindBlock, datastore.KindEndpoint, datastore.KindPeer, datastore.KindPool, datastore.KindProfile, datastore.KindBGPConfig}
+	return []datastore.Kind{datastore.KindNode, datastore.KindBlock, datastore.KindEndpoint, datastore.KindPeer, datastore.KindPool, datastore.KindProfile,
+		datastore.KindPolicy, datastore.KindTier, datastore.KindNetworkSet, datastore.KindBGPConfig}
 }
 
 func (a *app) completeExplain(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
@@ -143,9 +144,7 @@ func (x *explainer) explain(ctx context.Context, args []string) (explained, erro
 	if err := x.between(args[0], args[1], wanted); err != nil {
 		return explained{}, err
 	}
-	if err := x.published(&wanted); err != nil {
-		return explained{}, err
-	}
+	x.published(&wanted)
 	if x.src.endpoint == nil && x.dst.endpoint == nil {
 		return explained{}, fmt.Errorf("neither %s nor %s is an endpoint: no rule is asked of what passes between them", args[0], args[1])
 	}
@@ -163,7 +162,7 @@ func (x *explainer) explain(ctx context.Context, args []string) (explained, erro
 	if out.Way, err = x.way(ctx); err != nil {
 		return explained{}, err
 	}
-	x.noteMissing()
+	x.noteMissing(out.Flows)
 	out.Notes = x.notes
 	out.judge()
 	return out, nil
@@ -231,7 +230,7 @@ func (x *explainer) side(ctx context.Context, own, other party, inward bool, t t
 	var err error
 	if x.live && own.Node == x.settings.Node {
 		side.From = fromAgent
-		side.Explanation, err = control.NewAgentClient(x.settings.Agent.Socket).Explain(ctx, r)
+		side.Explanation, err = control.NewAgentClient(x.settings.Agent.Socket).Waiting(control.AgentPatience).Explain(ctx, r)
 		return side, err
 	}
 	index, err := x.index(own.Node)
@@ -264,8 +263,10 @@ func (x *explainer) index(node string) (*acl.Index, error) {
 	put := func(object datastore.Object) {
 		index.Apply(datastore.Change{Kind: object.Kind(), Name: object.Meta().Name, New: object})
 	}
-	for _, p := range x.view.Profiles() {
-		put(p)
+	for _, kind := range []datastore.Kind{datastore.KindNetworkSet, datastore.KindTier, datastore.KindPolicy, datastore.KindProfile} {
+		for _, o := range x.view.Objects(kind) {
+			put(o)
+		}
 	}
 	for _, e := range x.view.Endpoints() {
 		if e == x.src.endpoint || e == x.dst.endpoint || slices.Contains(e.Spec.Addresses, x.src.Address) || slices.Contains(e.Spec.Addresses, x.dst.Address) {
@@ -282,9 +283,9 @@ func (x *explainer) index(node string) (*acl.Index, error) {
 }
 
 // published leads on what is sent to a port of a node that is published for an endpoint.
-func (x *explainer) published(t *traffic) error {
+func (x *explainer) published(t *traffic) {
 	if x.dst.endpoint != nil || x.dst.Node == "" || t.last != t.first {
-		return nil
+		return
 	}
 	for _, e := range x.view.EndpointsOf(x.dst.Node) {
 		for _, p := range e.Spec.HostPorts {
@@ -296,12 +297,11 @@ func (x *explainer) published(t *traffic) error {
 					x.note("%s port %d of %s is published for %s: it leads to %s port %d", t.Protocol, p.HostPort, x.dst.Node, e.Metadata.Name, a, p.Port)
 					x.dst = endpointParty(x.dst.Said, e, a)
 					t.first, t.last = p.Port, p.Port
-					return nil
+					return
 				}
 			}
 		}
 	}
-	return nil
 }
 
 func (x *explainer) note(format string, args ...any) {
@@ -310,8 +310,15 @@ func (x *explainer) note(format string, args ...any) {
 	}
 }
 
-// noteMissing notes what the two name and is not there.
-func (x *explainer) noteMissing() {
+// noteMissing notes what the two, or rules that were asked, name and is not there.
+func (x *explainer) noteMissing(flows []explainedFlow) {
+	for _, f := range flows {
+		for _, s := range f.Sides {
+			for _, p := range s.places() {
+				x.noteMissingOf(p)
+			}
+		}
+	}
 	for _, p := range []party{x.src, x.dst} {
 		if p.endpoint == nil {
 			continue
@@ -325,6 +332,33 @@ func (x *explainer) noteMissing() {
 			}
 		}
 	}
+}
+
+// noteMissingOf notes what a rule names and is not there.
+func (x *explainer) noteMissingOf(p datastore.RulePlace) {
+	r, err := datastore.ParseRule(p.Rule)
+	if err != nil {
+		return
+	}
+	for _, s := range []datastore.Side{r.From, r.To} {
+		if set := s.Set.Value; set != "" && x.view.NetworkSet(set) == nil {
+			x.note("%s names network set %s, which does not exist: it is taken for empty", p, set)
+		}
+		if tag := s.Tag.Value; tag != "" && !slices.Contains(tagNames(x.view), tag) {
+			x.note("%s names tag %s, which no profile has", p, tag)
+		}
+	}
+}
+
+// places are the rules that were asked.
+func (s explainedSide) places() (list []datastore.RulePlace) {
+	for _, p := range s.Passed {
+		list = append(list, p.RulePlace)
+	}
+	if s.By != nil {
+		list = append(list, *s.By)
+	}
+	return list
 }
 
 // way is the packet's, from the source's node on.

@@ -171,14 +171,7 @@ func (s *surveyed) look(t traffic) error {
 	}
 	s.protocols[t.number][t.first] = f
 	for _, side := range f.Sides {
-		places := []datastore.RulePlace{}
-		for _, p := range side.Passed {
-			places = append(places, p.RulePlace)
-		}
-		if side.By != nil {
-			places = append(places, *side.By)
-		}
-		for _, p := range places {
+		for _, p := range side.places() {
 			r, err := datastore.ParseRule(p.Rule)
 			if err != nil {
 				return err

@@ -49,7 +49,15 @@ func layoutOf(kind datastore.Kind, f format) layout {
 	if kind == datastore.KindPool {
 		return poolLayout(f)
 	}
-	shown := slices.DeleteFunc(columns(kind), func(c column) bool { return c.wide && f != formatWide })
+	if kind == datastore.KindPolicy {
+		return policyLayout(f)
+	}
+	return tableLayout(columns(kind), f)
+}
+
+// tableLayout is a table of those columns that a format shows.
+func tableLayout(list []column, f format) layout {
+	shown := slices.DeleteFunc(list, func(c column) bool { return c.wide && f != formatWide })
 	var l layout
 	var header []string
 	for _, c := range shown {
@@ -114,6 +122,10 @@ func columns(kind datastore.Kind) []column {
 			lookup("Endpoints", func(v *datastore.View, p *datastore.Profile) string {
 				return strconv.Itoa(len(v.EndpointsWithProfile(p.Metadata.Name)))
 			}, datastore.KindEndpoint))...)
+	case datastore.KindTier:
+		return tierColumns()
+	case datastore.KindNetworkSet:
+		return networkSetColumns()
 	case datastore.KindBGPConfig:
 		return []column{
 			col("Name", name[*datastore.BGPConfig]),

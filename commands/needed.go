@@ -68,6 +68,11 @@ func neededToPut(list ...datastore.Object) needed {
 			}
 		case *datastore.BGPFilter: // what can never match is said
 			n.all(datastore.KindPool)
+		case *datastore.Policy:
+			n.all(datastore.KindNode)
+			n.one(datastore.KindTier, o.Spec.Tier)
+		case *datastore.Tier, *datastore.NetworkSet:
+			n.all(datastore.KindNode)
 		case *datastore.Pool:
 			n.all(datastore.KindPool, datastore.KindBlock)
 		case *datastore.Network:
@@ -96,6 +101,10 @@ func neededToDelete(kind datastore.Kind, names ...string) needed {
 		n.all(datastore.KindPeer, datastore.KindBGPConfig)
 	case datastore.KindProfile:
 		n.all(datastore.KindEndpoint, datastore.KindNetwork)
+	case datastore.KindNetworkSet:
+		n.all(datastore.KindPolicy, datastore.KindProfile)
+	case datastore.KindTier:
+		n.all(datastore.KindPolicy)
 	case datastore.KindNetwork:
 		n.all(datastore.KindEndpoint)
 	case datastore.KindNode:

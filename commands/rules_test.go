@@ -15,7 +15,7 @@ func TestRuleArguments(t *testing.T) {
 		{`inbound|allow|from|selector|"all()"`, `allow from selector "all()"`},
 		{`inbound|allow from selector "has(a)"`, `allow from selector "has(a)"`},
 	} {
-		r, err := ruleArguments(strings.Split(c.in, "|"))
+		r, err := ruleArguments(strings.Split(c.in, "|")[1:])
 		if err != nil || r.String() != c.want {
 			t.Errorf("%s: got %s, %v; want %s", c.in, r, err, c.want)
 		}

@@ -330,6 +330,10 @@ func afterRemoval(kind datastore.Kind) string {
 		return "attaches to that network fail until it names another pool"
 	case datastore.KindProfile:
 		return "nothing is allowed by it any more"
+	case datastore.KindNetworkSet:
+		return "their rules take it for empty"
+	case datastore.KindTier:
+		return "they stay in force, behind all tiers that have an order"
 	case datastore.KindNetwork:
 		return "they stay attached, with the profiles that they have"
 	}
@@ -357,7 +361,7 @@ func deleteAll(ctx context.Context, store datastore.Store, gone []datastore.Obje
 // parseKind reads a kind as people write it: Pool, pool or pools.
 func parseKind(s string) (datastore.Kind, error) {
 	for _, k := range datastore.Kinds() {
-		if lower := strings.ToLower(string(k)); strings.ToLower(s) == lower || strings.ToLower(s) == lower+"s" {
+		if lower := strings.ToLower(string(k)); strings.ToLower(s) == lower || strings.ToLower(s) == datastore.Plural(k) {
 			return k, nil
 		}
 	}

@@ -14,7 +14,7 @@ const maxNamed = 3
 // CheckPut says why writing o would contradict what the View holds: pools that
 // overlap, a pool's blocks of another size, a second peer of one address for the same
 // nodes, a network's pool that is not there,
-// an endpoint's profile that is not there, its link or a new address of it that is not
+// an endpoint's profile or a policy's tier that is not there, its link or a new address of it that is not
 // its own. Errors wrap ErrInvalid or ErrInUse.
 // o must be valid by itself.
 func (v *View) CheckPut(o Object) error {
@@ -31,6 +31,13 @@ func (v *View) CheckPut(o Object) error {
 		}
 	case *Pool:
 		return v.checkPool(o)
+	case *Policy:
+		if o.Spec.Tier != DefaultTier && v.Tier(o.Spec.Tier) == nil {
+			return &FieldError{Field: "spec.tier", Value: o.Spec.Tier, Reason: "there is no such tier"}
+		}
+		return v.knowPolicies()
+	case *Tier, *NetworkSet:
+		return v.knowPolicies()
 	case *Network:
 		for i, p := range o.Spec.Pools {
 			if v.Pool(PoolName(p)) == nil {
@@ -51,6 +58,16 @@ func (v *View) CheckPut(o Object) error {
 		}
 	}
 	return nil
+}
+
+// knowPolicies refuses policies while a node has an agent that would pass them over.
+func (v *View) knowPolicies() error {
+	old := slices.DeleteFunc(v.Nodes(), func(n *Node) bool { return n.Status.Host == "" || n.Status.Model >= needsPolicies })
+	if len(old) == 0 {
+		return nil
+	}
+	return &FieldError{Field: "kind", Reason: "policies, tiers and network sets are passed over by the older netctl of " +
+		users("node", old, func(n *Node) string { return n.Metadata.Name }) + ": upgrade it there first"}
 }
 
 // checkLink refuses an endpoint that names another's link.
@@ -159,7 +176,8 @@ func (v *View) BlocksIn(p *Pool) []*Block {
 }
 
 // CheckDelete says what uses an object: addresses of a pool, endpoints and
-// networks of a profile, endpoints of a network or node, peers of a filter. The error
+// networks of a profile, endpoints of a network or node, peers of a filter, policies of a tier,
+// rules that name a network set. The error
 // wraps ErrInUse.
 func (v *View) CheckDelete(o Object) error {
 	name := o.Meta().Name
@@ -181,6 +199,16 @@ func (v *View) CheckDelete(o Object) error {
 			networks(func(n *Network) bool { return n.Spec.Profile == name }))
 	case *Network:
 		by = append(by, users("endpoint", v.EndpointsIn(name), endpointWords))
+	case *Tier:
+		policies := slices.DeleteFunc(v.Policies(), func(p *Policy) bool { return p.Spec.Tier != name })
+		by = append(by, users("policy", policies, func(p *Policy) string { return p.Metadata.Name }))
+	case *NetworkSet:
+		names := func(rules []Rule) bool {
+			return slices.ContainsFunc(rules, func(r Rule) bool { return r.From.Set.Value == name || r.To.Set.Value == name })
+		}
+		policies := slices.DeleteFunc(v.Policies(), func(p *Policy) bool { return !names(p.Spec.Ingress) && !names(p.Spec.Egress) })
+		profiles := slices.DeleteFunc(v.Profiles(), func(p *Profile) bool { return !names(p.Spec.Inbound) && !names(p.Spec.Outbound) })
+		by = append(by, users("policy", policies, func(p *Policy) string { return p.Metadata.Name }), users("profile", profiles, func(p *Profile) string { return p.Metadata.Name }))
 	case *BGPFilter:
 		peers := slices.DeleteFunc(v.Peers(), func(p *Peer) bool { return !slices.Contains(p.Spec.Filters, name) })
 		by = append(by, users("peer", peers, func(p *Peer) string { return p.Metadata.Name }))

@@ -33,6 +33,12 @@ func New(k Kind) (Object, error) {
 		return &Endpoint{}, nil
 	case KindProfile:
 		return &Profile{}, nil
+	case KindTier:
+		return &Tier{}, nil
+	case KindPolicy:
+		return &Policy{}, nil
+	case KindNetworkSet:
+		return &NetworkSet{}, nil
 	case KindBGPConfig:
 		return &BGPConfig{}, nil
 	case KindConfig:

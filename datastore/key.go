@@ -21,7 +21,7 @@ const PoolsKey = Prefix + "pools"
 // referred to comes before what refers to it.
 func Kinds() []Kind {
 	return []Kind{KindConfig, KindBGPFilter, KindBGPConfig, KindNode, KindPeer, KindPool, KindReservation,
-		KindBlock, KindProfile, KindNetwork, KindEndpoint, KindReport}
+		KindBlock, KindNetworkSet, KindTier, KindPolicy, KindProfile, KindNetwork, KindEndpoint, KindReport}
 }
 
 // KindPrefix is the prefix of the keys of a kind, e.g. "/netctl/v1/pools/".
@@ -29,7 +29,16 @@ func KindPrefix(k Kind) string {
 	if k == KindReport {
 		return ReportPrefix
 	}
-	return Prefix + strings.ToLower(string(k)) + "s/"
+	return Prefix + Plural(k) + "/"
+}
+
+// Plural is the name of several objects of a kind, as in keys and on the command line.
+func Plural(k Kind) string {
+	word := strings.ToLower(string(k))
+	if stem, ok := strings.CutSuffix(word, "y"); ok {
+		return stem + "ies"
+	}
+	return word + "s"
 }
 
 // Prefixes are what is listed or watched for objects of kinds, sorted; no kinds are
@@ -67,7 +76,7 @@ func checkObjectName(k Kind, name string) error {
 		if name != DefaultName {
 			err = &FieldError{Value: name, Reason: "the only " + string(k) + " is called " + DefaultName}
 		}
-	case KindNode, KindBGPFilter, KindReservation, KindNetwork, KindProfile:
+	case KindNode, KindBGPFilter, KindReservation, KindNetwork, KindProfile, KindTier, KindPolicy, KindNetworkSet:
 		err = CheckName(name)
 	case KindPeer:
 		err = checkPeerName(name)
@@ -119,6 +128,12 @@ func kindOf(word string) Kind {
 		return KindEndpoint
 	case "profiles":
 		return KindProfile
+	case "tiers":
+		return KindTier
+	case "policies":
+		return KindPolicy
+	case "networksets":
+		return KindNetworkSet
 	case "bgpconfigs":
 		return KindBGPConfig
 	case "configs":

@@ -12,7 +12,7 @@ const APIVersion = "netctl/v1"
 // ModelVersion is the version of the model that this netctl knows. Additions that an
 // older netctl may pass over do not change it; whoever uses one that it must not
 // pass over sets the object's Metadata.Needs to the version that brought it.
-const ModelVersion = 2
+const ModelVersion = 3
 
 // Kind names a kind of object, as in a manifest's kind field.
 type Kind string
@@ -28,6 +28,9 @@ const (
 	KindNetwork     Kind = "Network"
 	KindEndpoint    Kind = "Endpoint"
 	KindProfile     Kind = "Profile"
+	KindTier        Kind = "Tier"
+	KindPolicy      Kind = "Policy"
+	KindNetworkSet  Kind = "NetworkSet"
 	KindBGPConfig   Kind = "BGPConfig"
 	KindConfig      Kind = "Config"
 	KindReport      Kind = "Report"

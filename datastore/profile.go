@@ -1,6 +1,9 @@
 package datastore
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // MaxRules is the largest number of rules of a profile in one direction.
 const MaxRules = 1000
@@ -13,6 +16,9 @@ func (p *Profile) Meta() *Metadata { return &p.Metadata }
 
 // SetDefaults implements Object.
 func (p *Profile) SetDefaults() {
+	if news := func(r Rule) bool { return r.needs() > 0 }; slices.ContainsFunc(p.Spec.Inbound, news) || slices.ContainsFunc(p.Spec.Outbound, news) {
+		p.Metadata.Needs = max(p.Metadata.Needs, needsPolicies)
+	}
 	if p.Spec.Tags == nil {
 		p.Spec.Tags = []string{p.Metadata.Name}
 	}
@@ -50,18 +56,20 @@ func validateRules(field string, rules []Rule) error {
 }
 
 func checkRules(field string, rules []Rule) error {
-	if len(rules) > MaxRules {
-		return &FieldError{Field: field, Reason: fmt.Sprintf("%d rules are more than %d", len(rules), MaxRules)}
+	if err := checkRuleCount(field, rules); err != nil {
+		return err
 	}
 	for i, r := range rules {
 		if r.Action == Pass {
 			return &FieldError{Field: indexed(field, i), Value: r.String(), Reason: "a profile belongs to no tier that pass could end"}
 		}
-		for _, set := range []Term{r.From.Set, r.To.Set} {
-			if set.Value != "" {
-				return &FieldError{Field: indexed(field, i), Value: set.Value, Reason: "there is no such network set"}
-			}
-		}
+	}
+	return nil
+}
+
+func checkRuleCount(field string, rules []Rule) error {
+	if len(rules) > MaxRules {
+		return &FieldError{Field: field, Reason: fmt.Sprintf("%d rules are more than %d", len(rules), MaxRules)}
 	}
 	return nil
 }

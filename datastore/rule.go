@@ -11,12 +11,15 @@ import (
 // Action is what a rule does with a packet that it matches.
 type Action string
 
-// The actions. Log goes on to the next rule; Pass ends the tier.
+// The actions. Log goes on to the next rule; Pass ends the tier; Reject is Deny, and tells
+// the sender.
 const (
 	Allow Action = "allow"
 	Deny  Action = "deny"
 	Log   Action = "log"
 	Pass  Action = "pass"
+
+	Reject Action = "reject"
 )
 
 // Rule is one rule of a profile or policy. Its JSON form is its text, e.g.

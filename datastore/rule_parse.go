@@ -12,14 +12,14 @@ import (
 
 // ParseRule parses
 //
-//	RULE  = (allow|deny|log|pass) [PROTO] [from SIDE] [to SIDE]
+//	RULE = (allow|deny|reject|log|pass) [PROTO] [from SIDE] [to SIDE]
 //	PROTO = tcp | udp | sctp | icmp [type T [code C]] | icmpv6 [type T [code C]] | NUMBER, each after an optional "not"
-//	SIDE  = MATCH [PORTS] | PORTS
-//	MATCH = [not] TERM {and [not] TERM}; TERM = tag TAG | [cidr] CIDR | selector "EXPR" | set NAME
-//	PORTS = [not] ports PORT{,PORT}; PORT = N | N:M | NAME
+//	SIDE = [not] TERM {[and] [not] TERM}
+//	TERM = tag TAG | [cidr] CIDR | selector "EXPR" | set NAME | ports PORT{,PORT}; PORT = N | N:M | NAME
 //
-// Each kind of term stands at most once on a side, ports need tcp, udp or sctp,
-// and all CIDRs and an ICMP are of one family. The error is a *SyntaxError.
+// Each kind of term stands at most once on a side, in any order, as the sides may be; ports
+// need tcp, udp or sctp, and all CIDRs and an ICMP are of one family. T is a number or a
+// name of nft(8). The error is a *SyntaxError.
 func ParseRule(s string) (Rule, error) {
 	words, err := lexRule(languageRule, s)
 	if err != nil {
@@ -38,6 +38,9 @@ type ruleWord struct {
 
 const languageRule = "rule"
 
+// blanks are what parts words.
+const blanks = " \t\r\n"
+
 // lexRule splits at blanks; a word in double quotes may hold blanks and the
 // escapes \" and \\.
 func lexRule(language, s string) ([]ruleWord, error) {
@@ -46,13 +49,13 @@ func lexRule(language, s string) ([]ruleWord, error) {
 	}
 	var words []ruleWord
 	for pos := 0; ; {
-		pos += len(s[pos:]) - len(strings.TrimLeft(s[pos:], " "))
+		pos += len(s[pos:]) - len(strings.TrimLeft(s[pos:], blanks))
 		w := ruleWord{column: utf8.RuneCountInString(s[:pos]) + 1}
 		if pos == len(s) {
 			w.end = true
 			return append(words, w), nil
 		}
-		n := strings.IndexByte(s[pos:]+" ", ' ')
+		n := strings.IndexAny(s[pos:]+" ", blanks)
 		if w.text = s[pos : pos+n]; s[pos] == '"' {
 			w.quoted = true
 			if w.text, n = unquoteWord(s[pos:]); n == 0 {
@@ -71,7 +74,7 @@ func unquoteWord(s string) (string, int) {
 	for i := 1; i < len(s); i++ {
 		switch {
 		case s[i] == '"':
-			if i+1 < len(s) && s[i+1] != ' ' {
+			if i+1 < len(s) && !strings.ContainsRune(blanks, rune(s[i+1])) {
 				return "", 0
 			}
 			return b.String(), i + 1
@@ -115,11 +118,11 @@ func (p *ruleParser) expected(what string) error {
 
 func (p *ruleParser) rule() (Rule, error) {
 	switch a := Action(p.peek().text); a {
-	case Allow, Deny, Log, Pass:
+	case Allow, Deny, Reject, Log, Pass:
 		p.r.Action = a
 		p.pos++
 	default:
-		return Rule{}, p.expected("allow, deny, log or pass")
+		return Rule{}, p.expected("allow, deny, reject, log or pass")
 	}
 	what := "a protocol, from or to"
 	if w := p.peek(); !w.end && w.text != "from" && w.text != "to" {
@@ -128,22 +131,30 @@ func (p *ruleParser) rule() (Rule, error) {
 		}
 		what = "from or to"
 	}
-	if p.accept("from") {
-		if err := p.side(&p.r.From); err != nil {
+	var from, to bool
+	for {
+		var s *Side
+		switch {
+		case !from && p.accept("from"):
+			s, from = &p.r.From, true
+		case !to && p.accept("to"):
+			s, to = &p.r.To, true
+		case p.peek().end:
+			return p.r, nil
+		default:
+			return Rule{}, p.expected(what)
+		}
+		if err := p.side(s); err != nil {
 			return Rule{}, err
 		}
-		what = "and, ports or to"
-	}
-	if p.accept("to") {
-		if err := p.side(&p.r.To); err != nil {
-			return Rule{}, err
+		switch what = "another term, "; {
+		case !to:
+			what += "to or "
+		case !from:
+			what += "from or "
 		}
-		what = "and, ports or the end of the rule"
+		what += "the end of the rule"
 	}
-	if !p.peek().end {
-		return Rule{}, p.expected(what)
-	}
-	return p.r, nil
 }
 
 func (p *ruleParser) protocol() error {
@@ -180,7 +191,7 @@ func (p *ruleParser) protocol() error {
 	}
 	var err error
 	if m.HasType = p.accept("type"); m.HasType {
-		if m.Type, err = p.octet("an ICMP type from 0 to 255"); err != nil {
+		if m.Type, err = p.icmpType(m.Number); err != nil {
 			return err
 		}
 		if m.HasCode = p.accept("code"); m.HasCode {
@@ -199,30 +210,49 @@ func (p *ruleParser) octet(what string) (uint8, error) {
 	return uint8(n), nil
 }
 
-func (p *ruleParser) side(s *Side) error {
-	for terms := 0; ; terms++ {
-		not := p.accept("not")
-		if terms == 0 && p.accept("ports") {
-			return p.ports(s, not)
-		}
-		if err := p.term(s, not, terms); err != nil {
-			return err
-		}
-		if !p.accept("and") {
-			break
-		}
+// icmpType is a number, or a name.
+func (p *ruleParser) icmpType(protocol uint8) (uint8, error) {
+	if n, ok := icmpTypes(protocol)[p.peek().text]; ok && !p.peek().quoted {
+		p.pos++
+		return n, nil
 	}
-	not := p.accept("not")
-	if p.accept("ports") {
-		return p.ports(s, not)
-	}
-	if not {
-		return p.expected("ports")
-	}
-	return nil
+	return p.octet("an ICMP type, a name such as echo-request or a number from 0 to 255")
 }
 
-func (p *ruleParser) term(s *Side, not bool, terms int) error {
+func (p *ruleParser) side(s *Side) error {
+	for first := true; ; first = false {
+		and := p.accept("and")
+		if !first && !and && !p.atTerm() {
+			return nil
+		}
+		if first && and {
+			p.pos--
+			return p.expected(someTerm)
+		}
+		if err := p.term(s, p.accept("not")); err != nil {
+			return err
+		}
+	}
+}
+
+const someTerm = "tag, cidr, selector, set or ports"
+
+// atTerm says whether the next word begins a term.
+func (p *ruleParser) atTerm() bool {
+	w := p.peek()
+	switch w.text {
+	case "not", "tag", "cidr", "selector", "set", "ports":
+		return !w.quoted && !w.end
+	}
+	return w.bareCIDR()
+}
+
+// bareCIDR says whether the word can only be meant as a CIDR, which needs no keyword.
+func (w ruleWord) bareCIDR() bool {
+	return !w.quoted && strings.ContainsAny(w.text, ".:/") && strings.Trim(w.text, "0123456789abcdefABCDEF.:/") == ""
+}
+
+func (p *ruleParser) term(s *Side, not bool) error {
 	taken := func(t Term) bool { return t.Value != "" }
 	again := func() error { p.pos--; return p.expected("each kind of term once; it stands there twice") }
 	switch {
@@ -247,14 +277,20 @@ func (p *ruleParser) term(s *Side, not bool, terms int) error {
 		}
 		return p.cidr(s, not)
 	}
-	// A bare CIDR needs no keyword.
-	if w := p.peek(); !w.quoted && strings.ContainsAny(w.text, ".:/") && strings.Trim(w.text, "0123456789abcdefABCDEF.:/") == "" && !s.CIDR.IsValid() {
+	if p.accept("ports") {
+		if len(s.Ports) > 0 {
+			return again()
+		}
+		return p.ports(s, not)
+	}
+	if p.peek().bareCIDR() {
+		if s.CIDR.IsValid() {
+			p.pos++
+			return again()
+		}
 		return p.cidr(s, not)
 	}
-	if terms > 0 {
-		return p.expected("tag, cidr, selector or set")
-	}
-	return p.expected("tag, cidr, selector, set or ports")
+	return p.expected(someTerm)
 }
 
 func (p *ruleParser) name(t *Term, not bool, what string) error {

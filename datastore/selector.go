@@ -12,7 +12,9 @@ import (
 //	a contains 'b'   a starts with 'b'   a ends with 'b'   has(a)   all()
 //	!x   x && y   x || y   (x)
 //
-// An absent label equals no value, so != and "not in" hold for it.
+// An absent label equals no value, so != and "not in" hold for it. As in Calico, "starts
+// with", "ends with" and "not in" may be one word, and nothing at all is all(), as is
+// global(): nothing here is in a namespace.
 type Selector struct{ root expr }
 
 // String is the canonical form, which parses back to the same selector.
@@ -150,6 +152,9 @@ func ParseSelector(s string) (*Selector, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(toks) == 1 {
+		return &Selector{root: exprAll{}}, nil
+	}
 	p := &selectorParser{toks: toks}
 	root, err := p.or()
 	if err != nil {
@@ -280,7 +285,7 @@ func (p *selectorParser) term() (expr, error) {
 func (p *selectorParser) call(name selectorToken) (expr, error) {
 	var x expr
 	switch name.text {
-	case "all":
+	case "all", "global":
 		x = exprAll{}
 	case "has":
 		t := p.peek()
@@ -290,7 +295,7 @@ func (p *selectorParser) call(name selectorToken) (expr, error) {
 		p.pos++
 		x = exprHas{t.text}
 	default:
-		return nil, &SyntaxError{Language: "selector", Word: name.text, Expected: "has(…) or all()", Column: name.column}
+		return nil, &SyntaxError{Language: "selector", Word: name.text, Expected: "has(…), all() or global()", Column: name.column}
 	}
 	if !p.accept(tokPunct, ")") {
 		return nil, p.expected(")")
@@ -309,6 +314,12 @@ func (p *selectorParser) comparison(key string) (expr, error) {
 			return nil, p.expected("with")
 		}
 		return p.compared(key, t.text+" with")
+	case p.accept(tokWord, "startswith"):
+		return p.compared(key, opStartsWith)
+	case p.accept(tokWord, "endswith"):
+		return p.compared(key, opEndsWith)
+	case p.accept(tokWord, "notin"):
+		return p.set(key, true)
 	case p.accept(tokWord, "not"):
 		if !p.accept(tokWord, "in") {
 			return nil, p.expected("in")

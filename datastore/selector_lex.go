@@ -58,7 +58,7 @@ func lexSelector(s string) ([]selectorToken, error) {
 	}
 	var toks []selectorToken
 	for pos := 0; ; {
-		pos += len(s[pos:]) - len(strings.TrimLeft(s[pos:], " "))
+		pos += len(s[pos:]) - len(strings.TrimLeft(s[pos:], blanks))
 		column := utf8.RuneCountInString(s[:pos]) + 1
 		if pos == len(s) {
 			return append(toks, selectorToken{kind: tokEnd, column: column}), nil
@@ -111,9 +111,28 @@ func checkText(language, s string) error {
 	case !utf8.ValidString(s):
 		return &SyntaxError{Language: language, Expected: "UTF-8", Column: 1}
 	}
-	if i := strings.IndexFunc(s, unicode.IsControl); i >= 0 {
+	if i := controlAt(language, s); i >= 0 {
 		return &SyntaxError{Language: language, Word: s[i : i+1], Expected: "no control characters",
 			Column: utf8.RuneCountInString(s[:i]) + 1}
 	}
 	return nil
+}
+
+// controlAt is where s has a control character that parts no words; -1: nowhere. What a
+// rule has in quotes is a selector, which looks itself.
+func controlAt(language, s string) int {
+	var quote rune
+	for i, r := range s {
+		switch {
+		case language == languageRule:
+		case quote == 0 && (r == '"' || r == '\''):
+			quote = r
+		case r == quote:
+			quote = 0
+		}
+		if unicode.IsControl(r) && (quote != 0 || !strings.ContainsRune(blanks, r)) {
+			return i
+		}
+	}
+	return -1
 }

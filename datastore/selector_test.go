@@ -68,7 +68,6 @@ func TestSelector(t *testing.T) {
 
 func TestSelectorErrors(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
-		{"", `selector: expected a label, has(…), all(), ! or ( (column 1)`},
 		{"role", `selector: expected ==, !=, in, not in, contains, starts with or ends with after "role" (column 5)`},
 		{"role = 'x'", `selector: "=": expected a label, a value in quotes or an operator (column 6)`},
 		{"role == web", `selector: "web": expected a value in quotes after "==" (column 9)`},
@@ -79,7 +78,10 @@ func TestSelectorErrors(t *testing.T) {
 		{"role not 'a'", `expected in`},
 		{"has role", `expected ==`},
 		{"has()", `expected a label`},
-		{"global()", `selector: "global": expected has(…) or all() (column 1)`},
+		{"some()", `selector: "some": expected has(…), all() or global() (column 1)`},
+		{"all() &&", `(column 9)`},
+		{"a startswith", `(column 13)`},
+		{"a notin 'x'", `expected {`},
 		{"(has(a)", `expected &&, || or )`},
 		{"has(a) has(b)", `selector: "has": expected && or || after ")" (column 8)`},
 		{"has(a) &&", `(column 10)`},
@@ -166,4 +168,80 @@ func FuzzSelector(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestCalicoSelectors: expressions that Calico's own tests publish (libcalico-go,
+// lib/selector/parser, of v3.30) mean here what they mean there.
+func TestCalicoSelectors(t *testing.T) {
+	l := func(pairs ...string) map[string]string {
+		m := map[string]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			m[pairs[i]] = pairs[i+1]
+		}
+		return m
+	}
+	type labels = []map[string]string
+	for _, c := range []struct {
+		in           string
+		matches, not labels
+	}{
+		{`a == "b"`, labels{l("a", "b"), l("a", "b", "c", "d")}, labels{l(), l("a", "c"), l("c", "d")}},
+		{`a == "b" && c == "d"`, labels{l("a", "b", "c", "d")}, labels{l(), l("a", "b", "c", "e"), l("a", "c", "c", "d"), l("c", "d"), l("a", "b")}},
+		{`a == "b" || c == "d"`, labels{l("a", "b", "c", "d"), l("a", "b"), l("c", "d")}, labels{l(), l("a", "e", "c", "e"), l("c", "e"), l("a", "e")}},
+		{`a in {"'", '"', "c"}`, labels{l("a", "c"), l("a", `"`), l("a", "'")}, labels{l(), l("a", "e")}},
+		{`a not in {"'", '"', "c"}`, labels{l(), l("a", "e")}, labels{l("a", "c"), l("a", `"`), l("a", "'")}},
+		{`a != "b"`, labels{l("a", "a"), l()}, labels{l("a", "b")}},
+		{`a contains "a"`, labels{l("a", "a"), l("a", "bab"), l("a", "aaa", "b", "c")}, labels{l(), l("a", "b"), l("b", "aaa")}},
+		{`a starts with "a"`, labels{l("a", "a"), l("a", "abb")}, labels{l(), l("a", "b"), l("a", "baa"), l("b", "aaa")}},
+		{`a ends with "a"`, labels{l("a", "a"), l("a", "bba")}, labels{l(), l("a", "b"), l("a", "aab"), l("b", "aaa")}},
+		{`!a in {"a"}`, labels{l("a", "b")}, labels{l("a", "a")}},
+		{``, labels{l(), l("a", "b")}, nil},
+		{` `, labels{l(), l("a", "b")}, nil},
+		{` all()`, labels{l(), l("a", "b")}, nil},
+		{` global()`, labels{l(), l("a", "b")}, nil},
+		{` (all() )`, labels{l()}, nil},
+		{`!!has(b)`, nil, labels{l("a", "b")}},
+		{`! has(a)`, labels{l("b", "b")}, labels{l("a", "b")}},
+		{`!! ! has(a)`, nil, labels{l("a", "b")}},
+		{`! !!has(a)`, nil, labels{l("a", "b")}},
+		{`a == 'a1' && b != 'b1'`, nil, labels{l("a", "a1", "b", "b1")}},
+		{`a != 'a1' && !b == 'b1'`, nil, labels{l("a", "a1", "b", "b1")}},
+		{`has(a) && !has(b)`, labels{l("a", "a")}, nil},
+		{`!(!has(a) || has(b))`, labels{l("a", "a")}, nil},
+		{`! (has( b)||! has(a ))`, labels{l("a", "a")}, labels{l("b", "b"), l()}},
+		{`! (a == "b"&&! c != "d")`, labels{l("a", "b"), l("c", "d")}, labels{l("a", "b", "c", "d")}},
+		{`! a == 'a1' || ! b == 'b1'`, nil, labels{l("a", "a1", "b", "b1")}},
+		{`a startswith '"'`, labels{l("a", `"x`)}, labels{l("a", "x")}},
+		{`a endswith "'"`, labels{l("a", "x'")}, labels{l("a", "x")}},
+		{`a!='"'`, labels{l("a", "x")}, labels{l("a", `"`)}},
+		{`a in {"z", "z", "x", "y", "x", "a"}`, labels{l("a", "y")}, labels{l("a", "b")}},
+		{"a\t==\t'b'", labels{l("a", "b")}, nil},
+		{`!(!(k == 'v' && has(t) || all()) && (a in {'b', 'c'}))`, labels{l(), l("a", "b")}, nil},
+	} {
+		s, err := ParseSelector(c.in)
+		if err != nil {
+			t.Errorf("%s: %v", c.in, err)
+			continue
+		}
+		again, err := ParseSelector(s.String())
+		if err != nil {
+			t.Errorf("%s: prints as %s: %v", c.in, s, err)
+			continue
+		}
+		for want, list := range map[bool]labels{true: c.matches, false: c.not} {
+			for _, m := range list {
+				if s.Matches(m) != want || again.Matches(m) != want {
+					t.Errorf("%s: of %v: %v, not %v", c.in, m, s.Matches(m), want)
+				}
+			}
+		}
+	}
+	for _, in := range []string{
+		"b == b", "b contains b", "b starts with b", "b ends with b", "'b1' == b", "b", "a b", "!", `foo == "bar" &`, `foo == "bar" |`, "foo != ||", `foo in {"", ||`,
+		`foo in ""`, `"FOO`, `"FOO'`, `'FOO`, "(", `(a == "foo"`, ")", "()", "%", `a == "b" && %`, `a == "b" || %`, "a ", "has(foo) &&",
+	} {
+		if s, err := ParseSelector(in); err == nil {
+			t.Errorf("%s is taken for %s", in, s)
+		}
+	}
 }

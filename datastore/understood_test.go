@@ -64,7 +64,7 @@ func TestUnderstoodAcrossRestarts(t *testing.T) {
 		t.Fatalf("got %+v, %v", changes, err)
 	}
 	check(again, "x", false, 1)
-	if want := `/netctl/v1/profiles/p: metadata.needs "9": the object is for a newer netctl, this one knows the model up to version 2; what this node last understood of it stays in force`; len(again.Problems()) != 1 || again.Problems()[0] != want {
+	if want := `/netctl/v1/profiles/p: metadata.needs "9": the object is for a newer netctl, this one knows the model up to version 3; what this node last understood of it stays in force`; len(again.Problems()) != 1 || again.Problems()[0] != want {
 		t.Fatalf("got %q", again.Problems())
 	}
 	if changes, _ := again.Replace(Snapshot{Revision: 3, Entries: []Entry{{Key: key, Value: newer("p"), Revision: 3}}}); len(changes) != 0 {
@@ -108,11 +108,11 @@ func TestUnfamiliarIsToldOnce(t *testing.T) {
 		if _, err := v.Apply(Entry{Key: KindPrefix(KindProfile) + name, Value: raw, Revision: int64(i + 1)}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := v.Apply(Entry{Key: Prefix + "tiers/" + name, Value: []byte("{}"), Revision: int64(i + 1)}); err != nil {
+		if _, err := v.Apply(Entry{Key: Prefix + "gizmos/" + name, Value: []byte("{}"), Revision: int64(i + 1)}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	want := []string{"Profile spec.colour: a key that this netctl does not know", "objects under /netctl/v1/tiers/: a kind that this netctl does not know"}
+	want := []string{"Profile spec.colour: a key that this netctl does not know", "objects under /netctl/v1/gizmos/: a kind that this netctl does not know"}
 	if got := v.Unfamiliar(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q", got)
 	}

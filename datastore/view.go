@@ -403,6 +403,24 @@ func (v *View) Profile(name string) *Profile { return one[*Profile](v, name) }
 // Profiles returns the profiles by name.
 func (v *View) Profiles() []*Profile { return all[*Profile](v) }
 
+// Tier returns the tier of that name or nil.
+func (v *View) Tier(name string) *Tier { return one[*Tier](v, name) }
+
+// Tiers returns the tiers by name.
+func (v *View) Tiers() []*Tier { return all[*Tier](v) }
+
+// Policy returns the policy of that name or nil.
+func (v *View) Policy(name string) *Policy { return one[*Policy](v, name) }
+
+// Policies returns the policies by name.
+func (v *View) Policies() []*Policy { return all[*Policy](v) }
+
+// NetworkSet returns the network set of that name or nil.
+func (v *View) NetworkSet(name string) *NetworkSet { return one[*NetworkSet](v, name) }
+
+// NetworkSets returns the network sets by name.
+func (v *View) NetworkSets() []*NetworkSet { return all[*NetworkSet](v) }
+
 // Network returns the network of that name or nil.
 func (v *View) Network(name string) *Network { return one[*Network](v, name) }
 

@@ -43,17 +43,10 @@ func compare(tx *transaction, want *acl.Ruleset, have *kernel, right handles) {
 			compareElements(tx, s, h)
 		}
 	}
-	var gone []string
 	for name := range have.chains {
 		if want.Chains[name] == nil && !wrong["chain "+name] {
-			gone = append(gone, name)
+			tx.chain(acl.ChainChange{Name: name, Gone: true})
 		}
-	}
-	for _, name := range gone { // first of all, since they may refer to each other
-		tx.flush(name)
-	}
-	for _, name := range gone {
-		tx.chain(acl.ChainChange{Name: name, Gone: true})
 	}
 	for name := range have.sets {
 		if want.Sets[name] == nil {

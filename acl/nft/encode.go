@@ -94,6 +94,10 @@ func encodeRule(chain *nftables.Chain, r *acl.Rule) *nftables.Rule {
 	case acl.Lookup:
 		out.Exprs = append(out.Exprs, load(r.Verdict.Key)...)
 		out.Exprs = append(out.Exprs, &expr.Lookup{SourceRegister: regValue, SetName: r.Verdict.Chain, IsDestRegSet: true})
+	case acl.Reject:
+		out.Exprs = append(out.Exprs, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED})
+	case acl.Reset:
+		out.Exprs = append(out.Exprs, &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
 	case acl.Masquerade:
 		out.Exprs = append(out.Exprs, &expr.Masq{})
 	case acl.Redirect:

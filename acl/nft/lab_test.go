@@ -221,9 +221,9 @@ func (h *host) received() []uint64 {
 	}
 }
 
-var dropCounter = regexp.MustCompile(`counter packets (\d+) bytes \d+ drop`)
+var dropCounter = regexp.MustCompile(`counter packets (\d+) bytes \d+ (?:drop|reject)`)
 
-// dropped is how many packets the filter dropped so far.
+// dropped is how many packets the filter dropped or rejected so far.
 func (l *lab) dropped() int {
 	l.t.Helper()
 	total := 0
@@ -251,7 +251,7 @@ func (l *lab) try(probes []probe) []bool {
 		for _, h := range l.hosts {
 			for _, mark := range h.received() {
 				for i := range probes {
-					if mark == l.mark(start+uint64(i)) && !arrived[i] {
+					if mark == l.mark(start+uint64(i)) && !arrived[i] && h != l.hosts[probes[i].from] { // who is refused may get his own back
 						arrived[i] = true
 						n++
 					}

@@ -30,6 +30,7 @@ const (
 	phaseBaseChains
 	phaseDelNextMaps
 	phaseDelElements
+	phaseEmptyChains // those that go: they may refer to each other
 	phaseDelChains
 	phaseDelSets
 	phases
@@ -119,8 +120,11 @@ func (tx *transaction) chain(c acl.ChainChange) {
 	chain := &nftables.Chain{Name: c.Name, Table: tableOf(c.Name)}
 	name := chainObject(c.Name)
 	if c.Gone {
-		tx.add(phaseDelChains, op{object: name, weight: 2, gone: true, emit: func(n *nftables.Conn) error {
+		tx.add(phaseEmptyChains, op{object: name, weight: 1, gone: true, emit: func(n *nftables.Conn) error {
 			n.FlushChain(chain)
+			return nil
+		}})
+		tx.add(phaseDelChains, op{object: name, weight: 1, gone: true, emit: func(n *nftables.Conn) error {
 			n.DelChain(chain)
 			return nil
 		}})
@@ -137,14 +141,6 @@ func (tx *transaction) chain(c acl.ChainChange) {
 		}})
 	}
 	tx.add(phaseChains, refill(chain, c.Rules))
-}
-
-// flush empties a chain that is to go.
-func (tx *transaction) flush(name string) {
-	tx.add(phaseDelChains, op{object: chainObject(name), weight: 1, gone: true, emit: func(n *nftables.Conn) error {
-		n.FlushChain(&nftables.Chain{Name: name, Table: tableOf(name)})
-		return nil
-	}})
 }
 
 // refill replaces a chain's rules.

@@ -62,14 +62,12 @@ func agrees(t *testing.T, on *netlab.Host, from netlab.Place, to netip.Addr, all
 	if err != nil {
 		t.Fatal(err)
 	}
+	within := 2 * time.Second
 	if !allowed {
-		if answered(t, from, to, words[2], port, 300*time.Millisecond) {
-			t.Errorf("%s: denied, and packets pass\n%s", strings.Join(args, " "), out)
-		}
-		return
+		within = 300 * time.Millisecond
 	}
-	netlab.Until(t, patience, "what explain allows: "+strings.Join(args, " "), func() string {
-		if !answered(t, from, to, words[2], port, 2*time.Second) {
+	netlab.Until(t, patience, "what explain says of packets: "+strings.Join(args, " "), func() string {
+		if answered(t, from, to, words[2], port, within) != allowed {
 			return out
 		}
 		return ""
@@ -91,7 +89,7 @@ func TestExplain(t *testing.T) {
 	db, db4, db6 := attach(t, n2, "d", "db")
 	_, near4, _ := attach(t, n1, "n", "db")
 
-	for _, c := range []struct {
+	type flow struct {
 		on       *netlab.Host
 		from     netlab.Place
 		src, dst string
@@ -100,7 +98,14 @@ func TestExplain(t *testing.T) {
 		port     int
 		allowed  bool
 		says     string
-	}{
+	}
+	check := func(flows ...flow) {
+		t.Helper()
+		for _, c := range flows {
+			agrees(t, c.on, c.from, c.to, c.allowed, c.says, c.src, c.dst, c.protocol, fmt.Sprint(c.port))
+		}
+	}
+	check([]flow{
 		{n1, web, web.ID, db.ID, db4, "tcp", 5432, true, "by profile db, inbound rule 2: allow tcp from tag web to ports 5432,6000:6002"},
 		{n2, web, web.ID, db.ID, db4, "tcp", 5433, false, "no inbound rule allows it"},
 		{n1, web, web.ID, db.ID, db4, "tcp", 6001, false, "denied by profile web, outbound rule 1: deny tcp to ports 6001"},
@@ -113,9 +118,7 @@ func TestExplain(t *testing.T) {
 		{n2, n2, "node2", db.ID, db4, "tcp", 23, true, "a node reaches its own endpoints"},
 		{n1, web, web.ID, "node1", n1.Addr.Addr(), "tcp", 22, false, "a workload may not open this on its own host"},
 		{n1, web, web.ID, "node2", n2.Addr.Addr(), "tcp", 22, true, "outbound rule 2: allow"},
-	} {
-		agrees(t, c.on, c.from, c.to, c.allowed, c.says, c.src, c.dst, c.protocol, fmt.Sprint(c.port))
-	}
+	}...)
 
 	for _, c := range []struct {
 		on    *netlab.Host
@@ -148,6 +151,49 @@ func TestExplain(t *testing.T) {
 			}
 		}
 	}
+	// Policies come before profiles, on every node.
+	netlab.Must(t, n1, "netctl", "profile", "db", "tag", "add", "store") // nobody's rule
+	netlab.Must(t, n2, "netctl", "tier", "create", "security", "--order", "10")
+	netlab.Must(t, n2, "netctl", "networkset", "create", "hosts", n1.Addr.Addr().String(), "--label", "kind=host")
+	netlab.Must(t, n1, "netctl", "policy", "create", "closed", "--tier", "security", "--selector", "has(store)", "--ingress", "deny tcp from set hosts", "--ingress", "pass")
+	netlab.Must(t, n1, "netctl", "policy", "create", "open", "--order", "1", "--selector", "has(store)", "--ingress", "allow tcp to ports 7000", "--ingress", `reject tcp to ports 7001`)
+	for _, h := range l.Hosts {
+		netlab.Until(t, patience, "policies to concern nobody", func() string {
+			out, code := exitOf(t, h, "netctl", "explain", web.ID, db.ID, "tcp", "5432")
+			if code != 0 {
+				return out
+			}
+			return ""
+		})
+	}
+	profile := strings.Replace(netlab.Must(t, n1, "netctl", "get", "profile", "db", "-o", "json"), `"tags":`, `"labels": {"store": "yes"}, "tags":`, 1)
+	if _, err := n1.Exec(t.Context(), netlab.Cmd{Args: []string{"netctl", "apply", "-f", "-"}, Stdin: profile}); err != nil {
+		t.Fatal(err)
+	}
+	check([]flow{
+		{n1, web, web.ID, db.ID, db4, "tcp", 7000, true, "by tier default, policy open, ingress rule 1: allow tcp to ports 7000"},
+		{n2, web, web.ID, db.ID, db4, "tcp", 5432, false, "no ingress rule of tier default allows it"},
+		{n1, web, web.ID, near4.String(), near4, "tcp", 7000, true, "policy open"},
+		{n1, n1, "node1", db.ID, db4, "tcp", 22, false, "denied by tier security, policy closed, ingress rule 1: deny tcp from set hosts"},
+	}...)
+	// Rejected is denied, and answered at once.
+	if out, code := exitOf(t, n1, "netctl", "explain", web.ID, db.ID, "tcp", "7001"); code != 3 || !strings.Contains(out, "ingress rule 2: reject tcp to ports 7001") {
+		t.Errorf("rejected: exit %d\n%s", code, out)
+	}
+	if !answered(t, web, db4, "tcp", 7001, patience) {
+		t.Error("who is rejected is not told")
+	}
+	netlab.Must(t, n1, "netctl", "policy", "open", "rule", "add", "ingress", "allow", "tcp", "from", "selector", "kind == 'host' || has(none)", "to", "ports", "22")
+	netlab.Must(t, n1, "netctl", "policy", "closed", "rule", "remove", "ingress", "--at=1")
+	check(flow{n2, n1, "node1", db.ID, db4, "tcp", 22, true, "policy open, ingress rule 3"})
+	if out, code := exitOf(t, n2, "netctl", "explain", web.ID, db.ID, "tcp", "7000", "--live", "-v"); code != 0 || !strings.Contains(out, "passed tier security, policy closed, ingress rule 1: pass (matches, and goes on)") {
+		t.Errorf("live: exit %d\n%s", code, out)
+	}
+	netlab.Must(t, n1, "netctl", "networkset", "remove", "hosts", "--force")
+	if out, code := exitOf(t, n1, "netctl", "status"); code != 0 {
+		t.Errorf("status: exit %d\n%s", code, out)
+	}
+	netlab.Must(t, n1, "netctl", "policy", "remove", "open", "closed")
 	netlab.Must(t, n1, "netctl", "profile", "remove", "web", "--force")
 	if out, code := exitOf(t, n1, "netctl", "explain", web.ID, db.ID, "tcp", "5432"); code != 3 || !strings.Contains(out, "names profile web, which does not exist") {
 		t.Errorf("without its profile: exit %d\n%s", code, out)
