@@ -84,8 +84,10 @@ func reason(chain string) string {
 
 // origin is what rule number i of the chain, as it is now, comes of.
 func (c *liveChain) origin(i int) (origin, bool) {
-	i -= len(c.rules()) - len(c.program.rules) // those that deny until its sets are whole
-	if i < 0 || i >= len(c.program.origins) || c.program.origins[i].rule == nil {
+	if c.closed != (families{}) {
+		i-- // the one that denies until its sets are whole
+	}
+	if i < 0 || c.closed == (families{true, true}) || i >= len(c.program.origins) || c.program.origins[i].rule == nil {
 		return origin{}, false
 	}
 	return c.program.origins[i], true

@@ -30,6 +30,7 @@ const whole = math.MaxInt
 func (x *Index) Work() (more bool) {
 	x.left = x.slice
 	x.update()
+	x.settle()
 	for x.left > 0 && len(x.filling) > 0 {
 		x.fill(x.filling[0])
 	}

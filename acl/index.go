@@ -28,6 +28,7 @@ type Index struct {
 	bySelector map[string]*picker // policies by their selectors
 	pickers    audience           // those selectors
 	tierChains map[string]*liveChain
+	doubted    map[string]struct{} // links that may be of another class now
 
 	populations map[populationKey]*population
 	selectors   map[string]*population // the live ones, by text
@@ -66,6 +67,7 @@ func NewIndex(node string, o Options) *Index {
 		bySelector:  map[string]*picker{},
 		pickers:     audience{terms: map[term][]*population{}},
 		tierChains:  map[string]*liveChain{},
+		doubted:     map[string]struct{}{},
 		byProfile:   map[string]map[string]struct{}{},
 		populations: map[populationKey]*population{},
 		selectors:   map[string]*population{},
@@ -374,6 +376,7 @@ func onLinkSet(e Element) string {
 
 // Flush returns what changed since the last Flush and starts anew.
 func (x *Index) Flush() Delta {
+	x.settle()
 	x.collect()
 	p := x.pending
 	x.pending = newPending()
@@ -423,6 +426,7 @@ func (x *Index) setChange(name string, p pendingSet) (SetChange, bool) {
 // Ruleset is everything the table should hold now. It leaves what Flush will
 // return as it is: who hands a Ruleset to a back end flushes first.
 func (x *Index) Ruleset() *Ruleset {
+	x.settle()
 	x.collect()
 	r := Static(x.options)
 	for link, w := range x.wired {

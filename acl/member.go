@@ -83,7 +83,7 @@ func (x *Index) gatherAgain(m *member) {
 	was := m.facts.labels
 	x.setFacts(m, x.gather(m.endpoint))
 	if x.local(m.endpoint) && !maps.Equal(was, m.facts.labels) {
-		x.rewire(m.endpoint.Spec.Link)
+		x.doubted[m.endpoint.Spec.Link] = struct{}{}
 	}
 }
 

@@ -184,7 +184,7 @@ func (x *Index) setPolicy(name string, object *datastore.Policy) {
 		delete(x.policies, name)
 	}
 	if was.shape() != is.shape() {
-		x.rewireWhere(func(f *facts) bool { return was.picks(f) || is.picks(f) })
+		x.doubt(func(f *facts) bool { return was.picks(f) || is.picks(f) })
 	}
 	of := func(o owner) bool { return o.kind == datastore.KindPolicy && o.name == name }
 	for _, d := range []direction{inbound, outbound} {
@@ -207,18 +207,29 @@ func (x *Index) setTier(name string, t *datastore.Tier) {
 	if datastore.CompareOrder(order, "", x.tierOrder(name), "") == 0 && denied == x.tierDenies(name) {
 		return
 	}
-	x.rewireWhere(func(f *facts) bool {
+	x.doubt(func(f *facts) bool {
 		return slices.ContainsFunc(x.picked(f), func(p *policy) bool { return p.Spec.Tier == name })
 	})
 }
 
-// rewireWhere brings the links up to date whose endpoints have such facts.
-func (x *Index) rewireWhere(is func(*facts) bool) {
-	for _, link := range sortedKeys(x.links) {
-		if owners := sortedKeys(x.links[link]); len(owners) > 0 && is(x.members[owners[0]].facts) {
-			x.rewire(link)
+// doubt notes the links whose endpoints have such facts: they may be of another class. They
+// are rewired once for all that changed, before anybody is told of it.
+func (x *Index) doubt(is func(*facts) bool) {
+	for link, owners := range x.links {
+		for name := range owners {
+			if is(x.members[name].facts) {
+				x.doubted[link] = struct{}{}
+			}
 		}
 	}
+}
+
+// settle brings the doubted links up to date.
+func (x *Index) settle() {
+	for _, link := range sortedKeys(x.doubted) {
+		x.rewire(link)
+	}
+	clear(x.doubted)
 }
 
 // chainOf is the name of the chain of a profile's or policy's rules.
