@@ -58,6 +58,9 @@ type explainedSide struct {
 
 const fromAgent = "agent"
 
+// defaultSourcePort is an ephemeral one, which no rule is likely to name.
+const defaultSourcePort = 40000
+
 func newExplainCommand(a *app) *cobra.Command {
 	var verbose, live bool
 	var sourcePort uint16
@@ -78,7 +81,7 @@ func newExplainCommand(a *app) *cobra.Command {
 	f := addFormat(cmd)
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "show the rules that were passed, too")
 	cmd.Flags().BoolVar(&live, "live", false, "ask this node's agent for the side that is here")
-	cmd.Flags().Uint16Var(&sourcePort, "source-port", 40000, "`port` that the packet is sent from")
+	cmd.Flags().Uint16Var(&sourcePort, "source-port", defaultSourcePort, "`port` that the packet is sent from")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		s, err := a.settings()
 		if err != nil {
@@ -137,6 +140,21 @@ type explainer struct {
 }
 
 func (x *explainer) explain(ctx context.Context, args []string) (explained, error) {
+	out, err := x.answer(ctx, args)
+	if err != nil {
+		return explained{}, err
+	}
+	if out.Way, err = x.way(ctx); err != nil {
+		return explained{}, err
+	}
+	if out.Verdict == verdictAllowed && !out.Way.Arrives {
+		out.Verdict = verdictNoWay
+	}
+	return out, nil
+}
+
+// answer is what the rules say, of SRC DST [PROTO [PORT]].
+func (x *explainer) answer(ctx context.Context, args []string) (explained, error) {
 	wanted, err := parseTraffic(args[2:])
 	if err != nil {
 		return explained{}, err
@@ -159,9 +177,6 @@ func (x *explainer) explain(ctx context.Context, args []string) (explained, erro
 	if err != nil {
 		return explained{}, err
 	}
-	if out.Way, err = x.way(ctx); err != nil {
-		return explained{}, err
-	}
 	x.noteMissing(out.Flows)
 	out.Notes = x.notes
 	out.judge()
@@ -177,8 +192,6 @@ func (e *explained) judge() {
 		e.Verdict = verdictDenied
 	case slices.ContainsFunc(e.Flows, denied):
 		e.Verdict = verdictDepends
-	case !e.Way.Arrives:
-		e.Verdict = verdictNoWay
 	default:
 		e.Verdict = verdictAllowed
 	}
