@@ -1,6 +1,8 @@
 package commands
 
 import (
+	"bytes"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -64,5 +66,31 @@ func TestSurvey(t *testing.T) {
 	}
 	if flows, err := (traffic{}).survey(nil, func(q traffic) (explainedFlow, error) { return explainedFlow{traffic: q, Allowed: true}, nil }); err != nil || len(flows) != 1 || flows[0].String() != "everything" {
 		t.Errorf("where all is allowed: %v, %v", flows, err)
+	}
+}
+
+// TestDropsAreCounted: by who, to whom and why, whatever port they come from.
+func TestDropsAreCounted(t *testing.T) {
+	rule := &datastore.RulePlace{Kind: datastore.KindProfile, Name: "db", Direction: inbound, Position: 1, Rule: "deny"}
+	of := func(src string, sport, dport uint16, rule *datastore.RulePlace) drop {
+		return drop{Action: "denied", Direction: inbound, Protocol: "tcp", Count: 1, Rule: rule,
+			Source: dropEnd{Address: netip.MustParseAddr(src), Port: sport}, Destination: dropEnd{Address: netip.MustParseAddr("10.0.0.1"), Port: dport, Endpoint: "n1/cni/db/eth0"}}
+	}
+	other := *rule
+	other.Position = 2
+	same := *rule
+	var all []drop
+	for _, d := range []drop{
+		of("10.0.0.2", 1, 80, rule), of("10.0.0.2", 2, 80, &same), of("10.0.0.3", 1, 80, rule), of("10.0.0.2", 1, 81, rule), of("10.0.0.2", 3, 80, &other), of("10.0.0.2", 4, 80, nil), of("10.0.0.2", 5, 80, rule),
+	} {
+		all = counted(all, d)
+	}
+	var out bytes.Buffer
+	a := &app{out: &out}
+	if err := a.showDrops(formatTable, all, 0); err != nil {
+		t.Fatal(err)
+	}
+	if len(all) != 5 || !strings.Contains(out.String(), "|    3    | denied |   tcp    | 10.0.0.2 | 10.0.0.1:80 (n1/cni/db/eth0) |  inbound  | profile db, inbound rule 1: deny |") {
+		t.Errorf("%d rows:\n%s", len(all), out.String())
 	}
 }

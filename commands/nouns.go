@@ -12,6 +12,7 @@ func nouns(a *app) []*cobra.Command {
 		newDeleteCommand(a),
 		newDiagsCommand(a),
 		newDoctorCommand(a),
+		newDropsCommand(a),
 		newEditCommand(a),
 		newEndpointCommand(a),
 		newEventsCommand(a),

@@ -205,3 +205,55 @@ func TestFiltersAreNamed(t *testing.T) {
 		t.Errorf("removed: %v", err)
 	}
 }
+
+// TestPolicyIsKeptByAll: none is written while an agent would pass it over, and none loses
+// its tier or a set that its rules name.
+func TestPolicyIsKeptByAll(t *testing.T) {
+	ctx := context.Background()
+	s, v := populated(t)
+	rule, err := datastore.ParseRule("deny from set bad")
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy := &datastore.Policy{Metadata: datastore.Metadata{Name: "p"}, Spec: datastore.PolicySpec{Tier: "first", Ingress: []datastore.Rule{rule}}}
+	policy.SetDefaults()
+	tier := &datastore.Tier{Metadata: datastore.Metadata{Name: "first"}}
+	set := &datastore.NetworkSet{Metadata: datastore.Metadata{Name: "bad"}}
+	if err := v.CheckPut(policy); err == nil || !strings.Contains(err.Error(), `spec.tier "first": there is no such tier`) || !errors.Is(err, datastore.ErrInvalid) {
+		t.Errorf("without its tier: %v", err)
+	}
+	for _, o := range []datastore.Object{tier, set, policy} {
+		if o != datastore.Object(policy) {
+			if err := v.CheckPut(o); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := datastore.Create(ctx, s, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v = listed(t, s)
+	for _, o := range []datastore.Object{tier, set} {
+		if err := v.CheckDelete(o); !errors.Is(err, datastore.ErrInUse) || !strings.Contains(err.Error(), "by policy p") {
+			t.Errorf("delete %s: %v", o.Kind(), err)
+		}
+	}
+	if err := errors.Join(v.CheckPut(policy), v.CheckDelete(policy)); err != nil {
+		t.Error(err)
+	}
+	for _, n := range []struct {
+		name  string
+		model int
+	}{{"old", 2}, {"older", 0}, {"new", datastore.ModelVersion}} {
+		node := &datastore.Node{Metadata: datastore.Metadata{Name: n.name}, Status: datastore.NodeStatus{Host: n.name, Model: n.model}}
+		if err := datastore.Create(ctx, s, node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v = listed(t, s)
+	for _, o := range []datastore.Object{policy, tier, set} {
+		if err := v.CheckPut(o); !errors.Is(err, datastore.ErrInvalid) || !strings.Contains(err.Error(), "older netctl of node old, older: upgrade it there first") {
+			t.Errorf("put %s: %v", o.Kind(), err)
+		}
+	}
+}

@@ -176,6 +176,39 @@ func TestExplain(t *testing.T) {
 		{n1, web, web.ID, near4.String(), near4, "tcp", 7000, true, "policy open"},
 		{n1, n1, "node1", db.ID, db4, "tcp", 22, false, "denied by tier security, policy closed, ingress rule 1: deny tcp from set hosts"},
 	}...)
+	// What is dropped is told, with names and the rule, of both nodes.
+	for h, want := range map[*netlab.Host]func() (string, bool){
+		n2: func() (string, bool) {
+			return "tier default allows it", answered(t, web, db4, "tcp", 5999, 100*time.Millisecond)
+		},
+		n1: func() (string, bool) {
+			return "profile web, outbound rule 1: deny tcp to ports 6001", answered(t, web, db4, "tcp", 6001, 100*time.Millisecond)
+		},
+	} {
+		p, err := h.Start("drops", netlab.Cmd{Args: []string{"netctl", "drops", "-f"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		netlab.Until(t, patience, "drops of "+h.Name, func() string {
+			says, passed := want()
+			out := p.Output()
+			for _, line := range strings.Split(out, "\n") {
+				if strings.Contains(line, says) && strings.Contains(line, "denied tcp "+web4.String()+":") && strings.Contains(line, "/"+web.ID+"/eth0) to "+db4.String()+":") && !passed {
+					return ""
+				}
+			}
+			return out
+		})
+		if out, code := exitOf(t, h, "netctl", "drops", "--for", "1s"); code != 1 || !strings.Contains(out, "another program reads it") {
+			t.Errorf("a second reader: exit %d\n%s", code, out)
+		}
+		if err := p.Stop(); err != nil {
+			t.Errorf("drops -f: %v\n%s", err, p.Output())
+		}
+	}
+	if out, code := exitOf(t, n1, "netctl", "drops", "--for", "10ms"); code != 0 || !strings.Contains(out, "Nothing was dropped in 10ms") {
+		t.Errorf("drops: exit %d\n%s", code, out)
+	}
 	// Rejected is denied, and answered at once.
 	if out, code := exitOf(t, n1, "netctl", "explain", web.ID, db.ID, "tcp", "7001"); code != 3 || !strings.Contains(out, "ingress rule 2: reject tcp to ports 7001") {
 		t.Errorf("rejected: exit %d\n%s", code, out)
