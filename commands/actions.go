@@ -52,7 +52,13 @@ func remotes() map[string]remote {
 		"profile tag show": look, "profile tag add": operate, "profile tag remove": operate,
 		"profile rule show": look, "profile rule json": look, "profile rule add": operate, "profile rule remove": operate,
 		"profile rule update": {Rights: operate.Rights, reads: true},
-		"endpoint show":       look, "endpoint add": operate, "endpoint remove": operate,
+		"policy show":         look, "policy create": operate, "policy remove": operate,
+		"policy rule show": look, "policy rule add": operate, "policy rule remove": operate,
+		"policy test": {Rights: look.Rights, here: true},
+		"tier show":   look, "tier create": operate, "tier remove": operate,
+		"networkset show": look, "networkset create": operate, "networkset remove": operate, "networkset cidr add": operate, "networkset cidr remove": operate,
+		"explain":       look,
+		"endpoint show": look, "endpoint add": operate, "endpoint remove": operate,
 		"endpoint profile show": look, "endpoint profile append": operate, "endpoint profile remove": operate, "endpoint profile set": operate,
 		"ipam show": look, "ipam info": look, "ipam release": admin, "ipam check": raised(datastore.APIOperate, "repair"),
 		"route show": look, "route trace": look,
@@ -74,7 +80,7 @@ func remotes() map[string]remote {
 func localCommands() map[string]bool {
 	return map[string]bool{
 		"agent": false, "api": false, "datastore": false, "docker": false, "node": false, "reflector": false, "speaker": false,
-		"bench": false, "bench serve": false, "datastore rebuild": false, "diags": false, "events": false, "hook": false, "upgrade": false,
+		"bench": false, "bench serve": false, "drops": false, "datastore rebuild": false, "diags": false, "events": false, "hook": false, "upgrade": false,
 		"cleanup": false, "doctor": false, "init": false, "install": false, "join": false, "uninstall": false,
 		"lab up": false, "lab down": false, "lab exec": false, "lab status": false,
 		"api grant":  false, // it needs the authority's key

@@ -237,7 +237,7 @@ func (x *explainer) side(ctx context.Context, own, other party, inward bool, t t
 		}
 	}
 	r.ToHost = ownHost
-	if r.ToHost && own.Node != x.settings.Node && !x.live {
+	if r.ToHost && own.Node != x.settings.Node {
 		x.note("agent.workloadToHost of %s is taken to be what it is here", own.Node)
 	}
 	var err error

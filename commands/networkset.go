@@ -13,22 +13,23 @@ import (
 
 func newNetworkSetCommand(a *app) *cobra.Command {
 	cmd := group("networkset", "Show and change network sets: named networks that rules refer to",
-		"  netctl networkset create blocked 192.0.2.0/24 198.51.100.7/32\n  netctl networkset blocked add 203.0.113.0/24",
+		"  netctl networkset create blocked 192.0.2.0/24 198.51.100.7/32\n  netctl networkset blocked cidr add 203.0.113.0/24",
 		newNetworkSetShowCommand(a), newNetworkSetCreateCommand(a), newNetworkSetRemoveCommand(a),
-		named("NAME", "Change the networks of one set", "  netctl networkset blocked add 203.0.113.0/24\n  netctl networkset blocked remove 192.0.2.0/24",
-			newNetworksCommand(a, "add", "Add networks to the set", func(list []netip.Prefix, c netip.Prefix) ([]netip.Prefix, error) {
-				if slices.Contains(list, c) {
-					return list, nil
-				}
-				return append(list, c), nil
-			}),
-			newNetworksCommand(a, "remove", "Remove networks from the set", func(list []netip.Prefix, c netip.Prefix) ([]netip.Prefix, error) {
-				i := slices.Index(list, c)
-				if i < 0 {
-					return nil, notThere("the set has no network %s", c)
-				}
-				return slices.Delete(list, i, i+1), nil
-			})))
+		named("NAME", "Change the networks of one set", "  netctl networkset blocked cidr add 203.0.113.0/24\n  netctl networkset blocked cidr remove 192.0.2.0/24",
+			group("cidr", "Change the networks of the set", "  netctl networkset blocked cidr add 203.0.113.0/24\n  netctl networkset blocked cidr remove 192.0.2.0/24",
+				newNetworksCommand(a, "add", "Add networks to the set", func(list []netip.Prefix, c netip.Prefix) ([]netip.Prefix, error) {
+					if slices.Contains(list, c) {
+						return list, nil
+					}
+					return append(list, c), nil
+				}),
+				newNetworksCommand(a, "remove", "Remove networks from the set", func(list []netip.Prefix, c netip.Prefix) ([]netip.Prefix, error) {
+					i := slices.Index(list, c)
+					if i < 0 {
+						return nil, notThere("the set has no network %s", c)
+					}
+					return slices.Delete(list, i, i+1), nil
+				}))))
 	cmd.ValidArgsFunction = a.completeFirst(datastore.KindNetworkSet, networkSetNames)
 	return cmd
 }
@@ -117,7 +118,7 @@ func newNetworksCommand(a *app, verb, short string, change func([]netip.Prefix, 
 	return &cobra.Command{
 		Use:     verb + " CIDR…",
 		Short:   short,
-		Example: "  netctl networkset blocked " + verb + " 203.0.113.0/24\n  netctl networkset blocked " + verb + " 203.0.113.0/24 2001:db8::/32",
+		Example: "  netctl networkset blocked cidr " + verb + " 203.0.113.0/24\n  netctl networkset blocked cidr " + verb + " 203.0.113.0/24 2001:db8::/32",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := nameOf(cmd)

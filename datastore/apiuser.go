@@ -60,7 +60,7 @@ func APIRoleOf(organisations []string) (role APIRole, api bool) {
 // KindRole is who may write objects of a kind by hand.
 func KindRole(k Kind) APIRole {
 	switch k {
-	case KindEndpoint, KindProfile, KindNetwork:
+	case KindEndpoint, KindProfile, KindNetwork, KindPolicy, KindTier, KindNetworkSet:
 		return APIOperate
 	}
 	return APIAdmin

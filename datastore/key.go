@@ -76,8 +76,12 @@ func checkObjectName(k Kind, name string) error {
 		if name != DefaultName {
 			err = &FieldError{Value: name, Reason: "the only " + string(k) + " is called " + DefaultName}
 		}
-	case KindNode, KindBGPFilter, KindReservation, KindNetwork, KindProfile, KindTier, KindPolicy, KindNetworkSet:
+	case KindNode, KindBGPFilter, KindReservation, KindNetwork, KindProfile, KindTier, KindNetworkSet:
 		err = CheckName(name)
+	case KindPolicy:
+		if err = CheckName(name); name == "test" { // netctl policy test
+			err = verbError(name)
+		}
 	case KindPeer:
 		err = checkPeerName(name)
 	case KindReport:

@@ -56,9 +56,13 @@ func CheckName(s string) error {
 		return err
 	}
 	if isVerb(s) {
-		return &FieldError{Value: s, Reason: "is a verb of the command line and cannot be a name"}
+		return verbError(s)
 	}
 	return nil
+}
+
+func verbError(s string) error {
+	return &FieldError{Value: s, Reason: "is a verb of the command line and cannot be a name"}
 }
 
 // checkWord is CheckName without the reserved words, for tags and for the parts

@@ -135,7 +135,7 @@ type Caller struct {
 }
 
 // Plural is a kind as it stands in paths: "pools".
-func Plural(k datastore.Kind) string { return strings.ToLower(string(k)) + "s" }
+func Plural(k datastore.Kind) string { return datastore.Plural(k) }
 
 // kindAt is the inverse of Plural.
 func kindAt(word string) (datastore.Kind, error) {

@@ -52,6 +52,21 @@ apiVersion: netctl/v1
 kind: Profile
 metadata: {name: lb}
 spec: {tags: [lb]}
+---
+apiVersion: netctl/v1
+kind: NetworkSet
+metadata: {name: blocked}
+spec: {cidrs: [192.0.2.0/24]}
+---
+apiVersion: netctl/v1
+kind: Tier
+metadata: {name: security}
+spec: {order: 10, defaultAction: pass}
+---
+apiVersion: netctl/v1
+kind: Policy
+metadata: {name: gate}
+spec: {tier: security, ingress: [deny from set blocked]}
 `
 
 // TestRebuild: the store is lost under running containers, and written again from what
@@ -83,7 +98,7 @@ func TestRebuild(t *testing.T) {
 		t.Errorf("history: %s", out)
 	}
 	everything := func() (text string) {
-		for _, kind := range []string{"configs", "bgpfilters", "bgpconfigs", "nodes", "peers", "pools", "reservations", "blocks", "profiles", "networks", "endpoints"} {
+		for _, kind := range []string{"configs", "bgpfilters", "bgpconfigs", "nodes", "peers", "pools", "reservations", "blocks", "networksets", "tiers", "policies", "profiles", "networks", "endpoints"} {
 			text += kind + "\n" + stripRevisions(netlab.Must(t, n1, "netctl", "get", kind, "-o", "yaml"))
 		}
 		lines := strings.Split(text, "\n") // when an address was given is when it was written
