@@ -9,12 +9,17 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"netctl/commands/control"
 	"netctl/datastore"
 )
+
+// rolePatience is how long a person's command waits for a role that was there and is not:
+// one that was killed is back in two seconds at most.
+const rolePatience = 3 * time.Second
 
 // orchestratorManual is the orchestrator of what no runtime attaches.
 const orchestratorManual = "manual"
@@ -217,7 +222,7 @@ func (a *app) elsewhere(ctx context.Context, s *settings, endpoint, node string)
 func (a *app) detachEndpoint(ctx context.Context, s *settings, t control.Target) error {
 	defer a.waiting("the agent")()
 	r := control.DetachRequest{Target: t}
-	err := control.NewAgentClient(s.Agent.Socket).Waiting(control.AgentPatience).Detach(ctx, r)
+	err := control.NewAgentClient(s.Agent.Socket).Waiting(rolePatience).Detach(ctx, r)
 	if control.NotRunning(err) {
 		return err // nothing has been done yet
 	}

@@ -243,7 +243,7 @@ func (x *explainer) side(ctx context.Context, own, other party, inward bool, t t
 	var err error
 	if x.live && own.Node == x.settings.Node {
 		side.From = fromAgent
-		side.Explanation, err = control.NewAgentClient(x.settings.Agent.Socket).Waiting(control.AgentPatience).Explain(ctx, r)
+		side.Explanation, err = control.NewAgentClient(x.settings.Agent.Socket).Waiting(rolePatience).Explain(ctx, r)
 		return side, err
 	}
 	index, err := x.index(own.Node)

@@ -53,7 +53,7 @@ func newBGPRoutesCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		answer, err := control.NewSpeakerClient(s.Speaker.Socket).Waiting(control.AgentPatience).BGPRoutes(cmd.Context(), q)
+		answer, err := control.NewSpeakerClient(s.Speaker.Socket).Waiting(rolePatience).BGPRoutes(cmd.Context(), q)
 		if err != nil {
 			return err
 		}
@@ -127,7 +127,7 @@ func newBGPSessionCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		session, err := control.NewSpeakerClient(s.Speaker.Socket).Waiting(control.AgentPatience).BGPSession(cmd.Context(), args[0], refresh)
+		session, err := control.NewSpeakerClient(s.Speaker.Socket).Waiting(rolePatience).BGPSession(cmd.Context(), args[0], refresh)
 		if err != nil {
 			return err
 		}

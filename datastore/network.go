@@ -17,8 +17,15 @@ func (n *Network) SetDefaults() {
 	if n.Spec.Profile == "" {
 		n.Spec.Profile = n.Metadata.Name
 	}
-	n.Spec.IPv6 = n.Spec.IPv6 || n.Spec.IPv6Only()
+	if n.Spec.IPv6Only() {
+		n.Spec.IPv6 = true
+		n.Metadata.Needs = max(n.Metadata.Needs, needsIPv6Only)
+	}
 }
+
+// needsIPv6Only is the version of the model that knows networks without IPv4: an older agent
+// would give their endpoints an IPv4 address.
+const needsIPv6Only = 3
 
 // IPv6Only says that the network's endpoints have no IPv4 address.
 func (s *NetworkSpec) IPv6Only() bool { return s.IPv4 != nil && !*s.IPv4 }
