@@ -47,7 +47,7 @@ func samples() []Object {
 		&Block{Metadata{Name: "10.0.0.0-28"}, BlockSpec{cidr("10.0.0.0/28"), "slave", true, 3,
 			[]Allocation{{0, "h0", "slave", "w", when}, {2, "h2", "slave2", "", when}}, []Released{{1, "boot", 77}}}},
 		&Reservation{Metadata{Name: "dns"}, ReservationSpec{[]netip.Prefix{cidr("10.0.0.53/32")}, "w"}},
-		&Network{Metadata{Name: "dataman"}, NetworkSpec{[]netip.Prefix{cidr("10.0.0.0/26")}, "p", new(false), true, map[string]string{"a": "b"}, []string{"podman", "cni"}}},
+		&Network{Metadata{Name: "dataman", Needs: needsIPv6Only}, NetworkSpec{[]netip.Prefix{cidr("10.0.0.0/26")}, "p", new(false), true, map[string]string{"a": "b"}, []string{"podman", "cni"}}},
 		&Endpoint{Metadata{Name: "slave/cni/0a1b/eth0", Labels: map[string]string{"org.x/y": "ü"}},
 			EndpointSpec{"slave", "cni", "0a1b", "eth0", "dataman", "nc0123456789a", "02:00:00:00:00:01",
 				[]netip.Addr{addr("10.0.0.48"), addr("fd00::1")}, []string{"dataman"}, []Port{{"http", "tcp", 80}}, []HostPort{{"udp", addr("192.0.2.1"), 5353, 53}, {"tcp", netip.Addr{}, 8080, 80}},
