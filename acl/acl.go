@@ -97,6 +97,8 @@ type Options struct {
 	FlowRate, FlowBurst uint32
 	// WorkloadToHost lists what a workload may open on its own host.
 	WorkloadToHost []HostPort
+	// BGPPort is the TCP port of BGP on every node; 0: 179.
+	BGPPort uint16
 }
 
 // HostPort is a port on the host: protocol number (IANA) and port.

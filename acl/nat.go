@@ -1,6 +1,7 @@
 package acl
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -11,6 +12,9 @@ import (
 // host's address. It is there while a pool asks for it: a base chain of its kind costs
 // each new flow.
 const ChainNAT = "nat_out"
+
+// bgpPort is that of BGP (RFC 4271, section 8).
+const bgpPort = 179
 
 // nat is what the chain depends on. The addresses of nodes count as outside, inside a
 // pool too: a node answers to another's address by a way of its own.
@@ -55,7 +59,7 @@ func (x *Index) setPool(name string, p *datastore.Pool) {
 			c.hook = &Hook{"postrouting", 100}
 		}
 		c.refs = 1
-		x.recompile(c, compileNAT(f))
+		x.recompile(c, compileNAT(f, x.options.BGPPort))
 	}
 }
 
@@ -104,7 +108,9 @@ func outermost(list []netip.Prefix) (out []netip.Prefix) {
 	return out
 }
 
-func compileNAT(f families) program {
+// compileNAT leaves BGP to nodes as it is: with the node's address a workload would be a peer
+// of theirs, whom they believe.
+func compileNAT(f families, bgp uint16) program {
 	p := program{families: f, used: map[string]bool{}}
 	for _, nf := range []uint32{nfIPv4, nfIPv6} {
 		if !f.has(nf) {
@@ -121,6 +127,7 @@ func compileNAT(f families) program {
 			return Rule{Match: []Term{num(NFProto, nf), from, to}, Counter: true, Verdict: Verdict{Kind: Masquerade}, Comment: comment}
 		}
 		p.rules = append(p.rules,
+			Rule{Match: []Term{num(NFProto, nf), from, inSet(dst, nodes), num(L4Proto, protoTCP), num(DstPort, uint32(cmp.Or(bgp, bgpPort)))}, Verdict: accept(), Comment: "natOutgoing: BGP to a node is the workload's own"},
 			masquerade("natOutgoing: to a node", inSet(dst, nodes)),
 			masquerade("natOutgoing: out of the pools", Term{Field: dst, Set: pools, Not: true}))
 	}

@@ -84,7 +84,7 @@ func fullNAT(r *Ruleset, objects map[string]datastore.Object) {
 	if f == (families{}) {
 		return
 	}
-	p := compileNAT(f)
+	p := compileNAT(f, 0)
 	r.Chains[ChainNAT] = &Chain{Name: ChainNAT, Hook: &Hook{"postrouting", 100}, Rules: p.rules}
 	for _, ref := range p.refs {
 		r.Sets[ref.name] = newSet(ref.name, ref.typ, ref.comment())

@@ -68,8 +68,8 @@ func (s *settings) agentConfig() (agent.Config, error) {
 		Interface: s.Agent.Interface, LinkPrefix: s.Agent.LinkPrefix, MTU: s.Agent.MTU,
 		Gateway: netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
 		Metrics: s.metricsAt("agent"), LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, RouteProtocol: s.Routes.AgentProtocol, RouteTable: s.Routes.Table, Tunnels: s.tunnels(),
-		WireGuardPort: uint16(s.Tunnels.WireGuardPort),
-		Runtimes:      runtimes.Config{Runtimes: s.Agent.Runtimes, DockerAPI: s.Docker.API, DockerDriver: s.Docker.Socket},
+		WireGuardPort: uint16(s.Tunnels.WireGuardPort), BGPPort: uint16(s.Speaker.Port),
+		Runtimes: runtimes.Config{Runtimes: s.Agent.Runtimes, DockerAPI: s.Docker.API, DockerDriver: s.Docker.Socket},
 	}
 	for _, text := range s.Agent.Addresses {
 		addr, err := netip.ParseAddr(text)

@@ -276,9 +276,9 @@ func (a *agent) cut(c conntrack.Cutter) (int, error) {
 	return c.Cut()
 }
 
-// closedFor is for how long at most the packet filter is not made whole, so that the CPU is
-// free for cutting the flows that began while it was open.
-const closedFor = 30 * time.Millisecond
+// closedFor is for how long at most the packet filter lets nothing pass, so that no flow goes on
+// that began while it was open and is yet to be cut.
+const closedFor = time.Second
 
 // closed has the flows cut that began while the filter was open, before it is whole again.
 func (a *agent) closed(r *acl.Ruleset) {

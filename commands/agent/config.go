@@ -32,6 +32,8 @@ type Config struct {
 	// StateDir survives a reboot (default /var/lib/netctl-node), RunDir does not
 	// (default /run/netctl-node).
 	StateDir, RunDir string
+	// BGPPort is the speakers' TCP port; 0 is 179.
+	BGPPort uint16
 	// Socket is the control socket (default RunDir/agent.sock).
 	Socket string
 	// Metrics is where metrics are shown; zero: on the machine alone.

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -192,6 +193,16 @@ func TestEncap(t *testing.T) {
 	pings(t, a, netip.MustParseAddr("192.168.100.103"))
 	if out := netlab.Must(t, n1, "nft", "list", "chain", "inet", "netctl", "nat_out"); !strings.Contains(out, `comment "natOutgoing: to a node"`) || strings.Contains(out, "ip daddr @nodes4 counter packets 0 ") {
 		t.Errorf("natOutgoing: %s", out)
+	}
+	// With the node's address it would be a peer of the other one's, whose routes are believed.
+	if err := a.Do(func() error {
+		c, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(t.Context(), "tcp", "192.168.100.103:179")
+		if err == nil {
+			_ = c.Close()
+		}
+		return err
+	}); err == nil {
+		t.Error("a workload of a pool with natOutgoing reaches BGP of another node")
 	}
 	if out := netlab.Must(t, n1, "netctl", "ipam", "check"); !strings.Contains(out, "nothing wrong") {
 		t.Errorf("ipam check: %s", out)
