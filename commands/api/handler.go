@@ -209,20 +209,20 @@ func (s *server) index(w http.ResponseWriter, _ *http.Request, who Caller) error
 // version) is left to its error.
 func manifestOf(o datastore.Object) (json.RawMessage, error) { return datastore.EncodeManifest(o) }
 
-// turn waits until objects may be read from the store and answered with: each answer is
-// held whole. leave ends it.
+// turn waits until objects may be read, written and answered with: what is read, for a
+// write too, is held whole. leave ends it.
 func (s *server) turn(ctx context.Context) (leave func(), err error) {
-	late := time.NewTimer(readWait)
+	late := time.NewTimer(turnWait)
 	defer late.Stop()
 	select {
-	case s.reads <- struct{}{}:
+	case s.turns <- struct{}{}:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-late.C:
-		return nil, fmt.Errorf("%d others read at once: try again: %w", maxReads, datastore.ErrUnavailable)
+		return nil, fmt.Errorf("%d others read and write at once: try again: %w", maxTurns, datastore.ErrUnavailable)
 	}
-	free := sync.OnceFunc(func() { <-s.reads })
-	end := time.AfterFunc(readTime, free)
+	free := sync.OnceFunc(func() { <-s.turns })
+	end := time.AfterFunc(turnTime, free)
 	return func() { end.Stop(); free() }, nil
 }
 
@@ -355,6 +355,11 @@ func (s *server) write(w http.ResponseWriter, r *http.Request, who Caller, kind 
 		return &datastore.FieldError{Field: "metadata.name", Value: string(o.Kind()) + " " + o.Meta().Name, Reason: "is not what the URL says: " + r.URL.Path}
 	}
 	name = o.Meta().Name
+	leave, err := s.turn(r.Context())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	did, err := s.Backend.Write(r.Context(), who, o, o.Meta().Revision, mode)
 	if err != nil {
 		if errors.Is(err, datastore.ErrConflict) {
@@ -397,6 +402,11 @@ func (s *server) remove(w http.ResponseWriter, r *http.Request, who Caller) erro
 	if err := who.may(datastore.KindRole(kind), "deleting "+Plural(kind)); err != nil {
 		return err
 	}
+	leave, err := s.turn(r.Context())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	warnings, err := s.Backend.Delete(r.Context(), who, kind, name, force)
 	if err != nil {
 		return err

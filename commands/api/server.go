@@ -36,17 +36,17 @@ const (
 	writeTime = 10 * time.Second
 	// actionTime bounds an action: a drain waits for as long as it was told to.
 	actionTime = 15 * time.Minute
-	// readWait is how long who reads objects waits for its turn, readTime how long a turn
-	// is at most: who takes its answer slowly keeps nobody out.
-	readWait = 10 * time.Second
-	readTime = 20 * time.Second
+	// turnWait is how long who reads or writes objects waits for its turn, turnTime how long
+	// a turn is at most: who takes its answer slowly keeps nobody out.
+	turnWait = 10 * time.Second
+	turnTime = 20 * time.Second
 )
 
 // How much at the same time.
 const (
 	maxConnections = 8192
 	maxActions     = 32
-	maxReads       = 32
+	maxTurns       = 32
 )
 
 // Config is the role's settings.
@@ -73,7 +73,7 @@ type server struct {
 	Config
 	actions     map[string]Action
 	busy        chan struct{} // of actions
-	reads       chan struct{}
+	turns       chan struct{} // of who reads or writes objects
 	watch       *hub
 	description []byte
 }
@@ -123,7 +123,7 @@ func Run(ctx context.Context, c Config) error {
 
 func newServer(c Config) (*server, error) {
 	c.BodyTime = cmp.Or(c.BodyTime, bodyTime)
-	s := &server{Config: c, actions: map[string]Action{}, busy: make(chan struct{}, maxActions), reads: make(chan struct{}, maxReads), watch: newHub(c.Store, c.Log)}
+	s := &server{Config: c, actions: map[string]Action{}, busy: make(chan struct{}, maxActions), turns: make(chan struct{}, maxTurns), watch: newHub(c.Store, c.Log)}
 	for _, a := range c.Actions {
 		s.actions[a.Path] = a
 	}

@@ -62,7 +62,7 @@ func TestCertificatesOnRecord(t *testing.T) {
 	}
 }
 
-// slow is a Backend whose reading takes until it is let go on.
+// slow is a Backend that takes until it is let go on.
 type slow struct {
 	Backend
 	inside atomic.Int32
@@ -88,10 +88,24 @@ type patient struct{ *httptest.ResponseRecorder }
 
 func (patient) SetWriteDeadline(time.Time) error { return nil }
 
-// TestReadsTakeTurns: however many list, read and begin to watch at once, so many are at
-// it; the others wait their turn, and are told when it does not come.
-func TestReadsTakeTurns(t *testing.T) {
-	for path, want := range map[string]string{"/v1/profiles": `"items":[]`, "/v1/profiles/web": `"web"`, "/v1/profiles?watch": "event: synced\n"} {
+func (b *slow) Write(ctx context.Context, _ Caller, o datastore.Object, _ int64, _ Mode) (Written, error) {
+	_, _, err := b.List(ctx, o.Kind())
+	return Written{Object: o, Verb: "updated"}, err
+}
+
+func (b *slow) Delete(ctx context.Context, _ Caller, k datastore.Kind, _ string, _ bool) ([]string, error) {
+	_, _, err := b.List(ctx, k)
+	return []string{"gone"}, err
+}
+
+// TestObjectsInTurns: however many list, read, begin to watch, write and delete at once, so
+// many are at it; the others wait their turn, and are told when it does not come.
+func TestObjectsInTurns(t *testing.T) {
+	const manifest = `{"apiVersion":"netctl/v1","kind":"Profile","metadata":{"name":"web"},"spec":{}}`
+	for request, want := range map[string]string{
+		"GET /v1/profiles": `"items":[]`, "GET /v1/profiles/web": `"web"`, "GET /v1/profiles?watch": "event: synced\n", "PUT /v1/profiles/web": `"web"`, "DELETE /v1/profiles/web": "",
+	} {
+		method, path, _ := strings.Cut(request, " ")
 		synctest.Test(t, func(t *testing.T) {
 			b := &slow{goOn: make(chan struct{})}
 			s, err := newServer(Config{Backend: b, Log: slog.New(slog.DiscardHandler)})
@@ -108,32 +122,34 @@ func TestReadsTakeTurns(t *testing.T) {
 				for range n {
 					w := httptest.NewRecorder()
 					list = append(list, w)
-					all.Go(func() { h.ServeHTTP(patient{w}, httptest.NewRequestWithContext(ctx, http.MethodGet, path, nil)) })
+					all.Go(func() {
+						h.ServeHTTP(patient{w}, httptest.NewRequestWithContext(ctx, method, path, strings.NewReader(manifest)))
+					})
 				}
 				synctest.Wait()
 				return list
 			}
-			first, late := many(maxReads), many(100)
-			if n := b.inside.Load(); n != maxReads {
-				t.Errorf("%s: %d read at once", path, n)
+			first, late := many(maxTurns), many(100)
+			if n := b.inside.Load(); n != maxTurns {
+				t.Errorf("%s: %d at once", request, n)
 			}
-			time.Sleep(readWait)
+			time.Sleep(turnWait)
 			synctest.Wait()
 			for _, w := range late {
-				if text := w.Body.String(); w.Code != http.StatusServiceUnavailable || !strings.Contains(text, "read at once: try again") {
-					t.Errorf("%s: %d %s", path, w.Code, text)
+				if text := w.Body.String(); w.Code != http.StatusServiceUnavailable || !strings.Contains(text, "at once: try again") {
+					t.Errorf("%s: %d %s", request, w.Code, text)
 				}
 			}
 			waiting := many(100)
 			close(b.goOn)
 			synctest.Wait()
 			for _, w := range append(first, waiting...) {
-				if text := w.Body.String(); w.Code != http.StatusOK || !strings.Contains(text, want) {
-					t.Errorf("%s: %d %s", path, w.Code, text)
+				if text := w.Body.String(); w.Code/100 != 2 || !strings.Contains(text, want) {
+					t.Errorf("%s: %d %s", request, w.Code, text)
 				}
 			}
-			if n := len(s.reads); n != 0 {
-				t.Errorf("%s: %d turns did not end", path, n)
+			if n := len(s.turns); n != 0 {
+				t.Errorf("%s: %d turns did not end", request, n)
 			}
 			cancel() // watches
 			all.Wait()
