@@ -49,7 +49,7 @@ func runAPI(ctx context.Context, a *app, s *settings) error {
 	own.Client.Server = "" // what this machine's command line asks, maybe this very role
 	return api.Run(ctx, api.Config{
 		Node: s.Node, Version: version, StateDir: s.StateDir, RunDir: s.RunDir,
-		Listen: s.API.Listen, CA: files.CA, Cert: files.Cert, Key: files.Key,
+		Listen: s.API.Listen, CA: files.CA, Cert: files.Cert, Key: files.Key, Granted: s.API.CA == "",
 		Store: store, Backend: &backend{settings: &own, store: store}, Actions: actions(), Log: log,
 	})
 }
@@ -70,7 +70,7 @@ func newAPIGrantCommand(a *app) *cobra.Command {
 		Long: "Make a key and a certificate with which NAME may use the API over the network: NAME.key, NAME.crt and ca.crt, in this folder or that of\n" +
 			"--dir. An earlier certificate of NAME is good for nothing from then on. read looks at everything that is no secret; operate changes\n" +
 			"endpoints, profiles and networks, and drains nodes, too; admin does everything. It is made on a member of the datastore, where the\n" +
-			"authority's key is.",
+			"authority's key is, and refused while a node runs an older netctl, whose etcd may take such a certificate for everything.",
 		Example: "  netctl api grant grafana --role read\n  netctl api grant alice --role admin --expires 24h --dir /root/alice",
 		Args:    cobra.ExactArgs(1),
 
@@ -80,7 +80,7 @@ func newAPIGrantCommand(a *app) *cobra.Command {
 	cmd.Flags().StringVar(&role, "role", "", "what it may do: read, operate or admin")
 	cmd.Flags().DurationVar(&life, "expires", apiLife, "how `long` the certificate is good")
 	cmd.Flags().StringVar(&dir, "dir", ".", "`folder` of the files")
-	cmd.Flags().BoolVar(&force, "force", false, "write over files of these names")
+	cmd.Flags().BoolVar(&force, "force", false, "write over files of these names, and whatever version other nodes run")
 	_ = cmd.MarkFlagRequired("role")
 	_ = cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions([]string{"read", "operate", "admin"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -114,6 +114,11 @@ func (a *app) grantAPI(ctx context.Context, name string, role datastore.APIRole,
 	ca, err := pki.Open(filepath.Dir(file))
 	if err != nil {
 		return fmt.Errorf("the authority's key has to be beside %s, as on a member of the datastore: %w", file, err)
+	}
+	if !force {
+		if err := a.upgraded(ctx); err != nil {
+			return err
+		}
 	}
 	files := pki.In(dir, name)
 	if err := placeable(files, ca, force); err != nil {
@@ -149,6 +154,45 @@ func (a *app) grantAPI(ctx context.Context, name string, role datastore.APIRole,
 		return fmt.Errorf("%w: do it again", err)
 	}
 	return a.print(fmt.Sprintf("%s, %s and %s: role %s, until %s\n", files.Cert, files.Key, filepath.Base(files.CA), role, cert.NotAfter.UTC().Format("2006-01-02 15:04 MST")))
+}
+
+// upgraded refuses while a node runs an older netctl than this: etcd of one that knows no
+// certificates for the API takes them for everything.
+func (a *app) upgraded(ctx context.Context) error {
+	view, err := a.view(ctx, datastore.KindNode)
+	if err != nil {
+		return err
+	}
+	for _, o := range objectsOf(view, datastore.KindNode) {
+		if v := o.(*datastore.Node).Status.Version; v != "" && older(v, version) {
+			return fmt.Errorf("node %s runs netctl %s, and this is %s: etcd of an older member may take the certificate for everything: `netctl upgrade FILE --all` first, or --force", o.Meta().Name, v, version)
+		}
+	}
+	return nil
+}
+
+// older says whether a version may come before another: of two that neither numbers nor
+// commits since a tag (`git describe`) put in order, either may.
+func older(v, than string) bool {
+	v, than = strings.TrimPrefix(v, "v"), strings.TrimPrefix(than, "v")
+	a, b := versionNumbers(v), versionNumbers(than)
+	return v != than && (a == nil || b == nil || slices.Compare(a[:3], b[:3]) < 0 || slices.Equal(a[:3], b[:3]) && (len(a) < 4 || len(b) < 4 || a[3] < b[3]))
+}
+
+// versionNumbers are the three numbers of a version, and how many commits it is after its
+// tag if it says that; nil: it has none.
+func versionNumbers(v string) []int {
+	n, rest := make([]int, 4), ""
+	if got, _ := fmt.Sscanf(v+"-", "%d.%d.%d%s", &n[0], &n[1], &n[2], &rest); got < 4 {
+		return nil
+	}
+	if rest == "-" || rest == "-dirty-" {
+		return n
+	}
+	if got, _ := fmt.Sscanf(rest, "-%d-g", &n[3]); got < 1 || !strings.Contains(rest, "-g") {
+		return n[:3]
+	}
+	return n
 }
 
 // placeable refuses to write over what somebody else put there.

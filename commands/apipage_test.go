@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"netctl/datastore"
+	"netctl/datastore/etcd"
 	"netctl/datastore/pki"
 	"netctl/netdev/netlab"
 )
@@ -40,7 +42,7 @@ func TestAPIPage(t *testing.T) {
 	}
 	url, config := "https://"+netlab.FreeAddress(t), filepath.Join(dir, "netctl.yaml")
 	text := "node: slave\nstateDir: " + filepath.Join(dir, "state") + "\nrunDir: " + run +
-		"\napi: {listen: ['" + url + "'], ca: " + files.CA + ", cert: " + files.Cert + ", key: " + files.Key + "}\n"
+		"\napi: {listen: ['" + url + "']}\netcd: {tls: {ca: " + files.CA + ", cert: " + files.Cert + ", key: " + files.Key + "}}\n" // as on a member
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -88,6 +90,22 @@ func TestAPIPage(t *testing.T) {
 	c := exec.CommandContext(t.Context(), "bash", "-c", strings.Join(script, "\n"))
 	c.Env = env
 	if said, err := c.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, said)
+	}
+
+	// A datastore that was made anew has no record of a certificate.
+	store, err := etcd.Open(t.Context(), etcd.Options{Endpoints: []string{"unix://" + filepath.Join(run, "etcd.sock")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	forget := datastore.Txn{Then: []datastore.Op{{Key: datastore.APIUserPrefix + "alice"}}}
+	if _, err := store.Commit(t.Context(), forget); err != nil {
+		t.Fatal(err)
+	}
+	c = exec.CommandContext(t.Context(), "bash", "-c", "curl -sS --cacert $DIR/ca.crt --cert $DIR/alice.crt --key $DIR/alice.key $URL/v1")
+	c.Env = env
+	if said, err := c.CombinedOutput(); err != nil || !strings.Contains(string(said), "the certificate of alice is not on record") || strings.Count(string(said), "\n") != 1 {
 		t.Errorf("%v: %s", err, said)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,10 +17,12 @@ import (
 	"netctl/datastore"
 )
 
-// caller is who has an API run a command, and the files that came along.
+// caller is who has an API do something, and the files that came along.
 type caller struct {
+	name  string
 	role  datastore.APIRole
 	files map[string]string
+	does  string // as the history says it
 }
 
 // may refuses a caller of the API who may not write a kind by hand.
@@ -36,10 +39,12 @@ type backend struct {
 	store    clusterStore
 }
 
-// run is an app of one request; what it prints is kept.
+// run is an app of one request, whose changes are recorded; what it prints is kept.
 func (b *backend) run(who caller, stdin string) (a *app, out, errs *bytes.Buffer) {
 	out, errs = &bytes.Buffer{}, &bytes.Buffer{}
-	return &app{in: strings.NewReader(stdin), out: out, err: errs, loaded: b.settings, opened: b.store, caller: &who}, out, errs
+	host, _ := os.Hostname() // it is said without
+	store := recorded(b.store, datastore.HistoryRecord{User: who.name, Host: host, Node: b.settings.Node, Command: "api " + who.does})
+	return &app{in: strings.NewReader(stdin), out: out, err: errs, loaded: b.settings, opened: store, caller: &who}, out, errs
 }
 
 // warned are the warnings among what was printed.
@@ -82,8 +87,9 @@ func (b *backend) Read(ctx context.Context, k datastore.Kind, name string) (data
 func (b *backend) Name(k datastore.Kind, s string) string { return nameOfKind(k, s) }
 
 // Write implements api.Backend.
-func (b *backend) Write(ctx context.Context, o datastore.Object, revision int64, m api.Mode) (w api.Written, err error) {
-	a, _, errs := b.run(caller{role: datastore.APIAdmin}, "") // its role was looked at
+func (b *backend) Write(ctx context.Context, who api.Caller, o datastore.Object, revision int64, m api.Mode) (w api.Written, err error) {
+	verb := map[api.Mode]string{api.Apply: "apply", api.Create: "create", api.Replace: "replace"}[m]
+	a, _, errs := b.run(caller{name: who.Name, role: datastore.APIAdmin, does: verb + " " + label(o)}, "") // its role was looked at
 	mode := map[api.Mode]writeMode{api.Apply: modeApply, api.Create: modeCreate, api.Replace: modeReplace}[m]
 	err = a.write(ctx, []manifest{{object: o, revision: revision}}, mode, func(p planned) {
 		a.noted(p)
@@ -101,15 +107,16 @@ func (b *backend) Write(ctx context.Context, o datastore.Object, revision int64,
 }
 
 // Delete implements api.Backend.
-func (b *backend) Delete(ctx context.Context, k datastore.Kind, name string, force bool) ([]string, error) {
-	a, _, errs := b.run(caller{role: datastore.APIAdmin}, "")
+func (b *backend) Delete(ctx context.Context, who api.Caller, k datastore.Kind, name string, force bool) ([]string, error) {
+	a, _, errs := b.run(caller{name: who.Name, role: datastore.APIAdmin, does: "delete " + labelOf(k, name)}, "")
 	err := a.delete(ctx, k, name, force)
 	return warned(errs), err
 }
 
 // Do implements api.Backend.
 func (b *backend) Do(ctx context.Context, who api.Caller, action api.Action, q api.Request) (answer api.Answer) {
-	a, out, errs := b.run(caller{role: who.Role, files: q.Files}, q.Stdin)
+	does := append(strings.Fields(q.Name), q.Args...)
+	a, out, errs := b.run(caller{name: who.Name, role: who.Role, files: q.Files, does: strings.Join(append([]string{action.Path}, does...), " ")}, q.Stdin)
 	_, chosen := q.Flags["output"]
 	result := action.Prints && !chosen
 	err := a.runAction(ctx, action, q, result)

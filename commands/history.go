@@ -66,7 +66,7 @@ func newHistoryCommand(a *app) *cobra.Command {
 		Short: "Show who changed what, and when",
 		Long: "Show who changed what, and when, the newest first: of everything, of a kind, or of one object. Each change has the revision by which\n" +
 			"netctl undo takes it back. With -o yaml or json the objects before and after it.\n" +
-			"Written down is what this command line changes, and what agents make and remove for people, not what agents write of\n" +
+			"Written down is what this command line and the API change, and what agents make and remove for people, not what agents write of\n" +
 			"themselves (blocks, endpoints, reports, where a node is). What was written otherwise, by etcdctl or an older netctl, is shown as unknown, as far as\n" +
 			"the object as it is now tells. The last " + fmt.Sprint(datastore.HistoryRecords) + " changes of at most " + fmt.Sprint(int(datastore.HistoryAge.Hours()/24)) + " days are kept.",
 		Example:           "  netctl history\n  netctl history profile web\n  netctl history pools -o yaml",

@@ -70,7 +70,7 @@ func KindRole(k Kind) APIRole {
 const APIUserPrefix = "/netctl/api/v1/users/"
 
 // APIUser says which certificate of a name is good for the API. Of a name that has no
-// record every certificate of the cluster's authority is.
+// record none of netctl's own authority is, and each of another one that the API trusts.
 type APIUser struct {
 	Name string `json:"name"`
 	Role string `json:"role"`

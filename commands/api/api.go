@@ -120,8 +120,8 @@ type Backend interface {
 	// Read returns one object.
 	Read(ctx context.Context, k datastore.Kind, name string) (datastore.Object, error)
 	// Write writes an object; revision is that which it was read in, 0: whatever.
-	Write(ctx context.Context, o datastore.Object, revision int64, m Mode) (Written, error)
-	Delete(ctx context.Context, k datastore.Kind, name string, force bool) (warnings []string, err error)
+	Write(ctx context.Context, who Caller, o datastore.Object, revision int64, m Mode) (Written, error)
+	Delete(ctx context.Context, who Caller, k datastore.Kind, name string, force bool) (warnings []string, err error)
 	Do(ctx context.Context, who Caller, action Action, q Request) Answer
 	// Name is an object's name as people write it.
 	Name(k datastore.Kind, s string) string

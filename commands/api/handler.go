@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"netctl/commands/control"
@@ -207,6 +209,23 @@ func (s *server) index(w http.ResponseWriter, _ *http.Request, who Caller) error
 // version) is left to its error.
 func manifestOf(o datastore.Object) (json.RawMessage, error) { return datastore.EncodeManifest(o) }
 
+// turn waits until objects may be read, written and answered with: what is read, for a
+// write too, is held whole. leave ends it.
+func (s *server) turn(ctx context.Context) (leave func(), err error) {
+	late := time.NewTimer(turnWait)
+	defer late.Stop()
+	select {
+	case s.turns <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-late.C:
+		return nil, fmt.Errorf("%d others read and write at once: try again: %w", maxTurns, datastore.ErrUnavailable)
+	}
+	free := sync.OnceFunc(func() { <-s.turns })
+	end := time.AfterFunc(turnTime, free)
+	return func() { end.Stop(); free() }, nil
+}
+
 // List is GET /v1/KINDS.
 type List struct {
 	Revision int64             `json:"revision"` // of the store: watch after it
@@ -229,6 +248,11 @@ func (s *server) list(w http.ResponseWriter, r *http.Request, who Caller) error 
 	if err != nil {
 		return err
 	}
+	leave, err := s.turn(r.Context())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	objects, revision, err := s.Backend.List(r.Context(), kind)
 	if err != nil {
 		return err
@@ -265,6 +289,11 @@ func (s *server) read(w http.ResponseWriter, r *http.Request, _ Caller) error {
 	if err != nil {
 		return err
 	}
+	leave, err := s.turn(r.Context())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	o, err := s.Backend.Read(r.Context(), kind, name)
 	if err != nil {
 		return err
@@ -326,7 +355,12 @@ func (s *server) write(w http.ResponseWriter, r *http.Request, who Caller, kind 
 		return &datastore.FieldError{Field: "metadata.name", Value: string(o.Kind()) + " " + o.Meta().Name, Reason: "is not what the URL says: " + r.URL.Path}
 	}
 	name = o.Meta().Name
-	did, err := s.Backend.Write(r.Context(), o, o.Meta().Revision, mode)
+	leave, err := s.turn(r.Context())
+	if err != nil {
+		return err
+	}
+	defer leave()
+	did, err := s.Backend.Write(r.Context(), who, o, o.Meta().Revision, mode)
 	if err != nil {
 		if errors.Is(err, datastore.ErrConflict) {
 			if now, failed := s.Backend.Read(r.Context(), kind, name); failed == nil {
@@ -368,7 +402,12 @@ func (s *server) remove(w http.ResponseWriter, r *http.Request, who Caller) erro
 	if err := who.may(datastore.KindRole(kind), "deleting "+Plural(kind)); err != nil {
 		return err
 	}
-	warnings, err := s.Backend.Delete(r.Context(), kind, name, force)
+	leave, err := s.turn(r.Context())
+	if err != nil {
+		return err
+	}
+	defer leave()
+	warnings, err := s.Backend.Delete(r.Context(), who, kind, name, force)
 	if err != nil {
 		return err
 	}

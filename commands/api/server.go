@@ -16,7 +16,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -37,12 +36,17 @@ const (
 	writeTime = 10 * time.Second
 	// actionTime bounds an action: a drain waits for as long as it was told to.
 	actionTime = 15 * time.Minute
+	// turnWait is how long who reads or writes objects waits for its turn, turnTime how long
+	// a turn is at most: who takes its answer slowly keeps nobody out.
+	turnWait = 10 * time.Second
+	turnTime = 20 * time.Second
 )
 
 // How much at the same time.
 const (
 	maxConnections = 8192
 	maxActions     = 32
+	maxTurns       = 32
 )
 
 // Config is the role's settings.
@@ -53,9 +57,12 @@ type Config struct {
 	// clients' authority, and of the server. They are read again for each connection.
 	Listen        []string
 	CA, Cert, Key string
-	Store         datastore.Store
-	Backend       Backend
-	Actions       []Action
+	// Granted says that the clients' authority is netctl's own, which keeps records of its
+	// certificates: one without is not good. Restored datastores have none.
+	Granted bool
+	Store   datastore.Store
+	Backend Backend
+	Actions []Action
 	// BodyTime is how long a client may take for its request's body; default 20 s.
 	BodyTime time.Duration
 	Log      *slog.Logger
@@ -66,6 +73,7 @@ type server struct {
 	Config
 	actions     map[string]Action
 	busy        chan struct{} // of actions
+	turns       chan struct{} // of who reads or writes objects
 	watch       *hub
 	description []byte
 }
@@ -115,7 +123,7 @@ func Run(ctx context.Context, c Config) error {
 
 func newServer(c Config) (*server, error) {
 	c.BodyTime = cmp.Or(c.BodyTime, bodyTime)
-	s := &server{Config: c, actions: map[string]Action{}, busy: make(chan struct{}, maxActions), watch: newHub(c.Store, c.Log)}
+	s := &server{Config: c, actions: map[string]Action{}, busy: make(chan struct{}, maxActions), turns: make(chan struct{}, maxTurns), watch: newHub(c.Store, c.Log)}
 	for _, a := range c.Actions {
 		s.actions[a.Path] = a
 	}
@@ -148,7 +156,7 @@ func (c Config) listen(ctx context.Context) (list []net.Listener, err error) {
 		if err != nil {
 			return list, fmt.Errorf("api: listen %s: %w", text, err)
 		}
-		list = append(list, tls.NewListener(&bounded{l, make(chan struct{}, maxConnections)}, &tls.Config{
+		list = append(list, tls.NewListener(control.Bound(l, maxConnections), &tls.Config{
 			MinVersion:         tls.VersionTLS12,
 			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.tls() },
 		}))
@@ -174,40 +182,6 @@ func (c Config) tls() (*tls.Config, error) {
 		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair},
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool, NextProtos: []string{"http/1.1"},
 	}, nil
-}
-
-// bounded is a listener with so many connections at most: one more is closed.
-type bounded struct {
-	net.Listener
-	room chan struct{}
-}
-
-// Accept implements net.Listener.
-func (b *bounded) Accept() (net.Conn, error) {
-	for {
-		conn, err := b.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		select {
-		case b.room <- struct{}{}:
-			return &counted{Conn: conn, leave: sync.OnceFunc(func() { <-b.room })}, nil
-		default:
-			_ = conn.Close()
-		}
-	}
-}
-
-// counted is a connection of a bounded listener.
-type counted struct {
-	net.Conn
-	leave func()
-}
-
-// Close implements net.Conn.
-func (c *counted) Close() error {
-	defer c.leave()
-	return c.Conn.Close()
 }
 
 // serve answers on one listener until ctx ends.
@@ -245,7 +219,8 @@ func (s *server) caller(r *http.Request) (Caller, error) {
 	return who, s.known(r.Context(), who)
 }
 
-// known refuses a certificate that was taken back or that another of the name replaced.
+// known refuses a certificate that was taken back, that another of the name replaced, or
+// that has no record where it should.
 func (s *server) known(ctx context.Context, who Caller) error {
 	at, err := datastore.APIUserKey(who.Name)
 	if err != nil {
@@ -255,6 +230,9 @@ func (s *server) known(ctx context.Context, who Caller) error {
 	revision, err := datastore.Record(ctx, s.Store, at, &u)
 	if err != nil {
 		return err
+	}
+	if revision == 0 && s.Granted {
+		return fmt.Errorf("the certificate of %s is not on record, as after a restore (`netctl api grant %s --role %s` on a member makes another): %w", who.Name, who.Name, who.Role, datastore.ErrDenied)
 	}
 	if revision != 0 && u.Serial != who.Serial {
 		return fmt.Errorf("the certificate of %s was revoked or replaced (`netctl api list`): %w", who.Name, datastore.ErrDenied)

@@ -70,14 +70,30 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, who Caller, kind
 	}
 	defer s.watch.leave(me)
 	c := &client{w: w, control: http.NewResponseController(w), keep: keep, resumed: whole, has: map[string]bool{}}
+	if after, err = s.begin(w, r, kinds, c, after); err != nil {
+		return err
+	}
+	s.follow(r, who, me, c, after)
+	return nil
+}
+
+// begin sends what comes before the changes after a revision: nothing, if the client goes
+// on there, else what there is, in its turn. From the revision that it returns on changes
+// are told.
+func (s *server) begin(w http.ResponseWriter, r *http.Request, kinds []datastore.Kind, c *client, after int64) (int64, error) {
 	var first [][]byte
-	if !whole {
+	if !c.resumed {
+		leave, err := s.turn(r.Context())
+		if err != nil {
+			return 0, err
+		}
+		defer leave()
 		if after != 0 {
 			first = append(first, frame("reset", 0, []byte("{}")))
 		}
 		present, at, err := s.present(r, kinds, c)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		first, after = append(first, present...), at
 	}
@@ -85,10 +101,10 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, who Caller, kind
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusOK)
 	_ = c.control.SetReadDeadline(time.Time{})
-	if c.send(first...) == nil {
-		s.follow(r, who, me, c, after)
+	if c.send(first...) != nil {
+		return 0, http.ErrAbortHandler // nobody is there to tell
 	}
-	return nil
+	return after, nil
 }
 
 // revisionIn is the revision after which a client watches; 0: from the beginning.

@@ -19,6 +19,7 @@ import (
 	"netctl/datastore"
 	"netctl/datastore/memory"
 	"netctl/datastore/pki"
+	"netctl/netdev/netlab"
 )
 
 // world is a member that lets nodes in, on a port of its own.
@@ -430,5 +431,28 @@ func TestStrangers(t *testing.T) {
 			t.Errorf("%s: %s, %v, %+v", name, resp.Status, err, no)
 		}
 		resp.Body.Close()
+	}
+}
+
+// TestSilentStrangers: who connects and says nothing, however often, holds a bounded
+// number of descriptors.
+func TestSilentStrangers(t *testing.T) {
+	w := newWorld(t, time.Hour)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &netlab.Census{Listener: l}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.service.Serve(ctx, c) }()
+	const strangers = maxConnections + 100
+	netlab.Crowd(t, c, strangers)
+	if c.All.Load() != strangers || c.Most.Load() > maxConnections+1 { // the one is about to be closed
+		t.Errorf("%d of %d connections at once", c.Most.Load(), c.All.Load())
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/datastore/pki"
 )
@@ -81,6 +82,9 @@ func (s *Service) TLS() *tls.Config {
 	}
 }
 
+// maxConnections is how many may ask at a time: who asks need not be known.
+const maxConnections = 512
+
 // Serve answers on the listeners until ctx ends, and closes them.
 func (s *Service) Serve(ctx context.Context, listeners ...net.Listener) error {
 	server := &http.Server{
@@ -92,7 +96,7 @@ func (s *Service) Serve(ctx context.Context, listeners ...net.Listener) error {
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
-		go func() { failed <- server.Serve(tls.NewListener(l, s.TLS())) }()
+		go func() { failed <- server.Serve(tls.NewListener(control.Bound(l, maxConnections), s.TLS())) }()
 	}
 	var err error
 	for range listeners {

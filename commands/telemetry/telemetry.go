@@ -114,9 +114,10 @@ func (r *Role) Tasks() []control.Task {
 
 // The bounds of those who ask by TCP, who may be slow, and many.
 const (
-	askTime   = 10 * time.Second
-	mostAsked = 8 // at once
-	againTCP  = 5 * time.Second
+	askTime       = 10 * time.Second
+	mostAsked     = 8 // at once
+	mostConnected = 64
+	againTCP      = 5 * time.Second
 )
 
 // listen answers by TCP. A port that is taken, or an address that the host does not have
@@ -151,7 +152,7 @@ func (r *Role) serve(ctx context.Context, l net.Listener) error {
 		ErrorLog: slog.NewLogLogger(r.log.Handler(), slog.LevelDebug),
 	}
 	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
-	if err := srv.Serve(l); ctx.Err() == nil {
+	if err := srv.Serve(control.Bound(l, mostConnected)); ctx.Err() == nil {
 		return err
 	}
 	return nil
