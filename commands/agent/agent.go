@@ -277,16 +277,30 @@ func (a *agent) cut(c conntrack.Cutter) (int, error) {
 }
 
 // closedFor is for how long at most the packet filter lets nothing pass, so that no flow goes on
-// that began while it was open and is yet to be cut.
-const closedFor = time.Second
+// that began while it was open and is yet to be cut. Each closedLook it is looked at whether
+// somebody took it away again meanwhile.
+const (
+	closedFor  = time.Second
+	closedLook = 5 * time.Millisecond
+)
 
 // closed has the flows cut that began while the filter was open, before it is whole again.
 func (a *agent) closed(r *acl.Ruleset) {
-	enough := time.NewTimer(closedFor)
+	done := a.loop.flows.repaired(r, a.loop.links.own())
+	enough, look := time.NewTimer(closedFor), time.NewTicker(closedLook)
 	defer enough.Stop()
-	select {
-	case <-a.loop.flows.repaired(r, a.loop.links.own()):
-	case <-enough.C:
+	defer look.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-enough.C:
+			return
+		case <-look.C:
+			if there, err := a.nft.Families(); err != nil || !slices.Contains(there, "inet") {
+				return
+			}
+		}
 	}
 }
 
