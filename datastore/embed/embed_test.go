@@ -216,6 +216,21 @@ func TestHistoryLeavesRoom(t *testing.T) {
 			t.Fatalf("%d records have %d bytes", len(snap.Entries), size)
 		}
 	}
+	// Filled with what is needed, it gives way.
+	var err error
+	fill := func(i, size int) error {
+		_, err := s.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: datastore.Prefix + "fill/" + strconv.Itoa(i), Value: make([]byte, size)}}})
+		return err
+	}
+	for i := 0; err == nil; i++ {
+		err = fill(i, 64<<10)
+	}
+	for end := time.Now().Add(patience); errors.Is(err, datastore.ErrFull) && time.Now().Before(end); <-time.After(50 * time.Millisecond) {
+		err = fill(0, 1)
+	}
+	if snap, e := s.List(t.Context(), datastore.HistoryPrefix); err != nil || e != nil || len(snap.Entries) == 0 {
+		t.Errorf("full of other things: %v, %v, %d records", err, e, len(snap.Entries))
+	}
 }
 
 // TestKilled starts over what a killed server leaves: a stale socket.
