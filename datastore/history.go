@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,6 +40,9 @@ func FullHistory(bytes int64) int64 { return bytes / 8 }
 // keys cost. One that would be larger is recorded without what it changed.
 const maxRecorded = MaxTxnBytes + MaxTxnBytes/4
 
+// maxAfter bounds an object that is kept as it was after a change, in bytes.
+const maxAfter = 64 << 10
+
 // maxCommand bounds a recorded command line, in bytes.
 const maxCommand = 500
 
@@ -56,12 +61,23 @@ type HistoryRecord struct {
 }
 
 // HistoryChange is an object before and after a change, as it is stored; nil: it was not
-// there. Omitted says that neither is kept, for its size.
+// there. Sum is in the place of a large After: its SHA-256 in hex, which is enough to undo
+// the change. Omitted says that nothing is kept, for its size.
 type HistoryChange struct {
 	Key     string          `json:"key"`
 	Before  json.RawMessage `json:"before,omitempty"`
 	After   json.RawMessage `json:"after,omitempty"`
+	Sum     string          `json:"sum,omitempty"`
 	Omitted bool            `json:"omitted,omitempty"`
+}
+
+// Deleted says that the change took the object away.
+func (c HistoryChange) Deleted() bool { return c.After == nil && c.Sum == "" && !c.Omitted }
+
+// HistorySum is Sum of a stored object.
+func HistorySum(value []byte) string {
+	sum := sha256.Sum256(value)
+	return hex.EncodeToString(sum[:])
 }
 
 // HasHistory says whether changes of a kind are recorded: those that people write.
@@ -197,7 +213,11 @@ func (r *Recorder) changes(ctx context.Context, t Txn) (list []HistoryChange, er
 			return nil, err
 		}
 		if !bytes.Equal(before, op.Value) {
-			list = append(list, HistoryChange{Key: op.Key, Before: before, After: op.Value})
+			c := HistoryChange{Key: op.Key, Before: before, After: op.Value}
+			if len(c.After) > maxAfter {
+				c.After, c.Sum = nil, HistorySum(op.Value)
+			}
+			list = append(list, c)
 		}
 	}
 	return list, nil

@@ -83,7 +83,7 @@ func TestRecorderOfAFullStore(t *testing.T) {
 	change := func(i int) bool { // on record
 		t.Helper()
 		key := KindPrefix(KindProfile) + fmt.Sprint("p", i)
-		value := []byte(`"` + strings.Repeat("x", 100<<10) + `"`)
+		value := []byte(`"` + strings.Repeat("x", 50<<10) + `"`)
 		at, err := r.Commit(t.Context(), Txn{If: []Condition{{Key: key}}, Then: []Op{{Key: key, Value: value}}})
 		if err != nil {
 			t.Fatal(err)
@@ -96,7 +96,7 @@ func TestRecorderOfAFullStore(t *testing.T) {
 	}
 	n := 0
 	for ; change(n); n++ {
-		if n > HistoryBytes/4/(100<<10) {
+		if n > HistoryBytes/4/(50<<10) {
 			t.Fatal("it is never full")
 		}
 	}
@@ -240,6 +240,7 @@ func TestGrantHistory(t *testing.T) {
 		"what never was":    {"n2", HistoryChange{Key: put.Key, Before: evil, After: put.Value}, 0, false},
 		"what is not to be": {"n2", HistoryChange{Key: put.Key, After: evil}, 0, false},
 		"another object":    {"n2", HistoryChange{Key: other, Before: evil}, 0, false},
+		"a sum":             {"n2", HistoryChange{Key: put.Key, Sum: HistorySum(put.Value)}, 0, false},
 		"nothing kept":      {"n2", HistoryChange{Key: put.Key, Omitted: true}, 0, false},
 		"an old record":     {"n2", HistoryChange{Key: put.Key, After: put.Value}, 5, false},
 	} {
