@@ -196,41 +196,36 @@ func TestHistoryLeavesRoom(t *testing.T) {
 		}
 		last = revision
 	}
-	for end := time.Now().Add(patience); ; <-time.After(50 * time.Millisecond) {
-		put(t, s, "poke", 256<<10) // the server looks after so much
-		snap, err := s.List(t.Context(), datastore.HistoryPrefix)
-		if err != nil {
-			t.Fatal(err)
-		}
-		size, newest := 0, int64(0)
-		for _, e := range snap.Entries {
-			size, newest = size+len(e.Key)+len(e.Value), max(newest, e.Revision)
-		}
-		if size <= int(c.QuotaBytes/8) {
-			if newest != last {
-				t.Errorf("the newest record is of revision %d, not %d", newest, last)
+	within := func(most int64, before func()) {
+		t.Helper()
+		for end := time.Now().Add(patience); ; <-time.After(50 * time.Millisecond) {
+			before()
+			snap, err := s.List(t.Context(), datastore.HistoryPrefix)
+			if err != nil {
+				t.Fatal(err)
 			}
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%d records have %d bytes", len(snap.Entries), size)
+			size, newest := int64(0), int64(0)
+			for _, e := range snap.Entries {
+				size, newest = size+int64(len(e.Key)+len(e.Value)), max(newest, e.Revision)
+			}
+			if size <= most && newest == last {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%d records have %d bytes, the newest is of revision %d, not %d", len(snap.Entries), size, newest, last)
+			}
 		}
 	}
+	within(c.QuotaBytes/8, func() { put(t, s, "poke", 256<<10) }) // the server looks after so much
 	// Filled with what is needed, it gives way.
 	var err error
-	fill := func(i, size int) error {
-		_, err := s.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: datastore.Prefix + "fill/" + strconv.Itoa(i), Value: make([]byte, size)}}})
-		return err
-	}
 	for i := 0; err == nil; i++ {
-		err = fill(i, 64<<10)
+		_, err = s.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: datastore.Prefix + "fill/" + strconv.Itoa(i), Value: make([]byte, 64<<10)}}})
 	}
-	for end := time.Now().Add(patience); errors.Is(err, datastore.ErrFull) && time.Now().Before(end); <-time.After(50 * time.Millisecond) {
-		err = fill(0, 1)
+	if !errors.Is(err, datastore.ErrFull) {
+		t.Fatal(err)
 	}
-	if snap, e := s.List(t.Context(), datastore.HistoryPrefix); err != nil || e != nil || len(snap.Entries) == 0 {
-		t.Errorf("full of other things: %v, %v, %d records", err, e, len(snap.Entries))
-	}
+	within(datastore.FullHistory(c.QuotaBytes/8), func() {})
 }
 
 // TestKilled starts over what a killed server leaves: a stale socket.
