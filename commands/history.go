@@ -68,7 +68,7 @@ func newHistoryCommand(a *app) *cobra.Command {
 			"netctl undo takes it back. With -o yaml or json the objects before and after it.\n" +
 			"Written down is what this command line and the API change, and what agents make and remove for people, not what agents write of\n" +
 			"themselves (blocks, endpoints, reports, where a node is). What was written otherwise, by etcdctl or an older netctl, is shown as unknown, as far as\n" +
-			"the object as it is now tells. The last " + fmt.Sprint(datastore.HistoryRecords) + " changes of at most " + fmt.Sprint(int(datastore.HistoryAge.Hours()/24)) + " days are kept.",
+			"the object as it is now tells. The last " + fmt.Sprint(datastore.HistoryRecords) + " changes of at most " + fmt.Sprint(int(datastore.HistoryAge.Hours()/24)) + " days are kept, in no more than " + fmt.Sprint(datastore.HistoryBytes>>20) + " MiB.",
 		Example:           "  netctl history\n  netctl history profile web\n  netctl history pools -o yaml",
 		Args:              cobra.MaximumNArgs(2),
 		ValidArgsFunction: a.completeKindAndName,
@@ -234,8 +234,10 @@ func changeText(c datastore.HistoryChange, unknown bool) string {
 		verb = "written"
 	case c.Before == nil:
 		verb = "created"
-	case c.After == nil:
+	case c.Deleted():
 		verb = "deleted"
+	case c.Sum != "":
+		verb = "changed (too large to be shown)"
 	}
 	text := "    " + keyLabel(c.Key) + " " + verb + "\n"
 	if c.Before == nil || c.After == nil {

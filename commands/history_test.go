@@ -167,3 +167,43 @@ func TestHistoryAndUndo(t *testing.T) {
 	c.refuses("history endpoints", "is not kept")
 	c.refuses("history profile -x-", "")
 }
+
+// TestHistoryOfALargeObject: of what it became a sum is kept, by which it can be undone,
+// and what was done since is told.
+func TestHistoryOfALargeObject(t *testing.T) {
+	c := chronicle{t, memory.New()}
+	manifest := func(rules int) string {
+		var b strings.Builder
+		b.WriteString("apiVersion: netctl/v1\nkind: Profile\nmetadata: {name: web}\nspec:\n  inbound:\n")
+		for i := range rules {
+			fmt.Fprintf(&b, "  - allow tcp from cidr 2001:db8:1234:5678::%x/128 to ports 50001,50003,50005,50007,50009,50011,50013\n", i+1)
+		}
+		return b.String()
+	}
+	apply := func(rules int) int64 {
+		t.Helper()
+		if out, code := c.runWith("apply -f -", manifest(rules)); code != exitOK {
+			t.Fatal(out)
+		}
+		return c.revision()
+	}
+	created, grown, again := apply(0x300), apply(0x301), apply(0x302)
+	c.has("history profile web", "profile web created", "profile web changed (too large to be shown)")
+	list, err := datastore.History(t.Context(), c.store)
+	if err != nil || len(list) != 3 || list[1].Changes[0].After != nil || len(list[1].Changes[0].Before) < 64<<10 {
+		t.Fatalf("%d records, %v", len(list), err)
+	}
+	c.refuses(fmt.Sprint("undo ", grown), "profile web was changed since")
+	for _, r := range []int64{again, grown} {
+		c.must(fmt.Sprint("undo ", r))
+	}
+	if out := c.must("get profile web -o yaml"); strings.Contains(out, "::301/128") || !strings.Contains(out, "::300/128") {
+		t.Error("it is not as it was")
+	}
+	c.must(fmt.Sprint("undo ", created))
+	c.has("history --limit 1", "profile web deleted")
+	c.must(fmt.Sprint("undo ", c.revision()))
+	if out := c.must("get profile web -o yaml"); !strings.Contains(out, "::300/128") {
+		t.Error("it is not there again")
+	}
+}

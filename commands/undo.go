@@ -128,8 +128,12 @@ func planUndo(view *datastore.View, list []datastore.HistoryRecord, r datastore.
 // isAs says whether an object is what a change made of it, but for what a node's agent
 // writes.
 func isAs(now datastore.Object, c datastore.HistoryChange) bool {
-	if now == nil || c.After == nil {
-		return now == nil && c.After == nil
+	if now == nil || c.Deleted() {
+		return now == nil && c.Deleted()
+	}
+	if c.Sum != "" {
+		value, err := datastore.Encode(now)
+		return err == nil && datastore.HistorySum(value) == c.Sum
 	}
 	made, err := datastore.Decode(c.Key, c.After)
 	if err != nil {

@@ -78,7 +78,7 @@ func (g Grant) record(op Op, t Txn, at map[string]int64) bool {
 		return false
 	}
 	for _, c := range r.Changes {
-		if !recordedKey(c.Key) || !slices.ContainsFunc(t.Then, func(o Op) bool { return o.Key == c.Key && bytes.Equal(o.Value, c.After) }) {
+		if !recordedKey(c.Key) || c.Sum != "" || !slices.ContainsFunc(t.Then, func(o Op) bool { return o.Key == c.Key && bytes.Equal(o.Value, c.After) }) {
 			return false
 		}
 		var had Entry

@@ -2,12 +2,16 @@ package datastore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -18,17 +22,26 @@ import (
 // change's. It lies beside Prefix: no role acts on it, and no backup holds it.
 const HistoryPrefix = "/netctl/history/v1/"
 
-// The history keeps so many records, for so long. Who writes one looks now and then for
-// what is beyond that, so that there may be some more.
+// The history keeps so many records, of so many bytes, for so long, the newest. netctl's
+// own etcd sees to that; for another one a command looks now and then, so that there may
+// be some more.
 const (
 	HistoryRecords = 1000
+	HistoryBytes   = 8 << 20
 	HistoryAge     = 90 * 24 * time.Hour
-	tidyEvery      = 32 // records
+	tidyEvery      = 32 // records of commands
 )
+
+// FullHistory is how many bytes the history keeps in a datastore that is full, of those
+// that it keeps otherwise.
+func FullHistory(bytes int64) int64 { return bytes / 8 }
 
 // maxRecorded bounds a transaction with its record, in bytes: what etcd takes, less what
 // keys cost. One that would be larger is recorded without what it changed.
 const maxRecorded = MaxTxnBytes + MaxTxnBytes/4
+
+// maxAfter bounds an object that is kept as it was after a change, in bytes.
+const maxAfter = 64 << 10
 
 // maxCommand bounds a recorded command line, in bytes.
 const maxCommand = 500
@@ -48,12 +61,23 @@ type HistoryRecord struct {
 }
 
 // HistoryChange is an object before and after a change, as it is stored; nil: it was not
-// there. Omitted says that neither is kept, for its size.
+// there. Sum is in the place of a large After: its SHA-256 in hex, which is enough to undo
+// the change. Omitted says that nothing is kept, for its size.
 type HistoryChange struct {
 	Key     string          `json:"key"`
 	Before  json.RawMessage `json:"before,omitempty"`
 	After   json.RawMessage `json:"after,omitempty"`
+	Sum     string          `json:"sum,omitempty"`
 	Omitted bool            `json:"omitted,omitempty"`
+}
+
+// Deleted says that the change took the object away.
+func (c HistoryChange) Deleted() bool { return c.After == nil && c.Sum == "" && !c.Omitted }
+
+// HistorySum is Sum of a stored object.
+func HistorySum(value []byte) string {
+	sum := sha256.Sum256(value)
+	return hex.EncodeToString(sum[:])
 }
 
 // HasHistory says whether changes of a kind are recorded: those that people write.
@@ -108,7 +132,8 @@ type Recorder struct {
 	Who HistoryRecord
 	// Except are kinds that are left out: their changes are nobody's wish.
 	Except []Kind
-	// Remember keeps what was read, which saves reading it again: for commands.
+	// Remember keeps what was read, which saves reading it again: for commands, which also
+	// look after the history's size.
 	Remember bool
 
 	mu   sync.Mutex
@@ -150,7 +175,7 @@ func (r *Recorder) remember(entries ...Entry) {
 }
 
 // Commit implements Store: a transaction that changes what people write gets a record.
-// Where the store lets nobody write one, it goes without.
+// Where the store lets nobody write one, or has no room for it, it goes without.
 func (r *Recorder) Commit(ctx context.Context, t Txn) (int64, error) {
 	changes, err := r.changes(ctx, t)
 	if err != nil || len(changes) == 0 {
@@ -164,11 +189,14 @@ func (r *Recorder) Commit(ctx context.Context, t Txn) (int64, error) {
 		return 0, err
 	}
 	revision, err := r.Store.Commit(ctx, with)
-	if errors.Is(err, ErrDenied) {
+	switch {
+	case errors.Is(err, ErrFull):
+		_ = TidyHistory(ctx, r.Store, FullHistory(HistoryBytes), time.Now()) // who may not leaves it to the store
 		return r.Store.Commit(ctx, t)
-	}
-	if err == nil && rand.N(tidyEvery) == 0 {
-		_ = tidyHistory(ctx, r.Store, time.Now()) // else another one does
+	case errors.Is(err, ErrDenied):
+		return r.Store.Commit(ctx, t)
+	case err == nil && r.Remember && rand.N(tidyEvery) == 0:
+		_ = TidyHistory(ctx, r.Store, HistoryBytes, time.Now()) // else another one does
 	}
 	return revision, err
 }
@@ -185,7 +213,11 @@ func (r *Recorder) changes(ctx context.Context, t Txn) (list []HistoryChange, er
 			return nil, err
 		}
 		if !bytes.Equal(before, op.Value) {
-			list = append(list, HistoryChange{Key: op.Key, Before: before, After: op.Value})
+			c := HistoryChange{Key: op.Key, Before: before, After: op.Value}
+			if len(c.After) > maxAfter {
+				c.After, c.Sum = nil, HistorySum(op.Value)
+			}
+			list = append(list, c)
 		}
 	}
 	return list, nil
@@ -234,7 +266,7 @@ func (r *Recorder) recorded(t Txn, changes []HistoryChange) (Txn, error) {
 			return t, fmt.Errorf("history: %w", err)
 		}
 	}
-	key := fmt.Sprintf("%s%016x-%08x", HistoryPrefix, now.UnixNano(), rand.Uint32())
+	key := recordKey(now)
 	return Txn{If: append(slices.Clone(t.If), Condition{Key: key}), Then: append(slices.Clone(t.Then), Op{Key: key, Value: value})}, nil
 }
 
@@ -247,27 +279,53 @@ func encodeHistory(r HistoryRecord) ([]byte, error) {
 	return bytes.TrimRight(out.Bytes(), "\n"), err
 }
 
-// tidyHistory deletes records that are too many or too old.
-func tidyHistory(ctx context.Context, s Store, now time.Time) error {
+// HistoryStore is what TidyHistory needs of a Store.
+type HistoryStore interface {
+	List(ctx context.Context, prefixes ...string) (Snapshot, error)
+	Commit(ctx context.Context, t Txn) (int64, error)
+}
+
+// TidyHistory deletes the oldest records, until those that are left are no more than
+// HistoryRecords, of at most so many bytes, and none older than HistoryAge.
+func TidyHistory(ctx context.Context, s HistoryStore, bytes int64, now time.Time) error {
 	snap, err := s.List(ctx, HistoryPrefix)
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(snap.Entries, func(a, b Entry) int { return int(a.Revision - b.Revision) })
-	excess := max(0, len(snap.Entries)-HistoryRecords)
-	var t Txn
-	for i, e := range snap.Entries {
-		r, err := DecodeHistory(e)
-		if old := err == nil && now.Sub(r.Time) > HistoryAge; i >= excess && !old {
+	slices.SortFunc(snap.Entries, func(a, b Entry) int { return cmp.Compare(b.Revision, a.Revision) }) // newest first
+	var gone []Op
+	kept := 0
+	for _, e := range snap.Entries {
+		size := int64(len(e.Key) + len(e.Value))
+		switch {
+		case now.Sub(recordTime(e.Key)) > HistoryAge:
+		case kept == HistoryRecords, size > bytes:
+			kept = HistoryRecords // no older one, either
+		default:
+			kept, bytes = kept+1, bytes-size
 			continue
 		}
-		if t.Then = append(t.Then, Op{Key: e.Key}); len(t.Then) == MaxTxnOps {
-			break // the rest another time
+		gone = append(gone, Op{Key: e.Key})
+	}
+	for batch := range slices.Chunk(gone, MaxTxnOps) {
+		if _, err := s.Commit(ctx, Txn{Then: batch}); err != nil {
+			return err
 		}
 	}
-	if len(t.Then) == 0 {
-		return nil
+	return nil
+}
+
+// recordKey is a new key for a record.
+func recordKey(now time.Time) string {
+	return fmt.Sprintf("%s%016x-%08x", HistoryPrefix, now.UnixNano(), rand.Uint32())
+}
+
+// recordTime is when a key was made by recordKey; of other keys long ago.
+func recordTime(key string) time.Time {
+	text, _, _ := strings.Cut(strings.TrimPrefix(key, HistoryPrefix), "-")
+	nanos, err := strconv.ParseInt(text, 16, 64)
+	if err != nil {
+		return time.Time{}
 	}
-	_, err = s.Commit(ctx, t)
-	return err
+	return time.Unix(0, nanos)
 }

@@ -18,6 +18,7 @@ type ledger struct {
 	entries  map[string]Entry
 	revision int64
 	denied   bool // of the history
+	room     int  // for bytes of it; 0: enough
 }
 
 func (s *ledger) Get(_ context.Context, key string) (Entry, error) {
@@ -51,6 +52,9 @@ func (s *ledger) Commit(_ context.Context, t Txn) (int64, error) {
 		if s.denied && strings.HasPrefix(op.Key, HistoryPrefix) {
 			return 0, ErrDenied
 		}
+		if strings.HasPrefix(op.Key, HistoryPrefix) && op.Value != nil && s.room != 0 && s.recorded()+len(op.Value) > s.room {
+			return 0, ErrFull
+		}
 	}
 	s.revision++
 	for _, op := range t.Then {
@@ -59,6 +63,49 @@ func (s *ledger) Commit(_ context.Context, t Txn) (int64, error) {
 		}
 	}
 	return s.revision, nil
+}
+
+// recorded is how many bytes the history has.
+func (s *ledger) recorded() (n int) {
+	for _, e := range s.entries {
+		if strings.HasPrefix(e.Key, HistoryPrefix) {
+			n += len(e.Key) + len(e.Value)
+		}
+	}
+	return n
+}
+
+// TestRecorderOfAFullStore: the change is made, without a record, and the next one has
+// room again.
+func TestRecorderOfAFullStore(t *testing.T) {
+	s := &ledger{entries: map[string]Entry{}, room: HistoryBytes / 4}
+	r := &Recorder{Store: s}
+	change := func(i int) bool { // on record
+		t.Helper()
+		key := KindPrefix(KindProfile) + fmt.Sprint("p", i)
+		value := []byte(`"` + strings.Repeat("x", 50<<10) + `"`)
+		at, err := r.Commit(t.Context(), Txn{If: []Condition{{Key: key}}, Then: []Op{{Key: key, Value: value}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := History(t.Context(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(list, func(r HistoryRecord) bool { return r.Revision == at })
+	}
+	n := 0
+	for ; change(n); n++ {
+		if n > HistoryBytes/4/(50<<10) {
+			t.Fatal("it is never full")
+		}
+	}
+	if have := s.recorded(); have > HistoryBytes/8 || have == 0 {
+		t.Errorf("%d bytes are left", have)
+	}
+	if !change(n + 1) {
+		t.Error("no record of the next change")
+	}
 }
 
 func profileOf(t *testing.T, name string, rules ...string) *Profile {
@@ -132,22 +179,37 @@ func TestHistoryIsBounded(t *testing.T) {
 			}
 		}
 	}
-	for range 3 {
-		if err := tidyHistory(t.Context(), s, time.Now()); err != nil {
+	tidy := func(bytes int64, now time.Time) (list []HistoryRecord) {
+		t.Helper()
+		if err := TidyHistory(t.Context(), s, bytes, now); err != nil {
 			t.Fatal(err)
 		}
-	}
-	list, err := History(t.Context(), s)
-	if err != nil || len(list) != HistoryRecords || list[len(list)-1].Changes[0].After == nil {
-		t.Errorf("%d records, %v", len(list), err)
-	}
-	for range HistoryRecords {
-		if err := tidyHistory(t.Context(), s, time.Now().Add(HistoryAge+time.Hour)); err != nil {
+		list, err := History(t.Context(), s)
+		if err != nil {
 			t.Fatal(err)
 		}
+		return list
 	}
-	if list, err := History(t.Context(), s); err != nil || len(list) != 0 {
-		t.Errorf("%d records, %v", len(list), err)
+	newest := s.revision
+	if list := tidy(HistoryBytes, time.Now()); len(list) != HistoryRecords || list[len(list)-1].Revision != newest || list[0].Revision < 150 {
+		t.Errorf("%d records, from %d", len(list), list[0].Revision)
+	}
+	s.revision++ // a record of long ago that somebody writes now costs no other one
+	s.entries[HistoryPrefix+"1-2"] = Entry{Key: HistoryPrefix + "1-2", Value: []byte(`{"changes":[{"key":"x"}]}`), Revision: s.revision}
+	if list := tidy(HistoryBytes, time.Now()); len(list) != HistoryRecords || list[len(list)-1].Revision != newest {
+		t.Errorf("%d records", len(list))
+	}
+	size := 0
+	for _, e := range s.entries {
+		if strings.HasPrefix(e.Key, HistoryPrefix) {
+			size = max(size, len(e.Key)+len(e.Value))
+		}
+	}
+	if list := tidy(int64(20*size), time.Now()); len(list) < 20 || len(list) > 30 || list[len(list)-1].Revision != newest {
+		t.Errorf("%d records of 20 times %d bytes", len(list), size)
+	}
+	if list := tidy(HistoryBytes, time.Now().Add(HistoryAge+time.Hour)); len(list) != 0 {
+		t.Errorf("%d records", len(list))
 	}
 	large := Op{Key: KindPrefix(KindProfile) + "large", Value: []byte(`"` + strings.Repeat("x", MaxTxnBytes*3/4) + `"`)}
 	txn, err := r.recorded(Txn{Then: []Op{large}}, []HistoryChange{{Key: large.Key, After: large.Value}})
@@ -178,6 +240,7 @@ func TestGrantHistory(t *testing.T) {
 		"what never was":    {"n2", HistoryChange{Key: put.Key, Before: evil, After: put.Value}, 0, false},
 		"what is not to be": {"n2", HistoryChange{Key: put.Key, After: evil}, 0, false},
 		"another object":    {"n2", HistoryChange{Key: other, Before: evil}, 0, false},
+		"a sum":             {"n2", HistoryChange{Key: put.Key, Sum: HistorySum(put.Value)}, 0, false},
 		"nothing kept":      {"n2", HistoryChange{Key: put.Key, Omitted: true}, 0, false},
 		"an old record":     {"n2", HistoryChange{Key: put.Key, After: put.Value}, 5, false},
 	} {

@@ -80,6 +80,12 @@ func (l *loop) withUnsettled(s datastore.Snapshot) datastore.Snapshot {
 	return s
 }
 
+// Linked implements workload.Reconciler.
+func (l *loop) Linked(ctx context.Context, link string) (is bool, err error) {
+	err = l.do(ctx, func() { _, is = l.links.present[link] })
+	return is, err
+}
+
 // Settled implements workload.Reconciler.
 func (l *loop) Settled(endpoint string) {
 	_ = l.do(context.Background(), func() { delete(l.unsettled, endpoint) })
@@ -132,7 +138,7 @@ func (a *api) attachAway(ctx context.Context, r control.AttachRequest, ns *kerne
 	if err := a.loop.takes(ctx, r.Target); err != nil {
 		return control.Attachment{}, err
 	}
-	if err := a.detaches.forget(r.Target); err != nil {
+	if err := a.detaches.forget(ctx, r.Target); err != nil {
 		return control.Attachment{}, fmt.Errorf("attach %s: %w", r.Workload, err)
 	}
 	at, err := a.service.AttachAway(ctx, r, ns)
@@ -173,19 +179,17 @@ func (s *settler) Run(ctx context.Context) error {
 
 // all settles what there is, and returns why something is left.
 func (s *settler) all(ctx context.Context) error {
-	linked := map[string]bool{}
+	var names []string
 	var cluster datastore.Cluster
 	if err := s.loop.do(ctx, func() {
 		cluster = s.loop.standing.cluster
-		for name, rec := range s.loop.unsettled {
-			_, linked[name] = s.loop.links.present[rec.Endpoint.Spec.Link]
-		}
+		names = slices.Sorted(maps.Keys(s.loop.unsettled))
 	}); err != nil {
 		return err
 	}
 	var left []error
-	for _, name := range slices.Sorted(maps.Keys(linked)) {
-		err := s.service.Settle(ctx, name, linked[name], cluster)
+	for _, name := range names {
+		err := s.service.Settle(ctx, name, cluster)
 		switch {
 		case errors.Is(err, datastore.ErrInUse):
 			s.loop.log.Error("endpoint attached while the datastore was away is cut off", "endpoint", name, "error", err)

@@ -450,8 +450,8 @@ func (s silentStore) Commit(ctx context.Context, t datastore.Txn) (int64, error)
 	return revision, err
 }
 
-// once says whether it was cut before.
-func (s silentStore) once() bool {
+// once says whether it was called before.
+func (s *cutStore) once() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	was := s.did

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"netctl/commands/control"
@@ -29,6 +30,8 @@ type detaches struct {
 	again    chan struct{} // holds one: what is left may work now
 	left     atomic.Bool   // something is
 	turn     chan struct{} // holds one while a file is worked off
+
+	forgetting sync.Mutex // two interfaces of one workload may be attached at once
 }
 
 func newDetaches(dir string, l *loop) *detaches {
@@ -166,18 +169,44 @@ func (d *detaches) first(ctx context.Context, t control.Target) error {
 }
 
 // forget drops what was stored of an interface that is attached again before the
-// datastore heard of its detach.
-func (d *detaches) forget(t control.Target) error {
+// datastore heard of its detach. What was stored of all interfaces stays of the others.
+func (d *detaches) forget(ctx context.Context, t control.Target) error {
+	d.forgetting.Lock()
+	defer d.forgetting.Unlock()
 	all, _ := control.ReadPending(d.dir) // what cannot be read is told by workOff
 	for _, p := range all {
 		stored := p.Request.Target
 		if stored.Interface == "" {
 			stored.Interface = t.Interface
 		}
-		if stored == t {
-			if err := os.Remove(p.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if stored != t {
+			continue
+		}
+		if p.Request.Interface == "" {
+			if err := d.storeOthers(ctx, p.Request, t.Interface); err != nil {
 				return err
 			}
+		}
+		if err := os.Remove(p.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// storeOthers stores a detach of all interfaces of a workload as one of each but one.
+func (d *detaches) storeOthers(ctx context.Context, r control.DetachRequest, but string) error {
+	of := r.Endpoint(d.loop.cfg.Node)
+	names, err := d.loop.Find(ctx, r.Orchestrator, r.Workload)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if r.Interface = strings.TrimPrefix(name, of); r.Interface == but {
+			continue
+		}
+		if err := control.StorePending(d.dir, r); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -141,7 +141,7 @@ func (s *Service) takeDown(ep *datastore.Endpoint) error {
 // Settle tells the store of an endpoint that was attached while it was away, unless that
 // is no more. That somebody else has its address by now is ErrInUse: it is cut off then,
 // and its record says why until it is detached.
-func (s *Service) Settle(ctx context.Context, name string, linked bool, cluster datastore.Cluster) error {
+func (s *Service) Settle(ctx context.Context, name string, cluster datastore.Cluster) error {
 	release, err := s.turns.take(ctx, name)
 	if err != nil {
 		return err
@@ -151,6 +151,11 @@ func (s *Service) Settle(ctx context.Context, name string, linked bool, cluster 
 	switch {
 	case errors.Is(err, datastore.ErrNotFound), err == nil && !rec.Unsettled:
 		return nil
+	case err != nil:
+		return err
+	}
+	linked, err := s.Reconciler.Linked(ctx, rec.Endpoint.Spec.Link)
+	switch {
 	case err != nil:
 		return err
 	case !linked:

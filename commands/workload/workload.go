@@ -66,6 +66,8 @@ type Reconciler interface {
 	// Retire takes the endpoint's routes out and keeps them out; Keep undoes that.
 	Retire(endpoint string)
 	Keep(endpoint string)
+	// Linked says whether an endpoint's link exists.
+	Linked(ctx context.Context, link string) (bool, error)
 	// Settled tells that the store has an endpoint that Program was given unsettled;
 	// Withdraw that it never will.
 	Settled(endpoint string)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -175,6 +176,56 @@ func TestQuota(t *testing.T) {
 		t.Errorf("the file reached %d bytes, %d fit into it", largest, fits)
 	}
 	t.Log("largest", largest, "fits", fits)
+}
+
+// TestHistoryLeavesRoom: however much is changed by those who may not tidy up, its record
+// takes an eighth of the quota, the newest changes are on record, and nothing is refused.
+func TestHistoryLeavesRoom(t *testing.T) {
+	c := config(t)
+	c.QuotaBytes = 16 << 20
+	run(t, c)
+	s := open(t, etcd.Options{Endpoints: []string{"unix://" + c.Socket}})
+	r := &datastore.Recorder{Store: s, Who: datastore.HistoryRecord{Node: "node1"}}
+	key := datastore.KindPrefix(datastore.KindProfile) + "web"
+	last := int64(0)
+	for i := range 300 { // 30 MiB
+		value := []byte(strconv.Quote(strings.Repeat(strconv.Itoa(i%10), 52<<10)))
+		revision, err := r.Commit(t.Context(), datastore.Txn{If: []datastore.Condition{{Key: key, Revision: last}}, Then: []datastore.Op{{Key: key, Value: value}}})
+		if err != nil {
+			t.Fatalf("change %d: %v", i, err)
+		}
+		last = revision
+	}
+	within := func(most int64, before func()) {
+		t.Helper()
+		for end := time.Now().Add(patience); ; <-time.After(50 * time.Millisecond) {
+			before()
+			snap, err := s.List(t.Context(), datastore.HistoryPrefix)
+			if err != nil {
+				t.Fatal(err)
+			}
+			size, newest := int64(0), int64(0)
+			for _, e := range snap.Entries {
+				size, newest = size+int64(len(e.Key)+len(e.Value)), max(newest, e.Revision)
+			}
+			if size <= most && newest == last {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%d records have %d bytes, the newest is of revision %d, not %d", len(snap.Entries), size, newest, last)
+			}
+		}
+	}
+	within(c.QuotaBytes/8, func() { put(t, s, "poke", 256<<10) }) // the server looks after so much
+	// Filled with what is needed, it gives way.
+	var err error
+	for i := 0; err == nil; i++ {
+		_, err = s.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: datastore.Prefix + "fill/" + strconv.Itoa(i), Value: make([]byte, 64<<10)}}})
+	}
+	if !errors.Is(err, datastore.ErrFull) {
+		t.Fatal(err)
+	}
+	within(datastore.FullHistory(c.QuotaBytes/8), func() {})
 }
 
 // TestKilled starts over what a killed server leaves: a stale socket.

@@ -30,7 +30,7 @@ const (
 // keeper keeps the database below its quota. etcd compacts by the clock alone
 // and never shrinks its file; a burst of writes would fill it between two ticks.
 // The keeper counts what is written: after a window of bytes it compacts to the
-// window before, and writers that run ahead of it wait.
+// window before, and writers that run ahead of it wait. It also bounds the history of changes.
 type keeper struct {
 	quota  int64
 	window int64 // bytes
@@ -47,6 +47,8 @@ type keeper struct {
 	compacted int64  // last revision compacted to
 	past      []mark // one each lookEvery
 	defragged time.Time
+	records   int64     // of the history of changes, after the last tidying
+	tidied    time.Time // when that was
 }
 
 type mark struct {
@@ -174,7 +176,11 @@ func (k *keeper) look(ctx context.Context, s *etcdserver.EtcdServer) {
 	k.alarmed = alarmed
 	bySize := k.written >= k.window
 	k.mu.Unlock()
-	now, revision := time.Now(), s.KV().Rev()
+	now := time.Now()
+	if alarmed || bySize || s.Leader() == s.MemberID() {
+		k.tidy(ctx, s, now, alarmed)
+	}
+	revision := s.KV().Rev()
 	to := k.byTime(now, revision)
 	if bySize {
 		to, k.mark = max(to, k.mark), revision

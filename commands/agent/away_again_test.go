@@ -1,0 +1,97 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+)
+
+// TestAttachAwayOfOneInterface: a stored detach of all interfaces of a workload stays in
+// force for those that are not attached again.
+func TestAttachAwayOfOneInterface(t *testing.T) {
+	w, s := cutWorld(t)
+	target := control.Target{Orchestrator: "cni", Workload: "c1", Interface: "eth1"}
+	if _, err := w.api.attach(t.Context(), control.AttachRequest{Target: target, Network: "web", NetnsFD: 101}); err != nil {
+		t.Fatal(err)
+	}
+	w.lose(s)
+	if err := w.detach("c1"); !errors.Is(err, datastore.ErrUnavailable) {
+		t.Errorf("detach: %v", err)
+	}
+	if err := control.StorePending(w.cfg.pendingDir(), control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: "c1"}}); err != nil {
+		t.Fatal(err)
+	}
+	w.mustAttach("c1", "web", 111)
+	if left, err := control.ReadPending(w.cfg.pendingDir()); err != nil || len(left) != 1 || left[0].Request.Target != target {
+		t.Errorf("pending %+v, %v", left, err)
+	}
+	s.cut(false)
+	w.written()
+	w.until(func() string {
+		if got := strings.Join(w.holders(), " "); got != "n1/cni/c1/eth0" {
+			return "held by " + got
+		}
+		return ""
+	})
+	if got := w.endpoints(); len(got) != 1 {
+		t.Errorf("the datastore has %v", got)
+	}
+}
+
+// TestSettleLooksAnew: an endpoint whose link was gone when the settler began, and which
+// was attached again before its turn came, stays.
+func TestSettleLooksAnew(t *testing.T) {
+	w, s := cutWorld(t)
+	slow := slowStore{s, make(chan struct{}), make(chan struct{})}
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.wrap = func(datastore.Store) datastore.Store { return slow }
+	w.start()
+	w.ready()
+	w.lose(s)
+	w.mustAttach("c2", "web", 102)
+	c3 := w.mustAttach("c3", "web", 103)
+	w.links.Cut(103)
+	w.until(func() string {
+		if text := w.links.String() + w.fib.String(); strings.Contains(text, c3.Link) {
+			return text
+		}
+		return ""
+	})
+	s.cut(false)
+	<-slow.asked // the settler is about to write c2
+	w.lose(s)
+	c3 = w.mustAttach("c3", "web", 113)
+	s.cut(false)
+	close(slow.on)
+	w.written()
+	w.contains("links", w.links.String(), c3.Link)
+	w.contains("routes", w.fib.String(), c3.Addresses[0].String())
+	if got := w.endpoints(); len(got) != 3 {
+		t.Errorf("the datastore has %v", got)
+	}
+}
+
+// slowStore takes c2 when it is told to go on.
+type slowStore struct {
+	*cutStore
+	asked chan struct{} // closed when it has c2
+	on    chan struct{}
+}
+
+func (s slowStore) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
+	for _, op := range t.Then {
+		if strings.HasSuffix(op.Key, "/c2/eth0") && strings.Contains(op.Key, "endpoints") {
+			if _, err := s.usable(); err == nil && !s.once() {
+				close(s.asked)
+				<-s.on
+			}
+		}
+	}
+	return s.cutStore.Commit(ctx, t)
+}
