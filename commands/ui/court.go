@@ -160,7 +160,7 @@ func joinPorts(list, next string) string {
 }
 
 func ends(s string) (first, last int) {
-	a, b, ok := strings.Cut(s, "-")
+	a, b, ok := strings.Cut(s, ":")
 	first, _ = strconv.Atoi(a)
 	last = first
 	if ok {
@@ -169,11 +169,12 @@ func ends(s string) (first, last int) {
 	return first, last
 }
 
+// portRange is a range as rules have it.
 func portRange(first, last int) string {
 	if first == last {
 		return strconv.Itoa(first)
 	}
-	return fmt.Sprintf("%d-%d", first, last)
+	return fmt.Sprintf("%d:%d", first, last)
 }
 
 // sum is a cell of what was judged.

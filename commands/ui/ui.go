@@ -20,6 +20,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -102,19 +104,19 @@ func (s *server) route(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusUnauthorized, "denied", "the address of this page has another token: open the one that netctl ui has printed")
 		return
 	}
-	switch path := r.URL.Path; {
-	case path == "/ui/run":
+	switch p := r.URL.Path; {
+	case p == "/ui/run":
 		answer(w, map[string]any{"version": s.Version, "server": s.Server, "silence": control.Silence.Seconds(), "now": time.Now()})
-	case path == "/ui/matrix":
+	case p == "/ui/matrix":
 		m, err := s.judge.matrix(r.Context(), r.URL.Query().Get("by") == "network")
 		reply(w, m, err)
-	case path == "/ui/pair":
-		p, err := s.judge.pair(r.Context(), r.URL.Query().Get("from"), r.URL.Query().Get("to"))
-		reply(w, p, err)
-	case shown(path):
+	case p == "/ui/pair":
+		pair, err := s.judge.pair(r.Context(), r.URL.Query().Get("from"), r.URL.Query().Get("to"))
+		reply(w, pair, err)
+	case shown(p):
 		s.pass(w, r)
 	default:
-		refuse(w, http.StatusNotFound, "not-found", path+" is not here")
+		refuse(w, http.StatusNotFound, "not-found", p+" is not here")
 	}
 }
 
@@ -131,10 +133,14 @@ func asset(path string) (name, kind string) {
 	return "", ""
 }
 
-// shown says whether a path of the API is a list, an object or a watch: no action.
-func shown(path string) bool {
-	rest, ok := strings.CutPrefix(path, "/v1/")
-	return ok && rest != "" && rest != "actions" && !strings.HasPrefix(rest, "actions/") && !strings.Contains(rest, "..")
+// shown says whether a path of the API is a watch, a list or an object: no action, nor a
+// detour to one.
+func shown(p string) bool {
+	rest, ok := strings.CutPrefix(p, "/v1/")
+	first, _, _ := strings.Cut(rest, "/")
+	return ok && path.Clean(p) == p && (rest == "watch" || slices.ContainsFunc(datastore.Kinds(), func(k datastore.Kind) bool {
+		return first == strings.ToLower(string(k))+"s"
+	}))
 }
 
 // pass has the API answer, piece by piece as it does.

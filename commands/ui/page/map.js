@@ -19,7 +19,7 @@ let shape = ""; // what the boxes were made of
 let cell;
 
 // box sizes by how many nodes there are: width, height, how many letters of a name.
-const cellFor = n => n <= 12 ? { w: 210, h: 92, letters: 24, gap: 46 } : n <= 80 ? { w: 134, h: 66, letters: 16, gap: 14 } : { w: 76, h: 46, letters: 11, gap: 6, tiny: true };
+const cellFor = n => n <= 12 ? { w: 210, h: 92, letters: 24, gap: 46 } : n <= 80 ? { w: 134, h: 66, letters: 16, gap: 14 } : { w: 64, h: 34, letters: 9, gap: 4, tiny: true };
 
 const short = (s, n) => s.length > n ? s.slice(0, n - 1) + "…" : s;
 const order = new Intl.Collator("en", { numeric: true }).compare;
@@ -75,7 +75,7 @@ function layout() {
 
 function box(name, x, y, isPeer) {
   const g = make("g", { class: "node", transform: `translate(${x} ${y})`, "data-name": name });
-  const b = { g, x: x + cell.w / 2, y: y + cell.h / 2, peer: isPeer, text: make("text", { x: 6, y: cell.tiny ? 13 : 17 }), count: make("text", { x: 6, y: cell.tiny ? 25 : 33 }), path: make("path", {}), title: make("title", {}) };
+  const b = { g, x: x + cell.w / 2, y: y + cell.h / 2, peer: isPeer, text: make("text", { x: 5, y: cell.tiny ? 12 : 17 }), count: make("text", { x: 5, y: cell.tiny ? 23 : 33 }), path: make("path", {}), title: make("title", {}) };
   g.append(make("rect", { width: cell.w, height: cell.h, rx: 4 }), b.text, b.count, b.path, b.title);
   if (isPeer) {
     g.setAttribute("class", "node peer");
@@ -88,10 +88,10 @@ function box(name, x, y, isPeer) {
 
 // squares is the outline of n small squares in what is free of a box, and how many found room.
 function squares(n) {
-  const top = cell.tiny ? 29 : 39, side = cell.tiny ? 3 : 5, step = side + (cell.tiny ? 1 : 2);
+  const top = cell.tiny ? 26 : 39, side = cell.tiny ? 2 : 5, step = side + (cell.tiny ? 1 : 2);
   const columns = Math.floor((cell.w - 10) / step), rows = Math.max(1, Math.floor((cell.h - top - 2) / step));
   let d = "";
-  for (let i = 0; i < Math.min(n, columns * rows); i++) d += `M${6 + (i % columns) * step} ${top + Math.floor(i / columns) * step}h${side}v${side}h-${side}z`;
+  for (let i = 0; i < Math.min(n, columns * rows); i++) d += `M${5 + (i % columns) * step} ${top + Math.floor(i / columns) * step}h${side}v${side}h-${side}z`;
   return d;
 }
 
@@ -131,6 +131,7 @@ function lines(chosen) {
   }
   set($("map-up"), "d", up);
   set($("map-down"), "d", down);
+  set($("map-down"), "class", bad > 60 ? "many" : "");
   return { all: found.size, bad, few };
 }
 
