@@ -33,6 +33,9 @@ func (c *cluster) court(names []string) *court {
 			t.links[name] = "nc" + strconv.Itoa(len(t.links))
 		}
 	}
+	for _, o := range c.others {
+		x.Apply(datastore.Change{Kind: o.Kind(), Name: o.Meta().Name, New: o})
+	}
 	for name, p := range c.profiles {
 		x.Apply(datastore.Change{Kind: datastore.KindProfile, Name: name, New: p})
 	}

@@ -72,7 +72,7 @@ type Pair struct {
 	Judged  []Judged `json:"judged"`
 }
 
-// judge judges the profiles of the datastore by the compiled rules that nodes have. Only
+// judge judges by the profiles and policies of the datastore, with the compiled rules that nodes have. Only
 // what is stored counts: not whether each node has it in its kernel already.
 type judge struct {
 	list func(ctx context.Context, k datastore.Kind, query url.Values) ([]datastore.Object, int64, error)
@@ -86,11 +86,13 @@ type cluster struct {
 	revision  int64
 	endpoints map[string]*datastore.Endpoint
 	profiles  map[string]*datastore.Profile
+	policies  []*datastore.Policy
+	others    []datastore.Object // that decide too: policies, their tiers, network sets
 }
 
 func (j *judge) read(ctx context.Context) (*cluster, error) {
 	c := &cluster{endpoints: map[string]*datastore.Endpoint{}, profiles: map[string]*datastore.Profile{}}
-	for _, k := range []datastore.Kind{datastore.KindProfile, datastore.KindEndpoint} {
+	for _, k := range []datastore.Kind{datastore.KindTier, datastore.KindPolicy, datastore.KindNetworkSet, datastore.KindProfile, datastore.KindEndpoint} {
 		objects, revision, err := j.list(ctx, k, nil)
 		if err != nil {
 			return nil, err
@@ -102,6 +104,10 @@ func (j *judge) read(ctx context.Context) (*cluster, error) {
 				c.endpoints[o.Metadata.Name] = o
 			case *datastore.Profile:
 				c.profiles[o.Metadata.Name] = o
+			case *datastore.Policy:
+				c.policies, c.others = append(c.policies, o), append(c.others, o)
+			default:
+				c.others = append(c.others, o)
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package ui
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -32,6 +33,9 @@ func (c *cluster) traffic(from, to *datastore.Endpoint) []kind {
 		if p := c.profiles[name]; p != nil {
 			rules = append(rules, p.Spec.Inbound...)
 		}
+	}
+	for _, p := range c.policies { // whether it picks them or not: too many parts are no fault
+		rules = slices.Concat(rules, p.Spec.Egress, p.Spec.Ingress)
 	}
 	var list []kind
 	named := map[uint8]bool{}
@@ -112,30 +116,48 @@ func echoes(rules []datastore.Rule) []kind {
 // asked is what the rules of a cluster ask of an endpoint beside its profiles.
 type asked struct {
 	selectors map[string]*datastore.Selector
-	sides     map[string]datastore.Side // CIDRs, by their text
-	ports     map[string]bool           // names
+	cidrs     map[string]netip.Prefix
+	ports     map[string]bool // names
 }
 
 func (c *cluster) asked() asked {
-	a := asked{map[string]*datastore.Selector{}, map[string]datastore.Side{}, map[string]bool{}}
+	a := asked{map[string]*datastore.Selector{}, map[string]netip.Prefix{}, map[string]bool{}}
 	for _, p := range c.profiles {
-		for _, r := range slices.Concat(p.Spec.Inbound, p.Spec.Outbound) {
-			for _, s := range []datastore.Side{r.From, r.To} {
-				if s.Selector.Value != "" && a.selectors[s.Selector.Value] == nil {
-					if sel, err := datastore.ParseSelector(s.Selector.Value); err == nil {
-						a.selectors[s.Selector.Value] = sel
-					}
-				}
-				if s.CIDR.IsValid() {
-					a.sides[s.CIDR.String()] = s
-				}
-				for _, q := range s.Ports {
-					a.ports[q.Name] = q.Name != ""
-				}
+		a.of(slices.Concat(p.Spec.Inbound, p.Spec.Outbound))
+	}
+	for _, o := range c.others {
+		switch o := o.(type) {
+		case *datastore.Policy:
+			a.selector(o.Spec.Selector)
+			a.of(slices.Concat(o.Spec.Ingress, o.Spec.Egress))
+		case *datastore.NetworkSet:
+			for _, p := range o.Spec.CIDRs {
+				a.cidrs[p.String()] = p
 			}
 		}
 	}
 	return a
+}
+
+// of adds what rules ask for.
+func (a asked) of(rules []datastore.Rule) {
+	for _, r := range rules {
+		for _, s := range []datastore.Side{r.From, r.To} {
+			a.selector(s.Selector.Value)
+			if s.CIDR.IsValid() {
+				a.cidrs[s.CIDR.String()] = s.CIDR
+			}
+			for _, q := range s.Ports {
+				a.ports[q.Name] = q.Name != ""
+			}
+		}
+	}
+}
+
+func (a asked) selector(text string) {
+	if s, err := datastore.ParseSelector(text); err == nil && text != "" {
+		a.selectors[text] = s
+	}
 }
 
 // traits are those that an endpoint has, in words, sorted.
@@ -152,9 +174,9 @@ func (a asked) traits(e *datastore.Endpoint, profiles map[string]*datastore.Prof
 			list = append(list, text)
 		}
 	}
-	for text, s := range a.sides {
+	for text, p := range a.cidrs {
 		for _, addr := range e.Spec.Addresses {
-			if s.CIDR.Contains(addr) {
+			if p.Contains(addr) {
 				list = append(list, "in "+text)
 				break
 			}

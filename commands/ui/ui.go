@@ -139,7 +139,7 @@ func shown(p string) bool {
 	rest, ok := strings.CutPrefix(p, "/v1/")
 	first, _, _ := strings.Cut(rest, "/")
 	return ok && path.Clean(p) == p && (rest == "watch" || slices.ContainsFunc(datastore.Kinds(), func(k datastore.Kind) bool {
-		return first == strings.ToLower(string(k))+"s"
+		return first == datastore.Plural(k)
 	}))
 }
 

@@ -315,6 +315,43 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
+// TestMatrixOfPolicies has a policy with a selector and a network set decide before profiles.
+func TestMatrixOfPolicies(t *testing.T) {
+	rule, err := datastore.ParseRule("deny tcp from set bad to ports 22")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pass, err := datastore.ParseRule("pass")
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy := &datastore.Policy{Metadata: datastore.Metadata{Name: "guard"}, Spec: datastore.PolicySpec{Selector: "role == 'host'", Ingress: []datastore.Rule{rule, pass}}}
+	policy.SetDefaults()
+	set := &datastore.NetworkSet{Metadata: datastore.Metadata{Name: "bad"}, Spec: datastore.NetworkSetSpec{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}}}
+	api := &fakeAPI{objects: []datastore.Object{profile(t, "open", "allow"), policy, set,
+		endpoint("n1", "bad", nil, []string{"open"}, "10.0.0.1"),
+		endpoint("n1", "good", nil, []string{"open"}, "10.0.0.2"),
+		endpoint("n2", "host", map[string]string{"role": "host"}, []string{"open"}, "10.0.0.3"),
+	}}
+	j := judge{list: api.list}
+	m, err := j.matrix(t.Context(), false)
+	if err != nil || len(m.Groups) != 3 {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	p, err := j.pair(t.Context(), "n1/cni/bad/eth0", "n2/cni/host/eth0")
+	if err != nil || p.Verdict != Some {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	for _, q := range p.Judged {
+		if q.Allowed == (q.Traffic == "tcp 22") || !q.Allowed && !strings.Contains(q.Inbound.Rule, "policy guard") {
+			t.Errorf("%+v", q)
+		}
+	}
+	if p, err := j.pair(t.Context(), "n1/cni/good/eth0", "n2/cni/host/eth0"); err != nil || p.Verdict != All {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
 // TestMatrixOfMany has more groups than a page can show.
 func TestMatrixOfMany(t *testing.T) {
 	api := &fakeAPI{}

@@ -1,8 +1,8 @@
 // What the cluster is, as the watch tells it, and what that means: states of nodes,
 // sessions, fill of blocks, events in words. It draws nothing.
 
-export const objects = { Node: new Map(), Endpoint: new Map(), Profile: new Map(), Network: new Map(), Pool: new Map(), Block: new Map(), Report: new Map() };
-export const kinds = Object.keys(objects).map(k => k.toLowerCase() + "s");
+export const objects = { Node: new Map(), Endpoint: new Map(), Profile: new Map(), Policy: new Map(), Tier: new Map(), NetworkSet: new Map(), Network: new Map(), Pool: new Map(), Block: new Map(), Report: new Map() };
+export const kinds = Object.keys(objects).map(k => (k.toLowerCase() + "s").replace(/ys$/, "ies"));
 export const endpointsOf = new Map(); // node to names of its endpoints
 const addresses = new Map(); // address to node
 let silence = 1260, skew = 0; // seconds, ms that the server is ahead

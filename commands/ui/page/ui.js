@@ -152,7 +152,7 @@ function changed(kind, o, words) {
   case "Node": all = true; parts.add("sessions"); break;
   case "Report": dirty.add(o.metadata.name.split("/")[0]); if (o.metadata.name.endsWith("/speaker")) parts.add("sessions"); break;
   case "Endpoint": dirty.add(o.spec.node); parts.add("endpoints").add("matrix"); break;
-  case "Profile": parts.add("matrix"); break;
+  case "Profile": case "Policy": case "Tier": case "NetworkSet": parts.add("matrix"); break;
   case "Pool": case "Block": parts.add("blocks"); break;
   }
   parts.add("nodes");
