@@ -16,7 +16,7 @@ export NETCTL_BINARY := $(CURDIR)/netctl
 FUZZTIME := 10000x
 TIMEOUT  := 10m
 
-.PHONY: help promtool build demo test test-all fuzz race lint docs completions bench budget install dist clean packages demo-packages guest
+.PHONY: help promtool build demo test test-all fuzz race lint docs completions bench budget install dist clean packages demo-packages guest chromium
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,7 +36,7 @@ test: packages build ## everything CI runs
 	@$(MAKE) --no-print-directory fuzz
 	go test -count=1 -p 2 -timeout $(TIMEOUT) ./...
 
-test-all: race lint guest promtool ## test with ten times the fuzzing, the race detector, the linter and another kernel
+test-all: race lint guest promtool chromium ## test with ten times the fuzzing, the race detector, the linter, another kernel and a browser
 	@NETCTL_FLOOD=600000 NETCTL_GUEST=1 $(MAKE) --no-print-directory test FUZZTIME=100000x TIMEOUT=40m
 
 fuzz: ## every fuzz target with FUZZTIME inputs
@@ -79,6 +79,9 @@ guest: # QEMU, and a kernel with what this machine's may lack: see netdev/qemula
 
 promtool: # looks at docs/alerts.yaml and the dashboard
 	@bash .ci/packages promtool
+
+chromium: # looks at the page of netctl ui
+	@bash .ci/packages chromium
 
 packages:
 	@bash .ci/packages

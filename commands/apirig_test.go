@@ -54,6 +54,10 @@ type apiRig struct {
 	dir    string // of certificates
 	ca     *pki.Authority
 	stop   func()
+
+	settings *settings
+	files    pki.Files
+	bodyTime time.Duration
 }
 
 func startRig(t *testing.T, bodyTime time.Duration) *apiRig {
@@ -78,13 +82,21 @@ func startRig(t *testing.T, bodyTime time.Duration) *apiRig {
 	}
 	r.url, r.socket = "https://"+l.Addr().String(), filepath.Join(run, api.SocketName)
 	l.Close()
-	s := &settings{Node: "n1", StateDir: t.TempDir(), RunDir: run}
+	r.settings, r.files, r.bodyTime = &settings{Node: "n1", StateDir: t.TempDir(), RunDir: run}, files, bodyTime
+	r.start(t)
+	t.Cleanup(func() { r.stop() })
+	return r
+}
+
+// start runs the API, which may have been stopped, and waits until it answers.
+func (r *apiRig) start(t *testing.T) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
 		ended <- api.Run(ctx, api.Config{
-			Node: "n1", Version: version, StateDir: s.StateDir, RunDir: run, Listen: []string{r.url}, CA: files.CA, Cert: files.Cert, Key: files.Key,
-			Store: r.store, Backend: &backend{settings: s, store: r.store}, Actions: actions(), BodyTime: bodyTime, Log: slog.New(slog.DiscardHandler),
+			Node: "n1", Version: version, StateDir: r.settings.StateDir, RunDir: r.settings.RunDir, Listen: []string{r.url}, CA: r.files.CA, Cert: r.files.Cert, Key: r.files.Key,
+			Store: r.store, Backend: &backend{settings: r.settings, store: r.store}, Actions: actions(), BodyTime: r.bodyTime, Log: slog.New(slog.DiscardHandler),
 		})
 	}()
 	r.stop = func() {
@@ -94,13 +106,12 @@ func startRig(t *testing.T, bodyTime time.Duration) *apiRig {
 		}
 		ended <- nil
 	}
-	t.Cleanup(r.stop)
 	for {
 		if c, err := net.Dial("tcp", strings.TrimPrefix(r.url, "https://")); err == nil {
 			c.Close()
 			if c, err := net.Dial("unix", r.socket); err == nil {
 				c.Close()
-				return r
+				return
 			}
 		}
 		select {

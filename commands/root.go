@@ -97,6 +97,7 @@ func newRootCommand(a *app) *cobra.Command {
 		newNodeCommand(a),
 		newSpeakerCommand(a),
 		newReflectorCommand(a),
+		newUICommand(a),
 		newUninstallCommand(a),
 		newUpgradeCommand(a),
 		newVersionCommand(a),

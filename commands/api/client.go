@@ -119,6 +119,12 @@ func (c *Client) call(ctx context.Context, method, path string, in any) (*http.R
 	return resp, nil
 }
 
+// Get asks for a path with its query; the answer's body is the caller's to close, and may
+// be a Failure.
+func (c *Client) Get(ctx context.Context, path string) (*http.Response, error) {
+	return c.call(ctx, http.MethodGet, path, nil)
+}
+
 // absent says why nobody answers, and what to do.
 func (c *Client) absent(ctx context.Context, err error) error {
 	var whole *url.Error
