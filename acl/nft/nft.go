@@ -250,12 +250,12 @@ func (k *kernel) tracks() bool {
 
 // shut lets nothing through where there is no rule. The kernel tracks connections from when
 // the first rule that needs it is prepared, before any rule acts: a packet that passed
-// just then could begin a flow that nobody judges. Where they were tracked all the time it
-// tells what began meanwhile to OnClosed, before anything passes again.
+// just then could begin a flow that nobody judges. What began meanwhile, or was tracked all
+// the time, it tells to OnClosed, before anything passes again.
 func (t *Table) shut(ctx context.Context, want *acl.Ruleset, have *kernel) (told bool, err error) {
 	tx := newTransaction()
 	compare(tx, want.Shut(), &kernel{awake: have.awake}, handles{})
-	if err := t.commit(ctx, tx); err != nil || !t.tracked {
+	if err := t.commit(ctx, tx); err != nil {
 		return false, err
 	}
 	t.doubted.Store(nil)
