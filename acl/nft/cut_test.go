@@ -159,3 +159,33 @@ func TestTrackingGoesOn(t *testing.T) {
 		t.Errorf("not taken over:\n%s", got)
 	}
 }
+
+// TestClosedUntilCut: what began while there was no table is to be cut before anything passes,
+// also by who finds it gone at its start, and had nothing tracked.
+func TestClosedUntilCut(t *testing.T) {
+	for name, keep := range map[string]bool{"tracked": true, "at the start": false} {
+		t.Run(name, func(t *testing.T) {
+			l, _ := wiredLab(t)
+			table := open(t, l.router)
+			if keep {
+				if err := table.KeepTracking(); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := table.Sync(t.Context(), l.rules); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l.router.Run("nft", "flush", "ruleset")
+			var when []string
+			table.OnClosed = func(*acl.Ruleset) {
+				when = append(when, l.router.Run("nft", "list", "table", "inet", acl.TableName))
+			}
+			if _, err := table.Sync(t.Context(), l.rules); err != nil {
+				t.Fatal(err)
+			}
+			if len(when) != 1 || strings.Contains(when[0], "fwd_to_next") || !strings.Contains(when[0], "drop") {
+				t.Errorf("told %d times, with\n%s", len(when), strings.Join(when, "\n"))
+			}
+		})
+	}
+}

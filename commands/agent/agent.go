@@ -286,7 +286,15 @@ const (
 
 // closed has the flows cut that began while the filter was open, before it is whole again.
 func (a *agent) closed(r *acl.Ruleset) {
-	done := a.loop.flows.repaired(r, a.loop.links.own())
+	awaitCut(a.loop.flows.repaired(r, a.loop.links.own()), func() bool {
+		tables, err := a.nft.Families()
+		return err == nil && slices.Contains(tables, "inet")
+	})
+}
+
+// awaitCut waits until flows are cut, for as long as the filter that keeps them closed is
+// there.
+func awaitCut(done <-chan struct{}, there func() bool) {
 	enough, look := time.NewTimer(closedFor), time.NewTicker(closedLook)
 	defer enough.Stop()
 	defer look.Stop()
@@ -297,7 +305,7 @@ func (a *agent) closed(r *acl.Ruleset) {
 		case <-enough.C:
 			return
 		case <-look.C:
-			if there, err := a.nft.Families(); err != nil || !slices.Contains(there, "inet") {
+			if !there() {
 				return
 			}
 		}
