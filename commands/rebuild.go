@@ -71,7 +71,7 @@ func (a *app) newestCopy(ctx context.Context, own string, files []string) (newes
 		files = []string{own}
 	}
 	for _, file := range files {
-		b, err := a.readBackup(ctx, file)
+		b, err := a.readCopy(ctx, file, own)
 		switch {
 		case file == own && errors.Is(err, fs.ErrNotExist):
 			return nil, "", fmt.Errorf("%s is not there: this node has followed no datastore: run it on a node that has, or name a copy of one's", own)
@@ -86,6 +86,16 @@ func (a *app) newestCopy(ctx context.Context, own string, files []string) (newes
 		}
 	}
 	return newest, from, nil
+}
+
+// readCopy reads a file that the caller names, or this node's own copy with the changes
+// since.
+func (a *app) readCopy(ctx context.Context, file, own string) (*datastore.Backup, error) {
+	if file != own {
+		return a.readBackup(ctx, file)
+	}
+	b, _, err := datastore.ReadCopy(own)
+	return b, err
 }
 
 // lostOnly refuses a datastore that is another cluster's, or that lacks nothing: unless a

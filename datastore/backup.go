@@ -83,13 +83,6 @@ func NewBackup(s Snapshot, version string, now time.Time) (*Backup, []error) {
 	return b, left
 }
 
-// CopyFile is the name of the copy of the store that each node keeps in its state folder,
-// a backup; FormerCopy is added to the name of that of the generation before.
-const (
-	CopyFile   = "model.backup"
-	FormerCopy = ".former"
-)
-
 // BackupOf makes a backup of objects as they were read from a cluster's store. Those
 // without a revision are in no store, and left out; those that cannot be written are
 // returned as errors.

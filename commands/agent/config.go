@@ -134,6 +134,7 @@ func (c *Config) pendingDir() string {
 func (c *Config) recordsDir() string { return filepath.Join(c.RunDir, "endpoints") }
 func (c *Config) hostIDFile() string { return filepath.Join(c.StateDir, hostIDFile) }
 func (c *Config) debtFile() string   { return filepath.Join(c.RunDir, "flows-to-cut") }
+func (c *Config) copyFile() string   { return filepath.Join(c.StateDir, datastore.CopyFile) }
 func (c *Config) filterFile() string { return filepath.Join(c.StateDir, "filter") }
 
 // ParseHostPort reads an entry of the setting agent.workloadToHost: tcp, udp or

@@ -1,12 +1,12 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -37,7 +37,7 @@ type copier struct {
 }
 
 func newCopier(l *loop) *copier {
-	return &copier{loop: l, path: filepath.Join(l.cfg.StateDir, datastore.CopyFile), due: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
+	return &copier{loop: l, path: l.cfg.copyFile(), due: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
 }
 
 // Run writes until ctx ends.
@@ -78,18 +78,21 @@ func (c *copier) write(ctx context.Context) (size int, err error) {
 		cluster  datastore.Cluster
 		revision int64
 	)
-	if err := c.loop.do(ctx, func() {
+	if doErr := c.loop.do(ctx, func() {
 		l := c.loop
 		l.idle++
 		if l.standing.listed == 0 {
+			return
+		}
+		if err = l.copyLog.Begin(); err != nil {
 			return
 		}
 		cluster, revision = l.standing.cluster, l.standing.followed
 		for _, k := range datastore.Kinds() {
 			objects = slices.AppendSeq(objects, l.view.Each(k))
 		}
-	}); err != nil || revision == 0 || cluster.UUID == "" {
-		return 0, err
+	}); cmp.Or(doErr, err) != nil || revision == 0 || cluster.UUID == "" {
+		return 0, cmp.Or(doErr, err)
 	}
 	b, left := datastore.BackupOf(objects, cluster, revision, c.loop.cfg.Version, time.Now())
 	for _, err := range left {
@@ -102,7 +105,11 @@ func (c *copier) write(ctx context.Context) (size int, err error) {
 	if err := c.keepFormer(cluster); err != nil {
 		return 0, err
 	}
-	return len(text), datastore.WriteFile(c.path, text, datastore.FileOptions{})
+	if err := datastore.WriteFile(c.path, text, datastore.FileOptions{}); err != nil {
+		return 0, err
+	}
+	doErr := c.loop.do(ctx, func() { err = c.loop.copyLog.Made() })
+	return len(text), cmp.Or(doErr, err)
 }
 
 // keepFormer puts a copy aside that is of another generation of the cluster.
@@ -158,11 +165,7 @@ func (l *loop) goByCopy() {
 // readCopy reads the copy; one of another cluster, or of before something that this node
 // saw, is refused.
 func (l *loop) readCopy() (*datastore.Backup, error) {
-	text, err := os.ReadFile(filepath.Join(l.cfg.StateDir, datastore.CopyFile))
-	if err != nil {
-		return nil, err
-	}
-	b, err := datastore.DecodeBackup(text)
+	b, whole, err := datastore.ReadCopy(l.cfg.copyFile())
 	if err != nil {
 		return nil, err
 	}
@@ -172,6 +175,8 @@ func (l *loop) readCopy() (*datastore.Backup, error) {
 		return nil, err
 	case own == nil || own.UUID != b.Cluster.UUID || own.Generation != b.Cluster.Generation:
 		return nil, errors.New("it is of another cluster, or of another generation of it")
+	case !whole:
+		return nil, fmt.Errorf("it is of revision %d, and this node may have seen more", b.Revision)
 	case b.Revision < own.Revision:
 		return nil, fmt.Errorf("it is of revision %d, and this node has seen %d", b.Revision, own.Revision)
 	}

@@ -120,6 +120,7 @@ type loop struct {
 	reportAnew func()
 	// changedModel is told that the view changed, lostModel that it will not for a while.
 	changedModel, lostModel func()
+	copyLog                 *datastore.CopyLog
 	// settleSoon is told that endpoints may be settled.
 	settleSoon func()
 	// synced is told that the agent is in sync, after each burst in which it is.
@@ -136,6 +137,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 		report: func() {}, reportAnew: func() {}, changedHost: func() {}, changedTunnels: func() {}, changedNetworks: func() {}, synced: func() {}, retryDetaches: func() {},
 		unsettled: map[string]*workload.Record{}, settleSoon: func() {}, changedModel: func() {}, lostModel: func() {},
 	}
+	l.copyLog = datastore.NewCopyLog(cfg.copyFile())
 	l.networks.status = map[string][]datastore.RuntimeStatus{}
 	l.problems = newProblems(log, func() { l.post(func() {}) })
 	l.locals = newLocals(cfg.LinkPrefix, l.links)

@@ -31,8 +31,18 @@ func (l *loop) replace(ctx context.Context, s datastore.Snapshot) {
 	}
 	l.former.told(l.standing.cluster, s.Revision)
 	l.noteNewer()
-	l.changedModel()
+	l.copyAnew()
 	l.join(ctx)
+}
+
+// copyAnew says that the view did not become what it is change by change: a new copy is made
+// at once.
+func (l *loop) copyAnew() {
+	if err := l.copyLog.Miss(); err != nil {
+		l.log.Warn("changes since the copy of the datastore not dropped", "error", err)
+	}
+	l.changedModel()
+	l.lostModel()
 }
 
 // live lists the endpoints that are attached on this node, have their link, and
@@ -106,18 +116,24 @@ func (l *loop) tidy() {
 
 // apply takes changes of the store.
 func (l *loop) apply(ctx context.Context, b datastore.Batch) {
-	changes := make([]datastore.Change, 0, len(b.Events))
+	changes, used := make([]datastore.Change, 0, len(b.Events)), make([]datastore.Entry, 0, len(b.Events))
 	was := l.standing.cluster
 	for _, e := range b.Events {
 		l.standing.identify(e)
 		c, err := l.view.Apply(e)
 		if err != nil {
 			l.log.Warn("entry of the datastore not used", "key", e.Key, "error", err)
+		} else if _, _, err := datastore.ParseKey(e.Key); err == nil {
+			used = append(used, e)
 		}
 		l.changed(c)
 		changes = append(changes, c)
 	}
+	if err := l.copyLog.Note(used); err != nil {
+		l.log.Warn("changes since the copy of the datastore not kept", "error", err)
+	}
 	if l.standing.cluster != was {
+		l.copyAnew()
 		l.reportAnew() // who restored the store waits for it
 	}
 	l.former.told(l.standing.cluster, b.Revision)
