@@ -142,6 +142,34 @@ func TestAnOpenTableIsClosedFirst(t *testing.T) {
 		l.rules = whole
 		l.sync()
 	}
+	// One that starts closes before it knows what the table is to be; what began is told of.
+	for damage, want := range map[string]bool{"": false, "flush ruleset": true} {
+		if out, err := l.router.input(damage+"\n", "nft", "-f", "-"); err != nil {
+			t.Fatalf("%s: %v\n%s", damage, err, out)
+		}
+		for range 2 { // the first one was killed
+			if wrote, err := l.table.Block(t.Context(), acl.Static(testOptions())); wrote != want || err != nil {
+				t.Fatalf("after %q blocked: %v, %v", damage, wrote, err)
+			}
+		}
+		told := 0
+		l.table.OnClosed = func(*acl.Ruleset) {
+			told++
+			l.rules = acl.Static(testOptions())
+			l.expect(false, "a", l.uniquePort(udp("10.0.0.1", "10.0.0.2", 80)))
+			l.rules = whole
+		}
+		if want {
+			l.table.OnClosed(nil) // nothing is let through
+			told = 0
+		}
+		l.sync()
+		if (told > 0) != want {
+			t.Errorf("after %q told of %d times", damage, told)
+		}
+		l.table.OnClosed = nil
+		l.expect(true, "a", l.uniquePort(udp("10.0.0.1", "10.0.0.2", 80)))
+	}
 	// What opens nothing is not closed.
 	for _, damage := range []string{"delete element inet netctl src4 { nca . 10.0.0.1 }", "delete element inet netctl from_ep { nca }", "flush set inet netctl onlink4"} {
 		if out, err := l.router.input(damage+"\n", "nft", "-f", "-"); err != nil {

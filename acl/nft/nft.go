@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -175,11 +176,11 @@ func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrot
 	if err != nil {
 		return false, err
 	}
-	found, told := doubted, false
+	found := doubted
 	gone := !have.tracks() && want.Endpoints()
 	doubted = (doubted || gone) && want.Endpoints() && !t.tracked
 	if gone { // before the time that all the rest takes
-		if told, err = t.shut(ctx, want, have); err != nil {
+		if err = t.shut(ctx, want, have); err != nil {
 			return true, err
 		}
 		doubted, t.doubts = doubted || t.doubts, false
@@ -202,7 +203,7 @@ func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrot
 		if refused := (*acl.RefusedError)(nil); err != nil && !errors.As(err, &refused) {
 			return true, err
 		}
-		if !told {
+		if !gone {
 			t.tellClosed(want)
 		}
 		if have, err = t.snapshot(); err != nil {
@@ -238,31 +239,54 @@ func (t *Table) Shut(ctx context.Context, want *acl.Ruleset) (wrote bool, err er
 	return true, t.commit(ctx, t.differences(want, have))
 }
 
-// tracks tells whether a chain is there that may need connections tracked.
+// tracks tells whether rules are there that may need connections tracked: more than those
+// that let nothing through, which have no set.
 func (k *kernel) tracks() bool {
-	for name := range k.chains {
-		if !strings.HasPrefix(name, acl.ARPPrefix) {
-			return true
-		}
+	inet := k.inet()
+	return len(inet.chains) > 0 && len(inet.sets) > 0
+}
+
+// inet is what is there but for the chains and sets of frames.
+func (k *kernel) inet() *kernel {
+	of := *k
+	of.chains, of.sets = maps.Clone(k.chains), maps.Clone(k.sets)
+	maps.DeleteFunc(of.chains, func(name string, _ *kernelChain) bool { return strings.HasPrefix(name, acl.ARPPrefix) })
+	maps.DeleteFunc(of.sets, func(name string, _ *kernelSet) bool { return strings.HasPrefix(name, acl.ARPPrefix) })
+	return &of
+}
+
+// Block lets nothing pass from or to an endpoint, where there is no rule, until Sync, Adjust
+// or Shut: before it is known what the table is to be. Of one that holds something nothing
+// is changed.
+func (t *Table) Block(ctx context.Context, static *acl.Ruleset) (wrote bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	have, err := t.snapshot()
+	if err != nil || have.tracks() {
+		return false, err
 	}
-	return false
+	return true, t.block(ctx, static, have)
+}
+
+func (t *Table) block(ctx context.Context, want *acl.Ruleset, have *kernel) error {
+	tx := newTransaction()
+	compare(tx, want.Shut(), have.inet(), handles{})
+	return t.commit(ctx, tx)
 }
 
 // shut lets nothing through where there is no rule. The kernel tracks connections from when
 // the first rule that needs it is prepared, before any rule acts: a packet that passed
 // just then could begin a flow that nobody judges. What began meanwhile, or was tracked all
 // the time, it tells to OnClosed, before anything passes again.
-func (t *Table) shut(ctx context.Context, want *acl.Ruleset, have *kernel) (told bool, err error) {
-	tx := newTransaction()
-	compare(tx, want.Shut(), &kernel{awake: have.awake}, handles{})
-	if err := t.commit(ctx, tx); err != nil {
-		return false, err
+func (t *Table) shut(ctx context.Context, want *acl.Ruleset, have *kernel) error {
+	if err := t.block(ctx, want, have); err != nil {
+		return err
 	}
 	t.doubted.Store(nil)
 	t.isShut = true
 	t.tellClosed(want)
 	t.isShut = false
-	return true, nil
+	return nil
 }
 
 // tellClosed calls OnClosed. The caller holds t.mu, which is free meanwhile.

@@ -100,8 +100,11 @@ type agent struct {
 }
 
 // open gets hold of everything that can be missing or taken, and changes
-// nothing but the two folders.
+// nothing but the two folders, and a packet filter that is gone.
 func (a *agent) open(ctx context.Context) (err error) {
+	if err := a.openFilter(ctx); err != nil {
+		return err
+	}
 	if a.host, err = hostID(a.state); err != nil {
 		return err
 	}
@@ -116,13 +119,6 @@ func (a *agent) open(ctx context.Context) (err error) {
 		return err
 	}
 	a.closers = append(a.closers, a.fib.Close)
-	if a.nft, err = nft.Open(a.log); err != nil {
-		return err
-	}
-	a.closers = append(a.closers, a.nft.Close)
-	if err := a.nft.KeepTracking(); err != nil {
-		return err
-	}
 	if a.guard, err = identity.Open(a.cfg.StateDir, true, a.log); err != nil {
 		return err
 	}
@@ -148,6 +144,23 @@ func (a *agent) open(ctx context.Context) (err error) {
 			return a.guard.Restore()
 		}})
 	return nil
+}
+
+// openFilter comes before all that takes time: where the packet filter is gone, what has an
+// endpoint here may be open now.
+func (a *agent) openFilter(ctx context.Context) (err error) {
+	if a.nft, err = nft.Open(a.log); err != nil {
+		return err
+	}
+	a.closers = append(a.closers, a.nft.Close)
+	if !workload.NewRecords(a.cfg.recordsDir()).Any() {
+		return a.nft.KeepTracking()
+	}
+	blocked, err := a.nft.Block(ctx, acl.Static(a.cfg.filterOptions()))
+	if blocked {
+		a.log.Warn("packet filter is gone, closed first", "table", acl.TableName)
+	}
+	return cmp.Or(err, a.nft.KeepTracking())
 }
 
 func (a *agent) close() error {
@@ -213,10 +226,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	}
 	l.host = a.host
 	l.records = workload.NewRecords(a.cfg.recordsDir())
-	l.filtering.wired = func() bool {
-		records, err := l.records.All()
-		return err != nil || len(records) > 0
-	}
+	l.filtering.wired = l.records.Any
 	l.state, l.boots = a.state, readBoots(a.state, a.boot)
 	l.recallUnderstood()
 	l.recall()

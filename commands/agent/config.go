@@ -137,6 +137,11 @@ func (c *Config) debtFile() string   { return filepath.Join(c.RunDir, "flows-to-
 func (c *Config) copyFile() string   { return filepath.Join(c.StateDir, datastore.CopyFile) }
 func (c *Config) filterFile() string { return filepath.Join(c.StateDir, "filter") }
 
+// filterOptions are those of the packet filter that the host does not decide.
+func (c *Config) filterOptions() acl.Options {
+	return acl.Options{LinkPrefix: c.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(c.Gateway), WorkloadToHost: c.WorkloadToHost, BGPPort: c.BGPPort}
+}
+
 // ParseHostPort reads an entry of the setting agent.workloadToHost: tcp, udp or
 // sctp, "/", port.
 func ParseHostPort(s string) (acl.HostPort, error) {

@@ -14,7 +14,6 @@ import (
 	"netctl/commands/workload"
 	"netctl/datastore"
 	"netctl/datastore/ipam"
-	"netctl/netdev"
 	"netctl/netdev/kernel"
 	"netctl/routing"
 )
@@ -146,7 +145,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.tunnels = newTunnels(k, cfg)
 	l.wireguard = newWireguard(k)
 	l.sizes = &sizes{stuck: map[string]bool{}, said: map[string]string{}}
-	options := acl.Options{LinkPrefix: cfg.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(cfg.Gateway), WorkloadToHost: cfg.WorkloadToHost, BGPPort: cfg.BGPPort}
+	options := cfg.filterOptions()
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows, tracked(conntrack.Use))
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
 	l.filtering.repaired = func(r *acl.Ruleset) { _ = l.flows.repaired(r, l.links.own()) }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"netctl/commands/control"
@@ -160,6 +161,13 @@ func (r *Records) All() ([]*Record, error) {
 		all = append(all, rec)
 	}
 	return all, errors.Join(errs...)
+}
+
+// Any tells whether there may be a record, without reading one.
+func (r *Records) Any() bool {
+	names, err := os.ReadDir(r.dir)
+	return err != nil && !errors.Is(err, fs.ErrNotExist) ||
+		slices.ContainsFunc(names, func(e os.DirEntry) bool { return strings.HasSuffix(e.Name(), ".json") })
 }
 
 // Remove deletes the record of a link; that there is none is no error.
