@@ -129,7 +129,11 @@ func TestAnyExternalAS(t *testing.T) {
 		c.AS, c.External = 0, true
 		play(t, Config{}, []PeerConfig{c}, func(g *stage) {
 			r := <-g.dialled
-			r.establish(func(o *open) { o.as = as })
+			if change := func(o *open) { o.as = as }; want == "Established" {
+				r.establish(change)
+			} else { // whose NOTIFICATION may come before any OPEN of this side's
+				r.send(theirOpen(change))
+			}
 			g.words(want)
 			if want == "Established" {
 				look := outlook{as4: true, external: true, localAS: as, nextHop: [2]netip.Addr{addr("10.9.0.2")}}
