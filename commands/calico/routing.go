@@ -216,7 +216,7 @@ func (c *conversion) password(spec *fields, p *datastore.Peer) {
 	if len(secret.m) == 0 {
 		return
 	}
-	file := "/etc/netctl-bgp/" + datastore.ForeignName(secret.text("name")+"."+secret.text("key"))
+	file := "/var/lib/netctl-node/" + datastore.ForeignName(secret.text("name")+"."+secret.text("key"))
 	p.Spec.Password = &datastore.PeerPassword{File: file}
 	c.remark(secret.path, "changed: the password is read from %s on each node that has the peer: put it there, one line, mode 0600", file)
 }

@@ -121,6 +121,7 @@ type pageRun struct {
 	lab   *netlab.Lab
 	lines []string
 	said  map[string]string
+	units map[string][]*netlab.Process // what runs of systemd's
 }
 
 // host is a host of the page's lab, with namespaces and places of daemons that nobody else sees.
@@ -139,7 +140,7 @@ func newPageRun(t *testing.T, page string) (*pageRun, []step) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &pageRun{t: t, lines: strings.Split(string(raw), "\n"), said: map[string]string{}}
+	r := &pageRun{t: t, lines: strings.Split(string(raw), "\n"), said: map[string]string{}, units: map[string][]*netlab.Process{}}
 	steps := stepsOf(r.lines)
 	nodes := 0
 	for _, s := range steps {
@@ -150,7 +151,12 @@ func newPageRun(t *testing.T, page string) (*pageRun, []step) {
 	r.lab = bareHosts(t, nodes)
 	for _, h := range append(slices.Clone(r.lab.Hosts), r.lab.Fabric) {
 		netlab.Must(t, h, "sh", "-c", "mount -t tmpfs none /run/netns; mkdir -p /run/frr /run/bird; "+
-			"for d in /etc/frr /etc/bird /root /var/tmp; do [ ! -d $d ] || mount -t tmpfs none $d; done; chmod 755 /etc/frr /run/frr 2>/dev/null; echo 1 >/proc/sys/net/ipv4/ip_forward")
+			"for d in /etc/frr /etc/bird /root /var/tmp; do [ ! -d $d ] || mount -t tmpfs none $d; done; [ ! -d /etc/frr ] || touch /etc/frr/vtysh.conf; chmod 755 /etc/frr /run/frr 2>/dev/null; echo 1 >/proc/sys/net/ipv4/ip_forward")
+	}
+	if strings.Contains(string(raw), " swp1") { // the fabric is a switch with a port for each node's eth0
+		for i := range r.lab.Hosts {
+			netlab.Must(t, r.lab.Fabric, "sh", "-c", fmt.Sprintf("ip link set n%[1]d.0 down; ip link set n%[1]d.0 nomaster name swp%[1]d; ip link set swp%[1]d up", i+1))
+		}
 	}
 	return r, steps
 }
@@ -159,7 +165,12 @@ func newPageRun(t *testing.T, page string) (*pageRun, []step) {
 // on a machine is done here.
 func (r *pageRun) run(h *netlab.Host, command string) (out string, code int) {
 	r.t.Helper()
+	if unit, ok := strings.CutPrefix(command, "systemctl stop "); ok {
+		r.stop(unit)
+		return "", 0
+	}
 	if unit, ok := strings.CutPrefix(command, "systemctl restart "); ok {
+		r.stop(unit)
 		r.daemons(h, unit)
 		return "", 0
 	}
@@ -188,12 +199,21 @@ func (r *pageRun) run(h *netlab.Host, command string) (out string, code int) {
 	return out, code
 }
 
+func (r *pageRun) stop(unit string) {
+	for _, p := range r.units[unit] {
+		_ = p.Stop()
+	}
+	delete(r.units, unit)
+}
+
 // daemons starts what the units of Debian's packages of that name start.
 func (r *pageRun) daemons(h *netlab.Host, unit string) {
 	start := func(name string, args ...string) {
-		if _, err := h.Start(name, netlab.Cmd{Args: args}); err != nil {
+		p, err := h.Start(name, netlab.Cmd{Args: args})
+		if err != nil {
 			r.t.Fatal(err)
 		}
+		r.units[unit] = append(r.units[unit], p)
 	}
 	if unit == "bird" {
 		start("bird", "/usr/sbin/bird", "-f", "-c", "/etc/bird/bird.conf", "-s", "/run/bird/bird.ctl", "-P", "/run/bird/bird.pid")
@@ -203,7 +223,7 @@ func (r *pageRun) daemons(h *netlab.Host, unit string) {
 	for _, name := range []string{"zebra", "bfdd", "bgpd"} {
 		start(name, "/usr/lib/frr/"+name, "-f", "/etc/frr/frr.conf", "-i", "/run/frr/"+name+".pid", "-z", "/run/frr/zserv.api", "--vty_socket", "/run/frr", "-P", "0")
 		netlab.Until(r.t, patience, name, func() string {
-			if _, err := os.Stat(h.Path("/run/frr/" + name + ".vty")); err != nil {
+			if _, err := netlab.Try(r.t, h, "vtysh", "-d", name, "-c", "show version"); err != nil {
 				return err.Error()
 			}
 			return ""
