@@ -73,7 +73,7 @@ func generated(t *testing.T) map[string][]byte {
 	for name, page := range manPages(root) {
 		files["docs/man/"+name] = page
 	}
-	files["docs/configuration.md"] = configurationPage()
+	files["docs/configuration.md"] = append(configurationPage(), footer(t, "configuration.md")...)
 	description, err := api.Description(actions())
 	if err != nil {
 		t.Fatal(err)
