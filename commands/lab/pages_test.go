@@ -113,7 +113,7 @@ func shown(want []string, output string) (said map[string]string, ok bool) {
 }
 
 // asks is a command that may be asked again until the answer is as it should be.
-var asks = regexp.MustCompile(`\b(show|status|explain|trace|ping|check|doctor|get|list|route)\b`)
+var asks = regexp.MustCompile(`\b(show|status|explain|trace|ping|check|doctor|drops|get|list|route)\b`)
 
 // pageRun is a page and the hosts that its commands run on.
 type pageRun struct {
@@ -165,24 +165,8 @@ func newPageRun(t *testing.T, page string) (*pageRun, []step) {
 // on a machine is done here.
 func (r *pageRun) run(h *netlab.Host, command string) (out string, code int) {
 	r.t.Helper()
-	if unit, ok := strings.CutPrefix(command, "systemctl stop "); ok {
-		r.stop(unit)
-		return "", 0
-	}
-	if unit, ok := strings.CutPrefix(command, "systemctl restart "); ok {
-		r.stop(unit)
-		r.daemons(h, unit)
-		return "", 0
-	}
-	if command == "systemctl kill -s KILL netctl-node" { // whose unit starts it again
-		netlab.Must(r.t, h, "sh", "-c", "kill -9 $(cat /var/lib/netctl-node/node.lock)")
-		netlab.Until(r.t, patience, "the roles end with what started them", func() string {
-			if left, err := h.Find("netctl"); err != nil || len(left) > 0 {
-				return fmt.Sprintf("%v, %v", left, err)
-			}
-			return ""
-		})
-		starts(r.t, h)
+	if words := strings.Fields(command); words[0] == "systemctl" {
+		r.systemctl(h, words[1], words[len(words)-1])
 		return "", 0
 	}
 	for word, was := range r.said {
@@ -199,11 +183,28 @@ func (r *pageRun) run(h *netlab.Host, command string) (out string, code int) {
 	return out, code
 }
 
-func (r *pageRun) stop(unit string) {
+// systemctl does what systemd would: stop, restart, or kill what is then started again.
+func (r *pageRun) systemctl(h *netlab.Host, verb, unit string) {
+	if unit == "netctl-node" {
+		netlab.Must(r.t, h, "sh", "-c", "kill -9 $(cat /var/lib/netctl-node/node.lock)")
+		netlab.Until(r.t, patience, "the roles end with what started them", func() string {
+			if left, err := h.Find("netctl"); err != nil || len(left) > 0 {
+				return fmt.Sprintf("%v, %v", left, err)
+			}
+			return ""
+		})
+		if verb == "kill" {
+			starts(r.t, h)
+		}
+		return
+	}
 	for _, p := range r.units[unit] {
 		_ = p.Stop()
 	}
 	delete(r.units, unit)
+	if verb == "restart" {
+		r.daemons(h, unit)
+	}
 }
 
 // daemons starts what the units of Debian's packages of that name start.
