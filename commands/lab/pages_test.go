@@ -80,36 +80,30 @@ func masked(text string) string {
 }
 
 // shown holds an output against what a page shows of it: … stands for anything in a line,
-// and on a line of its own for any lines. said are the words with … and what they were.
-func shown(want []string, output string) (said map[string]string, ok bool) {
-	var pattern strings.Builder
-	var words []string
+// and on a line of its own for any lines.
+func shown(want []string, output string) bool {
+	var pattern, masks strings.Builder
 	for _, l := range want {
 		if l == "…" {
 			pattern.WriteString(`(?:.*\n)*?`)
 			continue
 		}
-		l = regexp.QuoteMeta(masked(l))
-		for _, w := range strings.Fields(l) {
-			if strings.Contains(w, "…") && w != "…" && strings.Count(w, "…") == 1 {
-				words = append(words, w)
-				l = strings.Replace(l, w, strings.Replace("("+w+")", "…", `\S*`, 1), 1)
-			}
-		}
-		pattern.WriteString(strings.ReplaceAll(l, "…", ".*") + "\n")
+		pattern.WriteString(strings.ReplaceAll(regexp.QuoteMeta(masked(l)), "…", ".*") + "\n")
 	}
-	var lines []string
 	for _, l := range strings.Split(strings.TrimRight(output, "\n"), "\n") {
-		lines = append(lines, masked(l))
+		masks.WriteString(masked(l) + "\n")
 	}
-	m := regexp.MustCompile(`^` + pattern.String() + `$`).FindStringSubmatch(strings.Join(lines, "\n") + "\n")
-	said = map[string]string{}
-	for i, w := range words {
-		if m != nil {
-			said[w] = m[i+1]
+	return regexp.MustCompile(`^` + pattern.String() + `$`).MatchString(masks.String())
+}
+
+// learn remembers what the words with … were in an output; later commands that have them
+// mean that.
+func (r *pageRun) learn(want []string, output string) {
+	for _, w := range strings.Fields(strings.Join(want, " ")) {
+		if head, tail, ok := strings.Cut(w, "…"); ok && w != "…" {
+			r.said[w] = regexp.MustCompile(regexp.QuoteMeta(head) + `\S*` + regexp.QuoteMeta(tail)).FindString(output)
 		}
 	}
-	return said, m != nil
 }
 
 // asks is a command that may be asked again until the answer is as it should be.
@@ -247,11 +241,8 @@ func (r *pageRun) do(s step) (out string, wrong string) {
 			}
 			return out, ""
 		}
-		said, ok := shown(s.want, out)
-		if ok {
-			for word, was := range said {
-				r.said[word] = was
-			}
+		if shown(s.want, out) {
+			r.learn(s.want, out)
 			return out, ""
 		}
 		if !asks.MatchString(s.command) || time.Now().After(deadline) || slices.Equal(s.want, []string{"?"}) {
