@@ -79,7 +79,7 @@ func TestPagesInOrder(t *testing.T) {
 
 // anchor is what a forge makes of a heading's text.
 func anchor(text string) string {
-	text = regexp.MustCompile("[^\\p{L}\\p{N} _-]").ReplaceAllString(strings.ToLower(text), "")
+	text = regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(text), "")
 	return strings.ReplaceAll(text, " ", "-")
 }
 
