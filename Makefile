@@ -16,7 +16,7 @@ export NETCTL_BINARY := $(CURDIR)/netctl
 FUZZTIME := 10000x
 TIMEOUT  := 10m
 
-.PHONY: help promtool build demo test test-all fuzz race lint docs completions bench budget install dist clean packages demo-packages guest chromium
+.PHONY: help promtool build demo test test-all fuzz race lint docs site completions bench budget install dist clean packages demo-packages guest chromium
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -51,7 +51,10 @@ lint: ## golangci-lint of .ci/tools
 
 docs: build ## docs/cli and docs/man from the command tree
 	rm -rf docs/cli docs/man
-	NETCTL_WRITE_DOCS=1 go test -count=1 -run TestGenerated ./commands
+	NETCTL_WRITE_DOCS=1 go test -count=1 -run 'TestGenerated|TestPagesInOrder' ./commands
+
+site: ## the pages as HTML, in dist/site
+	NETCTL_WRITE_SITE=$(CURDIR)/dist/site go test -count=1 -run TestSite ./commands
 
 completions: docs ## completions of the three shells (written together with docs)
 

@@ -25,7 +25,7 @@ func layer() map[string]int {
 		"acl/nft": 3, "acl/iptables": 3, "acl/conntrack": 3, "acl/nflog": 3, "routing/fib": 3, "routing/ra": 3, "routing/bgp": 3, "routing/bfd": 3, "netdev/kernel": 3, "netdev/netlab": 3, "netdev/qemulab": 3,
 		"datastore/etcd": 3, "datastore/embed": 3, "datastore/memory": 3, "datastore/ipam": 3, "datastore/pki": 3, "datastore/identity": 3,
 		"datastore/storetest": 3,
-		"acl":                 2, "routing": 2, "netdev": 2, "routing/gate": 2, "commands/engine": 2,
+		"acl":                 2, "routing": 2, "netdev": 2, "routing/gate": 2, "commands/engine": 2, "commands/calico": 2,
 		"datastore": 1,
 	}
 }

@@ -84,7 +84,7 @@ func localCommands() map[string]bool {
 		"cleanup": false, "doctor": false, "init": false, "install": false, "join": false, "uninstall": false,
 		"lab up": false, "lab down": false, "lab exec": false, "lab status": false,
 		"api grant":  false, // it needs the authority's key
-		"completion": true, "config": true, "help": true, "version": true, "edit": true, "ui": true,
+		"completion": true, "config": true, "help": true, "import calico": true, "version": true, "edit": true, "ui": true,
 	}
 }
 

@@ -197,7 +197,7 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 	without := map[string]string{
 		"api list": "users of the API alone, which are few", "api grant": "as api list", "api revoke": "as api list",
 		"bench": "one endpoint and one node by name", "bench serve": "as bench", "agent": "a role", "api": "a role", "speaker": "a role", "reflector": "a role", "datastore": "a role", "node": "a role", "docker": "a role",
-		"backup": "all there is, once", "restore": "as backup", "install": "no datastore", "upgrade": "as status --all", "init": "no datastore", "join": "no datastore", "datastore member": "asks etcd itself",
+		"backup": "all there is, once", "restore": "as backup", "install": "no datastore", "upgrade": "as status --all", "import calico": "no datastore", "init": "no datastore", "join": "no datastore", "datastore member": "asks etcd itself",
 		"token create": "tokens alone, which are few", "token list": "as token create", "token revoke": "as token create", "uninstall": "no datastore", "cleanup": "no datastore", "events": "files of this node", "diags": "what a report of a fault needs", "doctor": "nodes, pools and reports, as status --all", "datastore adopt": "identity only", "undo": "the history, and what its objects are checked by: all there is", "history": "the history, and the kinds that it is of", "datastore rebuild": "as restore", "ui": "asks the API", "apply": "what the manifest needs: neededToPut",
 		"create": "as apply", "replace": "as apply", "edit": "as get", "delete": "as remove", "config": "no datastore", "version": "no datastore",
 		"completion": "no datastore", "lab up": "no datastore", "lab down": "no datastore", "lab exec": "no datastore", "lab status": "no datastore",

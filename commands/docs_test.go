@@ -73,7 +73,7 @@ func generated(t *testing.T) map[string][]byte {
 	for name, page := range manPages(root) {
 		files["docs/man/"+name] = page
 	}
-	files["docs/configuration.md"] = configurationPage()
+	files["docs/configuration.md"] = append(configurationPage(), footer(t, "configuration.md")...)
 	description, err := api.Description(actions())
 	if err != nil {
 		t.Fatal(err)
@@ -115,6 +115,9 @@ func runForTest(out *bytes.Buffer, args ...string) int {
 	return Main(append([]string{"netctl"}, args...), strings.NewReader(""), out, out)
 }
 
+// atPrompt is a command that a page shows at the prompt of a host; see TestPages of commands/lab.
+var atPrompt = regexp.MustCompile(`^    (node\d|fabric)# `)
+
 // TestDocumentsCommands parses every netctl command line of README and docs/: the command
 // is there, takes these flags, and so many arguments.
 func TestDocumentsCommands(t *testing.T) {
@@ -128,7 +131,11 @@ func TestDocumentsCommands(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		transcript := false // what stands below a node's prompt is run by a test of its own, and is output
 		for i, line := range strings.Split(strings.ReplaceAll(string(text), "\\\n", ""), "\n") {
+			if transcript = line == "" && transcript || strings.HasPrefix(line, "    ") && (transcript || atPrompt.MatchString(line)); transcript {
+				continue
+			}
 			for _, args := range commandsOf(line) {
 				parsed++
 				if err := parses(args, true); err != nil {

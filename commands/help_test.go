@@ -52,7 +52,8 @@ func TestVerbsAndFlags(t *testing.T) {
 		path := strings.TrimPrefix(c.CommandPath(), "netctl ")
 		words := strings.Fields(path)
 		verb := words[len(words)-1]
-		settings := len(words) == 1 || strings.HasPrefix(path, "bgp ") || strings.Contains(path, " set ")
+		// import is followed by whose resources they are, bgp by a setting.
+		settings := len(words) == 1 || words[0] == "import" || strings.HasPrefix(path, "bgp ") || strings.Contains(path, " set ")
 		if !c.HasSubCommands() && !settings && !slices.Contains(verbs, verb) {
 			t.Errorf("%s: %q is no verb of the others", path, verb)
 		}
