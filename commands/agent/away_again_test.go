@@ -1,10 +1,16 @@
 package agent
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"netctl/commands/control"
 	"netctl/datastore"
@@ -39,6 +45,45 @@ func TestAttachAwayOfOneInterface(t *testing.T) {
 	})
 	if got := w.endpoints(); len(got) != 1 {
 		t.Errorf("the datastore has %v", got)
+	}
+}
+
+// TestDetachDuringAttach: a detach that is stored while an attach waits for the agent is of
+// a runtime that gave that up, and is done after it; whether the datastore answers or not.
+func TestDetachDuringAttach(t *testing.T) {
+	w, s := cutWorld(t)
+	h := control.Call(w.api.attach)
+	for i, isAway := range []bool{false, true} {
+		if isAway {
+			w.lose(s)
+		}
+		target := control.Target{Orchestrator: "cni", Workload: fmt.Sprint("given-up", i), Interface: "eth0"}
+		body, err := json.Marshal(control.AttachRequest{Target: target, Network: "web", NetnsFD: 200 + i})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.a.detaches.turn <- struct{}{} // so that the attach comes first
+		if err := control.StorePending(w.cfg.pendingDir(), control.DetachRequest{Target: target}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		r := httptest.NewRequestWithContext(ctx, http.MethodPost, "/v1/attach", bytes.NewReader(body))
+		r.Header.Set("Netctl-Began", time.Now().Add(-3*time.Second).Format(time.RFC3339Nano))
+		answer := httptest.NewRecorder()
+		h.ServeHTTP(answer, r)
+		if answer.Code != http.StatusOK {
+			t.Fatalf("attach: %s", answer.Body)
+		}
+		<-w.a.detaches.turn
+		s.cut(false)
+		w.until(func() string {
+			left, err := control.ReadPending(w.cfg.pendingDir())
+			if got := strings.Join(append(w.endpoints(), w.records()...), " "); err != nil || len(left) > 0 || strings.Contains(got, target.Workload) || w.status().Endpoints != 1 {
+				return fmt.Sprint(got, left, err, w.status())
+			}
+			return w.clean()
+		})
 	}
 }
 
