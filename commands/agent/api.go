@@ -83,7 +83,7 @@ func (a *api) attachSoon(ctx context.Context, r control.AttachRequest) (control.
 	earlier := a.detaches.earlier(r.Target, control.Began(ctx))
 	for began := time.Now(); ; {
 		at, err := a.tryAttach(ctx, r, ns, earlier)
-		if err == nil || !errors.Is(err, datastore.ErrUnavailable) {
+		if err == nil || !errors.Is(err, datastore.ErrUnavailable) || errors.Is(err, workload.ErrGivenUp) {
 			return at, err
 		}
 		if time.Since(began) >= patience || a.loop.awayFor(ctx) >= storePatience || !pause(ctx, storePause) {
@@ -115,6 +115,7 @@ func (a *api) detach(ctx context.Context, r control.DetachRequest) (struct{}, er
 }
 
 func (a *api) detachOrSever(ctx context.Context, r control.DetachRequest) error {
+	a.detaches.asked.note(r.Target, time.Now())
 	err := a.loop.gate(ctx)
 	switch {
 	case err == nil:

@@ -32,11 +32,13 @@ type detaches struct {
 	left     atomic.Bool   // something is
 	turn     chan struct{} // holds one while a file is worked off
 
+	asked *givenUp
+
 	forgetting sync.Mutex // two interfaces of one workload may be attached at once
 }
 
 func newDetaches(dir string, l *loop) *detaches {
-	d := &detaches{dir: dir, loop: l, appeared: make(chan struct{}, 1), again: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+	d := &detaches{dir: dir, loop: l, appeared: make(chan struct{}, 1), again: make(chan struct{}, 1), turn: make(chan struct{}, 1), asked: newGivenUp(l.cfg.Node)}
 	l.retryDetaches = func() { poke(d.again) }
 	return d
 }
@@ -229,6 +231,7 @@ func (d *detaches) one(ctx context.Context, p control.Pending) error {
 	if !p.Same() {
 		return nil
 	}
+	d.asked.note(p.Request.Target, p.Stored())
 	err := d.detach(ctx, p.Request.Target)
 	if err == nil && p.Same() {
 		err = os.Remove(p.Path)

@@ -24,10 +24,13 @@ type Pending struct {
 	file    fs.FileInfo // as it was read
 }
 
+// Stored is when p was stored, by this machine's clock.
+func (p Pending) Stored() time.Time { return p.file.ModTime() }
+
 // Since says whether p was stored after t. The file's time lags behind the clock by a tick
 // at most; one to come is of a clock that was set back, and tells nothing.
 func (p Pending) Since(t time.Time) bool {
-	stored := p.file.ModTime()
+	stored := p.Stored()
 	return !t.IsZero() && stored.After(t) && !stored.After(time.Now())
 }
 
