@@ -117,7 +117,7 @@ func TestAttachTooLate(t *testing.T) {
 		} else {
 			_, _ = w.api.detach(t.Context(), r)
 		}
-		if answer := w.waited(target, 300+i); answer.Code == http.StatusOK || !strings.Contains(answer.Body.String(), "its detach was asked for since") {
+		if answer := w.waited(target, 300+i); answer.Code == http.StatusOK || !strings.Contains(answer.Body.String(), "attach given up: a detach of the endpoint was asked for since\"}") {
 			t.Errorf("%d: attach: %s", i, answer.Body)
 		}
 		if n := w.status().Endpoints; n != 1 {

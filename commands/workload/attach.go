@@ -20,7 +20,7 @@ import (
 const maxTries = 5
 
 // ErrGivenUp says that an attach came too late: its detach was asked for since it was begun.
-var ErrGivenUp = fmt.Errorf("its detach was asked for since: %w", datastore.ErrUnavailable)
+var ErrGivenUp error = &control.Error{Code: control.CodeUnavailable, Message: "attach given up: a detach of the endpoint was asked for since"}
 
 // Attach wires one interface of a workload into ns, which of a loose one is nil. It
 // returns when address, link, routes and ACLs are in the kernel, or having undone what
@@ -83,7 +83,7 @@ func (s *Service) enter(ctx context.Context, req control.AttachRequest) (name st
 	}
 	if s.GivenUp != nil && s.GivenUp(ctx, req.Target) {
 		release()
-		return name, nil, fmt.Errorf("attach %s: %w", name, ErrGivenUp)
+		return name, nil, ErrGivenUp
 	}
 	return name, release, nil
 }
