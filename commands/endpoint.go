@@ -199,11 +199,16 @@ func (a *app) endpointUsed(ctx context.Context, e *datastore.Endpoint) error {
 		return err
 	}
 	ago := time.Since(lastSeen(view, e.Spec.Node))
-	others := !strings.HasSuffix(e.Spec.Link, datastore.LinkName("", e.Metadata.Name)) // no agent goes by it
-	if view.Node(e.Spec.Node) == nil || ago >= control.Silence || others {
+	if view.Node(e.Spec.Node) == nil || ago >= control.Silence || ofAnotherLink(e) {
 		return nil
 	}
 	return fmt.Errorf("%w by workload %s on node %s, whose agent reported %s ago", datastore.ErrInUse, e.Spec.Workload, e.Spec.Node, ago.Round(time.Second))
+}
+
+// ofAnotherLink says whether an endpoint names a link that is not its own, so that no agent
+// goes by it.
+func ofAnotherLink(e *datastore.Endpoint) bool {
+	return !strings.HasSuffix(e.Spec.Link, datastore.LinkName("", e.Metadata.Name))
 }
 
 // takeEndpoint has take remove an endpoint that no workload uses, or any by force.

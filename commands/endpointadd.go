@@ -198,6 +198,8 @@ func newEndpointRemoveCommand(a *app) *cobra.Command {
 		switch {
 		case errors.Is(err, datastore.ErrNotFound):
 			return err
+		case err == nil && ofAnotherLink(e):
+			return a.deleteEndpoint(ctx, e) // the agent knows of none
 		case part[1] == orchestratorManual, err != nil && force:
 			return detach()
 		case err != nil:

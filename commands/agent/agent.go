@@ -250,7 +250,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	a.service = workload.New(workload.Config{
 		Node: a.cfg.Node, LinkPrefix: a.cfg.LinkPrefix, Gateway: a.cfg.Gateway, Boot: a.boot,
 		Links: o.links, Reconciler: l, Forget: o.forget, Store: o.store, Records: l.records, Log: a.log,
-		Addresses: a.returner.addresses,
+		Addresses: a.returner.addresses, GivenUp: a.detaches.asked.since,
 	})
 	a.joiner = &joiner{cfg: a.cfg, loop: l, store: o.store, service: a.service, host: a.host, resolve: o.routes.Resolve, workOff: a.detaches.workOff}
 	a.detaches.detach = a.service.Detach

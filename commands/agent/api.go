@@ -80,25 +80,26 @@ func (a *api) attachSoon(ctx context.Context, r control.AttachRequest) (control.
 	if end, ok := ctx.Deadline(); ok {
 		patience = min(patience, time.Until(end)/2)
 	}
+	earlier := a.detaches.earlier(r.Target, control.Began(ctx))
 	for began := time.Now(); ; {
-		at, err := a.tryAttach(ctx, r, ns)
-		if err == nil || !errors.Is(err, datastore.ErrUnavailable) {
+		at, err := a.tryAttach(ctx, r, ns, earlier)
+		if err == nil || !errors.Is(err, datastore.ErrUnavailable) || errors.Is(err, workload.ErrGivenUp) {
 			return at, err
 		}
 		if time.Since(began) >= patience || a.loop.awayFor(ctx) >= storePatience || !pause(ctx, storePause) {
-			return a.attachAway(ctx, r, ns, err)
+			return a.attachAway(ctx, r, ns, earlier, err)
 		}
 	}
 }
 
-func (a *api) tryAttach(ctx context.Context, r control.AttachRequest, ns *kernel.Netns) (control.Attachment, error) {
+func (a *api) tryAttach(ctx context.Context, r control.AttachRequest, ns *kernel.Netns, earlier []control.Pending) (control.Attachment, error) {
 	if err := a.loop.gate(ctx); err != nil {
 		return control.Attachment{}, fmt.Errorf("attach %s: %w", r.Workload, err)
 	}
 	if err := a.loop.takes(ctx, r.Target); err != nil {
 		return control.Attachment{}, err
 	}
-	if err := a.detaches.first(ctx, r.Target); err != nil {
+	if err := a.detaches.first(ctx, earlier); err != nil {
 		return control.Attachment{}, fmt.Errorf("attach %s: %w", r.Workload, err)
 	}
 	return a.service.Attach(ctx, r, ns)
@@ -114,6 +115,7 @@ func (a *api) detach(ctx context.Context, r control.DetachRequest) (struct{}, er
 }
 
 func (a *api) detachOrSever(ctx context.Context, r control.DetachRequest) error {
+	a.detaches.asked.note(r.Target, time.Now())
 	err := a.loop.gate(ctx)
 	switch {
 	case err == nil:

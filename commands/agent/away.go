@@ -130,15 +130,15 @@ func (l *loop) gateOrAway(ctx context.Context) (isAway bool, err error) {
 }
 
 // attachAway attaches an endpoint while the datastore is away, as why says. What was
-// stored of its detach is off: the datastore never heard of that.
-func (a *api) attachAway(ctx context.Context, r control.AttachRequest, ns *kernel.Netns, why error) (control.Attachment, error) {
+// stored of its detach earlier is off: the datastore never heard of that.
+func (a *api) attachAway(ctx context.Context, r control.AttachRequest, ns *kernel.Netns, earlier []control.Pending, why error) (control.Attachment, error) {
 	if err := a.loop.alone(ctx, why); err != nil {
 		return control.Attachment{}, err
 	}
 	if err := a.loop.takes(ctx, r.Target); err != nil {
 		return control.Attachment{}, err
 	}
-	if err := a.detaches.forget(ctx, r.Target); err != nil {
+	if err := a.detaches.forget(ctx, r.Target, earlier); err != nil {
 		return control.Attachment{}, fmt.Errorf("attach %s: %w", r.Workload, err)
 	}
 	at, err := a.service.AttachAway(ctx, r, ns)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"netctl/commands/control"
 	"netctl/datastore"
@@ -31,11 +32,13 @@ type detaches struct {
 	left     atomic.Bool   // something is
 	turn     chan struct{} // holds one while a file is worked off
 
+	asked *givenUp
+
 	forgetting sync.Mutex // two interfaces of one workload may be attached at once
 }
 
 func newDetaches(dir string, l *loop) *detaches {
-	d := &detaches{dir: dir, loop: l, appeared: make(chan struct{}, 1), again: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+	d := &detaches{dir: dir, loop: l, appeared: make(chan struct{}, 1), again: make(chan struct{}, 1), turn: make(chan struct{}, 1), asked: newGivenUp(l.cfg.Node)}
 	l.retryDetaches = func() { poke(d.again) }
 	return d
 }
@@ -150,19 +153,28 @@ func (l *loop) detached(endpoint string) bool {
 	})
 }
 
-// first works off what was stored of an interface that is attached now: done later, it
-// would take the new endpoint away.
-func (d *detaches) first(ctx context.Context, t control.Target) error {
+// earlier are the detaches that were stored of an interface before its attach began. One
+// that comes while that is under way is of a runtime that gave it up, and in force after it.
+func (d *detaches) earlier(t control.Target, began time.Time) (list []control.Pending) {
 	all, _ := control.ReadPending(d.dir) // what cannot be read is told by workOff
 	for _, p := range all {
 		stored := p.Request.Target
 		if stored.Interface == "" {
 			stored.Interface = t.Interface
 		}
-		if stored == t {
-			if err := d.one(ctx, p); err != nil {
-				return err
-			}
+		if stored == t && !p.Since(began) {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// first works off what was stored of an interface before its attach: done later, it
+// would take the new endpoint away.
+func (d *detaches) first(ctx context.Context, earlier []control.Pending) error {
+	for _, p := range earlier {
+		if err := d.one(ctx, p); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -170,16 +182,11 @@ func (d *detaches) first(ctx context.Context, t control.Target) error {
 
 // forget drops what was stored of an interface that is attached again before the
 // datastore heard of its detach. What was stored of all interfaces stays of the others.
-func (d *detaches) forget(ctx context.Context, t control.Target) error {
+func (d *detaches) forget(ctx context.Context, t control.Target, earlier []control.Pending) error {
 	d.forgetting.Lock()
 	defer d.forgetting.Unlock()
-	all, _ := control.ReadPending(d.dir) // what cannot be read is told by workOff
-	for _, p := range all {
-		stored := p.Request.Target
-		if stored.Interface == "" {
-			stored.Interface = t.Interface
-		}
-		if stored != t {
+	for _, p := range earlier {
+		if !p.Same() {
 			continue
 		}
 		if p.Request.Interface == "" {
@@ -212,7 +219,8 @@ func (d *detaches) storeOthers(ctx context.Context, r control.DetachRequest, but
 	return nil
 }
 
-// one works off one file, unless somebody did.
+// one works off one file, unless somebody did. One that took its place meanwhile stays,
+// and has its own turn.
 func (d *detaches) one(ctx context.Context, p control.Pending) error {
 	select {
 	case d.turn <- struct{}{}:
@@ -220,11 +228,12 @@ func (d *detaches) one(ctx context.Context, p control.Pending) error {
 		return ctx.Err()
 	}
 	defer func() { <-d.turn }()
-	_, err := os.Lstat(p.Path)
-	if err == nil {
-		err = d.detach(ctx, p.Request.Target)
+	if !p.Same() {
+		return nil
 	}
-	if err == nil {
+	d.asked.note(p.Request.Target, p.Stored())
+	err := d.detach(ctx, p.Request.Target)
+	if err == nil && p.Same() {
 		err = os.Remove(p.Path)
 	}
 	switch {

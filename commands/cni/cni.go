@@ -80,12 +80,8 @@ func (c *call) run(stdin io.Reader) ([]byte, error) {
 	if verb == nil {
 		return nil, errorf(codeEnvironment, "CNI_COMMAND %q is not supported; ADD, DEL, CHECK, GC, STATUS and VERSION are", command)
 	}
-	var err error
-	if c.raw, err = read(stdin); err != nil {
-		return nil, err
-	}
-	if c.conf, err = parseConf(c.raw); err != nil {
-		if command != "DEL" || !isObject(c.raw) {
+	if err := c.configure(stdin); err != nil {
+		if command != "DEL" { // container and interface, which are in the environment, name the endpoint
 			return nil, err
 		}
 		c.warn(err.Error() + "; released all the same")
@@ -94,6 +90,14 @@ func (c *call) run(stdin io.Reader) ([]byte, error) {
 		return nil, errorf(codeVersion, "cniVersion %s has no %s, which came with %s", c.conf.CNIVersion, command, since)
 	}
 	return verb()
+}
+
+// configure reads the network configuration, as far as it can be read.
+func (c *call) configure(stdin io.Reader) (err error) {
+	if c.raw, err = read(stdin); err == nil {
+		c.conf, err = parseConf(c.raw)
+	}
+	return err
 }
 
 // read takes the network configuration from stdin.

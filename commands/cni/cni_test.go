@@ -260,7 +260,7 @@ func TestRefusals(t *testing.T) {
 		{"namespace own for check", addEnv("CHECK", "CNI_NETNS=/proc/self/ns/net"), prev(`{"interfaces":[{"name":"eth0","sandbox":"x"}]}`), 8, "own"},
 		{"no json", addEnv("ADD"), `{`, 6, "network configuration"},
 		{"two json values", addEnv("ADD"), plain + plain, 6, "network configuration"},
-		{"empty", addEnv("DEL"), ``, 6, "network configuration"},
+		{"empty", addEnv("ADD"), ``, 6, "network configuration"},
 		{"huge", addEnv("ADD"), plain + strings.Repeat(" ", maxConfig), 7, "bytes"},
 		{"version", addEnv("ADD"), `{"cniVersion":"0.2.0","name":"n"}`, 1, "0.3.1, 0.4.0, 1.0.0, 1.1.0"},
 		{"no version", addEnv("ADD"), `{"name":"n"}`, 1, "cniVersion"},

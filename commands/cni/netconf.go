@@ -129,12 +129,6 @@ func (c *netConf) agentWait() time.Duration {
 	return callTimeout
 }
 
-// isObject says whether raw is a JSON object: a configuration, whatever is wrong in it.
-func isObject(raw []byte) bool {
-	var keys map[string]json.RawMessage
-	return json.Unmarshal(raw, &keys) == nil && keys != nil
-}
-
 // least is so much of a configuration that is wrong as can be read: its version, its
 // name, if that is one, the socket, and who assigned addresses.
 func least(raw []byte) (c netConf) {

@@ -52,6 +52,7 @@ func (c *AgentClient) Waiting(d time.Duration) *AgentClient {
 // Attach wires an interface; see AttachRequest.
 func (c *AgentClient) Attach(ctx context.Context, r AttachRequest) (Attachment, error) {
 	var a Attachment
+	ctx = context.WithValue(ctx, beganKey{}, time.Now())
 	return a, c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/attach", r, &a) })
 }
 
@@ -220,6 +221,10 @@ func isLate(err error) bool {
 // sooner, and can say why.
 const timeoutHeader = "Netctl-Timeout"
 
+// beganHeader says when a call was first made (RFC 3339): it may have waited for the other
+// side, and been made before.
+const beganHeader = "Netctl-Began"
+
 // call makes one request on a connection of its own and decodes the answer into
 // out. It writes the request itself: http.Client's transport (two goroutines, a
 // pool) costs a process that makes one call more than the call.
@@ -243,6 +248,9 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 	fmt.Fprintf(&req, "%s %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n", method, path, role, len(body))
 	if end, ok := ctx.Deadline(); ok {
 		fmt.Fprintf(&req, "%s: %s\r\n", timeoutHeader, time.Until(end)*9/10)
+	}
+	if began := Began(ctx); !began.IsZero() {
+		fmt.Fprintf(&req, "%s: %s\r\n", beganHeader, began.Format(time.RFC3339Nano))
 	}
 	req.WriteString("\r\n")
 	req.Write(body)

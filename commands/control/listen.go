@@ -186,6 +186,15 @@ func peerOf(conn *net.UnixConn) (cred *syscall.Ucred, err error) {
 	return cred, err
 }
 
+type beganKey struct{}
+
+// Began is when the caller first made the call that ctx belongs to, by this machine's clock;
+// zero if it did not say so.
+func Began(ctx context.Context) time.Time {
+	began, _ := ctx.Value(beganKey{}).(time.Time)
+	return began
+}
+
 type peerKey struct{}
 
 // PeerPID is the PID of the process whose request ctx belongs to; 0 if ctx is
@@ -246,6 +255,9 @@ func Call[Q, A any](fn func(context.Context, Q) (A, error)) http.Handler {
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeout(ctx, limit)
 				defer cancel()
+			}
+			if began, e := time.Parse(time.RFC3339Nano, r.Header.Get(beganHeader)); e == nil {
+				ctx = context.WithValue(ctx, beganKey{}, began)
 			}
 			a, err = fn(ctx, q)
 		}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"netctl/datastore"
 )
@@ -20,6 +21,23 @@ import (
 type Pending struct {
 	Path    string
 	Request DetachRequest
+	file    fs.FileInfo // as it was read
+}
+
+// Stored is when p was stored, by this machine's clock.
+func (p Pending) Stored() time.Time { return p.file.ModTime() }
+
+// Since says whether p was stored after t. The file's time lags behind the clock by a tick
+// at most; one to come is of a clock that was set back, and tells nothing.
+func (p Pending) Since(t time.Time) bool {
+	stored := p.Stored()
+	return !t.IsZero() && stored.After(t) && !stored.After(time.Now())
+}
+
+// Same says whether p is still stored, rather than worked off, or stored anew since.
+func (p Pending) Same() bool {
+	now, err := os.Lstat(p.Path)
+	return err == nil && os.SameFile(now, p.file) && now.ModTime().Equal(p.file.ModTime())
 }
 
 // KeepDetach takes what came of a detach: where the agent cannot do it now and will be able to
@@ -79,7 +97,7 @@ func ReadPending(dir string) ([]Pending, error) {
 			continue
 		}
 		p := Pending{Path: filepath.Join(dir, e.Name())}
-		if p.Request, err = readPending(p.Path); err != nil {
+		if p.Request, p.file, err = readPending(p.Path); err != nil {
 			errs = append(errs, fmt.Errorf("pending detach %s: %w", p.Path, err))
 			continue
 		}
@@ -88,17 +106,20 @@ func ReadPending(dir string) ([]Pending, error) {
 	return all, errors.Join(errs...)
 }
 
-func readPending(path string) (r DetachRequest, err error) {
+func readPending(path string) (r DetachRequest, file fs.FileInfo, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return r, err
+		return r, nil, err
 	}
 	defer f.Close()
+	if file, err = f.Stat(); err != nil {
+		return r, nil, err
+	}
 	if err := decode(io.LimitReader(f, maxBody), &r); err != nil {
-		return r, err
+		return r, nil, err
 	}
 	if r.Orchestrator == "" || r.Workload == "" {
-		return r, fmt.Errorf("%w: orchestrator and workload must be set", datastore.ErrInvalid)
+		return r, nil, fmt.Errorf("%w: orchestrator and workload must be set", datastore.ErrInvalid)
 	}
-	return r, nil
+	return r, file, nil
 }

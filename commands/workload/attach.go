@@ -19,6 +19,9 @@ import (
 // created the same network or profile.
 const maxTries = 5
 
+// ErrGivenUp says that an attach came too late: its detach was asked for since it was begun.
+var ErrGivenUp error = &control.Error{Code: control.CodeUnavailable, Message: "attach given up: a detach of the endpoint was asked for since"}
+
 // Attach wires one interface of a workload into ns, which of a loose one is nil. It
 // returns when address, link, routes and ACLs are in the kernel, or having undone what
 // it did.
@@ -75,8 +78,14 @@ func (s *Service) enter(ctx context.Context, req control.AttachRequest) (name st
 	if gateways := netdev.Gateways(s.Gateway); req.Gateway.IsValid() && !slices.Contains(gateways, req.Gateway) {
 		return name, nil, fmt.Errorf("attach %s: gateway %s: %w: must be %s to %s", name, req.Gateway, datastore.ErrInvalid, gateways[0], gateways[len(gateways)-1])
 	}
-	release, err = s.turns.take(ctx, name)
-	return name, release, err
+	if release, err = s.turns.take(ctx, name); err != nil {
+		return name, nil, err
+	}
+	if s.GivenUp != nil && s.GivenUp(ctx, req.Target) {
+		release()
+		return name, nil, ErrGivenUp
+	}
+	return name, release, nil
 }
 
 func (s *Service) begin(ctx context.Context, name string, req control.AttachRequest) (Known, error) {

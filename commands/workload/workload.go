@@ -23,6 +23,7 @@ import (
 	"slices"
 	"time"
 
+	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/datastore/ipam"
 	"netctl/netdev/kernel"
@@ -165,6 +166,9 @@ type Config struct {
 	Reconciler Reconciler
 	// Forget deletes the connection tracking entries of addresses.
 	Forget func(addrs ...netip.Addr) error
+	// GivenUp says whether a detach of a target was asked for since the attach that ctx
+	// belongs to was begun; nil: it never was.
+	GivenUp func(ctx context.Context, t control.Target) bool
 	// Store refuses writes while it is not the right one.
 	Store   datastore.Store
 	Records *Records

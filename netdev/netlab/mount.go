@@ -114,17 +114,27 @@ func target(own, place string) error {
 		return fmt.Errorf("%s: the machine has no folder of it", place)
 	}
 	layer := own + "/.overlay" + strings.ReplaceAll(lower, "/", "-")
+	err := overlay(lower, layer)
+	if errors.Is(err, unix.EINVAL) { // the machine is a container: its root is an overlay, which can be no upper layer
+		if err = unix.Mount("tmpfs", layer, "tmpfs", 0, "mode=755"); err == nil {
+			err = overlay(lower, layer)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("overlay on %s, since the machine has no %s: %w", lower, place, err)
+	}
+	return makePlace(place, place)
+}
+
+// overlay puts a folder's changes from now on into layer.
+func overlay(lower, layer string) error {
 	upper, work := layer+"/upper", layer+"/work"
 	for _, d := range []string{upper, work} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
 	}
-	opt := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, work)
-	if err := unix.Mount("overlay", lower, "overlay", 0, opt); err != nil {
-		return fmt.Errorf("overlay on %s, since the machine has no %s: %w", lower, place, err)
-	}
-	return makePlace(place, place)
+	return unix.Mount("overlay", lower, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, work))
 }
 
 // mountSys mounts a sysfs of the host's network namespace that keeps the machine's

@@ -70,6 +70,34 @@ func TestPlacesArePrivate(t *testing.T) {
 	}
 }
 
+// TestPlacesOfAContainer: where the machine's root is an overlay, as a container's is, a
+// host has what the machine lacks too.
+func TestPlacesOfAContainer(t *testing.T) {
+	l := ForTest(t, Options{Nodes: 1})
+	dir := t.TempDir()
+	root, place := filepath.Join(dir, "root"), filepath.Join(dir, "root/lib/new/folder")+"/"
+	err := l.Hosts[0].Do(func() error {
+		if err := os.MkdirAll(filepath.Join(root, "lib/own"), 0o755); err != nil {
+			return err
+		}
+		if err := overlay(root, filepath.Join(dir, "layer")); err != nil && !errors.Is(err, unix.EINVAL) { // else it is one already
+			return err
+		}
+		defer func() { _ = unix.Unmount(root, unix.MNT_DETACH) }()
+		err := target(filepath.Join(root, "lib/own"), place)
+		if err == nil {
+			_, err = os.Stat(place)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(place); err == nil {
+		t.Error("the machine has it, too")
+	}
+}
+
 func TestSubnetsAreRouted(t *testing.T) {
 	l := ForTest(t, Options{Nodes: 3, Subnets: 2, IPv6: true})
 	if got := l.Hosts[1].Addr.String(); got != "192.168.100.103/24" {
