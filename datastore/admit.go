@@ -80,9 +80,12 @@ func checkLink(e *Endpoint) error {
 }
 
 // checkAddresses refuses addresses that the endpoint did not have and that no block
-// holds for it.
+// holds for it, and to take all that it had.
 func (v *View) checkAddresses(e *Endpoint) error {
 	old := v.Endpoint(e.Metadata.Name)
+	if old != nil && len(old.Spec.Addresses) > 0 && len(e.Spec.Addresses) == 0 {
+		return &FieldError{Field: "spec.addresses", Reason: "is empty, which cuts off a workload that runs: `netctl endpoint remove` ends it"}
+	}
 	for i, a := range e.Spec.Addresses {
 		if old != nil && slices.Contains(old.Spec.Addresses, a) {
 			continue

@@ -96,7 +96,8 @@ func TestCheckPut(t *testing.T) {
 		{pool("10.7.0.0/27", 27), `in use: blocks of /26 cannot become /27: there is block 10.7.0.0/26`},
 		{&datastore.Network{Metadata: datastore.Metadata{Name: "x"}, Spec: datastore.NetworkSpec{Pools: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}}},
 			`spec.pools[0] "10.9.0.0/16": there is no such pool`},
-		{endpoint("w", "n/cni/w/eth0", []string{"web", "nope"}), `spec.profiles[1] "nope": there is no such profile`},
+		{endpoint("w", "n/cni/w/eth0", []string{"web", "nope"}, "10.0.0.5"), `spec.profiles[1] "nope": there is no such profile`},
+		{endpoint("w", "n/cni/w/eth0", nil), "spec.addresses: is empty, which cuts off a workload that runs: `netctl endpoint remove` ends it"},
 		{endpoint("w", "n/cni/w/eth0", nil, "10.0.0.1"), ""},
 		{endpoint("w", "n/cni/w/eth0", nil, "10.0.0.5"), ""}, // it has that already
 		{endpoint("w", "n/cni/w/eth0", nil, "10.0.0.1", "8.8.8.8"), `spec.addresses[1] "8.8.8.8": no block holds it for this endpoint; an attach draws addresses`},
