@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -32,8 +34,8 @@ const (
 // Client asks members of the datastore, one after the other.
 type Client struct {
 	Endpoints []netip.AddrPort
-	// Authority is the hash by which they are known.
-	Authority [sha256.Size]byte
+	// Authorities are the hashes of which one knows them.
+	Authorities [][sha256.Size]byte
 	// Certificate is the client's own, nil for who has none yet.
 	Certificate *tls.Certificate
 	Now         func() time.Time // nil: time.Now
@@ -65,11 +67,32 @@ func (c *Client) Renew(ctx context.Context, name string, key *ecdsa.PrivateKey) 
 	if err != nil {
 		return nil, err
 	}
-	a, err := c.ask(ctx, renewPath, Request{CSR: csr, Time: c.now()})
+	a, err := c.ask(ctx, renewPath, Request{CSR: csr, Trusts: c.trusts(), Time: c.now()})
 	if err != nil {
 		return nil, err
 	}
 	return a, c.check(a, name, key)
+}
+
+// Confirm shows the certificate, so that the cluster knows of which authority it is.
+func (c *Client) Confirm(ctx context.Context, name string, key *ecdsa.PrivateKey) error {
+	csr, err := pki.Request(key, name)
+	if err != nil {
+		return err
+	}
+	_, err = c.ask(ctx, confirmPath, Request{CSR: csr, Trusts: c.trusts(), Time: c.now()})
+	return err
+}
+
+// trusts names the authorities where there are several.
+func (c *Client) trusts() (list []string) {
+	if len(c.Authorities) < 2 {
+		return nil // members of before that was asked
+	}
+	for _, a := range c.Authorities {
+		list = append(list, hex.EncodeToString(a[:]))
+	}
+	return list
 }
 
 // check holds an answer against what was asked.
@@ -83,7 +106,7 @@ func (c *Client) check(a *Answer, name string, key *ecdsa.PrivateKey) error {
 		return fmt.Errorf("the certificate that was made: %w", err)
 	}
 	switch {
-	case sha256.Sum256(ca.Raw) != c.Authority:
+	case !slices.Contains(c.Authorities, sha256.Sum256(ca.Raw)):
 		return errors.New("the answer has another authority than the token names")
 	case cert.CheckSignatureFrom(ca) != nil || cert.Subject.CommonName != name || !key.PublicKey.Equal(cert.PublicKey):
 		return errors.New("the certificate that was made is not the one that was asked for")
@@ -182,13 +205,13 @@ func (c *Client) verify(chain []*x509.Certificate, host string) error {
 	roots := x509.NewCertPool()
 	known := false
 	for _, cert := range chain {
-		if sha256.Sum256(cert.Raw) == c.Authority {
+		if slices.Contains(c.Authorities, sha256.Sum256(cert.Raw)) {
 			roots.AddCert(cert)
 			known = true
 		}
 	}
 	if !known || len(chain) == 0 {
-		return errors.New("is not of the cluster that the token names: its authority is another (a token of an older cluster, or somebody in between)")
+		return errors.New("is not of the cluster that the token names: its authority is another (a token of an older cluster, or of before its authority was replaced, or somebody in between)")
 	}
 	now := c.now()
 	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, DNSName: host, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
