@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/grpc/credentials"
+
 	"netctl/datastore"
 )
 
@@ -32,25 +34,18 @@ func checkFiles(o Options, secure bool) error {
 	return nil
 }
 
-// clientTLS builds the TLS settings from the files. Those are read again for every
-// connection: what was renewed or replaced needs no restart.
+// clientTLS builds the TLS settings from the files, as they are now.
 func clientTLS(o Options) (*tls.Config, error) {
-	if _, err := roots(o.CA); err != nil {
-		return nil, err
+	pem, err := os.ReadFile(o.CA)
+	if err != nil {
+		return nil, fmt.Errorf("our ca cannot be used: %w", err)
 	}
-	conf := &tls.Config{
-		MinVersion:         tls.VersionTLS12,
-		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection does it, by the authorities of now
-		VerifyConnection: func(s tls.ConnectionState) error {
-			pool, err := roots(o.CA)
-			if err != nil {
-				return err
-			}
-			return verifyServer(s, pool)
-		},
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("our ca %s holds no PEM certificate", o.CA)
 	}
 	if o.Cert == "" {
-		return conf, nil
+		return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}, nil
 	}
 	load := func() (*tls.Certificate, error) {
 		c, err := tls.LoadX509KeyPair(o.Cert, o.Key)
@@ -62,32 +57,40 @@ func clientTLS(o Options) (*tls.Config, error) {
 	if _, err := load(); err != nil {
 		return nil, err
 	}
-	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
-	return conf, nil
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		RootCAs:    roots,
+		// Called per connection: a renewed certificate needs no restart.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() },
+	}, nil
 }
 
-// roots are the authorities of a file.
-func roots(file string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(file)
+// fresh are TLS credentials that read their files for every connection: what was renewed or
+// replaced needs no restart.
+type fresh struct{ files Options }
+
+// ClientHandshake implements grpc's credentials.TransportCredentials.
+func (f fresh) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conf, err := clientTLS(f.files)
 	if err != nil {
-		return nil, fmt.Errorf("our ca cannot be used: %w", err)
+		return nil, nil, err
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("our ca %s holds no PEM certificate", file)
-	}
-	return pool, nil
+	return credentials.NewTLS(conf).ClientHandshake(ctx, authority, conn)
 }
 
-// verifyServer is what crypto/tls does with RootCAs.
-func verifyServer(s tls.ConnectionState, roots *x509.CertPool) error {
-	between := x509.NewCertPool()
-	for _, cert := range s.PeerCertificates[1:] {
-		between.AddCert(cert)
-	}
-	_, err := s.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: s.ServerName})
-	return err
+// ServerHandshake implements grpc's credentials.TransportCredentials.
+func (f fresh) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("a client's")
 }
+
+// Info implements grpc's credentials.TransportCredentials.
+func (f fresh) Info() credentials.ProtocolInfo { return credentials.NewTLS(nil).Info() }
+
+// Clone implements grpc's credentials.TransportCredentials.
+func (f fresh) Clone() credentials.TransportCredentials { return f }
+
+// OverrideServerName implements grpc's credentials.TransportCredentials.
+func (f fresh) OverrideServerName(string) error { return errors.New("nobody is to") }
 
 // probe dials every endpoint once and tells why those that do not answer do
 // not; nil if one answers.
@@ -130,8 +133,11 @@ func (s *Store) probeOne(ctx context.Context, endpoint string) error {
 			return err
 		}
 	}
-	if s.tls != nil {
-		conf := s.tls.Clone()
+	if s.secure {
+		conf, err := clientTLS(s.files)
+		if err != nil {
+			return err
+		}
 		conf.ServerName = u.Hostname()
 		conf.NextProtos = []string{"h2"}
 		secure := tls.Client(conn, conf)
