@@ -125,7 +125,15 @@ func TestStoreAway(t *testing.T) {
 	l := bareHosts(t, 3)
 	n1, n2, n3 := l.Hosts[0], l.Hosts[1], l.Hosts[2]
 	token := found(t, n1)
-	starts(t, n1)
+	role := func(name string) { // each by itself: the datastore is to be away, and its node is not
+		t.Helper()
+		if _, err := n1.Start("netctl-"+name, netlab.Cmd{Args: []string{"netctl", name, "--config", "/etc/netctl.yaml"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	role("datastore")
+	role("agent")
+	role("speaker")
 	sound(t, n1)
 	netlab.Must(t, n2, "netctl", "join", token)
 	starts(t, n2)
@@ -148,7 +156,7 @@ func TestStoreAway(t *testing.T) {
 	flood(b, a4)
 	flood(c, b4)
 	back := time.Now().Add(absence)
-	ends(t, n1)
+	netlab.Must(t, n1, "sh", "-c", "kill $(cat /var/lib/netctl-node/datastore.lock)")
 	away := func(until time.Time, say string) {
 		netlab.Until(t, absence+patience, say, func() string {
 			if left := time.Until(until); left > 0 {
@@ -158,17 +166,17 @@ func TestStoreAway(t *testing.T) {
 		})
 	}
 	away(back.Add(-absence/2), "half of the time")
-	for _, role := range []string{"agent", "speaker"} {
-		was := pid(t, n3, role, 0)
+	for _, name := range []string{"agent", "speaker"} {
+		was := pid(t, n3, name, 0)
 		if err := unix.Kill(was, unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		pid(t, n3, role, was)
+		pid(t, n3, name, was)
 	}
 	_, d4, _ := attach(t, n3, "d", "web")
 	flood(a, d4)
 	away(back, "the rest")
-	starts(t, n1)
+	role("datastore")
 	sound(t, n1, n2, n3)
 	netlab.Until(t, patience, "everything is in order", func() string {
 		out, failed := netlab.Try(t, n2, "netctl", "ipam", "check")
