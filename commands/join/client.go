@@ -159,7 +159,9 @@ func (c *Client) askOne(ctx context.Context, e netip.AddrPort, path string, body
 	}
 	r.Header.Set("Content-Type", "application/json")
 	resp, err := transport.RoundTrip(r)
-	if err != nil {
+	if old := new(outdated); errors.As(err, &old) {
+		return nil, &stranger{fmt.Errorf("%s %w", where, c.told(ctx, where, e.Addr().String(), old))}
+	} else if err != nil {
 		return nil, fmt.Errorf("%s: %w", where, reason(err))
 	}
 	defer resp.Body.Close()
@@ -183,7 +185,7 @@ func (c *Client) tls(host string) *tls.Config {
 		MinVersion:         tls.VersionTLS12,
 		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection does it, by the authority's hash
 		VerifyConnection: func(s tls.ConnectionState) error {
-			if err := c.verify(s.PeerCertificates, host); err != nil {
+			if err := c.verify(s.PeerCertificates, host, c.now()); err != nil {
 				return &stranger{err}
 			}
 			return nil
@@ -201,7 +203,8 @@ type stranger struct{ err error }
 func (e *stranger) Error() string { return e.err.Error() }
 func (e *stranger) Unwrap() error { return e.err }
 
-func (c *Client) verify(chain []*x509.Certificate, host string) error {
+// verify judges a server's certificate at a time.
+func (c *Client) verify(chain []*x509.Certificate, host string, now time.Time) error {
 	roots := x509.NewCertPool()
 	known := false
 	for _, cert := range chain {
@@ -213,13 +216,48 @@ func (c *Client) verify(chain []*x509.Certificate, host string) error {
 	if !known || len(chain) == 0 {
 		return errors.New("is not of the cluster that the token names: its authority is another (a token of an older cluster, or of before its authority was replaced, or somebody in between)")
 	}
-	now := c.now()
 	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, DNSName: host, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	var invalid x509.CertificateInvalidError
 	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-		return fmt.Errorf("has a certificate for %s to %s, and this machine's clock says %s: set the clock that is wrong", clock(invalid.Cert.NotBefore), clock(invalid.Cert.NotAfter), clock(now))
+		return &outdated{cert: chain[0], now: now}
 	}
 	return err
+}
+
+// outdated is a certificate that is not valid now, by this machine's clock.
+type outdated struct {
+	cert *x509.Certificate
+	now  time.Time
+}
+
+func (e *outdated) Error() string {
+	return fmt.Sprintf("has a certificate for %s to %s, and this machine's clock says %s: set the clock that is wrong", clock(e.cert.NotBefore), clock(e.cert.NotAfter), clock(e.now))
+}
+
+// told asks a member with such a certificate for its time, and nothing else, to say which
+// clock is wrong.
+func (c *Client) told(ctx context.Context, where, host string, old *outdated) error {
+	conf := c.tls(host)
+	conf.GetClientCertificate = nil
+	conf.VerifyConnection = func(s tls.ConnectionState) error {
+		return c.verify(s.PeerCertificates, host, s.PeerCertificates[0].NotBefore)
+	}
+	transport := &http.Transport{TLSClientConfig: conf, DisableKeepAlives: true, Proxy: nil}
+	defer transport.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(ctx, http.MethodHead, where+"/", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := transport.RoundTrip(r)
+	if err != nil {
+		return old
+	}
+	resp.Body.Close()
+	there, err := http.ParseTime(resp.Header.Get("Date"))
+	if err != nil || there.Sub(old.now).Abs() <= MaxSkew {
+		return old
+	}
+	return fmt.Errorf("says that this machine's clock is wrong: it says %s, the cluster's %s: set it, then try again", clock(old.now), clock(there))
 }
 
 // reason is why nobody answered, in words.

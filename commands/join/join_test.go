@@ -205,8 +205,8 @@ func TestClocks(t *testing.T) {
 	w := newWorld(t, time.Hour)
 	token := w.token(false, time.Hour)
 	for off, text := range map[time.Duration]string{
-		365 * 24 * time.Hour:  "this machine's clock says",
-		-365 * 24 * time.Hour: "this machine's clock says",
+		365 * 24 * time.Hour:  fmt.Sprintf("this machine's clock is wrong: it says %d-", time.Now().Add(365*24*time.Hour).UTC().Year()),
+		-365 * 24 * time.Hour: fmt.Sprintf("the cluster's %d-", time.Now().UTC().Year()),
 		time.Hour:             "the cluster's",
 		-45 * time.Minute:     "the cluster's",
 	} {
