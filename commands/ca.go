@@ -202,6 +202,11 @@ func (a *app) rotate(ctx context.Context, without []string, wait time.Duration) 
 	if err != nil {
 		return err
 	}
+	for _, n := range without {
+		if err := known(ctx, s, n); err != nil {
+			return err
+		}
+	}
 	if !r.Underway() {
 		if r, err = a.succession(ctx, s, cfg); err != nil {
 			return err
@@ -214,6 +219,20 @@ func (a *app) rotate(ctx context.Context, without []string, wait time.Duration) 
 		return err
 	}
 	return a.follow(ctx, s, wait)
+}
+
+// known refuses a name that is no node's and nobody's who joined.
+func known(ctx context.Context, s datastore.Store, name string) error {
+	at, err := datastore.JoinedKey(name)
+	if err != nil {
+		return usage("--without %w", err)
+	}
+	for _, key := range []string{at, datastore.KindPrefix(datastore.KindNode) + name} {
+		if _, err = s.Get(ctx, key); !errors.Is(err, datastore.ErrNotFound) {
+			return err
+		}
+	}
+	return fmt.Errorf("--without: node %s: %w", name, datastore.ErrNotFound)
 }
 
 // succession is what is to replace the authorities of this cluster, if that can begin.

@@ -137,7 +137,10 @@ func (c *Client) ask(ctx context.Context, path string, q Request) (*Answer, erro
 			}
 			said = append(said, err.Error())
 		}
-		if !again || round == askRounds || ctx.Err() != nil {
+		if !again { // who answers, but is not to be trusted
+			return nil, errors.New(strings.Join(said, "; "))
+		}
+		if round == askRounds || ctx.Err() != nil {
 			return nil, fmt.Errorf("%s: %w", strings.Join(said, "; "), datastore.ErrUnavailable)
 		}
 		select {
@@ -160,7 +163,7 @@ func (c *Client) askOne(ctx context.Context, e netip.AddrPort, path string, body
 	r.Header.Set("Content-Type", "application/json")
 	resp, err := transport.RoundTrip(r)
 	if old := new(outdated); errors.As(err, &old) {
-		return nil, &stranger{fmt.Errorf("%s %w", where, c.told(ctx, where, e.Addr().String(), old))}
+		return nil, &stranger{fmt.Errorf("%s: %w", where, c.told(ctx, where, e.Addr().String(), old))}
 	} else if err != nil {
 		return nil, fmt.Errorf("%s: %w", where, reason(err))
 	}
