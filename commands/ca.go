@@ -171,7 +171,7 @@ func newCARotateCommand(a *app) *cobra.Command {
 		Args:    cobra.NoArgs,
 	}
 	cmd.Flags().DurationVar(&wait, "wait", 2*time.Minute, "how `long` to wait until it is done")
-	cmd.Flags().StringSliceVar(&without, "without", nil, "do not wait for that `node`: it must join again")
+	cmd.Flags().StringArrayVar(&without, "without", nil, "`node` that is not waited for, and must join again; may be repeated")
 	_ = cmd.RegisterFlagCompletionFunc("without", a.complete(datastore.KindNode, nodeNames))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if wait < 0 {
