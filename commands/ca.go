@@ -208,7 +208,7 @@ func (a *app) rotate(ctx context.Context, without []string, wait time.Duration) 
 		}
 	}
 	if !r.Underway() {
-		if r, err = a.succession(ctx, s, cfg); err != nil {
+		if err := a.replaceable(ctx, s); err != nil {
 			return err
 		}
 		err = begin(ctx, s, cfg, &r, revision, without)
@@ -235,27 +235,27 @@ func known(ctx context.Context, s datastore.Store, name string) error {
 	return fmt.Errorf("--without: node %s: %w", name, datastore.ErrNotFound)
 }
 
-// succession is what is to replace the authorities of this cluster, if that can begin.
-func (a *app) succession(ctx context.Context, s clusterStore, cfg *settings) (r datastore.Rotation, err error) {
+// replaceable refuses to begin where a node or a member could not follow.
+func (a *app) replaceable(ctx context.Context, s clusterStore) error {
 	view, err := a.view(ctx, datastore.KindNode)
 	if err != nil {
-		return r, err
+		return err
 	}
 	for _, n := range view.Nodes() {
 		if v := n.Status.Version; v != "" && older(v, version) {
-			return r, fmt.Errorf("node %s runs netctl %s, which cannot follow: `netctl upgrade FILE --all` first", n.Metadata.Name, v)
+			return fmt.Errorf("node %s runs netctl %s, which cannot follow: `netctl upgrade FILE --all` first", n.Metadata.Name, v)
 		}
 	}
 	list, err := s.Members(ctx)
 	if err != nil {
-		return r, err
+		return err
 	}
 	for _, m := range list {
 		if m.Learner || m.Name == "" {
-			return r, fmt.Errorf("%s is becoming a member: wait until it is one, or remove it (`netctl datastore member remove %s`)", m.Label(), m.Label())
+			return fmt.Errorf("%s is becoming a member: wait until it is one, or remove it (`netctl datastore member remove %s`)", m.Label(), m.Label())
 		}
 	}
-	return r, nil
+	return nil
 }
 
 // begin makes the new authorities and tells the cluster. Those that an interrupted

@@ -107,6 +107,20 @@ func (d *door) due() time.Duration {
 
 func (d *door) files() pki.Files { return pki.Files{CA: d.c.CA, Cert: d.c.Cert, Key: d.c.Key} }
 
+// runAfter runs the door once it may; the channel that it returns says that it ended.
+func (d *door) runAfter(ctx context.Context, begin <-chan struct{}) <-chan struct{} {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-begin:
+			d.run(ctx)
+		case <-ctx.Done():
+		}
+	}()
+	return ended
+}
+
 // run lets nodes in and keeps the certificate good until ctx ends.
 func (d *door) run(ctx context.Context) {
 	if d.c.JoinPort == 0 {

@@ -83,15 +83,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 			watched <- nil
 		}
 	}()
-	beside, besideEnded := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(besideEnded)
-		select {
-		case <-beside:
-			d.run(ctx)
-		case <-ctx.Done():
-		}
-	}()
+	beside := make(chan struct{})
+	besideEnded := d.runAfter(ctx, beside)
 	err = embed.Run(ctx, embed.Config{
 		Name: c.Node, Dir: filepath.Join(c.StateDir, "etcd"), Socket: c.Socket,
 		ListenTLS: c.Listen, PeerURL: c.PeerURL, Members: c.Members, Joins: len(c.Members) > 0, Token: c.Token,
