@@ -16,7 +16,7 @@ export NETCTL_BINARY := $(CURDIR)/netctl
 FUZZTIME := 10000x
 TIMEOUT  := 10m
 
-.PHONY: help promtool build demo test test-all fuzz race lint docs site completions bench budget install dist clean packages demo-packages guest chromium
+.PHONY: help promtool build demo test test-all fuzz race lint docs site completions bench budget install dist clean packages demo-packages guest debian chromium
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,8 +36,8 @@ test: packages build ## everything CI runs
 	@$(MAKE) --no-print-directory fuzz
 	go test -count=1 -p 2 -timeout $(TIMEOUT) ./...
 
-test-all: race lint guest promtool chromium ## test with ten times the fuzzing, the race detector, the linter, another kernel and a browser
-	@NETCTL_FLOOD=600000 NETCTL_GUEST=1 $(MAKE) --no-print-directory test FUZZTIME=100000x TIMEOUT=40m
+test-all: race lint guest debian promtool chromium ## test with ten times the fuzzing, the race detector, the linter, another kernel and a browser
+	@NETCTL_FLOOD=600000 NETCTL_ABSENCE=10m NETCTL_GUEST=1 $(MAKE) --no-print-directory test FUZZTIME=100000x TIMEOUT=40m
 
 fuzz: ## every fuzz target with FUZZTIME inputs
 	@bash .ci/fuzz $(FUZZTIME)
@@ -75,6 +75,10 @@ install: ## netctl install, into DESTDIR and PREFIX
 dist: build ## dist/*.deb and dist/*.rpm
 	go -C .ci/nfpm build -o bin/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
 	@bash .ci/dist $(VERSION)
+
+debian: # a tree of Debian's, as images are built from
+	@bash .ci/packages debootstrap
+	@bash .ci/debian
 
 guest: # QEMU, and a kernel with what this machine's may lack: see netdev/qemulab; a server of ssh
 	@bash .ci/packages qemu-system-x86_64 depmod sshd

@@ -85,6 +85,7 @@ func localCommands() map[string]bool {
 		"lab up": false, "lab down": false, "lab exec": false, "lab status": false,
 		"api grant":  false, // it needs the authority's key
 		"completion": true, "config": true, "help": true, "import calico": true, "version": true, "edit": true, "ui": true,
+		"datastore ca rotate": false, "datastore ca show": false, "datastore user create": false, "datastore user list": false, "datastore user remove": false, // keys, files and users of here
 	}
 }
 

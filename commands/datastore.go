@@ -20,7 +20,7 @@ func newDatastoreCommand(a *app) *cobra.Command {
 		func(ctx context.Context, s *settings) error {
 			return role.Run(ctx, s.datastoreConfig(), newLogger(a.err, "datastore", s))
 		})
-	cmd.AddCommand(newAdoptCommand(a), newMemberCommand(a), newRebuildCommand(a))
+	cmd.AddCommand(newAdoptCommand(a), newMemberCommand(a), newCACommand(a), newUserCommand(a), newRebuildCommand(a))
 	return cmd
 }
 

@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,7 +72,7 @@ func (n *newNode) enter(ctx context.Context, token datastore.Token) error {
 	if n.member {
 		peer = n.url(peerPort)
 	}
-	c := join.Client{Endpoints: token.Endpoints, Authority: token.Authority}
+	c := join.Client{Endpoints: token.Endpoints, Authorities: [][sha256.Size]byte{token.Authority}}
 	done := n.a.waiting("the cluster")
 	answer, err := c.Join(ctx, token, n.s.Node, key, peer)
 	done()

@@ -36,7 +36,9 @@ type nodeReport struct {
 	Waiting int    `json:"waiting,omitempty"`
 	Version string `json:"version,omitempty"`
 	// Datastore is one line on the datastore, as the asking machine sees it.
-	Datastore string            `json:"datastore"`
+	Datastore string `json:"datastore"`
+	// Authority says how far it is, while the cluster's authority is replaced.
+	Authority string            `json:"authority,omitempty"`
 	Addresses []netip.Addr      `json:"addresses"`
 	AS        string            `json:"as,omitempty"` // "64511 (inherited)"
 	Sessions  []control.Session `json:"sessions"`
@@ -110,7 +112,9 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 	case local:
 		r := localReport(ctx, s, view, storeErr)
 		r.Datastore = how.line
-		for _, w := range how.full {
+		replaced, wrong := s.authorityState(reading, store)
+		r.Authority = replaced
+		for _, w := range append(how.full, wrong...) {
 			r.problem("%s", w)
 		}
 		r.Healthy = len(r.Problems) == 0
@@ -369,6 +373,9 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 		b.WriteString("netctl agent is not running.\n")
 	}
 	fmt.Fprintf(&b, "netctl version %s, %s\n", cmp.Or(strings.TrimPrefix(r.Version, "v"), "unknown"), r.Datastore)
+	if r.Authority != "" {
+		b.WriteString(r.Authority + "\n")
+	}
 	for _, v6 := range []bool{false, true} {
 		b.WriteString("\n" + r.familyText(v6, wide, now))
 	}

@@ -31,7 +31,9 @@ type Grant struct {
 }
 
 // readable are the prefixes and keys that nodes read.
-func readable() []string { return []string{Prefix, ReportPrefix, HistoryPrefix, MembersKey} }
+func readable() []string {
+	return []string{Prefix, ReportPrefix, HistoryPrefix, MembersKey, AuthorityKey}
+}
 
 // Read judges the reading of a key, or of those from key to before end.
 func (g Grant) Read(key string, end []byte) error {

@@ -41,6 +41,9 @@ type JoinedNode struct {
 	Key    string    `json:"key"` // hex SHA-256 of the public key (DER, SubjectPublicKeyInfo)
 	Member bool      `json:"member,omitempty"`
 	Since  time.Time `json:"since"`
+	// Authority is the hash of the authority of the certificate that the node showed last
+	// while that was replaced (Rotation.ID).
+	Authority string `json:"authority,omitempty"`
 	// Removed is when; its certificates are good for nothing, and the name is free.
 	Removed time.Time `json:"removed,omitzero"`
 }

@@ -7,17 +7,12 @@ import (
 	"compress/gzip"
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"runtime"
-	"strconv"
 
 	"golang.org/x/sys/unix"
-
-	"netctl/commands/control"
 )
 
 // plain is the plain build of this program, written by make build.
@@ -44,18 +39,6 @@ func Run(_ context.Context, _ Config, _ *slog.Logger) error {
 	if _, err := io.Copy(file, packed); err != nil {
 		return fmt.Errorf("datastore: unpack the server: %w", err)
 	}
-	// The signal that a supervisor set for its own end belongs to the first thread,
-	// and this one takes its place.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if os.Getenv(control.SupervisorVariable) == strconv.Itoa(os.Getppid()) {
-		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
-			return fmt.Errorf("datastore: end with the supervisor: %w", err)
-		}
-		if os.Getenv(control.SupervisorVariable) != strconv.Itoa(os.Getppid()) {
-			return errors.New("datastore: the supervisor ended")
-		}
-	}
-	err = unix.Exec(fmt.Sprintf("/proc/self/fd/%d", fd), os.Args, os.Environ())
+	err = become(fmt.Sprintf("/proc/self/fd/%d", fd))
 	return fmt.Errorf("datastore: start the server: %w", err)
 }

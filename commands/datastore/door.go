@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"netctl/commands/join"
@@ -35,9 +36,14 @@ const (
 type door struct {
 	c      Config
 	log    *slog.Logger
-	ca     *pki.Authority
 	server pki.Node // whose certificate it shows
-	next   time.Time
+	authorities
+	followed string // the rotation in which nothing is left to do here
+	peers    []byte // the members' authorities that the server started with
+	restart  func() // has the role start again
+
+	renewing sync.Mutex // held while the server's certificate is looked at
+	next     time.Time  // when it is due
 }
 
 // newDoor makes the server's certificate if need be; without JoinPort it does nothing.
@@ -46,11 +52,14 @@ func (c Config) newDoor(log *slog.Logger) (*door, error) {
 	if c.JoinPort == 0 {
 		return d, nil
 	}
-	ca, err := pki.Open(filepath.Dir(c.CA))
+	err := pki.Promote(d.clientDir())
+	if err == nil {
+		err = d.load("")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("datastore: joinPort needs the authority's key beside its certificate: %w", err)
 	}
-	d.ca, d.server = ca, pki.Node{Name: c.Node, Use: pki.UseServer}
+	d.server = pki.Node{Name: c.Node, Use: pki.UseServer}
 	for _, text := range c.Listen {
 		u, err := url.Parse(text)
 		if err != nil {
@@ -60,24 +69,67 @@ func (c Config) newDoor(log *slog.Logger) (*door, error) {
 			d.server.Addresses = append(d.server.Addresses, addr)
 		}
 	}
-	if d.next, err = ca.Renew(d.files(), d.server, c.CertificateLife, time.Now()); err != nil {
+	if err := d.certify(); err != nil {
 		return nil, fmt.Errorf("datastore: %w", err)
 	}
 	return d, nil
 }
 
+// certify makes or renews the server's certificate if that is due. Once members show
+// certificates of a new authority it is that one's.
+func (d *door) certify() error {
+	d.renewing.Lock()
+	defer d.renewing.Unlock()
+	sign := pki.Signer
+	if d.now().Phase.Reached(datastore.PhaseServers) {
+		sign = func(dir, _ string) (*pki.Authority, error) { return newest(dir) }
+	}
+	ca, err := sign(d.clientDir(), d.c.Cert)
+	if err != nil {
+		return err
+	}
+	next, err := ca.Renew(d.files(), d.server, d.c.CertificateLife, time.Now())
+	if err == nil && next != d.next && !d.next.IsZero() {
+		d.log.Info("certificate renewed", "file", d.c.Cert, datastore.EventCertificate.Mark())
+	}
+	if err == nil {
+		d.next = next
+	}
+	return err
+}
+
+// due is in what time the server's certificate is.
+func (d *door) due() time.Duration {
+	d.renewing.Lock()
+	defer d.renewing.Unlock()
+	return time.Until(d.next)
+}
+
 func (d *door) files() pki.Files { return pki.Files{CA: d.c.CA, Cert: d.c.Cert, Key: d.c.Key} }
+
+// runAfter runs the door once it may; the channel that it returns says that it ended.
+func (d *door) runAfter(ctx context.Context, begin <-chan struct{}) <-chan struct{} {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-begin:
+			d.run(ctx)
+		case <-ctx.Done():
+		}
+	}()
+	return ended
+}
 
 // run lets nodes in and keeps the certificate good until ctx ends.
 func (d *door) run(ctx context.Context) {
-	if d.ca == nil {
+	if d.c.JoinPort == 0 {
 		return
 	}
-	renewed := make(chan struct{})
-	go func() {
-		defer close(renewed)
-		d.renew(ctx)
-	}()
+	var beside sync.WaitGroup
+	beside.Go(func() { d.renew(ctx) })
+	beside.Go(func() { d.follow(ctx) })
+	defer beside.Wait()
 	for ctx.Err() == nil {
 		if err := d.open(ctx); err != nil && ctx.Err() == nil {
 			d.log.Warn("nodes cannot join here", "error", err, "again", doorAgain)
@@ -87,26 +139,22 @@ func (d *door) run(ctx context.Context) {
 		case <-time.After(doorAgain):
 		}
 	}
-	<-renewed
 }
 
 // renew renews the server's certificate in time.
 func (d *door) renew(ctx context.Context) {
-	for {
-		wait := min(max(time.Until(d.next), time.Second), renewMost)
+	for wait := d.due(); ; {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(wait):
+		case <-time.After(min(max(wait, time.Second), renewMost)):
 		}
-		next, err := d.ca.Renew(d.files(), d.server, d.c.CertificateLife, time.Now())
-		if err != nil {
+		if err := d.certify(); err != nil {
 			d.log.Warn("certificate not renewed", "file", d.c.Cert, "error", err, "again", renewAgain, datastore.EventCertificate.Mark())
-			next = time.Now().Add(renewAgain)
-		} else if next != d.next {
-			d.log.Info("certificate renewed", "file", d.c.Cert, datastore.EventCertificate.Mark())
+			wait = renewAgain
+		} else {
+			wait = d.due()
 		}
-		d.next = next
 	}
 }
 
@@ -130,12 +178,11 @@ func (d *door) open(ctx context.Context) error {
 		}
 		listeners = append(listeners, l)
 	}
-	peers, err := pki.Open(PeerFolder(d.c.StateDir))
-	if err != nil {
-		peers = nil // it lets in nodes all the same
+	if err := d.load(d.now().Phase); err != nil {
+		return err
 	}
 	service := &join.Service{
-		Store: store, Cluster: store, CA: d.ca, PeerCA: peers, Server: d.files(), Life: d.c.CertificateLife,
+		Store: store, Cluster: store, Keys: d.now, Server: d.files(), Life: d.c.CertificateLife,
 		Own: d.c.Listen, Port: d.c.JoinPort, Log: d.log,
 	}
 	return service.Serve(ctx, listeners...)
@@ -143,7 +190,7 @@ func (d *door) open(ctx context.Context) error {
 
 // publish writes where the members are, for nodes to follow.
 func (d *door) publish(ctx context.Context, urls []string) error {
-	if d.ca == nil || len(urls) == 0 {
+	if d.c.JoinPort == 0 || len(urls) == 0 {
 		return nil
 	}
 	store, err := etcd.Open(ctx, etcd.Options{Endpoints: []string{"unix://" + d.c.Socket}, Log: d.log})

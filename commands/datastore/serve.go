@@ -4,6 +4,7 @@ package datastore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,10 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
+	"sync/atomic"
+	"time"
 
 	"netctl/commands/control"
 	"netctl/commands/telemetry"
@@ -56,9 +60,17 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if d.peers, err = os.ReadFile(peers.CA); err != nil {
+		return fmt.Errorf("datastore: %w", err)
+	}
 	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	again := atomic.Bool{}
+	d.restart = func() {
+		again.Store(true)
+		stop()
+	}
 	manager, told := control.NewService(log), make(chan error, 1)
 	go func() { told <- manager.Run(ctx, nil) }()
 	watched, telling := make(chan error, 1), shownUntil(ctx, shown)
@@ -71,15 +83,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 			watched <- nil
 		}
 	}()
-	beside, besideEnded := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(besideEnded)
-		select {
-		case <-beside:
-			d.run(ctx)
-		case <-ctx.Done():
-		}
-	}()
+	beside := make(chan struct{})
+	besideEnded := d.runAfter(ctx, beside)
 	err = embed.Run(ctx, embed.Config{
 		Name: c.Node, Dir: filepath.Join(c.StateDir, "etcd"), Socket: c.Socket,
 		ListenTLS: c.Listen, PeerURL: c.PeerURL, Members: c.Members, Joins: len(c.Members) > 0, Token: c.Token,
@@ -103,7 +108,11 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	if why := <-watched; err == nil {
 		err = why
 	}
-	return errors.Join(err, <-told)
+	if err = errors.Join(err, <-told); err == nil && again.Load() {
+		err = become("/proc/self/exe")
+		runtime.KeepAlive(manager) // and the descriptor that the next one inherits
+	}
+	return err
 }
 
 // there is the folder of a socket that is served. etcd cannot make it again: when it
@@ -174,31 +183,42 @@ func same(a, b string) bool {
 }
 
 func (c Config) own(dir string) (pki.Files, error) {
-	ca, err := pki.Open(dir)
+	if err := pki.Promote(dir); err != nil {
+		return pki.Files{}, fmt.Errorf("datastore: %w", err)
+	}
+	_, err := pki.Open(dir)
 	if errors.Is(err, datastore.ErrNotFound) {
 		// What is left of an interrupted start signed nothing.
 		if err := os.RemoveAll(dir); err != nil {
 			return pki.Files{}, fmt.Errorf("datastore: %w", err)
 		}
-		ca, err = pki.Create(dir)
+		_, err = pki.Create(dir)
 	}
 	if err != nil {
 		return pki.Files{}, fmt.Errorf("datastore: %w", err)
 	}
-	peer := c.PeerURL
-	if peer == "" {
-		peer = embed.DefaultPeerURL
+	ca, err := pki.Signer(dir, pki.In(dir, peerName).Cert)
+	if err == nil {
+		err = c.peerCertificate(ca)
 	}
-	n := pki.Node{Name: "peer"}
-	if u, err := url.Parse(peer); err == nil {
+	if err != nil {
+		return pki.Files{}, fmt.Errorf("datastore: %w", err)
+	}
+	return pki.In(dir, peerName), nil
+}
+
+// peerName is the peer port's certificate.
+const peerName = "peer"
+
+// peerCertificate makes the certificate of the peer port, if there is none of that
+// authority that is good for long.
+func (c Config) peerCertificate(ca *pki.Authority) error {
+	n := pki.Node{Name: peerName}
+	if u, err := url.Parse(cmp.Or(c.PeerURL, embed.DefaultPeerURL)); err == nil {
 		if addr, err := netip.ParseAddr(u.Hostname()); err == nil {
 			n.Addresses = []netip.Addr{addr}
 		}
 	}
-	// Anew at each start, so that it does not expire.
-	files, err := ca.Issue(dir, n)
-	if err != nil {
-		return files, fmt.Errorf("datastore: %w", err)
-	}
-	return files, nil
+	_, err := ca.Renew(pki.In(PeerFolder(c.StateDir), peerName), n, peerLife, time.Now())
+	return err
 }

@@ -81,6 +81,7 @@ func faults() []fault {
 		{check: "clock", what: "node node2 reported at 2027-", fix: "chrony", inject: func(_ *fake, c *Config) { c.Cluster.Reports[2].Status.Seen = now().AddDate(1, 0, 0) }},
 		{check: "clock", what: "the clock says 1970-", fix: "chrony", fatal: true, inject: func(f *fake, _ *Config) { f.now = time.Unix(1000, 0) }},
 		{check: "certificates", what: "ended 2026-03-03", fix: "openssl x509", fatal: true, inject: certificate(now().AddDate(-1, 0, 0), now().AddDate(0, 0, -1))},
+		{check: "certificates", what: "and every certificate of the cluster with it", fix: "netctl datastore ca rotate", inject: authority(now().AddDate(0, 5, 0))},
 		{check: "certificates", what: "ends 2026-03-05", fix: "openssl x509", inject: certificate(now().AddDate(-1, 0, 0), now().AddDate(0, 0, 1))},
 		{check: "clock", what: "is valid from 2026-03-05", fix: "chronyc makestep", fatal: true, inject: certificate(now().AddDate(0, 0, 1), now().AddDate(1, 0, 0))},
 		{check: "networkmanager", what: "NetworkManager (PID 300) runs", fix: "nmcli general reload", mends: true, inject: func(f *fake, c *Config) {

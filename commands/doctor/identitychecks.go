@@ -191,6 +191,10 @@ func (s *scene) certificate(file string) (*x509.Certificate, error) {
 // certificateSoon is before which end a certificate should have been renewed.
 const certificateSoon = 7 * 24 * time.Hour
 
+// authoritySoon is before which end an authority should be replaced: while that goes on,
+// nodes that are away for long are to come back.
+const authoritySoon = 180 * 24 * time.Hour
+
 func certificates(_ context.Context, s *scene) (found []Finding, err error) {
 	if len(s.cfg.Certificates) == 0 {
 		return nil, skip("no certificates are configured")
@@ -204,6 +208,8 @@ func certificates(_ context.Context, s *scene) (found []Finding, err error) {
 			found = append(found, Finding{What: fmt.Sprintf("certificate: %v", err), Fix: []string{"ls -l " + file, "# and name the right file in /etc/netctl.yaml"}, Fatal: true})
 		case now.After(c.NotAfter):
 			found = append(found, Finding{What: fmt.Sprintf("certificate %s ended %s", file, c.NotAfter.UTC().Format(time.RFC3339)), Fix: fix, Fatal: true})
+		case c.IsCA && c.NotAfter.Sub(now) < authoritySoon:
+			found = append(found, Finding{What: fmt.Sprintf("the authority %s ends %s, and every certificate of the cluster with it", file, c.NotAfter.UTC().Format(time.RFC3339)), Fix: []string{"netctl datastore ca rotate   # on a member of the datastore"}})
 		case c.NotAfter.Sub(now) < certificateSoon:
 			found = append(found, Finding{What: fmt.Sprintf("certificate %s ends %s", file, c.NotAfter.UTC().Format(time.RFC3339)), Fix: fix})
 		}

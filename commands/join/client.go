@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -32,8 +34,8 @@ const (
 // Client asks members of the datastore, one after the other.
 type Client struct {
 	Endpoints []netip.AddrPort
-	// Authority is the hash by which they are known.
-	Authority [sha256.Size]byte
+	// Authorities are the hashes of which one knows them.
+	Authorities [][sha256.Size]byte
 	// Certificate is the client's own, nil for who has none yet.
 	Certificate *tls.Certificate
 	Now         func() time.Time // nil: time.Now
@@ -65,11 +67,32 @@ func (c *Client) Renew(ctx context.Context, name string, key *ecdsa.PrivateKey) 
 	if err != nil {
 		return nil, err
 	}
-	a, err := c.ask(ctx, renewPath, Request{CSR: csr, Time: c.now()})
+	a, err := c.ask(ctx, renewPath, Request{CSR: csr, Trusts: c.trusts(), Time: c.now()})
 	if err != nil {
 		return nil, err
 	}
 	return a, c.check(a, name, key)
+}
+
+// Confirm shows the certificate, so that the cluster knows of which authority it is.
+func (c *Client) Confirm(ctx context.Context, name string, key *ecdsa.PrivateKey) error {
+	csr, err := pki.Request(key, name)
+	if err != nil {
+		return err
+	}
+	_, err = c.ask(ctx, confirmPath, Request{CSR: csr, Trusts: c.trusts(), Time: c.now()})
+	return err
+}
+
+// trusts names the authorities where there are several.
+func (c *Client) trusts() (list []string) {
+	if len(c.Authorities) < 2 {
+		return nil // members of before that was asked
+	}
+	for _, a := range c.Authorities {
+		list = append(list, hex.EncodeToString(a[:]))
+	}
+	return list
 }
 
 // check holds an answer against what was asked.
@@ -83,7 +106,7 @@ func (c *Client) check(a *Answer, name string, key *ecdsa.PrivateKey) error {
 		return fmt.Errorf("the certificate that was made: %w", err)
 	}
 	switch {
-	case sha256.Sum256(ca.Raw) != c.Authority:
+	case !slices.Contains(c.Authorities, sha256.Sum256(ca.Raw)):
 		return errors.New("the answer has another authority than the token names")
 	case cert.CheckSignatureFrom(ca) != nil || cert.Subject.CommonName != name || !key.PublicKey.Equal(cert.PublicKey):
 		return errors.New("the certificate that was made is not the one that was asked for")
@@ -114,7 +137,10 @@ func (c *Client) ask(ctx context.Context, path string, q Request) (*Answer, erro
 			}
 			said = append(said, err.Error())
 		}
-		if !again || round == askRounds || ctx.Err() != nil {
+		if !again { // who answers, but is not to be trusted
+			return nil, errors.New(strings.Join(said, "; "))
+		}
+		if round == askRounds || ctx.Err() != nil {
 			return nil, fmt.Errorf("%s: %w", strings.Join(said, "; "), datastore.ErrUnavailable)
 		}
 		select {
@@ -136,7 +162,9 @@ func (c *Client) askOne(ctx context.Context, e netip.AddrPort, path string, body
 	}
 	r.Header.Set("Content-Type", "application/json")
 	resp, err := transport.RoundTrip(r)
-	if err != nil {
+	if old := new(outdated); errors.As(err, &old) {
+		return nil, &stranger{fmt.Errorf("%s: %w", where, c.told(ctx, where, e.Addr().String(), old))}
+	} else if err != nil {
 		return nil, fmt.Errorf("%s: %w", where, reason(err))
 	}
 	defer resp.Body.Close()
@@ -160,7 +188,7 @@ func (c *Client) tls(host string) *tls.Config {
 		MinVersion:         tls.VersionTLS12,
 		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection does it, by the authority's hash
 		VerifyConnection: func(s tls.ConnectionState) error {
-			if err := c.verify(s.PeerCertificates, host); err != nil {
+			if err := c.verify(s.PeerCertificates, host, c.now()); err != nil {
 				return &stranger{err}
 			}
 			return nil
@@ -178,25 +206,61 @@ type stranger struct{ err error }
 func (e *stranger) Error() string { return e.err.Error() }
 func (e *stranger) Unwrap() error { return e.err }
 
-func (c *Client) verify(chain []*x509.Certificate, host string) error {
+// verify judges a server's certificate at a time.
+func (c *Client) verify(chain []*x509.Certificate, host string, now time.Time) error {
 	roots := x509.NewCertPool()
 	known := false
 	for _, cert := range chain {
-		if sha256.Sum256(cert.Raw) == c.Authority {
+		if slices.Contains(c.Authorities, sha256.Sum256(cert.Raw)) {
 			roots.AddCert(cert)
 			known = true
 		}
 	}
 	if !known || len(chain) == 0 {
-		return errors.New("is not of the cluster that the token names: its authority is another (a token of an older cluster, or somebody in between)")
+		return errors.New("is not of the cluster that the token names: its authority is another (a token of an older cluster, or of before its authority was replaced, or somebody in between)")
 	}
-	now := c.now()
 	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, DNSName: host, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	var invalid x509.CertificateInvalidError
 	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-		return fmt.Errorf("has a certificate for %s to %s, and this machine's clock says %s: set the clock that is wrong", clock(invalid.Cert.NotBefore), clock(invalid.Cert.NotAfter), clock(now))
+		return &outdated{cert: chain[0], now: now}
 	}
 	return err
+}
+
+// outdated is a certificate that is not valid now, by this machine's clock.
+type outdated struct {
+	cert *x509.Certificate
+	now  time.Time
+}
+
+func (e *outdated) Error() string {
+	return fmt.Sprintf("has a certificate for %s to %s, and this machine's clock says %s: set the clock that is wrong", clock(e.cert.NotBefore), clock(e.cert.NotAfter), clock(e.now))
+}
+
+// told asks a member with such a certificate for its time, and nothing else, to say which
+// clock is wrong.
+func (c *Client) told(ctx context.Context, where, host string, old *outdated) error {
+	conf := c.tls(host)
+	conf.GetClientCertificate = nil
+	conf.VerifyConnection = func(s tls.ConnectionState) error {
+		return c.verify(s.PeerCertificates, host, s.PeerCertificates[0].NotBefore)
+	}
+	transport := &http.Transport{TLSClientConfig: conf, DisableKeepAlives: true, Proxy: nil}
+	defer transport.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(ctx, http.MethodHead, where+"/", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := transport.RoundTrip(r)
+	if err != nil {
+		return old
+	}
+	resp.Body.Close()
+	there, err := http.ParseTime(resp.Header.Get("Date"))
+	if err != nil || there.Sub(old.now).Abs() <= MaxSkew {
+		return old
+	}
+	return fmt.Errorf("says that this machine's clock is wrong: it says %s, the cluster's %s: set it, then try again", clock(old.now), clock(there))
 }
 
 // reason is why nobody answered, in words.

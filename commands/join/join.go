@@ -28,8 +28,9 @@ const MaxSkew = 30 * time.Minute
 const maxBody = 64 << 10
 
 const (
-	joinPath  = "/v1/join"
-	renewPath = "/v1/renew"
+	joinPath    = "/v1/join"
+	renewPath   = "/v1/renew"
+	confirmPath = "/v1/confirm"
 )
 
 // Request asks for a node's certificate.
@@ -42,15 +43,17 @@ type Request struct {
 	// PeerURL is where the other members shall reach this one; empty: a node that is no
 	// member of the datastore.
 	PeerURL string `json:"peerURL,omitempty"`
+	// Trusts are the authorities that the asker takes while one replaces another (pki.Hash).
+	Trusts []string `json:"trusts,omitempty"`
 	// Time is what the asker's clock says.
 	Time time.Time `json:"time"`
 }
 
 // Answer is what a node needs to be one.
 type Answer struct {
-	// Certificate and Authority are PEM.
-	Certificate []byte `json:"certificate"`
-	Authority   []byte `json:"authority"`
+	// Certificate and Authority are PEM. The first Authority signed the certificate.
+	Certificate []byte `json:"certificate,omitempty"`
+	Authority   []byte `json:"authority,omitempty"`
 	// Endpoints are URLs of the datastore, JoinPort where its members renew certificates.
 	Endpoints []string `json:"endpoints"`
 	JoinPort  int      `json:"joinPort"`

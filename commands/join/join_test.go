@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,7 @@ type world struct {
 	at      netip.AddrPort
 	members error // of AddLearner
 	adding  func()
+	keys    Keys
 }
 
 func (w *world) AddLearner(_ context.Context, name, peerURL string) ([]string, int, error) {
@@ -48,7 +50,7 @@ func newWorld(t *testing.T, life time.Duration) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t}
+	w := &world{t: t, keys: Keys{CA: ca, Peer: peers}}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +60,10 @@ func newWorld(t *testing.T, life time.Duration) *world {
 	if _, err := ca.Renew(files, pki.Node{Name: "n1", Use: pki.UseServer, Addresses: []netip.Addr{w.at.Addr()}}, 24*time.Hour, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	w.service = &Service{Store: memory.New(), Cluster: w, CA: ca, PeerCA: peers, Server: files, Life: life,
+	if err := os.WriteFile(files.CA, ca.CertPEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.service = &Service{Store: memory.New(), Cluster: w, Keys: func() Keys { return w.keys }, Server: files, Life: life,
 		Own: []string{"https://127.0.0.1:2379"}, Port: int(w.at.Port()), Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -75,7 +80,7 @@ func newWorld(t *testing.T, life time.Duration) *world {
 // token makes a token and lets the member know of it.
 func (w *world) token(member bool, life time.Duration) datastore.Token {
 	w.t.Helper()
-	token := datastore.NewToken(sha256.Sum256(w.service.CA.DER()), member, time.Now().Add(life), []netip.AddrPort{w.at})
+	token := datastore.NewToken(sha256.Sum256(w.keys.CA.DER()), member, time.Now().Add(life), []netip.AddrPort{w.at})
 	at, err := datastore.TokenKey(token.Name())
 	if err != nil {
 		w.t.Fatal(err)
@@ -96,7 +101,7 @@ func (w *world) commit(op datastore.Op) {
 }
 
 func (w *world) client(t datastore.Token) *Client {
-	return &Client{Endpoints: t.Endpoints, Authority: t.Authority}
+	return &Client{Endpoints: t.Endpoints, Authorities: [][sha256.Size]byte{t.Authority}}
 }
 
 func key(t *testing.T) *ecdsa.PrivateKey {
@@ -200,8 +205,8 @@ func TestClocks(t *testing.T) {
 	w := newWorld(t, time.Hour)
 	token := w.token(false, time.Hour)
 	for off, text := range map[time.Duration]string{
-		365 * 24 * time.Hour:  "this machine's clock says",
-		-365 * 24 * time.Hour: "this machine's clock says",
+		365 * 24 * time.Hour:  fmt.Sprintf("this machine's clock is wrong: it says %d-", time.Now().Add(365*24*time.Hour).UTC().Year()),
+		-365 * 24 * time.Hour: fmt.Sprintf("the cluster's %d-", time.Now().UTC().Year()),
 		time.Hour:             "the cluster's",
 		-45 * time.Minute:     "the cluster's",
 	} {
@@ -263,7 +268,7 @@ func TestRenewal(t *testing.T) {
 	_, err = c.Renew(t.Context(), "n2", k)
 	says(t, "another has the name", err, "is another node's by now")
 	// A certificate for the API makes nobody a node.
-	text, err := w.service.CA.Sign(&k3.PublicKey, pki.Node{Name: "n9", Use: pki.UseClient, Role: datastore.APIRead.Organisation()})
+	text, err := w.keys.CA.Sign(&k3.PublicKey, pki.Node{Name: "n9", Use: pki.UseClient, Role: datastore.APIRead.Organisation()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +276,7 @@ func TestRenewal(t *testing.T) {
 	_, err = c.Renew(t.Context(), "n9", k3)
 	says(t, "an API's user", err, "is for the API, and no node's")
 	// Of another cluster, and expired.
-	for what, ca := range map[string]*pki.Authority{"another cluster's": w.service.PeerCA, "expired": w.service.CA} {
+	for what, ca := range map[string]*pki.Authority{"another cluster's": w.keys.Peer, "expired": w.keys.CA} {
 		text, err := ca.Sign(&k3.PublicKey, pki.Node{Name: "n2", Use: pki.UseClient, Role: datastore.RoleNode, NotAfter: time.Now().Add(-time.Minute)})
 		if err != nil {
 			t.Fatal(err)

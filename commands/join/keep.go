@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"netctl/commands/control"
@@ -38,21 +39,35 @@ type Keeper struct {
 	// that one does.
 	Lock func() (io.Closer, error)
 	Log  *slog.Logger
+
+	succession atomic.Pointer[datastore.Rotation] // what was heard last
+	changed    chan struct{}                      // of capacity 1
+	confirmed  string                             // the Rotation of which the cluster knows that this node follows it
+}
+
+// NewKeeper makes a keeper of those files.
+func NewKeeper(files pki.Files, log *slog.Logger) *Keeper {
+	return &Keeper{Files: files, Log: log, changed: make(chan struct{}, 1)}
 }
 
 // Tasks are what every role does to keep its way to the datastore open: to follow its
 // members, and to renew the certificate of store's client. dir is the node's state folder.
 func Tasks(store *etcd.Store, o etcd.Options, dir string, log *slog.Logger) []control.Task {
-	k := &Keeper{
-		Files: pki.Files{CA: o.CA, Cert: o.Cert, Key: o.Key}, Log: log,
-		Lock: func() (io.Closer, error) { return control.Lock(dir, "certificate") },
-		Where: func() []netip.AddrPort {
-			return Endpoints(store.Endpoints(), etcd.ReadMembers(o.Members, o.Endpoints).JoinPort)
-		},
+	k := NewKeeper(pki.Files{CA: o.CA, Cert: o.Cert, Key: o.Key}, log)
+	k.Lock = func() (io.Closer, error) { return control.Lock(dir, "certificate") }
+	k.Where = func() []netip.AddrPort {
+		return Endpoints(store.Endpoints(), etcd.ReadMembers(o.Members, o.Endpoints).JoinPort)
 	}
 	return []control.Task{
 		{Name: "follow the datastore's members", Do: store.FollowMembers},
 		{Name: "keep the certificate", Do: k.Run},
+		{Name: "follow the cluster's authority", Do: func(ctx context.Context) error {
+			if o.Cert == "" {
+				<-ctx.Done()
+				return nil
+			}
+			return store.FollowRecord(ctx, datastore.AuthorityKey, k.Heard)
+		}},
 	}
 }
 
@@ -76,6 +91,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-k.changed:
 		case <-time.After(next):
 		}
 	}
@@ -86,6 +102,9 @@ func (k *Keeper) look(ctx context.Context) (time.Duration, error) {
 	due, renewable, err := k.due()
 	if err != nil || !renewable {
 		return lookMost, err
+	}
+	if next, err := k.succeed(ctx); next != 0 || err != nil {
+		return next, err
 	}
 	if left := time.Until(due); left > 0 {
 		// Not all nodes that were made at once at the same moment.
@@ -120,20 +139,11 @@ func (k *Keeper) due() (due time.Time, renewable bool, err error) {
 // renew asks for another certificate of the same key: files that belong together are
 // never there by halves.
 func (k *Keeper) renew(ctx context.Context) error {
-	ca, err := pki.ReadCertificate(k.Files.CA)
+	c, name, key, err := k.client()
 	if err != nil {
 		return err
 	}
-	pair, err := tls.LoadX509KeyPair(k.Files.Cert, k.Files.Key)
-	if err != nil {
-		return err
-	}
-	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
-	if !ok {
-		return fmt.Errorf("%s: not an ECDSA key: %w", k.Files.Key, datastore.ErrInvalid)
-	}
-	c := Client{Endpoints: k.Where(), Authority: sha256.Sum256(ca.Raw), Certificate: &pair}
-	a, err := c.Renew(ctx, pair.Leaf.Subject.CommonName, key)
+	a, err := c.Renew(ctx, name, key)
 	if err != nil {
 		return err
 	}
@@ -142,6 +152,27 @@ func (k *Keeper) renew(ctx context.Context) error {
 	}
 	k.Log.Info("certificate renewed", "file", k.Files.Cert, datastore.EventCertificate.Mark())
 	return nil
+}
+
+// client asks with the certificate and the authorities as they are in the files.
+func (k *Keeper) client() (*Client, string, *ecdsa.PrivateKey, error) {
+	trusted, err := pki.ReadCertificates(k.Files.CA)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	pair, err := tls.LoadX509KeyPair(k.Files.Cert, k.Files.Key)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, "", nil, fmt.Errorf("%s: not an ECDSA key: %w", k.Files.Key, datastore.ErrInvalid)
+	}
+	c := &Client{Endpoints: k.Where(), Certificate: &pair}
+	for _, ca := range trusted {
+		c.Authorities = append(c.Authorities, sha256.Sum256(ca.Raw))
+	}
+	return c, pair.Leaf.Subject.CommonName, key, nil
 }
 
 // Endpoints are where members with those https URLs let nodes in.

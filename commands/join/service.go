@@ -35,10 +35,9 @@ type Cluster interface {
 type Service struct {
 	Store   datastore.Store
 	Cluster Cluster
-	CA      *pki.Authority
-	// PeerCA is the authority of the members' own certificates.
-	PeerCA *pki.Authority
-	// Server is the certificate that it shows, of CA.
+	// Keys are the authorities, as they are now.
+	Keys func() Keys
+	// Server is the certificate that it shows, and the authorities that it takes.
 	Server pki.Files
 	// Life is how long the certificates hold that it signs.
 	Life time.Duration
@@ -47,6 +46,25 @@ type Service struct {
 	Port int
 	Now  func() time.Time // nil: time.Now
 	Log  *slog.Logger
+}
+
+// Keys are the authorities of a member.
+type Keys struct {
+	// CA signs who joins.
+	CA *pki.Authority
+	// Next, if not nil, replaces CA in that phase.
+	Next  *pki.Authority
+	Phase datastore.Phase
+	// Peer is the authority of the members' own certificates; nil: not known here.
+	Peer *pki.Authority
+}
+
+// renews is the authority that renews the certificate of who trusts those.
+func (k Keys) renews(trusts []string) *pki.Authority {
+	if k.Next != nil && (k.Phase == datastore.PhaseDone || k.Phase.Reached(datastore.PhaseNodes) && slices.Contains(trusts, k.Next.Hash())) {
+		return k.Next
+	}
+	return k.CA
 }
 
 // laterError is a refusal that may not be one a moment later.
@@ -68,16 +86,27 @@ func (s *Service) now() time.Time {
 func (s *Service) TLS() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		ClientAuth: tls.VerifyClientCertIfGiven,
-		ClientCAs:  s.CA.Pool(),
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			c, err := tls.LoadX509KeyPair(s.Server.Cert, s.Server.Key)
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			trusted, err := pki.ReadCertificates(s.Server.CA)
 			if err != nil {
 				return nil, err
 			}
-			// Who joins knows the authority by its hash alone.
-			c.Certificate = append(c.Certificate, s.CA.DER())
-			return &c, nil
+			own, err := tls.LoadX509KeyPair(s.Server.Cert, s.Server.Key)
+			if err != nil {
+				return nil, err
+			}
+			conf := &tls.Config{
+				MinVersion: tls.VersionTLS12, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: x509.NewCertPool(), SessionTicketsDisabled: true,
+			}
+			for _, ca := range trusted {
+				conf.ClientCAs.AddCert(ca)
+				// Who joins knows the authority by its hash alone.
+				if own.Leaf.CheckSignatureFrom(ca) == nil {
+					own.Certificate = append(own.Certificate, ca.Raw)
+				}
+			}
+			conf.Certificates = []tls.Certificate{own}
+			return conf, nil
 		},
 	}
 }
@@ -111,17 +140,17 @@ func (s *Service) Serve(ctx context.Context, listeners ...net.Listener) error {
 
 func (s *Service) handler() http.Handler {
 	mux := http.NewServeMux()
-	handle := func(path string, do func(context.Context, Request, *x509.Certificate) (*Answer, error)) {
+	handle := func(path string, do func(context.Context, Request, []*x509.Certificate) (*Answer, error)) {
 		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
 			var q Request
 			err := decode(http.MaxBytesReader(w, r.Body, maxBody), &q)
 			var a *Answer
 			if err == nil {
-				var cert *x509.Certificate
+				var chain []*x509.Certificate
 				if len(r.TLS.VerifiedChains) > 0 {
-					cert = r.TLS.VerifiedChains[0][0]
+					chain = r.TLS.VerifiedChains[0]
 				}
-				a, err = do(r.Context(), q, cert)
+				a, err = do(r.Context(), q, chain)
 			}
 			if err != nil {
 				s.Log.Warn("join refused", "from", r.RemoteAddr, "cause", err, datastore.EventDatastore.Mark())
@@ -131,11 +160,12 @@ func (s *Service) handler() http.Handler {
 	}
 	handle(joinPath, s.join)
 	handle(renewPath, s.renew)
+	handle(confirmPath, s.confirm)
 	return mux
 }
 
 // request checks what every request has: a clock that is right, a name and a key.
-func (s *Service) request(q Request) (name string, key string, sign func(member bool) ([]byte, error), err error) {
+func (s *Service) request(q Request) (name string, key string, sign func(ca *pki.Authority, member bool) ([]byte, error), err error) {
 	if off := s.now().Sub(q.Time); off.Abs() > MaxSkew {
 		return "", "", nil, fmt.Errorf("this machine's clock says %s, the cluster's %s: set it, then try again", clock(q.Time), clock(s.now()))
 	}
@@ -149,13 +179,13 @@ func (s *Service) request(q Request) (name string, key string, sign func(member 
 	if key, err = pki.KeyHash(public); err != nil {
 		return "", "", nil, err
 	}
-	return name, key, func(member bool) ([]byte, error) {
+	return name, key, func(ca *pki.Authority, member bool) ([]byte, error) {
 		now := s.now()
 		role := datastore.RoleNode
 		if member {
 			role = datastore.RoleMember
 		}
-		return s.CA.Sign(public, pki.Node{
+		return ca.Sign(public, pki.Node{
 			Name: name, Use: pki.UseClient, Role: role, NotBefore: pki.NotBeforeNow(now, s.Life), NotAfter: now.Add(s.Life),
 		})
 	}, nil
@@ -164,7 +194,7 @@ func (s *Service) request(q Request) (name string, key string, sign func(member 
 func clock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
 
 // join lets a node in that has a token.
-func (s *Service) join(ctx context.Context, q Request, _ *x509.Certificate) (*Answer, error) {
+func (s *Service) join(ctx context.Context, q Request, _ []*x509.Certificate) (*Answer, error) {
 	name, key, sign, err := s.request(q)
 	if err != nil {
 		return nil, err
@@ -173,14 +203,15 @@ func (s *Service) join(ctx context.Context, q Request, _ *x509.Certificate) (*An
 	if err != nil {
 		return nil, err
 	}
-	a, err := s.admit(ctx, q, t)
+	keys := s.Keys()
+	a, err := s.admit(ctx, q, t, keys)
 	if err != nil {
 		return nil, err
 	}
 	if err := s.enter(ctx, q, entry{name, key, t, revision}, a); err != nil {
 		return nil, err
 	}
-	if a.Certificate, err = sign(a.Member != nil); err != nil {
+	if a.Certificate, err = sign(keys.CA, a.Member != nil); err != nil {
 		return nil, err
 	}
 	s.Log.Info("node joined", "node", name, "token", q.Token, "member", a.Member != nil, datastore.EventDatastore.Mark())
@@ -195,7 +226,10 @@ type entry struct {
 }
 
 // admit finds out whether the node may come in as what it asks to be, and what it is told.
-func (s *Service) admit(ctx context.Context, q Request, t datastore.JoinToken) (*Answer, error) {
+func (s *Service) admit(ctx context.Context, q Request, t datastore.JoinToken, keys Keys) (*Answer, error) {
+	if keys.Next != nil && (q.PeerURL != "" || keys.Phase.Reached(datastore.PhaseServers)) {
+		return nil, &laterError{errors.New("the cluster's authority is being replaced (`netctl datastore ca show` there says how far that is): try again when it is")}
+	}
 	if q.PeerURL != "" && !t.Member {
 		return nil, errors.New("the token lets in a node, but no member of the datastore: make one with `netctl token create --datastore`")
 	}
@@ -203,7 +237,10 @@ func (s *Service) admit(ctx context.Context, q Request, t datastore.JoinToken) (
 	if _, err := datastore.Record(ctx, s.Store, datastore.MembersKey, &members); err != nil {
 		return nil, s.unavailable(err)
 	}
-	a := &Answer{Authority: s.CA.CertPEM(), Endpoints: members.Endpoints, JoinPort: s.Port}
+	a := &Answer{Authority: keys.CA.CertPEM(), Endpoints: members.Endpoints, JoinPort: s.Port}
+	if keys.Next != nil {
+		a.Authority = append(a.Authority, keys.Next.CertPEM()...)
+	}
 	if len(a.Endpoints) == 0 {
 		a.Endpoints = s.Own
 	}
@@ -213,13 +250,13 @@ func (s *Service) admit(ctx context.Context, q Request, t datastore.JoinToken) (
 	if err := checkPeerURL(q.PeerURL); err != nil {
 		return nil, err
 	}
-	if s.PeerCA == nil {
+	if keys.Peer == nil {
 		return nil, errors.New("this member does not have the key of the members' authority: ask another one")
 	}
 	var err error
-	m := &Member{PeerCA: s.PeerCA.CertPEM()}
-	if m.AuthorityKey, err = s.CA.KeyPEM(); err == nil {
-		m.PeerCAKey, err = s.PeerCA.KeyPEM()
+	m := &Member{PeerCA: keys.Peer.CertPEM()}
+	if m.AuthorityKey, err = keys.CA.KeyPEM(); err == nil {
+		m.PeerCAKey, err = keys.Peer.KeyPEM()
 	}
 	a.Member = m
 	return a, err
@@ -365,57 +402,6 @@ func (s *Service) swap(ctx context.Context, at records, t datastore.JoinToken, n
 		return 0, s.unavailable(err)
 	}
 	return revision, nil
-}
-
-// renew signs again for who shows a certificate that is still good.
-func (s *Service) renew(ctx context.Context, q Request, cert *x509.Certificate) (*Answer, error) {
-	if cert == nil {
-		return nil, errors.New("no certificate of this cluster was shown, and only such a one is renewed")
-	}
-	if _, api := datastore.APIRoleOf(cert.Subject.Organization); api {
-		return nil, fmt.Errorf("the certificate of %s is for the API, and no node's: `netctl api grant` makes another", cert.Subject.CommonName)
-	}
-	name, key, sign, err := s.request(q)
-	if err != nil {
-		return nil, err
-	}
-	_, shown, err := certKey(cert)
-	if err != nil {
-		return nil, err
-	}
-	if cert.Subject.CommonName != name || shown != key {
-		return nil, fmt.Errorf("a certificate of %s is not renewed for another name or key", cert.Subject.CommonName)
-	}
-	at, err := datastore.JoinedKey(name)
-	if err != nil {
-		return nil, err
-	}
-	var have datastore.JoinedNode
-	had, err := datastore.Record(ctx, s.Store, at, &have)
-	switch {
-	case err != nil:
-		return nil, s.unavailable(err)
-	case had == 0: // the datastore was lost, and is another
-		have = datastore.JoinedNode{Name: name, Key: key, Since: s.now().UTC().Truncate(time.Second),
-			Member: slices.Contains(cert.Subject.Organization, datastore.RoleMember)}
-		op, err := datastore.RecordOp(at, have)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := s.Store.Commit(ctx, datastore.Txn{If: []datastore.Condition{{Key: at}}, Then: []datastore.Op{op}}); err != nil {
-			return nil, s.unavailable(err)
-		}
-	case !have.Removed.IsZero():
-		return nil, fmt.Errorf("node %s was removed from the cluster at %s: let it join again", name, clock(have.Removed))
-	case have.Key != key:
-		return nil, fmt.Errorf("the name %s is another node's by now: join again, under another", name)
-	}
-	a := &Answer{Authority: s.CA.CertPEM(), JoinPort: s.Port}
-	if a.Certificate, err = sign(have.Member); err != nil {
-		return nil, err
-	}
-	s.Log.Info("certificate renewed", "node", name)
-	return a, nil
 }
 
 // unavailable is said of a datastore that does not answer itself.

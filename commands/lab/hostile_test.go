@@ -39,20 +39,25 @@ func rawClient(t *testing.T, h *netlab.Host, endpoint string) *clientv3.Client {
 	roots.AppendCertsFromPEM(text)
 	c, err := clientv3.New(clientv3.Config{
 		Endpoints: []string{endpoint}, TLS: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}},
-		Logger: zap.NewNop(),
-		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(_ context.Context, addr string) (conn net.Conn, err error) {
-			e := h.Do(func() error {
-				conn, err = net.Dial("tcp", strings.TrimPrefix(addr, "https://"))
-				return err
-			})
-			return conn, errors.Join(err, e)
-		})},
+		Logger:      zap.NewNop(),
+		DialOptions: dialFrom(h),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// dialFrom has an etcd client connect from a host.
+func dialFrom(h *netlab.Host) []grpc.DialOption {
+	return []grpc.DialOption{grpc.WithContextDialer(func(_ context.Context, addr string) (conn net.Conn, err error) {
+		e := h.Do(func() error {
+			conn, err = net.Dial("tcp", strings.TrimPrefix(addr, "https://"))
+			return err
+		})
+		return conn, errors.Join(err, e)
+	})}
 }
 
 // TestHostile: a node that uses its certificate with a client of its own gets what its

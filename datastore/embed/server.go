@@ -3,6 +3,7 @@ package embed
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -70,11 +71,15 @@ func (c *Config) listen(peer url.URL, clients []url.URL, ofPeers, ofClients *tra
 			l.close()
 		}
 	}()
-	l.peer, err = transport.NewListenerWithOpts(peer.Host, peer.Scheme, transport.WithTLSInfo(ofPeers),
-		transport.WithTimeout(rafthttp.ConnReadTimeout, rafthttp.ConnWriteTimeout))
+	peers, err := current(ofPeers) // HTTP/1.1, which members speak
 	if err != nil {
 		return nil, err
 	}
+	plain, err := transport.NewListenerWithOpts(peer.Host, "http", transport.WithTimeout(rafthttp.ConnReadTimeout, rafthttp.ConnWriteTimeout))
+	if err != nil {
+		return nil, err
+	}
+	l.peer = tls.NewListener(plain, peers)
 	// etcd's unix listener takes a stale socket's place; prepare has looked.
 	if l.plain, err = transport.NewUnixListener(c.Socket); err != nil {
 		return nil, err
@@ -82,10 +87,9 @@ func (c *Config) listen(peer url.URL, clients []url.URL, ofPeers, ofClients *tra
 	if err = os.Chmod(c.Socket, 0o600); err != nil {
 		return nil, err
 	}
-	if l.tls, err = ofClients.ServerConfig(); err != nil {
+	if l.tls, err = current(ofClients, "h2"); err != nil {
 		return nil, err
 	}
-	ofClients.ConfigureCRLVerification(l.tls)
 	for _, u := range clients {
 		lis, err := net.Listen("tcp", u.Host)
 		if err != nil {
@@ -94,6 +98,28 @@ func (c *Config) listen(peer url.URL, clients []url.URL, ofPeers, ofClients *tra
 		l.clients = append(l.clients, lis)
 	}
 	return l, nil
+}
+
+// current is etcd's TLS of a server that reads its authorities anew for each connection:
+// they are replaced while it runs. What they no longer say is not taken from a ticket.
+func current(info *transport.TLSInfo, protocols ...string) (*tls.Config, error) {
+	base, err := info.ServerConfig()
+	if err != nil {
+		return nil, err
+	}
+	base.NextProtos, base.SessionTicketsDisabled = protocols, true
+	conf := base.Clone()
+	conf.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		text, err := os.ReadFile(info.TrustedCAFile)
+		if err != nil {
+			return nil, err
+		}
+		now := base.Clone()
+		now.ClientCAs = x509.NewCertPool()
+		now.ClientCAs.AppendCertsFromPEM(text) // of none nobody is let in
+		return now, nil
+	}
+	return conf, nil
 }
 
 // start makes the member from its folder, or a new one, and serves peers; clients

@@ -9,7 +9,6 @@ package etcd
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -53,7 +52,7 @@ type Options struct {
 	// Endpoints is one unix:///path or a list of https://host:port; empty:
 	// DefaultEndpoint.
 	Endpoints []string
-	// CA, Cert and Key are the names of PEM files, all or none; https needs them. Cert and Key are read again for every connection.
+	// CA, Cert and Key are the names of PEM files, all or none; https needs them. They are read again for every connection.
 	CA, Cert, Key string
 	// User, and the file with its password, are for an etcd that asks for them; Cert and
 	// Key may be left out then.
@@ -77,8 +76,7 @@ type Store struct {
 	closed    atomic.Bool
 	endpoints atomic.Pointer[[]string] // see where
 
-	opening sync.Mutex  // held while what follows is made; see connect
-	tls     *tls.Config // nil for a unix socket
+	opening sync.Mutex // held while what follows is made; see connect
 	client  *clientv3.Client
 	kv      etcdserverpb.KVClient
 	watch   etcdserverpb.WatchClient
@@ -125,19 +123,19 @@ func (s *Store) connect(ctx context.Context) (err error) {
 	case s.closed.Load():
 		return errors.New("store closed")
 	}
+	options := []grpc.DialOption{}
 	if s.secure {
-		if s.tls, err = clientTLS(s.files); err != nil {
+		if _, err := clientTLS(s.files); err != nil {
 			return err
 		}
+		options = append(options, grpc.WithTransportCredentials(fresh{s.files}))
 	}
-	options := []grpc.DialOption{}
 	if s.login != nil {
 		options = append(options, grpc.WithPerRPCCredentials(s.login))
 	}
 	redial := backoff.Config{BaseDelay: redialFirst, Multiplier: 1.6, Jitter: 0.2, MaxDelay: redialMax}
 	s.client, err = clientv3.New(clientv3.Config{
 		Endpoints:            s.where(),
-		TLS:                  s.tls,
 		DialKeepAliveTime:    keepAlive,
 		DialKeepAliveTimeout: keepAliveTimeout,
 		MaxUnaryRetries:      1, // none: see try

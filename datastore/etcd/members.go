@@ -19,10 +19,10 @@ type membersFile struct {
 	datastore.Members
 }
 
-// How long until the members' key is looked at again after that failed.
+// How long until a record is looked at again after that failed.
 const (
-	membersFirst = time.Second
-	membersMost  = 5 * time.Second
+	followFirst = time.Second
+	followMost  = 5 * time.Second
 )
 
 // ReadMembers returns where the cluster's members are, as FollowMembers left it for those
@@ -61,45 +61,42 @@ func (s *Store) FollowMembers(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	for wait := membersFirst; ; wait = min(2*wait, membersMost) {
-		err := s.followMembers(ctx, func() { wait = membersFirst })
+	return s.FollowRecord(ctx, datastore.MembersKey, s.moved)
+}
+
+// FollowRecord tells what is stored under a key (nil: nothing), now and whenever it
+// changes, until ctx ends (nil). What fails is tried again.
+func (s *Store) FollowRecord(ctx context.Context, key string, heard func(value []byte)) error {
+	for wait := followFirst; ; wait = min(2*wait, followMost) {
+		err := s.followRecord(ctx, key, heard, func() { wait = followFirst })
 		if ctx.Err() != nil {
 			return nil
 		}
-		s.log.Debug("members not followed", "error", err)
+		s.log.Debug("record not followed", "key", key, "error", err)
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-time.After(wait):
 		}
 	}
 }
 
-func (s *Store) followMembers(ctx context.Context, healthy func()) error {
-	e, err := s.Get(ctx, datastore.MembersKey)
-	switch {
-	case errors.Is(err, datastore.ErrNotFound):
-		if e.Revision, err = s.revision(ctx); err != nil {
-			return err
-		}
-	case err != nil:
+func (s *Store) followRecord(ctx context.Context, key string, heard func([]byte), healthy func()) error {
+	snap, err := s.List(ctx, key)
+	if err != nil {
 		return err
-	default:
-		s.moved(e.Value)
 	}
+	var value []byte
+	if len(snap.Entries) > 0 {
+		value = snap.Entries[0].Value
+	}
+	heard(value)
 	healthy()
-	return s.Watch(ctx, []string{datastore.MembersKey}, e.Revision, func(b datastore.Batch) error {
+	return s.Watch(ctx, []string{key}, snap.Revision, func(b datastore.Batch) error {
 		for _, e := range b.Events {
-			s.moved(e.Value)
+			heard(e.Value)
 		}
 		return nil
 	})
-}
-
-// revision is where the store is.
-func (s *Store) revision(ctx context.Context) (int64, error) {
-	snap, err := s.List(ctx, datastore.MembersKey)
-	return snap.Revision, err
 }
 
 // moved takes what the cluster says of its members, unless that is nothing that can be

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/grpc/credentials"
+
 	"netctl/datastore"
 )
 
@@ -32,7 +34,7 @@ func checkFiles(o Options, secure bool) error {
 	return nil
 }
 
-// clientTLS builds the TLS settings from the files.
+// clientTLS builds the TLS settings from the files, as they are now.
 func clientTLS(o Options) (*tls.Config, error) {
 	pem, err := os.ReadFile(o.CA)
 	if err != nil {
@@ -62,6 +64,33 @@ func clientTLS(o Options) (*tls.Config, error) {
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() },
 	}, nil
 }
+
+// fresh are TLS credentials that read their files for every connection: what was renewed or
+// replaced needs no restart.
+type fresh struct{ files Options }
+
+// ClientHandshake implements grpc's credentials.TransportCredentials.
+func (f fresh) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conf, err := clientTLS(f.files)
+	if err != nil {
+		return nil, nil, err
+	}
+	return credentials.NewTLS(conf).ClientHandshake(ctx, authority, conn)
+}
+
+// ServerHandshake implements grpc's credentials.TransportCredentials.
+func (f fresh) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("a client's")
+}
+
+// Info implements grpc's credentials.TransportCredentials.
+func (f fresh) Info() credentials.ProtocolInfo { return credentials.NewTLS(nil).Info() }
+
+// Clone implements grpc's credentials.TransportCredentials.
+func (f fresh) Clone() credentials.TransportCredentials { return f }
+
+// OverrideServerName implements grpc's credentials.TransportCredentials.
+func (f fresh) OverrideServerName(string) error { return errors.New("nobody is to") }
 
 // probe dials every endpoint once and tells why those that do not answer do
 // not; nil if one answers.
@@ -104,8 +133,11 @@ func (s *Store) probeOne(ctx context.Context, endpoint string) error {
 			return err
 		}
 	}
-	if s.tls != nil {
-		conf := s.tls.Clone()
+	if s.secure {
+		conf, err := clientTLS(s.files)
+		if err != nil {
+			return err
+		}
 		conf.ServerName = u.Hostname()
 		conf.NextProtos = []string{"h2"}
 		secure := tls.Client(conn, conf)

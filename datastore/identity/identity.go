@@ -135,30 +135,39 @@ func (f *File) known() (*datastore.Identity, error) {
 
 // create gives the store an identity; another node may be faster.
 func (f *File) create(ctx context.Context, s datastore.Store) (*datastore.Cluster, int64, error) {
+	c, revision, created, err := Create(ctx, s)
+	if created {
+		f.log.Info("cluster created", "cluster", c.UUID, datastore.EventDatastore.Mark())
+	}
+	return c, revision, err
+}
+
+// Create gives a store an identity if it has none, and returns the one that it has, with
+// its revision.
+func Create(ctx context.Context, s datastore.Store) (_ *datastore.Cluster, revision int64, created bool, err error) {
 	c := datastore.NewCluster(time.Now())
 	value, err := c.Encode()
 	if err != nil {
-		return nil, 0, fmt.Errorf("cluster identity: %w", err)
+		return nil, 0, false, fmt.Errorf("cluster identity: %w", err)
 	}
-	revision, err := s.Commit(ctx, datastore.Txn{
+	revision, err = s.Commit(ctx, datastore.Txn{
 		If:   []datastore.Condition{{Key: datastore.ClusterKey}},
 		Then: []datastore.Op{{Key: datastore.ClusterKey, Value: value}},
 	})
 	if err == nil {
-		f.log.Info("cluster created", "cluster", c.UUID, datastore.EventDatastore.Mark())
-		return &c, revision, nil
+		return &c, revision, true, nil
 	}
 	if !errors.Is(err, datastore.ErrExists) {
-		return nil, 0, err
+		return nil, 0, false, err
 	}
 	e, err := s.Get(ctx, datastore.ClusterKey)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, false, err
 	}
 	if c, err = datastore.DecodeCluster(e.Value); err != nil {
-		return nil, 0, fmt.Errorf("%w: %w", datastore.ErrDetached, err)
+		return nil, 0, false, fmt.Errorf("%w: %w", datastore.ErrDetached, err)
 	}
-	return &c, e.Revision, nil
+	return &c, e.Revision, false, nil
 }
 
 // accept remembers the store; a changed identity is on disk before it is used.

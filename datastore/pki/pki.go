@@ -102,38 +102,27 @@ func New(name string) (*Authority, error) {
 	return &Authority{cert: cert, key: key}, nil
 }
 
-// Open reads the authority in dir. If there is none the error wraps
-// datastore.ErrNotFound.
-func Open(dir string) (*Authority, error) {
-	files := In(dir, "ca")
-	certPEM, err := os.ReadFile(files.Cert)
+// Open reads the authority in dir: the one of ca.crt, which may hold several, whose key
+// ca.key is. If there is none the error wraps datastore.ErrNotFound.
+func Open(dir string) (*Authority, error) { return open(In(dir, "ca")) }
+
+func open(files Files) (*Authority, error) {
+	certs, err := ReadCertificates(files.Cert)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open ca %s: %w", files.Cert, datastore.ErrNotFound)
 	} else if err != nil {
 		return nil, fmt.Errorf("open ca: %w", err)
 	}
-	keyPEM, err := os.ReadFile(files.Key)
+	key, err := ReadKey(files.Key)
 	if err != nil {
 		return nil, fmt.Errorf("open ca: %w", err)
 	}
-	certBlock, _ := pem.Decode(certPEM)
-	keyBlock, _ := pem.Decode(keyPEM)
-	if certBlock == nil || keyBlock == nil {
-		return nil, fmt.Errorf("open ca %s: no PEM in the certificate or its key: %w", dir, datastore.ErrInvalid)
+	for _, cert := range certs {
+		if key.PublicKey.Equal(cert.PublicKey) {
+			return &Authority{cert: cert, key: key}, nil
+		}
 	}
-	cert, err := x509.ParseCertificate(certBlock.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("open ca %s: %w: %w", files.Cert, err, datastore.ErrInvalid)
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(keyBlock.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("open ca %s: %w: %w", files.Key, err, datastore.ErrInvalid)
-	}
-	key, ok := parsed.(*ecdsa.PrivateKey)
-	if !ok || !key.PublicKey.Equal(cert.PublicKey) {
-		return nil, fmt.Errorf("open ca %s: not the key of %s: %w", files.Key, files.Cert, datastore.ErrInvalid)
-	}
-	return &Authority{cert: cert, key: key}, nil
+	return nil, fmt.Errorf("open ca %s: not the key of %s: %w", files.Key, files.Cert, datastore.ErrInvalid)
 }
 
 // Issue makes a key and a certificate for n in dir: <name>.crt and <name>.key

@@ -54,11 +54,9 @@ func (a *Authority) CertPEM() []byte { return encodeCert(a.cert.Raw) }
 // anybody.
 func (a *Authority) KeyPEM() ([]byte, error) { return encodeKey(a.key) }
 
-// Pool holds the authority alone.
-func (a *Authority) Pool() *x509.CertPool {
-	p := x509.NewCertPool()
-	p.AddCert(a.cert)
-	return p
+// Signed says whether a certificate is of the authority.
+func (a *Authority) Signed(cert *x509.Certificate) bool {
+	return cert.CheckSignatureFrom(a.cert) == nil
 }
 
 // Sign certifies that the public key is n's; the result is PEM.
@@ -90,45 +88,77 @@ func ReadKey(file string) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
+	key, err := parseKey(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return key, nil
+}
+
+// parseKey parses a private key of this package's in PEM.
+func parseKey(text []byte) (*ecdsa.PrivateKey, error) {
 	block, _ := pem.Decode(text)
 	if block == nil {
-		return nil, fmt.Errorf("%s: no PEM: %w", file, datastore.ErrInvalid)
+		return nil, fmt.Errorf("no PEM: %w", datastore.ErrInvalid)
 	}
 	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", file, err, datastore.ErrInvalid)
+		return nil, fmt.Errorf("%w: %w", err, datastore.ErrInvalid)
 	}
 	key, ok := parsed.(*ecdsa.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("%s: not an ECDSA key: %w", file, datastore.ErrInvalid)
+		return nil, fmt.Errorf("not an ECDSA key: %w", datastore.ErrInvalid)
 	}
 	return key, nil
 }
 
 // ReadCertificate reads the first certificate of a file.
 func ReadCertificate(file string) (*x509.Certificate, error) {
+	list, err := ReadCertificates(file)
+	if err != nil {
+		return nil, err
+	}
+	return list[0], nil
+}
+
+// ReadCertificates reads the certificates of a file, one at least.
+func ReadCertificates(file string) ([]*x509.Certificate, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	cert, err := ParseCertificate(text)
+	list, err := ParseCertificates(text)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	return cert, nil
+	return list, nil
 }
 
 // ParseCertificate parses the first certificate of a PEM text.
 func ParseCertificate(text []byte) (*x509.Certificate, error) {
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "CERTIFICATE" {
+	list, err := ParseCertificates(text)
+	if err != nil {
+		return nil, err
+	}
+	return list[0], nil
+}
+
+// ParseCertificates parses the certificates of a PEM text, one at least.
+func ParseCertificates(text []byte) (list []*x509.Certificate, err error) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			break
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", err, datastore.ErrInvalid)
+		}
+		list = append(list, cert)
+	}
+	if len(list) == 0 {
 		return nil, fmt.Errorf("no certificate in PEM: %w", datastore.ErrInvalid)
 	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, datastore.ErrInvalid)
-	}
-	return cert, nil
+	return list, nil
 }
 
 // Request asks for a certificate of the key for a node of that name (RFC 2986), in PEM.
@@ -174,7 +204,7 @@ func KeyHash(key *ecdsa.PublicKey) (string, error) {
 // made, unless it has more than a third of its life left and is the authority's and n's.
 // It says until when the certificate needs no look.
 func (a *Authority) Renew(f Files, n Node, life time.Duration, now time.Time) (time.Time, error) {
-	if cert, err := ReadCertificate(f.Cert); err == nil && cert.CheckSignatureFrom(a.cert) == nil && sameAddresses(cert, n) {
+	if cert, err := ReadCertificate(f.Cert); err == nil && a.Signed(cert) && sameAddresses(cert, n) {
 		if due := RenewAt(cert); now.Before(due) && !now.Before(cert.NotBefore) {
 			return due, nil
 		}
