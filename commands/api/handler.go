@@ -127,7 +127,7 @@ func send(w http.ResponseWriter, status int, v any) error {
 	deadline := http.NewResponseController(w)
 	// A large answer may take longer, as long as it is taken at all.
 	for text := b.Bytes(); len(text) > 0; {
-		n := min(len(text), 256<<10)
+		n := min(len(text), maxPiece)
 		_ = deadline.SetWriteDeadline(time.Now().Add(writeTime))
 		if _, err := w.Write(text[:n]); err != nil {
 			return nil // nobody is there to tell
@@ -263,7 +263,7 @@ func (s *server) list(w http.ResponseWriter, r *http.Request, who Caller) error 
 		if err != nil {
 			return err
 		}
-		if keep.matches(o, m) {
+		if keep.matches(o, treeOf(m)) {
 			out.Items = append(out.Items, m)
 		}
 	}

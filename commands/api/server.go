@@ -34,6 +34,8 @@ const (
 	bodyTime  = 20 * time.Second
 	idleTime  = time.Minute
 	writeTime = 10 * time.Second
+	// maxPiece is how large a piece is, in bytes.
+	maxPiece = 256 << 10
 	// actionTime bounds an action: a drain waits for as long as it was told to.
 	actionTime = 15 * time.Minute
 	// turnWait is how long who reads or writes objects waits for its turn, turnTime how long
@@ -107,8 +109,9 @@ func Run(ctx context.Context, c Config) error {
 			return control.WatchFolders(ctx, c.Log, lock.Folder(), local.Folder())
 		}},
 		{Name: "follow the datastore", Do: s.watch.run},
+		{Name: "tell watchers", Do: s.watch.tell},
 	}
-	for _, l := range append(listeners, local) {
+	for _, l := range append(listeners, connListener{local}) {
 		tasks = append(tasks, control.Task{Name: "serve " + l.Addr().String(), Do: func(ctx context.Context) error { return s.serve(ctx, l) }})
 	}
 	for _, t := range tasks {
@@ -156,7 +159,7 @@ func (c Config) listen(ctx context.Context) (list []net.Listener, err error) {
 		if err != nil {
 			return list, fmt.Errorf("api: listen %s: %w", text, err)
 		}
-		list = append(list, tls.NewListener(control.Bound(l, maxConnections), &tls.Config{
+		list = append(list, tls.NewListener(connListener{control.Bound(l, maxConnections)}, &tls.Config{
 			MinVersion:         tls.VersionTLS12,
 			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.tls() },
 		}))
@@ -181,6 +184,7 @@ func (c Config) tls() (*tls.Config, error) {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair},
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool, NextProtos: []string{"http/1.1"},
+		DynamicRecordSizingDisabled: true, // a change is one write
 	}, nil
 }
 
@@ -189,7 +193,7 @@ func (s *server) serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
 		Handler: s.handler(), ReadHeaderTimeout: headTime, IdleTimeout: idleTime, MaxHeaderBytes: 32 << 10,
 		ErrorLog:    stdlog.New(io.Discard, "", 0), // what a stranger sends is no news
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext: func(net.Listener) context.Context { return ctx }, ConnContext: withConn,
 	}
 	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
 	err := srv.Serve(l)

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"mime"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -69,11 +71,20 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, who Caller, kind
 		return err
 	}
 	defer s.watch.leave(me)
-	c := &client{w: w, control: http.NewResponseController(w), keep: keep, resumed: whole, has: map[string]bool{}}
-	if after, err = s.begin(w, r, kinds, c, after); err != nil {
+	c := &client{to: w, control: http.NewResponseController(w), keep: keep, kinds: me.kinds, resumed: whole, has: map[string]bool{}}
+	if c.after, err = s.begin(w, r, kinds, c, after); err != nil {
 		return err
 	}
-	s.follow(r, who, me, c, after)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	if outer, inner := connOf(r.Context()); inner != nil {
+		if inner.becomePrompt() != nil {
+			return http.ErrAbortHandler
+		}
+		c.to, c.conn, me.push = outer, inner, c.push
+	}
+	s.follow(r, who, me, c)
 	return nil
 }
 
@@ -99,6 +110,7 @@ func (s *server) begin(w http.ResponseWriter, r *http.Request, kinds []datastore
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Transfer-Encoding", "identity") // to the end of the connection: events are the same bytes for all
 	w.WriteHeader(http.StatusOK)
 	_ = c.control.SetReadDeadline(time.Time{})
 	if c.send(first...) != nil {
@@ -139,7 +151,7 @@ func (s *server) present(r *http.Request, kinds []datastore.Kind, c *client) (fr
 			if err != nil {
 				return nil, 0, err
 			}
-			if c.keep.matches(o, m) {
+			if c.keep.matches(o, treeOf(m)) {
 				c.note(k, o.Meta().Name)
 				frames = append(frames, frame("put", 0, m))
 			}
@@ -150,15 +162,16 @@ func (s *server) present(r *http.Request, kinds []datastore.Kind, c *client) (fr
 }
 
 // follow sends changes until the client goes, is too slow, or may not any more.
-func (s *server) follow(r *http.Request, who Caller, me *watcher, c *client, after int64) {
+func (s *server) follow(r *http.Request, who Caller, me *watcher, c *client) {
 	tick := time.NewTicker(heartbeat)
 	defer tick.Stop()
-	var frames [][]byte
+	me.notify() // of what came since it joined
 	for {
 		select {
 		case <-r.Context().Done():
 			return
 		case <-tick.C:
+			me.hold()
 			if _, err := s.caller(r); errors.Is(err, datastore.ErrDenied) {
 				_ = c.fail(err)
 				return
@@ -167,32 +180,38 @@ func (s *server) follow(r *http.Request, who Caller, me *watcher, c *client, aft
 				return
 			}
 		case <-me.told:
+			if c.send() != nil {
+				return
+			}
 			list, whole := me.take()
 			if !whole {
 				s.Log.Info("watcher let go", "by", who.Name, "cause", "too slow, or the datastore was read anew")
 				_ = c.fail(errResync)
 				return
 			}
-			frames = frames[:0]
-			for _, e := range list {
-				if f := c.frameOf(e); e.revision > after && f != nil {
-					frames = append(frames, f)
-				}
+			if len(list) == 0 {
+				continue // others write now
 			}
-			if len(frames) > 0 && c.send(frames...) != nil {
+			me.notify() // to take again
+			if c.send(c.frames(list)...) != nil {
 				return
 			}
 		}
 	}
 }
 
-// client is who gets a stream.
+// client is who gets a stream. One at a time uses it: its own goroutine, or while its
+// watcher is prompt whoever pushes.
 type client struct {
-	w       http.ResponseWriter
+	to      io.Writer
 	control *http.ResponseController
+	conn    *conn // under to; nil: to is written through the control
 	keep    filter
+	kinds   map[datastore.Kind]bool
+	after   int64           // the revision up to which it was told
 	resumed bool            // what it has is not known
 	has     map[string]bool // with a filter: what it was told of
+	list    [][]byte        // of frames
 	until   time.Time       // the deadline of writes
 }
 
@@ -202,6 +221,21 @@ func (c *client) note(k datastore.Kind, name string) {
 	}
 }
 
+// frames are what the client is told of changes, until they are asked for again.
+func (c *client) frames(events []*event) [][]byte {
+	clear(c.list)
+	c.list = c.list[:0]
+	for _, e := range events {
+		if !c.kinds[e.kind] || e.revision <= c.after {
+			continue
+		}
+		if f := c.frameOf(e); f != nil {
+			c.list = append(c.list, f)
+		}
+	}
+	return c.list
+}
+
 // frameOf is what the client is told of a change; nil: nothing.
 func (c *client) frameOf(e *event) []byte {
 	if c.keep.all() {
@@ -209,7 +243,7 @@ func (c *client) frameOf(e *event) []byte {
 	}
 	at := string(e.kind) + " " + e.name
 	switch {
-	case e.object != nil && c.keep.matches(e.object, e.manifest):
+	case e.object != nil && c.keep.matches(e.object, e.tree):
 		c.has[at] = true
 		return e.frame
 	case c.has[at] || c.resumed:
@@ -219,8 +253,27 @@ func (c *client) frameOf(e *event) []byte {
 	return nil
 }
 
-// send writes frames at once.
+// push writes what the client is told of changes, in one write that waits for nobody;
+// false: send does the rest.
+func (c *client) push(events []*event) bool {
+	var text []byte
+	switch list := c.frames(events); len(list) {
+	case 0:
+		return true
+	case 1:
+		text = list[0]
+	default:
+		text = slices.Concat(list...)
+	}
+	_, err := c.to.Write(text)
+	return err == nil && !c.conn.waits()
+}
+
+// send writes frames, and what a push left; each piece within writeTime.
 func (c *client) send(frames ...[]byte) error {
+	if c.conn != nil {
+		return c.sendOver(frames)
+	}
 	for _, f := range frames {
 		// Not for each: there may be many, and timers cost as much as the writing.
 		if now := time.Now(); c.until.Sub(now) < writeTime {
@@ -229,11 +282,28 @@ func (c *client) send(frames ...[]byte) error {
 				return err
 			}
 		}
-		if _, err := c.w.Write(f); err != nil {
+		if _, err := c.to.Write(f); err != nil {
 			return err
 		}
 	}
 	return c.control.Flush()
+}
+
+func (c *client) sendOver(frames [][]byte) error {
+	if err := c.conn.drain(); err != nil {
+		return err
+	}
+	for _, f := range frames {
+		for piece := range slices.Chunk(f, maxPiece) {
+			if _, err := c.to.Write(piece); err != nil {
+				return err
+			}
+			if err := c.conn.drain(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // fail tells why the stream ends.
