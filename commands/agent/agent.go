@@ -358,7 +358,11 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, meters: &a.meters}
 	if a.shown != nil {
 		a.shown.Alive, a.shown.Ready, a.shown.Collect = a.alive, a.ready, func(ctx context.Context, p *telemetry.Page) error { return a.collect(ctx, o, p) }
-		o.beside = append(slices.Clone(o.beside), a.shown.Tasks()...)
+		sharer := &telemetry.Sharer{Node: a.cfg.Node, StateDir: a.cfg.StateDir, Store: o.store, Log: a.log, May: func(ctx context.Context) bool {
+			_, ok := l.reportStatus(ctx)
+			return ok
+		}}
+		o.beside = append(append(slices.Clone(o.beside), a.shown.Tasks()...), control.Task{Name: sharer.String(), Do: sharer.Run})
 	}
 	return slices.Concat([]control.Task{
 		{Name: "reconcile", Do: l.run},
