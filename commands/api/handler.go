@@ -52,6 +52,9 @@ func (s *server) handler() http.Handler {
 			deadline := http.NewResponseController(w)
 			_ = deadline.SetReadDeadline(time.Now().Add(s.BodyTime))
 			_ = deadline.SetWriteDeadline(time.Now().Add(s.BodyTime + writeTime))
+			m := &metered{ResponseWriter: w, began: time.Now()}
+			defer s.meters.note(m)
+			w = m
 			who, err := s.caller(r)
 			if err == nil {
 				err = fn(w, r, who)

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netctl/commands/control"
+	"netctl/commands/telemetry"
 	"netctl/datastore"
 )
 
@@ -67,7 +68,9 @@ type Config struct {
 	Actions []Action
 	// BodyTime is how long a client may take for its request's body; default 20 s.
 	BodyTime time.Duration
-	Log      *slog.Logger
+	// Telemetry is shown if it names the role.
+	Telemetry telemetry.Config
+	Log       *slog.Logger
 }
 
 // server is the role's parts.
@@ -78,6 +81,7 @@ type server struct {
 	turns       chan struct{} // of who reads or writes objects
 	watch       *hub
 	description []byte
+	meters      meters
 }
 
 // Run is the role; it blocks until ctx ends (nil) or it cannot go on.
@@ -87,6 +91,12 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	defer lock.Close()
+	var shown *telemetry.Role
+	if c.Telemetry.Role != "" {
+		shown = telemetry.New(c.Telemetry, c.Log)
+		defer shown.Close()
+		c.Log = shown.Logger()
+	}
 	local, err := control.Listen(filepath.Join(c.RunDir, SocketName), c.Log)
 	if err != nil {
 		return err
@@ -103,21 +113,27 @@ func Run(ctx context.Context, c Config) error {
 	manager := control.NewService(c.Log)
 	manager.Synced() // the sockets are there: what it serves is the datastore's
 	group, inner := errgroup.WithContext(ctx)
-	tasks := []control.Task{
+	folders := []control.Folder{lock.Folder(), local.Folder()}
+	var beside []control.Task
+	if shown != nil {
+		shown.Ready, shown.Collect = s.ready, s.collect
+		folders, beside = append(folders, shown.Folders()...), shown.Tasks()
+	}
+	tasks := append([]control.Task{
 		{Name: "tell the service manager", Do: func(ctx context.Context) error { return manager.Run(ctx, nil) }},
 		{Name: "watch files", Do: func(ctx context.Context) error {
-			return control.WatchFolders(ctx, c.Log, lock.Folder(), local.Folder())
+			return control.WatchFolders(ctx, c.Log, folders...)
 		}},
 		{Name: "follow the datastore", Do: s.watch.run},
 		{Name: "tell watchers", Do: s.watch.tell},
-	}
+	}, beside...)
 	for _, l := range append(listeners, connListener{local}) {
 		tasks = append(tasks, control.Task{Name: "serve " + l.Addr().String(), Do: func(ctx context.Context) error { return s.serve(ctx, l) }})
 	}
 	for _, t := range tasks {
 		group.Go(func() error { return t.Run(inner) })
 	}
-	c.Log.Info("api started", "socket", local.Addr().String(), "listen", c.Listen)
+	c.Log.Info("api started", "socket", local.Addr().String(), "listen", c.Listen, datastore.EventRole.Mark())
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("api: %w", err)
 	}

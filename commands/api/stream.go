@@ -71,6 +71,9 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, who Caller, kind
 		return err
 	}
 	defer s.watch.leave(me)
+	if m, ok := w.(*metered); ok {
+		m.watches = true
+	}
 	c := &client{to: w, control: http.NewResponseController(w), keep: keep, kinds: me.kinds, resumed: whole, has: map[string]bool{}}
 	if c.after, err = s.begin(w, r, kinds, c, after); err != nil {
 		return err
@@ -185,6 +188,7 @@ func (s *server) follow(r *http.Request, who Caller, me *watcher, c *client) {
 			}
 			list, whole := me.take()
 			if !whole {
+				s.meters.dropped.Add(1)
 				s.Log.Info("watcher let go", "by", who.Name, "cause", "too slow, or the datastore was read anew")
 				_ = c.fail(errResync)
 				return
