@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -152,7 +153,20 @@ func labPage(t *testing.T, b *browser) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.eval(t, `watchFor("log", "session node1 to node3 is not up")`, nil)
+	// A report comes at once, but not soon after another one.
+	netlab.Until(t, time.Minute, "calm reports", func() string {
+		out, err := lab("exec", "node1", "--", netlab.Binary(t), "get", "reports", "-o", "json").Output()
+		for _, m := range regexp.MustCompile(`"seen": "([^"]*)"`).FindAllStringSubmatch(string(out), -1) {
+			if at, e := time.Parse(time.RFC3339, m[1]); e != nil || time.Since(at) < 7*time.Second {
+				return m[0]
+			}
+		}
+		if err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	b.eval(t, `watchFor("nodes", "✕ 1 session down")`, nil)
 	ended := time.Now()
 	if err := syscall.Kill(n, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
