@@ -20,8 +20,10 @@ const (
 	// historyMost and historyBytes bound the changes that are kept for who comes again.
 	historyMost  = 4096
 	historyBytes = 4 << 20
-	// pendingMost is how many changes wait for one watcher before it is let go.
-	pendingMost = 1024
+	// pendingMost and pendingBytes are how many changes wait for one watcher before it is let
+	// go. All watchers wait for the same ones, so this is about what all of them hold.
+	pendingMost  = 1024
+	pendingBytes = historyBytes
 	// lingerTime is how long the store is followed when nobody watches any more.
 	lingerTime = time.Minute
 	// startTime is how long a watcher waits for the store.
@@ -276,15 +278,16 @@ func (h *hub) Back() { h.log.Info("datastore back") }
 type watcher struct {
 	kinds map[datastore.Kind]bool
 	told  chan struct{}
-	// push writes what the client is told of events without waiting for it; false: not all
-	// of it went.
-	push func([]*event) bool
+	// push writes what the client is told of events without waiting for it; false: it takes
+	// no more now, and the rest is to wait.
+	push func([]*event) (rest []*event, all bool)
 
 	mu      sync.Mutex
 	began   bool  // from here on nothing may be missed
 	knows   int64 // what it was given when it began: to that revision
 	prompt  bool  // nothing waits, and nobody else writes: push
 	pending []*event
+	bytes   int      // of pending
 	taken   []*event // the watcher's
 	lost    bool
 }
@@ -300,21 +303,24 @@ func (w *watcher) offer(events []*event) {
 	case !w.began || w.lost || len(events) == 0:
 		return
 	case w.prompt:
-		if w.push(events) {
+		if events, w.prompt = w.push(events); w.prompt {
 			return
 		}
-		w.prompt = false
-	default:
-		for _, e := range events {
-			if w.kinds[e.kind] {
-				w.pending = append(w.pending, e)
-			}
-		}
-		if len(w.pending) > pendingMost {
-			w.lost, w.pending = true, nil
+	}
+	w.keep(events)
+	w.notify()
+}
+
+// keep has events wait, as many as may.
+func (w *watcher) keep(events []*event) {
+	for _, e := range events {
+		if w.kinds[e.kind] {
+			w.pending, w.bytes = append(w.pending, e), w.bytes+len(e.frame)
 		}
 	}
-	w.notify()
+	if len(w.pending) > pendingMost || w.bytes > pendingBytes && len(w.pending) > 1 {
+		w.lost, w.pending, w.bytes = true, nil, 0
+	}
 }
 
 func (w *watcher) notify() { poke(w.told) }
@@ -324,7 +330,7 @@ func (w *watcher) lose() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.began {
-		w.lost, w.prompt, w.pending = true, false, nil
+		w.lost, w.prompt, w.pending, w.bytes = true, false, nil, 0
 		w.notify()
 	}
 }
@@ -343,7 +349,7 @@ func (w *watcher) take() ([]*event, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	clear(w.taken)
-	w.taken, w.pending = w.pending, w.taken[:0]
+	w.taken, w.pending, w.bytes = w.pending, w.taken[:0], 0
 	w.prompt = w.push != nil && len(w.taken) == 0 && !w.lost
 	return w.taken, !w.lost
 }
@@ -398,7 +404,7 @@ func (h *hub) begin(ctx context.Context, w *watcher, after int64) (whole bool, e
 	defer h.mu.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.began, w.pending, w.lost, w.knows = true, nil, false, h.base
+	w.began, w.pending, w.bytes, w.lost, w.knows = true, nil, 0, false, h.base
 	if n := len(h.history); n > 0 {
 		w.knows = h.history[n-1].revision
 	}

@@ -232,7 +232,11 @@ func (s *server) caller(r *http.Request) (Caller, error) {
 	if now := time.Now(); now.After(cert.NotAfter) { // since the connection was made
 		return who, fmt.Errorf("the certificate of %s expired at %s: %w", who.Name, cert.NotAfter.UTC().Format(time.DateTime), datastore.ErrDenied)
 	}
-	who.Role, _ = datastore.APIRoleOf(cert.Subject.Organization)
+	var says bool
+	who.Role, says = datastore.APIRoleOf(cert.Subject.Organization)
+	if who.Role == datastore.APINone && says {
+		return who, fmt.Errorf("the certificate of %q says a role that there is not: %q, and there are read, operate and admin: %w", who.Name, cert.Subject.Organization, datastore.ErrDenied)
+	}
 	if who.Role == datastore.APINone {
 		return who, fmt.Errorf("the certificate of %q says no role for the API (`netctl api grant` makes one that does): %w", who.Name, datastore.ErrDenied)
 	}

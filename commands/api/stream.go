@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +20,10 @@ import (
 // heartbeat is how often a client hears something, and how often it is asked whether its
 // certificate is still good.
 const heartbeat = 15 * time.Second
+
+// mostPush is about how much is written to a client at a time, in bytes: as much may be
+// kept of it when it does not read, beside one change.
+const mostPush = 64 << 10
 
 // wantsStream says whether a list is to go on.
 func wantsStream(r *http.Request) bool {
@@ -179,17 +184,18 @@ func (s *server) follow(r *http.Request, who Caller, me *watcher, c *client) {
 				_ = c.fail(err)
 				return
 			}
-			if c.send([]byte(": \n\n")) != nil {
+			if err := c.send([]byte(": \n\n")); err != nil {
+				s.late(who, err)
 				return
 			}
 		case <-me.told:
-			if c.send() != nil {
+			if err := c.send(); err != nil { // what a push began
+				s.late(who, err)
 				return
 			}
 			list, whole := me.take()
 			if !whole {
-				s.meters.dropped.Add(1)
-				s.Log.Info("watcher let go", "by", who.Name, "cause", "too slow, or the datastore was read anew")
+				s.dropped(who, "too slow, or the datastore was read anew")
 				_ = c.fail(errResync)
 				return
 			}
@@ -197,11 +203,29 @@ func (s *server) follow(r *http.Request, who Caller, me *watcher, c *client) {
 				continue // others write now
 			}
 			me.notify() // to take again
-			if c.send(c.frames(list)...) != nil {
-				return
+			for len(list) > 0 {
+				var text []byte
+				text, list = c.piece(list)
+				if err := c.send(text); err != nil {
+					s.late(who, err)
+					return
+				}
 			}
 		}
 	}
+}
+
+// late says that a client is let go that does not read at all, if that is why a write to it
+// failed; it cannot be told.
+func (s *server) late(who Caller, err error) {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		s.dropped(who, "it does not read")
+	}
+}
+
+func (s *server) dropped(who Caller, cause string) {
+	s.meters.dropped.Add(1)
+	s.Log.Info("watcher let go", "by", who.Name, "cause", cause)
 }
 
 // client is who gets a stream. One at a time uses it: its own goroutine, or while its
@@ -215,7 +239,6 @@ type client struct {
 	after   int64           // the revision up to which it was told
 	resumed bool            // what it has is not known
 	has     map[string]bool // with a filter: what it was told of
-	list    [][]byte        // of frames
 	until   time.Time       // the deadline of writes
 }
 
@@ -225,23 +248,11 @@ func (c *client) note(k datastore.Kind, name string) {
 	}
 }
 
-// frames are what the client is told of changes, until they are asked for again.
-func (c *client) frames(events []*event) [][]byte {
-	clear(c.list)
-	c.list = c.list[:0]
-	for _, e := range events {
-		if !c.kinds[e.kind] || e.revision <= c.after {
-			continue
-		}
-		if f := c.frameOf(e); f != nil {
-			c.list = append(c.list, f)
-		}
-	}
-	return c.list
-}
-
 // frameOf is what the client is told of a change; nil: nothing.
 func (c *client) frameOf(e *event) []byte {
+	if !c.kinds[e.kind] || e.revision <= c.after {
+		return nil
+	}
 	if c.keep.all() {
 		return e.frame
 	}
@@ -257,20 +268,38 @@ func (c *client) frameOf(e *event) []byte {
 	return nil
 }
 
-// push writes what the client is told of changes, in one write that waits for nobody;
-// false: send does the rest.
-func (c *client) push(events []*event) bool {
-	var text []byte
-	switch list := c.frames(events); len(list) {
-	case 0:
-		return true
-	case 1:
-		text = list[0]
-	default:
-		text = slices.Concat(list...)
+// push writes what the client is told of changes, in few writes that wait for nobody. Once
+// it does not take them at once the rest is returned; send does what was begun.
+func (c *client) push(events []*event) (rest []*event, all bool) {
+	for len(events) > 0 {
+		var text []byte
+		if text, events = c.piece(events); len(text) == 0 {
+			continue
+		}
+		if _, err := c.to.Write(text); err != nil || c.conn.waits() {
+			return events, false
+		}
 	}
-	_, err := c.to.Write(text)
-	return err == nil && !c.conn.waits()
+	return nil, true
+}
+
+// piece is what the client is told of the first of some changes, in about mostPush bytes,
+// and the changes after those.
+func (c *client) piece(events []*event) (text []byte, rest []*event) {
+	one := true // text is a frame, which others have too
+	for len(events) > 0 && len(text) < mostPush {
+		f := c.frameOf(events[0])
+		events = events[1:]
+		switch {
+		case len(text) == 0:
+			text = f
+		case len(f) > 0 && one:
+			text, one = slices.Concat(text, f), false
+		default:
+			text = append(text, f...)
+		}
+	}
+	return text, events
 }
 
 // send writes frames, and what a push left; each piece within writeTime.
