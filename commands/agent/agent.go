@@ -358,11 +358,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, meters: &a.meters}
 	if a.shown != nil {
 		a.shown.Alive, a.shown.Ready, a.shown.Collect = a.alive, a.ready, func(ctx context.Context, p *telemetry.Page) error { return a.collect(ctx, o, p) }
-		sharer := &telemetry.Sharer{Node: a.cfg.Node, StateDir: a.cfg.StateDir, Store: o.store, Log: a.log, May: func(ctx context.Context) bool {
-			_, ok := l.reportStatus(ctx)
-			return ok
-		}}
-		o.beside = append(append(slices.Clone(o.beside), a.shown.Tasks()...), control.Task{Name: sharer.String(), Do: sharer.Run})
+		o.beside = slices.Concat(o.beside, a.shown.Tasks(), []control.Task{a.sharing(o.store)})
 	}
 	return slices.Concat([]control.Task{
 		{Name: "reconcile", Do: l.run},
