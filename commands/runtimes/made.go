@@ -85,9 +85,10 @@ func (d *docker) standIn(ctx context.Context) (end func(), err error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
 	go func() {
-		ended <- control.Serve(ctx, l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer close(ended)
+		_ = control.Serve(ctx, l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			text := "{}"
 			switch r.URL.Path {
 			case "/Plugin.Activate":

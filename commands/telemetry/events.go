@@ -61,7 +61,7 @@ func Events(stateDir string) ([]datastore.Event, error) {
 	}
 	var all []datastore.Event
 	for _, e := range entries {
-		if _, is := roleOf(e.Name()); !is {
+		if !isEvents(e.Name()) {
 			continue
 		}
 		list, err := readEvents(filepath.Join(dir, e.Name()))
@@ -74,9 +74,9 @@ func Events(stateDir string) ([]datastore.Event, error) {
 	return all, nil
 }
 
-func roleOf(file string) (string, bool) {
-	role, is := strings.CutSuffix(file, ".jsonl")
-	return role, is && !strings.HasPrefix(file, ".")
+// isEvents says whether a file is a role's.
+func isEvents(file string) bool {
+	return strings.HasSuffix(file, ".jsonl") && !strings.HasPrefix(file, ".")
 }
 
 // Follow calls fn with the events that Events has, and with further ones as they come,
@@ -104,7 +104,7 @@ func Follow(ctx context.Context, stateDir string, fn func([]datastore.Event) err
 			}
 		}
 		for _, name := range names {
-			if _, is := roleOf(name); !is {
+			if !isEvents(name) {
 				continue
 			}
 			list, err := readEvents(filepath.Join(dir, name))
