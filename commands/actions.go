@@ -40,7 +40,7 @@ func remotes() map[string]remote {
 	}
 	return map[string]remote{
 		"apply": manifests, "create": manifests, "replace": manifests, "delete": manifests,
-		"get": look, "status": look, "history": look, "undo": admin,
+		"get": look, "status": look, "history": look, "events": look, "undo": admin,
 		"backup":  {Rights: look.Rights, here: true},
 		"restore": {Rights: admin.Rights, reads: true},
 
@@ -80,7 +80,7 @@ func remotes() map[string]remote {
 func localCommands() map[string]bool {
 	return map[string]bool{
 		"agent": false, "api": false, "datastore": false, "docker": false, "node": false, "reflector": false, "speaker": false,
-		"bench": false, "bench serve": false, "drops": false, "datastore rebuild": false, "diags": false, "events": false, "hook": false, "upgrade": false,
+		"bench": false, "bench serve": false, "drops": false, "datastore rebuild": false, "diags": false, "hook": false, "upgrade": false,
 		"cleanup": false, "doctor": false, "init": false, "install": false, "join": false, "uninstall": false,
 		"lab up": false, "lab down": false, "lab exec": false, "lab status": false,
 		"api grant":  false, // it needs the authority's key

@@ -26,7 +26,7 @@ const apiLife = 90 * 24 * time.Hour
 func newAPICommand(a *app) *cobra.Command {
 	cmd := roleCommand(a, "api", "Run the HTTP API, or say who may use it",
 		"  netctl api --config /etc/netctl.yaml\n  netctl api grant grafana --role read",
-		[]string{"api"},
+		[]string{"metrics", "api"},
 		func(ctx context.Context, s *settings) error { return runAPI(ctx, a, s) })
 	cmd.AddCommand(newAPIGrantCommand(a), newAPIListCommand(a), newAPIRevokeCommand(a))
 	return cmd
@@ -45,12 +45,16 @@ func runAPI(ctx context.Context, a *app, s *settings) error {
 	if len(s.API.Listen) > 0 && (files.CA == "" || files.Cert == "" || files.Key == "") {
 		return usage("api: %s needs api.ca, api.cert and api.key (docs/api.md)", s.API.Listen[0])
 	}
+	shown := s.telemetry("api")
+	if len(s.API.Listen) > 0 {
+		shown.Certificates = map[string]string{"api": files.Cert}
+	}
 	own := *s
 	own.Client.Server = "" // what this machine's command line asks, maybe this very role
 	return api.Run(ctx, api.Config{
 		Node: s.Node, Version: version, StateDir: s.StateDir, RunDir: s.RunDir,
 		Listen: s.API.Listen, CA: files.CA, Cert: files.Cert, Key: files.Key, Granted: s.API.CA == "",
-		Store: store, Backend: &backend{settings: &own, store: store}, Actions: actions(), Log: log,
+		Store: store, Backend: &backend{settings: &own, store: store}, Actions: actions(), Telemetry: shown, Log: log,
 	})
 }
 

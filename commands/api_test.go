@@ -231,11 +231,23 @@ func TestAPIKnowsItsUsers(t *testing.T) {
 		{"a node's", "no role for the API", r.as(t, r.ca, pki.Node{Name: "n2", Role: datastore.RoleNode})},
 		{"a member's", "no role for the API", r.as(t, r.ca, pki.Node{Name: "n2", Role: datastore.RoleMember})},
 		{"one by hand", "no role for the API", r.as(t, r.ca, pki.Node{Name: "n2"})},
-		{"an invented role's", "no role for the API", r.as(t, r.ca, pki.Node{Name: "n2", Role: "netctl api root"})},
+		{"an invented role's", "a role that there is not", r.as(t, r.ca, pki.Node{Name: "n2", Role: "netctl api root"})},
 	} {
 		if status, text := ask(t, c.client, http.MethodGet, r.url+"/v1", ""); status != 0 && status != http.StatusForbidden || !strings.Contains(text, c.says) {
 			t.Errorf("%s: %d %s", c.what, status, text)
 		}
+	}
+	files, err := stranger.Issue(t.TempDir(), pki.Node{Name: "x", Role: read, Use: pki.UseClient})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := api.NewClient(api.Server{URL: r.url, CA: r.files.CA, Cert: files.Cert, Key: files.Key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := client.Index(t.Context()); err == nil || !strings.Contains(err.Error(), "it does not take client.cert: it is of another authority") {
+		t.Errorf("another authority's, by the client: %v", err)
 	}
 	// granted, replaced, revoked, granted again
 	s := &settings{}

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -223,6 +224,62 @@ func TestAPISlowWatcher(t *testing.T) {
 	rest, err := io.ReadAll(conn)
 	if err != nil || !bytes.Contains(rest[max(0, len(rest)-300):], []byte("event: resync\ndata: {\"error\":\"changes were missed")) {
 		t.Errorf("%v, the stream ends in %q", err, rest[max(0, len(rest)-300):])
+	}
+}
+
+// TestAPIWatcherReadsLate: who reads late, but in time, misses nothing and has it in order, with
+// TLS and without.
+func TestAPIWatcherReadsLate(t *testing.T) {
+	r := startRig(t, 0)
+	p := &datastore.Profile{Metadata: datastore.Metadata{Name: "web", Labels: map[string]string{}}}
+	p.SetDefaults()
+	for i := range 200 {
+		p.Metadata.Labels[fmt.Sprint("label", i)] = strings.Repeat("x", 60)
+	}
+	if err := datastore.Create(t.Context(), r.store, p); err != nil {
+		t.Fatal(err)
+	}
+	const changes = 200 // of 15 kB: more than the sockets hold, less than may wait
+	type reader struct {
+		io.ReadCloser
+		lines *bufio.Reader
+	}
+	var readers []reader
+	open := func(c *http.Client, url string) {
+		resp, err := c.Get(url + "/v1/profiles?watch")
+		if err != nil {
+			t.Fatal(err)
+		}
+		one := reader{resp.Body, bufio.NewReader(resp.Body)}
+		for line := ""; !strings.HasPrefix(line, "event: synced"); {
+			if line, err = one.lines.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+		}
+		readers = append(readers, one)
+	}
+	open(r.local(), "http://netctl")
+	open(r.user(t, "alice", datastore.APIRead), r.url)
+	for i := range changes {
+		p.Metadata.Labels["n"] = fmt.Sprint(i)
+		if err := datastore.Update(t.Context(), r.store, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, one := range readers {
+		for want := 0; want < changes; {
+			line, err := one.lines.ReadString('\n')
+			if err != nil {
+				t.Fatal(want, err)
+			}
+			if _, n, ok := strings.Cut(line, `"n":"`); ok {
+				if n = strings.Split(n, `"`)[0]; n != fmt.Sprint(want) {
+					t.Fatalf("change %s, want %d", n, want)
+				}
+				want++
+			}
+		}
+		one.Close()
 	}
 }
 

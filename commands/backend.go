@@ -23,6 +23,8 @@ type caller struct {
 	role  datastore.APIRole
 	files map[string]string
 	does  string // as the history says it
+	// oneValue says that all it prints is to be one JSON value.
+	oneValue bool
 }
 
 // may refuses a caller of the API who may not write a kind by hand.
@@ -119,6 +121,7 @@ func (b *backend) Do(ctx context.Context, who api.Caller, action api.Action, q a
 	a, out, errs := b.run(caller{name: who.Name, role: who.Role, files: q.Files, does: strings.Join(append([]string{action.Path}, does...), " ")}, q.Stdin)
 	_, chosen := q.Flags["output"]
 	result := action.Prints && !chosen
+	a.caller.oneValue = result
 	err := a.runAction(ctx, action, q, result)
 	answer.Output, answer.Warnings = out.String(), warned(errs)
 	if result && json.Valid(out.Bytes()) {

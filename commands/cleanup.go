@@ -16,8 +16,8 @@ func newCleanupCommand(a *app) *cobra.Command {
 		Use:   "cleanup",
 		Short: "Take every link, route, rule and table of netctl's off this host",
 		Long: "Take everything of netctl's out of this host's kernel: links of endpoints, tunnels, routes of its two protocols in every table, the rules\n" +
-			"and next-hop objects of those, its nftables tables, its rules in the host's iptables, and what lies below /run. Everything else stays, also the\n" +
-			"datastore's and the files of `netctl install`. It refuses while roles run, which would put it back, or endpoints live, and names them; with --force\n" +
+			"and next-hop objects of those, its nftables tables, its rules in the host's iptables, what lies below /run, and the networks that it made in\n" +
+			"Docker, Podman and for CNI. Everything else stays: networks that people made or changed, the datastore's and the files of `netctl install`. It refuses while roles run, which would put it back, or endpoints live, and names them; with --force\n" +
 			"the roles are ended first, and endpoints lose their network.",
 		Example: "  netctl cleanup --dry-run\n  netctl cleanup --force",
 		Args:    cobra.NoArgs,
@@ -43,12 +43,18 @@ func (a *app) cleanup(ctx context.Context, s *settings, dryRun, force bool) erro
 	if err != nil {
 		return fmt.Errorf("cleanup: %w", err)
 	}
-	lines := strings.Join(survey.Lines(), "\n") + "\n"
-	if len(survey.Lines()) == 0 {
+	made, err := s.madeNetworks(ctx)
+	if err != nil {
+		return fmt.Errorf("cleanup: %w", err)
+	}
+	gone, stays := made.lines()
+	found := append(survey.Lines(), gone...)
+	lines := linesOf(found)
+	if len(found) == 0 {
 		lines = "Nothing of netctl's is on this host.\n"
 	}
 	if dryRun {
-		return a.print(lines)
+		return a.print(lines + linesOf(stays))
 	}
 	if !force {
 		var why []string
@@ -70,7 +76,7 @@ func (a *app) cleanup(ctx context.Context, s *settings, dryRun, force bool) erro
 	if err := h.End(ctx); err != nil {
 		return fmt.Errorf("cleanup: nothing was changed: %w", err)
 	}
-	if err := h.Clean(ctx); err != nil {
+	if err := errors.Join(h.Clean(ctx), made.remove(ctx)); err != nil {
 		return fmt.Errorf("cleanup: %w", err)
 	}
 	left, err := h.LookAt(ctx)
@@ -80,8 +86,8 @@ func (a *app) cleanup(ctx context.Context, s *settings, dryRun, force bool) erro
 	if rest := left.Lines(); len(rest) > 0 {
 		return fmt.Errorf("cleanup: left over: %s", strings.Join(rest, "; "))
 	}
-	if len(survey.Lines()) > 0 {
+	if len(found) > 0 {
 		lines = "taken off this host:\n" + lines
 	}
-	return a.print(lines)
+	return a.print(lines + linesOf(stays))
 }

@@ -59,7 +59,7 @@ func settingTable() []setting {
 		{"log::level", "info", "log-level", "NETCTL_LOG_LEVEL", "debug, info, warn or error"},
 		{"log::format", "text", "log-format", "NETCTL_LOG_FORMAT", "text or json"},
 		{"metrics::listen", "", "metrics-listen", "NETCTL_METRICS_LISTEN", "IP `address` at which each role shows metrics and health (default: none; anybody who reaches it may read)"},
-		{"metrics::port", defaultMetricsPort, "metrics-port", "NETCTL_METRICS_PORT", "TCP `port` of the agent's metrics; the speaker's is the next one, then Docker's driver's, then the datastore's"},
+		{"metrics::port", defaultMetricsPort, "metrics-port", "NETCTL_METRICS_PORT", "TCP `port` of the agent's metrics; the speaker's is the next one, then Docker's driver's, the datastore's and the API's"},
 		{"datastore::endpoints", []string(nil), "datastore-endpoints", "NETCTL_DATASTORE_ENDPOINTS", "one unix `URL` or https URLs of etcd (default unix://RUNDIR/etcd.sock)"},
 		{"datastore::ca", "", "datastore-ca", "NETCTL_DATASTORE_CA", "`file` of the CA that signed etcd's certificate"},
 		{"datastore::cert", "", "datastore-cert", "NETCTL_DATASTORE_CERT", "`file` of the client certificate"},

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -16,6 +17,7 @@ import (
 // eventsOptions are the flags of netctl events.
 type eventsOptions struct {
 	follow bool
+	all    bool
 	since  string
 	kinds  []string
 	format *format
@@ -26,15 +28,17 @@ func newEventsCommand(a *app) *cobra.Command {
 	var o eventsOptions
 	cmd := &cobra.Command{
 		Use:   "events",
-		Short: "Show what happened on this node: endpoints, sessions, drift, leaks, certificates, drains, problems",
+		Short: "Show what happened on this node, or on all: endpoints, sessions, drift, leaks, certificates, drains, problems",
 		Long: "Show what happened on this node, the oldest first, one line each: time, node, kind, object, and what and why in words.\n" +
 			"Each role keeps its last 500 events in the state folder, also while it does not run, and across restarts.\n" +
+			"The last 50 of each node are in the datastore, a few seconds later: --all shows those of every node.\n" +
 			"Kinds: " + strings.Join(eventKinds(), ", ") + ". -o json is one JSON value a line, -o wide has the role and the level too.",
-		Example: "  netctl events -f\n  netctl events --since 1h --kind session,drift\n  netctl events --since \"2026-11-30 08:00\" -o json",
+		Example: "  netctl events -f\n  netctl events --all --since 10m\n  netctl events --since 1h --kind session,drift\n  netctl events --since \"2026-11-30 08:00\" -o json",
 		Args:    cobra.NoArgs,
 	}
 	o.format = addFormat(cmd)
 	cmd.Flags().BoolVarP(&o.follow, "follow", "f", false, "go on with further events as they come")
+	cmd.Flags().BoolVar(&o.all, "all", false, "the last events of all nodes, as the datastore has them")
 	cmd.Flags().StringVar(&o.since, "since", "", "the oldest `time` of interest: how long ago (90m, 2h) or since when (2026-11-30, 2026-11-30 08:00, RFC 3339)")
 	cmd.Flags().StringSliceVar(&o.kinds, "kind", nil, "`kinds` of events, parted by commas (default: all)")
 	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(eventKinds(), cobra.ShellCompDirectiveNoFileComp))
@@ -45,6 +49,12 @@ func newEventsCommand(a *app) *cobra.Command {
 		}
 		if err := each(o.kinds, func(k string) error { return oneOf(k, eventKinds()...) }); err != nil {
 			return usage("--kind: %w", err)
+		}
+		if o.follow && (a.caller != nil || a.server != nil) {
+			return usage("--follow does not go over an API: ask without it, or on the machine itself")
+		}
+		if o.all {
+			return a.showAllEvents(cmd.Context(), o)
 		}
 		s, err := a.settings()
 		if err != nil {
@@ -60,6 +70,24 @@ func newEventsCommand(a *app) *cobra.Command {
 		return a.showEvents(o, list)
 	}
 	return cmd
+}
+
+// showAllEvents prints what the nodes share.
+func (a *app) showAllEvents(ctx context.Context, o eventsOptions) error {
+	store, err := a.store(ctx)
+	if err != nil {
+		return err
+	}
+	if o.follow {
+		return telemetry.FollowAll(ctx, store, func(list []datastore.Event) error { return a.showEvents(o, list) }, func(err error) {
+			a.warn("the datastore is away, waiting for it: %v", err)
+		})
+	}
+	list, _, err := datastore.ListEvents(ctx, store)
+	if err != nil {
+		return err
+	}
+	return a.showEvents(o, list)
 }
 
 func eventKinds() (names []string) {
@@ -87,11 +115,14 @@ func parseSince(text string, now time.Time) (time.Time, error) {
 
 // showEvents prints those of interest.
 func (a *app) showEvents(o eventsOptions, list []datastore.Event) error {
+	list = slices.DeleteFunc(slices.Clone(list), func(e datastore.Event) bool {
+		return e.Time.Before(o.from) || len(o.kinds) > 0 && !slices.Contains(o.kinds, string(e.Kind))
+	})
+	if a.caller != nil && a.caller.oneValue {
+		return a.showPlain(formatJSON, list)
+	}
 	var b strings.Builder
 	for _, e := range list {
-		if e.Time.Before(o.from) || len(o.kinds) > 0 && !slices.Contains(o.kinds, string(e.Kind)) {
-			continue
-		}
 		switch *o.format {
 		case formatYAML:
 			if err := a.print("---\n"); err != nil {

@@ -163,13 +163,17 @@ func forgetJoined(ctx context.Context, s datastore.Store, name string) (had bool
 	})
 }
 
-// removeReports removes what the roles of a node that is gone reported.
+// removeReports removes what the roles of a node that is gone reported, its events too.
 func (a *app) removeReports(ctx context.Context, node string) error {
 	s, err := a.store(ctx)
 	if err != nil {
 		return err
 	}
-	var t datastore.Txn
+	events, err := datastore.EventsKey(node)
+	if err != nil {
+		return err
+	}
+	t := datastore.Txn{Then: []datastore.Op{{Key: events}}}
 	for _, role := range []string{datastore.ReportAgent, datastore.ReportSpeaker} {
 		key, err := datastore.Key(datastore.KindReport, datastore.ReportName(node, role))
 		if err != nil {

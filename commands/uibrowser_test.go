@@ -11,8 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,6 +35,7 @@ func TestPageInBrowser(t *testing.T) {
 	b := openBrowser(t, chromium)
 	t.Run("small", func(t *testing.T) { smallPage(t, b) })
 	t.Run("large", func(t *testing.T) { largePage(t, b) })
+	t.Run("lab", func(t *testing.T) { labPage(t, b) })
 	var said []string
 	b.do(t, map[string]any{"log": true}, &said)
 	if len(said) > 0 {
@@ -43,7 +47,7 @@ func TestPageInBrowser(t *testing.T) {
 func smallPage(t *testing.T, b *browser) {
 	r := startRig(t, 0)
 	small := newPageCluster(t, r, 6, 42)
-	b.open(t, pageURL(t, r))
+	b.open(t, pageURL(t, r.socket))
 	b.until(t, "the page is complete", `live && cells("nodes").length === 6 && document.querySelectorAll("#matrix tbody tr").length === 2`)
 	b.is(t, "what it knows", `[text("summary").includes("42 of 384"), cells("pools").length, cells("blocks").length, cells("endpoint-table").length, document.querySelectorAll("#map-nodes .node").length]`, `[true,1,6,42,6]`)
 	b.is(t, "sessions are up", `[$("map-up").getAttribute("d").match(/M/g).length, $("map-down").getAttribute("d")]`, `[15,""]`)
@@ -105,11 +109,81 @@ func smallPage(t *testing.T, b *browser) {
 	b.until(t, "the API is back", `live && text("endpoint-table").includes("meanwhile") && !text("endpoint-table").includes("fresh")`)
 }
 
+// labPage is a cluster of three real nodes, of which one loses its roles, and has them again.
+func labPage(t *testing.T, b *browser) {
+	dir, err := os.MkdirTemp("", "ui") // a socket's name has 107 bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	lab := func(args ...string) *exec.Cmd {
+		return exec.Command(netlab.Binary(t), append([]string{"lab", "--dir", filepath.Join(dir, "lab")}, args...)...)
+	}
+	if out, err := lab("up", "--nodes", "3").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if out, err := lab("down").CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	on := func(node, role string) {
+		c := lab("exec", node, "--", netlab.Binary(t), role, "--config", "/etc/netctl.yaml")
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Process.Signal(os.Interrupt); _ = c.Wait() })
+	}
+	on("node1", "api")
+	socket := filepath.Join(dir, "lab", "node1", "run", "netctl-node", "api.sock")
+	netlab.Until(t, time.Minute, "the API", func() string {
+		if _, err := os.Stat(socket); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	b.open(t, pageURL(t, socket))
+	b.until(t, "sessions are up", `live && cells("nodes").length === 3 && $("map-up").getAttribute("d").match(/M/g)?.length === 3 && $("map-down").getAttribute("d") === ""`)
+
+	pid, err := os.ReadFile(filepath.Join(dir, "lab", "node3", "var/lib/netctl-node/node.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(pid)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A report comes at once, but not soon after another one.
+	netlab.Until(t, time.Minute, "calm reports", func() string {
+		out, err := lab("exec", "node1", "--", netlab.Binary(t), "get", "reports", "-o", "json").Output()
+		for _, m := range regexp.MustCompile(`"seen": "([^"]*)"`).FindAllStringSubmatch(string(out), -1) {
+			if at, e := time.Parse(time.RFC3339, m[1]); e != nil || time.Since(at) < 7*time.Second {
+				return m[0]
+			}
+		}
+		if err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	b.eval(t, `watchFor("nodes", "✕ 1 session down")`, nil)
+	ended := time.Now()
+	if err := syscall.Kill(n, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	var seen float64
+	b.eval(t, `seenAt`, &seen)
+	t.Logf("the dead session was seen %s after its node was told to end", time.UnixMilli(int64(seen)).Sub(ended))
+	b.until(t, "the dead sessions", `text("sessions").includes("node3") && cells("nodes").filter(x => /^node[12]✕ 1 session down/.test(x)).length === 2 && $("map-down").getAttribute("d").match(/M/g)?.length === 2`)
+	on("node3", "node")
+	b.until(t, "sessions are up again", `$("map-up").getAttribute("d").match(/M/g)?.length === 3 && $("map-down").getAttribute("d") === ""`)
+}
+
 // largePage is a cluster of 300 nodes and 10,000 endpoints.
 func largePage(t *testing.T, b *browser) {
 	r := startRig(t, 0)
 	large := newPageCluster(t, r, 300, 10_000)
-	b.open(t, pageURL(t, r))
+	b.open(t, pageURL(t, r.socket))
 	b.until(t, "the page is complete", `live && cells("nodes").length === 300 && text("endpoints-note").startsWith("10,000 endpoints") && performance.getEntriesByName("redraw-all").length > 0`)
 	// Everything is drawn anew some times, and then one change after the other.
 	for i := range 6 {
@@ -141,14 +215,14 @@ func largePage(t *testing.T, b *browser) {
 }
 
 // pageURL starts netctl ui on an API and returns what it prints.
-func pageURL(t *testing.T, r *apiRig) string {
+func pageURL(t *testing.T, socket string) string {
 	t.Helper()
 	in, out := io.Pipe()
 	a := &app{in: strings.NewReader(""), out: out, err: io.Discard}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- a.run(ctx, []string{"ui", "--listen", "127.0.0.1:0", "--server", "unix://" + r.socket})
+		ended <- a.run(ctx, []string{"ui", "--listen", "127.0.0.1:0", "--server", "unix://" + socket})
 		_ = out.Close()
 	}()
 	t.Cleanup(func() {

@@ -14,7 +14,7 @@ import (
 func TestUICommand(t *testing.T) {
 	r := startRig(t, 0)
 	newPageCluster(t, r, 3, 6)
-	address, token, ok := strings.Cut(pageURL(t, r), "#token=")
+	address, token, ok := strings.Cut(pageURL(t, r.socket), "#token=")
 	if !ok {
 		t.Fatal(address)
 	}

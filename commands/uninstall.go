@@ -18,8 +18,8 @@ func newUninstallCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Take away what netctl install laid down, and nothing else",
-		Long: "End the roles and take away what `netctl install` laid down. Files that were changed since are kept, and said, and so is the node's state in\n" +
-			"/var/lib/netctl-node. It refuses while endpoints live: their links, routes and rules stay in the kernel, and nobody looks after them any more.\n" +
+		Long: "End the roles and take away what `netctl install` laid down, and the networks that netctl made in Docker, Podman and for CNI, unless endpoints\n" +
+			"use them. Files and networks that were changed since are kept, and said, and so is the node's state in /var/lib/netctl-node. It refuses while endpoints live: their links, routes and rules stay in the kernel, and nobody looks after them any more.\n" +
 			"`netctl cleanup` takes those off the host.",
 		Example: "  netctl uninstall\n  netctl uninstall --dry-run",
 		Args:    cobra.NoArgs,
@@ -49,7 +49,7 @@ func (a *app) uninstall(ctx context.Context, s *settings, root string, dryRun, f
 		return a.print("Nothing to take away: netctl install did not install here.\n")
 	}
 	if dryRun {
-		return a.print(installed(p, true))
+		return a.print(installed(p, true, wouldRemove(ctx, s, root)...))
 	}
 	var m *services
 	if root == "" {
@@ -75,6 +75,12 @@ func (a *app) uninstall(ctx context.Context, s *settings, root string, dryRun, f
 			return fmt.Errorf("uninstall: %s runs, and no unit of netctl's does that: end it first, or say --force and it runs on", running[0])
 		}
 	}
+	var networks []string
+	if root == "" {
+		if networks, err = a.removeMade(ctx, s, force); err != nil {
+			return err
+		}
+	}
 	if err := install.Disable(root); err != nil {
 		return fmt.Errorf("uninstall: %w", err)
 	}
@@ -86,7 +92,44 @@ func (a *app) uninstall(ctx context.Context, s *settings, root string, dryRun, f
 			return err
 		}
 	}
-	return a.print(installed(p, false))
+	return a.print(installed(p, false, networks...))
+}
+
+// wouldRemove says which networks in runtimes would go, or why they would not.
+func wouldRemove(ctx context.Context, s *settings, root string) []string {
+	if root != "" {
+		return nil
+	}
+	made, err := s.madeNetworks(ctx)
+	if err != nil {
+		return []string{fmt.Sprintf("networks in runtimes: %v", err)}
+	}
+	return made.steps()
+}
+
+// removeMade removes the networks in runtimes, and says which; forced: what cannot be is
+// said and no more.
+func (a *app) removeMade(ctx context.Context, s *settings, force bool) ([]string, error) {
+	made, err := s.madeNetworks(ctx)
+	if err == nil {
+		err = made.remove(ctx)
+	}
+	if err != nil && !force {
+		return nil, fmt.Errorf("uninstall: %w", err)
+	}
+	if err != nil {
+		a.warn("%v", err)
+		return nil, nil
+	}
+	return made.steps(), nil
+}
+
+// linesOf is text of lines.
+func linesOf(lines []string) string {
+	if len(lines) == 0 {
+		return ""
+	}
+	return strings.Join(lines, "\n") + "\n"
 }
 
 // host is where the roles of this machine keep what they have.

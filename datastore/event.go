@@ -1,7 +1,11 @@
 package datastore
 
 import (
+	"context"
+	"encoding/json"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -85,3 +89,71 @@ func Drifts() []string {
 
 // Drift is Mark of a change of the kernel by others that was taken back.
 func Drift(what string) slog.Attr { return slog.Any("", EventMark{EventDrift, what}) }
+
+// EventsPrefix is the root of the NodeEvents, which no role reads.
+const EventsPrefix = "/netctl/events/v1/"
+
+// What the cluster keeps of a node's events at most: so many, and so many bytes of JSON.
+const (
+	SharedEvents = 50
+	sharedBytes  = 32 << 10
+)
+
+// NodeEvents are the last events of a node, the oldest first. The node itself has more.
+type NodeEvents struct {
+	Events []Event `json:"events"`
+}
+
+// EventsKey is the key of a node's NodeEvents, below what the node alone writes.
+func EventsKey(node string) (string, error) {
+	if err := CheckName(node); err != nil {
+		return "", err
+	}
+	return EventsPrefix + node + "/last", nil
+}
+
+// EventsOp writes the last of a node's events, as many as the bounds allow.
+func EventsOp(node string, events []Event) (Op, error) {
+	key, err := EventsKey(node)
+	if err != nil {
+		return Op{}, err
+	}
+	events = events[max(0, len(events)-SharedEvents):]
+	size := 0
+	for i := len(events) - 1; i >= 0; i-- {
+		text, err := json.Marshal(events[i])
+		if err != nil {
+			return Op{}, err
+		}
+		if size += len(text) + 1; size > sharedBytes {
+			events = events[i+1:]
+			break
+		}
+	}
+	return RecordOp(key, NodeEvents{events})
+}
+
+// DecodeEvents reads what EventsOp wrote. What is no such record, as of a later version,
+// or says to be another node's, is left out.
+func DecodeEvents(e Entry) []Event {
+	node, is := strings.CutSuffix(strings.TrimPrefix(e.Key, EventsPrefix), "/last")
+	var n NodeEvents
+	if !is || decodeRecord(e, &n) != nil {
+		return nil
+	}
+	return slices.DeleteFunc(n.Events, func(one Event) bool { return one.Node != node })
+}
+
+// ListEvents returns the last events of all nodes, the oldest first, and the store's
+// revision.
+func ListEvents(ctx context.Context, s Store) (all []Event, revision int64, err error) {
+	snap, err := s.List(ctx, EventsPrefix)
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, e := range snap.Entries {
+		all = append(all, DecodeEvents(e)...)
+	}
+	slices.SortStableFunc(all, func(a, b Event) int { return a.Time.Compare(b.Time) })
+	return all, snap.Revision, nil
+}

@@ -32,7 +32,7 @@ type Grant struct {
 
 // readable are the prefixes and keys that nodes read.
 func readable() []string {
-	return []string{Prefix, ReportPrefix, HistoryPrefix, MembersKey, AuthorityKey}
+	return []string{Prefix, ReportPrefix, EventsPrefix, HistoryPrefix, MembersKey, AuthorityKey}
 }
 
 // Read judges the reading of a key, or of those from key to before end.
@@ -97,6 +97,9 @@ func (g Grant) record(op Op, t Txn, at map[string]int64) bool {
 }
 
 func (g Grant) op(op Op, conditional bool, revision int64) error {
+	if own, err := EventsKey(g.Node); err == nil && op.Key == own {
+		return nil
+	}
 	kind, name, err := ParseKey(op.Key)
 	if err != nil {
 		return g.denied("write", op.Key)

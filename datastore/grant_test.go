@@ -256,7 +256,7 @@ func TestGrantRest(t *testing.T) {
 	g := s.grant()
 	for key, allowed := range map[string]bool{
 		Prefix + "endpoints/n2/cni/a/eth0": true, Prefix + "endpoints/n22/cni/a/eth0": false, Prefix + "endpoints/n1/cni/a/eth0": false,
-		ReportPrefix + "n2/agent": true, ReportPrefix + "n1/agent": false, ClusterKey: false, PoolsKey: false, MembersKey: false, "/x": false,
+		ReportPrefix + "n2/agent": true, ReportPrefix + "n1/agent": false, EventsPrefix + "n2/last": true, EventsPrefix + "n2/x": false, EventsPrefix + "n1/last": false, ClusterKey: false, PoolsKey: false, MembersKey: false, "/x": false,
 		Prefix + "endpoints/n2/../n1/cni/a": false, JoinPrefix + "nodes/n2": false, Prefix + "bgpconfigs/default": false,
 	} {
 		if err := g.Write(Txn{Then: []Op{{Key: key, Value: []byte("{}")}}}); (err == nil) != allowed {
@@ -268,7 +268,7 @@ func TestGrantRest(t *testing.T) {
 		allowed  bool
 	}{
 		{Prefix, "/netctl/v10", true}, {Prefix + "nodes/", Prefix + "nodes0", true}, {Prefix + "nodes/n1", "", true}, {MembersKey, "", true},
-		{ReportPrefix, "/netctl/reports/v10", true}, {Prefix + "nodes/a\x00", Prefix + "nodes0", true}, {Prefix + "z", "/netctl/v10", true},
+		{ReportPrefix, "/netctl/reports/v10", true}, {EventsPrefix, "/netctl/events/v10", true}, {Prefix + "nodes/a\x00", Prefix + "nodes0", true}, {Prefix + "z", "/netctl/v10", true},
 		{Prefix, "\x00", false}, {"\x00", "\x00", false}, {"/netctl/", "/netctl0", false}, {JoinPrefix, "/netctl/join/v10", false},
 		{MembersKey, "/netctl/n", false}, {Prefix, "/netctl/v2", false}, {JoinPrefix + "tokens/a", "", false}, {"/netctl/a", "/netctl/v1/b", false},
 	} {

@@ -271,21 +271,6 @@ func poke(ch chan struct{}) {
 	}
 }
 
-// cut deletes the flows that policy denies, and keeps what is under way of them from
-// beginning others: where they are too many, by their ports for a time.
-func (a *agent) cut(c conntrack.Cutter) (int, error) {
-	c.IsCut = a.nft.IsCut
-	c.Answers = func(flows []acl.Flow) error {
-		err := a.nft.Cut(context.Background(), flows)
-		if err == nil {
-			return nil
-		}
-		a.log.Warn("answers in flows that are cut are known by their ports alone", "flows", len(flows), "error", err)
-		return a.nft.Doubt(context.Background())
-	}
-	return c.Cut()
-}
-
 // closedFor is for how long at most the packet filter lets nothing pass, so that no flow goes on
 // that began while it was open and is yet to be cut. Each closedLook it is looked at whether
 // somebody took it away again meanwhile.
@@ -358,7 +343,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, meters: &a.meters}
 	if a.shown != nil {
 		a.shown.Alive, a.shown.Ready, a.shown.Collect = a.alive, a.ready, func(ctx context.Context, p *telemetry.Page) error { return a.collect(ctx, o, p) }
-		o.beside = append(slices.Clone(o.beside), a.shown.Tasks()...)
+		o.beside = slices.Concat(o.beside, a.shown.Tasks(), []control.Task{a.sharing(o.store)})
 	}
 	return slices.Concat([]control.Task{
 		{Name: "reconcile", Do: l.run},

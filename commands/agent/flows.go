@@ -82,3 +82,18 @@ func (f *flows) work() {
 		f.debt.settle(owed)
 	}
 }
+
+// cut deletes the flows that policy denies, and keeps what is under way of them from
+// beginning others: where they are too many, by their ports for a time.
+func (a *agent) cut(c conntrack.Cutter) (int, error) {
+	c.IsCut = a.nft.IsCut
+	c.Answers = func(flows []acl.Flow) error {
+		err := a.nft.Cut(context.Background(), flows)
+		if err == nil {
+			return nil
+		}
+		a.log.Warn("answers in flows that are cut are known by their ports alone", "flows", len(flows), "error", err)
+		return a.nft.Doubt(context.Background())
+	}
+	return c.Cut()
+}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"netctl/commands/control"
+	"netctl/commands/telemetry"
 	"netctl/datastore"
 )
 
@@ -36,6 +37,15 @@ func (l *loop) reportStatus(ctx context.Context) (r datastore.ReportStatus, ok b
 		}
 	})
 	return r, ok
+}
+
+// sharing is the task that shares this node's events while it may report.
+func (a *agent) sharing(store datastore.Store) control.Task {
+	s := &telemetry.Sharer{Node: a.cfg.Node, StateDir: a.cfg.StateDir, Store: store, Log: a.log, May: func(ctx context.Context) bool {
+		_, ok := a.loop.reportStatus(ctx)
+		return ok
+	}}
+	return control.Task{Name: s.String(), Do: s.Run}
 }
 
 // problemList is one line for each thing that is wrong.

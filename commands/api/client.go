@@ -144,6 +144,10 @@ func (c *Client) absent(ctx context.Context, err error) error {
 	if errors.As(err, &authority) {
 		hint = ": the server is of another authority than client.ca"
 	}
+	var alert *net.OpError
+	if errors.As(err, &alert) && alert.Op == "remote error" { // of TLS, by the server
+		hint = ": it does not take client.cert: it is of another authority than the API's clients, expired, or not for clients (`netctl api grant` makes one)"
+	}
 	return fmt.Errorf("api at %s: %w: %w%s", c.url, err, datastore.ErrUnavailable, hint)
 }
 

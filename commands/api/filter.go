@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/url"
 	"strings"
+	"sync"
 
 	"netctl/datastore"
 )
@@ -38,26 +39,33 @@ func parseFilter(q url.Values) (f filter, err error) {
 
 func (f filter) all() bool { return f.labels == nil && len(f.fields) == 0 }
 
-// matches says whether an object and its manifest are kept.
-func (f filter) matches(o datastore.Object, manifest []byte) bool {
+// matches says whether an object is kept, whose manifest tree has.
+func (f filter) matches(o datastore.Object, tree func() any) bool {
 	if f.labels != nil && !f.labels.Matches(o.Meta().Labels) {
 		return false
 	}
 	if len(f.fields) == 0 {
 		return true
 	}
-	dec := json.NewDecoder(bytes.NewReader(manifest))
-	dec.UseNumber()
-	var m any
-	if dec.Decode(&m) != nil {
-		return false
-	}
+	m := tree()
 	for _, one := range f.fields {
 		if !one.in(m) {
 			return false
 		}
 	}
 	return true
+}
+
+// treeOf reads a manifest when it is first asked for, for whoever asks then.
+func treeOf(manifest []byte) func() any {
+	return sync.OnceValue(func() (m any) {
+		dec := json.NewDecoder(bytes.NewReader(manifest))
+		dec.UseNumber()
+		if dec.Decode(&m) != nil {
+			return nil
+		}
+		return m
+	})
 }
 
 // in says whether the field is so in a manifest; of a list that one of its items is.

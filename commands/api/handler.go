@@ -52,6 +52,9 @@ func (s *server) handler() http.Handler {
 			deadline := http.NewResponseController(w)
 			_ = deadline.SetReadDeadline(time.Now().Add(s.BodyTime))
 			_ = deadline.SetWriteDeadline(time.Now().Add(s.BodyTime + writeTime))
+			m := &metered{ResponseWriter: w, began: time.Now()}
+			defer s.meters.note(m)
+			w = m
 			who, err := s.caller(r)
 			if err == nil {
 				err = fn(w, r, who)
@@ -127,7 +130,7 @@ func send(w http.ResponseWriter, status int, v any) error {
 	deadline := http.NewResponseController(w)
 	// A large answer may take longer, as long as it is taken at all.
 	for text := b.Bytes(); len(text) > 0; {
-		n := min(len(text), 256<<10)
+		n := min(len(text), maxPiece)
 		_ = deadline.SetWriteDeadline(time.Now().Add(writeTime))
 		if _, err := w.Write(text[:n]); err != nil {
 			return nil // nobody is there to tell
@@ -263,7 +266,7 @@ func (s *server) list(w http.ResponseWriter, r *http.Request, who Caller) error 
 		if err != nil {
 			return err
 		}
-		if keep.matches(o, m) {
+		if keep.matches(o, treeOf(m)) {
 			out.Items = append(out.Items, m)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -19,8 +20,10 @@ const (
 	// historyMost and historyBytes bound the changes that are kept for who comes again.
 	historyMost  = 4096
 	historyBytes = 4 << 20
-	// pendingMost is how many changes wait for one watcher before it is let go.
-	pendingMost = 1024
+	// pendingMost and pendingBytes are how many changes wait for one watcher before it is let
+	// go. All watchers wait for the same ones, so this is about what all of them hold.
+	pendingMost  = 1024
+	pendingBytes = historyBytes
 	// lingerTime is how long the store is followed when nobody watches any more.
 	lingerTime = time.Minute
 	// startTime is how long a watcher waits for the store.
@@ -39,15 +42,11 @@ type event struct {
 	revision int64
 	complete int64            // every change up to here was told with it or before
 	object   datastore.Object // nil: it was deleted
-	manifest []byte
-	frame    []byte // as it is sent
-}
-
-// gone is what a watcher is told of an object that was deleted, or that its filter does
-// not keep any more.
-func (e *event) gone() []byte {
-	data, _ := json.Marshal(Gone{Kind: string(e.kind), Name: e.name, Revision: e.revision})
-	return frame("delete", e.complete, data)
+	tree     func() any       // of the manifest
+	frame    []byte           // as it is sent
+	// gone is what a watcher is told of an object that was deleted, or that its filter does
+	// not keep any more.
+	gone func() []byte
 }
 
 // Gone is the data of an event delete.
@@ -68,12 +67,17 @@ func frame(name string, revision int64, data []byte) []byte {
 
 // hub follows the store once for all watchers, from the first one on.
 type hub struct {
-	store datastore.Store
-	log   *slog.Logger
-	wake  chan struct{} // somebody watches
+	store  datastore.Store
+	log    *slog.Logger
+	wake   chan struct{} // somebody watches
+	encode func(datastore.Object) ([]byte, error)
+	news   chan struct{} // something is in queue
+
+	telling sync.Mutex // who tells watchers; before mu
 
 	mu       sync.Mutex
-	watchers map[*watcher]bool
+	watchers []*watcher
+	queue    []*event      // that watchers are to be told of; in history too
 	ready    chan struct{} // closed while the store is followed
 	is       bool          // ready is closed
 	follows  int           // how often the store was followed from its beginning
@@ -85,7 +89,7 @@ type hub struct {
 }
 
 func newHub(store datastore.Store, log *slog.Logger) *hub {
-	return &hub{store: store, log: log, wake: make(chan struct{}, 1), watchers: map[*watcher]bool{}, ready: make(chan struct{})}
+	return &hub{store: store, log: log, wake: make(chan struct{}, 1), news: make(chan struct{}, 1), encode: datastore.EncodeManifest, ready: make(chan struct{})}
 }
 
 // run follows the store whenever somebody watches, until ctx ends.
@@ -116,6 +120,8 @@ func (h *hub) run(ctx context.Context) error {
 
 // end forgets everything after a follow; who came while it ended starts the next.
 func (h *hub) end() {
+	h.telling.Lock()
+	defer h.telling.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.stop = nil
@@ -132,26 +138,29 @@ func (h *hub) unready() {
 	}
 }
 
-func (h *hub) poke() {
+func (h *hub) poke() { poke(h.wake) }
+
+// poke puts one into a channel that holds one.
+func poke(c chan struct{}) {
 	select {
-	case h.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
 // forget drops the history, and every watcher that began before.
 func (h *hub) forget(revision int64) {
-	h.base, h.history, h.bytes = revision, nil, 0
-	for w := range h.watchers {
-		if w.began {
-			w.lose()
-		}
+	h.base, h.history, h.bytes, h.queue = revision, nil, 0, nil
+	for _, w := range h.watchers {
+		w.lose()
 	}
 }
 
 // Replace implements datastore.Follower: what happened since the last change is not known
 // one by one.
 func (h *hub) Replace(s datastore.Snapshot) error {
+	h.telling.Lock()
+	defer h.telling.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.forget(s.Revision)
@@ -166,7 +175,7 @@ func (h *hub) Replace(s datastore.Snapshot) error {
 func (h *hub) Apply(b datastore.Batch) error {
 	events := make([]*event, 0, len(b.Events))
 	for _, e := range b.Events {
-		if one := eventOf(e, b.Revision); one != nil {
+		if one := h.eventOf(e, b.Revision); one != nil {
 			events = append(events, one)
 		}
 	}
@@ -174,21 +183,59 @@ func (h *hub) Apply(b datastore.Batch) error {
 	defer h.mu.Unlock()
 	for _, e := range events {
 		h.remember(e)
-		for w := range h.watchers {
-			w.offer(e)
+	}
+	h.queue = append(h.queue, events...)
+	poke(h.news)
+	return nil
+}
+
+// tell tells watchers of changes until ctx ends: all those at once that came meanwhile.
+func (h *hub) tell(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-h.news:
+			h.deliver()
 		}
 	}
-	return nil
+}
+
+// deliver gives all watchers what is in queue, on every CPU; no client is waited for.
+func (h *hub) deliver() {
+	h.telling.Lock()
+	defer h.telling.Unlock()
+	h.mu.Lock()
+	events, watchers := h.queue, slices.Clone(h.watchers)
+	h.queue = nil
+	h.mu.Unlock()
+	if len(events) == 0 || len(watchers) == 0 {
+		return
+	}
+	cpus := runtime.GOMAXPROCS(0)
+	var all sync.WaitGroup
+	for part := range slices.Chunk(watchers, (len(watchers)+cpus-1)/cpus) {
+		all.Go(func() {
+			for _, w := range part {
+				w.offer(events)
+			}
+		})
+	}
+	all.Wait()
 }
 
 // eventOf is a change as watchers are told; nil: it is of no object. What this netctl
 // cannot read it cannot show either.
-func eventOf(e datastore.Entry, complete int64) *event {
+func (h *hub) eventOf(e datastore.Entry, complete int64) *event {
 	kind, name, err := datastore.ParseKey(e.Key)
 	if err != nil {
 		return nil
 	}
 	out := &event{kind: kind, name: name, revision: e.Revision, complete: min(e.Revision, complete)}
+	out.gone = sync.OnceValue(func() []byte {
+		data, _ := json.Marshal(Gone{Kind: string(kind), Name: name, Revision: e.Revision})
+		return frame("delete", out.complete, data)
+	})
 	if e.Value == nil {
 		out.frame = out.gone()
 		return out
@@ -198,10 +245,11 @@ func eventOf(e datastore.Entry, complete int64) *event {
 		return nil
 	}
 	o.Meta().Revision = e.Revision
-	if out.manifest, err = datastore.EncodeManifest(o); err != nil {
+	manifest, err := h.encode(o)
+	if err != nil {
 		return nil
 	}
-	out.object, out.frame = o, frame("put", e.Revision, out.manifest)
+	out.object, out.tree, out.frame = o, treeOf(manifest), frame("put", e.Revision, manifest)
 	return out
 }
 
@@ -225,56 +273,84 @@ func (h *hub) Lost(err error) { h.log.Warn("datastore lost, watchers wait", "cau
 // Back implements datastore.Follower.
 func (h *hub) Back() { h.log.Info("datastore back") }
 
-// watcher is one client that watches.
+// watcher is one client that watches. As long as it takes everything at once, whoever
+// has news writes them to it; else they wait for its own goroutine.
 type watcher struct {
 	kinds map[datastore.Kind]bool
 	told  chan struct{}
+	// push writes what the client is told of events without waiting for it; false: it takes
+	// no more now, and the rest is to wait.
+	push func([]*event) (rest []*event, all bool)
 
 	mu      sync.Mutex
-	began   bool // from here on nothing may be missed
+	began   bool  // from here on nothing may be missed
+	knows   int64 // what it was given when it began: to that revision
+	prompt  bool  // nothing waits, and nobody else writes: push
 	pending []*event
+	bytes   int      // of pending
 	taken   []*event // the watcher's
 	lost    bool
 }
 
-// offer gives a watcher an event, which it takes when it can.
-func (w *watcher) offer(e *event) {
-	if !w.kinds[e.kind] {
-		return
-	}
+// offer gives a watcher events.
+func (w *watcher) offer(events []*event) {
 	w.mu.Lock()
-	if !w.lost {
-		if len(w.pending) >= pendingMost {
-			w.lost, w.pending = true, nil
-		} else {
-			w.pending = append(w.pending, e)
+	defer w.mu.Unlock()
+	for len(events) > 0 && events[0].revision <= w.knows {
+		events = events[1:]
+	}
+	switch {
+	case !w.began || w.lost || len(events) == 0:
+		return
+	case w.prompt:
+		if events, w.prompt = w.push(events); w.prompt {
+			return
 		}
 	}
-	w.mu.Unlock()
+	w.keep(events)
 	w.notify()
 }
 
-func (w *watcher) notify() {
-	select {
-	case w.told <- struct{}{}:
-	default:
+// keep has events wait, as many as may.
+func (w *watcher) keep(events []*event) {
+	for _, e := range events {
+		if w.kinds[e.kind] {
+			w.pending, w.bytes = append(w.pending, e), w.bytes+len(e.frame)
+		}
+	}
+	if len(w.pending) > pendingMost || w.bytes > pendingBytes && len(w.pending) > 1 {
+		w.lost, w.pending, w.bytes = true, nil, 0
 	}
 }
 
-// lose lets a watcher go: it is to list again.
+func (w *watcher) notify() { poke(w.told) }
+
+// lose lets a watcher go that has begun: it is to list again.
 func (w *watcher) lose() {
 	w.mu.Lock()
-	w.lost, w.pending = true, nil
-	w.mu.Unlock()
+	defer w.mu.Unlock()
+	if w.began {
+		w.lost, w.prompt, w.pending, w.bytes = true, false, nil, 0
+		w.notify()
+	}
+}
+
+// hold keeps others from writing until the watcher takes.
+func (w *watcher) hold() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.prompt = false
 	w.notify()
 }
 
 // take is what waits for the watcher, until it takes again; false: it missed something.
+// Once nothing waits, others may write.
 func (w *watcher) take() ([]*event, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	clear(w.taken)
-	w.taken, w.pending = w.pending, w.taken[:0]
+	w.taken, w.pending, w.bytes = w.pending, w.taken[:0], 0
+	w.prompt = w.push != nil && len(w.taken) == 0 && !w.lost
 	return w.taken, !w.lost
 }
 
@@ -290,7 +366,7 @@ func (h *hub) join(ctx context.Context, kinds []datastore.Kind, after int64) (w 
 		h.mu.Unlock()
 		return nil, false, fmt.Errorf("%d clients watch already: %w", maxWatchers, datastore.ErrUnavailable)
 	}
-	h.watchers[w] = true
+	h.watchers = append(h.watchers, w)
 	if h.idle != nil {
 		h.idle.Stop()
 		h.idle = nil
@@ -328,7 +404,10 @@ func (h *hub) begin(ctx context.Context, w *watcher, after int64) (whole bool, e
 	defer h.mu.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.began, w.pending, w.lost = true, nil, false
+	w.began, w.pending, w.bytes, w.lost, w.knows = true, nil, 0, false, h.base
+	if n := len(h.history); n > 0 {
+		w.knows = h.history[n-1].revision
+	}
 	if whole = after != 0 && after >= h.base; !whole {
 		return false, nil
 	}
@@ -337,9 +416,6 @@ func (h *hub) begin(ctx context.Context, w *watcher, after int64) (whole bool, e
 			w.pending = append(w.pending, e)
 		}
 	}
-	if len(w.pending) > 0 {
-		w.notify()
-	}
 	return true, nil
 }
 
@@ -347,7 +423,9 @@ func (h *hub) begin(ctx context.Context, w *watcher, after int64) (whole bool, e
 func (h *hub) leave(w *watcher) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.watchers, w)
+	if i := slices.Index(h.watchers, w); i >= 0 {
+		h.watchers = slices.Delete(h.watchers, i, i+1)
+	}
 	if len(h.watchers) > 0 || h.idle != nil {
 		return
 	}

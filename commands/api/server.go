@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netctl/commands/control"
+	"netctl/commands/telemetry"
 	"netctl/datastore"
 )
 
@@ -34,6 +35,8 @@ const (
 	bodyTime  = 20 * time.Second
 	idleTime  = time.Minute
 	writeTime = 10 * time.Second
+	// maxPiece is how large a piece is, in bytes.
+	maxPiece = 256 << 10
 	// actionTime bounds an action: a drain waits for as long as it was told to.
 	actionTime = 15 * time.Minute
 	// turnWait is how long who reads or writes objects waits for its turn, turnTime how long
@@ -65,7 +68,9 @@ type Config struct {
 	Actions []Action
 	// BodyTime is how long a client may take for its request's body; default 20 s.
 	BodyTime time.Duration
-	Log      *slog.Logger
+	// Telemetry is shown if it names the role.
+	Telemetry telemetry.Config
+	Log       *slog.Logger
 }
 
 // server is the role's parts.
@@ -76,6 +81,7 @@ type server struct {
 	turns       chan struct{} // of who reads or writes objects
 	watch       *hub
 	description []byte
+	meters      meters
 }
 
 // Run is the role; it blocks until ctx ends (nil) or it cannot go on.
@@ -85,6 +91,12 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	defer lock.Close()
+	var shown *telemetry.Role
+	if c.Telemetry.Role != "" {
+		shown = telemetry.New(c.Telemetry, c.Log)
+		defer shown.Close()
+		c.Log = shown.Logger()
+	}
 	local, err := control.Listen(filepath.Join(c.RunDir, SocketName), c.Log)
 	if err != nil {
 		return err
@@ -101,20 +113,27 @@ func Run(ctx context.Context, c Config) error {
 	manager := control.NewService(c.Log)
 	manager.Synced() // the sockets are there: what it serves is the datastore's
 	group, inner := errgroup.WithContext(ctx)
-	tasks := []control.Task{
+	folders := []control.Folder{lock.Folder(), local.Folder()}
+	var beside []control.Task
+	if shown != nil {
+		shown.Ready, shown.Collect = s.ready, s.collect
+		folders, beside = append(folders, shown.Folders()...), shown.Tasks()
+	}
+	tasks := append([]control.Task{
 		{Name: "tell the service manager", Do: func(ctx context.Context) error { return manager.Run(ctx, nil) }},
 		{Name: "watch files", Do: func(ctx context.Context) error {
-			return control.WatchFolders(ctx, c.Log, lock.Folder(), local.Folder())
+			return control.WatchFolders(ctx, c.Log, folders...)
 		}},
 		{Name: "follow the datastore", Do: s.watch.run},
-	}
-	for _, l := range append(listeners, local) {
+		{Name: "tell watchers", Do: s.watch.tell},
+	}, beside...)
+	for _, l := range append(listeners, connListener{local}) {
 		tasks = append(tasks, control.Task{Name: "serve " + l.Addr().String(), Do: func(ctx context.Context) error { return s.serve(ctx, l) }})
 	}
 	for _, t := range tasks {
 		group.Go(func() error { return t.Run(inner) })
 	}
-	c.Log.Info("api started", "socket", local.Addr().String(), "listen", c.Listen)
+	c.Log.Info("api started", "socket", local.Addr().String(), "listen", c.Listen, datastore.EventRole.Mark())
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("api: %w", err)
 	}
@@ -156,7 +175,7 @@ func (c Config) listen(ctx context.Context) (list []net.Listener, err error) {
 		if err != nil {
 			return list, fmt.Errorf("api: listen %s: %w", text, err)
 		}
-		list = append(list, tls.NewListener(control.Bound(l, maxConnections), &tls.Config{
+		list = append(list, tls.NewListener(connListener{control.Bound(l, maxConnections)}, &tls.Config{
 			MinVersion:         tls.VersionTLS12,
 			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.tls() },
 		}))
@@ -181,6 +200,7 @@ func (c Config) tls() (*tls.Config, error) {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair},
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool, NextProtos: []string{"http/1.1"},
+		DynamicRecordSizingDisabled: true, // a change is one write
 	}, nil
 }
 
@@ -189,7 +209,7 @@ func (s *server) serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
 		Handler: s.handler(), ReadHeaderTimeout: headTime, IdleTimeout: idleTime, MaxHeaderBytes: 32 << 10,
 		ErrorLog:    stdlog.New(io.Discard, "", 0), // what a stranger sends is no news
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext: func(net.Listener) context.Context { return ctx }, ConnContext: withConn,
 	}
 	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
 	err := srv.Serve(l)
@@ -212,7 +232,11 @@ func (s *server) caller(r *http.Request) (Caller, error) {
 	if now := time.Now(); now.After(cert.NotAfter) { // since the connection was made
 		return who, fmt.Errorf("the certificate of %s expired at %s: %w", who.Name, cert.NotAfter.UTC().Format(time.DateTime), datastore.ErrDenied)
 	}
-	who.Role, _ = datastore.APIRoleOf(cert.Subject.Organization)
+	var says bool
+	who.Role, says = datastore.APIRoleOf(cert.Subject.Organization)
+	if who.Role == datastore.APINone && says {
+		return who, fmt.Errorf("the certificate of %q says a role that there is not: %q, and there are read, operate and admin: %w", who.Name, cert.Subject.Organization, datastore.ErrDenied)
+	}
 	if who.Role == datastore.APINone {
 		return who, fmt.Errorf("the certificate of %q says no role for the API (`netctl api grant` makes one that does): %w", who.Name, datastore.ErrDenied)
 	}

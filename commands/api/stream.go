@@ -4,9 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"mime"
 	"net/http"
 	"net/url"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,6 +20,10 @@ import (
 // heartbeat is how often a client hears something, and how often it is asked whether its
 // certificate is still good.
 const heartbeat = 15 * time.Second
+
+// mostPush is about how much is written to a client at a time, in bytes: as much may be
+// kept of it when it does not read, beside one change.
+const mostPush = 64 << 10
 
 // wantsStream says whether a list is to go on.
 func wantsStream(r *http.Request) bool {
@@ -69,11 +76,23 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, who Caller, kind
 		return err
 	}
 	defer s.watch.leave(me)
-	c := &client{w: w, control: http.NewResponseController(w), keep: keep, resumed: whole, has: map[string]bool{}}
-	if after, err = s.begin(w, r, kinds, c, after); err != nil {
+	if m, ok := w.(*metered); ok {
+		m.watches = true
+	}
+	c := &client{to: w, control: http.NewResponseController(w), keep: keep, kinds: me.kinds, resumed: whole, has: map[string]bool{}}
+	if c.after, err = s.begin(w, r, kinds, c, after); err != nil {
 		return err
 	}
-	s.follow(r, who, me, c, after)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	if outer, inner := connOf(r.Context()); inner != nil {
+		if inner.becomePrompt() != nil {
+			return http.ErrAbortHandler
+		}
+		c.to, c.conn, me.push = outer, inner, c.push
+	}
+	s.follow(r, who, me, c)
 	return nil
 }
 
@@ -99,6 +118,7 @@ func (s *server) begin(w http.ResponseWriter, r *http.Request, kinds []datastore
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Transfer-Encoding", "identity") // to the end of the connection: events are the same bytes for all
 	w.WriteHeader(http.StatusOK)
 	_ = c.control.SetReadDeadline(time.Time{})
 	if c.send(first...) != nil {
@@ -139,7 +159,7 @@ func (s *server) present(r *http.Request, kinds []datastore.Kind, c *client) (fr
 			if err != nil {
 				return nil, 0, err
 			}
-			if c.keep.matches(o, m) {
+			if c.keep.matches(o, treeOf(m)) {
 				c.note(k, o.Meta().Name)
 				frames = append(frames, frame("put", 0, m))
 			}
@@ -150,47 +170,73 @@ func (s *server) present(r *http.Request, kinds []datastore.Kind, c *client) (fr
 }
 
 // follow sends changes until the client goes, is too slow, or may not any more.
-func (s *server) follow(r *http.Request, who Caller, me *watcher, c *client, after int64) {
+func (s *server) follow(r *http.Request, who Caller, me *watcher, c *client) {
 	tick := time.NewTicker(heartbeat)
 	defer tick.Stop()
-	var frames [][]byte
+	me.notify() // of what came since it joined
 	for {
 		select {
 		case <-r.Context().Done():
 			return
 		case <-tick.C:
+			me.hold()
 			if _, err := s.caller(r); errors.Is(err, datastore.ErrDenied) {
 				_ = c.fail(err)
 				return
 			}
-			if c.send([]byte(": \n\n")) != nil {
+			if err := c.send([]byte(": \n\n")); err != nil {
+				s.late(who, err)
 				return
 			}
 		case <-me.told:
+			if err := c.send(); err != nil { // what a push began
+				s.late(who, err)
+				return
+			}
 			list, whole := me.take()
 			if !whole {
-				s.Log.Info("watcher let go", "by", who.Name, "cause", "too slow, or the datastore was read anew")
+				s.dropped(who, "too slow, or the datastore was read anew")
 				_ = c.fail(errResync)
 				return
 			}
-			frames = frames[:0]
-			for _, e := range list {
-				if f := c.frameOf(e); e.revision > after && f != nil {
-					frames = append(frames, f)
-				}
+			if len(list) == 0 {
+				continue // others write now
 			}
-			if len(frames) > 0 && c.send(frames...) != nil {
-				return
+			me.notify() // to take again
+			for len(list) > 0 {
+				var text []byte
+				text, list = c.piece(list)
+				if err := c.send(text); err != nil {
+					s.late(who, err)
+					return
+				}
 			}
 		}
 	}
 }
 
-// client is who gets a stream.
+// late says that a client is let go that does not read at all, if that is why a write to it
+// failed; it cannot be told.
+func (s *server) late(who Caller, err error) {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		s.dropped(who, "it does not read")
+	}
+}
+
+func (s *server) dropped(who Caller, cause string) {
+	s.meters.dropped.Add(1)
+	s.Log.Info("watcher let go", "by", who.Name, "cause", cause)
+}
+
+// client is who gets a stream. One at a time uses it: its own goroutine, or while its
+// watcher is prompt whoever pushes.
 type client struct {
-	w       http.ResponseWriter
+	to      io.Writer
 	control *http.ResponseController
+	conn    *conn // under to; nil: to is written through the control
 	keep    filter
+	kinds   map[datastore.Kind]bool
+	after   int64           // the revision up to which it was told
 	resumed bool            // what it has is not known
 	has     map[string]bool // with a filter: what it was told of
 	until   time.Time       // the deadline of writes
@@ -204,12 +250,15 @@ func (c *client) note(k datastore.Kind, name string) {
 
 // frameOf is what the client is told of a change; nil: nothing.
 func (c *client) frameOf(e *event) []byte {
+	if !c.kinds[e.kind] || e.revision <= c.after {
+		return nil
+	}
 	if c.keep.all() {
 		return e.frame
 	}
 	at := string(e.kind) + " " + e.name
 	switch {
-	case e.object != nil && c.keep.matches(e.object, e.manifest):
+	case e.object != nil && c.keep.matches(e.object, e.tree):
 		c.has[at] = true
 		return e.frame
 	case c.has[at] || c.resumed:
@@ -219,8 +268,45 @@ func (c *client) frameOf(e *event) []byte {
 	return nil
 }
 
-// send writes frames at once.
+// push writes what the client is told of changes, in few writes that wait for nobody. Once
+// it does not take them at once the rest is returned; send does what was begun.
+func (c *client) push(events []*event) (rest []*event, all bool) {
+	for len(events) > 0 {
+		var text []byte
+		if text, events = c.piece(events); len(text) == 0 {
+			continue
+		}
+		if _, err := c.to.Write(text); err != nil || c.conn.waits() {
+			return events, false
+		}
+	}
+	return nil, true
+}
+
+// piece is what the client is told of the first of some changes, in about mostPush bytes,
+// and the changes after those.
+func (c *client) piece(events []*event) (text []byte, rest []*event) {
+	one := true // text is a frame, which others have too
+	for len(events) > 0 && len(text) < mostPush {
+		f := c.frameOf(events[0])
+		events = events[1:]
+		switch {
+		case len(text) == 0:
+			text = f
+		case len(f) > 0 && one:
+			text, one = slices.Concat(text, f), false
+		default:
+			text = append(text, f...)
+		}
+	}
+	return text, events
+}
+
+// send writes frames, and what a push left; each piece within writeTime.
 func (c *client) send(frames ...[]byte) error {
+	if c.conn != nil {
+		return c.sendOver(frames)
+	}
 	for _, f := range frames {
 		// Not for each: there may be many, and timers cost as much as the writing.
 		if now := time.Now(); c.until.Sub(now) < writeTime {
@@ -229,11 +315,28 @@ func (c *client) send(frames ...[]byte) error {
 				return err
 			}
 		}
-		if _, err := c.w.Write(f); err != nil {
+		if _, err := c.to.Write(f); err != nil {
 			return err
 		}
 	}
 	return c.control.Flush()
+}
+
+func (c *client) sendOver(frames [][]byte) error {
+	if err := c.conn.drain(); err != nil {
+		return err
+	}
+	for _, f := range frames {
+		for piece := range slices.Chunk(f, maxPiece) {
+			if _, err := c.to.Write(piece); err != nil {
+				return err
+			}
+			if err := c.conn.drain(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // fail tells why the stream ends.

@@ -1,8 +1,10 @@
 package control
 
 import (
+	"fmt"
 	"net"
 	"sync"
+	"syscall"
 )
 
 // Bound has a listener take so many connections at a time; one more is closed at once, so
@@ -34,6 +36,15 @@ func (b *bounded) Accept() (net.Conn, error) {
 type counted struct {
 	net.Conn
 	leave func()
+}
+
+// SyscallConn implements syscall.Conn.
+func (c *counted) SyscallConn() (syscall.RawConn, error) {
+	s, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return nil, fmt.Errorf("%T is no socket", c.Conn)
+	}
+	return s.SyscallConn()
 }
 
 // Close implements net.Conn.

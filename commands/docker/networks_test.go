@@ -40,6 +40,44 @@ func TestNetworksEverywhere(t *testing.T) {
 	s.byHand(two)
 	s.removed(one, two)
 	s.poolGone(one)
+	s.cleaned(one)
+}
+
+// cleaned takes netctl off a host: the networks that it made in Docker and for CNI go, none
+// that is used, and none of a person's.
+func (s *site) cleaned(h *netlab.Host) {
+	s.Helper()
+	s.docker(h, "network", "create", "-d", "netctl", "--ipam-driver", "netctl", "mine")
+	s.docker(h, "run", "-d", "--stop-signal", "KILL", "--net", "hand", "--name", "w3", "bb:1")
+	mine := filepath.Join(filepath.Dir(conflist(h, "x")), "mine.conflist")
+	if err := os.WriteFile(mine, []byte(`{"cniVersion":"1.0.0","name":"mine","plugins":[{"type":"netctl"}]}`), 0o600); err != nil {
+		s.Fatal(err)
+	}
+	wants := func(text, args string, want ...string) {
+		for _, w := range want {
+			if !strings.Contains(text, w) {
+				s.Errorf("cleanup %s has no %q:\n%s", args, w, text)
+			}
+		}
+		if strings.Contains(text, "mine") {
+			s.Errorf("cleanup %s tells of what is a person's:\n%s", args, text)
+		}
+	}
+	said := netlab.Must(s, h, "netctl", "cleanup", "--dry-run")
+	wants(said, "--dry-run", "\nnetwork db: Docker's network db (", "\nstays: network hand: Docker's network hand (", "(in use by "+h.Name+"/docker/", "\nnetwork hand: "+"/etc/cni/net.d/netctl-hand.conflist\n")
+	s.docker(h, "rm", "-f", "w3") // without a driver Docker takes a minute for that
+	wants(netlab.Must(s, h, "netctl", "cleanup", "--force"), "--force", "\nnetwork db: ", "\nnetwork gone: ", "\nnetwork hand: Docker's network hand (")
+	s.networks(h, "mine")
+	if all := s.docker(h, "network", "ls", "--format", "{{.Name}}"); !strings.Contains(all, "bridge") {
+		s.Errorf("networks of Docker's: %s", all)
+	}
+	s.files(h)
+	if _, err := os.Stat(mine); err != nil {
+		s.Error(err)
+	}
+	if out := netlab.Must(s, h, "netctl", "cleanup"); out != "Nothing of netctl's is on this host.\n" {
+		s.Errorf("a second cleanup: %s", out)
+	}
 }
 
 // atOnce has every node create one network at the same time: it is made once, and the

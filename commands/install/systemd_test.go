@@ -158,6 +158,7 @@ func TestSystemd(t *testing.T) {
 		unhurt(t, m, addr, role+" restarts", func() { m.Must(t, "systemctl", "restart", "netctl-"+role) })
 	}
 	healthy(t, m)
+	apiUnit(t, m)
 	upgraded(t, m, addr)
 	rebooted(t, m)
 	if n := strings.Count(m.Must(t, "systemctl", "list-units", "--all", "--state=failed", "--plain", "--no-legend"), "netctl"); n > 0 {

@@ -180,6 +180,7 @@ func TestHostile(t *testing.T) {
 		"a profile that lets in all":  change(p+"profiles/new", strings.Replace(strings.ReplaceAll(objects[p+"profiles/db"], `"db"`, `"new"`), `allow from tag db`, `allow`, 1)),
 		"the cluster's identity":      change(p+"cluster", objects[p+"cluster"]),
 		"another's report":            put(datastore.ReportPrefix+"node1/agent", "{}"),
+		"another's events":            put(datastore.EventsPrefix+"node1/last", "{}"),
 		"a token":                     put(datastore.JoinPrefix+"tokens/00000000", "{}"),
 		"its record":                  put(datastore.JoinPrefix+"nodes/node2", `{"member":true}`),
 		"the members":                 put(datastore.MembersKey, "{}"),
@@ -234,6 +235,7 @@ func TestHostile(t *testing.T) {
 	for name, do := range map[string]func() error{
 		"its endpoint": change(endpoint2, objects[endpoint2]),
 		"its report":   put(datastore.ReportPrefix+"node2/speaker", "{}"),
+		"its events":   put(datastore.EventsPrefix+"node2/last", "{}"),
 		"its block":    change(block2, objects[block2]),
 		"its node":     change(p+"nodes/node2", objects[p+"nodes/node2"]),
 		"read":         get(p, clientv3.WithPrefix()),

@@ -172,6 +172,17 @@ func TestTelemetry(t *testing.T) {
 		t.Errorf("events to come: %q", none)
 	}
 
+	// From the other node, too.
+	netlab.Until(t, patience, "events of all nodes", func() string {
+		all := eventsOf(t, n2, "--all", "--kind", "endpoint,drift")
+		for _, want := range []string{"  " + n1.Name + "  endpoint ", "  " + n2.Name + "  endpoint ", "  " + n1.Name + "  drift "} {
+			if !strings.Contains(all, want) {
+				return fmt.Sprintf("no %q in\n%s", want, all)
+			}
+		}
+		return ""
+	})
+
 	// The other node goes, and is missed.
 	endRoles(t, n2, unix.SIGTERM)
 	untilValue(t, n1, "speaker", is(0), "netctl_bgp_session_up", n2.Addr.Addr().String(), "node-to-node mesh")

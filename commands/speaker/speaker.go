@@ -172,6 +172,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	s := newSpeaker(ctx, cfg, agentTable, own, store, guard, log)
 	shown.Alive, shown.Ready, shown.Collect = s.alive, s.ready, s.collect
 	s.beside = append(join.Tasks(store, cfg.Store, cfg.StateDir, log), shown.Tasks()...)
+	if s.bare { // else the agent does it
+		sharer := &telemetry.Sharer{Node: cfg.Node, StateDir: cfg.StateDir, Store: s.store, Log: log, May: func(ctx context.Context) bool {
+			_, ok := s.reporter.Status(ctx)
+			return ok
+		}}
+		s.beside = append(s.beside, control.Task{Name: sharer.String(), Do: sharer.Run})
+	}
 	log.Info("speaker starts", "node", cfg.Node, "version", cfg.Version, "installs", !s.bare, datastore.EventRole.Mark())
 	return s.run(ctx, listener, append(shown.Folders(), lock.Folder())...)
 }

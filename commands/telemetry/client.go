@@ -13,7 +13,7 @@ import (
 
 // Roles are those that can be asked on their own machine.
 func Roles() []string {
-	return []string{"agent", "speaker", "reflector", "docker", "datastore", "node"}
+	return []string{"agent", "speaker", "reflector", "docker", "datastore", "api", "node"}
 }
 
 // Ask asks a role of this machine for metrics, healthz, readyz or goroutines. That the

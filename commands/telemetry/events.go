@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,7 +61,7 @@ func Events(stateDir string) ([]datastore.Event, error) {
 	}
 	var all []datastore.Event
 	for _, e := range entries {
-		if _, is := roleOf(e.Name()); !is {
+		if !isEvents(e.Name()) {
 			continue
 		}
 		list, err := readEvents(filepath.Join(dir, e.Name()))
@@ -73,9 +74,9 @@ func Events(stateDir string) ([]datastore.Event, error) {
 	return all, nil
 }
 
-func roleOf(file string) (string, bool) {
-	role, is := strings.CutSuffix(file, ".jsonl")
-	return role, is && !strings.HasPrefix(file, ".")
+// isEvents says whether a file is a role's.
+func isEvents(file string) bool {
+	return strings.HasSuffix(file, ".jsonl") && !strings.HasPrefix(file, ".")
 }
 
 // Follow calls fn with the events that Events has, and with further ones as they come,
@@ -85,11 +86,8 @@ func Follow(ctx context.Context, stateDir string, fn func([]datastore.Event) err
 	if err != nil {
 		return err
 	}
-	last := map[string]datastore.Event{} // by role
-	for _, e := range list {
-		last[e.Role] = e
-	}
-	if err := fn(list); err != nil {
+	seen := seen{}
+	if err := seen.tell(list, fn); err != nil {
 		return err
 	}
 	dir := EventsDir(stateDir)
@@ -106,29 +104,42 @@ func Follow(ctx context.Context, stateDir string, fn func([]datastore.Event) err
 			}
 		}
 		for _, name := range names {
-			role, is := roleOf(name)
-			if !is {
+			if !isEvents(name) {
 				continue
 			}
 			list, err := readEvents(filepath.Join(dir, name))
-			if errors.Is(err, fs.ErrNotExist) || len(list) == 0 {
+			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
 			if err != nil {
 				return err
 			}
-			old, newest := last[role], list[len(list)-1]
-			list = slices.DeleteFunc(list, func(e datastore.Event) bool {
-				return e.Number <= old.Number && !e.Time.After(old.Time) // a file that was removed begins at 1
-			})
-			last[role] = newest
-			if len(list) == 0 {
-				continue
-			}
-			if err := fn(list); err != nil {
+			if err := seen.tell(list, fn); err != nil {
 				return err
 			}
 		}
 		return nil
 	}})
+}
+
+// seen is the last event of each role of each node that was told of.
+type seen map[[2]string]datastore.Event
+
+// tell calls fn with those of a list that come after what was told before, if there are
+// any.
+func (s seen) tell(list []datastore.Event, fn func([]datastore.Event) error) error {
+	var fresh []datastore.Event
+	next := maps.Clone(s)
+	for _, e := range list {
+		role := [2]string{e.Node, e.Role}
+		if old := s[role]; e.Number > old.Number || e.Time.After(old.Time) { // a file that was removed begins at 1
+			fresh = append(fresh, e)
+		}
+		next[role] = e
+	}
+	maps.Copy(s, next)
+	if len(fresh) == 0 {
+		return nil
+	}
+	return fn(fresh)
 }

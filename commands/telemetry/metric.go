@@ -32,7 +32,7 @@ func Metrics() []Metric {
 		{"netctl_ready", gauge, nil, all, "1 if the role is in sync, as /readyz says"},
 		{"netctl_events_total", counter, []string{"kind"}, all, "Events, as netctl events shows them"},
 		{"netctl_repairs_total", counter, []string{"what"}, all, "Times that something others had changed in the kernel was put back"},
-		{"netctl_certificate_expiry_timestamp_seconds", gauge, []string{"use"}, all, "When a certificate ends, in Unix time; use is client (to the datastore) or server (of the datastore)"},
+		{"netctl_certificate_expiry_timestamp_seconds", gauge, []string{"use"}, all, "When a certificate ends, in Unix time; use is client (to the datastore), server (of the datastore) or api (of the API)"},
 		{"netctl_problems", gauge, []string{"kind"}, "agent, speaker", "Problems that netctl status shows"},
 		{"netctl_datastore_up", gauge, nil, "agent, speaker", "1 if the datastore answers and is the right one"},
 		{"netctl_datastore_away_seconds", gauge, nil, "agent, speaker", "How long the datastore has not answered, or has been another one; 0: it is there"},
@@ -71,6 +71,11 @@ func Metrics() []Metric {
 
 		{"netctl_docker_call_seconds", histogram, nil, "docker", "Time of Docker's calls"},
 		{"netctl_docker_call_errors_total", counter, []string{"call"}, "docker", "Docker's calls that failed"},
+
+		{"netctl_api_request_seconds", histogram, nil, "api", "Time of requests that were answered, watches left out"},
+		{"netctl_api_requests_total", counter, []string{"status"}, "api", "Requests by HTTP status; a watch counts when it begins"},
+		{"netctl_api_watchers", gauge, nil, "api", "Clients that watch"},
+		{"netctl_api_watchers_dropped_total", counter, nil, "api", "Watches ended because the client was too slow, or the datastore was read anew"},
 
 		{"process_start_time_seconds", gauge, nil, all, "When the process started, in Unix time"},
 		{"process_cpu_seconds_total", counter, nil, all, "CPU time of the process"},

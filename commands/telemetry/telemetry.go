@@ -39,11 +39,11 @@ type Config struct {
 
 // Port is how far the port of a role is from that of the settings, the agent's.
 func Port(role string) int {
-	return map[string]int{"agent": 0, "speaker": 1, "reflector": 1, "docker": 2, "datastore": 3}[role]
+	return map[string]int{"agent": 0, "speaker": 1, "reflector": 1, "docker": 2, "datastore": 3, "api": 4}[role]
 }
 
 // Ports is how many there are.
-const Ports = 4
+const Ports = 5
 
 // Socket is where a role is asked on its own machine, by root alone.
 func Socket(runDir, role string) string { return filepath.Join(runDir, "watch", role+".sock") }

@@ -40,9 +40,9 @@ func TestExternalLogin(t *testing.T) {
 		return err
 	}
 	for key, allowed := range map[string]bool{
-		datastore.Prefix + "nodes/n2": true, datastore.Prefix + "endpoints/n2/cni/a/eth0": true, datastore.ReportPrefix + "n2/agent": true,
+		datastore.Prefix + "nodes/n2": true, datastore.Prefix + "endpoints/n2/cni/a/eth0": true, datastore.ReportPrefix + "n2/agent": true, datastore.EventsPrefix + "n2/last": true,
 		datastore.Prefix + "blocks/10.0.0.0-26": true, datastore.Prefix + "profiles/web": true,
-		datastore.Prefix + "nodes/n1": false, datastore.Prefix + "endpoints/n1/cni/a/eth0": false, datastore.ReportPrefix + "n1/agent": false,
+		datastore.Prefix + "nodes/n1": false, datastore.Prefix + "endpoints/n1/cni/a/eth0": false, datastore.ReportPrefix + "n1/agent": false, datastore.EventsPrefix + "n1/last": false,
 		datastore.Prefix + "pools/10.0.0.0-16": false, datastore.ClusterKey: false, "/other": false,
 	} {
 		if err := write(key); allowed != (err == nil) || !allowed && !errors.Is(err, datastore.ErrDenied) {
@@ -136,7 +136,7 @@ func grantRoles(t *testing.T, o etcd.Options) {
 		must(c.RoleGrantPermission(t.Context(), "node", p, prefix(p), write))
 	}
 	must(c.RoleGrantPermission(t.Context(), "n2", datastore.Prefix+"nodes/n2", "", write))
-	for _, p := range []string{datastore.Prefix + "endpoints/n2/", datastore.ReportPrefix + "n2/"} {
+	for _, p := range []string{datastore.Prefix + "endpoints/n2/", datastore.ReportPrefix + "n2/", datastore.EventsPrefix + "n2/"} {
 		must(c.RoleGrantPermission(t.Context(), "n2", p, prefix(p), write))
 	}
 	must(c.UserAdd(t.Context(), "n2", "secret"))

@@ -74,13 +74,14 @@ func (s *Store) CreateUser(ctx context.Context, node, password string, extras []
 	write := func(key string) *authpb.Permission {
 		return &authpb.Permission{PermType: authpb.READWRITE, Key: []byte(key)}
 	}
-	err := s.role(ctx, nodesRole, read(datastore.Prefix), read(datastore.ReportPrefix), read(datastore.HistoryPrefix),
+	err := s.role(ctx, nodesRole, read(datastore.Prefix), read(datastore.ReportPrefix), read(datastore.EventsPrefix), read(datastore.HistoryPrefix),
 		read(datastore.MembersKey), read(datastore.AuthorityKey), write(datastore.KindPrefix(datastore.KindBlock)))
 	if err != nil {
 		return err
 	}
 	own := []*authpb.Permission{
 		write(datastore.KindPrefix(datastore.KindNode) + node), write(datastore.KindPrefix(datastore.KindEndpoint) + node + "/"), write(datastore.ReportPrefix + node + "/"),
+		write(datastore.EventsPrefix + node + "/"),
 	}
 	for _, extra := range extras {
 		prefix := datastore.Prefix + extra + "/"
