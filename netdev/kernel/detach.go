@@ -44,6 +44,7 @@ func (k *Kernel) detach(link string, index int) error {
 
 // retireLink takes a link out of service, for Run to delete it.
 func (k *Kernel) retireLink(l rawLink) error {
+	k.dropAliases(l)
 	// Down comes before the new name: kernels before 6.2 rename no link that is up.
 	// The group comes first of all, so that it is no news that the link goes down.
 	d := device(l.Index)
