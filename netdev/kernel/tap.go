@@ -57,10 +57,11 @@ func (k *Kernel) dress(w Wire, l rawLink) error {
 		if f.raises {
 			continue
 		}
-		if text, err := f.differs(); err == nil && text == "" {
-			continue
+		text, err := f.differs()
+		if err == nil && text != "" {
+			err = f.put()
 		}
-		if err := f.put(); err != nil {
+		if err != nil {
 			return cause(err)
 		}
 	}

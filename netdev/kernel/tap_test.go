@@ -2,8 +2,6 @@ package kernel
 
 import (
 	"errors"
-	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -131,10 +129,7 @@ func TestTapQueues(t *testing.T) {
 	openTap(t, h.ns, "vm1", unix.IFF_VNET_HDR|unix.IFF_MULTI_QUEUE)
 	openTap(t, h.ns, "nc0", unix.IFF_VNET_HDR|unix.IFF_MULTI_QUEUE)
 	shown := run(t, h.ns, "ip", "-d", "link", "show", "dev", "vm1")
-	if strings.Contains(shown, "user ") || !strings.Contains(shown, "group 1234") || !strings.Contains(shown, "multi_queue on") {
+	if strings.Contains(shown, "user ") || !strings.Contains(shown, "group 1234") || !strings.Contains(shown, "multi_queue numqueues 2") {
 		t.Errorf("%s", shown)
-	}
-	if _, err := os.Stat(tunDevice); err != nil {
-		t.Fatal(fmt.Errorf("%w", err))
 	}
 }
