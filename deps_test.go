@@ -22,7 +22,7 @@ func layer() map[string]int {
 		"": 7, "commands": 6,
 		"commands/agent": 5, "commands/api": 5, "commands/bench": 5, "commands/cni": 5, "commands/datastore": 5, "commands/docker": 5, "commands/diags": 5, "commands/doctor": 5, "commands/install": 5, "commands/lab": 5, "commands/netavark": 5, "commands/node": 5, "commands/speaker": 5, "commands/ui": 5,
 		"commands/workload": 4, "commands/control": 4, "commands/retry": 4, "commands/join": 4, "commands/telemetry": 4, "commands/runtimes": 4,
-		"acl/nft": 3, "acl/iptables": 3, "acl/conntrack": 3, "acl/nflog": 3, "routing/fib": 3, "routing/ra": 3, "routing/bgp": 3, "routing/bfd": 3, "netdev/kernel": 3, "netdev/netlab": 3, "netdev/qemulab": 3,
+		"acl/nft": 3, "acl/iptables": 3, "acl/conntrack": 3, "acl/nflog": 3, "routing/fib": 3, "routing/ra": 3, "routing/bgp": 3, "routing/bfd": 3, "netdev/kernel": 3, "netdev/netlab": 3, "netdev/qemulab": 3, "netdev/tap": 3,
 		"datastore/etcd": 3, "datastore/embed": 3, "datastore/memory": 3, "datastore/ipam": 3, "datastore/pki": 3, "datastore/identity": 3,
 		"datastore/storetest": 3,
 		"acl":                 2, "routing": 2, "netdev": 2, "routing/gate": 2, "commands/engine": 2, "commands/calico": 2,
@@ -55,6 +55,8 @@ func owners() map[string][]string {
 		"github.com/google/nftables":          {"acl/nft"},
 		"github.com/osrg/gobgp/v3/pkg/packet": {"routing/bgp"},
 		"github.com/coreos/go-iptables":       {"acl/iptables"},
+		"github.com/insomniacslk/dhcp":        {"netdev/tap"},
+		"github.com/mdlayher/ndp":             {"netdev/tap"},
 		"github.com/prometheus/":              {"commands/datastore"},
 		"os/exec":                             {"acl/iptables", "netdev/netlab", "netdev/qemulab", "commands/node", "commands/cni", "commands/doctor", "commands"},
 	}

@@ -16,6 +16,8 @@ type Tap struct {
 	Group uint32 `json:"group,omitempty"`
 	// MultiQueue is for programs that open several queues, and for those alone.
 	MultiQueue bool `json:"multiQueue,omitempty"`
+	// MTU of the link in bytes; 0: the agent's.
+	MTU int `json:"mtu,omitempty"`
 	// DNS are the name servers that the machine is told; none: those of its host that it
 	// may reach. Search are the domains in which it looks names up.
 	DNS    []netip.Addr `json:"dns,omitempty"`
@@ -27,7 +29,7 @@ func (t Tap) Is() bool { return t.Name != "" }
 
 // IsZero is for JSON's omitzero.
 func (t Tap) IsZero() bool {
-	return t.Name == "" && t.Owner == 0 && t.Group == 0 && !t.MultiQueue && len(t.DNS) == 0 && len(t.Search) == 0
+	return t.Name == "" && t.Owner == 0 && t.Group == 0 && !t.MultiQueue && t.MTU == 0 && len(t.DNS) == 0 && len(t.Search) == 0
 }
 
 // Validate checks a TAP by itself.

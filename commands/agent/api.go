@@ -69,7 +69,7 @@ func (a *api) attach(ctx context.Context, r control.AttachRequest) (control.Atta
 // attachSoon attaches as soon as the datastore is there, if that is soon.
 func (a *api) attachSoon(ctx context.Context, r control.AttachRequest) (control.Attachment, error) {
 	var ns *kernel.Netns
-	if !r.Loose {
+	if !r.Loose && !r.Tap.Is() {
 		var err error
 		if ns, err = a.open(ctx, r.NetnsFD, r.NetnsPath); err != nil {
 			return control.Attachment{}, err

@@ -1,0 +1,170 @@
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"netctl/netdev/netlab"
+)
+
+// vm stands in for a virtual machine: a namespace whose eth0 is a TAP too, with a cable
+// between both. What a kernel and its DHCP client make of what they are told is real.
+type vm struct {
+	*netlab.Container
+	t     *testing.T
+	tap   string
+	mac   string
+	lease string // what the client was told
+	cable []*os.File
+	wait  sync.WaitGroup
+}
+
+// addTap has a host attach a TAP and returns the machine that has it, which is off.
+func addTap(t *testing.T, h *netlab.Host, name string, args ...string) (m *vm, addrs []netip.Addr) {
+	t.Helper()
+	out := netlab.Must(t, h, append([]string{"netctl", "endpoint", "add", "--tap", name}, args...)...)
+	words := strings.Fields(out)
+	if len(words) != 3 || words[0] != h.Name+"/manual/"+name+"/eth0" {
+		t.Fatalf("endpoint add --tap said %q", out)
+	}
+	for _, text := range strings.Split(words[1], ",") {
+		addrs = append(addrs, netip.MustParseAddr(text))
+	}
+	c, err := h.Container(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m = &vm{Container: c, t: t, tap: name, mac: words[2], lease: filepath.Join(t.TempDir(), "lease")}
+	t.Cleanup(func() {
+		m.off()
+		if err := c.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m, addrs
+}
+
+// plug opens a TAP; one that is not there is made and goes with its file.
+func (m *vm) plug(at netlab.Place, name string) *os.File {
+	m.t.Helper()
+	var fd int
+	if err := at.Do(func() (err error) {
+		if fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+			return err
+		}
+		ifr, err := unix.NewIfreq(name)
+		if err != nil {
+			return err
+		}
+		ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+			return fmt.Errorf("open TAP %s: %w", name, err)
+		}
+		return unix.SetNonblock(fd, true)
+	}); err != nil {
+		m.t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), name)
+}
+
+// on starts the machine: it has an interface then, and no address.
+func (m *vm) on() {
+	m.t.Helper()
+	m.cable = []*os.File{m.plug(m.Host, m.tap), m.plug(m, "eth0")}
+	for i, f := range m.cable {
+		to := m.cable[1-i]
+		m.wait.Go(func() {
+			frame := make([]byte, 1<<16)
+			for {
+				n, err := f.Read(frame)
+				if err != nil {
+					return
+				}
+				_, _ = to.Write(frame[:n])
+			}
+		})
+	}
+	netlab.Must(m.t, m, "sh", "-ec", "echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad; ip link set lo up; ip link set eth0 address "+m.mac+" up")
+}
+
+// off ends it as if somebody had pulled its plug.
+func (m *vm) off() {
+	for _, f := range m.cable {
+		_ = f.Close()
+	}
+	m.wait.Wait()
+	m.cable = nil
+}
+
+// dhcp has udhcpc ask for an address, set what it is told, and keep that.
+func (m *vm) dhcp() string {
+	m.t.Helper()
+	const script = `#!/bin/sh -e
+case $1 in bound|renew) ;; *) exit 0;; esac
+env >%s
+ip addr flush dev eth0 scope global
+ip addr add $ip/$mask dev eth0
+ip link set eth0 mtu $mtu
+set -- $staticroutes
+while [ $# -gt 1 ]; do
+	if [ $2 = 0.0.0.0 ]; then ip route replace $1 dev eth0 scope link; else ip route replace $1 via $2; fi
+	shift 2
+done
+`
+	file := m.lease + ".sh"
+	if err := os.WriteFile(file, []byte(fmt.Sprintf(script, m.lease)), 0o755); err != nil {
+		m.t.Fatal(err)
+	}
+	netlab.Must(m.t, m, "busybox", "udhcpc", "-i", "eth0", "-f", "-q", "-n", "-t", "8", "-T", "1", "-O", "staticroutes", "-O", "mtu", "-O", "search", "-s", file)
+	text, err := os.ReadFile(m.lease)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// TestTap: a virtual machine on one node is told its address by DHCP, reaches a container
+// on another node and is reached as the profile says, cannot take another address, and
+// survives the agent, its own end, and the end of its TAP.
+func TestTap(t *testing.T) {
+	if _, err := exec.LookPath("busybox"); err != nil {
+		t.Skip("busybox is not installed")
+	}
+	l := forTest(t, Config{Nodes: 2})
+	waitHealthy(t, l)
+	one, two := l.Hosts[0], l.Hosts[1]
+	netlab.Must(t, one, "netctl", "pool", "add", "10.0.0.0/16")
+	c, c4, _ := attach(t, two, "c", "web")
+	m, addrs := addTap(t, one, "vm1", "--network", "web", "--dns", "192.0.2.53", "--dns-search", "example.org")
+	m.on()
+	lease := m.dhcp()
+	for _, want := range []string{
+		"ip=" + addrs[0].String(), "mask=32", "router=169.254.1.1", "staticroutes=169.254.1.1/32 0.0.0.0 0.0.0.0/0 169.254.1.1",
+		"dns=192.0.2.53", "search=example.org", "hostname=vm1", "lease=86400", "mtu=1500", "serverid=169.254.1.1",
+	} {
+		if !strings.Contains(lease+"\n", want+"\n") && !strings.Contains(lease, want) {
+			t.Errorf("the lease has no %s:\n%s", want, lease)
+		}
+	}
+	pings := func(from netlab.Place, to netip.Addr, want bool) {
+		t.Helper()
+		netlab.Until(t, patience, fmt.Sprintf("ping %s: %t", to, want), func() string {
+			out, failed := netlab.Try(t, from, "ping", "-n", "-c1", "-W1", to.String())
+			if (failed == nil) != want {
+				return fmt.Sprint(out, failed)
+			}
+			return ""
+		})
+	}
+	pings(m, c4, true)
+	pings(c, addrs[0], true)
+	t.Logf("%s", netlab.Must(t, one, "netctl", "status"))
+}
