@@ -166,5 +166,72 @@ func TestTap(t *testing.T) {
 	}
 	pings(m, c4, true)
 	pings(c, addrs[0], true)
-	t.Logf("%s", netlab.Must(t, one, "netctl", "status"))
+
+	// What is not of its network does not reach it until a rule says so, and it cannot be
+	// somebody else.
+	other, _, _ := attach(t, two, "other", "db")
+	pings(other, addrs[0], false)
+	netlab.Must(t, one, "netctl", "profile", "web", "rule", "add", "inbound", "allow", "icmp", "from", "tag", "db")
+	pings(other, addrs[0], true)
+	netlab.Must(t, m, "sh", "-ec", "ip addr add 10.0.99.99/32 dev eth0")
+	if out, failed := netlab.Try(t, m, "ping", "-n", "-c2", "-W1", "-i", "0.2", "-I", "10.0.99.99", c4.String()); failed == nil {
+		t.Errorf("with an address of somebody else:\n%s", out)
+	}
+	netlab.Must(t, m, "ip", "addr", "del", "10.0.99.99/32", "dev", "eth0")
+
+	// Neither its agent's end nor its own costs it its address.
+	before := pid(t, one, "agent", 0)
+	if err := unix.Kill(before, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	pings(m, c4, true)
+	pid(t, one, "agent", before)
+	if again := m.dhcp(); !strings.Contains(again, "ip="+addrs[0].String()) {
+		t.Errorf("after the agent's end:\n%s", again)
+	}
+	says(t, one, "1 TAP, 1 open by a virtual machine\n")
+	m.off()
+	says(t, one, "1 TAP, 0 open by a virtual machine; not "+one.Name+"/manual/vm1/eth0\n")
+	netlab.Must(t, one, "ip", "route", "get", addrs[0].String())
+	m.on()
+	m.dhcp()
+	pings(c, addrs[0], true)
+
+	// A TAP that somebody deletes is made again, and the machine, which has lost it, starts
+	// anew.
+	netlab.Must(t, one, "ip", "link", "del", "vm1")
+	m.off()
+	netlab.Until(t, patience, "another TAP", func() string {
+		if out, failed := netlab.Try(t, one, "ip", "link", "show", "dev", "vm1"); failed != nil {
+			return out + failed.Error()
+		}
+		return ""
+	})
+	m.on()
+	m.dhcp()
+	pings(c, addrs[0], true)
+
+	config := netlab.Must(t, two, "netctl", "endpoint", "show", "vm1", "-o", "cloud-init")
+	for _, want := range []string{"version: 2", "macaddress: " + m.mac, "- " + addrs[0].String() + "/32", "via: 169.254.1.1", "on-link: true", "- 192.0.2.53", "- example.org"} {
+		if !strings.Contains(config, want) {
+			t.Errorf("cloud-init is not told %q:\n%s", want, config)
+		}
+	}
+	netlab.Must(t, one, "netctl", "endpoint", "remove", one.Name+"/manual/vm1/eth0")
+	if out, failed := netlab.Try(t, one, "ip", "link", "show", "dev", "vm1"); failed == nil {
+		t.Errorf("removed, and there:\n%s", out)
+	}
+	says(t, one, "in sync, 0 endpoints\nnetctl version")
+}
+
+// says waits until status says something.
+func says(t *testing.T, h *netlab.Host, want string) {
+	t.Helper()
+	netlab.Until(t, patience, "status", func() string {
+		out, _ := netlab.Try(t, h, "netctl", "status")
+		if !strings.Contains(out, want) {
+			return fmt.Sprintf("no %q in\n%s", want, out)
+		}
+		return ""
+	})
 }
