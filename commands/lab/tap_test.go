@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/insomniacslk/dhcp/dhcpv6/nclient6"
 	"golang.org/x/sys/unix"
 
 	"netctl/netdev/netlab"
@@ -131,6 +132,43 @@ done
 	return string(text)
 }
 
+// dhcp6 has the machine, whose kernel hears of its router, ask for its IPv6 address.
+func (m *vm) dhcp6(want netip.Addr) {
+	m.t.Helper()
+	netlab.Until(m.t, patience, "a router", func() string {
+		out := netlab.Must(m.t, m, "ip", "-6", "route", "show", "default")
+		if !strings.Contains(out, "via fe80::ecee:eeff:feee:eeee dev eth0 proto ra") {
+			return "routes: " + out
+		}
+		return ""
+	})
+	if out := netlab.Must(m.t, m, "ip", "-6", "addr", "show", "dev", "eth0", "scope", "global"); out != "" {
+		m.t.Errorf("it made itself an address: %s", out)
+	}
+	var client *nclient6.Client
+	err := m.Do(func() (err error) {
+		client, err = nclient6.New("eth0")
+		return err
+	})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer client.Close()
+	adv, err := client.Solicit(m.t.Context())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	reply, err := client.Request(m.t.Context(), adv)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	addr := reply.Options.OneIANA().Options.OneAddress()
+	if addr == nil || addr.IPv6Addr.String() != want.String() || len(reply.Options.DNS()) != 1 {
+		m.t.Fatalf("told %s", reply.Summary())
+	}
+	netlab.Must(m.t, m, "ip", "addr", "add", want.String()+"/128", "dev", "eth0", "nodad")
+}
+
 // TestTap: a virtual machine on one node is told its address by DHCP, reaches a container
 // on another node and is reached as the profile says, cannot take another address, and
 // survives the agent, its own end, and the end of its TAP.
@@ -138,12 +176,14 @@ func TestTap(t *testing.T) {
 	if _, err := exec.LookPath("busybox"); err != nil {
 		t.Skip("busybox is not installed")
 	}
-	l := forTest(t, Config{Nodes: 2})
+	l := forTest(t, Config{Nodes: 2, IPv6: true})
 	waitHealthy(t, l)
 	one, two := l.Hosts[0], l.Hosts[1]
 	netlab.Must(t, one, "netctl", "pool", "add", "10.0.0.0/16")
-	c, c4, _ := attach(t, two, "c", "web")
-	m, addrs := addTap(t, one, "vm1", "--network", "web", "--dns", "192.0.2.53", "--dns-search", "example.org")
+	netlab.Must(t, one, "netctl", "pool", "add", pool6)
+	netlab.Must(t, one, "netctl", "network", "create", "web", "--ipv6", "--runtime", "none")
+	m, addrs := addTap(t, one, "vm1", "--network", "web", "--dns", "192.0.2.53,2001:db8::53", "--dns-search", "example.org")
+	c, c4, c6 := attach(t, two, "c", "web")
 	m.on()
 	lease := m.dhcp()
 	for _, want := range []string{
@@ -166,6 +206,9 @@ func TestTap(t *testing.T) {
 	}
 	pings(m, c4, true)
 	pings(c, addrs[0], true)
+	m.dhcp6(addrs[1])
+	pings(m, c6, true)
+	pings(c, addrs[1], true)
 
 	// What is not of its network does not reach it until a rule says so, and it cannot be
 	// somebody else.
