@@ -3,6 +3,8 @@ package lab
 import (
 	"bufio"
 	"context"
+	"io"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -27,7 +29,7 @@ func TestVirtualMachine(t *testing.T) {
 	c, c4, _ := attach(t, two, "c", "web")
 	other, _, _ := attach(t, two, "other", "db")
 	g := qemulab.Guest{
-		Modules: []string{"virtio_net"}, TAP: m.tap, MAC: m.mac, MemoryMiB: 256, In: []string{"nsenter", "--net=" + one.NetnsPath(), "--"},
+		Modules: []string{"virtio_pci", "virtio_net"}, TAP: m.tap, MAC: m.mac, MemoryMiB: 256, In: []string{"nsenter", "--net=" + one.NetnsPath(), "--"},
 		Script: `mkdir -p /www && echo hello >/www/index.html
 cat >/client <<'END'
 #!/bin/sh
@@ -40,11 +42,11 @@ hostname $hostname
 END
 chmod 755 /client
 ip link set eth0 up
-udhcpc -i eth0 -f -q -n -t 10 -T 2 -O mtu -s /client || exit 1
+udhcpc -i eth0 -f -q -n -t 10 -T 2 -O mtu -s /client
 ip addr show dev eth0
 echo "hostname $(hostname)"
-ping -c 3 -W 5 ` + c4.String() + ` || exit 1
-for port in 80 81; do httpd -p $port -h /www || exit 1; done
+ping -c 3 -W 5 ` + c4.String() + `
+for port in 80 81; do httpd -p $port -h /www; done
 echo serving
 sleep 600`,
 	}
@@ -72,15 +74,28 @@ sleep 600`,
 			break
 		}
 	}
+	if !strings.Contains(all.String(), "serving") {
+		t.Fatalf("%v\n%s", <-done, all.String())
+	}
 	for _, want := range []string{"inet " + addrs[0].String() + "/32", "mtu 1500", "hostname vm1", "3 packets received", "serving"} {
 		if !strings.Contains(all.String(), want) {
 			t.Errorf("the machine does not say %q", want)
 		}
 	}
 	says(t, one, "1 TAP, 1 open by a virtual machine\n")
-	get := func(from netlab.Place, port string) string {
-		out, _ := netlab.Try(t, from, "busybox", "wget", "-q", "-T", "3", "-O", "-", "http://"+addrs[0].String()+":"+port+"/")
-		return strings.TrimSpace(out)
+	get := func(from netlab.Place, port string) (text string) {
+		_ = from.Do(func() error {
+			c, err := net.DialTimeout("tcp", addrs[0].String()+":"+port, 3*time.Second)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, _ = c.Write([]byte("GET / HTTP/1.0\r\n\r\n"))
+			answer, err := io.ReadAll(c)
+			_, text, _ = strings.Cut(string(answer), "\r\n\r\n")
+			return err
+		})
+		return strings.TrimSpace(text)
 	}
 	for _, w := range []struct {
 		what string
