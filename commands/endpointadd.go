@@ -90,7 +90,7 @@ func (a *app) addEndpoint(cmd *cobra.Command, o *endpointAddOptions) error {
 		return err
 	}
 	if o.request.Workload == "" {
-		return usage("required flag(s) \"workload\" not set")
+		return usage("--workload is missing: name what the namespace is of")
 	}
 	path := o.netns
 	if o.pid != 0 {
