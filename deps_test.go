@@ -19,7 +19,7 @@ const module = "netctl"
 // is not listed fails the test: a new one gets its place here first.
 func layer() map[string]int {
 	return map[string]int{
-		"": 7, "commands": 6,
+		"": 7, "commands": 6, "commands/plugin": 6,
 		"commands/agent": 5, "commands/api": 5, "commands/bench": 5, "commands/cni": 5, "commands/datastore": 5, "commands/docker": 5, "commands/diags": 5, "commands/doctor": 5, "commands/install": 5, "commands/lab": 5, "commands/netavark": 5, "commands/node": 5, "commands/speaker": 5, "commands/ui": 5,
 		"commands/workload": 4, "commands/control": 4, "commands/retry": 4, "commands/join": 4, "commands/telemetry": 4, "commands/runtimes": 4,
 		"acl/nft": 3, "acl/iptables": 3, "acl/conntrack": 3, "acl/nflog": 3, "routing/fib": 3, "routing/ra": 3, "routing/bgp": 3, "routing/bfd": 3, "netdev/kernel": 3, "netdev/netlab": 3, "netdev/qemulab": 3, "netdev/tap": 3,
@@ -68,6 +68,7 @@ func thin() map[string][]string {
 	return map[string][]string{
 		"commands/cni":      {"commands/control", "datastore"},
 		"commands/netavark": {"commands/control", "datastore"},
+		"commands/plugin":   {"commands/cni", "commands/netavark"},
 		"commands/control":  {"datastore"},
 		"datastore":         {},
 	}
