@@ -30,6 +30,7 @@ import (
 	"netctl/commands/control"
 	"netctl/commands/join"
 	"netctl/commands/runtimes"
+	"netctl/commands/serve"
 	"netctl/commands/telemetry"
 	"netctl/commands/workload"
 	"netctl/datastore"
@@ -332,7 +333,7 @@ func (a *agent) run(ctx context.Context) error {
 		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
 		beside: join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log),
 		serve: func(ctx context.Context, h http.Handler) error {
-			return cmp.Or(control.Serve(ctx, a.listener, h), errEnded)
+			return cmp.Or(serve.Serve(ctx, a.listener, h), errEnded)
 		},
 	}
 	a.build(o, func(fn func(context.Context) error) { group.Go(func() error { return fn(inner) }) })
@@ -492,19 +493,4 @@ func pause(ctx context.Context, d time.Duration) bool {
 	case <-t.C:
 		return true
 	}
-}
-
-// keyFolder is where the key of WireGuard is: somebody who removes or replaces it wants
-// another one.
-func (a *agent) keyFolder() control.Folder {
-	return control.Folder{Dir: a.cfg.StateDir, Look: func(name string) error {
-		if name == keyFile || name == "" {
-			a.loop.post(func() {
-				if a.loop.wireguard.ready() {
-					a.loop.lookAtKey()
-				}
-			})
-		}
-		return nil
-	}}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"netctl/commands/control"
+	"netctl/commands/serve"
 	"netctl/datastore"
 	"netctl/netdev/netlab"
 )
@@ -57,30 +58,30 @@ func (f *fake) serve() {
 		f.t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/attach", control.Call(f.attach))
-	mux.Handle("POST /v1/ports", control.Call(f.ports))
-	mux.Handle("POST /v1/detach", control.Call(func(_ context.Context, r control.DetachRequest) (struct{}, error) {
+	mux.Handle("POST /v1/attach", serve.Call(f.attach))
+	mux.Handle("POST /v1/ports", serve.Call(f.ports))
+	mux.Handle("POST /v1/detach", serve.Call(func(_ context.Context, r control.DetachRequest) (struct{}, error) {
 		f.asked["detach"] = r
 		return struct{}{}, f.err
 	}))
-	mux.Handle("POST /v1/check", control.Call(func(ctx context.Context, r control.CheckRequest) (struct{}, error) {
+	mux.Handle("POST /v1/check", serve.Call(func(ctx context.Context, r control.CheckRequest) (struct{}, error) {
 		f.opened(ctx, r.NetnsFD)
 		r.NetnsFD = 0
 		f.asked["check"] = r
 		return struct{}{}, f.err
 	}))
-	mux.Handle("POST /v1/collect", control.Call(func(_ context.Context, r control.CollectRequest) (control.Collected, error) {
+	mux.Handle("POST /v1/collect", serve.Call(func(_ context.Context, r control.CollectRequest) (control.Collected, error) {
 		f.runtime, r.Runtime = r.Runtime, ""
 		f.asked["collect"] = r
 		return f.collected, f.err
 	}))
-	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
+	mux.Handle("GET /v1/status", serve.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
 		f.asked["status"] = struct{}{}
 		return f.status, f.err
 	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- control.Serve(ctx, l, mux) }()
+	go func() { ended <- serve.Serve(ctx, l, mux) }()
 	f.t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -92,7 +93,7 @@ func (f *fake) serve() {
 // opened checks that the number is of a descriptor of the caller's on the file
 // that stands for the namespace.
 func (f *fake) opened(ctx context.Context, fd int) {
-	st, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", control.PeerPID(ctx), fd))
+	st, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", serve.PeerPID(ctx), fd))
 	want, e := os.Stat(f.netns())
 	if err != nil || e != nil || !os.SameFile(st, want) {
 		f.t.Errorf("descriptor %d: not the namespace: %v, %v", fd, err, e)
