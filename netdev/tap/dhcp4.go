@@ -51,7 +51,7 @@ func (g Guest) answer4(req *dhcpv4.DHCPv4) (*dhcpv4.DHCPv4, netip.Addr) {
 		res.SetBroadcast()
 		return res, everybody
 	}
-	for _, o := range g.options4(own) {
+	for _, o := range g.options4() {
 		res.UpdateOption(o)
 	}
 	if req.MessageType() == dhcpv4.MessageTypeInform {
@@ -71,7 +71,7 @@ func (g Guest) answer4(req *dhcpv4.DHCPv4) (*dhcpv4.DHCPv4, netip.Addr) {
 // options4 are the machine's settings. The gateway lies outside of the address's prefix,
 // which has that address alone: a route says first that it is on the link. Who knows
 // classless routes does not look at the router (RFC 3442), who does not has that.
-func (g Guest) options4(own netip.Addr) []dhcpv4.Option {
+func (g Guest) options4() []dhcpv4.Option {
 	all := net.CIDRMask(32, 32)
 	routes := dhcpv4.Routes{
 		{Dest: &net.IPNet{IP: g.Gateway.AsSlice(), Mask: all}, Router: net.IPv4zero.To4()},
