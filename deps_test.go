@@ -19,20 +19,20 @@ const module = "netctl"
 // is not listed fails the test: a new one gets its place here first.
 func layer() map[string]int {
 	return map[string]int{
-		"": 7, "commands": 6,
+		"": 7, "commands": 6, "commands/plugin": 6,
 		"commands/agent": 5, "commands/api": 5, "commands/bench": 5, "commands/cni": 5, "commands/datastore": 5, "commands/docker": 5, "commands/diags": 5, "commands/doctor": 5, "commands/install": 5, "commands/lab": 5, "commands/netavark": 5, "commands/node": 5, "commands/speaker": 5, "commands/ui": 5,
-		"commands/workload": 4, "commands/control": 4, "commands/retry": 4, "commands/join": 4, "commands/telemetry": 4, "commands/runtimes": 4,
-		"acl/nft": 3, "acl/iptables": 3, "acl/conntrack": 3, "acl/nflog": 3, "routing/fib": 3, "routing/ra": 3, "routing/bgp": 3, "routing/bfd": 3, "netdev/kernel": 3, "netdev/netlab": 3, "netdev/qemulab": 3,
+		"commands/workload": 4, "commands/serve": 4, "commands/retry": 4, "commands/join": 4, "commands/telemetry": 4, "commands/runtimes": 4,
+		"acl/nft": 3, "acl/iptables": 3, "acl/conntrack": 3, "acl/nflog": 3, "routing/fib": 3, "routing/ra": 3, "routing/bgp": 3, "routing/bfd": 3, "netdev/kernel": 3, "netdev/netlab": 3, "netdev/qemulab": 3, "netdev/tap": 3,
 		"datastore/etcd": 3, "datastore/embed": 3, "datastore/memory": 3, "datastore/ipam": 3, "datastore/pki": 3, "datastore/identity": 3,
-		"datastore/storetest": 3,
-		"acl":                 2, "routing": 2, "netdev": 2, "routing/gate": 2, "commands/engine": 2, "commands/calico": 2,
+		"datastore/storetest": 3, "commands/control": 3,
+		"acl": 2, "routing": 2, "netdev": 2, "routing/gate": 2, "commands/engine": 2, "commands/calico": 2,
 		"datastore": 1,
 	}
 }
 
 // sideways are the only imports between packages of one layer.
 func sideways() map[string]string {
-	return map[string]string{"netdev/netlab": "netdev/kernel", "commands/reflector": "commands/speaker", "commands/workload": "commands/control", "commands/join": "commands/control", "commands/telemetry": "commands/control", "commands/runtimes": "commands/control"}
+	return map[string]string{"netdev/netlab": "netdev/kernel", "commands/reflector": "commands/speaker", "commands/telemetry": "commands/serve"}
 }
 
 // owners says which packages may import a dependency; a trailing /… means the
@@ -55,6 +55,8 @@ func owners() map[string][]string {
 		"github.com/google/nftables":          {"acl/nft"},
 		"github.com/osrg/gobgp/v3/pkg/packet": {"routing/bgp"},
 		"github.com/coreos/go-iptables":       {"acl/iptables"},
+		"github.com/insomniacslk/dhcp":        {"netdev/tap"},
+		"github.com/mdlayher/ndp":             {"netdev/tap"},
 		"github.com/prometheus/":              {"commands/datastore"},
 		"os/exec":                             {"acl/iptables", "netdev/netlab", "netdev/qemulab", "commands/node", "commands/cni", "commands/doctor", "commands"},
 	}
@@ -66,6 +68,7 @@ func thin() map[string][]string {
 	return map[string][]string{
 		"commands/cni":      {"commands/control", "datastore"},
 		"commands/netavark": {"commands/control", "datastore"},
+		"commands/plugin":   {"commands/cni", "commands/netavark"},
 		"commands/control":  {"datastore"},
 		"datastore":         {},
 	}
@@ -151,6 +154,9 @@ func TestDependenciesHaveOwners(t *testing.T) {
 			}
 			if _, is := thin()[f.dir]; is && strings.Contains(strings.Split(imp, "/")[0], ".") {
 				t.Errorf("%s imports %s: this package has the standard library and nothing else", f.name, imp)
+			}
+			if _, is := thin()[f.dir]; is && imp == "net/http" {
+				t.Errorf("%s imports %s: starting it costs a plugin's call more than the call", f.name, imp)
 			}
 			if who, known := ownersOf(imp); known && !allows(who, f.dir) {
 				t.Errorf("%s imports %s: only %s may", f.name, imp, strings.Join(who, ", "))

@@ -29,15 +29,19 @@ func newEndpointCommand(a *app) *cobra.Command {
 }
 
 func newEndpointShowCommand(a *app) *cobra.Command {
-	var host, orchestrator, workload, iface string
+	var host, orchestrator, workload, iface, name string
 	var detailed bool
 	differs := func(filter, value string) bool { return filter != "" && filter != value }
 	return newListCommand(a, listing{
 		kind:  datastore.KindEndpoint,
 		short: "Show how many endpoints there are where, or with --detailed each of them",
 		long: "Show how many endpoints there are where, or with --detailed each of them. What other commands take as an ID is the first\n" +
-			"four columns of --detailed with / between them; -o wide has it in a column.",
-		example: "  netctl endpoint show\n  netctl endpoint show --host slave --detailed",
+			"four columns of --detailed with / between them; -o wide has it in a column. Given an ID, or the name of a workload or of a\n" +
+			"TAP, it shows that. With -o cloud-init it prints what a virtual machine's cloud-init takes as network-config (version 2).",
+		example: "  netctl endpoint show\n  netctl endpoint show --host slave --detailed\n  netctl endpoint show vm1 -o cloud-init >network-config",
+		named:   "ID",
+		given:   func(s string) { name, detailed = s, true },
+		more:    map[format]func([]datastore.Object) (string, error){formatCloudInit: func(list []datastore.Object) (string, error) { return a.cloudInit(name, list) }},
 		flags: func(cmd *cobra.Command) {
 			cmd.Flags().StringVar(&host, "host", "", "of this `node` only")
 			cmd.Flags().StringVar(&orchestrator, "orchestrator", "", "of this `orchestrator` only: cni, docker, manual, …")
@@ -48,6 +52,9 @@ func newEndpointShowCommand(a *app) *cobra.Command {
 		},
 		keep: func(o datastore.Object) bool {
 			s := o.(*datastore.Endpoint).Spec
+			if name != "" && name != o.Meta().Name && name != s.Workload && name != s.Tap.Name {
+				return false
+			}
 			return !differs(host, s.Node) && !differs(orchestrator, s.Orchestrator) && !differs(workload, s.Workload) && !differs(iface, s.Interface)
 		},
 		layout: func(f format) (layout, bool) { return layout{text: endpointCounts}, !detailed && f != formatWide },

@@ -27,6 +27,7 @@ const orchestratorManual = "manual"
 type endpointAddOptions struct {
 	netns string
 	pid   int
+	tap   tapOptions
 	attachOptions
 }
 
@@ -41,12 +42,17 @@ func newEndpointAddCommand(a *app) *cobra.Command {
 	var o endpointAddOptions
 	o.request.Orchestrator = orchestratorManual
 	cmd := &cobra.Command{
-		Use:   "add --workload NAME (--netns PATH | --pid PID)",
-		Short: "Attach what no runtime attaches: a network namespace of this node",
+		Use:   "add (--netns PATH | --pid PID | --tap NAME) [--workload NAME]",
+		Short: "Attach what no runtime attaches: a network namespace of this node, or a virtual machine",
 		Long: "Attach a network namespace of this node: of a container without a network, of a service, of anything. The node's agent\n" +
-			"makes the interface, with address, routes and ACL. It prints the endpoint's ID.",
+			"makes the interface, with address, routes and ACL. It prints the endpoint's ID and addresses.\n\n" +
+			"With --tap the agent makes a TAP instead, for QEMU or libvirt to open by that name, and tells the virtual machine its\n" +
+			"address by DHCP, router advertisements and DHCPv6; -o cloud-init of endpoint show has it for cloud-init. The machine must\n" +
+			"have the MAC that is printed behind the addresses. TAP and address stay until endpoint remove, whether or not the machine\n" +
+			"runs.",
 		Example: "  netctl endpoint add --workload db --netns /run/netns/db --network dataman\n" +
-			"  netctl endpoint add --workload box --pid 4711 --network app-A --ip 10.0.0.7",
+			"  netctl endpoint add --workload box --pid 4711 --network app-A --ip 10.0.0.7\n" +
+			"  netctl endpoint add --tap vm1 --network web --tap-owner libvirt-qemu",
 		Args:                  cobra.NoArgs,
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return a.addEndpoint(cmd, &o) },
@@ -54,11 +60,11 @@ func newEndpointAddCommand(a *app) *cobra.Command {
 	fs := cmd.Flags()
 	fs.StringVar(&o.netns, "netns", "", "`path` of the network namespace")
 	fs.IntVar(&o.pid, "pid", 0, "`process` whose network namespace it is")
-	fs.StringVar(&o.request.Workload, "workload", "", "`name` of the workload")
+	fs.StringVar(&o.request.Workload, "workload", "", "`name` of the workload (default: that of the TAP)")
+	o.tap.flags(cmd)
 	o.flags(a, cmd)
-	cmd.MarkFlagsOneRequired("netns", "pid")
-	cmd.MarkFlagsMutuallyExclusive("netns", "pid")
-	_ = cmd.MarkFlagRequired("workload")
+	cmd.MarkFlagsOneRequired("netns", "pid", "tap")
+	cmd.MarkFlagsMutuallyExclusive("netns", "pid", "tap")
 	return cmd
 }
 
@@ -77,6 +83,15 @@ func (o *attachOptions) flags(a *app, cmd *cobra.Command) {
 }
 
 func (a *app) addEndpoint(cmd *cobra.Command, o *endpointAddOptions) error {
+	if cmd.Flags().Changed("tap") {
+		return a.addTap(cmd.Context(), o)
+	}
+	if err := o.tap.none(cmd); err != nil {
+		return err
+	}
+	if o.request.Workload == "" {
+		return usage("--workload is missing: name what the namespace is of")
+	}
 	path := o.netns
 	if o.pid != 0 {
 		path = netnsOf(o.pid)
@@ -90,7 +105,8 @@ func (a *app) addEndpoint(cmd *cobra.Command, o *endpointAddOptions) error {
 
 func netnsOf(pid int) string { return fmt.Sprintf("/proc/%d/ns/net", pid) }
 
-// attach has the agent attach the namespace at path.
+// attach has the agent attach the namespace at path, or a TAP where the request asks for
+// one.
 func (a *app) attach(ctx context.Context, o *attachOptions, path string) (at control.Attachment, err error) {
 	s, err := a.settings()
 	if err != nil {
@@ -121,6 +137,9 @@ func (a *app) attach(ctx context.Context, o *attachOptions, path string) (at con
 		r.Labels = map[string]string{}
 	}
 	maps.Copy(r.Labels, given)
+	if r.Tap.Is() {
+		return a.askAttach(ctx, s, r)
+	}
 	if r.NetnsPath, err = filepath.Abs(path); err != nil {
 		return at, err
 	}
@@ -136,10 +155,15 @@ func (a *app) attach(ctx context.Context, o *attachOptions, path string) (at con
 	}
 	defer f.Close()
 	r.NetnsFD = int(f.Fd())
+	return a.askAttach(ctx, s, r)
+}
+
+// askAttach has the agent attach.
+func (a *app) askAttach(ctx context.Context, s *settings, r control.AttachRequest) (control.Attachment, error) {
 	defer a.waiting("the agent")()
 	ctx, cancel := context.WithTimeout(ctx, control.AgentPatience)
 	defer cancel()
-	at, err = control.NewAgentClient(s.Agent.Socket).Waiting(control.AgentPatience).Attach(ctx, r)
+	at, err := control.NewAgentClient(s.Agent.Socket).Waiting(control.AgentPatience).Attach(ctx, r)
 	if err == nil && at.Warning != "" {
 		a.warn("%s", at.Warning)
 	}

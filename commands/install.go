@@ -26,8 +26,8 @@ func newInstallCommand(a *app) *cobra.Command {
 	o := installOptions{}
 	cmd := &cobra.Command{
 		Use:   "install",
-		Short: "Install this file, its units, CNI link, completions and man pages on this machine",
-		Long: "Install this very file as PREFIX/bin/netctl, the link of the CNI plugin, a network configuration and /etc/netctl.yaml if there are none, systemd\n" +
+		Short: "Install this file, its units, CNI plugin, completions and man pages on this machine",
+		Long: "Install this very file as PREFIX/bin/netctl, the plugin of container runtimes, a network configuration and /etc/netctl.yaml if there are none, systemd\n" +
 			"units, the names of the route protocols, completions and man pages. What a person wrote is kept, and said. All of it happens or nothing,\n" +
 			"and doing it again changes nothing; `netctl uninstall` takes away what was laid down and nothing else.\n\n" +
 			"--now has the roles run now and at each boot: netctl-node.service for all of /etc/netctl.yaml, or with --roles a unit for each of those. After\n" +
@@ -100,6 +100,9 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 	}
 	if o.Share, err = shareFiles(a.cmd.Root()); err != nil {
 		return err
+	}
+	if o.Plugin, err = install.Plugin(); err != nil {
+		return fmt.Errorf("install: %w", err)
 	}
 	p, err := install.New(o.Options)
 	if err != nil {

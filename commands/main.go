@@ -47,8 +47,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exitUsage
 	case appletNothing:
 		if f, ok := stdout.(*os.File); !ok || !isTerminal(f) {
-			// Nomad runs every file of its CNI path like this and looks for a version.
-			fmt.Fprintf(stdout, "CNI netctl plugin v%s\nrun `netctl --help` for the commands\n", strings.TrimPrefix(version, "v"))
+			fmt.Fprint(stdout, cni.About(version))
 			return exitOK
 		}
 		rest = []string{"--help"}

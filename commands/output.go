@@ -32,26 +32,40 @@ func formats() []string {
 	return []string{string(formatTable), string(formatWide), string(formatJSON), string(formatYAML)}
 }
 
+// formatFlag is the flag -o.
+type formatFlag struct {
+	value *format
+	may   []string
+}
+
 // String implements pflag.Value.
-func (f *format) String() string { return string(*f) }
+func (f formatFlag) String() string {
+	if f.value == nil { // pflag asks the zero one
+		return ""
+	}
+	return string(*f.value)
+}
 
 // Type implements pflag.Value.
-func (*format) Type() string { return "format" }
+func (formatFlag) Type() string { return "format" }
 
 // Set implements pflag.Value.
-func (f *format) Set(s string) error {
-	if !slices.Contains(formats(), s) {
-		return fmt.Errorf("must be one of %s", strings.Join(formats(), ", "))
+func (f formatFlag) Set(s string) error {
+	if !slices.Contains(f.may, s) {
+		return fmt.Errorf("must be one of %s", strings.Join(f.may, ", "))
 	}
-	*f = format(s)
+	*f.value = format(s)
 	return nil
 }
 
-// addFormat gives a command the flag -o.
-func addFormat(cmd *cobra.Command) *format {
-	f := formatTable
-	cmd.Flags().VarP(&f, "output", "o", "`format`: "+strings.Join(formats(), ", "))
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats(), cobra.ShellCompDirectiveNoFileComp))
+// addFormat gives a command the flag -o, which may be what every one may be or more.
+func addFormat(cmd *cobra.Command, more ...format) *format {
+	f, may := formatTable, formats()
+	for _, m := range more {
+		may = append(may, string(m))
+	}
+	cmd.Flags().VarP(formatFlag{&f, may}, "output", "o", "`format`: "+strings.Join(may, ", "))
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(may, cobra.ShellCompDirectiveNoFileComp))
 	return &f
 }
 

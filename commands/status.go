@@ -33,8 +33,12 @@ type nodeReport struct {
 	Started   time.Time `json:"started,omitzero"`
 	Endpoints int       `json:"endpoints"`
 	// Waiting is how many of them the datastore, which was away, has yet to hear of.
-	Waiting int    `json:"waiting,omitempty"`
-	Version string `json:"version,omitempty"`
+	Waiting int `json:"waiting,omitempty"`
+	// Taps is how many of them have a TAP, and Closed are those whose TAP no virtual
+	// machine has open.
+	Taps    int      `json:"taps,omitempty"`
+	Closed  []string `json:"closed,omitempty"`
+	Version string   `json:"version,omitempty"`
 	// Datastore is one line on the datastore, as the asking machine sees it.
 	Datastore string `json:"datastore"`
 	// Authority says how far it is, while the cluster's authority is replaced.
@@ -241,7 +245,7 @@ func (r *nodeReport) identity(view *datastore.View, n *datastore.Node) {
 
 func (r *nodeReport) fromAgent(st control.AgentStatus) {
 	r.Running, r.InSync, r.Started, r.Endpoints, r.Version = true, st.InSync, st.Started, st.Endpoints, st.Version
-	r.Waiting = st.Waiting
+	r.Waiting, r.Taps, r.Closed = st.Waiting, st.Taps, st.Closed
 	if len(r.Addresses) == 0 {
 		r.Addresses = st.Address
 	}
@@ -365,6 +369,7 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 			endpoints += fmt.Sprintf(" (%d attached without the datastore, which is yet to be told)", r.Waiting)
 		}
 		fmt.Fprintf(&b, "netctl agent is running. Up %s, %s, %s\n", since(now.Sub(r.Started)), sync, endpoints)
+		b.WriteString(r.tapText())
 	} else if r.Reflector {
 		b.WriteString("netctl reflector is running.\n")
 	} else if r.hangs {
@@ -381,6 +386,20 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 	}
 	b.WriteString(r.refusedText())
 	return b.String()
+}
+
+// tapText says how many virtual machines run, and which do not: that is no problem.
+func (r *nodeReport) tapText() string {
+	if r.Taps == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("%s, %d open by a virtual machine", count(r.Taps, "TAP"), r.Taps-len(r.Closed))
+	if n := len(r.Closed); n > mostRefused {
+		text += fmt.Sprintf("; not %s and %d more", strings.Join(r.Closed[:mostRefused], ", "), n-mostRefused)
+	} else if n > 0 {
+		text += "; not " + strings.Join(r.Closed, ", ")
+	}
+	return text + "\n"
 }
 
 // mostRefused bounds how many refused prefixes the text names.

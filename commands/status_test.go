@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"netctl/commands/control"
+	"netctl/commands/serve"
 	"netctl/datastore"
 )
 
@@ -35,10 +36,10 @@ func TestStatusWithoutDatastore(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	mux := http.NewServeMux()
-	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
+	mux.Handle("GET /v1/status", serve.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
 		return control.AgentStatus{PID: 1}, nil
 	}))
-	go func() { served <- control.Serve(ctx, agent, mux) }()
+	go func() { served <- serve.Serve(ctx, agent, mux) }()
 	defer func() { cancel(); <-served }()
 	var out, errs strings.Builder
 	code := Main([]string{"netctl", "status", "--run-dir", dir, "--state-dir", dir}, strings.NewReader(""), &out, &errs)
@@ -59,10 +60,10 @@ func TestStatusWithoutTheDatastoresFiles(t *testing.T) {
 	served := make(chan error, 1)
 	mux := http.NewServeMux()
 	why := "datastore unavailable: https://192.0.2.1:2379: our ca cannot be used: open " + dir + "/ca.crt: no such file or directory"
-	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
+	mux.Handle("GET /v1/status", serve.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
 		return control.AgentStatus{PID: 1, Endpoints: 7, Store: "list /netctl/v1/: " + why}, nil
 	}))
-	go func() { served <- control.Serve(ctx, agent, mux) }()
+	go func() { served <- serve.Serve(ctx, agent, mux) }()
 	defer func() { cancel(); <-served }()
 	var out, errs strings.Builder
 	code := Main([]string{"netctl", "status", "--run-dir", dir, "--state-dir", dir, "--datastore-endpoints", "https://192.0.2.1:2379",
@@ -243,8 +244,8 @@ func answer[T any](t *testing.T, socket string, status T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	mux := http.NewServeMux()
-	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (T, error) { return status, nil }))
-	go func() { done <- control.Serve(ctx, l, mux) }()
+	mux.Handle("GET /v1/status", serve.Call(func(context.Context, struct{}) (T, error) { return status, nil }))
+	go func() { done <- serve.Serve(ctx, l, mux) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -342,13 +343,13 @@ func TestStatusOfHangingAgent(t *testing.T) {
 	}
 	asked := make(chan struct{})
 	mux := http.NewServeMux()
-	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.SpeakerStatus, error) {
+	mux.Handle("GET /v1/status", serve.Call(func(context.Context, struct{}) (control.SpeakerStatus, error) {
 		defer close(asked)
 		return control.SpeakerStatus{AS: 64999}, nil
 	}))
 	serving, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- control.Serve(serving, l, mux) }()
+	go func() { served <- serve.Serve(serving, l, mux) }()
 	defer func() { stop(); <-served }()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()

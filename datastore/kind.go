@@ -372,6 +372,8 @@ type EndpointSpec struct {
 	HostPorts []HostPort `json:"hostPorts,omitempty"`
 	// Bandwidth limits what goes over the interface; zero: nothing does.
 	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
+	// Tap is the link, if a virtual machine has it open.
+	Tap Tap `json:"tap,omitzero"`
 }
 
 // HostPort is a port of a node that leads to one of an endpoint there.

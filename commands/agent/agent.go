@@ -30,6 +30,7 @@ import (
 	"netctl/commands/control"
 	"netctl/commands/join"
 	"netctl/commands/runtimes"
+	"netctl/commands/serve"
 	"netctl/commands/telemetry"
 	"netctl/commands/workload"
 	"netctl/datastore"
@@ -37,6 +38,7 @@ import (
 	"netctl/datastore/identity"
 	"netctl/datastore/ipam"
 	"netctl/netdev/kernel"
+	"netctl/netdev/tap"
 	"netctl/routing"
 	"netctl/routing/fib"
 )
@@ -205,7 +207,8 @@ type outside struct {
 	// denied counts the packets that the packet filter dropped.
 	denied func(ctx context.Context) (map[string]uint64, error)
 	// cut deletes those of flows that policy denies.
-	cut func(conntrack.Cutter) (int, error)
+	cut      func(conntrack.Cutter) (int, error)
+	machines machines
 	// undirect is conntrack.DeleteDirect.
 	undirect func(host []netip.Addr, ports []datastore.HostPort) error
 	// forward is iptables.Run.
@@ -259,7 +262,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l.lostModel = func() { poke(a.copier.hurry) }
 	a.settler = &settler{loop: l, service: a.service, due: make(chan struct{}, 1)}
 	l.settleSoon = func() { poke(a.settler.due) }
-	l.enter, l.release = a.joiner.enter, a.service.Release
+	l.enter, l.release, l.remade, l.tellMachines = a.joiner.enter, a.service.Release, a.service.Remake, o.machines.Serve
 	a.reporter = control.NewReporter(a.cfg.Node, datastore.ReportAgent, o.store, l.reportStatus, a.log)
 	l.report, l.reportAnew = a.reporter.Wake, a.reporter.Anew
 }
@@ -312,10 +315,10 @@ func awaitCut(done <-chan struct{}, there func() bool) {
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, undirect: conntrack.DeleteDirect, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
 		beside: join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log),
 		serve: func(ctx context.Context, h http.Handler) error {
-			return cmp.Or(control.Serve(ctx, a.listener, h), errEnded)
+			return cmp.Or(serve.Serve(ctx, a.listener, h), errEnded)
 		},
 	}
 	a.build(o, func(fn func(context.Context) error) { group.Go(func() error { return fn(inner) }) })
@@ -375,6 +378,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: "compare", Do: a.compare},
 		{Name: "cut flows", Do: l.flows.Run},
 		{Name: "forget flows", Do: l.former.Run},
+		{Name: "tell virtual machines", Do: o.machines.Run},
 		{Name: "look for room", Do: (&room{loop: l, kernel: o.links, tracked: conntrack.Use, refused: map[string]uint64{}}).Run},
 		{Name: "tell the service manager", Do: func(ctx context.Context) error {
 			return a.manager.Run(ctx, a.alive)
@@ -474,19 +478,4 @@ func pause(ctx context.Context, d time.Duration) bool {
 	case <-t.C:
 		return true
 	}
-}
-
-// keyFolder is where the key of WireGuard is: somebody who removes or replaces it wants
-// another one.
-func (a *agent) keyFolder() control.Folder {
-	return control.Folder{Dir: a.cfg.StateDir, Look: func(name string) error {
-		if name == keyFile || name == "" {
-			a.loop.post(func() {
-				if a.loop.wireguard.ready() {
-					a.loop.lookAtKey()
-				}
-			})
-		}
-		return nil
-	}}
 }

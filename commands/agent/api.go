@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"netctl/commands/control"
+	"netctl/commands/serve"
 	"netctl/commands/workload"
 	"netctl/datastore"
 	"netctl/datastore/ipam"
@@ -37,18 +38,18 @@ type api struct {
 
 func (a *api) routes() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/attach", control.Call(a.attach))
-	mux.Handle("POST /v1/detach", control.Call(a.detach))
-	mux.Handle("POST /v1/check", control.Call(a.check))
-	mux.Handle("POST /v1/collect", control.Call(a.collect))
-	mux.Handle("GET /v1/status", control.Call(a.status))
-	mux.Handle("POST /v1/hold", control.Call(a.hold))
-	mux.Handle("POST /v1/letgo", control.Call(a.letGo))
-	mux.Handle("POST /v1/network", control.Call(a.network))
-	mux.Handle("GET /v1/pools", control.Call(a.pools))
-	mux.Handle("POST /v1/labels", control.Call(a.labels))
-	mux.Handle("POST /v1/ports", control.Call(a.ports))
-	mux.Handle("POST /v1/explain", control.Call(a.explain))
+	mux.Handle("POST /v1/attach", serve.Call(a.attach))
+	mux.Handle("POST /v1/detach", serve.Call(a.detach))
+	mux.Handle("POST /v1/check", serve.Call(a.check))
+	mux.Handle("POST /v1/collect", serve.Call(a.collect))
+	mux.Handle("GET /v1/status", serve.Call(a.status))
+	mux.Handle("POST /v1/hold", serve.Call(a.hold))
+	mux.Handle("POST /v1/letgo", serve.Call(a.letGo))
+	mux.Handle("POST /v1/network", serve.Call(a.network))
+	mux.Handle("GET /v1/pools", serve.Call(a.pools))
+	mux.Handle("POST /v1/labels", serve.Call(a.labels))
+	mux.Handle("POST /v1/ports", serve.Call(a.ports))
+	mux.Handle("POST /v1/explain", serve.Call(a.explain))
 	return mux
 }
 
@@ -69,7 +70,7 @@ func (a *api) attach(ctx context.Context, r control.AttachRequest) (control.Atta
 // attachSoon attaches as soon as the datastore is there, if that is soon.
 func (a *api) attachSoon(ctx context.Context, r control.AttachRequest) (control.Attachment, error) {
 	var ns *kernel.Netns
-	if !r.Loose {
+	if !r.Loose && !r.Tap.Is() {
 		var err error
 		if ns, err = a.open(ctx, r.NetnsFD, r.NetnsPath); err != nil {
 			return control.Attachment{}, err
@@ -157,7 +158,7 @@ func (a *api) status(ctx context.Context, _ struct{}) (s control.AgentStatus, er
 }
 
 func (a *api) open(ctx context.Context, fd int, path string) (*kernel.Netns, error) {
-	ns, err := a.namespace(control.PeerPID(ctx), fd)
+	ns, err := a.namespace(serve.PeerPID(ctx), fd)
 	if err != nil {
 		if path != "" {
 			path = " " + path

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"netctl/commands/control"
+	"netctl/commands/serve"
 	"netctl/datastore"
 )
 
@@ -87,7 +88,7 @@ func (w *world) waited(target control.Target, ns int) *httptest.ResponseRecorder
 	r := httptest.NewRequestWithContext(ctx, http.MethodPost, "/v1/attach", bytes.NewReader(body))
 	r.Header.Set("Netctl-Began", time.Now().Add(-3*time.Second).Format(time.RFC3339Nano))
 	answer := httptest.NewRecorder()
-	control.Call(w.api.attach).ServeHTTP(answer, r)
+	serve.Call(w.api.attach).ServeHTTP(answer, r)
 	return answer
 }
 

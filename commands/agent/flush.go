@@ -31,6 +31,7 @@ func (l *loop) flush(ctx context.Context) {
 	l.holdLinks()
 	l.settleLinks()
 	l.mendLinks()
+	l.flushGuests()
 	switch {
 	case ctx.Err() != nil, frozen:
 		return
@@ -188,6 +189,7 @@ func (l *loop) flushLinks() {
 				l.links.forget(lo.link)
 				l.problems.drop("restore " + name)
 				l.problems.drop("endpoint " + name)
+				l.problems.drop(tapProblem(name))
 			} else if !l.links.leftAlone[lo.link] && !l.retire(lo) {
 				continue
 			}

@@ -70,7 +70,7 @@ func (l *loop) linkChanged(e kernel.Event) {
 	if l.links.owners[name] != "" && l.locals.named[l.links.owners[name]].leaving {
 		return // said before it was detached
 	}
-	l.links.set(kernel.Link{Name: e.Link, Index: e.Index, Up: e.Up, MTU: e.MTU, Altered: e.Altered})
+	l.links.set(kernel.Link{Name: e.Link, Index: e.Index, Up: e.Up, Carrier: e.Carrier, MTU: e.MTU, Altered: e.Altered})
 	l.touch(name)
 }
 
@@ -102,6 +102,11 @@ func (l *loop) touch(link string) {
 // another boot it is gone, else lost, and gone after a while.
 func (l *loop) missed(lo *local) {
 	if lo.busy > 0 || lo.leaving || lo.releasing || l.standing.stage == detached {
+		return
+	}
+	if lo.ep != nil && lo.ep.Spec.Tap.Is() { // it goes with nothing
+		l.locals.moved[lo.name] = true
+		l.remake(lo)
 		return
 	}
 	if lo.lost.IsZero() {

@@ -99,6 +99,7 @@ func (l *loop) status() control.AgentStatus {
 		InSync:    l.inSync(),
 		Endpoints: l.endpoints(), Waiting: len(l.unsettled), Lost: l.locals.lost(), Problems: l.problemList(), AddressRule: l.rule,
 	}
+	s.Closed, s.Taps = l.closed()
 	switch l.standing.stage {
 	case detached:
 		s.Detached = oneLine(l.standing.reason.Error())

@@ -41,6 +41,7 @@ func (l *loop) learn(rec *workload.Record) {
 	l.links.wires[w.Link] = w
 	l.links.names[w.Index] = w.Link
 	l.links.gateways = l.links.gateways || w.Gateway4 != l.cfg.Gateway
+	l.links.guests = l.links.guests || w.Tap.Is()
 	if w.Peer != "" {
 		l.links.settle[w.Link] = true
 	}
@@ -49,6 +50,7 @@ func (l *loop) learn(rec *workload.Record) {
 // forget is learn's opposite: the link is no more.
 func (k *links) forget(link string) {
 	k.gateways = k.gateways || k.wires[link].Peer != ""
+	k.guests = k.guests || k.wires[link].Tap.Is()
 	delete(k.names, k.wires[link].Index)
 	delete(k.wires, link)
 	delete(k.hold, link)

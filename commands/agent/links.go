@@ -30,6 +30,7 @@ type links struct {
 
 	resync, resyncHost bool // present, or addrs, is not known
 	gateways           bool // those of the wires may be others
+	guests             bool // what virtual machines are to be told may be something else
 }
 
 // attached is a link as its record has it.

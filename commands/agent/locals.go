@@ -19,6 +19,7 @@ type local struct {
 	leaving    bool                // to be out of service
 	filtered   bool                // its ACLs are in the kernel
 	releasing  bool                // it is gone and being released
+	remaking   bool                // its TAP is gone and being made again
 	lost       time.Time           // since when the link is missing; zero: it is not
 	narrow     int                 // MTU of its routes, while its link may have a larger one; 0: the link's
 }

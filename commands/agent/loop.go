@@ -15,6 +15,7 @@ import (
 	"netctl/datastore"
 	"netctl/datastore/ipam"
 	"netctl/netdev/kernel"
+	"netctl/netdev/tap"
 	"netctl/routing"
 )
 
@@ -107,6 +108,10 @@ type loop struct {
 	enter func(ctx context.Context, restore []*workload.Record) error
 	// release detaches an endpoint that is gone.
 	release func(ctx context.Context, endpoint string) error
+	// remade makes the TAP of an endpoint again.
+	remade func(ctx context.Context, endpoint string) error
+	// tellMachines is told what virtual machines are attached as.
+	tellMachines func(guests map[string]tap.Guest)
 	// changedHost is told that addresses of the host changed.
 	changedHost func()
 	// changedTunnels is told that addresses in tunnels may be needed, or not any more.
@@ -133,7 +138,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 		queue: newQueue(), cfg: cfg, log: log, started: time.Now(), boots: &boots{},
 		view: datastore.NewView(), standing: &standing{outage: datastore.NewOutage(log)},
 		links: newLinks(k), table: newTable(r),
-		report: func() {}, reportAnew: func() {}, changedHost: func() {}, changedTunnels: func() {}, changedNetworks: func() {}, synced: func() {}, retryDetaches: func() {},
+		report: func() {}, reportAnew: func() {}, changedHost: func() {}, changedTunnels: func() {}, changedNetworks: func() {}, synced: func() {}, tellMachines: func(map[string]tap.Guest) {}, retryDetaches: func() {},
 		unsettled: map[string]*workload.Record{}, settleSoon: func() {}, changedModel: func() {}, lostModel: func() {},
 	}
 	l.copyLog = datastore.NewCopyLog(cfg.copyFile())
@@ -186,11 +191,11 @@ func (l *loop) compare() {
 	l.links.resync, l.links.resyncHost, l.filtering.resync, l.table.resync = true, true, true, true
 	l.forwarding.doubt()
 	for link, w := range l.links.wires {
-		if w.Peer == "" {
+		if w.Peer == "" && !w.Tap.Is() {
 			l.links.mend[link] = true
 		}
 	}
-	l.tunnels.resync = true
+	l.tunnels.resync, l.links.guests = true, true
 	l.sizes.again(l.locals)
 	l.compareRoutes()
 }

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/datastore/ipam"
 	"netctl/netdev/kernel"
@@ -450,4 +451,19 @@ func (l *loop) lookSoon() {
 func (l *loop) lacksKey(n *datastore.Node) bool {
 	end, _ := n.TunnelOf(datastore.TunnelWireGuard)
 	return n.Status.Host != "" && end.Key == ""
+}
+
+// keyFolder is where the key of WireGuard is: somebody who removes or replaces it wants
+// another one.
+func (a *agent) keyFolder() control.Folder {
+	return control.Folder{Dir: a.cfg.StateDir, Look: func(name string) error {
+		if name == keyFile || name == "" {
+			a.loop.post(func() {
+				if a.loop.wireguard.ready() {
+					a.loop.lookAtKey()
+				}
+			})
+		}
+		return nil
+	}}
 }

@@ -24,6 +24,7 @@ import (
 	"netctl/datastore/identity"
 	"netctl/datastore/memory"
 	"netctl/netdev/kernel"
+	"netctl/netdev/tap"
 	"netctl/routing"
 	"netctl/routing/fib"
 )
@@ -50,6 +51,8 @@ type world struct {
 	// that publish them were there.
 	undirected []string
 
+	machines toldMachines
+
 	a    *agent
 	api  *api
 	stop func() error
@@ -60,6 +63,30 @@ type unresolved struct{ *fib.Table }
 
 func (unresolved) Resolve(context.Context, netip.Addr) (routing.NextHop, error) {
 	return routing.NextHop{}, fib.ErrUnreachable
+}
+
+// toldMachines keeps what virtual machines would be told.
+type toldMachines struct {
+	mu     sync.Mutex
+	guests map[string]tap.Guest
+}
+
+func (m *toldMachines) Serve(guests map[string]tap.Guest) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.guests = guests
+}
+
+func (*toldMachines) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+func (m *toldMachines) told(link string) (tap.Guest, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g, ok := m.guests[link]
+	return g, ok
 }
 
 func newWorld(t *testing.T) *world {
@@ -126,6 +153,7 @@ func (w *world) start() {
 	}
 	o := outside{
 		links: w.links, routes: unresolved{table}, filter: w.nft, followed: w.db(), store: guard.Fence(store), guard: guard,
+		machines: &w.machines,
 		forget: func(addrs ...netip.Addr) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()

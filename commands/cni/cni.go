@@ -61,6 +61,12 @@ func Run(ctx context.Context, version string, env []string, stdin io.Reader, std
 	return 0
 }
 
+// About is what the plugin says that is asked nothing: Nomad runs every file of its CNI
+// path without arguments and looks for a version.
+func About(version string) string {
+	return "CNI netctl plugin v" + strings.TrimPrefix(version, "v") + "\nrun `netctl --help` for the commands\n"
+}
+
 // call is one request.
 type call struct {
 	ctx  context.Context

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -21,7 +22,9 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"netctl/commands/control"
+	"netctl/commands/serve"
 	"netctl/datastore"
+	"netctl/netdev/netlab"
 )
 
 // fake is an agent that keeps what it was asked, wires nothing, and answers
@@ -29,6 +32,7 @@ import (
 type fake struct {
 	warning string
 	t       *testing.T
+	program string // executed in the place of Run; "": Run
 	socket  string
 	asked   map[string]any // the last request by verb
 	runtime string         // who asked for the last attach
@@ -54,30 +58,30 @@ func (f *fake) serve() {
 		f.t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/attach", control.Call(f.attach))
-	mux.Handle("POST /v1/ports", control.Call(f.ports))
-	mux.Handle("POST /v1/detach", control.Call(func(_ context.Context, r control.DetachRequest) (struct{}, error) {
+	mux.Handle("POST /v1/attach", serve.Call(f.attach))
+	mux.Handle("POST /v1/ports", serve.Call(f.ports))
+	mux.Handle("POST /v1/detach", serve.Call(func(_ context.Context, r control.DetachRequest) (struct{}, error) {
 		f.asked["detach"] = r
 		return struct{}{}, f.err
 	}))
-	mux.Handle("POST /v1/check", control.Call(func(ctx context.Context, r control.CheckRequest) (struct{}, error) {
+	mux.Handle("POST /v1/check", serve.Call(func(ctx context.Context, r control.CheckRequest) (struct{}, error) {
 		f.opened(ctx, r.NetnsFD)
 		r.NetnsFD = 0
 		f.asked["check"] = r
 		return struct{}{}, f.err
 	}))
-	mux.Handle("POST /v1/collect", control.Call(func(_ context.Context, r control.CollectRequest) (control.Collected, error) {
+	mux.Handle("POST /v1/collect", serve.Call(func(_ context.Context, r control.CollectRequest) (control.Collected, error) {
 		f.runtime, r.Runtime = r.Runtime, ""
 		f.asked["collect"] = r
 		return f.collected, f.err
 	}))
-	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
+	mux.Handle("GET /v1/status", serve.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
 		f.asked["status"] = struct{}{}
 		return f.status, f.err
 	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- control.Serve(ctx, l, mux) }()
+	go func() { ended <- serve.Serve(ctx, l, mux) }()
 	f.t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -89,7 +93,7 @@ func (f *fake) serve() {
 // opened checks that the number is of a descriptor of the caller's on the file
 // that stands for the namespace.
 func (f *fake) opened(ctx context.Context, fd int) {
-	st, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", control.PeerPID(ctx), fd))
+	st, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", serve.PeerPID(ctx), fd))
 	want, e := os.Stat(f.netns())
 	if err != nil || e != nil || !os.SameFile(st, want) {
 		f.t.Errorf("descriptor %d: not the namespace: %v, %v", fd, err, e)
@@ -141,14 +145,63 @@ func (f *fake) run(env []string, stdin string) (code int, stdout, stderr string)
 	for _, e := range env {
 		all = append(all, f.fill(e))
 	}
+	if f.program != "" {
+		return f.execute(all, f.fill(stdin))
+	}
 	code = Run(f.t.Context(), "1.2.3", all, strings.NewReader(f.fill(stdin)), &out, &diag)
 	return code, out.String(), diag.String()
+}
+
+// execute is run by the program, as a runtime does it.
+func (f *fake) execute(env []string, stdin string) (code int, stdout, stderr string) {
+	f.t.Helper()
+	var out, diag bytes.Buffer
+	cmd := exec.CommandContext(f.t.Context(), f.program)
+	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, strings.NewReader(stdin), &out, &diag
+	var failed *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &failed) {
+		f.t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), diag.String()
 }
 
 func (f *fake) fill(s string) string { return strings.ReplaceAll(s, "$NETNS", f.netns()) }
 
 // TestCalls replays what runtimes really send.
-func TestCalls(t *testing.T) {
+func TestCalls(t *testing.T) { calls(t, "") }
+
+// TestPrograms replays it to what is installed for runtimes, and to a link to the whole
+// program: both answer as Run does.
+func TestPrograms(t *testing.T) {
+	link := filepath.Join(t.TempDir(), "netctl")
+	if err := os.Symlink(netlab.Binary(t), link); err != nil {
+		t.Fatal(err)
+	}
+	for name, program := range map[string]string{"plugin": netlab.Plugin(t), "link": link} {
+		t.Run(name, func(t *testing.T) { calls(t, program) })
+		for env, want := range map[string]string{"CNI_COMMAND=VERSION": `"supportedVersions":["0.3.1","0.4.0","1.0.0","1.1.0"]`, "X=Y": "CNI netctl plugin v"} {
+			f := newFake(t)
+			f.program = program
+			if code, stdout, _ := f.run([]string{env}, `{"cniVersion":"1.0.0"}`); code != 0 || !strings.Contains(stdout, want) {
+				t.Errorf("%s %s: exit %d, %s", name, env, code, stdout)
+			}
+		}
+		for args, want := range map[string]string{"info": `"api_version":"1.0.0"`, "create": `"error":`} {
+			cmd := exec.CommandContext(t.Context(), program, args)
+			cmd.Stdin = strings.NewReader("nothing")
+			if out, err := cmd.Output(); !strings.Contains(string(out), want) {
+				t.Errorf("%s %s: %s, %v", name, args, out, err)
+			}
+		}
+	}
+	var failed *exec.ExitError
+	out, err := exec.CommandContext(t.Context(), netlab.Plugin(t), "status").CombinedOutput()
+	if !errors.As(err, &failed) || failed.ExitCode() != 2 || !strings.Contains(string(out), "plugin for container runtimes alone") {
+		t.Errorf("the plugin as a command: %v, %s", err, out)
+	}
+}
+
+func calls(t *testing.T, program string) {
 	files, err := filepath.Glob("testdata/calls/*.txtar")
 	if err != nil || len(files) < 10 {
 		t.Fatal(files, err)
@@ -164,6 +217,7 @@ func TestCalls(t *testing.T) {
 				part[file.Name] = string(file.Data)
 			}
 			f := newFake(t)
+			f.program = program
 			code, stdout, stderr := f.run(strings.Split(strings.TrimSpace(part["env"]), "\n"), part["stdin"])
 			if code != 0 || stdout != f.fill(part["stdout"]) {
 				t.Errorf("exit %d\n got %s\nwant %s", code, stdout, f.fill(part["stdout"]))

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"net/http"
 	"net/netip"
 
 	"netctl/datastore"
@@ -82,33 +81,33 @@ type PortRequest struct {
 // Hold chooses an address and holds it; see HoldRequest.
 func (c *AgentClient) Hold(ctx context.Context, r HoldRequest) (HeldAddress, error) {
 	var a HeldAddress
-	return a, c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/hold", r, &a) })
+	return a, c.insist(ctx, func() error { return c.call(ctx, methodPost, "/v1/hold", r, &a) })
 }
 
 // LetGo ends a hold; that there is none is no error.
 func (c *AgentClient) LetGo(ctx context.Context, a netip.Addr) error {
-	return c.call(ctx, http.MethodPost, "/v1/letgo", HeldAddress{Address: a}, nil)
+	return c.call(ctx, methodPost, "/v1/letgo", HeldAddress{Address: a}, nil)
 }
 
 // Network has a network made if it is not there; see NetworkRequest.
 func (c *AgentClient) Network(ctx context.Context, r NetworkRequest) (NetworkAnswer, error) {
 	var a NetworkAnswer
-	return a, c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/network", r, &a) })
+	return a, c.insist(ctx, func() error { return c.call(ctx, methodPost, "/v1/network", r, &a) })
 }
 
 // Pools returns the cluster's pools, by address.
 func (c *AgentClient) Pools(ctx context.Context) ([]PoolEntry, error) {
 	var a PoolAnswer
-	err := c.insist(ctx, func() error { return c.call(ctx, http.MethodGet, "/v1/pools", nil, &a) })
+	err := c.insist(ctx, func() error { return c.call(ctx, methodGet, "/v1/pools", nil, &a) })
 	return a.Pools, err
 }
 
 // Label gives an endpoint labels; see LabelRequest.
 func (c *AgentClient) Label(ctx context.Context, r LabelRequest) error {
-	return c.call(ctx, http.MethodPost, "/v1/labels", r, nil)
+	return c.call(ctx, methodPost, "/v1/labels", r, nil)
 }
 
 // Publish gives an endpoint ports of the node; see PortRequest.
 func (c *AgentClient) Publish(ctx context.Context, r PortRequest) error {
-	return c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/ports", r, nil) })
+	return c.insist(ctx, func() error { return c.call(ctx, methodPost, "/v1/ports", r, nil) })
 }

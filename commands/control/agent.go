@@ -44,7 +44,8 @@ type AttachRequest struct {
 	// in the label datastore.LabelNetwork.
 	Network string `json:"network,omitempty"`
 	// NetnsFD is the number of a descriptor of the target namespace in the
-	// calling process; the agent opens /proc/<peer pid>/fd/<n>. Not looked at if Loose.
+	// calling process; the agent opens /proc/<peer pid>/fd/<n>. Not looked at if Loose
+	// or of a Tap.
 	NetnsFD int `json:"netnsFD"`
 	// Loose leaves the workload's side on the host, as Attachment.Peer, for the runtime
 	// to take it into the namespace that NetnsPath will name, and to address and route
@@ -55,6 +56,8 @@ type AttachRequest struct {
 	// agent's, or one of the netdev.MaxGateways-1 after it; zero: the agent's. Two
 	// interfaces of one namespace cannot have the same in one table of routes.
 	Gateway netip.Addr `json:"gateway,omitzero"`
+	// Tap has a TAP made for a virtual machine, and no namespace looked at.
+	Tap datastore.Tap `json:"tap,omitzero"`
 	// Destinations are what the workload of a Loose attach is to reach by this interface,
 	// whichever has its default route; the agent sees to that once the interface is there.
 	Destinations []netip.Prefix `json:"destinations,omitempty"`
@@ -145,6 +148,10 @@ type AgentStatus struct {
 	// Waiting is how many of them the store, which was away, has yet to hear of.
 	Waiting int      `json:"waiting,omitempty"`
 	Lost    []string `json:"lost,omitempty"` // endpoints whose link is gone
+	// Taps is how many of them have a TAP, and Closed are those whose TAP no virtual
+	// machine has open.
+	Taps   int      `json:"taps,omitempty"`
+	Closed []string `json:"closed,omitempty"`
 	// Problems are one line each: what is wrong and what to do.
 	Problems []string     `json:"problems,omitempty"`
 	Address  []netip.Addr `json:"address"`

@@ -11,14 +11,16 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"net/http"
+	"net/textproto"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
 
-// maxBody bounds what either side of a socket reads as one body, in bytes.
-const maxBody = 8 << 20
+// MaxBody bounds what either side of a socket reads as one body, in bytes.
+const MaxBody = 8 << 20
 
 // AgentPatience is how long an attach takes at most, and the wait for an agent that
 // was there and is not: one that starts again is back much sooner.
@@ -52,37 +54,37 @@ func (c *AgentClient) Waiting(d time.Duration) *AgentClient {
 // Attach wires an interface; see AttachRequest.
 func (c *AgentClient) Attach(ctx context.Context, r AttachRequest) (Attachment, error) {
 	var a Attachment
-	ctx = context.WithValue(ctx, beganKey{}, time.Now())
-	return a, c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/attach", r, &a) })
+	ctx = WithBegan(ctx, time.Now())
+	return a, c.insist(ctx, func() error { return c.call(ctx, methodPost, "/v1/attach", r, &a) })
 }
 
 // Detach releases an endpoint or every interface of a workload; see
 // DetachRequest.
 func (c *AgentClient) Detach(ctx context.Context, r DetachRequest) error {
-	return c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/detach", r, nil) })
+	return c.insist(ctx, func() error { return c.call(ctx, methodPost, "/v1/detach", r, nil) })
 }
 
 // Check returns nil if the endpoint is wired as it was attached.
 func (c *AgentClient) Check(ctx context.Context, r CheckRequest) error {
-	return c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/check", r, nil) })
+	return c.insist(ctx, func() error { return c.call(ctx, methodPost, "/v1/check", r, nil) })
 }
 
 // Collect releases what is dead; see CollectRequest.
 func (c *AgentClient) Collect(ctx context.Context, r CollectRequest) (Collected, error) {
 	var a Collected
-	return a, c.call(ctx, http.MethodPost, "/v1/collect", r, &a)
+	return a, c.call(ctx, methodPost, "/v1/collect", r, &a)
 }
 
 // Status returns the agent's own view.
 func (c *AgentClient) Status(ctx context.Context) (AgentStatus, error) {
 	var s AgentStatus
-	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
+	return s, c.call(ctx, methodGet, "/v1/status", nil, &s)
 }
 
 // Explain returns what the packet filter says of a packet; see ExplainRequest.
 func (c *AgentClient) Explain(ctx context.Context, r ExplainRequest) (Explanation, error) {
 	var e Explanation
-	return e, c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/explain", r, &e) })
+	return e, c.insist(ctx, func() error { return c.call(ctx, methodPost, "/v1/explain", r, &e) })
 }
 
 // insist makes a call that may be made several times, until somebody answers it or
@@ -155,13 +157,13 @@ func (c *SpeakerClient) Waiting(d time.Duration) *SpeakerClient {
 // Status returns the speaker's own view.
 func (c *SpeakerClient) Status(ctx context.Context) (SpeakerStatus, error) {
 	var s SpeakerStatus
-	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
+	return s, c.call(ctx, methodGet, "/v1/status", nil, &s)
 }
 
 // BGPRoutes returns the paths that the speaker knows of; see BGPQuery.
 func (c *SpeakerClient) BGPRoutes(ctx context.Context, q BGPQuery) (BGPPaths, error) {
 	var p BGPPaths
-	return p, c.insist(ctx, func() error { return c.call(ctx, http.MethodPost, "/v1/bgp/routes", q, &p) })
+	return p, c.insist(ctx, func() error { return c.call(ctx, methodPost, "/v1/bgp/routes", q, &p) })
 }
 
 // BGPSession returns all about the session with a peer, by its address or name; refresh
@@ -169,7 +171,7 @@ func (c *SpeakerClient) BGPRoutes(ctx context.Context, q BGPQuery) (BGPPaths, er
 func (c *SpeakerClient) BGPSession(ctx context.Context, peer string, refresh bool) (BGPSession, error) {
 	var s BGPSession
 	return s, c.insist(ctx, func() error {
-		return c.call(ctx, http.MethodPost, "/v1/bgp/session", BGPQuery{Peer: peer, Refresh: refresh}, &s)
+		return c.call(ctx, methodPost, "/v1/bgp/session", BGPQuery{Peer: peer, Refresh: refresh}, &s)
 	})
 }
 
@@ -217,13 +219,27 @@ func isLate(err error) bool {
 	return errors.As(err, &a) && errors.Is(a.cause, context.DeadlineExceeded)
 }
 
-// timeoutHeader says how long the caller waits for the answer: the other side ends
+// TimeoutHeader says how long the caller waits for the answer: the other side ends
 // sooner, and can say why.
-const timeoutHeader = "Netctl-Timeout"
+const TimeoutHeader = "Netctl-Timeout"
 
-// beganHeader says when a call was first made (RFC 3339): it may have waited for the other
+// BeganHeader says when a call was first made (RFC 3339): it may have waited for the other
 // side, and been made before.
-const beganHeader = "Netctl-Began"
+const BeganHeader = "Netctl-Began"
+
+type beganKey struct{}
+
+// WithBegan is the context of a call that was first made then.
+func WithBegan(ctx context.Context, began time.Time) context.Context {
+	return context.WithValue(ctx, beganKey{}, began)
+}
+
+// Began is when the caller first made the call that ctx belongs to, by this machine's clock;
+// zero if it did not say so.
+func Began(ctx context.Context) time.Time {
+	began, _ := ctx.Value(beganKey{}).(time.Time)
+	return began
+}
 
 // call makes one request on a connection of its own and decodes the answer into
 // out. It writes the request itself: http.Client's transport (two goroutines, a
@@ -245,12 +261,12 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 	// The deadline of a cancelled context lies in the past: reads and writes end.
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	var req bytes.Buffer
-	fmt.Fprintf(&req, "%s %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n", method, path, role, len(body))
+	fmt.Fprintf(&req, "%s %s HTTP/1.0\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n", method, path, role, len(body))
 	if end, ok := ctx.Deadline(); ok {
-		fmt.Fprintf(&req, "%s: %s\r\n", timeoutHeader, time.Until(end)*9/10)
+		fmt.Fprintf(&req, "%s: %s\r\n", TimeoutHeader, time.Until(end)*9/10)
 	}
 	if began := Began(ctx); !began.IsZero() {
-		fmt.Fprintf(&req, "%s: %s\r\n", beganHeader, began.Format(time.RFC3339Nano))
+		fmt.Fprintf(&req, "%s: %s\r\n", BeganHeader, began.Format(time.RFC3339Nano))
 	}
 	req.WriteString("\r\n")
 	req.Write(body)
@@ -277,17 +293,47 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 	return nil
 }
 
+// The methods of requests.
+const (
+	methodGet  = "GET"
+	methodPost = "POST"
+)
+
+// exchange sends a request of HTTP/1.0, whose answer is never in chunks, and reads that.
 func exchange(conn net.Conn, req []byte) (body []byte, status int, err error) {
 	if _, err := conn.Write(req); err != nil {
 		return nil, 0, err
 	}
-	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	in := bufio.NewReader(io.LimitReader(conn, MaxBody))
+	text := textproto.NewReader(in)
+	line, err := text.ReadLine() // HTTP/1.0 200 OK
 	if err != nil {
+		return nil, 0, cut(err)
+	}
+	if words := strings.Fields(line); len(words) < 2 || !strings.HasPrefix(words[0], "HTTP/1.") {
+		return nil, 0, fmt.Errorf("malformed answer %q", line)
+	} else if status, err = strconv.Atoi(words[1]); err != nil {
+		return nil, 0, fmt.Errorf("malformed answer %q", line)
+	}
+	header, err := text.ReadMIMEHeader()
+	if err != nil {
+		return nil, 0, cut(err)
+	}
+	if body, err = io.ReadAll(in); err != nil {
 		return nil, 0, err
 	}
-	defer resp.Body.Close()
-	body, err = io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	return body, resp.StatusCode, err
+	if length, err := strconv.Atoi(header.Get("Content-Length")); err == nil && length > len(body) {
+		return nil, 0, io.ErrUnexpectedEOF
+	}
+	return body, status, nil
+}
+
+// cut is an end in the midst of something.
+func cut(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // absent says in one line why nobody answers on a socket and what to do.

@@ -1,4 +1,4 @@
-package control
+package control_test
 
 import (
 	"context"
@@ -18,21 +18,23 @@ import (
 	"testing"
 	"time"
 
+	"netctl/commands/control"
+	"netctl/commands/serve"
 	"netctl/datastore"
 )
 
-// serve runs an agent-like server in a folder of the test's own and returns its
+// served runs an agent-like server in a folder of the test's own and returns its
 // socket.
-func serve(t *testing.T, mux *http.ServeMux) string {
+func served(t *testing.T, mux *http.ServeMux) string {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "run", "agent.sock")
-	l, err := Listen(socket, slog.New(slog.DiscardHandler))
+	l, err := control.Listen(socket, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, l, mux) }()
+	go func() { done <- serve.Serve(ctx, l, mux) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -45,13 +47,13 @@ func serve(t *testing.T, mux *http.ServeMux) string {
 func TestAttachGoesThereAndBack(t *testing.T) {
 	var peer int
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/attach", Call(func(ctx context.Context, r AttachRequest) (Attachment, error) {
-		peer = PeerPID(ctx)
-		return Attachment{Endpoint: "n1/" + r.Orchestrator + "/" + r.Workload + "/" + r.Interface, Addresses: r.Addresses}, nil
+	mux.Handle("POST /v1/attach", serve.Call(func(ctx context.Context, r control.AttachRequest) (control.Attachment, error) {
+		peer = serve.PeerPID(ctx)
+		return control.Attachment{Endpoint: "n1/" + r.Orchestrator + "/" + r.Workload + "/" + r.Interface, Addresses: r.Addresses}, nil
 	}))
-	c := NewAgentClient(serve(t, mux))
+	c := control.NewAgentClient(served(t, mux))
 	ip := netip.MustParseAddr("10.0.0.48")
-	a, err := c.Attach(t.Context(), AttachRequest{Target: Target{Orchestrator: "cni", Workload: "w", Interface: "eth0"}, Addresses: []netip.Addr{ip}})
+	a, err := c.Attach(t.Context(), control.AttachRequest{Target: control.Target{Orchestrator: "cni", Workload: "w", Interface: "eth0"}, Addresses: []netip.Addr{ip}})
 	if err != nil || a.Endpoint != "n1/cni/w/eth0" || len(a.Addresses) != 1 || a.Addresses[0] != ip {
 		t.Fatalf("Attach = %+v, %v", a, err)
 	}
@@ -61,31 +63,31 @@ func TestAttachGoesThereAndBack(t *testing.T) {
 }
 
 func TestErrorsKeepTheirCode(t *testing.T) {
-	for _, s := range sentinels() {
+	for _, outcome := range control.Outcomes() {
 		mux := http.NewServeMux()
-		mux.Handle("POST /v1/detach", Call(func(context.Context, DetachRequest) (struct{}, error) {
-			return struct{}{}, fmt.Errorf("detach cni/w: %w", s.err)
+		mux.Handle("POST /v1/detach", serve.Call(func(context.Context, control.DetachRequest) (struct{}, error) {
+			return struct{}{}, fmt.Errorf("detach cni/w: %w", outcome)
 		}))
-		err := NewAgentClient(serve(t, mux)).Detach(t.Context(), DetachRequest{})
-		var e *Error
-		if !errors.As(err, &e) || !errors.Is(err, s.err) || e.Message != "detach cni/w: "+s.err.Error() {
-			t.Errorf("%v came back as %v", s.err, err)
+		err := control.NewAgentClient(served(t, mux)).Detach(t.Context(), control.DetachRequest{})
+		var e *control.Error
+		if !errors.As(err, &e) || !errors.Is(err, outcome) || e.Message != "detach cni/w: "+outcome.Error() {
+			t.Errorf("%v came back as %v", outcome, err)
 		}
 	}
 }
 
 func TestStrictRequests(t *testing.T) {
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/check", Call(func(context.Context, CheckRequest) (struct{}, error) { return struct{}{}, nil }))
-	socket := serve(t, mux)
+	mux.Handle("POST /v1/check", serve.Call(func(context.Context, control.CheckRequest) (struct{}, error) { return struct{}{}, nil }))
+	socket := served(t, mux)
 	for _, body := range []string{`{"workloat":"x"}`, `{} {}`, `{"workload":1}`, `{`} {
 		conn, err := net.Dial("unix", socket)
 		if err != nil {
 			t.Fatal(err)
 		}
-		answer, status, err := exchange(conn, fmt.Appendf(nil, "POST /v1/check HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+		answer, status, err := control.Exchange(conn, fmt.Appendf(nil, "POST /v1/check HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
 		conn.Close()
-		if err != nil || status != http.StatusBadRequest || !strings.Contains(string(answer), CodeInvalid) {
+		if err != nil || status != http.StatusBadRequest || !strings.Contains(string(answer), control.CodeInvalid) {
 			t.Errorf("%s: status %d, %s, %v", body, status, answer, err)
 		}
 	}
@@ -93,15 +95,18 @@ func TestStrictRequests(t *testing.T) {
 
 func TestNobodyThere(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "agent.sock")
-	_, err := NewAgentClient(socket).Status(t.Context())
+	_, err := control.NewAgentClient(socket).Status(t.Context())
 	if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), "not running") {
 		t.Errorf("Status without an agent: %v", err)
 	}
 	mux, block := http.NewServeMux(), make(chan struct{})
-	mux.Handle("GET /v1/status", Call(func(context.Context, struct{}) (AgentStatus, error) { <-block; return AgentStatus{}, nil }))
+	mux.Handle("GET /v1/status", serve.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
+		<-block
+		return control.AgentStatus{}, nil
+	}))
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	_, err = NewAgentClient(serve(t, mux)).Status(ctx)
+	_, err = control.NewAgentClient(served(t, mux)).Status(ctx)
 	close(block)
 	if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), "in time") {
 		t.Errorf("Status of a stuck agent: %v", err)
@@ -111,7 +116,7 @@ func TestNobodyThere(t *testing.T) {
 func TestListen(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	socket := filepath.Join(t.TempDir(), "run", "agent.sock")
-	l, err := Listen(socket, log)
+	l, err := control.Listen(socket, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,11 +125,11 @@ func TestListen(t *testing.T) {
 			t.Errorf("%s: %v, %v, want %v", path, st.Mode(), err, want)
 		}
 	}
-	if _, err := Listen(socket, log); err == nil || !strings.Contains(err.Error(), "another process") {
+	if _, err := control.Listen(socket, log); err == nil || !strings.Contains(err.Error(), "another process") {
 		t.Errorf("second Listen: %v", err)
 	}
 	l.Close() // the socket stays, as after kill -9
-	again, err := Listen(socket, log)
+	again, err := control.Listen(socket, log)
 	if err != nil {
 		t.Fatalf("Listen on a stale socket: %v", err)
 	}
@@ -132,7 +137,7 @@ func TestListen(t *testing.T) {
 	if err := errors.Join(os.Remove(socket), os.WriteFile(socket, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(socket, log); err == nil {
+	if _, err := control.Listen(socket, log); err == nil {
 		t.Error("Listen replaced a plain file")
 	}
 }
@@ -140,20 +145,22 @@ func TestListen(t *testing.T) {
 // TestOtherUsersAreRefused connects as nobody through a folder that would let it.
 func TestOtherUsersAreRefused(t *testing.T) {
 	mux := http.NewServeMux()
-	mux.Handle("GET /v1/status", Call(func(context.Context, struct{}) (AgentStatus, error) { return AgentStatus{Node: "n1"}, nil }))
+	mux.Handle("GET /v1/status", serve.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
+		return control.AgentStatus{Node: "n1"}, nil
+	}))
 	dir, err := os.MkdirTemp("/tmp", "control")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
 	socket := filepath.Join(dir, "agent.sock")
-	l, err := Listen(socket, slog.New(slog.DiscardHandler))
+	l, err := control.Listen(socket, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, l, mux) }()
+	go func() { done <- serve.Serve(ctx, l, mux) }()
 	defer func() { cancel(); <-done }()
 	for path, mode := range map[string]os.FileMode{dir: 0o755, socket: 0o666} {
 		if err := os.Chmod(path, mode); err != nil {
@@ -197,20 +204,20 @@ func TestOtherUsersAreRefused(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	held, err := Lock(dir, "agent")
+	held, err := control.Lock(dir, "agent")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Lock(dir, "agent"); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("PID %d ", os.Getpid())) {
+	if _, err := control.Lock(dir, "agent"); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("PID %d ", os.Getpid())) {
 		t.Errorf("second Lock: %v", err)
 	}
-	other, err := Lock(dir, "speaker")
+	other, err := control.Lock(dir, "speaker")
 	if err != nil {
 		t.Fatal(err)
 	}
 	other.Close()
 	held.Close()
-	again, err := Lock(dir, "agent")
+	again, err := control.Lock(dir, "agent")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +243,7 @@ func TestLockOfTheDead(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.AfterFunc(50*time.Millisecond, func() { left.Close() })
-	held, err := Lock(dir, "agent")
+	held, err := control.Lock(dir, "agent")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,12 +252,12 @@ func TestLockOfTheDead(t *testing.T) {
 
 func TestPending(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "pending")
-	if all, err := ReadPending(dir); err != nil || len(all) != 0 {
+	if all, err := control.ReadPending(dir); err != nil || len(all) != 0 {
 		t.Fatalf("ReadPending of no folder = %v, %v", all, err)
 	}
-	r := DetachRequest{Target: Target{Orchestrator: "cni", Workload: "w", Interface: "eth0"}}
+	r := control.DetachRequest{Target: control.Target{Orchestrator: "cni", Workload: "w", Interface: "eth0"}}
 	for _, r.Network = range []string{"", "net"} { // of netctl endpoint remove, and of a runtime
-		if err := StorePending(dir, r); err != nil {
+		if err := control.StorePending(dir, r); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -259,7 +266,7 @@ func TestPending(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	all, err := ReadPending(dir)
+	all, err := control.ReadPending(dir)
 	if len(all) != 1 || all[0].Request != r {
 		t.Errorf("ReadPending = %+v", all)
 	}
@@ -276,34 +283,9 @@ func FuzzRequest(f *testing.F) {
 	f.Add(`{"ports":[{"name":"http","protocol":"tcp","port":80}],"labels":{"a":"b"}}`)
 	f.Add(`{}{}`)
 	f.Fuzz(func(t *testing.T, text string) {
-		var r AttachRequest
-		if err := decode(strings.NewReader(text), &r); err != nil && !errors.Is(err, datastore.ErrInvalid) {
+		var r control.AttachRequest
+		if err := control.Decode(strings.NewReader(text), &r); err != nil && !errors.Is(err, datastore.ErrInvalid) {
 			t.Errorf("%q: %v", text, err)
 		}
 	})
-}
-
-// TestTheCauseStays: that the caller's time ends while it asks once more does not hide
-// why nobody answered.
-func TestTheCauseStays(t *testing.T) {
-	dir := t.TempDir()
-	c := NewAgentClient(filepath.Join(dir, "agent.sock")).Waiting(time.Minute)
-	if err := os.WriteFile(filepath.Join(dir, "etcd.sock"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(time.Hour))
-	defer cancel()
-	late, end := context.WithDeadline(t.Context(), time.Unix(1, 0))
-	defer end()
-	asked := 0
-	err := c.insist(ctx, func() error {
-		if asked++; asked == 1 {
-			return c.call(ctx, "GET", "/", nil, nil)
-		}
-		cancel()
-		return c.call(late, "GET", "/", nil, nil)
-	})
-	if asked < 2 || err == nil || !strings.Contains(err.Error(), "agent not running") {
-		t.Errorf("asked %d times: %v", asked, err)
-	}
 }

@@ -2,11 +2,23 @@ package control
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
-	"net/http"
+	"fmt"
+	"io"
 	"strings"
 
 	"netctl/datastore"
+)
+
+// The statuses of HTTP (RFC 9110, section 15) that carry outcomes.
+const (
+	statusBadRequest          = 400
+	statusForbidden           = 403
+	statusNotFound            = 404
+	statusConflict            = 409
+	statusInternalServerError = 500
+	statusServiceUnavailable  = 503
 )
 
 // sentinel is an outcome as the sockets carry it.
@@ -20,17 +32,17 @@ type sentinel struct {
 // ways, first match wins; there is no other table.
 func sentinels() []sentinel {
 	return []sentinel{
-		{datastore.ErrDetached, CodeDetached, http.StatusServiceUnavailable},
-		{datastore.ErrUnavailable, CodeUnavailable, http.StatusServiceUnavailable},
-		{datastore.ErrFull, CodeUnavailable, http.StatusServiceUnavailable}, // it takes no write: try again later
-		{datastore.ErrExhausted, CodeExhausted, http.StatusConflict},
-		{datastore.ErrExists, CodeExists, http.StatusConflict},
-		{datastore.ErrInUse, CodeConflict, http.StatusConflict},
-		{datastore.ErrConflict, CodeConflict, http.StatusConflict},
-		{datastore.ErrNotFound, CodeNotFound, http.StatusNotFound},
-		{datastore.ErrDenied, CodeDenied, http.StatusForbidden},
-		{datastore.ErrInvalid, CodeInvalid, http.StatusBadRequest},
-		{ErrNamespace, CodeNamespace, http.StatusBadRequest},
+		{datastore.ErrDetached, CodeDetached, statusServiceUnavailable},
+		{datastore.ErrUnavailable, CodeUnavailable, statusServiceUnavailable},
+		{datastore.ErrFull, CodeUnavailable, statusServiceUnavailable}, // it takes no write: try again later
+		{datastore.ErrExhausted, CodeExhausted, statusConflict},
+		{datastore.ErrExists, CodeExists, statusConflict},
+		{datastore.ErrInUse, CodeConflict, statusConflict},
+		{datastore.ErrConflict, CodeConflict, statusConflict},
+		{datastore.ErrNotFound, CodeNotFound, statusNotFound},
+		{datastore.ErrDenied, CodeDenied, statusForbidden},
+		{datastore.ErrInvalid, CodeInvalid, statusBadRequest},
+		{ErrNamespace, CodeNamespace, statusBadRequest},
 	}
 }
 
@@ -81,5 +93,22 @@ func (e *Error) Status() int {
 			return s.status
 		}
 	}
-	return http.StatusInternalServerError
+	return statusInternalServerError
+}
+
+// Decode reads one JSON value, strictly (unknown fields and trailing bytes are refused);
+// nothing leaves into as it is.
+func Decode(r io.Reader, into any) error {
+	dec := json.NewDecoder(r)
+	dec.DisallowUnknownFields()
+	switch err := dec.Decode(into); {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err != nil:
+		return fmt.Errorf("request: %w: %w", datastore.ErrInvalid, err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("request: %w: more than one JSON value", datastore.ErrInvalid)
+	}
+	return nil
 }

@@ -1,27 +1,17 @@
 package control
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
-	"time"
-
-	"netctl/datastore"
 )
-
-// shutdownGrace is how long Serve lets calls in progress finish.
-const shutdownGrace = 10 * time.Second
 
 // Listener is a unix socket that only processes of root and of the listener's
 // own user can use. Each of its connections knows the PID of its peer. It may be
@@ -157,6 +147,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
+// Log is where what goes wrong with callers is written.
+func (l *Listener) Log() *slog.Logger { return l.log }
+
 // Close implements net.Listener. The socket stays: who finds it knows that somebody
 // was there.
 func (l *Listener) Close() error {
@@ -172,6 +165,9 @@ func (l *Listener) Close() error {
 // Addr implements net.Listener.
 func (l *Listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
 
+// PeerPID is the PID of the process at the other end.
+func (p *peerConn) PeerPID() int { return int(p.peer.Pid) }
+
 // peerOf asks the kernel who connected (unix(7), SO_PEERCRED).
 func peerOf(conn *net.UnixConn) (cred *syscall.Ucred, err error) {
 	raw, err := conn.SyscallConn()
@@ -184,108 +180,4 @@ func peerOf(conn *net.UnixConn) (cred *syscall.Ucred, err error) {
 		return nil, e
 	}
 	return cred, err
-}
-
-type beganKey struct{}
-
-// Began is when the caller first made the call that ctx belongs to, by this machine's clock;
-// zero if it did not say so.
-func Began(ctx context.Context) time.Time {
-	began, _ := ctx.Value(beganKey{}).(time.Time)
-	return began
-}
-
-type peerKey struct{}
-
-// PeerPID is the PID of the process whose request ctx belongs to; 0 if ctx is
-// not of a request that Serve took.
-func PeerPID(ctx context.Context) int {
-	if cred, ok := ctx.Value(peerKey{}).(*syscall.Ucred); ok {
-		return int(cred.Pid)
-	}
-	return 0
-}
-
-// Serve answers requests with h until ctx ends, then lets those in progress
-// finish for a bounded time and closes l. It returns nil when ctx ended.
-func Serve(ctx context.Context, l *Listener, h http.Handler) error {
-	srv := &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       time.Minute,
-		ErrorLog:          slog.NewLogLogger(l.log.Handler(), slog.LevelWarn),
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			if p, ok := c.(*peerConn); ok {
-				ctx = context.WithValue(ctx, peerKey{}, p.peer)
-			}
-			return ctx
-		},
-	}
-	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(ended)
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
-		defer cancel()
-		if srv.Shutdown(grace) != nil {
-			_ = srv.Close()
-		}
-	})
-	err := srv.Serve(l)
-	if stop() {
-		return fmt.Errorf("serve %s: %w", l.Addr(), err)
-	}
-	<-ended
-	return nil
-}
-
-// Call makes a handler of a function: the body is decoded strictly (unknown
-// fields and trailing bytes are refused), errors are answered as Error. A
-// request without a body leaves the zero Q. A caller who said how long it waits is
-// answered by then.
-func Call[Q, A any](fn func(context.Context, Q) (A, error)) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var (
-			q   Q
-			a   any
-			err = decode(http.MaxBytesReader(w, r.Body, maxBody), &q)
-		)
-		if err == nil {
-			ctx := r.Context()
-			if limit, e := time.ParseDuration(r.Header.Get(timeoutHeader)); e == nil {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, limit)
-				defer cancel()
-			}
-			if began, e := time.Parse(time.RFC3339Nano, r.Header.Get(beganHeader)); e == nil {
-				ctx = context.WithValue(ctx, beganKey{}, began)
-			}
-			a, err = fn(ctx, q)
-		}
-		status := http.StatusOK
-		if e := ErrorOf(err); e != nil {
-			a, status = e, e.Status()
-		}
-		body, err := json.Marshal(a)
-		if err != nil {
-			body, status = []byte(`{"code":"internal","message":"answer cannot be encoded"}`), http.StatusInternalServerError
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status)
-		_, _ = w.Write(body)
-	})
-}
-
-func decode(r io.Reader, into any) error {
-	dec := json.NewDecoder(r)
-	dec.DisallowUnknownFields()
-	switch err := dec.Decode(into); {
-	case errors.Is(err, io.EOF):
-		return nil
-	case err != nil:
-		return fmt.Errorf("request: %w: %w", datastore.ErrInvalid, err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("request: %w: more than one JSON value", datastore.ErrInvalid)
-	}
-	return nil
 }

@@ -115,7 +115,7 @@ func readPending(path string) (r DetachRequest, file fs.FileInfo, err error) {
 	if file, err = f.Stat(); err != nil {
 		return r, nil, err
 	}
-	if err := decode(io.LimitReader(f, maxBody), &r); err != nil {
+	if err := Decode(io.LimitReader(f, MaxBody), &r); err != nil {
 		return r, nil, err
 	}
 	if r.Orchestrator == "" || r.Workload == "" {

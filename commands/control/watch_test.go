@@ -1,4 +1,4 @@
-package control
+package control_test
 
 import (
 	"context"
@@ -14,13 +14,15 @@ import (
 	"testing"
 	"time"
 
+	"netctl/commands/control"
+	"netctl/commands/serve"
 	"netctl/datastore"
 )
 
 // role is a server with its lock, both watched, in a folder of the test's.
 type role struct {
 	dir, socket string
-	held        *Held
+	held        *control.Held
 	ended       chan error // of the watch
 }
 
@@ -30,19 +32,21 @@ func startRole(t *testing.T) *role {
 	r := &role{dir: dir, socket: filepath.Join(dir, "agent.sock"), ended: make(chan error, 1)}
 	log := slog.New(slog.DiscardHandler)
 	var err error
-	if r.held, err = Lock(dir, "agent"); err != nil {
+	if r.held, err = control.Lock(dir, "agent"); err != nil {
 		t.Fatal(err)
 	}
-	l, err := Listen(r.socket, log)
+	l, err := control.Listen(r.socket, log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /v1/status", Call(func(context.Context, struct{}) (AgentStatus, error) { return AgentStatus{Node: "n1"}, nil }))
+	mux.Handle("GET /v1/status", serve.Call(func(context.Context, struct{}) (control.AgentStatus, error) {
+		return control.AgentStatus{Node: "n1"}, nil
+	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- Serve(ctx, l, mux) }()
-	go func() { r.ended <- WatchFolders(ctx, log, l.Folder(), r.held.Folder()) }()
+	go func() { served <- serve.Serve(ctx, l, mux) }()
+	go func() { r.ended <- control.WatchFolders(ctx, log, l.Folder(), r.held.Folder()) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
@@ -69,7 +73,7 @@ func until(t *testing.T, ok func() error) {
 
 // whole says what is not as it was after the start.
 func (r *role) whole() error {
-	if _, err := NewAgentClient(r.socket).Status(context.Background()); err != nil {
+	if _, err := control.NewAgentClient(r.socket).Status(context.Background()); err != nil {
 		return err
 	}
 	for path, want := range map[string]os.FileMode{r.dir: os.ModeDir | 0o700, r.socket: os.ModeSocket | 0o600, filepath.Join(r.dir, "agent.lock"): 0o600} {
@@ -155,20 +159,20 @@ func TestMadeAgain(t *testing.T) {
 // role ends.
 func TestLockedByAnother(t *testing.T) {
 	dir := t.TempDir()
-	held, err := Lock(dir, "agent")
+	held, err := control.Lock(dir, "agent")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer held.Close()
-	if err := os.Remove(held.path); err != nil {
+	if err := os.Remove(held.Path()); err != nil {
 		t.Fatal(err)
 	}
-	other, err := Lock(dir, "agent")
+	other, err := control.Lock(dir, "agent")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	err = WatchFolders(t.Context(), slog.New(slog.DiscardHandler), held.Folder())
+	err = control.WatchFolders(t.Context(), slog.New(slog.DiscardHandler), held.Folder())
 	if err == nil || !strings.Contains(err.Error(), "agent runs already") {
 		t.Errorf("watch ended with %v", err)
 	}
@@ -178,7 +182,7 @@ func TestLockedByAnother(t *testing.T) {
 func TestLookedAtRegularly(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "run")
 	looks, enough := 0, errors.New("enough")
-	err := lookRegularly(t.Context(), slog.New(slog.DiscardHandler), syscall.EMFILE, []Folder{{Dir: dir, Look: func(name string) error {
+	err := control.LookRegularly(t.Context(), slog.New(slog.DiscardHandler), syscall.EMFILE, []control.Folder{{Dir: dir, Look: func(name string) error {
 		if looks++; looks == 2 {
 			return enough
 		}
@@ -193,20 +197,20 @@ func TestLookedAtRegularly(t *testing.T) {
 // ending instead.
 func attachServer(t *testing.T, socket string, cut int) (stop func()) {
 	t.Helper()
-	l, err := Listen(socket, slog.New(slog.DiscardHandler))
+	l, err := control.Listen(socket, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/attach", Call(func(_ context.Context, r AttachRequest) (Attachment, error) {
+	mux.Handle("POST /v1/attach", serve.Call(func(_ context.Context, r control.AttachRequest) (control.Attachment, error) {
 		if cut--; cut >= 0 {
 			panic(http.ErrAbortHandler)
 		}
-		return Attachment{Interface: r.Interface}, nil
+		return control.Attachment{Interface: r.Interface}, nil
 	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- Serve(ctx, l, mux) }()
+	go func() { served <- serve.Serve(ctx, l, mux) }()
 	stopped := false
 	stop = func() {
 		if stopped {
@@ -225,8 +229,8 @@ func attachServer(t *testing.T, socket string, cut int) (stop func()) {
 // TestWaiting: an attach outlives the agent's absence, and its end during the call.
 func TestWaiting(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "agent.sock")
-	request := AttachRequest{Target: Target{Interface: "eth0"}}
-	attach := func(c *AgentClient) error {
+	request := control.AttachRequest{Target: control.Target{Interface: "eth0"}}
+	attach := func(c *control.AgentClient) error {
 		a, err := c.Attach(t.Context(), request)
 		if err == nil && a.Interface != "eth0" {
 			err = fmt.Errorf("attached %+v", a)
@@ -234,20 +238,20 @@ func TestWaiting(t *testing.T) {
 		return err
 	}
 	// One that never was is not waited for.
-	if err := attach(NewAgentClient(socket).Waiting(time.Hour)); err == nil || strings.Contains(err.Error(), "waited") {
+	if err := attach(control.NewAgentClient(socket).Waiting(time.Hour)); err == nil || strings.Contains(err.Error(), "waited") {
 		t.Errorf("no agent: %v", err)
 	}
 	attachServer(t, socket, 0)()
 	// One that was is, and what it took is told.
-	err := attach(NewAgentClient(socket).Waiting(100 * time.Millisecond))
+	err := attach(control.NewAgentClient(socket).Waiting(100 * time.Millisecond))
 	if !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), "(waited ") {
 		t.Errorf("an agent that does not come back: %v", err)
 	}
-	if err := attach(NewAgentClient(socket)); err == nil || strings.Contains(err.Error(), "waited") {
+	if err := attach(control.NewAgentClient(socket)); err == nil || strings.Contains(err.Error(), "waited") {
 		t.Errorf("who does not wait: %v", err)
 	}
 	stop := attachServer(t, socket, 1)
-	if err := attach(NewAgentClient(socket).Waiting(time.Minute)); err != nil {
+	if err := attach(control.NewAgentClient(socket).Waiting(time.Minute)); err != nil {
 		t.Errorf("cut off: %v", err)
 	}
 	stop()
@@ -261,7 +265,7 @@ func TestWaiting(t *testing.T) {
 			t.Fatal(err)
 		}
 		attached := make(chan error)
-		go func() { attached <- attach(NewAgentClient(socket).Waiting(time.Minute)) }()
+		go func() { attached <- attach(control.NewAgentClient(socket).Waiting(time.Minute)) }()
 		stop := attachServer(t, socket, 2)
 		if err := <-attached; err != nil {
 			t.Errorf("%s: %v", what, err)
@@ -273,13 +277,13 @@ func TestWaiting(t *testing.T) {
 // TestAnswerWithinTheCallersTime: the other side ends sooner than the caller gives up.
 func TestAnswerWithinTheCallersTime(t *testing.T) {
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/detach", Call(func(ctx context.Context, _ DetachRequest) (struct{}, error) {
+	mux.Handle("POST /v1/detach", serve.Call(func(ctx context.Context, _ control.DetachRequest) (struct{}, error) {
 		<-ctx.Done()
 		return struct{}{}, fmt.Errorf("write x: %w", ctx.Err())
 	}))
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	err := NewAgentClient(serve(t, mux)).Detach(ctx, DetachRequest{})
+	err := control.NewAgentClient(served(t, mux)).Detach(ctx, control.DetachRequest{})
 	if !errors.Is(err, datastore.ErrUnavailable) || err.Error() != "write x: not done in time" || ctx.Err() != nil {
 		t.Errorf("got %v, %v", err, ctx.Err())
 	}
@@ -290,7 +294,7 @@ func TestForeignFolder(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "theirs")
 	looks := make(chan string, 100)
 	watch := func() error {
-		return WatchFolders(t.Context(), slog.New(slog.DiscardHandler), Folder{Dir: dir, Foreign: true, Look: func(name string) error { looks <- name; return nil }})
+		return control.WatchFolders(t.Context(), slog.New(slog.DiscardHandler), control.Folder{Dir: dir, Foreign: true, Look: func(name string) error { looks <- name; return nil }})
 	}
 	if err := watch(); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without the folder: %v", err)

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netctl/commands/control"
+	"netctl/commands/serve"
 	"netctl/commands/telemetry"
 	"netctl/datastore"
 	"netctl/netdev"
@@ -134,7 +135,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		tasks = append(tasks, shown.Tasks()...)
 	}
 	for _, l := range sockets {
-		tasks = append(tasks, control.Task{Name: "serve " + l.Addr().String(), Do: func(ctx context.Context) error { return control.Serve(ctx, l, p.handler()) }})
+		tasks = append(tasks, control.Task{Name: "serve " + l.Addr().String(), Do: func(ctx context.Context) error { return serve.Serve(ctx, l, p.handler()) }})
 	}
 	for _, t := range tasks {
 		group.Go(func() error { return t.Run(inner) })

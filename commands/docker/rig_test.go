@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"netctl/commands/control"
+	"netctl/commands/serve"
 	"netctl/datastore"
 )
 
@@ -57,7 +58,7 @@ func newRig(t *testing.T) *rig {
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	srv := &http.Server{Handler: http.HandlerFunc(r.api)}
-	all.Go(func() { _ = control.Serve(ctx, l, r.agent()) })
+	all.Go(func() { _ = serve.Serve(ctx, l, r.agent()) })
 	all.Go(func() { _ = srv.Serve(api) })
 	t.Cleanup(func() {
 		r.stop()
@@ -100,7 +101,7 @@ func (r *rig) unavailable() error {
 // agent answers on the control socket.
 func (r *rig) agent() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/hold", control.Call(func(_ context.Context, q control.HoldRequest) (control.HeldAddress, error) {
+	mux.Handle("POST /v1/hold", serve.Call(func(_ context.Context, q control.HoldRequest) (control.HeldAddress, error) {
 		r.note("hold", q)
 		r.mu.Lock()
 		r.next++
@@ -111,16 +112,16 @@ func (r *rig) agent() http.Handler {
 		}
 		return control.HeldAddress{Address: a}, r.unavailable()
 	}))
-	mux.Handle("POST /v1/letgo", control.Call(func(_ context.Context, q control.HeldAddress) (nothing, error) { return nothing{}, nil }))
-	mux.Handle("GET /v1/pools", control.Call(func(_ context.Context, _ struct{}) (control.PoolAnswer, error) {
+	mux.Handle("POST /v1/letgo", serve.Call(func(_ context.Context, q control.HeldAddress) (nothing, error) { return nothing{}, nil }))
+	mux.Handle("GET /v1/pools", serve.Call(func(_ context.Context, _ struct{}) (control.PoolAnswer, error) {
 		list := []control.PoolEntry{{CIDR: netip.MustParsePrefix("10.77.0.0/16")}, {CIDR: netip.MustParsePrefix("10.0.0.0/26")}, {CIDR: netip.MustParsePrefix("10.88.0.0/16"), Closed: "it is disabled"}}
 		return control.PoolAnswer{Pools: list}, r.unavailable()
 	}))
-	mux.Handle("POST /v1/network", control.Call(func(_ context.Context, q control.NetworkRequest) (control.NetworkAnswer, error) {
+	mux.Handle("POST /v1/network", serve.Call(func(_ context.Context, q control.NetworkRequest) (control.NetworkAnswer, error) {
 		r.note("network", q)
 		return control.NetworkAnswer{Spec: q.Spec, Created: true}, r.unavailable()
 	}))
-	mux.Handle("POST /v1/attach", control.Call(func(ctx context.Context, q control.AttachRequest) (a control.Attachment, err error) {
+	mux.Handle("POST /v1/attach", serve.Call(func(ctx context.Context, q control.AttachRequest) (a control.Attachment, err error) {
 		r.note("attach", q)
 		r.mu.Lock()
 		stuck := r.stuck
@@ -135,11 +136,11 @@ func (r *rig) agent() http.Handler {
 		}
 		return a, r.unavailable()
 	}))
-	mux.Handle("POST /v1/detach", control.Call(func(_ context.Context, q control.DetachRequest) (nothing, error) {
+	mux.Handle("POST /v1/detach", serve.Call(func(_ context.Context, q control.DetachRequest) (nothing, error) {
 		r.note("detach", q)
 		return nothing{}, r.unavailable()
 	}))
-	mux.Handle("POST /v1/ports", control.Call(func(_ context.Context, q control.PortRequest) (nothing, error) {
+	mux.Handle("POST /v1/ports", serve.Call(func(_ context.Context, q control.PortRequest) (nothing, error) {
 		r.note("ports", q)
 		r.mu.Lock()
 		taken := slices.ContainsFunc(q.Ports, func(p datastore.HostPort) bool { return r.taken[p.HostPort] })
@@ -149,11 +150,11 @@ func (r *rig) agent() http.Handler {
 		}
 		return nothing{}, r.unavailable()
 	}))
-	mux.Handle("POST /v1/labels", control.Call(func(_ context.Context, q control.LabelRequest) (nothing, error) {
+	mux.Handle("POST /v1/labels", serve.Call(func(_ context.Context, q control.LabelRequest) (nothing, error) {
 		r.note("labels", q)
 		return nothing{}, r.unavailable()
 	}))
-	mux.Handle("GET /v1/status", control.Call(func(_ context.Context, _ struct{}) (control.AgentStatus, error) {
+	mux.Handle("GET /v1/status", serve.Call(func(_ context.Context, _ struct{}) (control.AgentStatus, error) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		return control.AgentStatus{Node: "n1", Store: r.away}, nil

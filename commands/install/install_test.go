@@ -423,3 +423,38 @@ func TestFinder(t *testing.T) {
 		t.Error("found what is not there")
 	}
 }
+
+// TestPlugin: a build that carries the plugin lays it down for the runtimes, also where an
+// older one linked itself, and one that carries none links itself again.
+func TestPlugin(t *testing.T) {
+	root := image(t)
+	bare := tree(t, root)
+	o := options(t, root)
+	mustInstall(t, o)
+	at := []string{"/data/opt/cni/bin/netctl", "/usr/local/libexec/netavark/netctl"}
+	wants := func(what, want string) {
+		t.Helper()
+		have := tree(t, root)
+		for _, path := range at {
+			if have[path] != want {
+				t.Errorf("%s: %s is %q, not %q", what, path, have[path], want)
+			}
+		}
+	}
+	wants("without", "Lrwxrwxrwx /usr/local/bin/netctl")
+	o.Plugin = []byte("plugin")
+	mustInstall(t, o)
+	wants("with", "-rwxr-xr-x plugin")
+	if changes := words(mustInstall(t, o)); len(changes) > 0 {
+		t.Errorf("again: %q", changes)
+	}
+	o.Plugin = nil
+	mustInstall(t, o)
+	wants("without again", "Lrwxrwxrwx /usr/local/bin/netctl")
+	o.Plugin = []byte("plugin")
+	mustInstall(t, o)
+	mustUninstall(t, root)
+	if d := differ(bare, tree(t, root)); len(d) != 0 {
+		t.Errorf("left: %q", d)
+	}
+}

@@ -44,6 +44,9 @@ type Options struct {
 	Prefix string
 	// Self is the file to install.
 	Self string
+	// Plugin is the program for container runtimes; nil: Self is linked there, which does
+	// the same and takes longer to start.
+	Plugin []byte
 	// Roles are written into a new configuration.
 	Roles []string
 	// Conflist is the name of the network configuration to write; "": one of netctl's
@@ -120,8 +123,8 @@ func (o *Options) items(networks []string) []Item {
 	binary := o.Binary()
 	list := []Item{
 		{Path: binary, Mode: 0o755, Source: o.Self, Must: true},
-		{Path: PluginFolder + "/netctl", Target: binary},
-		{Path: path.Join(o.Prefix, "libexec/netavark/netctl"), Target: binary}, // for Podman 5 and later
+		o.plugin(PluginFolder + "/netctl"),
+		o.plugin(path.Join(o.Prefix, "libexec/netavark/netctl")), // for Podman 5 and later
 	}
 	for _, role := range append(Roles(), "node") {
 		list = append(list, Item{Path: binary + "-" + role, Target: "netctl", Must: true})
@@ -141,6 +144,14 @@ func (o *Options) items(networks []string) []Item {
 		list = append(list, Item{Path: path.Join(o.Prefix, "share", name), Mode: 0o644, Text: o.Share[name]})
 	}
 	return list
+}
+
+// plugin is what runtimes find at a path.
+func (o *Options) plugin(at string) Item {
+	if o.Plugin == nil {
+		return Item{Path: at, Target: o.Binary()}
+	}
+	return Item{Path: at, Mode: 0o755, Text: o.Plugin}
 }
 
 // conflist is the name of the network configuration that is written; "": none, since a

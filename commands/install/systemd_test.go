@@ -131,6 +131,7 @@ func killed(t *testing.T, m *netlab.Machine, unit string) {
 func TestSystemd(t *testing.T) {
 	m := machine(t, "n1", "192.168.99.101/24", nil)
 	m.Must(t, "sh", "-c", "ip route add 203.0.113.0/24 via 192.168.99.1 proto 99; ip rule add pref 77 to 203.0.113.0/24 lookup 77; nft add table inet mine; ip link add mine type veth peer name yours")
+	m.Must(t, "sh", "-c", "[ -e /dev/net/tun ] || { mkdir -p /dev/net; mknod /dev/net/tun c 10 200; }")
 	before := snapshot(t, m)
 	byHand(t, m)
 	cannotBe(t, m)
@@ -151,6 +152,7 @@ func TestSystemd(t *testing.T) {
 		t.Errorf("again: %s", out)
 	}
 	everywhere(t, m)
+	tapped(t, m)
 	unhurt(t, m, addr, "netctl-node is killed", func() { killed(t, m, "netctl-node.service") })
 	unhurt(t, m, addr, "netctl-node restarts", func() { m.Must(t, "systemctl", "restart", "netctl-node") })
 	unhurt(t, m, addr, "units of their own", func() { m.Must(t, "netctl", "install", "--roles", "datastore,agent,speaker", "--now") })
@@ -159,12 +161,26 @@ func TestSystemd(t *testing.T) {
 	}
 	healthy(t, m)
 	apiUnit(t, m)
+	tapped(t, m)
 	upgraded(t, m, addr)
 	rebooted(t, m)
 	if n := strings.Count(m.Must(t, "systemctl", "list-units", "--all", "--state=failed", "--plain", "--no-legend"), "netctl"); n > 0 {
 		t.Errorf("%d units failed", n)
 	}
 	gone(t, m, before)
+}
+
+// tapped makes and removes a TAP, whose device and packets the unit must let through.
+func tapped(t *testing.T, m *netlab.Machine) {
+	t.Helper()
+	id := strings.Fields(m.Must(t, "netctl", "endpoint", "add", "--tap", "vm1", "--network", "web"))[0]
+	netlab.Until(t, patience, "somebody who answers on the TAP", func() string {
+		if out := m.Must(t, "cat", "/proc/net/packet"); !strings.Contains(out, " 0800 ") { // ETH_P_IP
+			return out
+		}
+		return ""
+	})
+	m.Must(t, "netctl", "endpoint", "remove", id)
 }
 
 // byHand starts a role by hand: units are not started beside it, nothing is laid down.

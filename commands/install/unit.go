@@ -15,7 +15,8 @@ type part struct {
 	// capabilities that it needs: without each of them something fails.
 	capabilities []string
 	families     []string
-	// host: it writes /proc/sys/net, enters network namespaces and executes iptables.
+	// host: it writes /proc/sys/net, enters network namespaces, makes TAPs and executes
+	// iptables.
 	host bool
 	// run: it writes elsewhere in /run.
 	run bool
@@ -38,7 +39,8 @@ func runtimes() []string {
 func partOf(role string) part {
 	// CAP_SYS_PTRACE: the descriptor of a plugin that called; CAP_NET_BROADCAST: what
 	// happens in other namespaces; CAP_DAC_READ_SEARCH: namespaces of other users' Podman,
-	// by their path; CAP_NET_RAW: iptables-legacy's socket.
+	// by their path; CAP_NET_RAW: iptables-legacy's socket, and those that virtual machines
+	// are told their addresses by (AF_PACKET).
 	agent := []string{"CAP_NET_ADMIN", "CAP_NET_BROADCAST", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_NET_RAW"}
 	speaker := []string{"CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW"}
 	switch role {
@@ -47,7 +49,7 @@ func partOf(role string) part {
 	case "agent":
 		return part{
 			what: "agent: links, routes and rules of this machine's endpoints", host: true, capabilities: agent,
-			families: []string{"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"}, first: others(), then: runtimes(),
+			families: []string{"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET"}, first: others(), then: runtimes(),
 		}
 	case "speaker", "reflector":
 		what := "BGP speaker"
@@ -79,7 +81,7 @@ func partOf(role string) part {
 	slices.Sort(all)
 	return part{
 		what: "every role of this node", host: true, capabilities: slices.Compact(all),
-		families: []string{"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"}, first: others(), then: runtimes(),
+		families: []string{"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET"}, first: others(), then: runtimes(),
 	}
 }
 
@@ -125,7 +127,12 @@ func unit(role, binary string, writable []string) string {
 	if len(writable) > 0 {
 		line("ReadWritePaths=%s", strings.Join(quoted(writable), " "))
 	}
-	line("ProtectHome=read-only\nPrivateTmp=yes\nPrivateDevices=yes\nProtectControlGroups=yes\nProtectKernelModules=yes\nProtectKernelLogs=yes")
+	if p.host { // TAPs of virtual machines are made with a device
+		line("DevicePolicy=closed\nDeviceAllow=/dev/net/tun rw")
+	} else {
+		line("PrivateDevices=yes")
+	}
+	line("ProtectHome=read-only\nPrivateTmp=yes\nProtectControlGroups=yes\nProtectKernelModules=yes\nProtectKernelLogs=yes")
 	line("ProtectClock=yes\nRestrictSUIDSGID=yes\nRestrictRealtime=yes\nLockPersonality=yes\nMemoryDenyWriteExecute=yes\nNoNewPrivileges=yes")
 	if p.host {
 		line("RestrictNamespaces=net")

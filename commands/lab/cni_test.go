@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"crypto/sha512"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -23,6 +24,11 @@ func TestCNI(t *testing.T) {
 	h, there := l.Hosts[0], l.Hosts[1]
 	netlab.Must(t, h, "netctl", "pool", "add", "10.0.0.0/24", "10.2.0.0/24")
 	netlab.Must(t, h, "netctl", "pool", "add", "fd00:77::/64")
+	// One has the plugin as it is installed, the other a link to the whole program.
+	link := h.Path("/opt/cni/bin/netctl")
+	if err := errors.Join(os.Remove(link), os.Symlink(netlab.Plugin(t), link)); err != nil {
+		t.Fatal(err)
+	}
 	r := newRuntime(t, h)
 	elsewhere := &runtime{t: t, host: there, tool: r.tool}
 	for _, tt := range []struct {

@@ -21,6 +21,7 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"netctl/commands/control"
+	"netctl/commands/serve"
 	"netctl/datastore"
 )
 
@@ -51,15 +52,15 @@ func (f *fake) serve() {
 		f.t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/attach", control.Call(f.attach))
-	mux.Handle("POST /v1/ports", control.Call(f.ports))
-	mux.Handle("POST /v1/detach", control.Call(func(_ context.Context, r control.DetachRequest) (struct{}, error) {
+	mux.Handle("POST /v1/attach", serve.Call(f.attach))
+	mux.Handle("POST /v1/ports", serve.Call(f.ports))
+	mux.Handle("POST /v1/detach", serve.Call(func(_ context.Context, r control.DetachRequest) (struct{}, error) {
 		f.asked["detach"] = r
 		return struct{}{}, cmp.Or(f.unable, f.err)
 	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- control.Serve(ctx, l, mux) }()
+	go func() { ended <- serve.Serve(ctx, l, mux) }()
 	f.t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -69,7 +70,7 @@ func (f *fake) serve() {
 }
 
 func (f *fake) attach(ctx context.Context, r control.AttachRequest) (control.Attachment, error) {
-	st, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", control.PeerPID(ctx), r.NetnsFD))
+	st, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", serve.PeerPID(ctx), r.NetnsFD))
 	want, e := os.Stat(f.netns())
 	if err != nil || e != nil || !os.SameFile(st, want) {
 		f.t.Errorf("descriptor %d: not the namespace: %v, %v", r.NetnsFD, err, e)

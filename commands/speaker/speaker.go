@@ -29,6 +29,7 @@ import (
 
 	"netctl/commands/control"
 	"netctl/commands/join"
+	"netctl/commands/serve"
 	"netctl/commands/telemetry"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
@@ -253,17 +254,17 @@ func (s *speaker) run(ctx context.Context, listener *control.Listener, folders .
 // tasks are what runs until the role ends.
 func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []control.Task {
 	mux := http.NewServeMux()
-	mux.Handle("GET /v1/status", control.Call(func(context.Context, struct{}) (control.SpeakerStatus, error) {
+	mux.Handle("GET /v1/status", serve.Call(func(context.Context, struct{}) (control.SpeakerStatus, error) {
 		return s.status(), nil
 	}))
 	// Who starts runs with what it last ran with once its loop takes turns.
-	mux.Handle("POST /v1/bgp/routes", control.Call(func(ctx context.Context, q control.BGPQuery) (control.BGPPaths, error) {
+	mux.Handle("POST /v1/bgp/routes", serve.Call(func(ctx context.Context, q control.BGPQuery) (control.BGPPaths, error) {
 		if err := s.alive(ctx); err != nil {
 			return control.BGPPaths{}, err
 		}
 		return s.state.paths(q)
 	}))
-	mux.Handle("POST /v1/bgp/session", control.Call(func(ctx context.Context, q control.BGPQuery) (control.BGPSession, error) {
+	mux.Handle("POST /v1/bgp/session", serve.Call(func(ctx context.Context, q control.BGPQuery) (control.BGPSession, error) {
 		if err := s.alive(ctx); err != nil {
 			return control.BGPSession{}, err
 		}
@@ -278,7 +279,7 @@ func (s *speaker) tasks(listener *control.Listener, folders []control.Folder) []
 	// What endpoints come and go with is no news for next hops.
 	endpoints := fib.Ignore{Protocols: []int{s.cfg.AgentProtocol}, Links: s.cfg.LinkPrefix}
 	return append([]control.Task{
-		{Name: "serve", Do: func(ctx context.Context) error { return control.Serve(ctx, listener, mux) }},
+		{Name: "serve", Do: func(ctx context.Context) error { return serve.Serve(ctx, listener, mux) }},
 		{Name: "watch files", Do: func(ctx context.Context) error { return control.WatchFolders(ctx, s.log, folders...) }},
 		{Name: "watch the agent's routes", Do: agent},
 		{Name: "watch routes", Do: func(ctx context.Context) error { return s.own.Watch(ctx, endpoints, s.forward(ctx, false)) }},

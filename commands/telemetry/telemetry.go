@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"netctl/commands/control"
+	"netctl/commands/serve"
 	"netctl/datastore/pki"
 )
 
@@ -104,7 +105,7 @@ func (r *Role) Tasks() []control.Task {
 	}
 	list := []control.Task{{Name: "keep events", Do: r.events.run}}
 	if r.listener != nil {
-		list = append(list, control.Task{Name: "show telemetry", Do: func(ctx context.Context) error { return control.Serve(ctx, r.listener, r.handler(true)) }})
+		list = append(list, control.Task{Name: "show telemetry", Do: func(ctx context.Context) error { return serve.Serve(ctx, r.listener, r.handler(true)) }})
 	}
 	if r.cfg.Listen.IsValid() {
 		list = append(list, control.Task{Name: "show metrics", Do: r.listen})

@@ -22,7 +22,8 @@ const maxTries = 5
 // ErrGivenUp says that an attach came too late: its detach was asked for since it was begun.
 var ErrGivenUp error = &control.Error{Code: control.CodeUnavailable, Message: "attach given up: a detach of the endpoint was asked for since"}
 
-// Attach wires one interface of a workload into ns, which of a loose one is nil. It
+// Attach wires one interface of a workload into ns, which of a loose one and of a TAP is
+// nil. It
 // returns when address, link, routes and ACLs are in the kernel, or having undone what
 // it did.
 func (s *Service) Attach(ctx context.Context, req control.AttachRequest, ns *kernel.Netns) (control.Attachment, error) {
@@ -97,6 +98,9 @@ func (s *Service) begin(ctx context.Context, name string, req control.AttachRequ
 // the link is gone.
 func (s *Service) repeat(ctx context.Context, req control.AttachRequest, known Known, ns *kernel.Netns) (a control.Attachment, done bool, err error) {
 	ep := known.Endpoint
+	if ep.Spec.Tap.Is() || req.Tap.Is() {
+		return s.repeatTap(ctx, req, known)
+	}
 	rec, err := s.Records.Read(ep.Spec.Link)
 	if err != nil || !known.Linked {
 		// No record: the attach was cut off before it was answered.
@@ -113,15 +117,23 @@ func (s *Service) repeat(ctx context.Context, req control.AttachRequest, known K
 			return a, false, fmt.Errorf("attach %s: %w: it is attached, and changed since (%w): detach it first", ep.Metadata.Name, datastore.ErrExists, err)
 		}
 	}
-	for _, want := range req.Addresses {
-		if !slices.Contains(ep.Spec.Addresses, want) {
-			return a, false, fmt.Errorf("attach %s: %w: it is attached, without address %s: detach it first", ep.Metadata.Name, datastore.ErrExists, want)
-		}
+	if err := lacks(ep, req); err != nil {
+		return a, false, err
 	}
 	if err := s.Reconciler.Program(ctx, rec, 0); err != nil {
 		return a, false, fmt.Errorf("attach %s: %w", ep.Metadata.Name, err)
 	}
 	return rec.Attachment, true, nil
+}
+
+// lacks says which of the addresses that are asked for an endpoint does not have.
+func lacks(ep *datastore.Endpoint, req control.AttachRequest) error {
+	for _, want := range req.Addresses {
+		if !slices.Contains(ep.Spec.Addresses, want) {
+			return fmt.Errorf("attach %s: %w: it is attached, without address %s: detach it first", ep.Metadata.Name, datastore.ErrExists, want)
+		}
+	}
+	return nil
 }
 
 // recorded is the wire as a record describes it, in ns.
@@ -276,7 +288,7 @@ func (s *Service) plan(name, mac string, req control.AttachRequest, known Known)
 		Metadata: datastore.Metadata{Name: name, Labels: req.Labels},
 		Spec: datastore.EndpointSpec{
 			Node: s.Node, Orchestrator: req.Orchestrator, Workload: req.Workload, Interface: req.Interface,
-			Network: req.Network, Link: netdev.LinkName(s.LinkPrefix, name), MAC: mac, Profiles: profiles, Ports: req.Ports, Bandwidth: req.Bandwidth,
+			Network: req.Network, Link: netdev.LinkName(s.LinkPrefix, name), MAC: mac, Profiles: profiles, Ports: req.Ports, Bandwidth: req.Bandwidth, Tap: req.Tap,
 		},
 	}
 	return p, nil
@@ -343,13 +355,15 @@ func (s *Service) wire(ctx context.Context, req control.AttachRequest, ep *datas
 	}
 	w := kernel.Wire{
 		Interface: ep.Spec.Interface, Link: ep.Spec.Link, MAC: ep.Spec.MAC, MTU: a.MTU,
-		Addresses: ep.Spec.Addresses, Gateway4: gateway, Bandwidth: ep.Spec.Bandwidth,
+		Addresses: ep.Spec.Addresses, Gateway4: gateway, Bandwidth: ep.Spec.Bandwidth, Tap: ep.Spec.Tap,
 	}
 	rec := &Record{Endpoint: ep, Runtime: req.Runtime, FitMTU: req.MTU == 0, Boot: s.Boot, Netns: req.NetnsPath, Destinations: req.Destinations, Cluster: known.Cluster, Unsettled: revision == 0}
-	if ns == nil {
+	switch {
+	case ep.Spec.Tap.Is():
+	case ns == nil:
 		a.Peer = netdev.PeerName(a.Link)
 		w.Peer = a.Peer
-	} else {
+	default:
 		w.Netns, rec.Dev, rec.Ino = ns.FD(), ns.Dev, ns.Ino
 	}
 	made, err := s.Links.Create(w)

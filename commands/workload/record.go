@@ -54,7 +54,10 @@ type Record struct {
 func (rec *Record) Wire(boot string, gateway netip.Addr) kernel.Wire {
 	w := kernel.Wire{
 		Interface: rec.Endpoint.Spec.Interface, Link: rec.Endpoint.Spec.Link, Peer: rec.Attachment.Peer, HostMTU: rec.Attachment.MTU,
-		Addresses: rec.Endpoint.Spec.Addresses, Gateway4: gateway, Bandwidth: rec.Endpoint.Spec.Bandwidth,
+		Addresses: rec.Endpoint.Spec.Addresses, Gateway4: gateway, Bandwidth: rec.Endpoint.Spec.Bandwidth, Tap: rec.Endpoint.Spec.Tap,
+	}
+	if w.Tap.Is() { // the kernel does not know the machine's side
+		w.MAC = rec.Endpoint.Spec.MAC
 	}
 	for _, gw := range rec.Attachment.Gateways {
 		if gw.Is4() && w.Peer != "" {

@@ -40,6 +40,9 @@ type Wire struct {
 	// netdev.Gateway4 and netdev.HostLinkLocal. A family without an address has
 	// no route.
 	Gateway4, Gateway6 netip.Addr
+	// Tap is what the link is where a virtual machine has it open: there is no Netns and
+	// no Peer then, and no workload side that the kernel knows of.
+	Tap datastore.Tap
 }
 
 // has reports whether the wire has an address of IPv4 (true) or IPv6.
@@ -55,6 +58,9 @@ func (w Wire) has(v4 bool) bool {
 // prepare fills in what was left out and checks the rest.
 func (w *Wire) prepare() (mac net.HardwareAddr, err error) {
 	if err := errors.Join(netdev.ValidInterface(w.Interface), netdev.ValidInterface(w.Link), netdev.ValidInterface(cmp.Or(w.Peer, w.Interface))); err != nil {
+		return nil, err
+	}
+	if err := w.checkTap(); err != nil {
 		return nil, err
 	}
 	if len(w.Addresses) == 0 {
@@ -91,12 +97,16 @@ type Made struct {
 
 // Create makes the pair and sets both sides up, but leaves the host side down:
 // the caller puts ACLs in place, calls Up, and then adds the routes to the
-// endpoint (the kernel takes none through a link that is down). A name that is
+// endpoint (the kernel takes none through a link that is down). A TAP has no side
+// but the host's. A name that is
 // taken on either side is ErrExists; whatever fails, nothing is left behind.
 func (k *Kernel) Create(w Wire) (Made, error) {
 	peerMAC, err := w.prepare()
 	if err != nil {
 		return Made{}, fmt.Errorf("wire: %w", err)
+	}
+	if w.Tap.Is() {
+		return k.createTap(w)
 	}
 	inside := k.host
 	if w.Peer == "" {

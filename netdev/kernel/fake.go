@@ -98,7 +98,7 @@ func (f *Fake) Create(w Wire) (Made, error) {
 		return Made{}, fmt.Errorf("wire %s: %s on the host: %w", w.Interface, w.Link, datastore.ErrExists)
 	}
 	for _, o := range f.wires {
-		if o.Netns == w.Netns && o.Interface == w.Interface && w.Peer == "" && o.Peer == "" {
+		if !w.Tap.Is() && !o.Tap.Is() && o.Netns == w.Netns && o.Interface == w.Interface && w.Peer == "" && o.Peer == "" {
 			return Made{}, fmt.Errorf("wire %s: %s in the network namespace: %w", w.Interface, w.Interface, datastore.ErrExists)
 		}
 	}
@@ -218,7 +218,7 @@ func (f *Fake) Resize(w Wire, at Place, mtu int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	have := f.find(w.Link, w.Index)
-	if have == nil || int(at.Ino) != have.Netns {
+	if have == nil || !w.Tap.Is() && int(at.Ino) != have.Netns {
 		return fmt.Errorf("mtu of %s: %w", w.Link, os.ErrNotExist)
 	}
 	have.MTU = mtu

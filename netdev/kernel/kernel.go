@@ -1,5 +1,5 @@
 // Package kernel owns the network interfaces of endpoints and the devices of tunnels:
-// it makes veth pairs, sets both sides up, takes them out of service, and tells what
+// it makes veth pairs and TAP devices, sets both sides up, takes them out of service, and tells what
 // interfaces and addresses the host has.
 //
 // It never writes a route outside an endpoint's own namespace (routing/fib does),

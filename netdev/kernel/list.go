@@ -18,7 +18,9 @@ type Link struct {
 	Name  string
 	Index int
 	Up    bool // administratively
-	MTU   int  // bytes
+	// Carrier says that it is up and somebody is at the other side: has a TAP open.
+	Carrier bool
+	MTU     int // bytes
 	// Altered says that it is not what an attach makes, as far as a link's message
 	// tells: its group, master, MAC and flags.
 	Altered bool
@@ -54,7 +56,7 @@ func (k *Kernel) Links(also ...int) ([]Link, error) {
 	}
 	var ours []Link
 	for _, l := range all {
-		if l.group == netdev.Group || l.kind == "veth" && slices.Contains(also, l.Index) {
+		if l.group == netdev.Group || l.wired() && slices.Contains(also, l.Index) {
 			l.Altered = altered(l)
 			ours = append(ours, l.Link)
 		}

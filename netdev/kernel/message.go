@@ -42,6 +42,8 @@ type rawLink struct {
 	peer  int
 	nsid  uint32
 	apart bool
+	// aliases are its further names.
+	aliases []string
 }
 
 func parseLink(m netlink.Message) (rawLink, error) {
@@ -50,7 +52,7 @@ func parseLink(m netlink.Message) (rawLink, error) {
 	}
 	l := rawLink{family: m.Data[0], flags: binary.NativeEndian.Uint32(m.Data[8:])}
 	l.Index = int(int32(binary.NativeEndian.Uint32(m.Data[4:])))
-	l.Up = l.flags&unix.IFF_UP != 0
+	l.Up, l.Carrier = l.flags&unix.IFF_UP != 0, l.flags&(unix.IFF_UP|unix.IFF_LOWER_UP) == unix.IFF_UP|unix.IFF_LOWER_UP
 	ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofIfInfomsg:])
 	if err != nil {
 		return rawLink{}, fmt.Errorf("link message: %w", err)
@@ -73,6 +75,15 @@ func parseLink(m netlink.Message) (rawLink, error) {
 			l.peer = int(ad.Uint32())
 		case unix.IFLA_LINK_NETNSID:
 			l.nsid, l.apart = ad.Uint32(), true
+		case unix.IFLA_PROP_LIST:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					if ad.Type() == unix.IFLA_ALT_IFNAME {
+						l.aliases = append(l.aliases, ad.String())
+					}
+				}
+				return nil
+			})
 		case unix.IFLA_LINKINFO:
 			ad.Nested(func(ad *netlink.AttributeDecoder) error {
 				for ad.Next() {

@@ -64,6 +64,9 @@ func (k *Kernel) resize(w Wire, at Place, mtu int) error {
 	if err != nil {
 		return err
 	}
+	if w.Tap.Is() { // the machine is told with its next lease
+		return k.host.LinkSetMTU(device(s.link.Index), mtu)
+	}
 	ns, err := openPlace(at)
 	if err != nil {
 		return err

@@ -59,14 +59,14 @@ func (k *Kernel) sideOf(w Wire) (*side, error) {
 // made says that a link is one that an attach made: of the index that Create told, or
 // as far as can be seen.
 func (l rawLink) made(index int) bool {
-	return index != 0 && l.Index == index || l.group == netdev.Group || l.kind == "veth" && l.mac.String() == netdev.HostMAC
+	return index != 0 && l.Index == index || l.group == netdev.Group || l.wired() && l.mac.String() == netdev.HostMAC
 }
 
 // find reads the link of an index or, if there is none, of a name.
 func (k *Kernel) find(name string, index int) (rawLink, error) {
 	if index != 0 {
 		l, err := k.link(index, "")
-		if !errors.Is(err, os.ErrNotExist) && (err != nil || l.kind == "veth") {
+		if !errors.Is(err, os.ErrNotExist) && (err != nil || l.wired()) {
 			return l, err
 		}
 	}
@@ -197,6 +197,9 @@ func (s *side) facts() []fact {
 		born:    true, raises: true,
 	})
 	list = append(list, s.addressed())
+	if s.wire.Tap.Is() {
+		list = append(list, s.alias())
+	}
 	list = append(list, s.shaped()...)
 	if s.wire.has(false) {
 		list = append(list, s.linkLocal())

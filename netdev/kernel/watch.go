@@ -44,7 +44,8 @@ type Event struct {
 	Link   string
 	Index  int
 	Up     bool // administratively; for LinkChanged
-	// Altered and MTU are Link's, for LinkChanged and HostChanged.
+	// Carrier, Altered and MTU are Link's, for LinkChanged and HostChanged.
+	Carrier bool
 	Altered bool
 	MTU     int
 	Gone    bool   // for HostChanged of an interface
@@ -170,7 +171,7 @@ func event(m netlink.Message, ours map[int]bool, port uint32) (Event, bool) {
 }
 
 func linkEvent(l rawLink, gone bool, ours map[int]bool) (Event, bool) {
-	ev := Event{Link: l.Name, Index: l.Index, Up: l.Up, MTU: l.MTU, Altered: altered(l)}
+	ev := Event{Link: l.Name, Index: l.Index, Up: l.Up, Carrier: l.Carrier, MTU: l.MTU, Altered: altered(l)}
 	switch {
 	case l.group == netdev.GroupRetired || l.group == netdev.GroupShaper:
 		ours[l.Index] = false

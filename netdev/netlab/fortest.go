@@ -157,6 +157,18 @@ func Binary(t TB) string {
 		}
 		return path
 	}
+	return built(t, "netctl", "netctl")
+}
+
+// Plugin is the program for container runtimes, built from this source once per process.
+func Plugin(t TB) string {
+	t.Helper()
+	return built(t, "plugin", "netctl/commands/plugin")
+}
+
+// built is a program of this source, in a folder that later processes remove.
+func built(t TB, program, pkg string) string {
+	t.Helper()
 	const name = "netctl-test-"
 	sweep(name)
 	dir := filepath.Join(os.TempDir(), name+strconv.Itoa(os.Getpid()))
@@ -171,11 +183,11 @@ func Binary(t TB) string {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatalf("binary: lock: %v", err)
 	}
-	path := filepath.Join(dir, "netctl")
+	path := filepath.Join(dir, program)
 	if _, err := os.Stat(path); err == nil {
 		return path
 	}
-	cmd := exec.Command("go", "build", "-o", path, "netctl")
+	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", path, pkg)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}

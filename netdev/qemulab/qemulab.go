@@ -33,6 +33,18 @@ type Guest struct {
 	Script    string
 	Env       []string
 	MemoryMiB int
+	// TAP is one that the guest has open, as an interface with the address MAC; "": none.
+	TAP, MAC string
+	// In is what QEMU is started by, such as nsenter(1) with its arguments.
+	In []string
+}
+
+// nic are QEMU's arguments for the interface.
+func (g Guest) nic() []string {
+	if g.TAP == "" {
+		return []string{"-nic", "none"}
+	}
+	return []string{"-netdev", "tap,id=tap,script=no,downscript=no,ifname=" + g.TAP, "-device", "virtio-net-pci,netdev=tap,romfile=,mac=" + g.MAC}
 }
 
 // errNoEnd: the guest ended without a word of its script's end.
@@ -50,11 +62,11 @@ func (g Guest) Run(ctx context.Context, out io.Writer) (err error) {
 	if err := g.writeImage(image); err != nil {
 		return fmt.Errorf("guest: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
+	cmd := exec.CommandContext(ctx, "env", slices.Concat(g.In, []string{"qemu-system-x86_64",
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", fmt.Sprint(g.MemoryMiB),
-		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot", "-nic", "none",
+		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
 		"-kernel", filepath.Join(KernelDir, "vmlinuz"), "-initrd", image,
-		"-append", "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off random.trust_cpu=on")
+		"-append", "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off random.trust_cpu=on"}, g.nic())...)
 	var said strings.Builder
 	cmd.Stderr = &said
 	console, err := cmd.StdoutPipe()
