@@ -81,10 +81,10 @@ func className(d direction, stages []stage) string {
 	return hashName("class_"+d.short(), parts...)
 }
 
-// classRules are those of a class; jumps are the chains that they refer to.
-func classRules(d direction, stages []stage) (rules []Rule, jumps []string) {
+// classProgram are the rules of a class; jumps are the chains of rules that they refer to.
+func classProgram(d direction, stages []stage) (p program, jumps []string) {
 	jump := func(chain, comment string) {
-		rules = append(rules, Rule{Verdict: Verdict{Kind: Jump, Chain: chain}, Comment: clip(comment)})
+		p.rules = append(p.rules, Rule{Verdict: Verdict{Kind: Jump, Chain: chain}, Comment: clip(comment)})
 		jumps = append(jumps, chain)
 	}
 	for _, s := range stages {
@@ -96,10 +96,10 @@ func classRules(d direction, stages []stage) (rules []Rule, jumps []string) {
 			jump(chainOf(d, o), o.label())
 		}
 		if s.denies {
-			rules = append(rules, s.end(d))
+			p.rules = append(p.rules, p.undecided(s.tier, d))
 		}
 	}
-	return rules, jumps
+	return p, jumps
 }
 
 func (x *Index) acquireClass(d direction, stages []stage) string {
@@ -108,7 +108,8 @@ func (x *Index) acquireClass(d direction, stages []stage) string {
 	if c == nil {
 		c = x.newChain(name)
 		c.rank = classChain
-		c.program.rules, c.jumps = classRules(d, stages)
+		c.program, c.jumps = classProgram(d, stages)
+		x.hold(c.program)
 		for _, s := range stages {
 			if s.passes {
 				x.acquireRules(tierChain(d, s), d, s.tier, !s.denies, s.owners...)
@@ -156,7 +157,7 @@ func (x *Index) compile(c *liveChain, f families) program {
 		p.addAll(o, c.direction, x.rulesOf(o, c.direction))
 	}
 	if c.tier != "" && !c.passes {
-		p.rules = append(p.rules, stage{tier: c.tier}.end(c.direction))
+		p.rules = append(p.rules, p.undecided(c.tier, c.direction))
 		p.origins = append(p.origins, origin{})
 	}
 	return p
@@ -232,8 +233,8 @@ func (x *Index) hold(p program) {
 	for _, r := range p.refs {
 		x.acquireSet(r)
 	}
-	for _, d := range p.rejects {
-		x.acquireReject(d)
+	for _, e := range p.ends {
+		x.acquireEnd(e)
 	}
 }
 
@@ -241,8 +242,8 @@ func (x *Index) letGo(p program) {
 	for _, r := range p.refs {
 		x.releaseSet(r.name)
 	}
-	for _, d := range p.rejects {
-		x.release(rejectChain(d))
+	for _, e := range p.ends {
+		x.release(e.name)
 	}
 }
 

@@ -39,6 +39,13 @@ func (d direction) denyChain() string {
 	return chainDenyOut
 }
 
+func (d direction) dropChain() string {
+	if d == inbound {
+		return chainDropIn
+	}
+	return chainDropOut
+}
+
 // source says where the elements of a set come from.
 type source uint8
 
@@ -78,8 +85,8 @@ func (r setRef) comment() string {
 type program struct {
 	families families
 	rules    []Rule
-	origins  []origin    // of each rule
-	rejects  []direction // whose chain that rejects it needs
+	origins  []origin // of each rule
+	ends     []end    // that rules go to
 	// nets says whether labels of a network set meet a selector; nil: none do.
 	nets func(selector string) bool
 	refs []setRef
@@ -106,8 +113,8 @@ func (f families) has(nf uint32) bool {
 
 // addAll compiles the rules that an object has of one direction.
 func (p *program) addAll(o owner, d direction, rules []datastore.Rule) {
-	for i := range rules {
-		p.add(origin{o, i, &rules[i]}, d)
+	for i, id := range ruleIDs(o, d, rules) {
+		p.add(origin{o, i, &rules[i], id}, d)
 	}
 }
 
@@ -125,14 +132,12 @@ func (p *program) add(from origin, d direction) {
 		out.Verdict = Verdict{Kind: Return}
 	case datastore.Log:
 		out.Counter, out.Limit = false, few(meterLog, LinkPair)
-		out.Log = logPrefix(d, from.owner)
-	case datastore.Reject:
-		out.Verdict = goTo(rejectChain(d))
-		if !slices.Contains(p.rejects, d) {
-			p.rejects = append(p.rejects, d)
-		}
+		out.Log = logPrefix("L", d, from.id, from.owner.whose())
 	default:
-		out.Verdict = goTo(d.denyChain())
+		out.Verdict = p.finish(refusedBy(from, d))
+		if r.Action == datastore.Reject {
+			p.finish(rejecting(d))
+		}
 	}
 	for _, family := range ruleFamilies(r) {
 		if !p.families.has(family) {
@@ -150,20 +155,6 @@ func (p *program) add(from origin, d direction) {
 			}
 		}
 	}
-}
-
-// logPrefix has the form of all prefixes: what, direction, whose. A policy has its tier
-// before it.
-func logPrefix(d direction, o owner) string {
-	p := "LPI|"
-	if d == outbound {
-		p = "LPE|"
-	}
-	if o.tier != "" {
-		p += o.tier + "/"
-	}
-	p += o.name
-	return p[:min(len(p), 63)]
 }
 
 // ruleFamilies are the values of NFProto to compile r for; 0 means that the rule

@@ -12,6 +12,7 @@ type origin struct {
 	owner    owner
 	position int // from 0
 	rule     *datastore.Rule
+	id       string // see ruleIDs
 }
 
 // owner is the object of the model that a list of rules is of.
@@ -42,6 +43,7 @@ type Explanation struct {
 // Explain is Eval on what the table should hold now, with the rules of the model.
 func (x *Index) Explain(p Packet) Explanation {
 	var e Explanation
+	allows := false // e.By
 	w := walk{Judge: x.Ruleset().Judge(), packet: p}
 	w.met = func(chain string, rule int, matched bool) {
 		c := x.chains[chain]
@@ -59,10 +61,12 @@ func (x *Index) Explain(p Packet) Explanation {
 			e.Asked = append(e.Asked, a)
 		}
 		if e.By = nil; matched && from.rule.Action != datastore.Log && from.rule.Action != datastore.Pass {
-			e.By = &a.RulePlace
+			e.By, allows = &a.RulePlace, from.rule.Action == datastore.Allow
 		}
 	}
-	e.Decision = w.run()
+	if e.Decision = w.run(); e.Allowed != allows { // it only let the packet go on to the other side
+		e.By = nil
+	}
 	if e.Reason == "" {
 		e.Reason = reason(e.Chain)
 	}
@@ -74,9 +78,9 @@ func reason(chain string) string {
 	switch chain {
 	case chainWLHost:
 		return "a workload may not open this on its own host (agent.workloadToHost)"
-	case chainDenyIn:
+	case chainDenyIn, chainDropIn:
 		return "no inbound rule allows it"
-	case chainDenyOut:
+	case chainDenyOut, chainDropOut:
 		return "no outbound rule allows it"
 	}
 	return ""
@@ -94,7 +98,7 @@ func (c *liveChain) origin(i int) (origin, bool) {
 }
 
 func (o origin) place(d direction) datastore.RulePlace {
-	return datastore.RulePlace{Kind: o.owner.kind, Name: o.owner.name, Tier: o.owner.tier, Direction: d.words(o.owner.kind), Position: o.position + 1, Rule: o.rule.String()}
+	return datastore.RulePlace{ID: o.id, Kind: o.owner.kind, Name: o.owner.name, Tier: o.owner.tier, Direction: d.words(o.owner.kind), Position: o.position + 1, Rule: o.rule.String()}
 }
 
 // Passed are the rules that were asked before the one that decided.

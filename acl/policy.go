@@ -280,11 +280,11 @@ func (d direction) words(k datastore.Kind) string {
 	return d.String()
 }
 
-// end is the rule that denies what no rule of a stage decided.
-func (s stage) end(d direction) Rule {
-	comment := "no " + d.String() + " rule allows it"
-	if s.tier != "" {
-		comment = "no " + string(d.typ()) + " rule of tier " + s.tier + " allows it"
+// undecided is the rule that denies what no rule of a tier decided, or, without one, of
+// the profiles.
+func (p *program) undecided(tier string, d direction) Rule {
+	if tier == "" {
+		return Rule{Verdict: goTo(d.denyChain()), Comment: "no " + d.String() + " rule allows it"}
 	}
-	return Rule{Verdict: goTo(d.denyChain()), Comment: clip(comment)}
+	return Rule{Verdict: p.finish(undecidedBy(tier, d)), Comment: clip("no " + string(d.typ()) + " rule of tier " + tier + " allows it")}
 }

@@ -162,15 +162,20 @@ func fullStage(r *Ruleset, m model, d direction, s stage, has map[string]familie
 			prog.addAll(o, d, rules)
 		}
 		if s.passes && s.denies {
-			prog.rules = append(prog.rules, s.end(d))
+			prog.rules = append(prog.rules, prog.undecided(s.tier, d))
 		}
 		r.Chains[chain] = &Chain{Name: chain, Rules: prog.rules}
 		for _, ref := range prog.refs {
 			r.Sets[ref.name] = fullSet(ref, m, endpoints, profiles)
 		}
-		for _, d := range prog.rejects {
-			r.Chains[rejectChain(d)] = &Chain{Name: rejectChain(d), Rules: rejectRules(d)}
-		}
+		addEnds(r, prog)
+	}
+}
+
+// addEnds adds the chains that a program's rules end in.
+func addEnds(r *Ruleset, p program) {
+	for _, e := range p.ends {
+		r.Chains[e.name] = &Chain{Name: e.name, Rules: e.rules}
 	}
 }
 

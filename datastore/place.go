@@ -7,6 +7,8 @@ import (
 
 // RulePlace says which rule of the model it is, and what it says.
 type RulePlace struct {
+	// ID stays the same as long as the rule says the same, wherever in its list it is.
+	ID        string `json:"id,omitempty"`
 	Kind      Kind   `json:"kind"`
 	Name      string `json:"name"`
 	Tier      string `json:"tier,omitempty"` // of a Policy
