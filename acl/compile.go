@@ -131,7 +131,7 @@ func (p *program) add(from origin, d direction) {
 	case datastore.Pass:
 		out.Verdict = Verdict{Kind: Return}
 	case datastore.Log:
-		out.Counter, out.Limit = false, few(meterLog, LinkPair)
+		out.Limit = few(meterLog, LinkPair)
 		out.Log = logPrefix("L", d, from.id, from.owner.whose())
 	default:
 		out.Verdict = p.finish(refusedBy(from, d))
