@@ -2,6 +2,7 @@ package acl
 
 import (
 	"slices"
+	"strings"
 
 	"netctl/datastore"
 )
@@ -25,6 +26,42 @@ func logPrefix(what string, d direction, id, whose string) string {
 		p += "|" + whose
 	}
 	return p[:min(len(p), 63)]
+}
+
+// Log is what a log prefix says.
+type Log struct {
+	Denied, Inbound bool
+	// Rule is the ID of the rule that wrote it; "": no rule decided, of the tier Whose or of
+	// profiles if that is "".
+	Rule  string
+	Whose string // its profile, or tier and policy; may be cut off
+	host  bool   // of a packet to the workload's own host
+}
+
+// ParseLog reads a log prefix.
+func ParseLog(prefix string) Log {
+	what, rest, _ := strings.Cut(prefix, "|")
+	id, whose, _ := strings.Cut(rest, "|")
+	l := Log{Denied: strings.HasPrefix(what, "D"), Inbound: strings.HasSuffix(what, "I"), Whose: whose, host: what == "DPH"}
+	if id != defaultID && !l.host {
+		l.Rule = id
+	}
+	return l
+}
+
+// Reason is why a packet is denied that no rule decided about.
+func (l Log) Reason() string {
+	d := outbound
+	if l.Inbound {
+		d = inbound
+	}
+	switch {
+	case l.host:
+		return reason(chainWLHost)
+	case l.Whose != "":
+		return undecidedReason(l.Whose, d)
+	}
+	return reason(d.denyChain())
 }
 
 // whose is the owner as log prefixes name it.

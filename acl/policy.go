@@ -286,5 +286,9 @@ func (p *program) undecided(tier string, d direction) Rule {
 	if tier == "" {
 		return Rule{Verdict: goTo(d.denyChain()), Comment: "no " + d.String() + " rule allows it"}
 	}
-	return Rule{Verdict: p.finish(undecidedBy(tier, d)), Comment: clip("no " + string(d.typ()) + " rule of tier " + tier + " allows it")}
+	return Rule{Verdict: p.finish(undecidedBy(tier, d)), Comment: clip(undecidedReason(tier, d))}
+}
+
+func undecidedReason(tier string, d direction) string {
+	return "no " + string(d.typ()) + " rule of tier " + tier + " allows it"
 }

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -52,7 +51,7 @@ func newDropsCommand(a *app) *cobra.Command {
 		Use:   "drops",
 		Short: "Show what the packet filter of this node drops, and by which rule",
 		Long: "Show the packets from and to endpoints of this node that are dropped, and those that rules `log`, with the endpoints' names and the rule that\n" +
-			"decides as the datastore has it: for some seconds, counted, or with -f each as it comes. The kernel tells of 50 packets a second of each pair of\n" +
+			"decides: for some seconds, counted, or with -f each as it comes. The kernel tells of 50 packets a second of each pair of\n" +
 			"interfaces, and one program at a time (NFLOG group 1); what guards drop it does not tell. As root.",
 		Example: "  netctl drops --for 30s\n  netctl drops -f -o json",
 		Args:    cobra.NoArgs,
@@ -93,24 +92,39 @@ type dropper struct {
 	settings *settings
 	view     *datastore.View
 	read     time.Time // when the view was
+	rules    map[string]datastore.RulePlace
 }
 
-// staleView is how old what the datastore says may be.
-const staleView = time.Second
+// staleView is how old what the datastore says may be; of a rule that it does not know,
+// newView.
+const (
+	staleView = time.Second
+	newView   = 100 * time.Millisecond
+)
+
+// refresh reads what the datastore says, if that is due.
+func (d *dropper) refresh(ctx context.Context, rule string) {
+	age := time.Since(d.read)
+	if d.view != nil {
+		if _, known := d.places()[rule]; age < newView || age < staleView && (known || rule == "") {
+			return
+		}
+	}
+	switch view, err := d.app.view(ctx, explainKinds()...); {
+	case err == nil:
+		d.view, d.rules = view, nil
+	case d.view == nil:
+		d.app.warn("no names and rules: %v", err)
+		d.view = datastore.NewView()
+	}
+	d.read = time.Now()
+}
 
 // explain says it by what the datastore has now; while that does not answer, by what it
 // had, or without names.
 func (d *dropper) explain(ctx context.Context, e nflog.Entry) drop {
-	if time.Since(d.read) > staleView {
-		switch view, err := d.app.view(ctx, explainKinds()...); {
-		case err == nil:
-			d.view = view
-		case d.view == nil:
-			d.app.warn("no names and rules: %v", err)
-			d.view = datastore.NewView()
-		}
-		d.read = time.Now()
-	}
+	l := acl.ParseLog(e.Prefix)
+	d.refresh(ctx, l.Rule)
 	x := &explainer{settings: d.settings, view: d.view, sourcePort: e.SrcPort}
 	x.src, x.dst = x.partyAt("", e.Src), x.partyAt("", e.Dst)
 	x.src.Address, x.dst.Address = e.Src, e.Dst
@@ -127,37 +141,41 @@ func (d *dropper) explain(ctx context.Context, e nflog.Entry) drop {
 	if t.icmp() {
 		out.Protocol = t.done().String()
 	}
-	what, whose, _ := strings.Cut(e.Prefix, "|")
-	own, other := x.src, x.dst
-	if strings.HasPrefix(what, "DPI") || strings.HasPrefix(what, "LPI") {
-		out.Direction, own, other = inbound, x.dst, x.src
-	}
-	if strings.HasPrefix(what, "L") {
-		out.Action, out.Reason = "logged", "a log rule of "+whose
-		return out
-	}
-	if strings.HasPrefix(what, "DPH") {
-		out.Reason = "a workload may not open this on its own host (agent.workloadToHost)"
-		return out
-	}
-	out.decide(ctx, x, own, other, t)
+	out.decide(l, d.places())
 	return out
 }
 
-// decide finds the rule.
-func (d *drop) decide(ctx context.Context, x *explainer, own, other party, t traffic) {
-	if own.endpoint == nil {
-		d.Reason = "by a rule of an endpoint that the datastore does not know"
-		return
+// places are the rules of the view by their IDs.
+func (d *dropper) places() map[string]datastore.RulePlace {
+	if d.rules == nil {
+		d.rules = map[string]datastore.RulePlace{}
+		for _, kind := range []datastore.Kind{datastore.KindProfile, datastore.KindPolicy} {
+			for _, o := range d.view.Objects(kind) {
+				for _, p := range acl.Places(o) {
+					d.rules[p.ID] = p
+				}
+			}
+		}
 	}
-	side, err := x.side(ctx, own, other, d.Direction == inbound, t)
+	return d.rules
+}
+
+// decide says what the prefix of the packet's message does.
+func (d *drop) decide(l acl.Log, rules map[string]datastore.RulePlace) {
+	if l.Inbound {
+		d.Direction = inbound
+	}
+	if !l.Denied {
+		d.Action = "logged"
+	}
+	place, known := rules[l.Rule]
 	switch {
-	case err != nil:
-		d.Reason = oneLine(err)
-	case side.Allowed:
-		d.Reason = "by a rule that has changed since"
+	case known:
+		d.Rule = &place
+	case l.Rule != "":
+		d.Reason = "a rule of " + l.Whose + " that has changed since"
 	default:
-		d.Rule, d.Reason = side.By, side.Reason
+		d.Reason = l.Reason()
 	}
 }
 

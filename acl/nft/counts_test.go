@@ -39,7 +39,9 @@ func TestCountersSurvive(t *testing.T) {
 		x.Apply(c)
 		l.apply(x.Flush())
 	}
-	web := func(rules ...string) datastore.Change { return profile(t, "web", []string{"web"}, rules, []string{"allow"}) }
+	web := func(rules ...string) datastore.Change {
+		return profile(t, "web", []string{"web"}, rules, []string{"allow"})
+	}
 	want := map[string]uint64{}
 	expect := func(when, name string) {
 		t.Helper()

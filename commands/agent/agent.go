@@ -204,6 +204,8 @@ type outside struct {
 	flowing func() ([]netip.Addr, error)
 	// denied counts the packets that the packet filter dropped.
 	denied func(ctx context.Context) (map[string]uint64, error)
+	// counts is what rules of the packet filter have counted.
+	counts func(ctx context.Context, rules []acl.Rule) ([]acl.Count, error)
 	// cut deletes those of flows that policy denies.
 	cut func(conntrack.Cutter) (int, error)
 	// undirect is conntrack.DeleteDirect.
@@ -327,7 +329,7 @@ func awaitCut(done <-chan struct{}, there func() bool) {
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, undirect: conntrack.DeleteDirect, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, counts: a.nft.Counts, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, undirect: conntrack.DeleteDirect, forward: iptables.Run,
 		beside: join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log),
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(control.Serve(ctx, a.listener, h), errEnded)
@@ -355,7 +357,7 @@ func (a *agent) run(ctx context.Context) error {
 // with serving, ends all.
 func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 	l := a.loop
-	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, meters: &a.meters}
+	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, counts: o.counts, meters: &a.meters}
 	if a.shown != nil {
 		a.shown.Alive, a.shown.Ready, a.shown.Collect = a.alive, a.ready, func(ctx context.Context, p *telemetry.Page) error { return a.collect(ctx, o, p) }
 		o.beside = append(slices.Clone(o.beside), a.shown.Tasks()...)

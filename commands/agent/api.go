@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"netctl/acl"
 	"netctl/commands/control"
 	"netctl/commands/workload"
 	"netctl/datastore"
@@ -32,7 +33,9 @@ type api struct {
 	// undirect deletes the connection tracking entries of published ports that lead to
 	// the host itself.
 	undirect func(host []netip.Addr, ports []datastore.HostPort) error
-	meters   *meters
+	// counts is what rules of the packet filter have counted.
+	counts func(ctx context.Context, rules []acl.Rule) ([]acl.Count, error)
+	meters *meters
 }
 
 func (a *api) routes() http.Handler {
@@ -49,6 +52,7 @@ func (a *api) routes() http.Handler {
 	mux.Handle("POST /v1/labels", control.Call(a.labels))
 	mux.Handle("POST /v1/ports", control.Call(a.ports))
 	mux.Handle("POST /v1/explain", control.Call(a.explain))
+	mux.Handle("POST /v1/counters", control.Call(a.counters))
 	return mux
 }
 

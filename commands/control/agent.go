@@ -211,3 +211,23 @@ type AskedRule struct {
 	datastore.RulePlace
 	Matched bool `json:"matched"`
 }
+
+// CountersRequest asks what the rules of the agent's node have counted (POST /v1/counters):
+// those of the policies and profiles of that name, or of all.
+type CountersRequest struct {
+	Name string `json:"name,omitempty"`
+}
+
+// Counters are the rules that endpoints of a node are judged by, policies in the order in
+// which they are asked and profiles behind them.
+type Counters struct {
+	Node  string        `json:"node"`
+	Rules []RuleCounter `json:"rules"`
+}
+
+// RuleCounter is what a rule has counted since it is on the node.
+type RuleCounter struct {
+	datastore.RulePlace
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"netctl/commands/control"
 	"netctl/netdev/netlab"
 )
 
@@ -208,6 +210,41 @@ func TestExplain(t *testing.T) {
 	}
 	if out, code := exitOf(t, n1, "netctl", "drops", "--for", "10ms"); code != 0 || !strings.Contains(out, "Nothing was dropped in 10ms") {
 		t.Errorf("drops: exit %d\n%s", code, out)
+	}
+	// What was refused is counted by its rule, which keeps its ID and count behind a new one.
+	counters := func(args ...string) (out control.Counters) {
+		text := netlab.Must(t, n1, append([]string{"netctl", "policy", "counters", "-o", "json"}, args...)...)
+		if err := json.Unmarshal([]byte(text), &out); err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		return out
+	}
+	denied := func() (found control.RuleCounter) {
+		for _, r := range counters("web").Rules {
+			if r.Rule == "deny tcp to ports 6001" {
+				found = r
+			}
+		}
+		return found
+	}
+	before := denied()
+	if before.Packets == 0 || before.Bytes < 40*before.Packets || before.Position != 1 || before.Name != "web" {
+		t.Errorf("counters: %+v", before)
+	}
+	for _, port := range []string{"6010", "6011", "6012"} {
+		netlab.Must(t, n1, "netctl", "profile", "web", "rule", "add", "outbound", "--at=1", "deny", "tcp", "to", "ports", port)
+	}
+	netlab.Until(t, patience, "the rules to be counted", func() string {
+		if now := denied(); now.ID != before.ID || now.Packets < before.Packets || now.Position != 4 {
+			return fmt.Sprintf("%+v, before %+v", now, before)
+		}
+		return ""
+	})
+	if all := counters().Rules; len(all) < 5 || all[0].Kind != "Policy" || all[0].Tier != "security" || all[len(all)-1].Kind != "Profile" {
+		t.Errorf("counters of all: %+v", all)
+	}
+	if out, code := exitOf(t, n1, "netctl", "policy", "counters", "nobody"); code != 1 || !strings.Contains(out, "policy or profile nobody: not found") {
+		t.Errorf("counters of nobody: exit %d\n%s", code, out)
 	}
 	// Rejected is denied, and answered at once.
 	if out, code := exitOf(t, n1, "netctl", "explain", web.ID, db.ID, "tcp", "7001"); code != 3 || !strings.Contains(out, "ingress rule 2: reject tcp to ports 7001") {
