@@ -118,19 +118,28 @@ func (p *program) addAll(o owner, d direction, rules []datastore.Rule) {
 	}
 }
 
+// addPlain adds a rule that comes of none of the model.
+func (p *program) addPlain(r Rule) {
+	p.rules, p.origins = append(p.rules, r), append(p.origins, origin{})
+}
+
 // add compiles one rule: one Rule for each combination of what nft cannot say in
 // one match (both families, named beside numbered ports, a negated ICMP type).
 // The alternatives exclude each other or end in the same verdict.
 func (p *program) add(from origin, d direction) {
-	r := *from.rule
+	r, staged := *from.rule, from.owner.staged
 	// Without its number: a new first rule would change all.
 	out := Rule{Comment: clip(fmt.Sprintf("%s %s: %s", from.owner.label(), d.words(from.owner.kind), r)), Counter: true}
-	switch r.Action {
-	case datastore.Allow:
-		out.Verdict = accept()
-	case datastore.Pass:
+	switch {
+	case staged && r.Action == datastore.Allow:
 		out.Verdict = Verdict{Kind: Return}
-	case datastore.Log:
+	case staged && r.Action != datastore.Log:
+		out.Verdict = p.wouldRefuse(from, d)
+	case r.Action == datastore.Allow:
+		out.Verdict = accept()
+	case r.Action == datastore.Pass:
+		out.Verdict = Verdict{Kind: Return}
+	case r.Action == datastore.Log:
 		out.Limit = few(meterLog, LinkPair)
 		out.Log = logPrefix("L", d, from.id, from.owner.whose())
 	default:

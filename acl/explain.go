@@ -20,10 +20,17 @@ type owner struct {
 	kind datastore.Kind
 	name string
 	tier string // of a Policy; only where its rules are compiled
+	// staged says that it is a Policy that decides nothing.
+	staged bool
 }
 
 // label is the owner as comments in the kernel name it: kind and name.
-func (o owner) label() string { return strings.ToLower(string(o.kind)) + " " + o.name }
+func (o owner) label() string {
+	if o.staged {
+		return "staged policy " + o.name
+	}
+	return strings.ToLower(string(o.kind)) + " " + o.name
+}
 
 // Asked is a rule of the model that a packet met, and whether it matched.
 type Asked struct {
@@ -60,6 +67,9 @@ func (x *Index) Explain(p Packet) Explanation {
 		} else {
 			e.Asked = append(e.Asked, a)
 		}
+		if from.owner.staged {
+			return // it only counts
+		}
 		if e.By = nil; matched && from.rule.Action != datastore.Log && from.rule.Action != datastore.Pass {
 			e.By, allows = &a.RulePlace, from.rule.Action == datastore.Allow
 		}
@@ -88,17 +98,18 @@ func reason(chain string) string {
 
 // origin is what rule number i of the chain, as it is now, comes of.
 func (c *liveChain) origin(i int) (origin, bool) {
-	if c.closed != (families{}) {
+	closed := c.denies()
+	if closed != (families{}) {
 		i-- // the one that denies until its sets are whole
 	}
-	if i < 0 || c.closed == (families{true, true}) || i >= len(c.program.origins) || c.program.origins[i].rule == nil {
+	if i < 0 || closed == (families{true, true}) || i >= len(c.program.origins) || c.program.origins[i].rule == nil {
 		return origin{}, false
 	}
 	return c.program.origins[i], true
 }
 
 func (o origin) place(d direction) datastore.RulePlace {
-	return datastore.RulePlace{ID: o.id, Kind: o.owner.kind, Name: o.owner.name, Tier: o.owner.tier, Direction: d.words(o.owner.kind), Position: o.position + 1, Rule: o.rule.String()}
+	return datastore.RulePlace{ID: o.id, Kind: o.owner.kind, Name: o.owner.name, Tier: o.owner.tier, Staged: o.owner.staged, Direction: d.words(o.owner.kind), Position: o.position + 1, Rule: o.rule.String()}
 }
 
 // Passed are the rules that were asked before the one that decided.

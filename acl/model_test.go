@@ -55,8 +55,7 @@ func (m model) allows(p Packet) bool {
 		if from == nil || !slices.Contains(addresses(from), p.Src) {
 			return false
 		}
-		guarded := p.Protocol == 4 || p.Protocol == 17 && (p.DstPort == 4789 || p.SrcPort == 67 || p.SrcPort == 547)
-		if guarded || !m.decides(from, p, outbound) {
+		if guarded(p) || !m.decides(from, p, outbound) {
 			return false
 		}
 	}
@@ -71,7 +70,12 @@ func (m model) decides(e *datastore.Endpoint, p Packet, d direction) bool {
 	tiers, by := m.tiersOf(gather(e, m.profiles).labels, d)
 tiers:
 	for _, tier := range tiers {
+		idle := true
 		for _, q := range by[tier] {
+			if q.Spec.Staged {
+				continue
+			}
+			idle = false
 			for _, r := range policyRulesOf(q, d) {
 				if r.Action == datastore.Log || !m.matches(r, p) {
 					continue
@@ -82,7 +86,7 @@ tiers:
 				return r.Action == datastore.Allow
 			}
 		}
-		if !m.passesTier(tier) {
+		if !idle && !m.passesTier(tier) {
 			return false
 		}
 	}

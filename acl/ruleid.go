@@ -39,7 +39,7 @@ func Places(object datastore.Object) (list []datastore.RulePlace) {
 		case *datastore.Profile:
 			rules = rulesOf(object, d)
 		case *datastore.Policy:
-			o.tier = object.Spec.Tier
+			o.tier, o.staged = object.Spec.Tier, object.Spec.Staged
 			rules = (&policy{Policy: object}).rules(d)
 		}
 		ids := ruleIDs(o, d, rules)
