@@ -31,6 +31,8 @@ func logPrefix(what string, d direction, id, whose string) string {
 // Log is what a log prefix says.
 type Log struct {
 	Denied, Inbound bool
+	// Staged says that the packet passed, and may be denied if staged policies were in force.
+	Staged bool
 	// Rule is the ID of the rule that wrote it; "": no rule decided, of the tier Whose or of
 	// profiles if that is "".
 	Rule  string
@@ -42,7 +44,7 @@ type Log struct {
 func ParseLog(prefix string) Log {
 	what, rest, _ := strings.Cut(prefix, "|")
 	id, whose, _ := strings.Cut(rest, "|")
-	l := Log{Denied: strings.HasPrefix(what, "D"), Inbound: strings.HasSuffix(what, "I"), Whose: whose, host: what == "DPH"}
+	l := Log{Denied: strings.HasPrefix(what, "D"), Staged: strings.HasPrefix(what, "S"), Inbound: strings.HasSuffix(what, "I"), Whose: whose, host: what == "DPH"}
 	if id != defaultID && !l.host {
 		l.Rule = id
 	}

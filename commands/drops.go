@@ -22,7 +22,8 @@ import (
 // drop is a packet that a rule dropped or wrote, or several alike, as it is printed.
 type drop struct {
 	Time time.Time `json:"time"`
-	// Action is "denied", or "logged" by a rule of that action.
+	// Action is "denied", "logged" by a rule of that action, or "staged": it passed, and would
+	// be denied if the staged policies were in force.
 	Action      string               `json:"action"`
 	Direction   string               `json:"direction"` // as the endpoint of this node sees it
 	Protocol    string               `json:"protocol"`
@@ -30,7 +31,9 @@ type drop struct {
 	Destination dropEnd              `json:"destination"`
 	Rule        *datastore.RulePlace `json:"rule,omitempty"`
 	Reason      string               `json:"reason,omitempty"`
-	Count       int                  `json:"count"`
+	// Staged says of what is denied that it would pass if the staged policies were in force.
+	Staged bool `json:"allowedIfPromoted,omitempty"`
+	Count  int  `json:"count"`
 }
 
 // dropEnd is one end of it.
@@ -50,8 +53,8 @@ func newDropsCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "drops",
 		Short: "Show what the packet filter of this node drops, and by which rule",
-		Long: "Show the packets from and to endpoints of this node that are dropped, and those that rules `log`, with the endpoints' names and the rule that\n" +
-			"decides: for some seconds, counted, or with -f each as it comes. The kernel tells of 50 packets a second of each pair of\n" +
+		Long: "Show the packets from and to endpoints of this node that are dropped, those that rules `log`, and those that staged policies would deny (`staged`), with the\n" +
+			"endpoints' names and the rule that decides: for some seconds, counted, or with -f each as it comes. The kernel tells of 50 packets a second of each pair of\n" +
 			"interfaces, and one program at a time (NFLOG group 1); what guards drop it does not tell. As root.",
 		Example: "  netctl drops --for 30s\n  netctl drops -f -o json",
 		Args:    cobra.NoArgs,
@@ -67,7 +70,12 @@ func newDropsCommand(a *app) *cobra.Command {
 		d := dropper{app: a, settings: s}
 		ctx := cmd.Context()
 		if follow {
-			return nflog.Listen(ctx, acl.NFLogGroup, func(e nflog.Entry) error { return a.showDrop(*f, d.explain(ctx, e)) })
+			return nflog.Listen(ctx, acl.NFLogGroup, func(e nflog.Entry) error {
+				if one, ok := d.explain(ctx, e); ok {
+					return a.showDrop(*f, one)
+				}
+				return nil
+			})
 		}
 		if period <= 0 {
 			return usage("--for %s: must be longer than nothing", period)
@@ -76,7 +84,9 @@ func newDropsCommand(a *app) *cobra.Command {
 		defer cancel()
 		var all []drop
 		if err := nflog.Listen(within, acl.NFLogGroup, func(e nflog.Entry) error {
-			all = counted(all, d.explain(ctx, e))
+			if one, ok := d.explain(ctx, e); ok {
+				all = counted(all, one)
+			}
 			return nil
 		}); err != nil {
 			return err
@@ -121,8 +131,8 @@ func (d *dropper) refresh(ctx context.Context, rule string) {
 }
 
 // explain says it by what the datastore has now; while that does not answer, by what it
-// had, or without names.
-func (d *dropper) explain(ctx context.Context, e nflog.Entry) drop {
+// had, or without names. It is false of what staged policies would not deny after all.
+func (d *dropper) explain(ctx context.Context, e nflog.Entry) (drop, bool) {
 	l := acl.ParseLog(e.Prefix)
 	d.refresh(ctx, l.Rule)
 	x := &explainer{settings: d.settings, view: d.view, sourcePort: e.SrcPort}
@@ -142,7 +152,25 @@ func (d *dropper) explain(ctx context.Context, e nflog.Entry) drop {
 		out.Protocol = t.done().String()
 	}
 	out.decide(l, d.places())
-	return out
+	own, other := x.src, x.dst
+	if l.Inbound {
+		own, other = x.dst, x.src
+	}
+	if own.endpoint == nil || !l.Denied && !l.Staged || !hasStaged(d.view) {
+		return out, true
+	}
+	side, err := x.side(ctx, own, other, l.Inbound, t)
+	switch {
+	case err != nil:
+		return out, true
+	case l.Denied:
+		out.Staged = !side.Allowed && side.Staged != nil && side.Staged.Allowed
+		return out, true
+	case !side.Allowed || side.Staged == nil || side.Staged.Allowed:
+		return out, false
+	}
+	out.Rule, out.Reason = side.Staged.By, side.Staged.Reason
+	return out, true
 }
 
 // places are the rules of the view by their IDs.
@@ -165,7 +193,10 @@ func (d *drop) decide(l acl.Log, rules map[string]datastore.RulePlace) {
 	if l.Inbound {
 		d.Direction = inbound
 	}
-	if !l.Denied {
+	switch {
+	case l.Staged:
+		d.Action = "staged"
+	case !l.Denied:
 		d.Action = "logged"
 	}
 	place, known := rules[l.Rule]
@@ -183,7 +214,7 @@ func (d *drop) decide(l acl.Log, rules map[string]datastore.RulePlace) {
 func counted(all []drop, d drop) []drop {
 	like := func(o drop) bool {
 		same := func(x, y *datastore.RulePlace) bool { return (x == nil) == (y == nil) && (x == nil || *x == *y) }
-		return o.Action == d.Action && o.Direction == d.Direction && o.Protocol == d.Protocol && o.Source.Address == d.Source.Address &&
+		return o.Action == d.Action && o.Staged == d.Staged && o.Direction == d.Direction && o.Protocol == d.Protocol && o.Source.Address == d.Source.Address &&
 			o.Destination == d.Destination && o.Reason == d.Reason && same(o.Rule, d.Rule)
 	}
 	if i := slices.IndexFunc(all, like); i >= 0 {
@@ -207,10 +238,14 @@ func (e dropEnd) String() string {
 }
 
 func (d drop) why() string {
+	why := d.Reason
 	if d.Rule != nil {
-		return d.Rule.String()
+		why = d.Rule.String()
 	}
-	return d.Reason
+	if d.Staged {
+		why += "; allowed with the staged policies in force"
+	}
+	return why
 }
 
 // showDrop prints one packet as one line.

@@ -76,6 +76,49 @@ func agrees(t *testing.T, on *netlab.Host, from netlab.Place, to netip.Addr, all
 	})
 }
 
+// staged has a staged policy tell what it would deny, and deny it once it is promoted.
+func staged(t *testing.T, n1, n2 *netlab.Host, web *netlab.Container, db4 netip.Addr) {
+	netlab.Must(t, n1, "netctl", "policy", "create", "draft", "--tier", "security", "--order", "1", "--staged", "--selector", "has(store)", "--ingress", "deny tcp to ports 7000", "--ingress", "pass")
+	const says = "tier security, staged policy draft, ingress rule 1: deny tcp to ports 7000"
+	agrees(t, n1, web, db4, true, "with the staged policies in force: denied by "+says, web.ID, db4.String(), "tcp", "7000")
+	p, err := n2.Start("drops", netlab.Cmd{Args: []string{"netctl", "drops", "-f"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	netlab.Until(t, patience, "what the staged policy would deny", func() string {
+		if !answered(t, web, db4, "tcp", 7000, patience) {
+			t.Fatal("it is denied")
+		}
+		if out := p.Output(); !strings.Contains(out, " staged tcp ") || !strings.Contains(out, "inbound: "+says) {
+			return out
+		}
+		return ""
+	})
+	if err := p.Stop(); err != nil {
+		t.Errorf("drops -f: %v\n%s", err, p.Output())
+	}
+	if out := netlab.Must(t, n2, "netctl", "policy", "counters", "draft"); !strings.Contains(out, says) {
+		t.Errorf("counters:\n%s", out)
+	}
+	promote := func(verb string, allowed bool, says string) {
+		t.Helper()
+		if verb != "" {
+			netlab.Must(t, n1, "netctl", "policy", verb, "draft")
+		}
+		agrees(t, n1, web, db4, allowed, says, web.ID, db4.String(), "tcp", "7000")
+	}
+	promote("promote", false, "denied by tier security, policy draft, ingress rule 1")
+	promote("stage", true, "staged policy draft")
+	var list []struct{ Revision int64 }
+	if err := json.Unmarshal([]byte(netlab.Must(t, n1, "netctl", "history", "policy", "draft", "-o", "json")), &list); err != nil || len(list) != 3 {
+		t.Fatalf("history: %v, %v", list, err)
+	}
+	netlab.Must(t, n1, "netctl", "undo", fmt.Sprint(list[0].Revision))
+	promote("", false, "denied by tier security, policy draft, ingress rule 1")
+	netlab.Must(t, n1, "netctl", "policy", "remove", "draft")
+	promote("", true, "policy open, ingress rule 1")
+}
+
 // TestExplain: what explain says of profiles is what becomes of packets.
 func TestExplain(t *testing.T) {
 	l := forTest(t, Config{Nodes: 2, IPv6: true})
@@ -246,6 +289,7 @@ func TestExplain(t *testing.T) {
 	if out, code := exitOf(t, n1, "netctl", "policy", "counters", "nobody"); code != 1 || !strings.Contains(out, "policy or profile nobody: not found") {
 		t.Errorf("counters of nobody: exit %d\n%s", code, out)
 	}
+	staged(t, n1, n2, web, db4)
 	// Rejected is denied, and answered at once.
 	if out, code := exitOf(t, n1, "netctl", "explain", web.ID, db.ID, "tcp", "7001"); code != 3 || !strings.Contains(out, "ingress rule 2: reject tcp to ports 7001") {
 		t.Errorf("rejected: exit %d\n%s", code, out)
