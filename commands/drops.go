@@ -30,6 +30,7 @@ type drop struct {
 	Source      dropEnd              `json:"source"`
 	Destination dropEnd              `json:"destination"`
 	Rule        *datastore.RulePlace `json:"rule,omitempty"`
+	Tier        string               `json:"tier,omitempty"` // whose rules did not decide
 	Reason      string               `json:"reason,omitempty"`
 	// Staged says of what is denied that it would pass if the staged policies were in force.
 	Staged bool `json:"allowedIfPromoted,omitempty"`
@@ -67,9 +68,9 @@ func newDropsCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		d := dropper{app: a, settings: s}
 		ctx := cmd.Context()
 		if follow {
+			d := dropper{app: a, settings: s}
 			return nflog.Listen(ctx, acl.NFLogGroup, func(e nflog.Entry) error {
 				if one, ok := d.explain(ctx, e); ok {
 					return a.showDrop(*f, one)
@@ -77,23 +78,30 @@ func newDropsCommand(a *app) *cobra.Command {
 				return nil
 			})
 		}
-		if period <= 0 {
-			return usage("--for %s: must be longer than nothing", period)
-		}
-		within, cancel := context.WithTimeout(ctx, period)
-		defer cancel()
-		var all []drop
-		if err := nflog.Listen(within, acl.NFLogGroup, func(e nflog.Entry) error {
-			if one, ok := d.explain(ctx, e); ok {
-				all = counted(all, one)
-			}
-			return nil
-		}); err != nil {
+		all, err := a.watchDrops(ctx, s, period)
+		if err != nil {
 			return err
 		}
 		return a.showDrops(*f, all, period)
 	}
 	return cmd
+}
+
+// watchDrops is what is dropped in a time, counted.
+func (a *app) watchDrops(ctx context.Context, s *settings, period time.Duration) (all []drop, err error) {
+	if period <= 0 {
+		return nil, usage("--for %s: must be longer than nothing", period)
+	}
+	d := dropper{app: a, settings: s}
+	within, cancel := context.WithTimeout(ctx, period)
+	defer cancel()
+	err = nflog.Listen(within, acl.NFLogGroup, func(e nflog.Entry) error {
+		if one, ok := d.explain(ctx, e); ok {
+			all = counted(all, one)
+		}
+		return nil
+	})
+	return all, err
 }
 
 // dropper says of packets that were logged whose they are and which rule decides.
@@ -206,7 +214,7 @@ func (d *drop) decide(l acl.Log, rules map[string]datastore.RulePlace) {
 	case l.Rule != "":
 		d.Reason = "a rule of " + l.Whose + " that has changed since"
 	default:
-		d.Reason = l.Reason()
+		d.Reason, d.Tier = l.Reason(), l.Whose
 	}
 }
 

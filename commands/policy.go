@@ -15,7 +15,7 @@ func newPolicyCommand(a *app) *cobra.Command {
 	r := policyRules()
 	cmd := group("policy", "Show and change policies: rules for the endpoints that a selector picks",
 		"  netctl policy create web --selector \"role == 'web'\" --ingress 'allow tcp to ports 80,443'\n  netctl policy web rule add ingress --at=1 deny from set blocked",
-		newPolicyShowCommand(a), newPolicyCreateCommand(a), newPolicyRemoveCommand(a), newPolicyTestCommand(a), newPolicyCountersCommand(a), newPolicyPromoteCommand(a), newPolicyStageCommand(a),
+		newPolicyShowCommand(a), newPolicyCreateCommand(a), newPolicyRemoveCommand(a), newPolicyTestCommand(a), newPolicyCountersCommand(a), newPolicyPromoteCommand(a), newPolicyStageCommand(a), newPolicySuggestCommand(a),
 		named("NAME", "Show and change the rules of one policy",
 			"  netctl policy web rule show\n  netctl policy web rule add ingress allow tcp to ports 80,443",
 			group("rule", "Show and change the rules of the policy",

@@ -90,7 +90,7 @@ func staged(t *testing.T, n1, n2 *netlab.Host, web *netlab.Container, db4 netip.
 			t.Fatal("it is denied")
 		}
 		if out := p.Output(); !strings.Contains(out, " staged tcp ") || !strings.Contains(out, "inbound: "+says) {
-			return out
+			return "shown: " + out
 		}
 		return ""
 	})
@@ -117,6 +117,44 @@ func staged(t *testing.T, n1, n2 *netlab.Host, web *netlab.Container, db4 netip.
 	promote("", false, "denied by tier security, policy draft, ingress rule 1")
 	netlab.Must(t, n1, "netctl", "policy", "remove", "draft")
 	promote("", true, "policy open, ingress rule 1")
+
+	// What is dropped becomes a policy that allows it, staged until it is promoted.
+	agrees(t, n2, web, db4, false, "no ingress rule of tier default allows it", web.ID, db4.String(), "tcp", "7005")
+	p, err = n2.Start("drops", netlab.Cmd{Args: []string{"netctl", "drops", "-f", "-o", "json"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := ""
+	netlab.Until(t, patience, "a record of a drop", func() string {
+		_ = answered(t, web, db4, "tcp", 7005, 100*time.Millisecond)
+		for _, line := range strings.Split(p.Output(), "\n") {
+			if strings.Contains(line, `"port":7005`) && strings.HasSuffix(line, "}") {
+				record = line
+				return ""
+			}
+		}
+		return "shown: " + p.Output()
+	})
+	if err := p.Stop(); err != nil {
+		t.Errorf("drops -f: %v\n%s", err, p.Output())
+	}
+	apply := func(args []string, stdin string) string {
+		t.Helper()
+		out, err := n1.Exec(t.Context(), netlab.Cmd{Args: args, Stdin: stdin})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	manifest := apply([]string{"netctl", "policy", "suggest", "-"}, record+"\n")
+	if !strings.Contains(manifest, "allow tcp from tag web to ports 7005") || !strings.Contains(manifest, "staged: true") || !strings.Contains(manifest, "store == 'yes'") {
+		t.Fatalf("suggested of %s:\n%s", record, manifest)
+	}
+	apply([]string{"netctl", "apply", "-f", "-"}, manifest)
+	agrees(t, n2, web, db4, false, "with the staged policies in force: allowed by tier default, staged policy suggested-yes, ingress rule 1", web.ID, db4.String(), "tcp", "7005")
+	netlab.Must(t, n1, "netctl", "policy", "promote", "suggested-yes")
+	agrees(t, n1, web, db4, true, "policy suggested-yes", web.ID, db4.String(), "tcp", "7005")
+	netlab.Must(t, n1, "netctl", "policy", "remove", "suggested-yes")
 }
 
 // TestExplain: what explain says of profiles is what becomes of packets.
@@ -242,7 +280,7 @@ func TestExplain(t *testing.T) {
 					return ""
 				}
 			}
-			return out
+			return "shown: " + out
 		})
 		if out, code := exitOf(t, h, "netctl", "drops", "--for", "1s"); code != 1 || !strings.Contains(out, "another program reads it") {
 			t.Errorf("a second reader: exit %d\n%s", code, out)
