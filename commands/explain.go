@@ -409,7 +409,20 @@ func (x *explainer) noteMissingOf(p datastore.RulePlace) {
 		if tag := s.Tag.Value; tag != "" && !slices.Contains(tagNames(x.view), tag) {
 			x.note("%s names tag %s, which no profile has", p, tag)
 		}
+		if text := s.Selector.Value; text != "" && !x.picksSomebody(text) {
+			x.note("%s names selector %q, which picks nobody", p, text)
+		}
 	}
+}
+
+// picksSomebody says whether an endpoint or a network set has labels that a selector wants.
+func (x *explainer) picksSomebody(text string) bool {
+	sel, err := datastore.ParseSelector(text)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(x.view.NetworkSets(), func(n *datastore.NetworkSet) bool { return sel.Matches(n.Metadata.Labels) }) ||
+		slices.ContainsFunc(x.view.Endpoints(), func(e *datastore.Endpoint) bool { return sel.Matches(labelsOf(x.view, e)) })
 }
 
 // places are the rules that were asked.

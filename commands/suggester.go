@@ -186,14 +186,14 @@ func (s *suggester) before(p *datastore.Policy) *int {
 // decides says whether a policy in force decides about the endpoint.
 func (s *suggester) decides(p *datastore.Policy, typ datastore.PolicyType, e *datastore.Endpoint) bool {
 	sel, err := datastore.ParseSelector(p.Spec.Selector)
-	return err == nil && !p.Spec.Staged && slices.Contains(p.Spec.Types, typ) && sel.Matches(s.labelsOf(e))
+	return err == nil && !p.Spec.Staged && slices.Contains(p.Spec.Types, typ) && sel.Matches(labelsOf(s.view, e))
 }
 
 // labelsOf are an endpoint's labels, and those of its profiles.
-func (s *suggester) labelsOf(e *datastore.Endpoint) map[string]string {
+func labelsOf(view *datastore.View, e *datastore.Endpoint) map[string]string {
 	all := map[string]string{}
 	for _, name := range slices.Backward(e.Spec.Profiles) {
-		if p := s.view.Profile(name); p != nil {
+		if p := view.Profile(name); p != nil {
 			maps.Copy(all, p.Spec.Labels)
 		}
 	}
@@ -214,7 +214,7 @@ func singleLabels() []string {
 // pick is a selector of endpoints like this one, and a name for their policy; "": it has no
 // label.
 func (s *suggester) pick(e *datastore.Endpoint) (selector, name string) {
-	all := s.labelsOf(e)
+	all := labelsOf(s.view, e)
 	maps.DeleteFunc(all, func(key, _ string) bool { return strings.HasPrefix(key, "netctl/") })
 	keys := s.labels
 	if keys == nil {
@@ -270,7 +270,7 @@ func (s *suggester) bestKeys(e *datastore.Endpoint, all map[string]string) []str
 	}
 	has := map[string]int{} // how many endpoints have the label
 	for _, o := range s.view.Endpoints() {
-		for key, value := range s.labelsOf(o) {
+		for key, value := range labelsOf(s.view, o) {
 			if all[key] == value {
 				has[key]++
 			}

@@ -156,8 +156,20 @@ func (a *api) check(ctx context.Context, r control.CheckRequest) (struct{}, erro
 }
 
 func (a *api) status(ctx context.Context, _ struct{}) (s control.AgentStatus, err error) {
-	err = a.loop.do(ctx, func() { s = a.loop.status() })
+	err = a.loop.do(ctx, func() {
+		s = a.loop.status()
+		s.Notes = few(a.loop.filtering.index.Missing())
+	})
 	return s, err
+}
+
+// few are the first of a list, and how many more there are.
+func few(list []string) []string {
+	const most = 10
+	if len(list) > most {
+		return append(list[:most:most], fmt.Sprintf("%d more of that kind", len(list)-most))
+	}
+	return list
 }
 
 func (a *api) open(ctx context.Context, fd int, path string) (*kernel.Netns, error) {

@@ -146,8 +146,11 @@ type AgentStatus struct {
 	Waiting int      `json:"waiting,omitempty"`
 	Lost    []string `json:"lost,omitempty"` // endpoints whose link is gone
 	// Problems are one line each: what is wrong and what to do.
-	Problems []string     `json:"problems,omitempty"`
-	Address  []netip.Addr `json:"address"`
+	Problems []string `json:"problems,omitempty"`
+	// Notes are one line each that nothing is wrong by itself with: rules that name what
+	// does not exist.
+	Notes   []string     `json:"notes,omitempty"`
+	Address []netip.Addr `json:"address"`
 	// AddressRule says which rule chose the node's address.
 	AddressRule string `json:"addressRule,omitempty"`
 }

@@ -342,8 +342,15 @@ func TestExplain(t *testing.T) {
 		t.Errorf("live: exit %d\n%s", code, out)
 	}
 	netlab.Must(t, n1, "netctl", "networkset", "remove", "hosts", "--force")
-	if out, code := exitOf(t, n1, "netctl", "status"); code != 0 {
-		t.Errorf("status: exit %d\n%s", code, out)
+	const nobody = `policy open, ingress rule 3: allow tcp from selector "kind == 'host' || has(none)" to ports 22 names selector "kind == 'host' || has(none)", which picks nobody`
+	netlab.Until(t, patience, "status to say what picks nobody", func() string {
+		if out, code := exitOf(t, n1, "netctl", "status"); code != 0 || !strings.Contains(out, "Named, and taken for empty:\n") || !strings.Contains(out, nobody) {
+			return fmt.Sprintf("exit %d\n%s", code, out)
+		}
+		return ""
+	})
+	if out, _ := exitOf(t, n1, "netctl", "explain", "node1", db.ID, "tcp", "22"); !strings.Contains(out, "Note: tier default, "+nobody) {
+		t.Errorf("explain does not say it:\n%s", out)
 	}
 	netlab.Must(t, n1, "netctl", "policy", "remove", "open", "closed")
 	netlab.Must(t, n1, "netctl", "profile", "remove", "web", "--force")
