@@ -90,7 +90,7 @@ type program struct {
 	// nets says whether labels of a network set meet a selector; nil: none do.
 	nets func(selector string) bool
 	refs []setRef
-	used map[string]bool // by the name of a set
+	used map[string]bool // by the name of a set or of an end
 }
 
 func (p *program) use(r setRef) string {

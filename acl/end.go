@@ -1,7 +1,6 @@
 package acl
 
 import (
-	"slices"
 	"strings"
 
 	"netctl/datastore"
@@ -115,7 +114,11 @@ func rejecting(d direction) end {
 
 // finish notes that a rule goes to e.
 func (p *program) finish(e end) Verdict {
-	if !slices.ContainsFunc(p.ends, func(o end) bool { return o.name == e.name }) {
+	if p.used == nil {
+		p.used = map[string]bool{}
+	}
+	if !p.used[e.name] {
+		p.used[e.name] = true
 		p.ends = append(p.ends, e)
 	}
 	return goTo(e.name)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"strconv"
+	"strings"
 
 	"netctl/datastore"
 )
@@ -22,11 +23,8 @@ func ruleIDs(o owner, d direction, rules []datastore.Rule) []string {
 }
 
 func ruleID(o owner, d direction, text string, nth int) string {
-	h := sha256.New()
-	for _, part := range []string{string(o.kind), o.tier, o.name, d.String(), text, strconv.Itoa(nth)} {
-		h.Write([]byte(part + "\x00"))
-	}
-	return hex.EncodeToString(h.Sum(nil)[:6])
+	sum := sha256.Sum256([]byte(strings.Join([]string{string(o.kind), o.tier, o.name, d.String(), text, strconv.Itoa(nth), ""}, "\x00")))
+	return hex.EncodeToString(sum[:6])
 }
 
 // Places are the rules of a profile or policy in their order, inbound ones first, each
