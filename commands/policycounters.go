@@ -14,7 +14,7 @@ func newPolicyCountersCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "counters [NAME]",
 		Short: "Show how many packets and bytes each rule has met on this node",
-		Long: "Show how many packets and bytes each rule of policies and profiles has met on this node, or those of the policy or profile NAME, by the node's agent:\n" +
+		Long: "Show how many packets and bytes each rule of policies and profiles has met on this node, or those of the policy or profile NAME, by the node's agent (with --server that of the API's node):\n" +
 			"of the endpoints here, the packets that begin a connection (answers and what follows are not judged again). Policies come in the order in which they are\n" +
 			"asked, profiles behind them. A rule keeps its count for as long as an endpoint of the node is judged by it and it says the same.",
 		Example:           "  netctl policy counters\n  netctl policy counters web -o json",
