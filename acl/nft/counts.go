@@ -69,7 +69,7 @@ func (t *Table) countsOfAnew(changes []acl.ChainChange) counts {
 }
 
 // countsOfWrong is what the rules of chains have counted that are not as wanted.
-func (t *Table) countsOfWrong(want *acl.Ruleset, have *kernel) counts {
+func (t *Table) countsOfWrong(have *kernel) counts {
 	wrong := func(chain string) bool {
 		_, right := t.handles[chain]
 		return !right && have.chains[chain] != nil

@@ -331,7 +331,7 @@ func (t *Table) doubt(tx *transaction) {
 // differences is what makes a table that was read what want says.
 func (t *Table) differences(want *acl.Ruleset, have *kernel) *transaction {
 	t.handles = learn(want, have)
-	have.counts = t.countsOfWrong(want, have)
+	have.counts = t.countsOfWrong(have)
 	tx := newTransaction()
 	compare(tx, want, have, t.handles)
 	return tx
