@@ -38,8 +38,10 @@ const (
 	chainToWL     = "to_wl"     // ingress of workloads
 	chainWLHost   = "wl_host"   // workload to host
 	chainUnseen   = "unseen"    // flows that may have begun while the filter was not whole
-	chainDenyIn   = "deny_in"   // log and drop, ingress
+	chainDenyIn   = "deny_in"   // log and drop, ingress: no rule allows it
 	chainDenyOut  = "deny_out"  // log and drop, egress
+	chainDropIn   = "drop_in"   // drop what was logged, ingress
+	chainDropOut  = "drop_out"  // drop what was logged, egress
 	setGateway4   = "gateway4"  // gateway addresses of workloads
 	setSrc4       = "src4"      // link and IPv4 address
 	setSrc6       = "src6"      // link and IPv6 address
@@ -61,8 +63,8 @@ const (
 	mapToEP       = "to_ep"
 	nextSuffix    = "_next"
 
-	meterDenyIn  = "m_deny_in"  // log lines of deny_in
-	meterDenyOut = "m_deny_out" // log lines of deny_out
+	meterDenyIn  = "m_deny_in"  // log lines of what is denied, ingress
+	meterDenyOut = "m_deny_out" // log lines of what is denied, egress
 	meterHost    = "m_host"     // log lines of wl_host
 	meterLog     = "m_log"      // log lines of log rules
 	meterEcho    = "m_echoes"   // echo requests to the host

@@ -31,9 +31,11 @@ type liveChain struct {
 	owners    []owner
 	direction direction
 	count     [2]int
-	// Of one of several policies: their tier, and whether it passes what they do not decide.
+	// Of one of several policies: their tier, whether it passes what they do not decide, and
+	// whether they are staged.
 	tier   string
 	passes bool
+	staged bool
 	// next replaces program as soon as every set that it needs is whole; nil: program
 	// is up to date. Until then the chain denies the families in closed, for which
 	// program has no rules.
@@ -55,9 +57,18 @@ func (c *liveChain) label() string {
 	return c.owners[0].label()
 }
 
+// denies are the families that the chain denies while it waits for its sets. Of staged
+// policies it has the rules of before, or none.
+func (c *liveChain) denies() families {
+	if c.staged {
+		return families{}
+	}
+	return c.closed
+}
+
 // rules are what the chain holds now.
 func (c *liveChain) rules() []Rule {
-	if c.closed == (families{}) {
+	if c.denies() == (families{}) {
 		return c.program.rules
 	}
 	deny := Rule{Verdict: goTo(c.direction.denyChain()), Comment: clip(c.label() + ": its selectors are being worked out")}
@@ -81,25 +92,26 @@ func className(d direction, stages []stage) string {
 	return hashName("class_"+d.short(), parts...)
 }
 
-// classRules are those of a class; jumps are the chains that they refer to.
-func classRules(d direction, stages []stage) (rules []Rule, jumps []string) {
-	jump := func(chain, comment string) {
-		rules = append(rules, Rule{Verdict: Verdict{Kind: Jump, Chain: chain}, Comment: clip(comment)})
-		jumps = append(jumps, chain)
-	}
+// classProgram are the rules of a class; jumps are the chains of rules that they refer to.
+func classProgram(d direction, stages []stage) (p program, jumps []string) {
 	for _, s := range stages {
 		if s.passes {
-			jump(tierChain(d, s), "tier "+s.tier)
-			continue
+			jumps = append(jumps, tierChain(d, s))
+			p.rules = append(p.rules, Rule{Verdict: Verdict{Kind: Jump, Chain: tierChain(d, s)}, Comment: clip("tier " + s.tier)})
 		}
-		for _, o := range s.owners {
-			jump(chainOf(d, o), o.label())
+		for _, t := range s.steps() {
+			if t.staged || !s.passes {
+				jumps = append(jumps, t.chain(d))
+			}
+			if !s.passes {
+				p.rules = append(p.rules, t.jump(d))
+			}
 		}
-		if s.denies {
-			rules = append(rules, s.end(d))
+		if s.denies && !s.passes && !s.idle {
+			p.rules = append(p.rules, p.undecided(s.tier, d))
 		}
 	}
-	return rules, jumps
+	return p, jumps
 }
 
 func (x *Index) acquireClass(d direction, stages []stage) string {
@@ -108,14 +120,19 @@ func (x *Index) acquireClass(d direction, stages []stage) string {
 	if c == nil {
 		c = x.newChain(name)
 		c.rank = classChain
-		c.program.rules, c.jumps = classRules(d, stages)
+		c.program, c.jumps = classProgram(d, stages)
+		x.hold(c.program)
 		for _, s := range stages {
 			if s.passes {
-				x.acquireRules(tierChain(d, s), d, s.tier, !s.denies, s.owners...)
-				continue
+				x.acquireRules(liveChain{name: tierChain(d, s), direction: d, owners: s.owners, tier: s.tier, passes: !s.denies})
 			}
-			for _, o := range s.owners {
-				x.acquireRules(chainOf(d, o), d, "", false, o)
+			for _, t := range s.steps() {
+				switch {
+				case t.staged:
+					x.acquireRules(liveChain{name: t.chain(d), direction: d, owners: t.owners, tier: t.tier, passes: !t.ends, staged: true})
+				case !s.passes:
+					x.acquireRules(liveChain{name: t.chain(d), direction: d, owners: t.owners})
+				}
 			}
 		}
 	}
@@ -123,15 +140,16 @@ func (x *Index) acquireClass(d direction, stages []stage) string {
 	return name
 }
 
-// acquireRules acquires the chain of the rules of one profile or policy, or of those of a
+// acquireRules acquires a chain of the rules of one profile or policy, or of several of a
 // tier, which passes what they do not decide or denies it.
-func (x *Index) acquireRules(name string, d direction, tier string, passes bool, owners ...owner) {
-	c := x.chains[name]
+func (x *Index) acquireRules(is liveChain) {
+	c := x.chains[is.name]
 	if c == nil {
-		c = x.newChain(name)
-		c.rank, c.owners, c.direction, c.tier, c.passes = ruleChain, owners, d, tier, passes
-		if tier != "" {
-			x.tierChains[name] = c
+		c = x.newChain(is.name)
+		*c = is
+		c.rank = ruleChain
+		if c.tier != "" {
+			x.tierChains[c.name] = c
 		}
 		x.compileAgain(c)
 	}
@@ -149,15 +167,28 @@ func (x *Index) compileAgain(c *liveChain) {
 // compile compiles the rules of a chain for the families that endpoints have.
 func (x *Index) compile(c *liveChain, f families) program {
 	p := program{families: f, nets: x.selectsNets, used: map[string]bool{}}
-	for _, o := range c.owners {
+	if c.staged {
+		for _, o := range c.owners {
+			p.addAll(o, c.direction, x.rulesOf(o, c.direction))
+		}
+		if !c.passes {
+			p.addPlain(p.wouldBeUndecided(c.tier, c.direction))
+		}
+		return p
+	}
+	for _, t := range (stage{tier: c.tier, owners: c.owners}).steps() {
+		if t.staged {
+			p.addPlain(t.jump(c.direction))
+			continue
+		}
+		o := t.owners[0]
 		if q := x.policies[o.name]; q != nil && o.kind == datastore.KindPolicy {
 			o.tier = q.Spec.Tier
 		}
 		p.addAll(o, c.direction, x.rulesOf(o, c.direction))
 	}
 	if c.tier != "" && !c.passes {
-		p.rules = append(p.rules, stage{tier: c.tier}.end(c.direction))
-		p.origins = append(p.origins, origin{})
+		p.addPlain(p.undecided(c.tier, c.direction))
 	}
 	return p
 }
@@ -232,8 +263,8 @@ func (x *Index) hold(p program) {
 	for _, r := range p.refs {
 		x.acquireSet(r)
 	}
-	for _, d := range p.rejects {
-		x.acquireReject(d)
+	for _, e := range p.ends {
+		x.acquireEnd(e)
 	}
 }
 
@@ -241,8 +272,8 @@ func (x *Index) letGo(p program) {
 	for _, r := range p.refs {
 		x.releaseSet(r.name)
 	}
-	for _, d := range p.rejects {
-		x.release(rejectChain(d))
+	for _, e := range p.ends {
+		x.release(e.name)
 	}
 }
 

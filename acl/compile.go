@@ -39,6 +39,13 @@ func (d direction) denyChain() string {
 	return chainDenyOut
 }
 
+func (d direction) dropChain() string {
+	if d == inbound {
+		return chainDropIn
+	}
+	return chainDropOut
+}
+
 // source says where the elements of a set come from.
 type source uint8
 
@@ -78,12 +85,12 @@ func (r setRef) comment() string {
 type program struct {
 	families families
 	rules    []Rule
-	origins  []origin    // of each rule
-	rejects  []direction // whose chain that rejects it needs
+	origins  []origin // of each rule
+	ends     []end    // that rules go to
 	// nets says whether labels of a network set meet a selector; nil: none do.
 	nets func(selector string) bool
 	refs []setRef
-	used map[string]bool // by the name of a set
+	used map[string]bool // by the name of a set or of an end
 }
 
 func (p *program) use(r setRef) string {
@@ -106,33 +113,40 @@ func (f families) has(nf uint32) bool {
 
 // addAll compiles the rules that an object has of one direction.
 func (p *program) addAll(o owner, d direction, rules []datastore.Rule) {
-	for i := range rules {
-		p.add(origin{o, i, &rules[i]}, d)
+	for i, id := range ruleIDs(o, d, rules) {
+		p.add(origin{o, i, &rules[i], id}, d)
 	}
+}
+
+// addPlain adds a rule that comes of none of the model.
+func (p *program) addPlain(r Rule) {
+	p.rules, p.origins = append(p.rules, r), append(p.origins, origin{})
 }
 
 // add compiles one rule: one Rule for each combination of what nft cannot say in
 // one match (both families, named beside numbered ports, a negated ICMP type).
 // The alternatives exclude each other or end in the same verdict.
 func (p *program) add(from origin, d direction) {
-	r := *from.rule
+	r, staged := *from.rule, from.owner.staged
 	// Without its number: a new first rule would change all.
 	out := Rule{Comment: clip(fmt.Sprintf("%s %s: %s", from.owner.label(), d.words(from.owner.kind), r)), Counter: true}
-	switch r.Action {
-	case datastore.Allow:
-		out.Verdict = accept()
-	case datastore.Pass:
+	switch {
+	case staged && r.Action == datastore.Allow:
 		out.Verdict = Verdict{Kind: Return}
-	case datastore.Log:
-		out.Counter, out.Limit = false, few(meterLog, LinkPair)
-		out.Log = logPrefix(d, from.owner)
-	case datastore.Reject:
-		out.Verdict = goTo(rejectChain(d))
-		if !slices.Contains(p.rejects, d) {
-			p.rejects = append(p.rejects, d)
-		}
+	case staged && r.Action != datastore.Log:
+		out.Verdict = p.wouldRefuse(from, d)
+	case r.Action == datastore.Allow:
+		out.Verdict = accept()
+	case r.Action == datastore.Pass:
+		out.Verdict = Verdict{Kind: Return}
+	case r.Action == datastore.Log:
+		out.Limit = few(meterLog, LinkPair)
+		out.Log = logPrefix("L", d, from.id, from.owner.whose())
 	default:
-		out.Verdict = goTo(d.denyChain())
+		out.Verdict = p.finish(refusedBy(from, d))
+		if r.Action == datastore.Reject {
+			p.finish(rejecting(d))
+		}
 	}
 	for _, family := range ruleFamilies(r) {
 		if !p.families.has(family) {
@@ -150,20 +164,6 @@ func (p *program) add(from origin, d direction) {
 			}
 		}
 	}
-}
-
-// logPrefix has the form of all prefixes: what, direction, whose. A policy has its tier
-// before it.
-func logPrefix(d direction, o owner) string {
-	p := "LPI|"
-	if d == outbound {
-		p = "LPE|"
-	}
-	if o.tier != "" {
-		p += o.tier + "/"
-	}
-	p += o.name
-	return p[:min(len(p), 63)]
 }
 
 // ruleFamilies are the values of NFProto to compile r for; 0 means that the rule

@@ -12,6 +12,7 @@ type origin struct {
 	owner    owner
 	position int // from 0
 	rule     *datastore.Rule
+	id       string // see ruleIDs
 }
 
 // owner is the object of the model that a list of rules is of.
@@ -19,10 +20,17 @@ type owner struct {
 	kind datastore.Kind
 	name string
 	tier string // of a Policy; only where its rules are compiled
+	// staged says that it is a Policy that decides nothing.
+	staged bool
 }
 
 // label is the owner as comments in the kernel name it: kind and name.
-func (o owner) label() string { return strings.ToLower(string(o.kind)) + " " + o.name }
+func (o owner) label() string {
+	if o.staged {
+		return "staged policy " + o.name
+	}
+	return strings.ToLower(string(o.kind)) + " " + o.name
+}
 
 // Asked is a rule of the model that a packet met, and whether it matched.
 type Asked struct {
@@ -42,6 +50,7 @@ type Explanation struct {
 // Explain is Eval on what the table should hold now, with the rules of the model.
 func (x *Index) Explain(p Packet) Explanation {
 	var e Explanation
+	allows := false // e.By
 	w := walk{Judge: x.Ruleset().Judge(), packet: p}
 	w.met = func(chain string, rule int, matched bool) {
 		c := x.chains[chain]
@@ -58,11 +67,16 @@ func (x *Index) Explain(p Packet) Explanation {
 		} else {
 			e.Asked = append(e.Asked, a)
 		}
+		if from.owner.staged {
+			return // it only counts
+		}
 		if e.By = nil; matched && from.rule.Action != datastore.Log && from.rule.Action != datastore.Pass {
-			e.By = &a.RulePlace
+			e.By, allows = &a.RulePlace, from.rule.Action == datastore.Allow
 		}
 	}
-	e.Decision = w.run()
+	if e.Decision = w.run(); e.Allowed != allows { // it only let the packet go on to the other side
+		e.By = nil
+	}
 	if e.Reason == "" {
 		e.Reason = reason(e.Chain)
 	}
@@ -74,9 +88,9 @@ func reason(chain string) string {
 	switch chain {
 	case chainWLHost:
 		return "a workload may not open this on its own host (agent.workloadToHost)"
-	case chainDenyIn:
+	case chainDenyIn, chainDropIn:
 		return "no inbound rule allows it"
-	case chainDenyOut:
+	case chainDenyOut, chainDropOut:
 		return "no outbound rule allows it"
 	}
 	return ""
@@ -84,17 +98,18 @@ func reason(chain string) string {
 
 // origin is what rule number i of the chain, as it is now, comes of.
 func (c *liveChain) origin(i int) (origin, bool) {
-	if c.closed != (families{}) {
+	closed := c.denies()
+	if closed != (families{}) {
 		i-- // the one that denies until its sets are whole
 	}
-	if i < 0 || c.closed == (families{true, true}) || i >= len(c.program.origins) || c.program.origins[i].rule == nil {
+	if i < 0 || closed == (families{true, true}) || i >= len(c.program.origins) || c.program.origins[i].rule == nil {
 		return origin{}, false
 	}
 	return c.program.origins[i], true
 }
 
 func (o origin) place(d direction) datastore.RulePlace {
-	return datastore.RulePlace{Kind: o.owner.kind, Name: o.owner.name, Tier: o.owner.tier, Direction: d.words(o.owner.kind), Position: o.position + 1, Rule: o.rule.String()}
+	return datastore.RulePlace{ID: o.id, Kind: o.owner.kind, Name: o.owner.name, Tier: o.owner.tier, Staged: o.owner.staged, Direction: d.words(o.owner.kind), Position: o.position + 1, Rule: o.rule.String()}
 }
 
 // Passed are the rules that were asked before the one that decided.

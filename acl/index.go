@@ -385,7 +385,7 @@ func (x *Index) Flush() Delta {
 		before, now := p.chains[name], x.chains[name]
 		switch {
 		case now == nil && before.existed:
-			d.Chains = append(d.Chains, ChainChange{Name: name, Gone: true})
+			d.Chains = append(d.Chains, ChainChange{Name: name, Gone: true, Before: before.rules})
 		case now == nil:
 		case !before.existed:
 			d.Chains = append(d.Chains, ChainChange{Name: name, New: true, Hook: now.hook, Rules: now.rules()})

@@ -171,7 +171,7 @@ func full(node string, o Options, objects map[string]datastore.Object) *Ruleset 
 		lists[name] = map[direction][]stage{}
 		for _, d := range []direction{inbound, outbound} {
 			lists[name][d] = m.oracle(d, gather(e, profiles).labels, e.Spec.Profiles)
-			_, jumps := classRules(d, lists[name][d])
+			_, jumps := classProgram(d, lists[name][d])
 			for _, chain := range jumps {
 				f := has[chain]
 				for _, a := range addresses(e) {
@@ -191,8 +191,9 @@ func full(node string, o Options, objects map[string]datastore.Object) *Ruleset 
 		wiring{sources: linkSources(e), linkLocal: linkLocal(e)}.guards(func(set string, s Element) { r.Sets[set].add(s) })
 		for _, d := range []direction{inbound, outbound} {
 			class := className(d, lists[name][d])
-			rules, _ := classRules(d, lists[name][d])
-			r.Chains[class] = &Chain{Name: class, Rules: rules}
+			prog, _ := classProgram(d, lists[name][d])
+			r.Chains[class] = &Chain{Name: class, Rules: prog.rules}
+			addEnds(r, prog)
 			to := mapToEP
 			if d == outbound {
 				to = mapFromEP

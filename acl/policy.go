@@ -54,6 +54,11 @@ func (p *policy) rules(d direction) []datastore.Rule {
 
 func (p *policy) decides(d direction) bool { return slices.Contains(p.Spec.Types, d.typ()) }
 
+// owner is the policy as the owner of rules.
+func (p *policy) owner() owner {
+	return owner{kind: datastore.KindPolicy, name: p.Metadata.Name, tier: p.Spec.Tier, staged: p.Spec.Staged}
+}
+
 // passes says whether a rule of the policy ends its tier.
 func (p *policy) passes(d direction) bool {
 	return slices.ContainsFunc(p.rules(d), func(r datastore.Rule) bool { return r.Action == datastore.Pass })
@@ -61,17 +66,17 @@ func (p *policy) passes(d direction) bool {
 
 // shape is all of a policy that the classes of endpoints depend on.
 type shape struct {
-	selector, tier string
-	order          int
-	ordered        bool
-	asked, passes  [2]bool
+	selector, tier  string
+	order           int
+	ordered, staged bool
+	asked, passes   [2]bool
 }
 
 func (p *policy) shape() (s shape) {
 	if p == nil {
 		return s
 	}
-	s.selector, s.tier = p.Spec.Selector, p.Spec.Tier
+	s.selector, s.tier, s.staged = p.Spec.Selector, p.Spec.Tier, p.Spec.Staged
 	if s.ordered = p.Spec.Order != nil; s.ordered {
 		s.order = *p.Spec.Order
 	}
@@ -87,6 +92,8 @@ type stage struct {
 	owners []owner
 	passes bool // a rule of them ends the tier
 	denies bool // what no rule decides is denied
+	// idle says that all of them are staged: none decides.
+	idle bool
 }
 
 // stages are those of an endpoint with these labels and profiles.
@@ -96,14 +103,16 @@ func (x *Index) stages(d direction, f *facts, profiles []string) (list []stage) 
 			continue
 		}
 		if n := len(list); n == 0 || list[n-1].tier != p.Spec.Tier {
-			list = append(list, stage{tier: p.Spec.Tier, denies: x.tierDenies(p.Spec.Tier)})
+			list = append(list, stage{tier: p.Spec.Tier, denies: x.tierDenies(p.Spec.Tier), idle: true})
 		}
 		s := &list[len(list)-1]
-		s.owners = append(s.owners, owner{kind: datastore.KindPolicy, name: p.Metadata.Name})
-		s.passes = s.passes || p.passes(d)
+		s.owners = append(s.owners, p.owner())
+		if !p.Spec.Staged {
+			s.passes, s.idle = s.passes || p.passes(d), false
+		}
 	}
 	for i, s := range list {
-		if s.denies && !s.passes {
+		if s.denies && !s.passes && !s.idle {
 			return list[:i+1] // nothing gets behind it
 		}
 	}
@@ -186,12 +195,12 @@ func (x *Index) setPolicy(name string, object *datastore.Policy) {
 	if was.shape() != is.shape() {
 		x.doubt(func(f *facts) bool { return was.picks(f) || is.picks(f) })
 	}
-	of := func(o owner) bool { return o.kind == datastore.KindPolicy && o.name == name }
+	o := owner{kind: datastore.KindPolicy, name: name}
 	for _, d := range []direction{inbound, outbound} {
-		x.compileAgain(x.chains[chainOf(d, owner{kind: datastore.KindPolicy, name: name})])
+		x.compileAgain(x.chains[chainOf(d, o)])
 	}
 	for _, chain := range sortedKeys(x.tierChains) {
-		if c := x.tierChains[chain]; slices.ContainsFunc(c.owners, of) {
+		if c := x.tierChains[chain]; c.has(o) {
 			x.compileAgain(c)
 		}
 	}
@@ -247,7 +256,11 @@ func tierChain(d direction, s stage) string {
 		parts[1] = string(datastore.TierPass)
 	}
 	for _, o := range s.owners {
-		parts = append(parts, o.name)
+		if o.staged {
+			parts = append(parts, "staged/"+o.name)
+		} else {
+			parts = append(parts, o.name)
+		}
 	}
 	return hashName("tier_"+d.short(), parts...)
 }
@@ -262,10 +275,14 @@ func (s stage) key(d direction) (parts []string) {
 	case s.passes:
 		parts = append(parts, "tier/"+tierChain(d, s))
 	default:
-		for _, o := range s.owners {
-			parts = append(parts, "policy/"+o.name)
+		for _, t := range s.steps() {
+			if t.staged {
+				parts = append(parts, "staged/"+t.chain(d))
+			} else {
+				parts = append(parts, "policy/"+t.owners[0].name)
+			}
 		}
-		if s.denies {
+		if s.denies && !s.idle {
 			parts = append(parts, "deny/"+s.tier)
 		}
 	}
@@ -280,11 +297,15 @@ func (d direction) words(k datastore.Kind) string {
 	return d.String()
 }
 
-// end is the rule that denies what no rule of a stage decided.
-func (s stage) end(d direction) Rule {
-	comment := "no " + d.String() + " rule allows it"
-	if s.tier != "" {
-		comment = "no " + string(d.typ()) + " rule of tier " + s.tier + " allows it"
+// undecided is the rule that denies what no rule of a tier decided, or, without one, of
+// the profiles.
+func (p *program) undecided(tier string, d direction) Rule {
+	if tier == "" {
+		return Rule{Verdict: goTo(d.denyChain()), Comment: "no " + d.String() + " rule allows it"}
 	}
-	return Rule{Verdict: goTo(d.denyChain()), Comment: clip(comment)}
+	return Rule{Verdict: p.finish(undecidedBy(tier, d)), Comment: clip(undecidedReason(tier, d))}
+}
+
+func undecidedReason(tier string, d direction) string {
+	return "no " + string(d.typ()) + " rule of tier " + tier + " allows it"
 }

@@ -46,7 +46,7 @@ func (w *world) policyStep() datastore.Change {
 		p.Spec = datastore.PolicySpec{
 			Tier: []string{"t0", "t1", datastore.DefaultTier}[w.rng.IntN(3)], Order: order(),
 			Selector: []string{"", "role == 'web'", "role != 'db'", "has(zone)", "all()"}[w.rng.IntN(5)],
-			Ingress:  w.policyRules(), Egress: w.policyRules(),
+			Ingress:  w.policyRules(), Egress: w.policyRules(), Staged: w.rng.IntN(3) == 0,
 		}
 		if w.rng.IntN(4) == 0 {
 			p.Spec.Types = []datastore.PolicyType{datastore.Ingress, datastore.Egress}
@@ -123,15 +123,19 @@ func policyRulesOf(p *datastore.Policy, d direction) []datastore.Rule {
 func (m model) oracle(d direction, labels map[string]string, profiles []string) (out []stage) {
 	tiers, by := m.tiersOf(labels, d)
 	for _, tier := range tiers {
-		s := stage{tier: tier, denies: !m.passesTier(tier)}
+		s := stage{tier: tier, denies: !m.passesTier(tier), idle: true}
 		for _, p := range by[tier] {
-			s.owners = append(s.owners, owner{datastore.KindPolicy, p.Metadata.Name, tier})
+			s.owners = append(s.owners, owner{datastore.KindPolicy, p.Metadata.Name, tier, p.Spec.Staged})
+			if p.Spec.Staged {
+				continue
+			}
+			s.idle = false
 			for _, r := range policyRulesOf(p, d) {
 				s.passes = s.passes || r.Action == datastore.Pass
 			}
 		}
 		out = append(out, s)
-		if s.denies && !s.passes {
+		if s.denies && !s.passes && !s.idle {
 			return out
 		}
 	}
@@ -145,32 +149,51 @@ func (m model) oracle(d direction, labels map[string]string, profiles []string) 
 // fullStage compiles the chains of a stage.
 func fullStage(r *Ruleset, m model, d direction, s stage, has map[string]families, endpoints map[string]*datastore.Endpoint, profiles map[string]*datastore.Profile) {
 	chains := map[string][]owner{}
+	ends := map[string]bool{}
 	if s.passes {
 		chains[tierChain(d, s)] = s.owners
-	} else {
-		for _, o := range s.owners {
-			chains[chainOf(d, o)] = []owner{o}
+	}
+	for _, t := range s.steps() {
+		if t.staged || !s.passes {
+			chains[t.chain(d)], ends[t.chain(d)] = t.owners, t.ends
 		}
 	}
 	for chain, owners := range chains {
 		prog := program{families: has[chain], nets: m.selectsNets, used: map[string]bool{}}
-		for _, o := range owners {
+		whole := s.passes && chain == tierChain(d, s)
+		for i, o := range owners {
 			rules := rulesOf(profiles[o.name], d)
 			if o.kind == datastore.KindPolicy {
 				rules = policyRulesOf(m.policies[o.name], d)
 			}
-			prog.addAll(o, d, rules)
+			if !whole || !o.staged {
+				prog.addAll(o, d, rules)
+			} else if i == 0 || !owners[i-1].staged { // the first of several
+				for _, t := range s.steps() {
+					if t.staged && t.owners[0] == o {
+						prog.addPlain(t.jump(d))
+					}
+				}
+			}
 		}
-		if s.passes && s.denies {
-			prog.rules = append(prog.rules, s.end(d))
+		if whole && s.denies {
+			prog.addPlain(prog.undecided(s.tier, d))
+		}
+		if ends[chain] {
+			prog.addPlain(prog.wouldBeUndecided(s.tier, d))
 		}
 		r.Chains[chain] = &Chain{Name: chain, Rules: prog.rules}
 		for _, ref := range prog.refs {
 			r.Sets[ref.name] = fullSet(ref, m, endpoints, profiles)
 		}
-		for _, d := range prog.rejects {
-			r.Chains[rejectChain(d)] = &Chain{Name: rejectChain(d), Rules: rejectRules(d)}
-		}
+		addEnds(r, prog)
+	}
+}
+
+// addEnds adds the chains that a program's rules end in.
+func addEnds(r *Ruleset, p program) {
+	for _, e := range p.ends {
+		r.Chains[e.name] = &Chain{Name: e.name, Rules: e.rules}
 	}
 }
 

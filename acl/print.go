@@ -214,6 +214,9 @@ func (r *Rule) String() string {
 		}
 		words = append(words, t.text(transport))
 	}
+	if r.CountsFirst() {
+		words = append(words, "counter")
+	}
 	if r.Limit != (Limit{}) {
 		words = append(words, r.Limit.String())
 	}
@@ -223,7 +226,7 @@ func (r *Rule) String() string {
 	if r.MSS != 0 {
 		words = append(words, fmt.Sprintf("tcp option maxseg size set %d", r.MSS))
 	}
-	if r.Counter {
+	if r.Counter && !r.CountsFirst() {
 		words = append(words, "counter")
 	}
 	if v := r.Verdict.String(); v != "" {

@@ -113,8 +113,8 @@ func (x *Index) needs(link string) (names []string) {
 			for _, r := range p.refs {
 				names = append(names, r.name)
 			}
-			for _, d := range p.rejects {
-				names = append(names, rejectChain(d))
+			for _, e := range p.ends {
+				names = append(names, e.name)
 			}
 		}
 	}

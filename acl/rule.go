@@ -113,7 +113,7 @@ type Limit struct {
 }
 
 // Rule is one rule of a chain: if all Match hold, then limit, log, segment size, count
-// and the verdict, in this order.
+// and the verdict, in this order. One that logs and goes on counts before the limit.
 type Rule struct {
 	Match   []Term
 	Limit   Limit
@@ -122,6 +122,11 @@ type Rule struct {
 	Counter bool
 	Verdict Verdict
 	Comment string // readable origin, at most 127 bytes
+}
+
+// CountsFirst says whether the rule counts before its limit.
+func (r Rule) CountsFirst() bool {
+	return r.Counter && r.Log != "" && r.Verdict.Kind == Continue
 }
 
 // Equal says whether two rules are the same, comment and all.

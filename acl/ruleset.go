@@ -48,8 +48,8 @@ type SetChange struct {
 	Add, Del  []Element
 }
 
-// ChainChange is what changes in one chain: its complete new rules, and of a chain
-// that is neither New nor Gone those it had before.
+// ChainChange is what changes in one chain: its complete new rules, and of one
+// that is not New those it had before.
 type ChainChange struct {
 	Name          string
 	New, Gone     bool

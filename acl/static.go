@@ -106,13 +106,6 @@ func refuse(comment string, m ...Term) Rule {
 	return Rule{Match: m, Counter: true, Verdict: drop(), Comment: comment}
 }
 
-func denyChain(name, prefix string, l Limit) *Chain {
-	return &Chain{Name: name, Rules: []Rule{
-		{Limit: l, Log: prefix},
-		{Counter: true, Verdict: drop()},
-	}}
-}
-
 // flowMeter is the meter of flows begun. Its elements keep the rate that they were added
 // with for as long as packets come, so another rate has another meter.
 func flowMeter(o Options) string { return fmt.Sprintf("%s_%d_%d", meterFlows, o.FlowRate, o.FlowBurst) }
@@ -187,8 +180,10 @@ func staticChains(o Options) []*Chain {
 		{Name: chainWLHost, Rules: toHost},
 		{Name: chainUnseen, Rules: unseenRules()},
 		{Name: chainRawOther, Rules: append(gatewayGuards(o), refuse(noGroup, Term{Field: InLink, Text: o.LinkPrefix + "*"}))},
-		denyChain(chainDenyIn, "DPI|default", few(meterDenyIn, LinkPair)),
-		denyChain(chainDenyOut, "DPE|default", few(meterDenyOut, InLink)),
+		{Name: chainDenyIn, Rules: denyRules(inbound, logPrefix("D", inbound, defaultID, ""))},
+		{Name: chainDenyOut, Rules: denyRules(outbound, logPrefix("D", outbound, defaultID, ""))},
+		{Name: chainDropIn, Rules: []Rule{{Counter: true, Verdict: drop()}}},
+		{Name: chainDropOut, Rules: []Rule{{Counter: true, Verdict: drop()}}},
 	}
 }
 
@@ -312,7 +307,7 @@ func baseChains(o Options) []*Chain {
 // and what they count. A rule of a profile that denies counts in its own chain.
 func DenyingChains() map[string]string {
 	return map[string]string{
-		chainDenyIn: "inbound", chainDenyOut: "outbound", chainWLHost: "host",
+		chainDenyIn: "inbound", chainDropIn: "inbound", chainDenyOut: "outbound", chainDropOut: "outbound", chainWLHost: "host",
 		chainFromWL: "guard", chainToWL: "guard", chainRawOther: "guard",
 	}
 }

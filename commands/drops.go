@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,15 +22,19 @@ import (
 // drop is a packet that a rule dropped or wrote, or several alike, as it is printed.
 type drop struct {
 	Time time.Time `json:"time"`
-	// Action is "denied", or "logged" by a rule of that action.
+	// Action is "denied", "logged" by a rule of that action, or "staged": it passed, and would
+	// be denied if the staged policies were in force.
 	Action      string               `json:"action"`
 	Direction   string               `json:"direction"` // as the endpoint of this node sees it
 	Protocol    string               `json:"protocol"`
 	Source      dropEnd              `json:"source"`
 	Destination dropEnd              `json:"destination"`
 	Rule        *datastore.RulePlace `json:"rule,omitempty"`
+	Tier        string               `json:"tier,omitempty"` // whose rules did not decide
 	Reason      string               `json:"reason,omitempty"`
-	Count       int                  `json:"count"`
+	// Staged says of what is denied that it would pass if the staged policies were in force.
+	Staged bool `json:"allowedIfPromoted,omitempty"`
+	Count  int  `json:"count"`
 }
 
 // dropEnd is one end of it.
@@ -51,8 +54,8 @@ func newDropsCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "drops",
 		Short: "Show what the packet filter of this node drops, and by which rule",
-		Long: "Show the packets from and to endpoints of this node that are dropped, and those that rules `log`, with the endpoints' names and the rule that\n" +
-			"decides as the datastore has it: for some seconds, counted, or with -f each as it comes. The kernel tells of 50 packets a second of each pair of\n" +
+		Long: "Show the packets from and to endpoints of this node that are dropped, those that rules `log`, and those that staged policies would deny (`staged`), with the\n" +
+			"endpoints' names and the rule that decides: for some seconds, counted, or with -f each as it comes. The kernel tells of 50 packets a second of each pair of\n" +
 			"interfaces, and one program at a time (NFLOG group 1); what guards drop it does not tell. As root.",
 		Example: "  netctl drops --for 30s\n  netctl drops -f -o json",
 		Args:    cobra.NoArgs,
@@ -65,26 +68,40 @@ func newDropsCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		d := dropper{app: a, settings: s}
 		ctx := cmd.Context()
 		if follow {
-			return nflog.Listen(ctx, acl.NFLogGroup, func(e nflog.Entry) error { return a.showDrop(*f, d.explain(ctx, e)) })
+			d := dropper{app: a, settings: s}
+			return nflog.Listen(ctx, acl.NFLogGroup, func(e nflog.Entry) error {
+				if one, ok := d.explain(ctx, e); ok {
+					return a.showDrop(*f, one)
+				}
+				return nil
+			})
 		}
-		if period <= 0 {
-			return usage("--for %s: must be longer than nothing", period)
-		}
-		within, cancel := context.WithTimeout(ctx, period)
-		defer cancel()
-		var all []drop
-		if err := nflog.Listen(within, acl.NFLogGroup, func(e nflog.Entry) error {
-			all = counted(all, d.explain(ctx, e))
-			return nil
-		}); err != nil {
+		all, err := a.watchDrops(ctx, s, period)
+		if err != nil {
 			return err
 		}
 		return a.showDrops(*f, all, period)
 	}
 	return cmd
+}
+
+// watchDrops is what is dropped in a time, counted.
+func (a *app) watchDrops(ctx context.Context, s *settings, period time.Duration) (all []drop, err error) {
+	if period <= 0 {
+		return nil, usage("--for %s: must be longer than nothing", period)
+	}
+	d := dropper{app: a, settings: s}
+	within, cancel := context.WithTimeout(ctx, period)
+	defer cancel()
+	err = nflog.Listen(within, acl.NFLogGroup, func(e nflog.Entry) error {
+		if one, ok := d.explain(ctx, e); ok {
+			all = counted(all, one)
+		}
+		return nil
+	})
+	return all, err
 }
 
 // dropper says of packets that were logged whose they are and which rule decides.
@@ -93,24 +110,39 @@ type dropper struct {
 	settings *settings
 	view     *datastore.View
 	read     time.Time // when the view was
+	rules    map[string]datastore.RulePlace
 }
 
-// staleView is how old what the datastore says may be.
-const staleView = time.Second
+// staleView is how old what the datastore says may be; of a rule that it does not know,
+// newView.
+const (
+	staleView = time.Second
+	newView   = 100 * time.Millisecond
+)
+
+// refresh reads what the datastore says, if that is due.
+func (d *dropper) refresh(ctx context.Context, rule string) {
+	age := time.Since(d.read)
+	if d.view != nil {
+		if _, known := d.places()[rule]; age < newView || age < staleView && (known || rule == "") {
+			return
+		}
+	}
+	switch view, err := d.app.view(ctx, explainKinds()...); {
+	case err == nil:
+		d.view, d.rules = view, nil
+	case d.view == nil:
+		d.app.warn("no names and rules: %v", err)
+		d.view = datastore.NewView()
+	}
+	d.read = time.Now()
+}
 
 // explain says it by what the datastore has now; while that does not answer, by what it
-// had, or without names.
-func (d *dropper) explain(ctx context.Context, e nflog.Entry) drop {
-	if time.Since(d.read) > staleView {
-		switch view, err := d.app.view(ctx, explainKinds()...); {
-		case err == nil:
-			d.view = view
-		case d.view == nil:
-			d.app.warn("no names and rules: %v", err)
-			d.view = datastore.NewView()
-		}
-		d.read = time.Now()
-	}
+// had, or without names. It is false of what staged policies would not deny after all.
+func (d *dropper) explain(ctx context.Context, e nflog.Entry) (drop, bool) {
+	l := acl.ParseLog(e.Prefix)
+	d.refresh(ctx, l.Rule)
 	x := &explainer{settings: d.settings, view: d.view, sourcePort: e.SrcPort}
 	x.src, x.dst = x.partyAt("", e.Src), x.partyAt("", e.Dst)
 	x.src.Address, x.dst.Address = e.Src, e.Dst
@@ -127,37 +159,62 @@ func (d *dropper) explain(ctx context.Context, e nflog.Entry) drop {
 	if t.icmp() {
 		out.Protocol = t.done().String()
 	}
-	what, whose, _ := strings.Cut(e.Prefix, "|")
+	out.decide(l, d.places())
 	own, other := x.src, x.dst
-	if strings.HasPrefix(what, "DPI") || strings.HasPrefix(what, "LPI") {
-		out.Direction, own, other = inbound, x.dst, x.src
+	if l.Inbound {
+		own, other = x.dst, x.src
 	}
-	if strings.HasPrefix(what, "L") {
-		out.Action, out.Reason = "logged", "a log rule of "+whose
-		return out
+	if own.endpoint == nil || !l.Denied && !l.Staged || !hasStaged(d.view) {
+		return out, true
 	}
-	if strings.HasPrefix(what, "DPH") {
-		out.Reason = "a workload may not open this on its own host (agent.workloadToHost)"
-		return out
-	}
-	out.decide(ctx, x, own, other, t)
-	return out
-}
-
-// decide finds the rule.
-func (d *drop) decide(ctx context.Context, x *explainer, own, other party, t traffic) {
-	if own.endpoint == nil {
-		d.Reason = "by a rule of an endpoint that the datastore does not know"
-		return
-	}
-	side, err := x.side(ctx, own, other, d.Direction == inbound, t)
+	side, err := x.side(ctx, own, other, l.Inbound, t)
 	switch {
 	case err != nil:
-		d.Reason = oneLine(err)
-	case side.Allowed:
-		d.Reason = "by a rule that has changed since"
+		return out, true
+	case l.Denied:
+		out.Staged = !side.Allowed && side.Staged != nil && side.Staged.Allowed
+		return out, true
+	case !side.Allowed || side.Staged == nil || side.Staged.Allowed:
+		return out, false
+	}
+	out.Rule, out.Reason = side.Staged.By, side.Staged.Reason
+	return out, true
+}
+
+// places are the rules of the view by their IDs.
+func (d *dropper) places() map[string]datastore.RulePlace {
+	if d.rules == nil {
+		d.rules = map[string]datastore.RulePlace{}
+		for _, kind := range []datastore.Kind{datastore.KindProfile, datastore.KindPolicy} {
+			for _, o := range d.view.Objects(kind) {
+				for _, p := range acl.Places(o) {
+					d.rules[p.ID] = p
+				}
+			}
+		}
+	}
+	return d.rules
+}
+
+// decide says what the prefix of the packet's message does.
+func (d *drop) decide(l acl.Log, rules map[string]datastore.RulePlace) {
+	if l.Inbound {
+		d.Direction = inbound
+	}
+	switch {
+	case l.Staged:
+		d.Action = "staged"
+	case !l.Denied:
+		d.Action = "logged"
+	}
+	place, known := rules[l.Rule]
+	switch {
+	case known:
+		d.Rule = &place
+	case l.Rule != "":
+		d.Reason = "a rule of " + l.Whose + " that has changed since"
 	default:
-		d.Rule, d.Reason = side.By, side.Reason
+		d.Reason, d.Tier = l.Reason(), l.Whose
 	}
 }
 
@@ -165,7 +222,7 @@ func (d *drop) decide(ctx context.Context, x *explainer, own, other party, t tra
 func counted(all []drop, d drop) []drop {
 	like := func(o drop) bool {
 		same := func(x, y *datastore.RulePlace) bool { return (x == nil) == (y == nil) && (x == nil || *x == *y) }
-		return o.Action == d.Action && o.Direction == d.Direction && o.Protocol == d.Protocol && o.Source.Address == d.Source.Address &&
+		return o.Action == d.Action && o.Staged == d.Staged && o.Direction == d.Direction && o.Protocol == d.Protocol && o.Source.Address == d.Source.Address &&
 			o.Destination == d.Destination && o.Reason == d.Reason && same(o.Rule, d.Rule)
 	}
 	if i := slices.IndexFunc(all, like); i >= 0 {
@@ -189,10 +246,14 @@ func (e dropEnd) String() string {
 }
 
 func (d drop) why() string {
+	why := d.Reason
 	if d.Rule != nil {
-		return d.Rule.String()
+		why = d.Rule.String()
 	}
-	return d.Reason
+	if d.Staged {
+		why += "; allowed with the staged policies in force"
+	}
+	return why
 }
 
 // showDrop prints one packet as one line.

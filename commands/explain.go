@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -54,6 +52,8 @@ type explainedSide struct {
 	// From is where it is known from: the datastore, or the node's agent.
 	From string `json:"from"`
 	control.Explanation
+	// Staged is what it would say if the staged policies were in force; nil: the same.
+	Staged *control.Explanation `json:"staged,omitempty"`
 }
 
 const fromAgent = "agent"
@@ -136,7 +136,7 @@ type explainer struct {
 
 	src, dst party
 	notes    []string
-	indexes  map[string]*acl.Index // by node
+	indexes  map[string]*acl.Index // by node, and whether staged policies are in force
 }
 
 func (x *explainer) explain(ctx context.Context, args []string) (explained, error) {
@@ -244,20 +244,56 @@ func (x *explainer) side(ctx context.Context, own, other party, inward bool, t t
 	if x.live && own.Node == x.settings.Node {
 		side.From = fromAgent
 		side.Explanation, err = control.NewAgentClient(x.settings.Agent.Socket).Waiting(rolePatience).Explain(ctx, r)
-		return side, err
+	} else {
+		side.Explanation, err = x.judged(own, r, false)
 	}
-	index, err := x.index(own.Node)
+	if err == nil && hasStaged(x.view) {
+		var then control.Explanation
+		if then, err = x.judged(own, r, true); !sameExplanation(then, side.Explanation) {
+			side.Staged = &then
+		}
+	}
+	return side, err
+}
+
+// judged is what the rules of the datastore say of a packet; promoted says that staged
+// policies are in force.
+func (x *explainer) judged(own party, r control.ExplainRequest, promoted bool) (control.Explanation, error) {
+	index, err := x.index(own.Node, promoted)
 	if err != nil {
-		return side, err
+		return control.Explanation{}, err
 	}
-	side.Explanation = agent.Explain(index, own.endpoint.Spec.Link, r)
-	return side, nil
+	e := agent.Explain(index, own.endpoint.Spec.Link, r)
+	for i := range e.Passed {
+		x.markStaged(&e.Passed[i].RulePlace)
+	}
+	if e.By != nil {
+		x.markStaged(e.By)
+	}
+	return e, nil
+}
+
+func hasStaged(view *datastore.View) bool {
+	return slices.ContainsFunc(view.Policies(), func(p *datastore.Policy) bool { return p.Spec.Staged })
+}
+
+func (x *explainer) markStaged(p *datastore.RulePlace) {
+	if q := x.view.Policy(p.Name); q != nil && p.Kind == datastore.KindPolicy {
+		p.Staged = q.Spec.Staged
+	}
+}
+
+// sameExplanation says whether the same rule decides the same.
+func sameExplanation(a, b control.Explanation) bool {
+	same := func(x, y *datastore.RulePlace) bool { return (x == nil) == (y == nil) && (x == nil || *x == *y) }
+	return a.Allowed == b.Allowed && a.Reason == b.Reason && same(a.By, b.By)
 }
 
 // index is the packet filter of a node, as far as it concerns the two parties: who else is
 // there changes nothing for them.
-func (x *explainer) index(node string) (*acl.Index, error) {
-	if i := x.indexes[node]; i != nil {
+func (x *explainer) index(node string, promoted bool) (*acl.Index, error) {
+	key := fmt.Sprint(promoted, " ", node)
+	if i := x.indexes[key]; i != nil {
 		return i, nil
 	}
 	gateway, err := netip.ParseAddr(x.settings.Agent.Gateway)
@@ -278,6 +314,9 @@ func (x *explainer) index(node string) (*acl.Index, error) {
 	}
 	for _, kind := range []datastore.Kind{datastore.KindNetworkSet, datastore.KindTier, datastore.KindPolicy, datastore.KindProfile} {
 		for _, o := range x.view.Objects(kind) {
+			if p, ok := o.(*datastore.Policy); ok && promoted {
+				o = inForce(p)
+			}
 			put(o)
 		}
 	}
@@ -291,8 +330,16 @@ func (x *explainer) index(node string) (*acl.Index, error) {
 	if x.indexes == nil {
 		x.indexes = map[string]*acl.Index{}
 	}
-	x.indexes[node] = index
+	x.indexes[key] = index
 	return index, nil
+}
+
+// inForce is the policy as it would be if it was promoted.
+func inForce(p *datastore.Policy) *datastore.Policy {
+	q := *p
+	q.Spec.Staged = false
+	q.SetDefaults()
+	return &q
 }
 
 // published leads on what is sent to a port of a node that is published for an endpoint.
@@ -360,16 +407,35 @@ func (x *explainer) noteMissingOf(p datastore.RulePlace) {
 		if tag := s.Tag.Value; tag != "" && !slices.Contains(tagNames(x.view), tag) {
 			x.note("%s names tag %s, which no profile has", p, tag)
 		}
+		if text := s.Selector.Value; text != "" && !x.picksSomebody(text) {
+			x.note("%s names selector %q, which picks nobody", p, text)
+		}
 	}
+}
+
+// picksSomebody says whether an endpoint or a network set has labels that a selector wants.
+func (x *explainer) picksSomebody(text string) bool {
+	sel, err := datastore.ParseSelector(text)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(x.view.NetworkSets(), func(n *datastore.NetworkSet) bool { return sel.Matches(n.Metadata.Labels) }) ||
+		slices.ContainsFunc(x.view.Endpoints(), func(e *datastore.Endpoint) bool { return sel.Matches(labelsOf(x.view, e)) })
 }
 
 // places are the rules that were asked.
 func (s explainedSide) places() (list []datastore.RulePlace) {
-	for _, p := range s.Passed {
-		list = append(list, p.RulePlace)
+	of := []control.Explanation{s.Explanation}
+	if s.Staged != nil {
+		of = append(of, *s.Staged)
 	}
-	if s.By != nil {
-		list = append(list, *s.By)
+	for _, e := range of {
+		for _, p := range e.Passed {
+			list = append(list, p.RulePlace)
+		}
+		if e.By != nil {
+			list = append(list, *e.By)
+		}
 	}
 	return list
 }
@@ -392,88 +458,4 @@ func (x *explainer) way(ctx context.Context) (traced, error) {
 		out.Arrives, out.End = true, fmt.Sprintf("%s hands it on by a route of its own, which is not known here", start)
 	}
 	return out, nil
-}
-
-// text is the answer for people.
-func (e explained) text(verbose bool) string {
-	var b strings.Builder
-	if len(e.Flows) == 1 {
-		fmt.Fprintf(&b, "%s: %s\n", e.headline(), e.Flows[0].between(e.Source.Address, e.Destination.Address))
-		for _, s := range e.Flows[0].Sides {
-			b.WriteString(s.text(verbose, "  "))
-		}
-	} else {
-		fmt.Fprintf(&b, "%s: from %s to %s\n", e.headline(), e.Source.Address, e.Destination.Address)
-		for _, f := range e.Flows {
-			word := "denied"
-			if f.Allowed {
-				word = "allowed"
-			}
-			fmt.Fprintf(&b, "  %s: %s\n", f.traffic, word)
-			for _, s := range f.Sides {
-				b.WriteString(s.text(verbose, "    "))
-			}
-		}
-	}
-	for _, n := range e.Notes {
-		b.WriteString("Note: " + n + "\n")
-	}
-	b.WriteString("Way:\n")
-	if e.Source.Endpoint != "" {
-		fmt.Fprintf(&b, "0 %s\n", e.Source.workload())
-	}
-	b.WriteString(e.Way.text())
-	return b.String()
-}
-
-func (e explained) headline() string {
-	switch e.Verdict {
-	case verdictAllowed:
-		return "Allowed"
-	case verdictDenied:
-		return "Denied"
-	case verdictNoWay:
-		return "Allowed, but does not arrive"
-	}
-	return "Depends on protocol and port"
-}
-
-func (s explainedSide) text(verbose bool, indent string) string {
-	var b strings.Builder
-	word := "denied"
-	if s.Allowed {
-		word = "allowed"
-	}
-	why := s.Reason
-	if s.By != nil {
-		why = s.By.String()
-	}
-	from := ""
-	if s.From == fromAgent {
-		from = " (as its agent has it)"
-	}
-	fmt.Fprintf(&b, "%s%s of %s%s: %s by %s\n", indent, s.Direction, s.Endpoint, from, word, why)
-	if s.By == nil {
-		b.Reset()
-		fmt.Fprintf(&b, "%s%s of %s%s: %s: %s\n", indent, s.Direction, s.Endpoint, from, word, why)
-	}
-	if verbose {
-		for _, p := range s.Passed {
-			met := "does not match"
-			if p.Matched {
-				met = "matches, and goes on"
-			}
-			fmt.Fprintf(&b, "%s  passed %s (%s)\n", indent, p.RulePlace, met)
-		}
-	}
-	if s.Problem != "" {
-		fmt.Fprintf(&b, "%s  but the kernel does not hold it: %s\n", indent, s.Problem)
-	}
-	return b.String()
-}
-
-// portNumber reads a port.
-func portNumber(text string) (uint16, bool) {
-	n, err := strconv.ParseUint(text, 10, 16)
-	return uint16(n), err == nil && n > 0
 }

@@ -247,9 +247,8 @@ func (s *surveyed) flows() (out []explainedFlow) {
 
 // sameAnswer says whether the same rules decide.
 func sameAnswer(a, b explainedFlow) bool {
-	same := func(x, y *datastore.RulePlace) bool { return (x == nil) == (y == nil) && (x == nil || *x == *y) }
 	return a.Allowed == b.Allowed && slices.EqualFunc(a.Sides, b.Sides, func(x, y explainedSide) bool {
-		return x.Allowed == y.Allowed && x.Reason == y.Reason && same(x.By, y.By)
+		return sameExplanation(x.Explanation, y.Explanation) && (x.Staged == nil) == (y.Staged == nil) && (x.Staged == nil || sameExplanation(*x.Staged, *y.Staged))
 	})
 }
 

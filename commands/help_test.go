@@ -44,7 +44,7 @@ func TestHelp(t *testing.T) {
 // TestVerbsAndFlags holds the nouns to one grammar: the same verbs everywhere, each
 // with the flags that the others of that name have, and one meaning for each flag.
 func TestVerbsAndFlags(t *testing.T) {
-	verbs := []string{"show", "add", "create", "remove", "set", "append", "update", "json", "info", "release", "check", "up", "down", "exec", "status", "adopt", "rebuild", "drain", "undrain", "rotate-key", "rotate", "trace", "list", "grant", "revoke", "test", "serve"}
+	verbs := []string{"show", "add", "create", "remove", "set", "append", "update", "json", "info", "release", "check", "up", "down", "exec", "status", "adopt", "rebuild", "drain", "undrain", "rotate-key", "rotate", "trace", "list", "grant", "revoke", "test", "serve", "counters", "promote", "stage", "suggest"}
 	type meaning struct{ kind, short string }
 	meanings := map[string]meaning{}
 	var walk func(*cobra.Command)

@@ -15,7 +15,7 @@ func newPolicyCommand(a *app) *cobra.Command {
 	r := policyRules()
 	cmd := group("policy", "Show and change policies: rules for the endpoints that a selector picks",
 		"  netctl policy create web --selector \"role == 'web'\" --ingress 'allow tcp to ports 80,443'\n  netctl policy web rule add ingress --at=1 deny from set blocked",
-		newPolicyShowCommand(a), newPolicyCreateCommand(a), newPolicyRemoveCommand(a), newPolicyTestCommand(a),
+		newPolicyShowCommand(a), newPolicyCreateCommand(a), newPolicyRemoveCommand(a), newPolicyTestCommand(a), newPolicyCountersCommand(a), newPolicyPromoteCommand(a), newPolicyStageCommand(a), newPolicySuggestCommand(a),
 		named("NAME", "Show and change the rules of one policy",
 			"  netctl policy web rule show\n  netctl policy web rule add ingress allow tcp to ports 80,443",
 			group("rule", "Show and change the rules of the policy",
@@ -62,7 +62,7 @@ func newPolicyShowCommand(a *app) *cobra.Command {
 			return err
 		}
 		return a.show(*f, []datastore.Object{p}, func() string {
-			head := fmt.Sprintf("Tier %s, order %s, endpoints %s, types %s\n", p.Spec.Tier, orderText(p.Spec.Order), p.Spec.Selector, typesText(p))
+			head := fmt.Sprintf("Tier %s, order %s, endpoints %s, types %s%s\n", p.Spec.Tier, orderText(p.Spec.Order), p.Spec.Selector, typesText(p), map[bool]string{true: "; staged: decides nothing"}[p.Spec.Staged])
 			return head + policyRules().text(p)
 		})
 	}
@@ -73,6 +73,7 @@ func newPolicyCreateCommand(a *app) *cobra.Command {
 	var tier, selector string
 	var order orderFlag
 	var types, ingress, egress []string
+	var staged bool
 	cmd := &cobra.Command{
 		Use:   "create NAME",
 		Short: "Create a policy for the endpoints that a selector picks",
@@ -86,6 +87,7 @@ func newPolicyCreateCommand(a *app) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&tier, "tier", datastore.DefaultTier, "`name` of the tier that it belongs to")
 	order.add(cmd, "within the tier")
+	cmd.Flags().BoolVar(&staged, "staged", false, "decide nothing until it is promoted: count and log what it would deny")
 	cmd.Flags().StringVar(&selector, "selector", "all()", "`expression` over labels of endpoints")
 	cmd.Flags().StringSliceVar(&types, "type", nil, "`ingress` or egress, or both: what it decides about (default: what it has rules for, or ingress)")
 	cmd.Flags().StringArrayVar(&ingress, "ingress", nil, "`rule` for what the endpoints get; may be repeated")
@@ -93,7 +95,7 @@ func newPolicyCreateCommand(a *app) *cobra.Command {
 	_ = cmd.RegisterFlagCompletionFunc("tier", a.complete(datastore.KindTier, tierNames))
 	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{string(datastore.Ingress), string(datastore.Egress)}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
-		p := &datastore.Policy{Metadata: datastore.Metadata{Name: args[0]}, Spec: datastore.PolicySpec{Tier: tier, Order: order.value, Selector: selector}}
+		p := &datastore.Policy{Metadata: datastore.Metadata{Name: args[0]}, Spec: datastore.PolicySpec{Tier: tier, Order: order.value, Selector: selector, Staged: staged}}
 		for _, t := range types {
 			p.Spec.Types = append(p.Spec.Types, datastore.PolicyType(t))
 		}
@@ -193,6 +195,7 @@ func policyColumns() []column {
 		col("Order", func(p *datastore.Policy) string { return orderText(p.Spec.Order) }),
 		col("Selector", func(p *datastore.Policy) string { return p.Spec.Selector }),
 		col("Types", typesText),
+		col("Staged", func(p *datastore.Policy) string { return map[bool]string{true: "yes", false: "no"}[p.Spec.Staged] }),
 	}, wide(
 		col("Ingress rules", func(p *datastore.Policy) string { return strconv.Itoa(len(p.Spec.Ingress)) }),
 		col("Egress rules", func(p *datastore.Policy) string { return strconv.Itoa(len(p.Spec.Egress)) }))...)

@@ -14,7 +14,7 @@ import (
 
 func newPolicyTestCommand(a *app) *cobra.Command {
 	var manifests []string
-	var offline bool
+	var offline, staged bool
 	var junit string
 	cmd := &cobra.Command{
 		Use:   "test FILE",
@@ -36,6 +36,7 @@ func newPolicyTestCommand(a *app) *cobra.Command {
 	f := addFormat(cmd)
 	cmd.Flags().StringSliceVar(&manifests, "manifest", nil, "`file` of objects to test with; may be repeated")
 	cmd.Flags().BoolVar(&offline, "offline", false, "take nothing from the datastore")
+	cmd.Flags().BoolVar(&staged, "staged", false, "take staged policies for being in force")
 	cmd.Flags().StringVar(&junit, "junit", "", "`file` to write a JUnit report to")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		expected, err := a.readExpectations(cmd.Context(), args[0])
@@ -49,6 +50,14 @@ func newPolicyTestCommand(a *app) *cobra.Command {
 		view, err := a.testView(cmd.Context(), manifests, offline)
 		if err != nil {
 			return err
+		}
+		for _, p := range view.Policies() {
+			if !staged || !p.Spec.Staged {
+				continue
+			}
+			if err := overlay(view, inForce(p)); err != nil {
+				return err
+			}
 		}
 		var results []testResult
 		for _, e := range expected {

@@ -50,6 +50,8 @@ type nodeReport struct {
 	// them with the reason, as far as this machine knows.
 	RefusedCount int      `json:"refusedCount"`
 	Refused      []string `json:"refused"`
+	// Notes are what may be meant so: rules that name what does not exist.
+	Notes []string `json:"notes,omitempty"`
 
 	hangs  bool // the agent is there, but did not answer in time
 	remote bool // known by its reports, which have no numbers of prefixes
@@ -245,7 +247,7 @@ func (r *nodeReport) identity(view *datastore.View, n *datastore.Node) {
 
 func (r *nodeReport) fromAgent(st control.AgentStatus) {
 	r.Running, r.InSync, r.Started, r.Endpoints, r.Version = true, st.InSync, st.Started, st.Endpoints, st.Version
-	r.Waiting, r.Taps, r.Closed = st.Waiting, st.Taps, st.Closed
+	r.Waiting, r.Taps, r.Closed, r.Notes = st.Waiting, st.Taps, st.Closed, st.Notes
 	if len(r.Addresses) == 0 {
 		r.Addresses = st.Address
 	}
@@ -385,6 +387,9 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 		b.WriteString("\n" + r.familyText(v6, wide, now))
 	}
 	b.WriteString(r.refusedText())
+	if len(r.Notes) > 0 {
+		b.WriteString("\nNamed, and taken for empty:\n  " + strings.Join(r.Notes, "\n  ") + "\n")
+	}
 	return b.String()
 }
 

@@ -35,9 +35,12 @@ func (v *View) CheckPut(o Object) error {
 		if o.Spec.Tier != DefaultTier && v.Tier(o.Spec.Tier) == nil {
 			return &FieldError{Field: "spec.tier", Value: o.Spec.Tier, Reason: "there is no such tier"}
 		}
-		return v.knowPolicies()
+		if o.Spec.Staged {
+			return v.knowPolicies(needsStaged, "spec.staged", "staged policies are")
+		}
+		return v.knowPolicies(needsPolicies, "kind", policiesAre)
 	case *Tier, *NetworkSet:
-		return v.knowPolicies()
+		return v.knowPolicies(needsPolicies, "kind", policiesAre)
 	case *Network:
 		for i, p := range o.Spec.Pools {
 			if v.Pool(PoolName(p)) == nil {
@@ -60,13 +63,15 @@ func (v *View) CheckPut(o Object) error {
 	return nil
 }
 
-// knowPolicies refuses policies while a node has an agent that would pass them over.
-func (v *View) knowPolicies() error {
-	old := slices.DeleteFunc(v.Nodes(), func(n *Node) bool { return n.Status.Host == "" || n.Status.Model >= needsPolicies })
+const policiesAre = "policies, tiers and network sets are"
+
+// knowPolicies refuses what a field says while a node has an agent that would pass it over.
+func (v *View) knowPolicies(model int, field, what string) error {
+	old := slices.DeleteFunc(v.Nodes(), func(n *Node) bool { return n.Status.Host == "" || n.Status.Model >= model })
 	if len(old) == 0 {
 		return nil
 	}
-	return &FieldError{Field: "kind", Reason: "policies, tiers and network sets are passed over by the older netctl of " +
+	return &FieldError{Field: field, Reason: what + " passed over by the older netctl of " +
 		users("node", old, func(n *Node) string { return n.Metadata.Name }) + ": upgrade it there first"}
 }
 

@@ -242,6 +242,20 @@ func TestPolicyIsKeptByAll(t *testing.T) {
 	if err := errors.Join(v.CheckPut(policy), v.CheckDelete(policy)); err != nil {
 		t.Error(err)
 	}
+	staged := *policy
+	staged.Metadata.Name, staged.Spec.Staged = "draft", true
+	staged.SetDefaults()
+	near := &datastore.Node{Metadata: datastore.Metadata{Name: "near"}, Status: datastore.NodeStatus{Host: "near", Model: 3}}
+	if err := errors.Join(v.CheckPut(&staged), datastore.Create(ctx, s, near)); err != nil {
+		t.Error(err)
+	}
+	v = listed(t, s)
+	if err := v.CheckPut(&staged); !errors.Is(err, datastore.ErrInvalid) || err.Error() != "spec.staged: staged policies are passed over by the older netctl of node near: upgrade it there first" {
+		t.Errorf("put a staged policy: %v", err)
+	}
+	if err := v.CheckPut(policy); err != nil {
+		t.Error(err)
+	}
 	for _, n := range []struct {
 		name  string
 		model int

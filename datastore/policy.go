@@ -10,6 +10,10 @@ import (
 // rules have had since: reject, and sets that exist.
 const needsPolicies = 3
 
+// needsStaged is the ModelVersion that brought staged policies: who passes that over has
+// them in force.
+const needsStaged = 4
+
 // DefaultTier is the tier of policies that name none.
 const DefaultTier = "default"
 
@@ -42,6 +46,8 @@ type PolicySpec struct {
 	// Order within the tier, the lowest first; default: behind all that have one. Of several
 	// with one order the first by name comes first.
 	Order *int `json:"order,omitempty"`
+	// Staged says that the policy decides nothing: what it would deny is counted and logged.
+	Staged bool `json:"staged,omitempty"`
 	// Selector picks endpoints by their labels and those of their profiles; default: all().
 	Selector string `json:"selector,omitempty"`
 	// Types are the directions that the policy decides about; default: those that it has
@@ -135,6 +141,12 @@ func (p *Policy) Meta() *Metadata { return &p.Metadata }
 // SetDefaults implements Object.
 func (p *Policy) SetDefaults() {
 	s := &p.Spec
+	switch {
+	case s.Staged:
+		p.Metadata.Needs = max(p.Metadata.Needs, needsStaged)
+	case p.Metadata.Needs == needsStaged: // it was staged
+		p.Metadata.Needs = 0
+	}
 	if s.Tier == "" {
 		s.Tier = DefaultTier
 	}

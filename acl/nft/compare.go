@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/google/nftables"
@@ -12,6 +13,7 @@ import (
 // compare puts into tx what makes have into want. right are the chains whose rules
 // are as wanted; those that are filled anew all the same are taken out.
 func compare(tx *transaction, want *acl.Ruleset, have *kernel, right handles) {
+	tx.counts = maps.Clone(have.counts)
 	for _, t := range tables() {
 		if !have.awake[t.Family] {
 			tx.table(t)

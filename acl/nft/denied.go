@@ -26,18 +26,18 @@ func (t *Table) Denied(ctx context.Context) (map[string]uint64, error) {
 		}
 		denied[what] += 0
 		for _, r := range rules {
-			n, err := packets(r)
+			n, err := counted(r)
 			if err != nil {
 				return nil, err
 			}
-			denied[what] += n
+			denied[what] += n.Packets
 		}
 	}
 	return denied, nil
 }
 
-// packets is what the counter of a rule has counted; 0: it has none.
-func packets(rule []byte) (n uint64, err error) {
+// counted is what the counter of a rule has counted; nothing if it has none.
+func counted(rule []byte) (c acl.Count, err error) {
 	err = walk(rule, func(a attribute) {
 		if a.kind != unix.NFTA_RULE_EXPRESSIONS {
 			return
@@ -50,13 +50,16 @@ func packets(rule []byte) (n uint64, err error) {
 					name = a.text()
 				case a.kind == unix.NFTA_EXPR_DATA && name == "counter":
 					a.walk(func(a attribute) {
-						if a.kind == unix.NFTA_COUNTER_PACKETS {
-							n = a.handle()
+						switch a.kind {
+						case unix.NFTA_COUNTER_PACKETS:
+							c.Packets = a.handle()
+						case unix.NFTA_COUNTER_BYTES:
+							c.Bytes = a.handle()
 						}
 					})
 				}
 			})
 		})
 	})
-	return n, err
+	return c, err
 }

@@ -45,7 +45,7 @@ func (t *Table) edit(c acl.ChainChange) (op, bool) {
 		object: chainObject(c.Name), weight: e.Delete + len(e.Insert),
 		emit: func(n *nftables.Conn) error {
 			for i := range e.Insert {
-				r := encodeRule(chain, &e.Insert[i])
+				r := encodeRule(chain, &e.Insert[i], acl.Count{})
 				if r.Position = next; next == 0 {
 					n.AddRule(r)
 				} else {
@@ -59,7 +59,7 @@ func (t *Table) edit(c acl.ChainChange) (op, bool) {
 			}
 			return nil
 		},
-		parts: []op{refill(chain, c.Rules)},
+		parts: []op{refill(chain, c.Rules, nil)},
 		after: func() {
 			t.handles[c.Name] = slices.Concat(known[:e.At], make([]uint64, len(e.Insert)), known[e.At+e.Delete:])
 		},

@@ -67,9 +67,9 @@ func TestAnEditCostsThatRule(t *testing.T) {
 				change       func([]string) []string
 				gone, coming int
 			}{
-				{"a rule put first", func(r []string) []string { return slices.Insert(r, 0, "deny icmp") }, 0, 1},
-				{"a rule put in the middle", func(r []string) []string { return slices.Insert(r, size/2, "deny tcp to ports 22") }, 0, 1},
-				{"a rule put last", func(r []string) []string { return append(r, "deny udp") }, 0, 1},
+				{"a rule put first", func(r []string) []string { return slices.Insert(r, 0, "allow icmp") }, 0, 1},
+				{"a rule put in the middle", func(r []string) []string { return slices.Insert(r, size/2, "allow tcp to ports 22") }, 0, 1},
+				{"a rule put last", func(r []string) []string { return append(r, "allow udp") }, 0, 1},
 				{"a rule changed", func(r []string) []string { r[3] = "allow udp to ports 53"; return r }, 1, 1},
 				{"the new first rule removed", func(r []string) []string { return r[1:] }, 1, 0},
 				{"the last rule removed", func(r []string) []string { return r[:len(r)-1] }, 1, 0},

@@ -68,10 +68,15 @@ func ruleUserData(r *acl.Rule) []byte {
 	return userdata.Append(out, udataHash, h[:])
 }
 
-func encodeRule(chain *nftables.Chain, r *acl.Rule) *nftables.Rule {
+// encodeRule is a rule that has counted c.
+func encodeRule(chain *nftables.Chain, r *acl.Rule, c acl.Count) *nftables.Rule {
+	counter := &expr.Counter{Packets: c.Packets, Bytes: c.Bytes}
 	out := &nftables.Rule{Table: chain.Table, Chain: chain, UserData: ruleUserData(r)}
 	for _, t := range r.Match {
 		out.Exprs = append(out.Exprs, encodeTerm(t)...)
+	}
+	if r.CountsFirst() {
+		out.Exprs = append(out.Exprs, counter)
 	}
 	if r.Limit != (acl.Limit{}) {
 		out.Exprs = append(append(out.Exprs, load(r.Limit.Key)...), encodeLimit(r.Limit))
@@ -86,8 +91,8 @@ func encodeRule(chain *nftables.Chain, r *acl.Rule) *nftables.Rule {
 		out.Exprs = append(out.Exprs, &expr.Immediate{Register: regValue, Data: binary.BigEndian.AppendUint16(nil, r.MSS)},
 			&expr.Exthdr{SourceRegister: regValue, Type: maxseg, Offset: value, Len: 2, Op: expr.ExthdrOpTcpopt})
 	}
-	if r.Counter {
-		out.Exprs = append(out.Exprs, &expr.Counter{})
+	if r.Counter && !r.CountsFirst() {
+		out.Exprs = append(out.Exprs, counter)
 	}
 	switch r.Verdict.Kind {
 	case acl.Continue:

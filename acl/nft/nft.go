@@ -331,6 +331,7 @@ func (t *Table) doubt(tx *transaction) {
 // differences is what makes a table that was read what want says.
 func (t *Table) differences(want *acl.Ruleset, have *kernel) *transaction {
 	t.handles = learn(want, have)
+	have.counts = t.countsOfWrong(have)
 	tx := newTransaction()
 	compare(tx, want, have, t.handles)
 	return tx
@@ -343,13 +344,18 @@ func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	tx := newTransaction()
+	var anew []acl.ChainChange
 	for _, c := range d.Chains {
 		if o, ok := t.edit(c); ok {
 			tx.add(phaseChains, o)
 		} else {
-			tx.chain(c)
+			anew = append(anew, c)
 		}
 		delete(t.handles, c.Name) // until the edit is through
+	}
+	tx.counts = t.countsOfAnew(anew)
+	for _, c := range anew {
+		tx.chain(c)
 	}
 	for _, c := range d.Sets {
 		tx.set(c)

@@ -79,7 +79,9 @@ func TestKernelAgreesWithEvalOnPolicies(t *testing.T) {
 				tier.Spec.Order, tier.Spec.DefaultAction = new(rng.IntN(2)), []datastore.Action{datastore.TierDeny, datastore.TierPass}[rng.IntN(2)]
 				x.Apply(put(t, tier))
 			default:
-				x.Apply(policy(t, name, []string{"first", "default"}[rng.IntN(2)], rng.IntN(3), []string{"all()", "role == 'web'", "role != 'web'"}[rng.IntN(3)], pick(), pick()))
+				c := policy(t, name, []string{"first", "default"}[rng.IntN(2)], rng.IntN(3), []string{"all()", "role == 'web'", "role != 'web'"}[rng.IntN(3)], pick(), pick())
+				c.New.(*datastore.Policy).Spec.Staged = rng.IntN(4) == 0
+				x.Apply(c)
 			}
 		}
 		l.apply(x.Flush())

@@ -19,6 +19,7 @@ type kernel struct {
 	awake, dormant map[nftables.TableFamily]bool // the tables that exist
 	chains         map[string]*kernelChain
 	sets           map[string]*kernelSet
+	counts         counts // of the chains that are to be filled anew
 }
 
 type kernelChain struct {

@@ -62,6 +62,7 @@ type transaction struct {
 	phases [phases][]op
 	whole  bool // one batch, however large
 	rekeys bool // some key of a map gets another verdict
+	counts counts
 }
 
 func newTransaction() *transaction { return &transaction{} }
@@ -140,15 +141,18 @@ func (tx *transaction) chain(c acl.ChainChange) {
 			return nil
 		}})
 	}
-	tx.add(phaseChains, refill(chain, c.Rules))
+	tx.add(phaseChains, refill(chain, c.Rules, tx.counts.take(c.Rules)))
 }
 
-// refill replaces a chain's rules.
-func refill(chain *nftables.Chain, rules []acl.Rule) op {
+// refill replaces a chain's rules; counted is what each has counted, nil: nothing.
+func refill(chain *nftables.Chain, rules []acl.Rule, counted []acl.Count) op {
+	if counted == nil {
+		counted = make([]acl.Count, len(rules))
+	}
 	return op{object: chainObject(chain.Name), weight: 1 + len(rules), emit: func(n *nftables.Conn) error {
 		n.FlushChain(chain)
 		for i := range rules {
-			n.AddRule(encodeRule(chain, &rules[i]))
+			n.AddRule(encodeRule(chain, &rules[i], counted[i]))
 		}
 		return nil
 	}}
@@ -157,7 +161,7 @@ func refill(chain *nftables.Chain, rules []acl.Rule) op {
 // baseChain adds or corrects a base chain and replaces its rules.
 func (tx *transaction) baseChain(c *acl.Chain) {
 	chain := encodeBase(c)
-	fill := refill(chain, c.Rules)
+	fill := refill(chain, c.Rules, tx.counts.take(c.Rules))
 	tx.add(phaseBaseChains, op{object: fill.object, weight: fill.weight + 1, emit: func(n *nftables.Conn) error {
 		n.AddChain(chain)
 		return fill.emit(n)

@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -39,7 +38,6 @@ import (
 	"netctl/datastore/ipam"
 	"netctl/netdev/kernel"
 	"netctl/netdev/tap"
-	"netctl/routing"
 	"netctl/routing/fib"
 )
 
@@ -173,50 +171,6 @@ func (a *agent) close() error {
 	return errors.Join(errs...)
 }
 
-// outside is what the role works on; tests put fakes in.
-type outside struct {
-	links interface {
-		hostLinks
-		tables
-		workload.Links
-		Run(ctx context.Context) error
-		Watch(ctx context.Context, fn func(kernel.Event)) error
-		WatchPeers(ctx context.Context, fn func(kernel.Event)) error
-		OpenNetns(pid, fd int) (*kernel.Netns, error)
-	}
-	routes interface {
-		routes
-		Resolve(ctx context.Context, a netip.Addr) (routing.NextHop, error)
-		Watch(ctx context.Context, ignore fib.Ignore, fn func(fib.Event)) error
-	}
-	filter interface {
-		filter
-		Watch(ctx context.Context, fn func()) error
-		WatchOthers(ctx context.Context, fn func()) error
-	}
-	// followed is the datastore; store is the same, and fails while it is not the
-	// right one, as guard says.
-	followed, store datastore.Store
-	guard           datastore.Guard
-	// beside keeps the way to the datastore open.
-	beside []control.Task
-	// forget deletes the connection tracking entries of addresses.
-	forget func(addrs ...netip.Addr) error
-	// flowing is conntrack.Addresses.
-	flowing func() ([]netip.Addr, error)
-	// denied counts the packets that the packet filter dropped.
-	denied func(ctx context.Context) (map[string]uint64, error)
-	// cut deletes those of flows that policy denies.
-	cut      func(conntrack.Cutter) (int, error)
-	machines machines
-	// undirect is conntrack.DeleteDirect.
-	undirect func(host []netip.Addr, ports []datastore.HostPort) error
-	// forward is iptables.Run.
-	forward func(ctx context.Context, prefix string, changed <-chan struct{}, report func(added int, err error)) error
-	// serve answers on the control socket until ctx ends.
-	serve func(ctx context.Context, h http.Handler) error
-}
-
 // build joins the parts; it starts nothing.
 func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l := newLoop(a.cfg, a.log, o.links, o.routes, o.filter)
@@ -315,7 +269,7 @@ func awaitCut(done <-chan struct{}, there func() bool) {
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, counts: a.nft.Counts, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
 		beside: join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log),
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(serve.Serve(ctx, a.listener, h), errEnded)
@@ -343,7 +297,7 @@ func (a *agent) run(ctx context.Context) error {
 // with serving, ends all.
 func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 	l := a.loop
-	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, meters: &a.meters}
+	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, counts: o.counts, meters: &a.meters}
 	if a.shown != nil {
 		a.shown.Alive, a.shown.Ready, a.shown.Collect = a.alive, a.ready, func(ctx context.Context, p *telemetry.Page) error { return a.collect(ctx, o, p) }
 		o.beside = slices.Concat(o.beside, a.shown.Tasks(), []control.Task{a.sharing(o.store)})

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"netctl/acl"
 	"netctl/commands/control"
 	"netctl/commands/serve"
 	"netctl/commands/workload"
@@ -33,7 +34,9 @@ type api struct {
 	// undirect deletes the connection tracking entries of published ports that lead to
 	// the host itself.
 	undirect func(host []netip.Addr, ports []datastore.HostPort) error
-	meters   *meters
+	// counts is what rules of the packet filter have counted.
+	counts func(ctx context.Context, rules []acl.Rule) ([]acl.Count, error)
+	meters *meters
 }
 
 func (a *api) routes() http.Handler {
@@ -50,6 +53,7 @@ func (a *api) routes() http.Handler {
 	mux.Handle("POST /v1/labels", serve.Call(a.labels))
 	mux.Handle("POST /v1/ports", serve.Call(a.ports))
 	mux.Handle("POST /v1/explain", serve.Call(a.explain))
+	mux.Handle("POST /v1/counters", serve.Call(a.counters))
 	return mux
 }
 
@@ -153,8 +157,20 @@ func (a *api) check(ctx context.Context, r control.CheckRequest) (struct{}, erro
 }
 
 func (a *api) status(ctx context.Context, _ struct{}) (s control.AgentStatus, err error) {
-	err = a.loop.do(ctx, func() { s = a.loop.status() })
+	err = a.loop.do(ctx, func() {
+		s = a.loop.status()
+		s.Notes = few(a.loop.filtering.index.Missing())
+	})
 	return s, err
+}
+
+// few are the first of a list, and how many more there are.
+func few(list []string) []string {
+	const most = 10
+	if len(list) > most {
+		return append(list[:most:most], fmt.Sprintf("%d more of that kind", len(list)-most))
+	}
+	return list
 }
 
 func (a *api) open(ctx context.Context, fd int, path string) (*kernel.Netns, error) {

@@ -153,8 +153,11 @@ type AgentStatus struct {
 	Taps   int      `json:"taps,omitempty"`
 	Closed []string `json:"closed,omitempty"`
 	// Problems are one line each: what is wrong and what to do.
-	Problems []string     `json:"problems,omitempty"`
-	Address  []netip.Addr `json:"address"`
+	Problems []string `json:"problems,omitempty"`
+	// Notes are one line each that nothing is wrong by itself with: rules that name what
+	// does not exist.
+	Notes   []string     `json:"notes,omitempty"`
+	Address []netip.Addr `json:"address"`
 	// AddressRule says which rule chose the node's address.
 	AddressRule string `json:"addressRule,omitempty"`
 }
@@ -217,4 +220,24 @@ type Explanation struct {
 type AskedRule struct {
 	datastore.RulePlace
 	Matched bool `json:"matched"`
+}
+
+// CountersRequest asks what the rules of the agent's node have counted (POST /v1/counters):
+// those of the policies and profiles of that name, or of all.
+type CountersRequest struct {
+	Name string `json:"name,omitempty"`
+}
+
+// Counters are the rules that endpoints of a node are judged by, policies in the order in
+// which they are asked and profiles behind them.
+type Counters struct {
+	Node  string        `json:"node"`
+	Rules []RuleCounter `json:"rules"`
+}
+
+// RuleCounter is what a rule has counted since it is on the node.
+type RuleCounter struct {
+	datastore.RulePlace
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
 }

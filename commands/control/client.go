@@ -87,6 +87,12 @@ func (c *AgentClient) Explain(ctx context.Context, r ExplainRequest) (Explanatio
 	return e, c.insist(ctx, func() error { return c.call(ctx, methodPost, "/v1/explain", r, &e) })
 }
 
+// Counters returns what rules have counted; see CountersRequest.
+func (c *AgentClient) Counters(ctx context.Context, r CountersRequest) (Counters, error) {
+	var out Counters
+	return out, c.insist(ctx, func() error { return c.call(ctx, methodPost, "/v1/counters", r, &out) })
+}
+
 // insist makes a call that may be made several times, until somebody answers it or
 // the client's wait is over.
 func (c *client) insist(ctx context.Context, ask func() error) error {

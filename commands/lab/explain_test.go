@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"netctl/commands/control"
 	"netctl/netdev/netlab"
 )
 
@@ -72,6 +74,87 @@ func agrees(t *testing.T, on *netlab.Host, from netlab.Place, to netip.Addr, all
 		}
 		return ""
 	})
+}
+
+// staged has a staged policy tell what it would deny, and deny it once it is promoted.
+func staged(t *testing.T, n1, n2 *netlab.Host, web *netlab.Container, db4 netip.Addr) {
+	netlab.Must(t, n1, "netctl", "policy", "create", "draft", "--tier", "security", "--order", "1", "--staged", "--selector", "has(store)", "--ingress", "deny tcp to ports 7000", "--ingress", "pass")
+	const says = "tier security, staged policy draft, ingress rule 1: deny tcp to ports 7000"
+	agrees(t, n1, web, db4, true, "with the staged policies in force: denied by "+says, web.ID, db4.String(), "tcp", "7000")
+	p, err := n2.Start("drops", netlab.Cmd{Args: []string{"netctl", "drops", "-f"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	netlab.Until(t, patience, "what the staged policy would deny", func() string {
+		if !answered(t, web, db4, "tcp", 7000, patience) {
+			t.Fatal("it is denied")
+		}
+		if out := p.Output(); !strings.Contains(out, " staged tcp ") || !strings.Contains(out, "inbound: "+says) {
+			return "shown: " + out
+		}
+		return ""
+	})
+	if err := p.Stop(); err != nil {
+		t.Errorf("drops -f: %v\n%s", err, p.Output())
+	}
+	if out := netlab.Must(t, n2, "netctl", "policy", "counters", "draft"); !strings.Contains(out, says) {
+		t.Errorf("counters:\n%s", out)
+	}
+	promote := func(verb string, allowed bool, says string) {
+		t.Helper()
+		if verb != "" {
+			netlab.Must(t, n1, "netctl", "policy", verb, "draft")
+		}
+		agrees(t, n1, web, db4, allowed, says, web.ID, db4.String(), "tcp", "7000")
+	}
+	promote("promote", false, "denied by tier security, policy draft, ingress rule 1")
+	promote("stage", true, "staged policy draft")
+	var list []struct{ Revision int64 }
+	if err := json.Unmarshal([]byte(netlab.Must(t, n1, "netctl", "history", "policy", "draft", "-o", "json")), &list); err != nil || len(list) != 3 {
+		t.Fatalf("history: %v, %v", list, err)
+	}
+	netlab.Must(t, n1, "netctl", "undo", fmt.Sprint(list[0].Revision))
+	promote("", false, "denied by tier security, policy draft, ingress rule 1")
+	netlab.Must(t, n1, "netctl", "policy", "remove", "draft")
+	promote("", true, "policy open, ingress rule 1")
+
+	// What is dropped becomes a policy that allows it, staged until it is promoted.
+	agrees(t, n2, web, db4, false, "no ingress rule of tier default allows it", web.ID, db4.String(), "tcp", "7005")
+	p, err = n2.Start("drops", netlab.Cmd{Args: []string{"netctl", "drops", "-f", "-o", "json"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := ""
+	netlab.Until(t, patience, "a record of a drop", func() string {
+		_ = answered(t, web, db4, "tcp", 7005, 100*time.Millisecond)
+		for _, line := range strings.Split(p.Output(), "\n") {
+			if strings.Contains(line, `"port":7005`) && strings.HasSuffix(line, "}") {
+				record = line
+				return ""
+			}
+		}
+		return "shown: " + p.Output()
+	})
+	if err := p.Stop(); err != nil {
+		t.Errorf("drops -f: %v\n%s", err, p.Output())
+	}
+	apply := func(args []string, stdin string) string {
+		t.Helper()
+		out, err := n1.Exec(t.Context(), netlab.Cmd{Args: args, Stdin: stdin})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	manifest := apply([]string{"netctl", "policy", "suggest", "-"}, record+"\n")
+	if !strings.Contains(manifest, "allow tcp from tag web to ports 7005") || !strings.Contains(manifest, "staged: true") || !strings.Contains(manifest, "store == 'yes'") {
+		t.Fatalf("suggested of %s:\n%s", record, manifest)
+	}
+	apply([]string{"netctl", "apply", "-f", "-"}, manifest)
+	agrees(t, n2, web, db4, false, "with the staged policies in force: allowed by tier default, staged policy suggested-yes, ingress rule 1", web.ID, db4.String(), "tcp", "7005")
+	netlab.Must(t, n1, "netctl", "policy", "promote", "suggested-yes")
+	agrees(t, n1, web, db4, true, "policy suggested-yes", web.ID, db4.String(), "tcp", "7005")
+	netlab.Must(t, n1, "netctl", "policy", "remove", "suggested-yes")
 }
 
 // TestExplain: what explain says of profiles is what becomes of packets.
@@ -197,7 +280,7 @@ func TestExplain(t *testing.T) {
 					return ""
 				}
 			}
-			return out
+			return "shown: " + out
 		})
 		if out, code := exitOf(t, h, "netctl", "drops", "--for", "1s"); code != 1 || !strings.Contains(out, "another program reads it") {
 			t.Errorf("a second reader: exit %d\n%s", code, out)
@@ -209,6 +292,42 @@ func TestExplain(t *testing.T) {
 	if out, code := exitOf(t, n1, "netctl", "drops", "--for", "10ms"); code != 0 || !strings.Contains(out, "Nothing was dropped in 10ms") {
 		t.Errorf("drops: exit %d\n%s", code, out)
 	}
+	// What was refused is counted by its rule, which keeps its ID and count behind a new one.
+	counters := func(args ...string) (out control.Counters) {
+		text := netlab.Must(t, n1, append([]string{"netctl", "policy", "counters", "-o", "json"}, args...)...)
+		if err := json.Unmarshal([]byte(text), &out); err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		return out
+	}
+	denied := func() (found control.RuleCounter) {
+		for _, r := range counters("web").Rules {
+			if r.Rule == "deny tcp to ports 6001" {
+				found = r
+			}
+		}
+		return found
+	}
+	before := denied()
+	if before.Packets == 0 || before.Bytes < 40*before.Packets || before.Position != 1 || before.Name != "web" {
+		t.Errorf("counters: %+v", before)
+	}
+	for _, port := range []string{"6010", "6011", "6012"} {
+		netlab.Must(t, n1, "netctl", "profile", "web", "rule", "add", "outbound", "--at=1", "deny", "tcp", "to", "ports", port)
+	}
+	netlab.Until(t, patience, "the rules to be counted", func() string {
+		if now := denied(); now.ID != before.ID || now.Packets < before.Packets || now.Position != 4 {
+			return fmt.Sprintf("%+v, before %+v", now, before)
+		}
+		return ""
+	})
+	if all := counters().Rules; len(all) < 5 || all[0].Kind != "Policy" || all[0].Tier != "security" || all[len(all)-1].Kind != "Profile" {
+		t.Errorf("counters of all: %+v", all)
+	}
+	if out, code := exitOf(t, n1, "netctl", "policy", "counters", "nobody"); code != 1 || !strings.Contains(out, "policy or profile nobody: not found") {
+		t.Errorf("counters of nobody: exit %d\n%s", code, out)
+	}
+	staged(t, n1, n2, web, db4)
 	// Rejected is denied, and answered at once.
 	if out, code := exitOf(t, n1, "netctl", "explain", web.ID, db.ID, "tcp", "7001"); code != 3 || !strings.Contains(out, "ingress rule 2: reject tcp to ports 7001") {
 		t.Errorf("rejected: exit %d\n%s", code, out)
@@ -223,8 +342,15 @@ func TestExplain(t *testing.T) {
 		t.Errorf("live: exit %d\n%s", code, out)
 	}
 	netlab.Must(t, n1, "netctl", "networkset", "remove", "hosts", "--force")
-	if out, code := exitOf(t, n1, "netctl", "status"); code != 0 {
-		t.Errorf("status: exit %d\n%s", code, out)
+	const nobody = `policy open, ingress rule 3: allow tcp from selector "kind == 'host' || has(none)" to ports 22 names selector "kind == 'host' || has(none)", which picks nobody`
+	netlab.Until(t, patience, "status to say what picks nobody", func() string {
+		if out, code := exitOf(t, n1, "netctl", "status"); code != 0 || !strings.Contains(out, "Named, and taken for empty:\n") || !strings.Contains(out, nobody) {
+			return fmt.Sprintf("exit %d\n%s", code, out)
+		}
+		return ""
+	})
+	if out, _ := exitOf(t, n1, "netctl", "explain", "node1", db.ID, "tcp", "22"); !strings.Contains(out, "Note: tier default, "+nobody) {
+		t.Errorf("explain does not say it:\n%s", out)
 	}
 	netlab.Must(t, n1, "netctl", "policy", "remove", "open", "closed")
 	netlab.Must(t, n1, "netctl", "profile", "remove", "web", "--force")

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"netctl/commands/control"
+	"netctl/commands/serve"
 	"netctl/datastore"
 )
 
@@ -88,7 +89,7 @@ func (d *docker) standIn(ctx context.Context) (end func(), err error) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = control.Serve(ctx, l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = serve.Serve(ctx, l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			text := "{}"
 			switch r.URL.Path {
 			case "/Plugin.Activate":
