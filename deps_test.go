@@ -32,7 +32,7 @@ func layer() map[string]int {
 
 // sideways are the only imports between packages of one layer.
 func sideways() map[string]string {
-	return map[string]string{"netdev/netlab": "netdev/kernel", "commands/reflector": "commands/speaker", "commands/telemetry": "commands/serve"}
+	return map[string]string{"netdev/netlab": "netdev/kernel", "commands/reflector": "commands/speaker", "commands/telemetry": "commands/serve", "commands/runtimes": "commands/serve"}
 }
 
 // owners says which packages may import a dependency; a trailing /… means the
