@@ -232,12 +232,14 @@ func (x *Index) hold(p program) {
 	for _, r := range p.refs {
 		x.acquireSet(r)
 	}
+	x.deny(p, +1)
 	for _, d := range p.rejects {
 		x.acquireReject(d)
 	}
 }
 
 func (x *Index) letGo(p program) {
+	x.deny(p, -1)
 	for _, r := range p.refs {
 		x.releaseSet(r.name)
 	}

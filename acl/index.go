@@ -30,6 +30,9 @@ type Index struct {
 	tierChains map[string]*liveChain
 	doubted    map[string]struct{} // links that may be of another class now
 
+	tightened Scope              // what Tightened returns next
+	moved     map[netip.Addr]int // addresses that came with an endpoint or went with it, since the last Flush
+
 	populations map[populationKey]*population
 	selectors   map[string]*population // the live ones, by text
 	audience    audience               // the live ones, by what they look for
@@ -68,6 +71,7 @@ func NewIndex(node string, o Options) *Index {
 		pickers:     audience{terms: map[term][]*population{}},
 		tierChains:  map[string]*liveChain{},
 		doubted:     map[string]struct{}{},
+		moved:       map[netip.Addr]int{},
 		byProfile:   map[string]map[string]struct{}{},
 		populations: map[populationKey]*population{},
 		selectors:   map[string]*population{},
@@ -398,6 +402,7 @@ func (x *Index) Flush() Delta {
 			d.Sets = append(d.Sets, c)
 		}
 	}
+	x.tighten(d)
 	return d
 }
 

@@ -93,6 +93,9 @@ func (x *Index) setFacts(m *member, now *facts) {
 	was := m.facts
 	m.facts = now
 	moved := !slices.Equal(was.addrs, now.addrs)
+	if moved {
+		x.leaves(was.addrs, now.addrs)
+	}
 	if moved || !slices.Equal(was.tags, now.tags) {
 		x.countTags(was, -1)
 		x.countTags(now, +1)
@@ -188,8 +191,9 @@ func index4or6(e Element) int {
 
 // liveSet is a set that a chain refers to, or did at the last Flush.
 type liveSet struct {
-	ref  setRef
-	refs int
+	ref     setRef
+	refs    int
+	denying denying
 }
 
 func (x *Index) countTags(f *facts, n int) {
