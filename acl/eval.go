@@ -302,6 +302,9 @@ func (w *walk) member(s *Set, f Field) bool {
 
 // contains says whether one of a set's networks holds the address.
 func (s *Set) contains(a netip.Addr) bool {
+	if len(s.Elements) == 0 {
+		return false
+	}
 	for bits := a.BitLen(); bits >= 0; bits-- {
 		p, err := a.Prefix(bits)
 		if err != nil {

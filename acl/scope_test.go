@@ -140,7 +140,6 @@ func TestTightenedBy(t *testing.T) {
 	those("and again", put(set), "198.51.100.7")
 }
 
-
 func addrs(texts ...string) (list []netip.Addr) {
 	for _, text := range texts {
 		list = append(list, netip.MustParseAddr(text))
