@@ -94,6 +94,12 @@ func NewIndex(node string, o Options) *Index {
 // Ruleset returns from now on; Flush does not tell of them.
 func (x *Index) SetFlows(rate, burst uint32) { x.options.FlowRate, x.options.FlowBurst = rate, burst }
 
+// SetStrict sets Options.Strict, in the same way.
+func (x *Index) SetStrict(strict bool) { x.options.Strict = strict }
+
+// Whole says that Work has nothing left to do.
+func (x *Index) Whole() bool { return len(x.filling)+len(x.outdated) == 0 }
+
 // Apply takes one change of the store. Kinds other than Endpoint, Profile, Policy, Tier,
 // NetworkSet, Pool and Node change nothing.
 func (x *Index) Apply(c datastore.Change) {

@@ -276,6 +276,10 @@ func (t Term) value() string {
 		return State(t.Number).String()
 	case t.Field == CTStatus && t.Number == statusConfirmed:
 		return "confirmed"
+	case t.Field == CTStatus && t.Number == statusExpected:
+		return "expected"
+	case t.Field == CTDirection && t.Number == directionReply:
+		return "reply"
 	case t.Field == TCPFlags && t.Number == tcpSYN:
 		return "syn"
 	case t.Field == DstType && t.Number == typeLocal:
@@ -326,7 +330,7 @@ func (f Field) String() string {
 		SrcNamedPort4: "ip saddr . meta l4proto . th sport", DstNamedPort4: "ip daddr . meta l4proto . th dport",
 		SrcNamedPort6: "ip6 saddr . meta l4proto . th sport", DstNamedPort6: "ip6 daddr . meta l4proto . th dport",
 		LinkPair: "iifname . oifname", LinkDstIP4: "iifname . ip daddr", LinkDstIP6: "iifname . ip6 daddr", LinkARPIP4: "iifname . arp saddr ip",
-		CTStatus: "ct status", TCPFlags: "tcp flags", DstType: "fib daddr type",
+		CTStatus: "ct status", CTDirection: "ct direction", TCPFlags: "tcp flags", DstType: "fib daddr type",
 		Flow4: "ip saddr . ip daddr . meta l4proto . th sport . th dport", Flow6: "ip6 saddr . ip6 daddr . meta l4proto . th sport . th dport",
 		Pair4: "ip saddr . ip daddr . meta l4proto", Pair6: "ip6 saddr . ip6 daddr . meta l4proto",
 	}

@@ -44,6 +44,7 @@ const (
 	Flow6                          // SrcIP6 . DstIP6 . L4Proto . SrcPort . DstPort
 	Pair4                          // SrcIP4 . DstIP4 . L4Proto
 	Pair6                          // SrcIP6 . DstIP6 . L4Proto
+	CTDirection                    // 0: as the flow began, 1: its answers
 )
 
 // The values of NFProto.
@@ -58,6 +59,13 @@ const typeLocal = 2
 // statusConfirmed is the CTStatus of a flow that has its entry in the table already
 // (IPS_CONFIRMED). Its packets are of state new all the same until somebody answers.
 const statusConfirmed = 8
+
+// statusExpected is the CTStatus of a flow that came of another one (IPS_EXPECTED), and is
+// judged by that.
+const statusExpected = 1
+
+// directionReply is the CTDirection of answers.
+const directionReply = 1
 
 // Term is one match. Exactly one of Set, Text, Prefix (if valid) and Number
 // (else) is compared with Field; Not inverts.

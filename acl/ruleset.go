@@ -144,6 +144,14 @@ func (r *Ruleset) Endpoints() bool {
 	return s != nil && len(s.Elements) > 0
 }
 
+// Strict says whether each packet is judged that goes as its flow began (Options).
+func (r *Ruleset) Strict() bool {
+	c := r.Chains[ChainFwdFrom]
+	return c != nil && slices.ContainsFunc(c.Rules, func(r Rule) bool {
+		return slices.ContainsFunc(r.Match, func(t Term) bool { return t.Field == CTDirection })
+	})
+}
+
 // Shut is what lets nothing through from or to an endpoint, and has no connection tracked.
 func (r *Ruleset) Shut() *Ruleset {
 	out := &Ruleset{Sets: map[string]*Set{}, Chains: map[string]*Chain{}}

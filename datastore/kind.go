@@ -466,6 +466,8 @@ type Config struct {
 type ConfigSpec struct {
 	// MTU of workload interfaces in bytes; 0: that of the node's own interface.
 	MTU int `json:"mtu,omitempty"`
+	// Established says what becomes of flows that a change of policy denies; "": EstablishedCut.
+	Established Established `json:"established,omitempty"`
 }
 
 // Cluster is the identity of the cluster the store holds, under ClusterKey. It

@@ -218,6 +218,8 @@ func load(f acl.Field) []expr.Any {
 		return []expr.Any{&expr.Ct{Register: regValue, Key: expr.CtKeySTATE}}
 	case acl.CTStatus:
 		return []expr.Any{&expr.Ct{Register: regValue, Key: expr.CtKeySTATUS}}
+	case acl.CTDirection:
+		return []expr.Any{&expr.Ct{Register: regValue, Key: expr.CtKeyDIRECTION}}
 	case acl.DstType:
 		return []expr.Any{&expr.Fib{Register: regValue, ResultADDRTYPE: true, FlagDADDR: true}}
 	case acl.SrcPort:
