@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// cutSettle is how long after a change flows are looked at: packets that were judged before
-	// it may be about to begin some, and more changes are about to come.
+	// cutSettle is how long after a change flows are looked at at the earliest: packets that
+	// were judged before it may be about to begin some.
 	cutSettle = 10 * time.Millisecond
 	// cutShare is how many times as long as flows were looked at they are not looked at again
 	// for changes, and cutRest for how long at most: each time may be all that there are.
@@ -60,7 +60,6 @@ type verdicts struct {
 type due struct {
 	scope    acl.Scope
 	repaired *verdicts // what held then; nil: what holds now
-	since    time.Time // of the first change
 	done     []chan struct{}
 }
 
@@ -87,18 +86,10 @@ func (f *flows) repaired(v verdicts) (done <-chan struct{}) {
 func (f *flows) tightened(s acl.Scope) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.later(s)
+	f.due.scope.Add(s)
+	f.due.repaired = nil // it may be older than the change
 	f.owed = f.debt.hand()
 	poke(f.wake)
-}
-
-// later has the flows of a scope looked at when that is due.
-func (f *flows) later(s acl.Scope) {
-	if f.due.scope.Empty() {
-		f.due.since = time.Now()
-	}
-	f.due.scope.Add(s)
-	f.due.repaired = nil
 }
 
 // take returns what is to be done now, or after what time there is something; 0: nothing.
@@ -109,7 +100,7 @@ func (f *flows) take() (d due, owed int, wait time.Duration) {
 		return due{}, 0, 0
 	}
 	if len(f.due.done) == 0 { // nobody waits
-		wait = max(time.Until(f.due.since.Add(cutSettle)), time.Until(f.rest))
+		wait = time.Until(f.rest)
 	}
 	if wait > 0 {
 		return due{}, 0, wait
@@ -141,6 +132,9 @@ func (f *flows) work(ctx context.Context) (wait time.Duration) {
 	if d.scope.Empty() {
 		return wait
 	}
+	if len(d.done) == 0 && !pause(ctx, cutSettle) {
+		return 0
+	}
 	began := time.Now()
 	n, err := f.pass(ctx, d)
 	for _, done := range d.done {
@@ -164,13 +158,13 @@ func (f *flows) work(ctx context.Context) (wait time.Duration) {
 			f.said = text
 			f.log.Error("flows that policy denies may go on", "error", err)
 		}
-		f.later(d.scope)
+		f.due.scope.Add(d.scope)
 		f.rest = time.Now().Add(retryMin)
 	}
 	if f.due.scope.Empty() {
 		return 0
 	}
-	return max(time.Until(f.rest), cutSettle)
+	return max(time.Until(f.rest), 1)
 }
 
 // pass looks at the flows once.
