@@ -80,6 +80,8 @@ func TestCut(t *testing.T) {
 		{"-p udp -s fd00::5 -d fe80::ecee:eeff:feee:eeee --sport 1017 --dport 53", kept},
 		{"-p udp -s fd00::5 -d fe80::ecee:eeff:feee:eeee --sport 1018 --dport 54", cut},
 		{"-p udp -s 10.0.0.6 -d 10.0.0.5 --sport 1019 --dport 9 -w 5", cut}, // in another zone
+		{"-p sctp -s 10.0.0.6 -d 10.0.0.5 --sport 1020 --dport 9 --state ESTABLISHED --orig-vtag 1 --reply-vtag 2", cut},
+		{"-p sctp -s 10.0.0.5 -d 192.0.2.9 --sport 1021 --dport 9 --state ESTABLISHED --orig-vtag 1 --reply-vtag 2", kept},
 	} {
 		n.Run(append([]string{"conntrack", "-I", "-t", "600"}, strings.Fields(f.flow)...)...)
 		if f.cut {
@@ -97,7 +99,7 @@ func TestCut(t *testing.T) {
 		})
 	}
 	left := n.Run("conntrack", "-L", "-f", "ipv4") + n.Run("conntrack", "-L", "-f", "ipv6")
-	for i := 1000; i <= 1019; i++ {
+	for i := 1000; i <= 1021; i++ {
 		id := "=" + strings.TrimSpace(string([]byte{'1', '0', byte('0' + (i-1000)/10), byte('0' + i%10)})) + " "
 		is := false
 		for _, f := range want {
