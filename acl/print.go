@@ -217,6 +217,9 @@ func (r *Rule) String() string {
 	if r.Limit != (Limit{}) {
 		words = append(words, r.Limit.String())
 	}
+	if r.Connections != 0 {
+		words = append(words, fmt.Sprintf("ct count %d", r.Connections))
+	}
 	if r.Log != "" {
 		words = append(words, fmt.Sprintf("log group %d prefix %q", NFLogGroup, r.Log))
 	}
@@ -244,6 +247,9 @@ func (l Limit) String() string {
 			over = "over "
 		}
 		rate = fmt.Sprintf(" limit rate %s%d/second burst %d packets", over, l.Rate, l.Burst)
+	}
+	if l.Set == "" {
+		return strings.TrimSpace(rate)
 	}
 	return fmt.Sprintf("update @%s { %s%s }", l.Set, l.Key, rate)
 }

@@ -112,7 +112,7 @@ type Verdict struct {
 // Limit bounds how often a rule goes on: Rate times a second and Burst at once for
 // each value of Key, which the kernel notes in the meter Set. With Over it goes on
 // only with what is more. Rate 0 notes the value, and always goes on. The zero Limit
-// is none.
+// is none. Without a Set all there is counts as one.
 type Limit struct {
 	Set         string
 	Key         Field
@@ -123,18 +123,20 @@ type Limit struct {
 // Rule is one rule of a chain: if all Match hold, then limit, log, segment size, count
 // and the verdict, in this order.
 type Rule struct {
-	Match   []Term
-	Limit   Limit
-	Log     string // prefix of an NFLOG message; empty: none
-	MSS     uint16 // a larger maximum segment size that a TCP segment tells becomes this; 0: none
-	Counter bool
-	Verdict Verdict
-	Comment string // readable origin, at most 127 bytes
+	Match []Term
+	Limit Limit
+	Log   string // prefix of an NFLOG message; empty: none
+	// Connections, if not 0, is with how many flows that came to the rule it still goes on.
+	Connections uint32
+	MSS         uint16 // a larger maximum segment size that a TCP segment tells becomes this; 0: none
+	Counter     bool
+	Verdict     Verdict
+	Comment     string // readable origin, at most 127 bytes
 }
 
 // Equal says whether two rules are the same, comment and all.
 func (r Rule) Equal(o Rule) bool {
-	return r.Limit == o.Limit && r.Log == o.Log && r.MSS == o.MSS && r.Counter == o.Counter && r.Verdict == o.Verdict && r.Comment == o.Comment &&
+	return r.Limit == o.Limit && r.Log == o.Log && r.MSS == o.MSS && r.Connections == o.Connections && r.Counter == o.Counter && r.Verdict == o.Verdict && r.Comment == o.Comment &&
 		slices.Equal(r.Match, o.Match)
 }
 

@@ -16,10 +16,10 @@ type Hook struct {
 // priorityDNAT is that of the translation of destinations (nft(8), dstnat).
 const priorityDNAT = -100
 
-// Type is the type of its chain as nft names it: what is done to packets that have
+// Type is the type of its chain as nft names it: what is done late to packets that have
 // been routed, or at that priority, is translation of addresses.
 func (h Hook) Type() string {
-	if h.Name == "postrouting" || h.Priority == priorityDNAT {
+	if h.Name == "postrouting" && h.Priority > 0 || h.Priority == priorityDNAT {
 		return "nat"
 	}
 	return "filter"

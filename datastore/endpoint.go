@@ -45,7 +45,8 @@ func (e *Endpoint) Validate() error {
 		each("spec.profiles", s.Profiles, CheckName),
 		each("spec.ports", s.Ports, checkPort),
 		each("spec.hostPorts", s.HostPorts, HostPort.Validate),
-		at("spec.bandwidth", s.Bandwidth.Validate()))
+		at("spec.bandwidth", s.Bandwidth.Validate()),
+		at("spec.qosControls", s.QoSControls.Validate()))
 }
 
 // Validate checks one port by itself.

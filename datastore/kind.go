@@ -372,6 +372,8 @@ type EndpointSpec struct {
 	HostPorts []HostPort `json:"hostPorts,omitempty"`
 	// Bandwidth limits what goes over the interface; zero: nothing does.
 	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
+	// QoSControls limit it further, as those of its profiles do; what is least applies.
+	QoSControls QoSControls `json:"qosControls,omitzero"`
 }
 
 // HostPort is a port of a node that leads to one of an endpoint there.
@@ -404,6 +406,8 @@ type ProfileSpec struct {
 	Labels   map[string]string `json:"labels,omitempty"`
 	Inbound  []Rule            `json:"inbound"`
 	Outbound []Rule            `json:"outbound"`
+	// QoSControls limit each endpoint that has the profile, by itself.
+	QoSControls QoSControls `json:"qosControls,omitzero"`
 }
 
 // BGPConfig is the cluster's BGP configuration; its only name is "default".

@@ -73,8 +73,13 @@ func encodeRule(chain *nftables.Chain, r *acl.Rule) *nftables.Rule {
 	for _, t := range r.Match {
 		out.Exprs = append(out.Exprs, encodeTerm(t)...)
 	}
-	if r.Limit != (acl.Limit{}) {
+	if r.Limit.Set == "" && r.Limit.Rate > 0 {
+		out.Exprs = append(out.Exprs, encodeRate(r.Limit))
+	} else if r.Limit != (acl.Limit{}) {
 		out.Exprs = append(append(out.Exprs, load(r.Limit.Key)...), encodeLimit(r.Limit))
+	}
+	if r.Connections != 0 {
+		out.Exprs = append(out.Exprs, &expr.Connlimit{Count: r.Connections})
 	}
 	if r.Log != "" {
 		out.Exprs = append(out.Exprs, &expr.Log{
@@ -116,10 +121,14 @@ func encodeRule(chain *nftables.Chain, r *acl.Rule) *nftables.Rule {
 	return out
 }
 
+func encodeRate(l acl.Limit) expr.Any {
+	return &expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(l.Rate), Unit: expr.LimitTimeSecond, Burst: l.Burst, Over: l.Over}
+}
+
 func encodeLimit(l acl.Limit) expr.Any {
 	d := &expr.Dynset{SrcRegKey: regValue, SetName: l.Set, Operation: unix.NFT_DYNSET_OP_UPDATE}
 	if l.Rate > 0 {
-		d.Exprs = []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(l.Rate), Unit: expr.LimitTimeSecond, Burst: l.Burst, Over: l.Over}}
+		d.Exprs = []expr.Any{encodeRate(l)}
 	}
 	return d
 }
