@@ -179,6 +179,24 @@ func (x *Index) limitHooks(d direction) {
 	}
 }
 
+// LinkLimit is a limit of a link, and the chain that drops what is over it.
+type LinkLimit struct {
+	Link, Name, Chain string
+	Value             uint64
+}
+
+// Limits are those of packets and connections that there are, by link.
+func (x *Index) Limits() (list []LinkLimit) {
+	for _, link := range sortedKeys(x.limited) {
+		for _, d := range []direction{inbound, outbound} {
+			for _, l := range limitsOf(d, x.limited[link]) {
+				list = append(list, LinkLimit{link, l.name, limitChain(d, link, l.name), uint64(l.rate)})
+			}
+		}
+	}
+	return list
+}
+
 // Limited says what limits an NFLOG prefix is of, and whose: of the sender, or of who
 // receives. false: of none.
 func Limited(prefix string) (limit string, inbound, ok bool) {

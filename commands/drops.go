@@ -23,7 +23,7 @@ import (
 // drop is a packet that a rule dropped or wrote, or several alike, as it is printed.
 type drop struct {
 	Time time.Time `json:"time"`
-	// Action is "denied", or "logged" by a rule of that action.
+	// Action is "denied", "limited", or "logged" by a rule of that action.
 	Action      string               `json:"action"`
 	Direction   string               `json:"direction"` // as the endpoint of this node sees it
 	Protocol    string               `json:"protocol"`
@@ -129,8 +129,16 @@ func (d *dropper) explain(ctx context.Context, e nflog.Entry) drop {
 	}
 	what, whose, _ := strings.Cut(e.Prefix, "|")
 	own, other := x.src, x.dst
-	if strings.HasPrefix(what, "DPI") || strings.HasPrefix(what, "LPI") {
+	limit, inwards, limited := acl.Limited(e.Prefix)
+	if strings.HasPrefix(what, "DPI") || strings.HasPrefix(what, "LPI") || inwards {
 		out.Direction, own, other = inbound, x.dst, x.src
+	}
+	if limited {
+		out.Action, out.Reason = "limited", "over "+limit
+		if own.endpoint != nil {
+			out.Reason += limitText(own.endpoint, d.view, limit)
+		}
+		return out
 	}
 	if strings.HasPrefix(what, "L") {
 		out.Action, out.Reason = "logged", "a log rule of "+whose

@@ -25,13 +25,14 @@ const statusTime = 5 * time.Second
 type nodeReport struct {
 	Node string `json:"node"`
 	// Healthy: nothing is wrong.
-	Healthy   bool      `json:"healthy"`
-	Problems  []string  `json:"problems"`
-	Running   bool      `json:"running"`
-	InSync    bool      `json:"inSync"`
-	Reflector bool      `json:"reflector,omitempty"` // and no agent is on the machine
-	Started   time.Time `json:"started,omitzero"`
-	Endpoints int       `json:"endpoints"`
+	Healthy   bool              `json:"healthy"`
+	Problems  []string          `json:"problems"`
+	Limited   []control.Limited `json:"limited,omitempty"`
+	Running   bool              `json:"running"`
+	InSync    bool              `json:"inSync"`
+	Reflector bool              `json:"reflector,omitempty"` // and no agent is on the machine
+	Started   time.Time         `json:"started,omitzero"`
+	Endpoints int               `json:"endpoints"`
 	// Waiting is how many of them the datastore, which was away, has yet to hear of.
 	Waiting int    `json:"waiting,omitempty"`
 	Version string `json:"version,omitempty"`
@@ -237,7 +238,7 @@ func (r *nodeReport) identity(view *datastore.View, n *datastore.Node) {
 
 func (r *nodeReport) fromAgent(st control.AgentStatus) {
 	r.Running, r.InSync, r.Started, r.Endpoints, r.Version = true, st.InSync, st.Started, st.Endpoints, st.Version
-	r.Waiting = st.Waiting
+	r.Waiting, r.Limited = st.Waiting, st.Limited
 	if len(r.Addresses) == 0 {
 		r.Addresses = st.Address
 	}
@@ -361,6 +362,9 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 			endpoints += fmt.Sprintf(" (%d attached without the datastore, which is yet to be told)", r.Waiting)
 		}
 		fmt.Fprintf(&b, "netctl agent is running. Up %s, %s, %s\n", since(now.Sub(r.Started)), sync, endpoints)
+		for _, l := range r.Limited {
+			fmt.Fprintf(&b, "Endpoint %s: %d packets were over %s %d\n", l.Endpoint, l.Packets, l.Limit, l.Value)
+		}
 	} else if r.Reflector {
 		b.WriteString("netctl reflector is running.\n")
 	} else if r.hangs {

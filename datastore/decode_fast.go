@@ -95,6 +95,8 @@ func (d *decoder) endpointSpec(s *EndpointSpec, key []byte) (bool, error) {
 		return true, list(d, &s.HostPorts, func(p *HostPort) error { return d.object(p) })
 	case "bandwidth":
 		return true, d.object(&s.Bandwidth)
+	case "qosControls":
+		return true, d.object(&s.QoSControls)
 	}
 	return false, nil
 }

@@ -61,6 +61,64 @@ func (q QoSControls) Validate() error {
 	return nil
 }
 
+// QoSLimit is one of QoSControls: its name in manifests, what it counts, and its value; 0: none.
+type QoSLimit struct {
+	Name, Unit string
+	Value      uint64
+}
+
+// pointers are to the values of q, those that rates are made of by name and unit.
+func (q *QoSControls) pointers() []struct {
+	name, unit string
+	bits       *uint64
+	count      *uint32
+} {
+	return []struct {
+		name, unit string
+		bits       *uint64
+		count      *uint32
+	}{
+		{"ingressBandwidth", "bits/s", &q.IngressBandwidth, nil}, {"ingressBurst", "bits", &q.IngressBurst, nil},
+		{"egressBandwidth", "bits/s", &q.EgressBandwidth, nil}, {"egressBurst", "bits", &q.EgressBurst, nil},
+		{"ingressPacketRate", "packets/s", nil, &q.IngressPacketRate}, {"ingressPacketBurst", "packets", nil, &q.IngressPacketBurst},
+		{"egressPacketRate", "packets/s", nil, &q.EgressPacketRate}, {"egressPacketBurst", "packets", nil, &q.EgressPacketBurst},
+		{"ingressNewConnections", "connections/s", nil, &q.IngressNewConnections}, {"egressNewConnections", "connections/s", nil, &q.EgressNewConnections},
+		{"ingressMaxConnections", "connections", nil, &q.IngressMaxConnections}, {"egressMaxConnections", "connections", nil, &q.EgressMaxConnections},
+	}
+}
+
+// All are all limits in their order, also those that limit nothing.
+func (q QoSControls) All() (list []QoSLimit) {
+	for _, p := range q.pointers() {
+		l := QoSLimit{Name: p.name, Unit: p.unit}
+		if p.bits != nil {
+			l.Value = *p.bits
+		} else {
+			l.Value = uint64(*p.count)
+		}
+		list = append(list, l)
+	}
+	return list
+}
+
+// Set sets a limit by its name; 0 ends it.
+func (q *QoSControls) Set(name string, value uint64) error {
+	for _, p := range q.pointers() {
+		switch {
+		case p.name != name:
+		case p.bits != nil:
+			*p.bits = value
+			return nil
+		case value > maxRate:
+			return fmt.Errorf("%s %d: must be at most %d: %w", name, value, maxRate, ErrInvalid)
+		default:
+			*p.count = uint32(value)
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no limit: %w", name, ErrInvalid)
+}
+
 // Bandwidth are those of bandwidth.
 func (q QoSControls) Bandwidth() Bandwidth {
 	return Bandwidth{Ingress: Rate{q.IngressBandwidth, q.IngressBurst}, Egress: Rate{q.EgressBandwidth, q.EgressBurst}}

@@ -203,6 +203,8 @@ type outside struct {
 	flowing func() ([]netip.Addr, error)
 	// denied counts the packets that the packet filter dropped.
 	denied func(ctx context.Context) (map[string]uint64, error)
+	// counted is how many packets a chain of it dropped.
+	counted func(ctx context.Context, chain string) (uint64, error)
 	// cut deletes those of flows that policy denies.
 	cut func(conntrack.Cutter) (int, error)
 	// undirect is conntrack.DeleteDirect.
@@ -275,7 +277,7 @@ func poke(ch chan struct{}) {
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, undirect: conntrack.DeleteDirect, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, counted: a.nft.Dropped, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, undirect: conntrack.DeleteDirect, forward: iptables.Run,
 		beside: join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log),
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(control.Serve(ctx, a.listener, h), errEnded)
@@ -303,7 +305,7 @@ func (a *agent) run(ctx context.Context) error {
 // with serving, ends all.
 func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 	l := a.loop
-	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, meters: &a.meters}
+	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, counted: o.counted, meters: &a.meters}
 	if a.shown != nil {
 		a.shown.Alive, a.shown.Ready, a.shown.Collect = a.alive, a.ready, func(ctx context.Context, p *telemetry.Page) error { return a.collect(ctx, o, p) }
 		o.beside = append(slices.Clone(o.beside), a.shown.Tasks()...)

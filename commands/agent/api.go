@@ -32,7 +32,9 @@ type api struct {
 	// undirect deletes the connection tracking entries of published ports that lead to
 	// the host itself.
 	undirect func(host []netip.Addr, ports []datastore.HostPort) error
-	meters   *meters
+	// counted is how many packets a chain of the packet filter dropped.
+	counted func(ctx context.Context, chain string) (uint64, error)
+	meters  *meters
 }
 
 func (a *api) routes() http.Handler {
@@ -152,7 +154,9 @@ func (a *api) check(ctx context.Context, r control.CheckRequest) (struct{}, erro
 }
 
 func (a *api) status(ctx context.Context, _ struct{}) (s control.AgentStatus, err error) {
-	err = a.loop.do(ctx, func() { s = a.loop.status() })
+	if err = a.loop.do(ctx, func() { s = a.loop.status() }); err == nil {
+		s.Limited, err = a.limited(ctx)
+	}
 	return s, err
 }
 

@@ -145,11 +145,21 @@ type AgentStatus struct {
 	// Waiting is how many of them the store, which was away, has yet to hear of.
 	Waiting int      `json:"waiting,omitempty"`
 	Lost    []string `json:"lost,omitempty"` // endpoints whose link is gone
+	// Limited is what limits dropped of packets of its endpoints, since they were set.
+	Limited []Limited `json:"limited,omitempty"`
 	// Problems are one line each: what is wrong and what to do.
 	Problems []string     `json:"problems,omitempty"`
 	Address  []netip.Addr `json:"address"`
 	// AddressRule says which rule chose the node's address.
 	AddressRule string `json:"addressRule,omitempty"`
+}
+
+// Limited is what one limit of an endpoint dropped.
+type Limited struct {
+	Endpoint string `json:"endpoint"`
+	Limit    string `json:"limit"` // as in a manifest, e.g. ingressPacketRate
+	Value    uint64 `json:"value"`
+	Packets  uint64 `json:"packets"`
 }
 
 // Error is the body of every answer that is not 2xx.

@@ -39,6 +39,9 @@ type Record struct {
 	Ino   uint64 `json:"ino"`
 	// Destinations are what the workload is to reach by this interface.
 	Destinations []netip.Prefix `json:"destinations,omitempty"`
+	// Bandwidth is what its link was given later, by limits of the endpoint or its profiles; nil:
+	// what the endpoint's runtime asked for.
+	Bandwidth *datastore.Bandwidth `json:"bandwidth,omitempty"`
 	// Cluster is whose endpoint it is.
 	Cluster datastore.Cluster `json:"cluster"`
 	// Unsettled says that the store, which was away, has yet to hear of it.
@@ -55,6 +58,9 @@ func (rec *Record) Wire(boot string, gateway netip.Addr) kernel.Wire {
 	w := kernel.Wire{
 		Interface: rec.Endpoint.Spec.Interface, Link: rec.Endpoint.Spec.Link, Peer: rec.Attachment.Peer, HostMTU: rec.Attachment.MTU,
 		Addresses: rec.Endpoint.Spec.Addresses, Gateway4: gateway, Bandwidth: rec.Endpoint.Spec.Bandwidth,
+	}
+	if rec.Bandwidth != nil {
+		w.Bandwidth = *rec.Bandwidth
 	}
 	for _, gw := range rec.Attachment.Gateways {
 		if gw.Is4() && w.Peer != "" {
