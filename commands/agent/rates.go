@@ -10,23 +10,28 @@ import (
 	"netctl/datastore"
 )
 
-// rerate has the link of an endpoint hold the bandwidth that applies to it now. What goes
-// over it meanwhile is not lost.
+// rerate has the link of an endpoint hold the bandwidth that applies to it now, and its
+// record tell of its limits. A bandwidth that changes costs what goes over it nothing.
 func (l *loop) rerate(ep *datastore.Endpoint) {
 	w, known := l.links.wires[ep.Spec.Link]
-	now := ep.Limits(l.view.Profile).Bandwidth()
-	if !known || w.endpoint != ep.Metadata.Name || w.Bandwidth == now {
+	was, now := w, ep.Limits(l.view.Profile).Bandwidth()
+	w.Bandwidth, w.asked, w.limits = now, ep.Spec.Bandwidth, ep.Spec.QoSControls
+	if !known || w.endpoint != ep.Metadata.Name || w.Bandwidth == was.Bandwidth && w.asked == was.asked && w.limits == was.limits {
 		return
 	}
-	w.Bandwidth = now
 	l.links.wires[w.Link] = w
 	rec, err := l.records.Read(w.Link)
 	if err == nil {
-		rec.Bandwidth = &now
+		own := *rec.Endpoint
+		own.Spec.Bandwidth, own.Spec.QoSControls = w.asked, w.limits
+		rec.Endpoint, rec.Bandwidth = &own, &now
 		err = l.records.Put(rec)
 	}
 	if err != nil {
 		l.log.Warn("attach record not written", "endpoint", w.endpoint, "error", err)
+	}
+	if w.Bandwidth == was.Bandwidth {
+		return
 	}
 	differed, err := l.links.kernel.Hold(w.Wire, false)
 	if err != nil {

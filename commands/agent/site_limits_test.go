@@ -16,7 +16,9 @@ import (
 // bandwidth that comes or goes costs what is in the kernel's queue just then.
 func limits(t *testing.T, s *site, from, to *netlab.Container, endpoint, link string, addr netip.Addr) {
 	before := s.settled()
-	queues := func() string { return netlab.Must(t, s.node, "sh", "-c", "tc qdisc show | grep tbf || :; ip -br link show type ifb") }
+	queues := func() string {
+		return netlab.Must(t, s.node, "sh", "-c", "tc qdisc show | grep tbf || :; ip -br link show type ifb")
+	}
 	profile := func(q datastore.QoSControls) {
 		change(t, s, "dataman", func(p *datastore.Profile) { p.Spec.QoSControls = q })
 	}

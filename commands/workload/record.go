@@ -39,8 +39,8 @@ type Record struct {
 	Ino   uint64 `json:"ino"`
 	// Destinations are what the workload is to reach by this interface.
 	Destinations []netip.Prefix `json:"destinations,omitempty"`
-	// Bandwidth is what its link was given later, by limits of the endpoint or its profiles; nil:
-	// what the endpoint's runtime asked for.
+	// Bandwidth is what its link holds by all limits of the endpoint and its profiles; nil: what
+	// its runtime asked for.
 	Bandwidth *datastore.Bandwidth `json:"bandwidth,omitempty"`
 	// Cluster is whose endpoint it is.
 	Cluster datastore.Cluster `json:"cluster"`
