@@ -15,7 +15,7 @@ import (
 
 // newRateCommand is `rate` of an endpoint or a profile: show is what shows the limits of
 // the object, controls where it keeps them.
-func newRateCommand(a *app, noun, name string, show func(cmd *cobra.Command, f format) error, change func(cmd *cobra.Command, edit func(*datastore.QoSControls) error) error) *cobra.Command {
+func newRateCommand(noun, name string, show func(cmd *cobra.Command, f format) error, change func(cmd *cobra.Command, edit func(*datastore.QoSControls) error) error) *cobra.Command {
 	of := "netctl " + noun + " " + name + " rate "
 	showing := &cobra.Command{
 		Use: "show", Short: "Show what limits the " + noun, Example: "  " + of + "show\n  " + of + "show -o yaml", Args: cobra.NoArgs,
@@ -151,7 +151,7 @@ func limitText(e *datastore.Endpoint, view *datastore.View, name string) string 
 
 // newEndpointRateCommand shows what applies.
 func newEndpointRateCommand(a *app) *cobra.Command {
-	return newRateCommand(a, "endpoint", "slave/cni/3f2a/eth0",
+	return newRateCommand("endpoint", "slave/cni/3f2a/eth0",
 		func(cmd *cobra.Command, f format) error {
 			id := nameOf(cmd)
 			if err := checkNames(datastore.KindEndpoint, id); err != nil {
@@ -225,7 +225,7 @@ func (a *app) limitedOf(ctx context.Context, endpoint string) map[string]string 
 
 // newProfileRateCommand shows what the profile says.
 func newProfileRateCommand(a *app) *cobra.Command {
-	return newRateCommand(a, "profile", "web",
+	return newRateCommand("profile", "web",
 		func(cmd *cobra.Command, f format) error {
 			p, err := readProfile(cmd, a)
 			if err != nil {

@@ -177,16 +177,15 @@ func deleteDumped(family byte, filter []byte, list []netip.Addr) error {
 	for _, a := range list {
 		addrs[a] = true
 	}
-	_, err := deleteWhere(family, filter, func(e *entry) bool { return addrs[e.orig.src] || addrs[e.reply.src] })
-	return err
+	return deleteWhere(family, filter, func(e *entry) bool { return addrs[e.orig.src] || addrs[e.reply.src] })
 }
 
 // deleteWhere lists the entries of a family, or with AF_UNSPEC of both, and deletes those
 // that is says yes to.
-func deleteWhere(family byte, filter []byte, is func(*entry) bool) (deleted int, err error) {
+func deleteWhere(family byte, filter []byte, is func(*entry) bool) error {
 	d, err := newDeleter()
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer d.close()
 	err = list(family, filter, func(e *entry) error {
@@ -195,7 +194,7 @@ func deleteWhere(family byte, filter []byte, is func(*entry) bool) (deleted int,
 		}
 		return d.add(e)
 	})
-	return d.deleted, errors.Join(err, d.flush())
+	return errors.Join(err, d.flush())
 }
 
 // entry is what is needed of a listed entry.

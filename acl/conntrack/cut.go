@@ -235,25 +235,25 @@ func (t tuple) flow() acl.Flow {
 
 // packet is the first of an entry's flow, as the packet filter saw it: behind DNAT,
 // before SNAT. false: policy says nothing of it.
-func (c *pass) packet(e *entry) (acl.Packet, bool) {
-	p := acl.Packet{
+func (p *pass) packet(e *entry) (acl.Packet, bool) {
+	out := acl.Packet{
 		Src: e.orig.src, Dst: e.reply.src, Protocol: e.orig.protocol, SrcPort: e.orig.srcPort, DstPort: e.reply.srcPort,
-		Type: e.orig.kind, Code: e.orig.code, State: acl.New, InLink: c.links[e.orig.src], OutLink: c.links[e.reply.src],
+		Type: e.orig.kind, Code: e.orig.code, State: acl.New, InLink: p.links[e.orig.src], OutLink: p.links[e.reply.src],
 	}
-	if p.InLink == "" && p.OutLink == "" {
-		return p, false
+	if out.InLink == "" && out.OutLink == "" {
+		return out, false
 	}
-	if p.InLink != "" {
-		p.InGroup = c.Group
-	} else if p.InLink = uplink; c.host(p.Src) {
-		return p, false // the host reaches its own endpoints
+	if out.InLink != "" {
+		out.InGroup = p.Group
+	} else if out.InLink = uplink; p.host(out.Src) {
+		return out, false // the host reaches its own endpoints
 	}
-	if p.OutLink != "" {
-		p.OutGroup = c.Group
-	} else if !c.host(p.Dst) {
-		p.OutLink = uplink
+	if out.OutLink != "" {
+		out.OutGroup = p.Group
+	} else if !p.host(out.Dst) {
+		out.OutLink = uplink
 	}
-	return p, true
+	return out, true
 }
 
 // host says whether an address that is no endpoint's is the host's: also those that are

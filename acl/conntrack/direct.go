@@ -31,6 +31,5 @@ func DeleteDirect(host []netip.Addr, ports []datastore.HostPort) error {
 				return p.HostPort == e.orig.dstPort && (!p.HostIP.IsValid() || p.HostIP == to)
 			})
 	}
-	_, err := deleteWhere(unix.AF_UNSPEC, nil, is)
-	return err
+	return deleteWhere(unix.AF_UNSPEC, nil, is)
 }
