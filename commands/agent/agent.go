@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"netctl/acl"
 	"netctl/acl/conntrack"
 	"netctl/acl/iptables"
 	"netctl/acl/nft"
