@@ -95,7 +95,8 @@ func (x *Index) Tightened() Scope {
 // tighten adds to Tightened what a delta may deny.
 func (x *Index) tighten(d Delta) {
 	for _, c := range d.Chains {
-		if !c.New && !c.Gone && c.tightens() {
+		live := x.chains[c.Name] // of policies and profiles: what others do is not judged
+		if !c.New && !c.Gone && len(live.owners) > 0 && c.tightens() {
 			x.tightened.Add(Scope{All: true})
 		}
 	}

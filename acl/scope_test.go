@@ -131,6 +131,11 @@ func TestTightenedBy(t *testing.T) {
 	all("one that denies more", put(profile("web", "allow from tag lb", "deny", "deny from selector \"bad == 'yes'\"", "log", "allow tcp from not set office", "allow udp")))
 	nobody("and less", put(profile("web", "allow from tag lb", "deny from selector \"bad == 'yes'\"", "log", "allow tcp from not set office", "allow udp")))
 	all("one that allowed goes", put(profile("web", "allow from tag lb", "deny from selector \"bad == 'yes'\"", "log", "allow tcp from not set office")))
+	limited := endpoint("n1", "a", "10.0.0.1", nil, "web", "lb")
+	for rate := range uint32(3) {
+		limited.Spec.QoSControls = datastore.QoSControls{IngressPacketRate: 3 - rate, EgressMaxConnections: rate}
+		nobody("limits", put(limited))
+	}
 	set := &datastore.NetworkSet{Metadata: datastore.Metadata{Name: "office"}}
 	set.Spec.CIDRs = prefixes("192.0.2.0/24", "198.51.100.7/32")
 	all("networks that rules allow but for them", put(set))
