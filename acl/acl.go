@@ -99,6 +99,8 @@ type Options struct {
 	FlowRate, FlowBurst uint32
 	// WorkloadToHost lists what a workload may open on its own host.
 	WorkloadToHost []HostPort
+	// Strict has each packet judged that goes as its flow began, not only the first.
+	Strict bool
 	// BGPPort is the TCP port of BGP on every node; 0: 179.
 	BGPPort uint16
 }

@@ -263,12 +263,14 @@ func (x *Index) hold(p program) {
 	for _, r := range p.refs {
 		x.acquireSet(r)
 	}
+	x.deny(p, +1)
 	for _, e := range p.ends {
 		x.acquireEnd(e)
 	}
 }
 
 func (x *Index) letGo(p program) {
+	x.deny(p, -1)
 	for _, r := range p.refs {
 		x.releaseSet(r.name)
 	}

@@ -59,6 +59,7 @@ const (
 	fromPools                      // every pool
 	fromNAT                        // pools with natOutgoing
 	fromNodes                      // addresses of nodes
+	fromLimits                     // links that have limits
 )
 
 // setRef is a set that a rule needs.
@@ -77,7 +78,7 @@ func (r setRef) networks() bool { return r.source == fromSet || r.source == from
 
 func (r setRef) comment() string {
 	words := [...]string{fromTag: "tag ", fromSelector: "selector ", fromPort: "port ", fromSet: "set ", fromSelectorNets: "networks of selector ", fromRule: "",
-		fromPools: "pools", fromNAT: "pools with natOutgoing", fromNodes: "addresses of nodes"}
+		fromPools: "pools", fromNAT: "pools with natOutgoing", fromNodes: "addresses of nodes", fromLimits: "links that have limits "}
 	return clip(words[r.source] + r.arg)
 }
 

@@ -39,6 +39,7 @@ type Packet struct {
 	SrcPort, DstPort  uint16 // of tcp, udp, sctp
 	Type, Code        uint8  // of icmp, icmpv6
 	State             State
+	Reply             bool // it is an answer
 }
 
 // Decision says whether a packet passes, and what decided.
@@ -250,6 +251,10 @@ func (w *walk) key(f Field) Element {
 		return Element{Link: p.InLink}
 	case OutLink:
 		return Element{Link: p.OutLink}
+	case CTDirection:
+		if p.Reply {
+			return numberElement(directionReply)
+		}
 	case L4Proto:
 		return numberElement(uint16(p.Protocol))
 	case SrcPort:
@@ -302,6 +307,9 @@ func (w *walk) member(s *Set, f Field) bool {
 
 // contains says whether one of a set's networks holds the address.
 func (s *Set) contains(a netip.Addr) bool {
+	if len(s.Elements) == 0 {
+		return false
+	}
 	for bits := a.BitLen(); bits >= 0; bits-- {
 		p, err := a.Prefix(bits)
 		if err != nil {

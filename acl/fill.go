@@ -34,7 +34,7 @@ func (x *Index) Work() (more bool) {
 	for x.left > 0 && len(x.filling) > 0 {
 		x.fill(x.filling[0])
 	}
-	return len(x.filling)+len(x.outdated) > 0
+	return !x.Whole()
 }
 
 // update works out the facts of outdated members anew.

@@ -30,6 +30,9 @@ type Index struct {
 	tierChains map[string]*liveChain
 	doubted    map[string]struct{} // links that may be of another class now
 
+	tightened Scope              // what Tightened returns next
+	moved     map[netip.Addr]int // addresses that came with an endpoint or went with it, since the last Flush
+
 	populations map[populationKey]*population
 	selectors   map[string]*population // the live ones, by text
 	audience    audience               // the live ones, by what they look for
@@ -40,9 +43,11 @@ type Index struct {
 	wired       map[string]wiring              // link to what it has now
 	onLink      []Element                      // subnets of the host
 	nat         nat
-	published   map[string]*datastore.Endpoint // local ones with ports of the host, by name
-	mss         map[string]int                 // MTU that a link's connections are kept to
-	wireguard   uint16                         // port of WireGuard tunnels; 0: there are none
+	published   map[string]*datastore.Endpoint   // local ones with ports of the host, by name
+	limited     map[string]datastore.QoSControls // by link that has limits
+	limits      [2]int                           // how many there are, by direction
+	mss         map[string]int                   // MTU that a link's connections are kept to
+	wireguard   uint16                           // port of WireGuard tunnels; 0: there are none
 	pending     pending
 	gifts       map[string]*gifts       // by list of profiles
 	filling     []string                // selectors whose members are being looked for, in turn
@@ -68,6 +73,8 @@ func NewIndex(node string, o Options) *Index {
 		pickers:     audience{terms: map[term][]*population{}},
 		tierChains:  map[string]*liveChain{},
 		doubted:     map[string]struct{}{},
+		limited:     map[string]datastore.QoSControls{},
+		moved:       map[netip.Addr]int{},
 		byProfile:   map[string]map[string]struct{}{},
 		populations: map[populationKey]*population{},
 		selectors:   map[string]*population{},
@@ -89,6 +96,12 @@ func NewIndex(node string, o Options) *Index {
 // SetFlows sets other bounds of the flows that a workload begins (Options). They are in what
 // Ruleset returns from now on; Flush does not tell of them.
 func (x *Index) SetFlows(rate, burst uint32) { x.options.FlowRate, x.options.FlowBurst = rate, burst }
+
+// SetStrict sets Options.Strict, in the same way.
+func (x *Index) SetStrict(strict bool) { x.options.Strict = strict }
+
+// Whole says that Work has nothing left to do.
+func (x *Index) Whole() bool { return len(x.filling)+len(x.outdated) == 0 }
 
 // Apply takes one change of the store. Kinds other than Endpoint, Profile, Policy, Tier,
 // NetworkSet, Pool and Node change nothing.
@@ -182,7 +195,7 @@ func (x *Index) leave(name string, m *member) {
 }
 
 func (x *Index) setProfile(name string, p *datastore.Profile) {
-	same := sameGifts(x.profiles[name], p)
+	same, limits := sameGifts(x.profiles[name], p), sameLimits(x.profiles[name], p)
 	if p != nil {
 		x.profiles[name] = p
 	} else {
@@ -198,9 +211,29 @@ func (x *Index) setProfile(name string, p *datastore.Profile) {
 		}
 		x.update()
 	}
+	if !limits {
+		for endpoint := range x.byProfile[name] {
+			if e := x.members[endpoint].endpoint; x.local(e) && sortedKeys(x.links[e.Spec.Link])[0] == endpoint {
+				x.limit(e.Spec.Link, e.Limits(x.profile))
+			}
+		}
+	}
 	for _, d := range []direction{inbound, outbound} {
 		x.compileAgain(x.chains[profileChain(d, name)])
 	}
+}
+
+func (x *Index) profile(name string) *datastore.Profile { return x.profiles[name] }
+
+// sameLimits says whether both profiles (nil: absent) limit their endpoints alike.
+func sameLimits(a, b *datastore.Profile) bool {
+	var limits [2]datastore.QoSControls
+	for i, p := range []*datastore.Profile{a, b} {
+		if p != nil {
+			limits[i] = p.Spec.QoSControls
+		}
+	}
+	return limits[0] == limits[1]
 }
 
 func rulesOf(p *datastore.Profile, d direction) []datastore.Rule {
@@ -262,7 +295,9 @@ func (x *Index) rewire(link string) {
 		x.wired[link] = w
 		x.wire(link, w, true)
 		x.countFamilies(w, +1)
+		x.limit(link, e.Limits(x.profile))
 	} else {
+		x.limit(link, datastore.QoSControls{})
 		delete(x.links, link)
 	}
 	if had {
@@ -398,6 +433,7 @@ func (x *Index) Flush() Delta {
 			d.Sets = append(d.Sets, c)
 		}
 	}
+	x.tighten(d)
 	return d
 }
 

@@ -93,6 +93,9 @@ func (x *Index) setFacts(m *member, now *facts) {
 	was := m.facts
 	m.facts = now
 	moved := !slices.Equal(was.addrs, now.addrs)
+	if moved {
+		x.leaves(was.addrs, now.addrs)
+	}
 	if moved || !slices.Equal(was.tags, now.tags) {
 		x.countTags(was, -1)
 		x.countTags(now, +1)
@@ -188,8 +191,9 @@ func index4or6(e Element) int {
 
 // liveSet is a set that a chain refers to, or did at the last Flush.
 type liveSet struct {
-	ref  setRef
-	refs int
+	ref     setRef
+	refs    int
+	denying denying
 }
 
 func (x *Index) countTags(f *facts, n int) {
@@ -279,7 +283,7 @@ func (x *Index) acquireSet(r setRef) {
 		s = &liveSet{ref: r}
 		x.sets[r.name] = s
 		x.pending.set(r.name, true)
-		if !r.constant() && !r.networks() {
+		if !r.constant() && !r.networks() && r.source != fromLimits {
 			x.populate(r)
 		}
 	}
@@ -321,7 +325,7 @@ func (x *Index) releaseSet(name string) {
 // dropSet ends a live set; a selector's members are forgotten with its last.
 func (x *Index) dropSet(s *liveSet) {
 	delete(x.sets, s.ref.name)
-	if s.ref.constant() || s.ref.networks() {
+	if s.ref.constant() || s.ref.networks() || s.ref.source == fromLimits {
 		return
 	}
 	key := populationKey{s.ref.source, s.ref.arg}
@@ -338,6 +342,10 @@ func (x *Index) elements(r setRef) []Element {
 	switch {
 	case r.constant():
 		return r.elements
+	case r.source == fromLimits && r.arg == inbound.short():
+		return x.limitElements(inbound)
+	case r.source == fromLimits:
+		return x.limitElements(outbound)
 	case r.networks():
 		return x.netElements(r)
 	}

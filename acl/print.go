@@ -220,6 +220,9 @@ func (r *Rule) String() string {
 	if r.Limit != (Limit{}) {
 		words = append(words, r.Limit.String())
 	}
+	if r.Connections != 0 {
+		words = append(words, fmt.Sprintf("ct count %d", r.Connections))
+	}
 	if r.Log != "" {
 		words = append(words, fmt.Sprintf("log group %d prefix %q", NFLogGroup, r.Log))
 	}
@@ -247,6 +250,9 @@ func (l Limit) String() string {
 			over = "over "
 		}
 		rate = fmt.Sprintf(" limit rate %s%d/second burst %d packets", over, l.Rate, l.Burst)
+	}
+	if l.Set == "" {
+		return strings.TrimSpace(rate)
 	}
 	return fmt.Sprintf("update @%s { %s%s }", l.Set, l.Key, rate)
 }
@@ -279,6 +285,10 @@ func (t Term) value() string {
 		return State(t.Number).String()
 	case t.Field == CTStatus && t.Number == statusConfirmed:
 		return "confirmed"
+	case t.Field == CTStatus && t.Number == statusExpected:
+		return "expected"
+	case t.Field == CTDirection && t.Number == directionReply:
+		return "reply"
 	case t.Field == TCPFlags && t.Number == tcpSYN:
 		return "syn"
 	case t.Field == DstType && t.Number == typeLocal:
@@ -329,7 +339,7 @@ func (f Field) String() string {
 		SrcNamedPort4: "ip saddr . meta l4proto . th sport", DstNamedPort4: "ip daddr . meta l4proto . th dport",
 		SrcNamedPort6: "ip6 saddr . meta l4proto . th sport", DstNamedPort6: "ip6 daddr . meta l4proto . th dport",
 		LinkPair: "iifname . oifname", LinkDstIP4: "iifname . ip daddr", LinkDstIP6: "iifname . ip6 daddr", LinkARPIP4: "iifname . arp saddr ip",
-		CTStatus: "ct status", TCPFlags: "tcp flags", DstType: "fib daddr type",
+		CTStatus: "ct status", CTDirection: "ct direction", TCPFlags: "tcp flags", DstType: "fib daddr type",
 		Flow4: "ip saddr . ip daddr . meta l4proto . th sport . th dport", Flow6: "ip6 saddr . ip6 daddr . meta l4proto . th sport . th dport",
 		Pair4: "ip saddr . ip daddr . meta l4proto", Pair6: "ip6 saddr . ip6 daddr . meta l4proto",
 	}

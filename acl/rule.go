@@ -44,6 +44,7 @@ const (
 	Flow6                          // SrcIP6 . DstIP6 . L4Proto . SrcPort . DstPort
 	Pair4                          // SrcIP4 . DstIP4 . L4Proto
 	Pair6                          // SrcIP6 . DstIP6 . L4Proto
+	CTDirection                    // 0: as the flow began, 1: its answers
 )
 
 // The values of NFProto.
@@ -58,6 +59,13 @@ const typeLocal = 2
 // statusConfirmed is the CTStatus of a flow that has its entry in the table already
 // (IPS_CONFIRMED). Its packets are of state new all the same until somebody answers.
 const statusConfirmed = 8
+
+// statusExpected is the CTStatus of a flow that came of another one (IPS_EXPECTED), and is
+// judged by that.
+const statusExpected = 1
+
+// directionReply is the CTDirection of answers.
+const directionReply = 1
 
 // Term is one match. Exactly one of Set, Text, Prefix (if valid) and Number
 // (else) is compared with Field; Not inverts.
@@ -104,7 +112,7 @@ type Verdict struct {
 // Limit bounds how often a rule goes on: Rate times a second and Burst at once for
 // each value of Key, which the kernel notes in the meter Set. With Over it goes on
 // only with what is more. Rate 0 notes the value, and always goes on. The zero Limit
-// is none.
+// is none. Without a Set all there is counts as one.
 type Limit struct {
 	Set         string
 	Key         Field
@@ -115,13 +123,15 @@ type Limit struct {
 // Rule is one rule of a chain: if all Match hold, then limit, log, segment size, count
 // and the verdict, in this order. One that logs and goes on counts before the limit.
 type Rule struct {
-	Match   []Term
-	Limit   Limit
-	Log     string // prefix of an NFLOG message; empty: none
-	MSS     uint16 // a larger maximum segment size that a TCP segment tells becomes this; 0: none
-	Counter bool
-	Verdict Verdict
-	Comment string // readable origin, at most 127 bytes
+	Match []Term
+	Limit Limit
+	Log   string // prefix of an NFLOG message; empty: none
+	// Connections, if not 0, is with how many flows that came to the rule it still goes on.
+	Connections uint32
+	MSS         uint16 // a larger maximum segment size that a TCP segment tells becomes this; 0: none
+	Counter     bool
+	Verdict     Verdict
+	Comment     string // readable origin, at most 127 bytes
 }
 
 // CountsFirst says whether the rule counts before its limit.
@@ -131,7 +141,7 @@ func (r Rule) CountsFirst() bool {
 
 // Equal says whether two rules are the same, comment and all.
 func (r Rule) Equal(o Rule) bool {
-	return r.Limit == o.Limit && r.Log == o.Log && r.MSS == o.MSS && r.Counter == o.Counter && r.Verdict == o.Verdict && r.Comment == o.Comment &&
+	return r.Limit == o.Limit && r.Log == o.Log && r.MSS == o.MSS && r.Connections == o.Connections && r.Counter == o.Counter && r.Verdict == o.Verdict && r.Comment == o.Comment &&
 		slices.Equal(r.Match, o.Match)
 }
 

@@ -16,10 +16,10 @@ type Hook struct {
 // priorityDNAT is that of the translation of destinations (nft(8), dstnat).
 const priorityDNAT = -100
 
-// Type is the type of its chain as nft names it: what is done to packets that have
+// Type is the type of its chain as nft names it: what is done late to packets that have
 // been routed, or at that priority, is translation of addresses.
 func (h Hook) Type() string {
-	if h.Name == "postrouting" || h.Priority == priorityDNAT {
+	if h.Name == "postrouting" && h.Priority > 0 || h.Priority == priorityDNAT {
 		return "nat"
 	}
 	return "filter"
@@ -142,6 +142,14 @@ func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps
 func (r *Ruleset) Endpoints() bool {
 	s := r.Sets[mapFromEP]
 	return s != nil && len(s.Elements) > 0
+}
+
+// Strict says whether each packet is judged that goes as its flow began (Options).
+func (r *Ruleset) Strict() bool {
+	c := r.Chains[ChainFwdFrom]
+	return c != nil && slices.ContainsFunc(c.Rules, func(r Rule) bool {
+		return slices.ContainsFunc(r.Match, func(t Term) bool { return t.Field == CTDirection })
+	})
 }
 
 // Shut is what lets nothing through from or to an endpoint, and has no connection tracked.

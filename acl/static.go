@@ -98,8 +98,19 @@ func inSet(f Field, set string) Term  { return Term{Field: f, Set: set} }
 func goTo(chain string) Verdict       { return Verdict{Kind: Goto, Chain: chain} }
 func vmap(f Field, m string) Rule     { return Rule{Verdict: Verdict{Kind: Lookup, Key: f, Chain: m}} }
 func match(v Verdict, m ...Term) Rule { return Rule{Match: m, Verdict: v} }
-func known() Rule                     { return match(accept(), num(CTState, uint32(Established|Related))) }
 func invalid() Rule                   { return match(drop(), num(CTState, uint32(Invalid))) }
+
+// known lets through what belongs to a flow that was judged when it began; if each of its
+// packets is, only answers, and what came of another flow.
+func known(o Options) []Rule {
+	state := func(s State, m ...Term) Rule {
+		return match(accept(), append([]Term{num(CTState, uint32(s))}, m...)...)
+	}
+	if !o.Strict {
+		return []Rule{state(Established | Related)}
+	}
+	return []Rule{state(Related), state(Established, num(CTDirection, directionReply)), state(Established, num(CTStatus, statusExpected))}
+}
 
 // refuse drops and counts.
 func refuse(comment string, m ...Term) Rule {
@@ -140,13 +151,14 @@ func staticChains(o Options) []*Chain {
 		return Rule{Match: m, Limit: echoes, Counter: true, Verdict: drop(), Comment: "too many echo requests"}
 	}
 	unseen := match(Verdict{Kind: Jump, Chain: chainUnseen})
+	if o.Strict {
+		unseen.Match = []Term{num(CTState, uint32(New))}
+	}
 	toHost := slices.Concat([]Rule{
 		// First, since an identifier that was answered once is established.
 		excess(num(L4Proto, protoICMP), num(ICMPType, 8)),
 		excess(num(L4Proto, protoICMP6), num(ICMP6Type, 128)),
-		known(),
-		invalid(),
-	}, gatewayGuards(o), []Rule{
+	}, known(o), []Rule{invalid()}, gatewayGuards(o), []Rule{
 		refuse("router advertisement guard", num(L4Proto, protoICMP6), inSet(ICMP6Type, setRouter6)),
 		match(accept(), num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)),
 		match(accept(), num(L4Proto, protoICMP), num(ICMPType, 8)),
@@ -288,11 +300,9 @@ func baseChains(o Options) []*Chain {
 	in, out := num(InGroup, o.Group), num(OutGroup, o.Group)
 	return []*Chain{
 		{Name: ChainRawPre, Hook: &Hook{"prerouting", -300}, Rules: append([]Rule{match(goTo(chainRawOther), foreign)}, spoofRules()...)},
-		{Name: ChainFwdFrom, Hook: &Hook{"forward", -10}, Rules: []Rule{known(), jump(chainFromWL, in), refuse(noVerdict, in)}},
-		{Name: ChainFwdTo, Hook: &Hook{"forward", -9}, Rules: []Rule{
-			known(), jump(chainToWL, out), refuse(noVerdict, out),
-			refuse(noGroup, Term{Field: OutLink, Text: ours}),
-		}},
+		{Name: ChainFwdFrom, Hook: &Hook{"forward", -10}, Rules: append(known(o), jump(chainFromWL, in), refuse(noVerdict, in))},
+		{Name: ChainFwdTo, Hook: &Hook{"forward", -9}, Rules: append(known(o), jump(chainToWL, out), refuse(noVerdict, out),
+			refuse(noGroup, Term{Field: OutLink, Text: ours}))},
 		{Name: ChainARP, Hook: &Hook{"input", 0}, Rules: []Rule{
 			match(accept(), in, inSet(LinkARPIP4, setARP4)), refuse("spoofed sender", in),
 			refuse(noGroup, Term{Field: InLink, Text: ours}),

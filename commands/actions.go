@@ -49,6 +49,8 @@ func remotes() map[string]remote {
 		"pool show": look, "pool add": admin, "pool remove": admin, "pool range add": admin,
 		"network show": look, "network create": operate, "network remove": operate,
 		"profile show": look, "profile add": operate, "profile remove": operate,
+		"profile rate show": look, "profile rate set": operate, "profile rate remove": operate,
+		"endpoint rate show": look, "endpoint rate set": operate, "endpoint rate remove": operate,
 		"profile tag show": look, "profile tag add": operate, "profile tag remove": operate,
 		"profile rule show": look, "profile rule json": look, "profile rule add": operate, "profile rule remove": operate,
 		"profile rule update": {Rights: operate.Rights, reads: true},

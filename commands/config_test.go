@@ -43,6 +43,8 @@ func (s setting) sample(n int) (text, yaml string) {
 			text = []string{"debug", "warn", "error"}[n-1]
 		case "log::format":
 			text = "json"
+		case "agent::established":
+			text = []string{"keep", "cut", "strict"}[n-1]
 		case "metrics::listen":
 			text = fmt.Sprintf("127.0.0.%d", n)
 		case "agent::gateway":

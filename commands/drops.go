@@ -22,8 +22,8 @@ import (
 // drop is a packet that a rule dropped or wrote, or several alike, as it is printed.
 type drop struct {
 	Time time.Time `json:"time"`
-	// Action is "denied", "logged" by a rule of that action, or "staged": it passed, and would
-	// be denied if the staged policies were in force.
+	// Action is "denied", "limited", "logged" by a rule of that action, or "staged": it passed,
+	// and would be denied if the staged policies were in force.
 	Action      string               `json:"action"`
 	Direction   string               `json:"direction"` // as the endpoint of this node sees it
 	Protocol    string               `json:"protocol"`
@@ -159,6 +159,9 @@ func (d *dropper) explain(ctx context.Context, e nflog.Entry) (drop, bool) {
 	if t.icmp() {
 		out.Protocol = t.done().String()
 	}
+	if limit, inwards, limited := acl.Limited(e.Prefix); limited {
+		return out.limited(limit, inwards, x), true
+	}
 	out.decide(l, d.places())
 	own, other := x.src, x.dst
 	if l.Inbound {
@@ -179,6 +182,18 @@ func (d *dropper) explain(ctx context.Context, e nflog.Entry) (drop, bool) {
 	}
 	out.Rule, out.Reason = side.Staged.By, side.Staged.Reason
 	return out, true
+}
+
+// limited is the drop of a packet that was over a limit of an endpoint here.
+func (d drop) limited(limit string, inwards bool, x *explainer) drop {
+	own := x.src
+	if inwards {
+		d.Direction, own = inbound, x.dst
+	}
+	if d.Action, d.Reason = "limited", "over "+limit; own.endpoint != nil {
+		d.Reason += limitText(own.endpoint, x.view, limit)
+	}
+	return d
 }
 
 // places are the rules of the view by their IDs.

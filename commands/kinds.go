@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -146,6 +147,7 @@ func columns(kind datastore.Kind) []column {
 				}
 				return "of the node's interface"
 			}),
+			col("Established", func(c *datastore.Config) string { return string(cmp.Or(c.Spec.Established, datastore.EstablishedCut)) }),
 		}
 	case datastore.KindReport:
 		return []column{

@@ -14,7 +14,7 @@ func newProfileCommand(a *app) *cobra.Command {
 		newProfileShowCommand(a), newProfileAddCommand(a), newProfileRemoveCommand(a),
 		named("NAME", "Show and change the tags and rules of one profile",
 			"  netctl profile web rule show\n  netctl profile web tag add WEB",
-			newProfileTagCommand(a), newProfileRuleCommand(a)))
+			newProfileTagCommand(a), newProfileRuleCommand(a), newProfileRateCommand(a)))
 	cmd.ValidArgsFunction = a.completeFirst(datastore.KindProfile, profileNames)
 	return cmd
 }

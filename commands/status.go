@@ -25,13 +25,14 @@ const statusTime = 5 * time.Second
 type nodeReport struct {
 	Node string `json:"node"`
 	// Healthy: nothing is wrong.
-	Healthy   bool      `json:"healthy"`
-	Problems  []string  `json:"problems"`
-	Running   bool      `json:"running"`
-	InSync    bool      `json:"inSync"`
-	Reflector bool      `json:"reflector,omitempty"` // and no agent is on the machine
-	Started   time.Time `json:"started,omitzero"`
-	Endpoints int       `json:"endpoints"`
+	Healthy   bool              `json:"healthy"`
+	Problems  []string          `json:"problems"`
+	Limited   []control.Limited `json:"limited,omitempty"`
+	Running   bool              `json:"running"`
+	InSync    bool              `json:"inSync"`
+	Reflector bool              `json:"reflector,omitempty"` // and no agent is on the machine
+	Started   time.Time         `json:"started,omitzero"`
+	Endpoints int               `json:"endpoints"`
 	// Waiting is how many of them the datastore, which was away, has yet to hear of.
 	Waiting int `json:"waiting,omitempty"`
 	// Taps is how many of them have a TAP, and Closed are those whose TAP no virtual
@@ -247,7 +248,7 @@ func (r *nodeReport) identity(view *datastore.View, n *datastore.Node) {
 
 func (r *nodeReport) fromAgent(st control.AgentStatus) {
 	r.Running, r.InSync, r.Started, r.Endpoints, r.Version = true, st.InSync, st.Started, st.Endpoints, st.Version
-	r.Waiting, r.Taps, r.Closed, r.Notes = st.Waiting, st.Taps, st.Closed, st.Notes
+	r.Waiting, r.Taps, r.Closed, r.Notes, r.Limited = st.Waiting, st.Taps, st.Closed, st.Notes, st.Limited
 	if len(r.Addresses) == 0 {
 		r.Addresses = st.Address
 	}
@@ -372,6 +373,9 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 		}
 		fmt.Fprintf(&b, "netctl agent is running. Up %s, %s, %s\n", since(now.Sub(r.Started)), sync, endpoints)
 		b.WriteString(r.tapText())
+		for _, l := range r.Limited {
+			fmt.Fprintf(&b, "Endpoint %s: %d packets were over %s %d\n", l.Endpoint, l.Packets, l.Limit, l.Value)
+		}
 	} else if r.Reflector {
 		b.WriteString("netctl reflector is running.\n")
 	} else if r.hangs {

@@ -92,6 +92,25 @@ func (c *BGPConfig) Validate() error {
 	return firstError(checkMeta(c), checkAS("spec.defaultAS", s.DefaultAS, true), s.BFD.validate())
 }
 
+// Established says what becomes of flows that began before policy denied them.
+type Established string
+
+// The ways.
+const (
+	EstablishedKeep   Established = "keep"   // they go on
+	EstablishedCut    Established = "cut"    // they are ended, within a second
+	EstablishedStrict Established = "strict" // they are, and none of their packets passes from the change on
+)
+
+// Check says whether it is one of the ways, or none.
+func (e Established) Check() error {
+	switch e {
+	case "", EstablishedKeep, EstablishedCut, EstablishedStrict:
+		return nil
+	}
+	return fmt.Errorf("%q: must be keep, cut or strict: %w", string(e), ErrInvalid)
+}
+
 // Kind returns KindConfig.
 func (*Config) Kind() Kind { return KindConfig }
 
@@ -111,6 +130,9 @@ func (c *Config) Validate() error {
 	// content with less, but nobody's links are that small.
 	if m := c.Spec.MTU; m != 0 && (m < 1280 || m > 65535) {
 		return &FieldError{Field: "spec.mtu", Value: decimal(m), Reason: "must be 0 or from 1280 to 65535 bytes"}
+	}
+	if c.Spec.Established.Check() != nil {
+		return &FieldError{Field: "spec.established", Value: string(c.Spec.Established), Reason: "must be keep, cut or strict"}
 	}
 	return checkMeta(c)
 }

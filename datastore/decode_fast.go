@@ -97,6 +97,8 @@ func (d *decoder) endpointSpec(s *EndpointSpec, key []byte) (bool, error) {
 		return true, d.object(&s.Bandwidth)
 	case "tap":
 		return true, d.object(&s.Tap)
+	case "qosControls":
+		return true, d.object(&s.QoSControls)
 	}
 	return false, nil
 }

@@ -46,7 +46,8 @@ func (e *Endpoint) Validate() error {
 		each("spec.ports", s.Ports, checkPort),
 		each("spec.hostPorts", s.HostPorts, HostPort.Validate),
 		at("spec.bandwidth", s.Bandwidth.Validate()),
-		at("spec.tap", s.Tap.Validate()))
+		at("spec.tap", s.Tap.Validate()),
+		at("spec.qosControls", s.QoSControls.Validate()))
 }
 
 // Validate checks one port by itself.

@@ -374,6 +374,8 @@ type EndpointSpec struct {
 	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
 	// Tap is the link, if a virtual machine has it open.
 	Tap Tap `json:"tap,omitzero"`
+	// QoSControls limit it further, as those of its profiles do; what is least applies.
+	QoSControls QoSControls `json:"qosControls,omitzero"`
 }
 
 // HostPort is a port of a node that leads to one of an endpoint there.
@@ -406,6 +408,8 @@ type ProfileSpec struct {
 	Labels   map[string]string `json:"labels,omitempty"`
 	Inbound  []Rule            `json:"inbound"`
 	Outbound []Rule            `json:"outbound"`
+	// QoSControls limit each endpoint that has the profile, by itself.
+	QoSControls QoSControls `json:"qosControls,omitzero"`
 }
 
 // BGPConfig is the cluster's BGP configuration; its only name is "default".
@@ -468,6 +472,8 @@ type Config struct {
 type ConfigSpec struct {
 	// MTU of workload interfaces in bytes; 0: that of the node's own interface.
 	MTU int `json:"mtu,omitempty"`
+	// Established says what becomes of flows that a change of policy denies; "": EstablishedCut.
+	Established Established `json:"established,omitempty"`
 }
 
 // Cluster is the identity of the cluster the store holds, under ClusterKey. It

@@ -42,7 +42,8 @@ func (p *Profile) validateParsed() error {
 		each("spec.tags", p.Spec.Tags, checkWord),
 		checkLabels("spec.labels", p.Spec.Labels),
 		checkRules("spec.inbound", p.Spec.Inbound),
-		checkRules("spec.outbound", p.Spec.Outbound))
+		checkRules("spec.outbound", p.Spec.Outbound),
+		at("spec.qosControls", p.Spec.QoSControls.Validate()))
 }
 
 // validateRules checks rules that were not parsed.

@@ -32,7 +32,9 @@ const (
 
 	attrTupleOrig  = 1
 	attrTupleReply = 2
+	attrHelp       = 5
 	attrID         = 12
+	attrMaster     = 14
 	attrZone       = 18
 	attrFilter     = 25
 
@@ -88,7 +90,7 @@ func Delete(addrs ...netip.Addr) error {
 		if len(list) == 0 {
 			continue
 		}
-		if err := deleteDumped(c, family, nil, list); err != nil {
+		if err := deleteDumped(family, nil, list); err != nil {
 			errs = append(errs, fmt.Errorf("delete conntrack entries of %d addresses: %w", len(list), err))
 		}
 	}
@@ -98,18 +100,12 @@ func Delete(addrs ...netip.Addr) error {
 // Addresses are those that Delete would find entries of in the current network
 // namespace, in no order.
 func Addresses() ([]netip.Addr, error) {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return nil, fmt.Errorf("open conntrack socket: %w", err)
-	}
-	defer c.Close()
-	_ = c.SetReadBuffer(readBuffer)
 	addrs := map[netip.Addr]bool{}
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		if _, err := deleteWhere(c, family, nil, func(e *entry) bool {
+		if err := list(family, nil, func(e *entry) error {
 			addrs[e.orig.src], addrs[e.reply.src] = true, true
-			return false
-		}, nil); err != nil {
+			return nil
+		}); err != nil {
 			return nil, err
 		}
 	}
@@ -124,7 +120,7 @@ func delete4(c *netlink.Conn, a netip.Addr) error {
 		}
 		err = deleteFiltered(c, body)
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
-			err = deleteDumped(c, unix.AF_INET, body, []netip.Addr{a})
+			err = deleteDumped(unix.AF_INET, body, []netip.Addr{a})
 		}
 		if err != nil {
 			return err
@@ -176,78 +172,39 @@ func message(msg uint16, flags netlink.HeaderFlags, family byte, body []byte) ne
 // deleteDumped lists the entries of a family and deletes those of the addresses
 // one by one. The kernel filters the list if there is a filter and it can (IPv4,
 // Linux 5.8 and later).
-func deleteDumped(c *netlink.Conn, family byte, filter []byte, list []netip.Addr) error {
+func deleteDumped(family byte, filter []byte, list []netip.Addr) error {
 	addrs := map[netip.Addr]bool{}
 	for _, a := range list {
 		addrs[a] = true
 	}
-	_, err := deleteWhere(c, family, filter, func(e *entry) bool { return addrs[e.orig.src] || addrs[e.reply.src] }, nil)
-	return err
+	return deleteWhere(family, filter, func(e *entry) bool { return addrs[e.orig.src] || addrs[e.reply.src] })
 }
 
-// deleteWhere lists the entries of a family, or with AF_UNSPEC of both in one walk of the
-// kernel's through its table, and deletes those that is says yes to, after
-// a call of before, unless that is nil or there are none. It keeps no more of the list
-// than what names these.
-func deleteWhere(c *netlink.Conn, family byte, filter []byte, is func(*entry) bool, before func() error) (deleted int, err error) {
-	if _, err := c.Send(message(msgGet, netlink.Dump, family, filter)); err != nil {
-		return 0, fmt.Errorf("list conntrack entries: %w", err)
+// deleteWhere lists the entries of a family, or with AF_UNSPEC of both, and deletes those
+// that is says yes to.
+func deleteWhere(family byte, filter []byte, is func(*entry) bool) error {
+	d, err := newDeleter()
+	if err != nil {
+		return err
 	}
-	var keys []netlink.Message
-	for m, err := range c.ReceiveIter() {
-		if err != nil {
-			return 0, fmt.Errorf("list conntrack entries: %w", err)
+	defer d.close()
+	err = list(family, filter, func(e *entry) error {
+		if !is(e) {
+			return nil
 		}
-		e, err := parse(m.Data)
-		if err != nil {
-			return 0, err
-		}
-		if is(&e) {
-			key, err := e.key()
-			if err != nil {
-				return 0, err
-			}
-			family := byte(unix.AF_INET)
-			if e.orig.src.Is6() {
-				family = unix.AF_INET6
-			}
-			keys = append(keys, message(msgDelete, netlink.Acknowledge, family, key))
-		}
-	}
-	var errs []error
-	if before != nil && len(keys) > 0 {
-		errs = append(errs, before())
-	}
-	for _, key := range keys {
-		switch _, err := c.Execute(key); {
-		case err == nil:
-			deleted++
-		case !errors.Is(err, unix.ENOENT):
-			errs = append(errs, fmt.Errorf("delete conntrack entry: %w", err))
-		}
-	}
-	return deleted, errors.Join(errs...)
+		return d.add(e)
+	})
+	return errors.Join(err, d.flush())
 }
 
 // entry is what is needed of a listed entry.
 type entry struct {
 	orig, reply tuple
 	status      uint32
-	// The attributes that name the entry, as the kernel sent them; nil: it has none.
-	origRaw, idRaw, zoneRaw []byte
-}
-
-// key is the attributes that name the entry.
-func (e *entry) key() ([]byte, error) {
-	var list []netlink.Attribute
-	for _, a := range []netlink.Attribute{
-		{Type: attrTupleOrig | unix.NLA_F_NESTED, Data: e.origRaw}, {Type: attrID, Data: e.idRaw}, {Type: attrZone, Data: e.zoneRaw},
-	} {
-		if a.Data != nil {
-			list = append(list, a)
-		}
-	}
-	return netlink.MarshalAttributes(list)
+	helped      bool // others may come of it
+	// The attributes that name the entry, and the flow that it came of, as the kernel sent
+	// them; nil: it has none.
+	origRaw, idRaw, zoneRaw, masterRaw []byte
 }
 
 // tuple is one direction of a flow.
@@ -259,6 +216,19 @@ type tuple struct {
 }
 
 var errMalformed = errors.New("conntrack message: malformed")
+
+// kept is the entry with copies of what it has of the list that it was in.
+func (e *entry) kept() entry {
+	k := *e
+	all := make([]byte, 0, len(k.origRaw)+len(k.idRaw)+len(k.zoneRaw)+len(k.masterRaw))
+	for _, part := range []*[]byte{&k.origRaw, &k.idRaw, &k.zoneRaw, &k.masterRaw} {
+		if *part != nil {
+			all = append(all, *part...)
+			*part = all[len(all)-len(*part):]
+		}
+	}
+	return k
+}
 
 // parse reads one message of a dump, after the netlink header; it keeps parts of b.
 func parse(b []byte) (e entry, err error) {
@@ -278,10 +248,14 @@ func parse(b []byte) (e entry, err error) {
 			ok = e.reply.read(value)
 		case kind == attrStatus && len(value) == 4:
 			e.status = binary.BigEndian.Uint32(value)
+		case kind == attrHelp:
+			e.helped = true
 		case kind == attrID:
 			e.idRaw = value
 		case kind == attrZone:
 			e.zoneRaw = value
+		case kind == attrMaster:
+			e.masterRaw = value
 		}
 		if !ok {
 			return e, errMalformed

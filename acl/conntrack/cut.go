@@ -1,11 +1,10 @@
 package conntrack
 
 import (
-	"fmt"
+	"errors"
 	"net/netip"
 	"slices"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"netctl/acl"
@@ -31,10 +30,16 @@ const (
 // Cutter says which flows policy denies now.
 type Cutter struct {
 	Rules *acl.Ruleset
+	// Scope is whose flows are looked at.
+	Scope acl.Scope
 	// Group is the device group of the links of endpoints.
 	Group uint32
 	// Host are the addresses of the host itself.
 	Host []netip.Addr
+	// Now, if set, is asked before flows are cut: it returns the rules and addresses of the
+	// host by which a flow may have begun meanwhile, nil if they are still the same, or an
+	// error where nobody can say, which ends the cut.
+	Now func() (*acl.Ruleset, []netip.Addr, error)
 	// Answers, if set, is told what answers there may be in flows that are about to be cut,
 	// before they are.
 	Answers func([]acl.Flow) error
@@ -45,46 +50,182 @@ type Cutter struct {
 // uplink stands for every link that is not an endpoint's.
 const uplink = "-"
 
-// Cut deletes every entry from or to an endpoint of this host whose flow, if it began
-// now, would be denied, or that began with the answer in one that was cut; expected ones,
-// which are judged by their masters, stay. It works in the current network namespace and
-// returns how many went.
+// cutAtOnce is how many flows are cut together, while the rest is still looked at.
+const cutAtOnce = 4096
+
+// Cut deletes every entry in Scope from or to an endpoint of this host whose flow, if it
+// began now, would be denied, or that began with the answer in one that was cut; expected
+// ones go with their masters. It works in the current network namespace and returns how
+// many went.
 func (c Cutter) Cut() (cut int, err error) {
-	links := map[netip.Addr]string{}
-	for _, s := range c.Rules.Sets {
+	if c.Scope.Empty() || !c.Rules.Endpoints() {
+		return 0, nil
+	}
+	d, err := newDeleter()
+	if err != nil {
+		return 0, err
+	}
+	defer d.close()
+	p := &pass{Cutter: c, deleter: d, masters: map[string]struct{}{}}
+	p.judgeBy(c.Rules)
+	for _, w := range walks(c.Scope) {
+		if err = list(w.family, w.filter, p.look); err != nil {
+			break
+		}
+	}
+	return p.end(err)
+}
+
+// walk is one walk of the kernel's through its table.
+type walk struct {
+	family byte
+	filter []byte
+}
+
+// walks are those that find the flows of a scope: of few IPv4 addresses alone what the
+// kernel finds by itself.
+func walks(s acl.Scope) []walk {
+	whole := []walk{{unix.AF_UNSPEC, nil}}
+	if s.All || len(s.Addrs) > fewAddresses {
+		return whole
+	}
+	var list []walk
+	six := false
+	for a := range s.Addrs {
+		if a.Is6() {
+			six = true
+			continue
+		}
+		for _, tuple := range []uint16{attrTupleOrig, attrTupleReply} {
+			f, err := filter(a, tuple)
+			if err != nil {
+				return whole
+			}
+			list = append(list, walk{unix.AF_INET, f})
+		}
+	}
+	if six {
+		list = append(list, walk{unix.AF_INET6, nil})
+	}
+	return list
+}
+
+// pass is one Cut.
+type pass struct {
+	Cutter
+	deleter *deleter
+	judge   *acl.Judge
+	links   map[netip.Addr]string // of endpoints of this host
+	denied  []entry               // to be cut next
+	// masters are the keys of what was cut of which others may have come, expected what came
+	// of some flow.
+	masters  map[string]struct{}
+	expected []entry
+}
+
+// judgeBy makes r the rules.
+func (p *pass) judgeBy(r *acl.Ruleset) {
+	p.judge, p.links = r.Judge(), map[netip.Addr]string{}
+	for _, s := range r.Sets {
 		if s.Type != acl.LinkAddr4 && s.Type != acl.LinkAddr6 {
 			continue
 		}
 		for e := range s.Elements {
-			links[e.Prefix.Addr()] = e.Link
+			p.links[e.Prefix.Addr()] = e.Link
 		}
 	}
-	if len(links) == 0 {
-		return 0, nil
+}
+
+// look takes one entry of a list.
+func (p *pass) look(e *entry) error {
+	switch {
+	case !p.meant(e):
+	case e.status&statusExpected != 0:
+		p.expected = append(p.expected, e.kept())
+	case p.denies(e):
+		if p.denied = append(p.denied, e.kept()); len(p.denied) == cutAtOnce {
+			return p.work()
+		}
 	}
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return 0, fmt.Errorf("open conntrack socket: %w", err)
+	return nil
+}
+
+// meant says whether an entry is in the scope.
+func (p *pass) meant(e *entry) bool {
+	if p.Scope.All {
+		return true
 	}
-	defer conn.Close()
-	_ = conn.SetReadBuffer(readBuffer)
-	judge := c.Rules.Judge()
+	_, from := p.Scope.Addrs[e.orig.src]
+	_, to := p.Scope.Addrs[e.reply.src]
+	return from || to
+}
+
+func (p *pass) denies(e *entry) bool {
+	if p.IsCut != nil && p.IsCut(e.orig.flow()) {
+		return true // what is denied are its answers
+	}
+	packet, ok := p.packet(e)
+	return ok && !p.judge.Eval(packet).Allowed
+}
+
+// work cuts what is denied, also by the rules of now.
+func (p *pass) work() error {
+	if len(p.denied) == 0 {
+		return nil
+	}
+	if p.Now != nil {
+		now, host, err := p.Now()
+		if err != nil {
+			return err
+		}
+		if now != nil {
+			p.Host = host
+			p.judgeBy(now)
+			p.denied = slices.DeleteFunc(p.denied, func(e entry) bool { return !p.denies(&e) })
+		}
+	}
 	var answers []acl.Flow
-	return deleteWhere(conn, unix.AF_UNSPEC, nil, func(e *entry) bool {
-		if c.IsCut != nil && c.IsCut(e.orig.flow()) {
-			return true // what is denied are its answers
-		}
-		p, ok := c.packet(e, links)
-		if ok = ok && !judge.Eval(p).Allowed; ok {
+	for i := range p.denied {
+		if e := &p.denied[i]; p.IsCut == nil || !p.IsCut(e.orig.flow()) {
 			answers = append(answers, e.reply.flow())
 		}
-		return ok
-	}, func() error {
-		if c.Answers == nil || len(answers) == 0 {
-			return nil
+	}
+	for i := range p.denied {
+		if p.denied[i].helped {
+			p.masters[string(p.denied[i].origRaw)] = struct{}{}
 		}
-		return c.Answers(answers)
-	})
+	}
+	err := p.delete(p.denied, answers)
+	clear(p.denied)
+	p.denied = p.denied[:0]
+	return err
+}
+
+// delete deletes entries, after their answers are told.
+func (p *pass) delete(entries []entry, answers []acl.Flow) (err error) {
+	if p.Answers != nil && len(answers) > 0 {
+		err = p.Answers(answers)
+	}
+	for i := range entries {
+		if failed := p.deleter.add(&entries[i]); failed != nil {
+			err = errors.Join(err, failed)
+		}
+	}
+	return errors.Join(err, p.deleter.flush())
+}
+
+// end cuts the rest, and what came of flows that were cut.
+func (p *pass) end(err error) (cut int, _ error) {
+	if err == nil {
+		err = p.work()
+	}
+	var answers []acl.Flow
+	p.expected = slices.DeleteFunc(p.expected, func(e entry) bool { _, is := p.masters[string(e.masterRaw)]; return !is })
+	for _, e := range p.expected {
+		answers = append(answers, e.reply.flow())
+	}
+	err = errors.Join(err, p.delete(p.expected, answers))
+	return p.deleter.deleted, err
 }
 
 // flow is what is sent in the tuple's direction.
@@ -94,25 +235,25 @@ func (t tuple) flow() acl.Flow {
 
 // packet is the first of an entry's flow, as the packet filter saw it: behind DNAT,
 // before SNAT. false: policy says nothing of it.
-func (c Cutter) packet(e *entry, links map[netip.Addr]string) (acl.Packet, bool) {
-	p := acl.Packet{
+func (p *pass) packet(e *entry) (acl.Packet, bool) {
+	out := acl.Packet{
 		Src: e.orig.src, Dst: e.reply.src, Protocol: e.orig.protocol, SrcPort: e.orig.srcPort, DstPort: e.reply.srcPort,
-		Type: e.orig.kind, Code: e.orig.code, State: acl.New, InLink: links[e.orig.src], OutLink: links[e.reply.src],
+		Type: e.orig.kind, Code: e.orig.code, State: acl.New, InLink: p.links[e.orig.src], OutLink: p.links[e.reply.src],
 	}
-	if p.InLink == "" && p.OutLink == "" || e.status&statusExpected != 0 {
-		return p, false
+	if out.InLink == "" && out.OutLink == "" {
+		return out, false
 	}
-	if p.InLink != "" {
-		p.InGroup = c.Group
-	} else if p.InLink = uplink; c.host(p.Src) {
-		return p, false // the host reaches its own endpoints
+	if out.InLink != "" {
+		out.InGroup = p.Group
+	} else if out.InLink = uplink; p.host(out.Src) {
+		return out, false // the host reaches its own endpoints
 	}
-	if p.OutLink != "" {
-		p.OutGroup = c.Group
-	} else if !c.host(p.Dst) {
-		p.OutLink = uplink
+	if out.OutLink != "" {
+		out.OutGroup = p.Group
+	} else if !p.host(out.Dst) {
+		out.OutLink = uplink
 	}
-	return p, true
+	return out, true
 }
 
 // host says whether an address that is no endpoint's is the host's: also those that are

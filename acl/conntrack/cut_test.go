@@ -11,19 +11,28 @@ import (
 
 // rules are those of a host with an endpoint of profile web and one of db: who may
 // reach web is web, and db from everywhere by tcp 5432.
-func rules(t *testing.T) *acl.Ruleset {
+func rules(t testing.TB) *acl.Ruleset { return rulesOf(t, "allow from tag web", "allow") }
+
+// deny are those by which nobody may reach web, nor web anybody.
+func deny(t testing.TB) *acl.Ruleset { return rulesOf(t, "deny", "deny") }
+
+func rulesOf(t testing.TB, toWeb, outbound string) *acl.Ruleset {
 	x := acl.NewIndex("n1", acl.Options{LinkPrefix: "nc", Group: 77, WorkloadToHost: []acl.HostPort{{Protocol: 17, Port: 53}}})
 	put := func(o datastore.Object) {
 		x.Apply(datastore.Change{Kind: o.Kind(), Name: o.Meta().Name, New: o})
 	}
-	for name, text := range map[string]string{"web": "allow from tag web", "db": "allow tcp to ports 5432"} {
+	for name, text := range map[string]string{"web": toWeb, "db": "allow tcp to ports 5432"} {
 		p := &datastore.Profile{Metadata: datastore.Metadata{Name: name}}
 		p.Spec.Tags = []string{name}
 		in, err := datastore.ParseRule(text)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.Spec.Inbound, p.Spec.Outbound = []datastore.Rule{in}, []datastore.Rule{{Action: datastore.Allow}}
+		out, err := datastore.ParseRule(outbound)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Spec.Inbound, p.Spec.Outbound = []datastore.Rule{in}, []datastore.Rule{out}
 		put(p)
 	}
 	for name, addrs := range map[string][]netip.Addr{
@@ -71,6 +80,8 @@ func TestCut(t *testing.T) {
 		{"-p udp -s fd00::5 -d fe80::ecee:eeff:feee:eeee --sport 1017 --dport 53", kept},
 		{"-p udp -s fd00::5 -d fe80::ecee:eeff:feee:eeee --sport 1018 --dport 54", cut},
 		{"-p udp -s 10.0.0.6 -d 10.0.0.5 --sport 1019 --dport 9 -w 5", cut}, // in another zone
+		{"-p sctp -s 10.0.0.6 -d 10.0.0.5 --sport 1020 --dport 9 --state ESTABLISHED --orig-vtag 1 --reply-vtag 2", cut},
+		{"-p sctp -s 10.0.0.5 -d 192.0.2.9 --sport 1021 --dport 9 --state ESTABLISHED --orig-vtag 1 --reply-vtag 2", kept},
 	} {
 		n.Run(append([]string{"conntrack", "-I", "-t", "600"}, strings.Fields(f.flow)...)...)
 		if f.cut {
@@ -79,7 +90,7 @@ func TestCut(t *testing.T) {
 			want = append(want, f.flow)
 		}
 	}
-	c := Cutter{Rules: rules(t), Group: 77, Host: []netip.Addr{netip.MustParseAddr("198.51.100.1")}}
+	c := Cutter{Rules: rules(t), Scope: acl.Scope{All: true}, Group: 77, Host: []netip.Addr{netip.MustParseAddr("198.51.100.1")}}
 	for _, most := range []int{mark, 0} {
 		n.Do(func() {
 			if got, err := c.Cut(); got != most || err != nil {
@@ -88,7 +99,7 @@ func TestCut(t *testing.T) {
 		})
 	}
 	left := n.Run("conntrack", "-L", "-f", "ipv4") + n.Run("conntrack", "-L", "-f", "ipv6")
-	for i := 1000; i <= 1019; i++ {
+	for i := 1000; i <= 1021; i++ {
 		id := "=" + strings.TrimSpace(string([]byte{'1', '0', byte('0' + (i-1000)/10), byte('0' + i%10)})) + " "
 		is := false
 		for _, f := range want {

@@ -1,11 +1,9 @@
 package conntrack
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"netctl/datastore"
@@ -25,12 +23,6 @@ func DeleteDirect(host []netip.Addr, ports []datastore.HostPort) error {
 	if len(ports) == 0 {
 		return nil
 	}
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return fmt.Errorf("open conntrack socket: %w", err)
-	}
-	defer c.Close()
-	_ = c.SetReadBuffer(readBuffer)
 	// Without DNAT who answers is who was sent to.
 	is := func(e *entry) bool {
 		to := e.reply.src
@@ -39,6 +31,5 @@ func DeleteDirect(host []netip.Addr, ports []datastore.HostPort) error {
 				return p.HostPort == e.orig.dstPort && (!p.HostIP.IsValid() || p.HostIP == to)
 			})
 	}
-	_, err = deleteWhere(c, unix.AF_UNSPEC, nil, is, nil)
-	return err
+	return deleteWhere(unix.AF_UNSPEC, nil, is)
 }

@@ -20,20 +20,35 @@ func (t *Table) Denied(ctx context.Context) (map[string]uint64, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		rules, err := objects(t.read, tableOf(chain), unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, textAttribute(unix.NFTA_RULE_CHAIN, chain))
-		if err != nil && !errors.Is(err, unix.ENOENT) {
+		n, err := t.dropped(chain)
+		if err != nil {
 			return nil, err
 		}
-		denied[what] += 0
-		for _, r := range rules {
-			n, err := counted(r)
-			if err != nil {
-				return nil, err
-			}
-			denied[what] += n.Packets
-		}
+		denied[what] += n
 	}
 	return denied, nil
+}
+
+// Dropped is how many packets the rules of a chain counted; of one that is not there none.
+func (t *Table) Dropped(_ context.Context, chain string) (uint64, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.dropped(chain)
+}
+
+func (t *Table) dropped(chain string) (sum uint64, err error) {
+	rules, err := objects(t.read, tableOf(chain), unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, textAttribute(unix.NFTA_RULE_CHAIN, chain))
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return 0, err
+	}
+	for _, r := range rules {
+		n, err := counted(r)
+		if err != nil {
+			return 0, err
+		}
+		sum += n.Packets
+	}
+	return sum, nil
 }
 
 // counted is what the counter of a rule has counted; nothing if it has none.

@@ -78,8 +78,13 @@ func encodeRule(chain *nftables.Chain, r *acl.Rule, c acl.Count) *nftables.Rule 
 	if r.CountsFirst() {
 		out.Exprs = append(out.Exprs, counter)
 	}
-	if r.Limit != (acl.Limit{}) {
+	if r.Limit.Set == "" && r.Limit.Rate > 0 {
+		out.Exprs = append(out.Exprs, encodeRate(r.Limit))
+	} else if r.Limit != (acl.Limit{}) {
 		out.Exprs = append(append(out.Exprs, load(r.Limit.Key)...), encodeLimit(r.Limit))
+	}
+	if r.Connections != 0 {
+		out.Exprs = append(out.Exprs, &expr.Connlimit{Count: r.Connections})
 	}
 	if r.Log != "" {
 		out.Exprs = append(out.Exprs, &expr.Log{
@@ -121,10 +126,14 @@ func encodeRule(chain *nftables.Chain, r *acl.Rule, c acl.Count) *nftables.Rule 
 	return out
 }
 
+func encodeRate(l acl.Limit) expr.Any {
+	return &expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(l.Rate), Unit: expr.LimitTimeSecond, Burst: l.Burst, Over: l.Over}
+}
+
 func encodeLimit(l acl.Limit) expr.Any {
 	d := &expr.Dynset{SrcRegKey: regValue, SetName: l.Set, Operation: unix.NFT_DYNSET_OP_UPDATE}
 	if l.Rate > 0 {
-		d.Exprs = []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(l.Rate), Unit: expr.LimitTimeSecond, Burst: l.Burst, Over: l.Over}}
+		d.Exprs = []expr.Any{encodeRate(l)}
 	}
 	return d
 }
@@ -223,6 +232,8 @@ func load(f acl.Field) []expr.Any {
 		return []expr.Any{&expr.Ct{Register: regValue, Key: expr.CtKeySTATE}}
 	case acl.CTStatus:
 		return []expr.Any{&expr.Ct{Register: regValue, Key: expr.CtKeySTATUS}}
+	case acl.CTDirection:
+		return []expr.Any{&expr.Ct{Register: regValue, Key: expr.CtKeyDIRECTION}}
 	case acl.DstType:
 		return []expr.Any{&expr.Fib{Register: regValue, ResultADDRTYPE: true, FlagDADDR: true}}
 	case acl.SrcPort:

@@ -30,7 +30,7 @@ const (
 	phaseBaseChains
 	phaseDelNextMaps
 	phaseDelElements
-	phaseEmptyChains // those that go: they may refer to each other
+	phaseEmptyChains // and sets, those that go: they may refer to each other
 	phaseDelChains
 	phaseDelSets
 	phases
@@ -188,8 +188,13 @@ func encodeBase(c *acl.Chain) *nftables.Chain {
 func (tx *transaction) set(c acl.SetChange) {
 	name := setObject(c.Name)
 	if c.Gone {
+		gone := &nftables.Set{Table: tableOf(c.Name), Name: c.Name}
+		tx.add(phaseEmptyChains, op{object: name, weight: 1, gone: true, emit: func(n *nftables.Conn) error {
+			n.FlushSet(gone) // the elements of a map refer to chains
+			return nil
+		}})
 		tx.add(phaseDelSets, op{object: name, weight: 1, gone: true, emit: func(n *nftables.Conn) error {
-			n.DelSet(&nftables.Set{Table: tableOf(c.Name), Name: c.Name})
+			n.DelSet(gone)
 			return nil
 		}})
 		return

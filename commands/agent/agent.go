@@ -174,7 +174,7 @@ func (a *agent) close() error {
 // build joins the parts; it starts nothing.
 func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l := newLoop(a.cfg, a.log, o.links, o.routes, o.filter)
-	l.flows = newFlows(a.log, l.filtering.debt, o.cut)
+	l.flows.cut = o.cut
 	l.former.forget, l.former.flowing = o.forget, o.flowing
 	a.detaches = newDetaches(a.cfg.pendingDir(), l)
 	o.store = &datastore.Recorder{
@@ -228,48 +228,12 @@ func poke(ch chan struct{}) {
 	}
 }
 
-// closedFor is for how long at most the packet filter lets nothing pass, so that no flow goes on
-// that began while it was open and is yet to be cut. Each closedLook it is looked at whether
-// somebody took it away again meanwhile.
-const (
-	closedFor  = time.Second
-	closedLook = 5 * time.Millisecond
-)
-
-// closed has the flows cut that began while the filter was open, before it is whole again.
-func (a *agent) closed(r *acl.Ruleset) {
-	awaitCut(a.loop.flows.repaired(r, a.loop.links.own()), func() bool {
-		tables, err := a.nft.Families()
-		return err == nil && slices.Contains(tables, "inet")
-	})
-}
-
-// awaitCut waits until flows are cut, for as long as the filter that keeps them closed is
-// there.
-func awaitCut(done <-chan struct{}, there func() bool) {
-	enough, look := time.NewTimer(closedFor), time.NewTicker(closedLook)
-	defer enough.Stop()
-	defer look.Stop()
-	for {
-		select {
-		case <-done:
-			return
-		case <-enough.C:
-			return
-		case <-look.C:
-			if !there() {
-				return
-			}
-		}
-	}
-}
-
 // run starts the tasks and waits for them. When ctx ends, calls in progress are
 // finished first, which needs all the other tasks.
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, counts: a.nft.Counts, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, counts: a.nft.Counts, counted: a.nft.Dropped, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
 		beside: join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log),
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(serve.Serve(ctx, a.listener, h), errEnded)
@@ -297,7 +261,7 @@ func (a *agent) run(ctx context.Context) error {
 // with serving, ends all.
 func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 	l := a.loop
-	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, counts: o.counts, meters: &a.meters}
+	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, counts: o.counts, counted: o.counted, meters: &a.meters}
 	if a.shown != nil {
 		a.shown.Alive, a.shown.Ready, a.shown.Collect = a.alive, a.ready, func(ctx context.Context, p *telemetry.Page) error { return a.collect(ctx, o, p) }
 		o.beside = slices.Concat(o.beside, a.shown.Tasks(), []control.Task{a.sharing(o.store)})

@@ -36,7 +36,9 @@ type api struct {
 	undirect func(host []netip.Addr, ports []datastore.HostPort) error
 	// counts is what rules of the packet filter have counted.
 	counts func(ctx context.Context, rules []acl.Rule) ([]acl.Count, error)
-	meters *meters
+	// counted is how many packets a chain of the packet filter dropped.
+	counted func(ctx context.Context, chain string) (uint64, error)
+	meters  *meters
 }
 
 func (a *api) routes() http.Handler {
@@ -157,10 +159,12 @@ func (a *api) check(ctx context.Context, r control.CheckRequest) (struct{}, erro
 }
 
 func (a *api) status(ctx context.Context, _ struct{}) (s control.AgentStatus, err error) {
-	err = a.loop.do(ctx, func() {
+	if err = a.loop.do(ctx, func() {
 		s = a.loop.status()
 		s.Notes = few(a.loop.filtering.index.Missing())
-	})
+	}); err == nil {
+		s.Limited, err = a.limited(ctx)
+	}
 	return s, err
 }
 

@@ -116,4 +116,18 @@ func TestOtherRates(t *testing.T) {
 	w.mustAttach("c1", "web", 101) // again, as it is
 	write(datastore.Bandwidth{})
 	has("", 0)
+	profile := func(q datastore.QoSControls) {
+		t.Helper()
+		if _, err := datastore.Modify(t.Context(), w.store, "web", func(p *datastore.Profile) error { p.Spec.QoSControls = q; return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	profile(datastore.QoSControls{IngressBandwidth: 5e6})
+	has("rate 5000000bit", 1)
+	w.mustAttach("c2", "web", 102)
+	has("rate 5000000bit", 2)
+	write(datastore.Bandwidth{Ingress: datastore.Rate{Bits: 4e6}})
+	has("rate 4000000bit", 2)
+	profile(datastore.QoSControls{})
+	has("rate 4000000bit", 1)
 }

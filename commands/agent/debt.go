@@ -57,7 +57,7 @@ func (d *debt) hand() (number int) {
 	return d.handed
 }
 
-// free says that the packet filter was whole: nothing is owed for that.
+// free says that the packet filter was whole and denies nothing anew: nothing is owed.
 func (d *debt) free() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

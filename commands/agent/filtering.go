@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"netctl/acl"
@@ -23,6 +24,11 @@ type filtering struct {
 	journal *acl.Journal
 	path    string // of the journal
 	log     *slog.Logger
+	// established is what becomes of flows that are denied by a change.
+	established datastore.Established
+	// tightened is whose flows the changes in the kernel may deny, and are not cut yet.
+	tightened acl.Scope
+	version   atomic.Uint64 // of what the kernel holds
 	// repaired is told what holds, after a time in which it may not have.
 	repaired func(*acl.Ruleset)
 	// wired says whether this host may have endpoints.
@@ -50,13 +56,17 @@ func newFiltering(node string, o acl.Options, f filter, path string, log *slog.L
 func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 	delta := f.index.Flush()
 	f.keep(delta)
+	f.tighten(f.index.Tightened())
+	if f.resync || f.behind || !delta.Empty() {
+		f.version.Add(1)
+	}
 	lacked, wrote := f.refused != nil, false
 	switch {
 	case f.resync || f.behind:
 		whole, f.refused = true, nil
 		rules := f.index.Ruleset()
-		// What the kernel held was right for its time, if it was held: flows that a rule
-		// of today denies go on, as they do where the rule changes before our eyes.
+		// What the kernel held was right for its time, if it was held: what a rule of today
+		// denies is as if the rule changed before our eyes.
 		wrote, err = f.sync(ctx, rules, f.resync || !f.held, lacked)
 	case !delta.Empty():
 		if lacked {
@@ -85,6 +95,29 @@ func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 	return whole, nil
 }
 
+// establish says what becomes of flows that are denied by a change from now on.
+func (f *filtering) establish(e datastore.Established) {
+	f.established = e
+	if strict := e == datastore.EstablishedStrict; strict != f.options.Strict {
+		f.setStrict(strict)
+		f.held, f.behind = f.held || !f.resync && f.refused == nil, true
+	}
+}
+
+func (f *filtering) setStrict(strict bool) {
+	f.options.Strict = strict
+	f.index.SetStrict(strict)
+}
+
+// tighten takes note of whose flows a change may deny.
+func (f *filtering) tighten(s acl.Scope) {
+	if s.Empty() || f.established == datastore.EstablishedKeep {
+		return
+	}
+	f.debt.owe()
+	f.tightened.Add(s)
+}
+
 // sync makes the kernel hold rules. doubted says that, where it held others, those may
 // have been of somebody else's making; lacked, that they lacked something before.
 func (f *filtering) sync(ctx context.Context, rules *acl.Ruleset, doubted, lacked bool) (wrote bool, err error) {
@@ -94,9 +127,12 @@ func (f *filtering) sync(ctx context.Context, rules *acl.Ruleset, doubted, lacke
 		sync = f.filter.Sync
 	}
 	wrote, err = sync(ctx, rules)
-	if heir || (wrote || f.shut) && doubted {
+	switch {
+	case heir || (wrote || f.shut) && doubted:
 		f.repaired(rules)
-	} else if err == nil && !lacked {
+	case wrote && f.established != datastore.EstablishedKeep: // what, nobody has noted
+		f.tighten(acl.Scope{All: true})
+	case err == nil && !lacked && f.tightened.Empty():
 		f.debt.free()
 	}
 	return wrote, err
@@ -120,6 +156,9 @@ func (f *filtering) putBack(ctx context.Context) error {
 		}
 		f.resync = false // until somebody changes something
 		return nil
+	}
+	if f.established == "" { // the view will tell
+		f.setStrict(rules.Strict())
 	}
 	rules = rules.WithStatic(f.options)
 	_, err = f.sync(ctx, rules, true, false)

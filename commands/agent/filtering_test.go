@@ -71,7 +71,7 @@ func TestWhatIsKept(t *testing.T) {
 }
 
 // TestARuleThatChangedMeanwhile: flows are judged anew where the packet filter was not
-// what it should be, and not because a rule changed while no agent was there.
+// what it should be; where a rule changed while no agent was there, as where one is.
 func TestARuleThatChangedMeanwhile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "filter")
 	fake := &nft.Fake{}
@@ -105,16 +105,22 @@ func TestARuleThatChangedMeanwhile(t *testing.T) {
 	if judged != 1 {
 		t.Errorf("a first start judges flows %d times, want once", judged)
 	}
-	run(start())
-	if judged != 1 {
-		t.Errorf("a changed rule has flows judged %d times", judged-1)
+	f := start()
+	run(f)
+	if judged != 1 || !f.tightened.All {
+		t.Errorf("a changed rule has flows judged %d times as after a repair, and as after a change: %v", judged-1, f.tightened.All)
+	}
+	f = start()
+	f.establish(datastore.EstablishedKeep)
+	if run(f, datastore.Rule{Action: datastore.Allow}); judged != 1 || f.tightened.All {
+		t.Errorf("to be kept, flows are judged %d times, as after a change: %v", judged-1, f.tightened.All)
 	}
 	fake.Flush()
 	run(start())
 	if judged != 2 {
 		t.Errorf("a flushed packet filter has flows judged %d times, want once", judged-1)
 	}
-	f := start()
+	f = start()
 	fake.Flush()
 	f.resync = true
 	run(f)
@@ -140,7 +146,7 @@ func TestTheDebtOutlivesTheAgent(t *testing.T) {
 			cut++
 			return 1, nil
 		})
-		f.repaired = func(r *acl.Ruleset) { fl.repaired(r, nil) }
+		f.repaired = func(r *acl.Ruleset) { fl.repaired(verdicts{rules: r}) }
 		return f, fl
 	}
 	run := func(f *filtering) {
@@ -156,7 +162,7 @@ func TestTheDebtOutlivesTheAgent(t *testing.T) {
 	works := func(fl *flows, want int) {
 		t.Helper()
 		cut = 0
-		fl.work()
+		fl.work(t.Context())
 		if cut != want {
 			t.Errorf("flows are cut %d times, want %d", cut, want)
 		}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -139,6 +140,7 @@ func (l *loop) flushFilter(ctx context.Context) bool {
 	} else if f.resync && !l.problems.due("acl") {
 		return false // it failed, and nobody knows what is in the kernel
 	}
+	f.establish(cmp.Or(l.cfg.Established, l.view.Config().Spec.Established, datastore.EstablishedCut))
 	more := f.index.Work()
 	if more {
 		l.again() // what came meanwhile goes first
@@ -163,6 +165,7 @@ func (l *loop) flushFilter(ctx context.Context) bool {
 	}
 	if !more {
 		l.former.filtered()
+		l.cutTightened()
 	}
 	for name := range l.locals.dirty {
 		if lo := l.locals.named[name]; lo != nil {
@@ -170,6 +173,29 @@ func (l *loop) flushFilter(ctx context.Context) bool {
 		}
 	}
 	return true
+}
+
+// cutTightened has the flows cut that what is in the kernel now may deny.
+func (l *loop) cutTightened() {
+	if s := l.filtering.tightened; !s.Empty() {
+		l.filtering.tightened = acl.Scope{}
+		l.flows.tightened(s)
+	}
+}
+
+// judging is by what flows are judged now.
+func (l *loop) judging() verdicts {
+	return verdicts{l.filtering.index.Ruleset(), l.links.own(), l.filtering.version.Load()}
+}
+
+// verdicts is judging, for others.
+func (l *loop) verdicts(ctx context.Context) (v verdicts, err error) {
+	asked := l.do(ctx, func() {
+		if err = errUnsettled; !l.filtering.behind && l.filtering.index.Whole() {
+			v, err = l.judging(), nil
+		}
+	})
+	return v, cmp.Or(asked, err)
 }
 
 // flushLinks works off the endpoints that changed.

@@ -34,7 +34,8 @@ func (l *loop) recall() {
 
 // learn takes note of a link as it was attached.
 func (l *loop) learn(rec *workload.Record) {
-	w := attached{Wire: rec.Wire(l.boots.this, l.cfg.Gateway), endpoint: rec.Endpoint.Metadata.Name, place: rec.Place(), fit: rec.FitMTU, to: rec.Destinations}
+	w := attached{Wire: rec.Wire(l.boots.this, l.cfg.Gateway), endpoint: rec.Endpoint.Metadata.Name, place: rec.Place(), fit: rec.FitMTU, to: rec.Destinations,
+		asked: rec.Endpoint.Spec.Bandwidth, limits: rec.Endpoint.Spec.QoSControls}
 	w.MAC = rec.Attachment.MAC
 	l.links.forget(w.Link)
 	l.sizes.forget(w.endpoint)

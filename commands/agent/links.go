@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"netctl/datastore"
 	"netctl/netdev"
 	"netctl/netdev/kernel"
 )
@@ -40,6 +41,9 @@ type attached struct {
 	place    kernel.Place // of its workload's namespace
 	fit      bool         // its MTU is what the way to the other nodes has room for
 	to       []netip.Prefix
+	// asked and limits are the endpoint's own bandwidth and limits, as its record has them.
+	asked  datastore.Bandwidth
+	limits datastore.QoSControls
 }
 
 func newLinks(k hostLinks) *links {

@@ -153,12 +153,21 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	options := cfg.filterOptions()
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows, tracked(conntrack.Use))
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
-	l.filtering.repaired = func(r *acl.Ruleset) { _ = l.flows.repaired(r, l.links.own()) }
+	l.filtering.repaired = func(r *acl.Ruleset) { _ = l.repaired(r) }
+	if cfg.Established != "" {
+		l.filtering.establish(cfg.Established)
+	}
 	l.filtering.debt = newDebt(cfg.debtFile(), log)
 	l.flows = newFlows(log, l.filtering.debt, func(conntrack.Cutter) (int, error) { return 0, nil })
+	l.flows.verdicts, l.flows.version = l.verdicts, l.filtering.version.Load
 	l.former = newFormer(cfg.RunDir, l.unheld, log)
 	l.wantGateways()
 	return l
+}
+
+// repaired has the flows cut that r denies, which holds now; done is closed then.
+func (l *loop) repaired(r *acl.Ruleset) (done <-chan struct{}) {
+	return l.flows.repaired(verdicts{r, l.links.own(), l.filtering.version.Load()})
 }
 
 // run works off calls until ctx ends. After each burst of calls it brings the

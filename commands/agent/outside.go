@@ -50,6 +50,8 @@ type outside struct {
 	denied func(ctx context.Context) (map[string]uint64, error)
 	// counts is what rules of the packet filter have counted.
 	counts func(ctx context.Context, rules []acl.Rule) ([]acl.Count, error)
+	// counted is how many packets a chain of it dropped.
+	counted func(ctx context.Context, chain string) (uint64, error)
 	// cut deletes those of flows that policy denies.
 	cut      func(conntrack.Cutter) (int, error)
 	machines machines

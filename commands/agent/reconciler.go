@@ -85,6 +85,9 @@ func (l *loop) Program(ctx context.Context, rec *workload.Record, revision int64
 		lo := l.locals.of(endpoint)
 		lo.created, lo.raise, lo.leaving = true, true, false
 		l.learn(rec)
+		if ep := l.view.Endpoint(endpoint); ep != nil {
+			l.rerate(ep)
+		}
 		if l.awaits(rec); rec.Unsettled {
 			l.stand(rec)
 			l.settleSoon()

@@ -26,7 +26,7 @@ func TestTheDebtOfWhatWasRefused(t *testing.T) {
 	f.repaired = func(r *acl.Ruleset) {
 		_, err := os.Lstat(left)
 		owed = err == nil
-		fl.repaired(r, nil)
+		fl.repaired(verdicts{rules: r})
 	}
 	e := &datastore.Endpoint{Metadata: datastore.Metadata{Name: "n1/cni/a/eth0"}, Spec: datastore.EndpointSpec{Node: "n1", Link: "nca", Profiles: []string{"web"}}}
 	for _, o := range []datastore.Object{&datastore.Profile{Metadata: datastore.Metadata{Name: "web"}}, e} {
@@ -42,7 +42,7 @@ func TestTheDebtOfWhatWasRefused(t *testing.T) {
 	if _, err := f.flush(t.Context()); !errors.As(err, &refused) {
 		t.Fatalf("nothing was refused: %v", err)
 	}
-	fl.work()
+	fl.work(t.Context())
 	if _, err := os.Lstat(left); err == nil || cut != 1 {
 		t.Fatalf("cut %d times, owed still: %v", cut, err)
 	}
@@ -58,7 +58,7 @@ func TestTheDebtOfWhatWasRefused(t *testing.T) {
 	if !owed {
 		t.Error("an agent that ended now would leave its successor nothing")
 	}
-	fl.work()
+	fl.work(t.Context())
 	if _, err := os.Lstat(left); err == nil || cut != 2 {
 		t.Errorf("cut %d times, owed still: %v", cut, err)
 	}

@@ -65,6 +65,10 @@ func TestOneHost(t *testing.T) {
 	t.Run("opened", func(t *testing.T) { opened(t, s.in(t), c1, c3, to) })
 	t.Run("begun in the gap", func(t *testing.T) { begunInTheGap(t, s.in(t), c1, c3, c2, a1.Addresses[0], to) })
 	t.Run("answers under way", func(t *testing.T) { answersUnderWay(t, s.in(t), c3, c2, to) })
+	t.Run("cut by a change", func(t *testing.T) {
+		cutByChange(t, s.in(t), c1, c3, c2, "node1/cni/"+c3.ID+"/eth0", a3.Addresses[0], to)
+	})
+	t.Run("limits", func(t *testing.T) { limits(t, s.in(t), c1, c2, "node1/cni/"+c2.ID+"/eth0", a2.Link, to) })
 	t.Run("flooded", func(t *testing.T) { flooded(t, s.in(t), c1, c2, a1.Addresses[0], to, a3.Addresses[0]) })
 	t.Run("gateway never loops", func(t *testing.T) {
 		s := s.in(t)

@@ -222,6 +222,8 @@ func (l *loop) changed(c datastore.Change) {
 		l.changedNetworks()
 	case datastore.KindConfig:
 		l.sizes.changed = true
+	case datastore.KindProfile:
+		l.rerateProfile(c)
 	case datastore.KindReservation:
 		l.mixed.changed = true
 	case datastore.KindPool:

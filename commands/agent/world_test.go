@@ -160,6 +160,7 @@ func (w *world) start() {
 			w.forgot = append(w.forgot, addrs...)
 			return nil
 		},
+		counted: func(context.Context, string) (uint64, error) { return 0, nil },
 		flowing: func() ([]netip.Addr, error) { return w.flowing, nil },
 		cut: func(c conntrack.Cutter) (int, error) {
 			w.mu.Lock()

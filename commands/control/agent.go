@@ -152,6 +152,8 @@ type AgentStatus struct {
 	// machine has open.
 	Taps   int      `json:"taps,omitempty"`
 	Closed []string `json:"closed,omitempty"`
+	// Limited is what limits dropped of packets of its endpoints, since they were set.
+	Limited []Limited `json:"limited,omitempty"`
 	// Problems are one line each: what is wrong and what to do.
 	Problems []string `json:"problems,omitempty"`
 	// Notes are one line each that nothing is wrong by itself with: rules that name what
@@ -160,6 +162,14 @@ type AgentStatus struct {
 	Address []netip.Addr `json:"address"`
 	// AddressRule says which rule chose the node's address.
 	AddressRule string `json:"addressRule,omitempty"`
+}
+
+// Limited is what one limit of an endpoint dropped.
+type Limited struct {
+	Endpoint string `json:"endpoint"`
+	Limit    string `json:"limit"` // as in a manifest, e.g. ingressPacketRate
+	Value    uint64 `json:"value"`
+	Packets  uint64 `json:"packets"`
 }
 
 // Error is the body of every answer that is not 2xx.

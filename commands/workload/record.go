@@ -39,6 +39,9 @@ type Record struct {
 	Ino   uint64 `json:"ino"`
 	// Destinations are what the workload is to reach by this interface.
 	Destinations []netip.Prefix `json:"destinations,omitempty"`
+	// Bandwidth is what its link holds by all limits of the endpoint and its profiles; nil: what
+	// its runtime asked for.
+	Bandwidth *datastore.Bandwidth `json:"bandwidth,omitempty"`
 	// Cluster is whose endpoint it is.
 	Cluster datastore.Cluster `json:"cluster"`
 	// Unsettled says that the store, which was away, has yet to hear of it.
@@ -58,6 +61,9 @@ func (rec *Record) Wire(boot string, gateway netip.Addr) kernel.Wire {
 	}
 	if w.Tap.Is() { // the kernel does not know the machine's side
 		w.MAC = rec.Endpoint.Spec.MAC
+	}
+	if rec.Bandwidth != nil {
+		w.Bandwidth = *rec.Bandwidth
 	}
 	for _, gw := range rec.Attachment.Gateways {
 		if gw.Is4() && w.Peer != "" {

@@ -1,0 +1,66 @@
+package agent
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"netctl/acl"
+	"netctl/acl/conntrack"
+)
+
+// cut deletes the flows that policy denies, and keeps what is under way of them from
+// beginning others: where they are too many, by their ports for a time.
+func (a *agent) cut(c conntrack.Cutter) (int, error) {
+	c.IsCut = a.nft.IsCut
+	doubted := false
+	c.Answers = func(flows []acl.Flow) error {
+		if doubted {
+			return nil
+		}
+		err := a.nft.Cut(context.Background(), flows)
+		if err == nil {
+			return nil
+		}
+		doubted = true
+		a.log.Warn("answers in flows that are cut are known by their ports alone", "flows", len(flows), "error", err)
+		return a.nft.Doubt(context.Background())
+	}
+	return c.Cut()
+}
+
+// closedFor is for how long at most the packet filter lets nothing pass, so that no flow goes on
+// that began while it was open and is yet to be cut. Each closedLook it is looked at whether
+// somebody took it away again meanwhile.
+const (
+	closedFor  = time.Second
+	closedLook = 5 * time.Millisecond
+)
+
+// closed has the flows cut that began while the filter was open, before it is whole again.
+func (a *agent) closed(r *acl.Ruleset) {
+	awaitCut(a.loop.repaired(r), func() bool {
+		tables, err := a.nft.Families()
+		return err == nil && slices.Contains(tables, "inet")
+	})
+}
+
+// awaitCut waits until flows are cut, for as long as the filter that keeps them closed is
+// there.
+func awaitCut(done <-chan struct{}, there func() bool) {
+	enough, look := time.NewTimer(closedFor), time.NewTicker(closedLook)
+	defer enough.Stop()
+	defer look.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-enough.C:
+			return
+		case <-look.C:
+			if !there() {
+				return
+			}
+		}
+	}
+}
