@@ -35,9 +35,14 @@ func (v *View) CheckPut(o Object) error {
 		if o.Spec.Tier != DefaultTier && v.Tier(o.Spec.Tier) == nil {
 			return &FieldError{Field: "spec.tier", Value: o.Spec.Tier, Reason: "there is no such tier"}
 		}
-		return v.knowPolicies()
+		return v.knowPolicies(o)
 	case *Tier, *NetworkSet:
-		return v.knowPolicies()
+		return v.knowPolicies(o)
+	case *HostEndpoint:
+		if err := v.checkHostEndpoint(o); err != nil {
+			return err
+		}
+		return v.knowPolicies(o)
 	case *Network:
 		for i, p := range o.Spec.Pools {
 			if v.Pool(PoolName(p)) == nil {
@@ -61,12 +66,16 @@ func (v *View) CheckPut(o Object) error {
 }
 
 // knowPolicies refuses policies while a node has an agent that would pass them over.
-func (v *View) knowPolicies() error {
-	old := slices.DeleteFunc(v.Nodes(), func(n *Node) bool { return n.Status.Host == "" || n.Status.Model >= needsPolicies })
+func (v *View) knowPolicies(o Object) error {
+	needs, what := needsPolicies, "policies, tiers and network sets"
+	if o.Kind() == KindHostEndpoint || o.Meta().Needs >= needsHostEndpoints {
+		needs, what = needsHostEndpoints, "host endpoints, and policies with applyOnForward, preDNAT or doNotTrack,"
+	}
+	old := slices.DeleteFunc(v.Nodes(), func(n *Node) bool { return n.Status.Host == "" || n.Status.Model >= needs })
 	if len(old) == 0 {
 		return nil
 	}
-	return &FieldError{Field: "kind", Reason: "policies, tiers and network sets are passed over by the older netctl of " +
+	return &FieldError{Field: "kind", Reason: what + " are passed over by the older netctl of " +
 		users("node", old, func(n *Node) string { return n.Metadata.Name }) + ": upgrade it there first"}
 }
 
@@ -198,7 +207,8 @@ func (v *View) CheckDelete(o Object) error {
 		by = append(by, users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }),
 			networks(func(n *Network) bool { return slices.Contains(n.Spec.Pools, o.Spec.CIDR) }))
 	case *Profile:
-		by = append(by, endpoints(v.EndpointsWithProfile(name)),
+		hosts := slices.DeleteFunc(v.HostEndpoints(), func(h *HostEndpoint) bool { return !slices.Contains(h.Spec.Profiles, name) })
+		by = append(by, endpoints(v.EndpointsWithProfile(name)), users("hostendpoint", hosts, func(h *HostEndpoint) string { return h.Metadata.Name }),
 			networks(func(n *Network) bool { return n.Spec.Profile == name }))
 	case *Network:
 		by = append(by, users("endpoint", v.EndpointsIn(name), endpointWords))
@@ -220,7 +230,8 @@ func (v *View) CheckDelete(o Object) error {
 		}
 	case *Node:
 		held := slices.DeleteFunc(v.BlocksOf(name), func(b *Block) bool { return !b.InUse() })
-		by = append(by, endpoints(v.EndpointsOf(name)), users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }))
+		hosts := slices.DeleteFunc(v.HostEndpoints(), func(h *HostEndpoint) bool { return h.Spec.Node != name })
+		by = append(by, endpoints(v.EndpointsOf(name)), users("hostendpoint", hosts, func(h *HostEndpoint) string { return h.Metadata.Name }), users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }))
 	}
 	by = slices.DeleteFunc(by, func(s string) bool { return s == "" })
 	if len(by) == 0 {

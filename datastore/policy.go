@@ -49,6 +49,15 @@ type PolicySpec struct {
 	Types   []PolicyType `json:"types,omitempty"`
 	Ingress []Rule       `json:"ingress,omitempty"`
 	Egress  []Rule       `json:"egress,omitempty"`
+	// ApplyOnForward has host endpoints asked about what their nodes forward, too; the two
+	// below need it.
+	ApplyOnForward bool `json:"applyOnForward,omitempty"`
+	// PreDNAT has host endpoints alone asked, before destinations are translated, and what it
+	// does not decide goes on.
+	PreDNAT bool `json:"preDNAT,omitempty"`
+	// DoNotTrack has host endpoints alone asked, about every single packet, before connections
+	// are tracked, which what it allows is not; what it does not decide goes on.
+	DoNotTrack bool `json:"doNotTrack,omitempty"`
 }
 
 // PolicyType is a direction, as the endpoint sees it.
@@ -135,6 +144,9 @@ func (p *Policy) Meta() *Metadata { return &p.Metadata }
 // SetDefaults implements Object.
 func (p *Policy) SetDefaults() {
 	s := &p.Spec
+	if s.ApplyOnForward || p.onlyForHosts() {
+		p.Metadata.Needs = max(p.Metadata.Needs, needsHostEndpoints)
+	}
 	if s.Tier == "" {
 		s.Tier = DefaultTier
 	}
@@ -175,7 +187,7 @@ func (p *Policy) Validate() error {
 		}),
 		unasked(Ingress, p.Spec.Ingress), unasked(Egress, p.Spec.Egress),
 		validateRules("spec.ingress", p.Spec.Ingress), validateRules("spec.egress", p.Spec.Egress),
-		checkRuleCount("spec.ingress", p.Spec.Ingress), checkRuleCount("spec.egress", p.Spec.Egress))
+		checkRuleCount("spec.ingress", p.Spec.Ingress), checkRuleCount("spec.egress", p.Spec.Egress), p.validateHosts())
 }
 
 // Kind returns KindNetworkSet.
