@@ -73,12 +73,12 @@ func (c *liveChain) rules() []Rule {
 }
 
 // className is the name of the class of a list of stages.
-func className(d direction, stages []stage) string {
+func className(u use, d direction, stages []stage) string {
 	var parts []string
 	for _, s := range stages {
 		parts = append(parts, s.key(d)...)
 	}
-	return hashName("class_"+d.short(), parts...)
+	return hashName(u.word()+d.short(), parts...)
 }
 
 // classRules are those of a class; jumps are the chains that they refer to.
@@ -102,8 +102,8 @@ func classRules(d direction, stages []stage) (rules []Rule, jumps []string) {
 	return rules, jumps
 }
 
-func (x *Index) acquireClass(d direction, stages []stage) string {
-	name := className(d, stages)
+func (x *Index) acquireClass(u use, d direction, stages []stage) string {
+	name := className(u, d, stages)
 	c := x.chains[name]
 	if c == nil {
 		c = x.newChain(name)
@@ -154,6 +154,9 @@ func (x *Index) compile(c *liveChain, f families) program {
 			o.tier = q.Spec.Tier
 		}
 		p.addAll(o, c.direction, x.rulesOf(o, c.direction))
+		if q := x.policies[o.name]; o.kind == datastore.KindPolicy && q != nil && q.Spec.DoNotTrack {
+			p.untrack() // all of one chain are of such policies
+		}
 	}
 	if c.tier != "" && !c.passes {
 		p.rules = append(p.rules, stage{tier: c.tier}.end(c.direction))
