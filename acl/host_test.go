@@ -209,7 +209,7 @@ func (m hostModel) allows(p Packet) bool {
 // makes that was told the end alone, and judges packets as loops over the model do.
 func TestHostEndpointsFollowFull(t *testing.T) {
 	passed, refused := map[string]int{}, map[string]int{}
-	for seed := range uint64(30) {
+	for seed := range uint64(10) {
 		w, x := newWorld(t, seed+1000), NewIndex("node0", hostOptions())
 		if seed%2 == 1 {
 			x.slice = 1 + int(seed%3)
