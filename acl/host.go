@@ -146,6 +146,20 @@ func (x *Index) hostLinks() (list []hostLink) {
 	return list
 }
 
+// HostEndpointAt is the host endpoint that an interface of the node is; "": none.
+func (x *Index) HostEndpointAt(link string) string {
+	other := ""
+	for _, l := range x.hostLinks() {
+		if l.link == link {
+			return l.name
+		}
+		if l.link == "" {
+			other = l.name
+		}
+	}
+	return other
+}
+
 // settleHosts brings the chains of host endpoints up to date.
 func (x *Index) settleHosts() {
 	if !x.hosts.doubted {
@@ -371,7 +385,8 @@ func (c *Chain) closed() *Chain {
 // DefaultFailsafes are the ports that no policy closes unless settings say others: as of
 // other policy engines' hosts SSH, DHCP, DNS, BGP and etcd.
 func DefaultFailsafes() (in, out []string) {
-	return []string{"tcp/22", "udp/68", "udp/546", "tcp/179", "tcp/2379", "tcp/2380"}, []string{"udp/53", "tcp/53", "udp/67", "udp/547", "tcp/179", "tcp/2379", "tcp/2380"}
+	return []string{"tcp/22", "udp/68", "udp/546", "tcp/179", "tcp/2379", "tcp/2380"},
+		[]string{"udp/53", "tcp/53", "udp/67", "udp/547", "tcp/179", "tcp/2379", "tcp/2380"}
 }
 
 // unnamed says that the interface that the chain of host endpoints asks for is not known.

@@ -146,7 +146,12 @@ func (d *dropper) explain(ctx context.Context, e nflog.Entry) drop {
 
 // decide finds the rule.
 func (d *drop) decide(ctx context.Context, x *explainer, own, other party, t traffic) {
-	if own.endpoint == nil {
+	switch {
+	case x.judges(own, other):
+	case x.hasHosts(x.settings.Node):
+		d.Reason = "by a host endpoint, of what this node forwards, or at an address that it has beside those by which it is known"
+		return
+	default:
 		d.Reason = "by a rule of an endpoint that the datastore does not know"
 		return
 	}

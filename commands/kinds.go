@@ -126,6 +126,8 @@ func columns(kind datastore.Kind) []column {
 		return tierColumns()
 	case datastore.KindNetworkSet:
 		return networkSetColumns()
+	case datastore.KindHostEndpoint:
+		return hostEndpointColumns()
 	case datastore.KindBGPConfig:
 		return []column{
 			col("Name", name[*datastore.BGPConfig]),
