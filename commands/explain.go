@@ -167,7 +167,7 @@ func (x *explainer) answer(ctx context.Context, args []string) (explained, error
 	if x.live && !slices.ContainsFunc([]party{x.src, x.dst}, func(p party) bool {
 		return (p.endpoint != nil || x.hasHosts(p.Node)) && p.Node == x.settings.Node
 	}) {
-		return explained{}, fmt.Errorf("--live: neither %s nor %s is an endpoint of this node, or the node with a host endpoint (%s)", args[0], args[1], x.settings.Node)
+		return explained{}, fmt.Errorf("--live: neither %s nor %s is an endpoint of this node (%s), or the node itself with a host endpoint", args[0], args[1], x.settings.Node)
 	}
 	if err := wanted.named(x.dst, args); err != nil {
 		return explained{}, err

@@ -56,7 +56,7 @@ func newHostEndpointCreateCommand(a *app) *cobra.Command {
 	cmd.Flags().StringSliceVar(&expected, "expected-ip", nil, "`addresses` that rules take for its own")
 	cmd.Flags().StringSliceVar(&h.Spec.Profiles, "profile", nil, "`profiles` that are asked behind policies")
 	cmd.Flags().StringSliceVar(&labels, "label", nil, "`NAME=VALUE` labels")
-	cmd.Flags().StringSliceVar(&ports, "port", nil, "named ports, as `NAME=tcp/80`,…")
+	cmd.Flags().StringSliceVar(&ports, "named-port", nil, "named ports, as `NAME=tcp/80`,…")
 	_ = cmd.MarkFlagRequired("node")
 	_ = cmd.RegisterFlagCompletionFunc("node", a.complete(datastore.KindNode, func(v *datastore.View) []string { return objectNames(v.Nodes()) }))
 	_ = cmd.RegisterFlagCompletionFunc("profile", a.complete(datastore.KindProfile, func(v *datastore.View) []string { return objectNames(v.Profiles()) }))
@@ -109,7 +109,7 @@ func parseNamedPorts(texts []string) (list []datastore.Port, err error) {
 		protocol, number, ok := strings.Cut(rest, "/")
 		port, is := portNumber(number)
 		if !named || !ok || !is {
-			return nil, usage("--port %q: want a name, a protocol and a port, such as http=tcp/80", text)
+			return nil, usage("--named-port %q: want a name, a protocol and a port, such as http=tcp/80", text)
 		}
 		list = append(list, datastore.Port{Name: name, Protocol: protocol, Port: port})
 	}

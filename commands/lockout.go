@@ -9,6 +9,7 @@ import (
 
 	"netctl/acl"
 	"netctl/datastore"
+	"netctl/netdev"
 )
 
 // warnLockouts warns of what is about to be written if, but for the failsafe ports, it would cut
@@ -70,7 +71,7 @@ func lockouts(view *datastore.View, s *settings) (list []string) {
 // lockedOut is what rules deny to one of them.
 func lockedOut(view *datastore.View, s *settings, h *datastore.HostEndpoint) (what []string) {
 	own, other := neighbours(view, h.Spec.Node)
-	x := acl.NewIndex(h.Spec.Node, acl.Options{LinkPrefix: s.Agent.LinkPrefix})
+	x := acl.NewIndex(h.Spec.Node, acl.Options{LinkPrefix: s.Agent.LinkPrefix, Group: netdev.Group})
 	link := h.Spec.InterfaceName
 	switch link {
 	case "":
@@ -100,7 +101,7 @@ func lockedOut(view *datastore.View, s *settings, h *datastore.HostEndpoint) (wh
 	}
 	ask(in(s.Speaker.Port), "to be reached by BGP")
 	ask(out(s.Speaker.Port), "to reach others by BGP")
-	for _, port := range s.datastorePorts() {
+	for _, port := range portsOf(s.Datastore.Endpoints...) {
 		ask(out(int(port)), "to reach the datastore")
 	}
 	return what

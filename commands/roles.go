@@ -107,12 +107,17 @@ func (s *settings) datastorePorts() (list []uint16) {
 	if s.Etcd.JoinPort > 0 {
 		list = append(list, uint16(s.Etcd.JoinPort))
 	}
-	for _, text := range slices.Concat(s.Datastore.Endpoints, s.Etcd.Listen, []string{s.Etcd.PeerURL}) {
+	return append(list, portsOf(slices.Concat(s.Datastore.Endpoints, s.Etcd.Listen, []string{s.Etcd.PeerURL})...)...)
+}
+
+// portsOf are the ports in URLs; that of a unix socket has none.
+func portsOf(urls ...string) (list []uint16) {
+	for _, text := range urls {
 		u, err := url.Parse(text)
 		if err != nil {
 			continue
 		}
-		if port, err := strconv.ParseUint(u.Port(), 10, 16); err == nil && port > 0 { // a unix socket has none
+		if port, err := strconv.ParseUint(u.Port(), 10, 16); err == nil && port > 0 {
 			list = append(list, uint16(port))
 		}
 	}
