@@ -252,7 +252,27 @@ func TestPolicyIsKeptByAll(t *testing.T) {
 		}
 	}
 	v = listed(t, s)
-	for _, o := range []datastore.Object{policy, tier, set} {
+	host := &datastore.HostEndpoint{Metadata: datastore.Metadata{Name: "h"}, Spec: datastore.HostEndpointSpec{Node: "new", InterfaceName: "eth0"}}
+	for _, o := range []datastore.Object{policy, tier, set, host} {
+		if err := v.CheckPut(o); !errors.Is(err, datastore.ErrInvalid) || !strings.Contains(err.Error(), "older netctl of node old, older: upgrade it there first") {
+			t.Errorf("put %s: %v", o.Kind(), err)
+		}
+	}
+	// An agent that knows policies, and no host endpoints.
+	for name, model := range map[string]int{"old": 3, "older": 3} {
+		node := v.Node(name)
+		node.Status.Model = model
+		if err := datastore.Update(ctx, s, node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v = listed(t, s)
+	forward := &datastore.Policy{Metadata: datastore.Metadata{Name: "forward"}, Spec: datastore.PolicySpec{ApplyOnForward: true}}
+	forward.SetDefaults()
+	if err := v.CheckPut(policy); err != nil {
+		t.Error(err)
+	}
+	for _, o := range []datastore.Object{host, forward} {
 		if err := v.CheckPut(o); !errors.Is(err, datastore.ErrInvalid) || !strings.Contains(err.Error(), "older netctl of node old, older: upgrade it there first") {
 			t.Errorf("put %s: %v", o.Kind(), err)
 		}

@@ -226,7 +226,7 @@ func TestExplain(t *testing.T) {
 	if out, code := exitOf(t, n1, "netctl", "status"); code != 0 {
 		t.Errorf("status: exit %d\n%s", code, out)
 	}
-	hostEndpoints(t, n1, n2, db, db4)
+	hostEndpoints(t, n1, n2, web, db, db4)
 	netlab.Must(t, n1, "netctl", "policy", "remove", "open", "closed")
 	netlab.Must(t, n1, "netctl", "profile", "remove", "web", "--force")
 	if out, code := exitOf(t, n1, "netctl", "explain", web.ID, db.ID, "tcp", "5432"); code != 3 || !strings.Contains(out, "names profile web, which does not exist") {

@@ -9,8 +9,8 @@ import (
 )
 
 // hostEndpoints makes node2 a host endpoint: what explain says of its own packets, and of those
-// that it forwards to its endpoint db, is what becomes of them, and the cluster goes on.
-func hostEndpoints(t *testing.T, n1, n2 *netlab.Host, db *netlab.Container, db4 netip.Addr) {
+// that it forwards from web to its endpoint db, is what becomes of them, and the cluster goes on.
+func hostEndpoints(t *testing.T, n1, n2 *netlab.Host, web, db *netlab.Container, db4 netip.Addr) {
 	own := n2.Addr.Addr()
 	netlab.Must(t, n1, "netctl", "hostendpoint", "create", "edge", "--node", "node2", "--interface", "*", "--expected-ip", own.String(), "--label", "tier=edge")
 	asks := func(from netlab.Place, allowed bool, says string, words ...string) {
@@ -34,10 +34,10 @@ func hostEndpoints(t *testing.T, n1, n2 *netlab.Host, db *netlab.Container, db4 
 			t.Errorf("status of %s: exit %d\n%s", h.Name, code, out)
 		}
 	}
-	netlab.Must(t, n1, "netctl", "policy", "create", "through", "--selector", "tier == 'edge'", "--ingress", "deny tcp to ports 22", "--ingress", "allow", "--apply-on-forward")
-	asks(n1, false, "policy through, ingress rule 1: deny tcp to ports 22", "node1", db.ID, "tcp", "22")
+	netlab.Must(t, n1, "netctl", "policy", "create", "through", "--selector", "tier == 'edge'", "--ingress", "deny tcp to ports 7000", "--ingress", "allow", "--apply-on-forward")
+	asks(web, false, "policy through, ingress rule 1: deny tcp to ports 7000", web.ID, db.ID, "tcp", "7000")
 	netlab.Must(t, n1, "netctl", "policy", "remove", "through")
-	asks(n1, true, "", "node1", db.ID, "tcp", "22")
+	asks(web, true, "policy open", web.ID, db.ID, "tcp", "7000")
 	// A flushed table comes back with it, and failsafe ports answer meanwhile.
 	netlab.Must(t, n2, "nft", "flush", "ruleset")
 	asks(n1, true, "failsafe port", "node1", "node2", "tcp", "22")
