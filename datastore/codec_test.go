@@ -59,6 +59,7 @@ func samples() []Object {
 		&Tier{Metadata{Name: "security"}, TierSpec{new(-5), Pass}},
 		&Policy{Metadata{Name: "web"}, PolicySpec{"security", new(100), "role == 'web'", []PolicyType{Ingress, Egress}, []Rule{rule("allow tcp from set lb to ports 80"), rule("pass")}, []Rule{rule("reject")}, false, false, false}},
 		&Policy{Metadata{Name: "early", Needs: needsHostEndpoints}, PolicySpec{"security", nil, "all()", []PolicyType{Ingress}, []Rule{rule("deny")}, nil, true, true, false}},
+		&Policy{Metadata{Name: "raw", Needs: needsHostEndpoints}, PolicySpec{"security", nil, "all()", []PolicyType{Egress}, nil, []Rule{rule("allow")}, true, false, true}},
 		&HostEndpoint{Metadata{Name: "edge", Labels: map[string]string{"k": "v"}}, HostEndpointSpec{"slave", "eth0", []netip.Addr{addr("192.0.2.5")}, []string{"dataman"}, []Port{{"http", "tcp", 80}}}},
 		&NetworkSet{Metadata{Name: "lb", Labels: map[string]string{"k": "v"}}, NetworkSetSpec{[]netip.Prefix{cidr("192.0.2.0/24"), cidr("2001:db8::/32")}}},
 		&BGPFilter{Metadata{Name: "tor"}, BGPFilterSpec{filterRules, FilterNext, filterRules, FilterReject}},
