@@ -140,15 +140,7 @@ func columns(kind datastore.Kind) []column {
 			col("BFD", func(c *datastore.BGPConfig) string { return bfdTimers(c.Spec.BFD) }),
 		}
 	case datastore.KindConfig:
-		return []column{
-			col("Name", name[*datastore.Config]),
-			col("MTU", func(c *datastore.Config) string {
-				if c.Spec.MTU > 0 {
-					return strconv.Itoa(c.Spec.MTU)
-				}
-				return "of the node's interface"
-			}),
-		}
+		return configColumns()
 	case datastore.KindReport:
 		return []column{
 			col("Node", func(r *datastore.Report) string { node, _ := r.Of(); return node }),
@@ -161,6 +153,18 @@ func columns(kind datastore.Kind) []column {
 		}
 	}
 	return []column{col("Name", func(o datastore.Object) string { return o.Meta().Name })}
+}
+
+func configColumns() []column {
+	return []column{
+		col("Name", name[*datastore.Config]),
+		col("MTU", func(c *datastore.Config) string {
+			if c.Spec.MTU > 0 {
+				return strconv.Itoa(c.Spec.MTU)
+			}
+			return "of the node's interface"
+		}),
+	}
 }
 
 func nodeColumns() []column {
