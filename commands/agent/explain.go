@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"netctl/acl"
 	"netctl/commands/control"
@@ -52,7 +53,8 @@ func (l *loop) explain(r control.ExplainRequest) (control.Explanation, error) {
 	if r.Inbound {
 		other = r.Src
 	}
-	if !r.ToHost {
+	here := func(e *datastore.Endpoint) bool { return slices.Contains(e.Spec.Addresses, other) }
+	if !r.ToHost && !slices.ContainsFunc(l.view.EndpointsOf(l.cfg.Node), here) { // else it is by no host endpoint
 		r.Via = l.links.linkTo(other, l.uplink().Link)
 	}
 	if r.Endpoint == "" {
