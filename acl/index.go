@@ -48,6 +48,7 @@ type Index struct {
 	limits      [2]int                           // how many there are, by direction
 	mss         map[string]int                   // MTU that a link's connections are kept to
 	wireguard   uint16                           // port of WireGuard tunnels; 0: there are none
+	hosts       hosts
 	pending     pending
 	gifts       map[string]*gifts       // by list of profiles
 	filling     []string                // selectors whose members are being looked for, in turn
@@ -84,6 +85,7 @@ func NewIndex(node string, o Options) *Index {
 		links:       map[string]map[string]struct{}{},
 		wired:       map[string]wiring{},
 		nat:         newNAT(),
+		hosts:       newHosts(),
 		published:   map[string]*datastore.Endpoint{},
 		mss:         map[string]int{},
 		pending:     newPending(),
@@ -97,14 +99,19 @@ func NewIndex(node string, o Options) *Index {
 // Ruleset returns from now on; Flush does not tell of them.
 func (x *Index) SetFlows(rate, burst uint32) { x.options.FlowRate, x.options.FlowBurst = rate, burst }
 
-// SetStrict sets Options.Strict, in the same way.
-func (x *Index) SetStrict(strict bool) { x.options.Strict = strict }
+// SetStrict sets Options.Strict, in the same way; of the chains of host endpoints Flush tells.
+func (x *Index) SetStrict(strict bool) {
+	if x.options.Strict != strict {
+		x.options.Strict = strict
+		x.hosts.doubt()
+	}
+}
 
 // Whole says that Work has nothing left to do.
 func (x *Index) Whole() bool { return len(x.filling)+len(x.outdated) == 0 }
 
-// Apply takes one change of the store. Kinds other than Endpoint, Profile, Policy, Tier,
-// NetworkSet, Pool and Node change nothing.
+// Apply takes one change of the store. Kinds other than Endpoint, HostEndpoint, Profile,
+// Policy, Tier, NetworkSet, Pool and Node change nothing.
 func (x *Index) Apply(c datastore.Change) {
 	x.left = x.slice
 	switch c.Kind {
@@ -112,6 +119,9 @@ func (x *Index) Apply(c datastore.Change) {
 		e, _ := c.New.(*datastore.Endpoint)
 		x.setEndpoint(c.Name, e)
 		x.setPorts(c.Name, e)
+	case datastore.KindHostEndpoint:
+		h, _ := c.New.(*datastore.HostEndpoint)
+		x.setHostEndpoint(c.Name, h)
 	case datastore.KindProfile:
 		p, _ := c.New.(*datastore.Profile)
 		x.setProfile(c.Name, p)
@@ -288,8 +298,8 @@ func (x *Index) rewire(link string) {
 		m := x.members[owners[0]]
 		e := m.endpoint
 		w := wiring{
-			in:      x.acquireClass(inbound, x.stages(inbound, m.facts, e.Spec.Profiles)),
-			out:     x.acquireClass(outbound, x.stages(outbound, m.facts, e.Spec.Profiles)),
+			in:      x.acquireClass(tracked, inbound, x.stages(inbound, m.facts, e.Spec.Profiles)),
+			out:     x.acquireClass(tracked, outbound, x.stages(outbound, m.facts, e.Spec.Profiles)),
 			sources: linkSources(e), linkLocal: linkLocal(e),
 		}
 		x.wired[link] = w
@@ -321,20 +331,25 @@ func (x *Index) countFamilies(w wiring, n int) {
 		has[index4or6(e)] = true
 	}
 	for _, class := range []string{w.in, w.out} {
-		for _, name := range x.chains[class].jumps {
-			c := x.chains[name]
-			before := c.families()
-			for i, h := range has {
-				if h {
-					c.count[i] += n
-				}
+		x.countClass(class, has, n)
+	}
+}
+
+// countClass does so for one class.
+func (x *Index) countClass(class string, has families, n int) {
+	for _, name := range x.chains[class].jumps {
+		c := x.chains[name]
+		before := c.families()
+		for i, h := range has {
+			if h {
+				c.count[i] += n
 			}
-			if now := c.families(); now != before {
-				x.compileAgain(c)
-				if c.next != nil {
-					// The rules it has do not cover a family that came.
-					c.close(families{now[0] && !before[0], now[1] && !before[1]})
-				}
+		}
+		if now := c.families(); now != before {
+			x.compileAgain(c)
+			if c.next != nil {
+				// The rules it has do not cover a family that came.
+				c.close(families{now[0] && !before[0], now[1] && !before[1]})
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package acl
 import (
 	"maps"
 	"net/netip"
+	"slices"
 )
 
 // Scope is whose flows a change may deny that were allowed before. The zero Scope is nobody.
@@ -96,7 +97,7 @@ func (x *Index) Tightened() Scope {
 func (x *Index) tighten(d Delta) {
 	for _, c := range d.Chains {
 		live := x.chains[c.Name] // of policies and profiles: what others do is not judged
-		if !c.New && !c.Gone && len(live.owners) > 0 && c.tightens() {
+		if !c.New && !c.Gone && len(live.owners) > 0 && c.tightens() && x.asksEndpoint(c.Name) {
 			x.tightened.Add(Scope{All: true})
 		}
 	}
@@ -106,6 +107,17 @@ func (x *Index) tighten(d Delta) {
 		}
 	}
 	clear(x.moved)
+}
+
+// asksEndpoint says whether the chain of rules is asked of an endpoint here; else it is of host
+// endpoints alone, whose flows nobody cuts.
+func (x *Index) asksEndpoint(chain string) bool {
+	for _, w := range x.wired {
+		if slices.Contains(x.chains[w.in].jumps, chain) || slices.Contains(x.chains[w.out].jumps, chain) {
+			return true
+		}
+	}
+	return false
 }
 
 // tightens says whether a chain may deny what it allowed.

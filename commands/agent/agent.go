@@ -156,7 +156,7 @@ func (a *agent) openFilter(ctx context.Context) (err error) {
 	if !workload.NewRecords(a.cfg.recordsDir()).Any() {
 		return a.nft.KeepTracking()
 	}
-	blocked, err := a.nft.Block(ctx, acl.Static(a.cfg.filterOptions()))
+	blocked, err := a.nft.Block(ctx, acl.Static(a.cfg.FilterOptions()))
 	if blocked {
 		a.log.Warn("packet filter is gone, closed first", "table", acl.TableName)
 	}

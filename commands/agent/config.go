@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -63,6 +65,11 @@ type Config struct {
 	Established datastore.Established
 	// WorkloadToHost is what workloads may open on their own host.
 	WorkloadToHost []acl.HostPort
+	// FailsafeInbound and FailsafeOutbound are ports that no policy closes to host endpoints,
+	// beside those that the cluster itself needs.
+	FailsafeInbound, FailsafeOutbound []acl.HostPort
+	// DatastorePorts are TCP ports of the datastore, of this node or others.
+	DatastorePorts []uint16
 	// RouteProtocol marks the agent's routes in the kernel.
 	RouteProtocol int
 	// RouteTable is the kernel's table that they are in; 0 is the main one.
@@ -139,13 +146,28 @@ func (c *Config) debtFile() string   { return filepath.Join(c.RunDir, "flows-to-
 func (c *Config) copyFile() string   { return filepath.Join(c.StateDir, datastore.CopyFile) }
 func (c *Config) filterFile() string { return filepath.Join(c.StateDir, "filter") }
 
-// filterOptions are those of the packet filter that the host does not decide.
-func (c *Config) filterOptions() acl.Options {
-	return acl.Options{LinkPrefix: c.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(c.Gateway), WorkloadToHost: c.WorkloadToHost, BGPPort: c.BGPPort}
+// FilterOptions are those of the packet filter that the host does not decide.
+func (c *Config) FilterOptions() acl.Options {
+	needed := c.clusterPorts()
+	return acl.Options{
+		LinkPrefix: c.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(c.Gateway), WorkloadToHost: c.WorkloadToHost, BGPPort: c.BGPPort,
+		FailsafeInbound: slices.Concat(c.FailsafeInbound, needed), FailsafeOutbound: slices.Concat(c.FailsafeOutbound, needed),
+	}
 }
 
-// ParseHostPort reads an entry of the setting agent.workloadToHost: tcp, udp or
-// sctp, "/", port.
+// clusterPorts are those that nodes need of each other: BGP, BFD of one hop, of several and its
+// echoes (RFC 5881, RFC 5883), and the datastore's.
+func (c *Config) clusterPorts() []acl.HostPort {
+	const tcp, udp = 6, 17 // IANA protocol numbers
+	list := []acl.HostPort{{Protocol: tcp, Port: cmp.Or(c.BGPPort, 179)}, {Protocol: udp, Port: 3784}, {Protocol: udp, Port: 3785}, {Protocol: udp, Port: 4784}}
+	for _, port := range c.DatastorePorts {
+		list = append(list, acl.HostPort{Protocol: tcp, Port: port})
+	}
+	return list
+}
+
+// ParseHostPort reads an entry of the settings agent.workloadToHost, agent.failsafeInbound and
+// agent.failsafeOutbound: tcp, udp or sctp, "/", port.
 func ParseHostPort(s string) (acl.HostPort, error) {
 	protocol, text, ok := strings.Cut(s, "/")
 	number := map[string]uint8{"tcp": 6, "udp": 17, "sctp": 132}[protocol] // IANA protocol numbers
