@@ -108,6 +108,14 @@ func (x *Index) SetHostLinks(links map[string][]netip.Addr) {
 	x.hosts.doubt()
 }
 
+// SetFailsafes sets the ports that no policy closes to host endpoints (Options).
+func (x *Index) SetFailsafes(in, out []HostPort) {
+	if !slices.Equal(in, x.options.FailsafeInbound) || !slices.Equal(out, x.options.FailsafeOutbound) {
+		x.options.FailsafeInbound, x.options.FailsafeOutbound = in, out
+		x.hosts.doubt()
+	}
+}
+
 // hostLink is an interface and the host endpoint that it is; link "": every other one.
 type hostLink struct {
 	link, name string

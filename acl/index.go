@@ -3,7 +3,6 @@ package acl
 import (
 	"net"
 	"net/netip"
-	"slices"
 
 	"netctl/datastore"
 )
@@ -392,36 +391,6 @@ func linkLocal(e *datastore.Endpoint) Element {
 	out := addrElement(netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]}))
 	out.Link = e.Spec.Link
 	return out
-}
-
-// SetSubnets tells which subnets the host is connected to.
-func (x *Index) SetSubnets(list []netip.Prefix) {
-	now := map[Element]struct{}{}
-	for _, p := range list {
-		inside := func(o netip.Prefix) bool { return o.Bits() > 0 && o.Bits() < p.Bits() && o.Overlaps(p) }
-		if p = p.Masked(); p.Bits() > 0 && !slices.ContainsFunc(list, inside) {
-			now[Element{Prefix: p}] = struct{}{}
-		}
-	}
-	was := x.onLink
-	x.onLink = sortedElements(now)
-	for _, e := range was {
-		if _, ok := now[e]; !ok {
-			x.pending.element(onLinkSet(e), e, false)
-		}
-	}
-	for _, e := range x.onLink {
-		if !slices.Contains(was, e) {
-			x.pending.element(onLinkSet(e), e, true)
-		}
-	}
-}
-
-func onLinkSet(e Element) string {
-	if e.Prefix.Addr().Is4() {
-		return setOnLink4
-	}
-	return setOnLink6
 }
 
 // Flush returns what changed since the last Flush and starts anew.

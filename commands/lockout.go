@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -8,7 +9,10 @@ import (
 	"strings"
 
 	"netctl/acl"
+	"netctl/commands/agent"
+	"netctl/commands/join"
 	"netctl/datastore"
+	"netctl/datastore/etcd"
 	"netctl/netdev"
 )
 
@@ -101,8 +105,12 @@ func lockedOut(view *datastore.View, s *settings, h *datastore.HostEndpoint) (wh
 	}
 	ask(in(s.Speaker.Port), "to be reached by BGP")
 	ask(out(s.Speaker.Port), "to reach others by BGP")
-	for _, port := range portsOf(s.Datastore.Endpoints...) {
+	members := etcd.ReadMembers(s.storeOptions().Members, s.Datastore.Endpoints)
+	for _, port := range agent.PortsOf(slices.Concat(s.Datastore.Endpoints, members.Endpoints)...) {
 		ask(out(int(port)), "to reach the datastore")
+	}
+	if s.Datastore.Cert != "" {
+		ask(out(cmp.Or(members.JoinPort, join.DefaultPort)), "to have its certificate renewed")
 	}
 	return what
 }

@@ -3,10 +3,8 @@ package commands
 import (
 	"context"
 	"net/netip"
-	"net/url"
 	"os"
 	"slices"
-	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -107,21 +105,7 @@ func (s *settings) datastorePorts() (list []uint16) {
 	if s.Etcd.JoinPort > 0 {
 		list = append(list, uint16(s.Etcd.JoinPort))
 	}
-	return append(list, portsOf(slices.Concat(s.Datastore.Endpoints, s.Etcd.Listen, []string{s.Etcd.PeerURL})...)...)
-}
-
-// portsOf are the ports in URLs; that of a unix socket has none.
-func portsOf(urls ...string) (list []uint16) {
-	for _, text := range urls {
-		u, err := url.Parse(text)
-		if err != nil {
-			continue
-		}
-		if port, err := strconv.ParseUint(u.Port(), 10, 16); err == nil && port > 0 {
-			list = append(list, uint16(port))
-		}
-	}
-	return list
+	return append(list, agent.PortsOf(slices.Concat(s.Datastore.Endpoints, s.Etcd.Listen, []string{s.Etcd.PeerURL})...)...)
 }
 
 func (s *settings) speakerConfig() speaker.Config {

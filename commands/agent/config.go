@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"path"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 	"netctl/acl"
 	"netctl/commands/control"
+	"netctl/commands/join"
 	"netctl/commands/runtimes"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
@@ -148,11 +150,22 @@ func (c *Config) filterFile() string { return filepath.Join(c.StateDir, "filter"
 
 // FilterOptions are those of the packet filter that the host does not decide.
 func (c *Config) FilterOptions() acl.Options {
+	o := acl.Options{LinkPrefix: c.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(c.Gateway), WorkloadToHost: c.WorkloadToHost, BGPPort: c.BGPPort}
+	o.FailsafeInbound, o.FailsafeOutbound = c.failsafes(etcd.ReadMembers(c.Store.Members, c.Store.Endpoints))
+	return o
+}
+
+// failsafes are the ports that no policy closes to host endpoints, in and out, where the
+// datastore's members are known so. Of those a node needs where they let nodes in, too, which
+// is where its certificate is renewed.
+func (c *Config) failsafes(m datastore.Members) (in, out []acl.HostPort) {
+	const tcp = 6 // IANA protocol number
 	needed := c.clusterPorts()
-	return acl.Options{
-		LinkPrefix: c.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(c.Gateway), WorkloadToHost: c.WorkloadToHost, BGPPort: c.BGPPort,
-		FailsafeInbound: slices.Concat(c.FailsafeInbound, needed), FailsafeOutbound: slices.Concat(c.FailsafeOutbound, needed),
+	for _, port := range PortsOf(m.Endpoints...) {
+		needed = append(needed, acl.HostPort{Protocol: tcp, Port: port})
 	}
+	out = append(slices.Concat(c.FailsafeOutbound, needed), acl.HostPort{Protocol: tcp, Port: uint16(cmp.Or(m.JoinPort, join.DefaultPort))})
+	return slices.Concat(c.FailsafeInbound, needed), out
 }
 
 // clusterPorts are those that nodes need of each other: BGP, BFD of one hop, of several and its
@@ -162,6 +175,20 @@ func (c *Config) clusterPorts() []acl.HostPort {
 	list := []acl.HostPort{{Protocol: tcp, Port: cmp.Or(c.BGPPort, 179)}, {Protocol: udp, Port: 3784}, {Protocol: udp, Port: 3785}, {Protocol: udp, Port: 4784}}
 	for _, port := range c.DatastorePorts {
 		list = append(list, acl.HostPort{Protocol: tcp, Port: port})
+	}
+	return list
+}
+
+// PortsOf are the ports in URLs; that of a unix socket has none.
+func PortsOf(urls ...string) (list []uint16) {
+	for _, text := range urls {
+		u, err := url.Parse(text)
+		if err != nil {
+			continue
+		}
+		if port, err := strconv.ParseUint(u.Port(), 10, 16); err == nil && port > 0 {
+			list = append(list, uint16(port))
+		}
 	}
 	return list
 }
