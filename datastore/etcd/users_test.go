@@ -66,4 +66,32 @@ func TestCreateUser(t *testing.T) {
 	}
 }
 
+// TestCertificateDenied: a node that etcd knows by its certificate has the rights of its
+// name, and what it may not write is told as not allowed.
+func TestCertificateDenied(t *testing.T) {
+	m := newMember(t)
+	startExternal(t, m, 64<<20)
+	root := m.secure(m.issue(t, pki.Node{Name: "root"}))
+	eventually(t, func() error {
+		_, err := open(t, root).ID(t.Context())
+		return err
+	})
+	c := rawClient(t, root)
+	for _, err := range []error{
+		second(c.RoleAdd(t.Context(), "root")), second(c.UserAdd(t.Context(), "root", "root")), second(c.UserGrantRole(t.Context(), "root", "root")),
+		open(t, root).CreateUser(t.Context(), "n1", "", nil), second(c.AuthEnable(t.Context())),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := open(t, m.secure(m.issue(t, pki.Node{Name: "n1"})))
+	for key, allowed := range map[string]bool{datastore.EventsPrefix + "n1/last": true, datastore.EventsPrefix + "n2/last": false, datastore.HistoryPrefix + "1": false} {
+		_, err := s.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: key, Value: []byte("1")}}})
+		if allowed != (err == nil) || !allowed && !errors.Is(err, datastore.ErrDenied) {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+}
+
 func second(_ any, err error) error { return err }
