@@ -167,7 +167,7 @@ func (x *Index) compileAgain(c *liveChain) {
 // compile compiles the rules of a chain for the families that endpoints have.
 func (x *Index) compile(c *liveChain, f families) program {
 	p := program{families: f, nets: x.selectsNets, used: map[string]bool{}}
-	if c.staged {
+	if p.staged = c.staged; c.staged {
 		for _, o := range c.owners {
 			p.addAll(o, c.direction, x.rulesOf(o, c.direction))
 		}

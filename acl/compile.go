@@ -88,6 +88,7 @@ type program struct {
 	rules    []Rule
 	origins  []origin // of each rule
 	ends     []end    // that rules go to
+	staged   bool     // of staged policies
 	// nets says whether labels of a network set meet a selector; nil: none do.
 	nets func(selector string) bool
 	refs []setRef

@@ -29,8 +29,11 @@ type Index struct {
 	tierChains map[string]*liveChain
 	doubted    map[string]struct{} // links that may be of another class now
 
-	tightened Scope              // what Tightened returns next
-	moved     map[netip.Addr]int // addresses that came with an endpoint or went with it, since the last Flush
+	tightened Scope // what Tightened returns next
+	// Since the last Flush: by how many endpoints more an address is held, and what decided
+	// about links that were wired anew.
+	moved   map[netip.Addr]int
+	classes map[string]string
 
 	populations map[populationKey]*population
 	selectors   map[string]*population // the live ones, by text
@@ -75,6 +78,7 @@ func NewIndex(node string, o Options) *Index {
 		doubted:     map[string]struct{}{},
 		limited:     map[string]datastore.QoSControls{},
 		moved:       map[netip.Addr]int{},
+		classes:     map[string]string{},
 		byProfile:   map[string]map[string]struct{}{},
 		populations: map[populationKey]*population{},
 		selectors:   map[string]*population{},
@@ -258,6 +262,7 @@ func rulesOf(p *datastore.Profile, d direction) []datastore.Rule {
 // wiring is what one link has in the static maps and sets.
 type wiring struct {
 	in, out   string // class chains
+	decides   string // the classes without their staged policies
 	sources   []Element
 	linkLocal Element // without a prefix: none is known
 }
@@ -291,14 +296,16 @@ func (x *Index) rewire(link string) {
 	old, had := x.wired[link]
 	if had {
 		x.wire(link, old, false)
+		x.reclassed(link, old)
 		delete(x.wired, link)
 	}
 	if owners := sortedKeys(x.links[link]); len(owners) > 0 {
 		m := x.members[owners[0]]
 		e := m.endpoint
+		in, out := x.stages(inbound, m.facts, e.Spec.Profiles), x.stages(outbound, m.facts, e.Spec.Profiles)
 		w := wiring{
-			in:      x.acquireClass(tracked, inbound, x.stages(inbound, m.facts, e.Spec.Profiles)),
-			out:     x.acquireClass(tracked, outbound, x.stages(outbound, m.facts, e.Spec.Profiles)),
+			in: x.acquireClass(tracked, inbound, in), out: x.acquireClass(tracked, outbound, out),
+			decides: className(tracked, inbound, deciding(in)) + className(tracked, outbound, deciding(out)),
 			sources: linkSources(e), linkLocal: linkLocal(e),
 		}
 		x.wired[link] = w

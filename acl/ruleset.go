@@ -132,6 +132,40 @@ func (r *Ruleset) Apply(d Delta) {
 	}
 }
 
+// With is r changed as several deltas say, one after the other. r stays as it is; the two share
+// what they have in common.
+func (r *Ruleset) With(deltas ...Delta) *Ruleset {
+	out := &Ruleset{Sets: maps.Clone(r.Sets), Chains: maps.Clone(r.Chains)}
+	for _, d := range deltas {
+		for _, c := range d.Sets {
+			if s := out.Sets[c.Name]; s != nil && s == r.Sets[c.Name] {
+				own := *s
+				own.Elements = maps.Clone(s.Elements)
+				out.Sets[c.Name] = &own
+			}
+		}
+		for _, c := range d.Chains {
+			if chain := out.Chains[c.Name]; chain != nil {
+				own := *chain
+				out.Chains[c.Name] = &own
+			}
+		}
+		out.Apply(d)
+	}
+	return out
+}
+
+// Changes is how many objects, elements and rules a delta names.
+func (d Delta) Changes() (n int) {
+	for _, c := range d.Sets {
+		n += 1 + len(c.Add) + len(c.Del)
+	}
+	for _, c := range d.Chains {
+		n += 1 + len(c.Rules)
+	}
+	return n
+}
+
 func sameRules(a, b []Rule) bool {
 	return slices.EqualFunc(a, b, Rule.Equal)
 }

@@ -45,8 +45,11 @@ func (v Verdict) deciding() (gone, came bool) {
 	return false, false
 }
 
-// deny counts n more uses of the sets that the rules of a program name.
+// deny counts n more uses of the sets that the rules of a program name, if they decide.
 func (x *Index) deny(p program, n int) {
+	if p.staged {
+		return
+	}
 	for _, r := range p.rules {
 		gone, came := r.Verdict.deciding()
 		for _, t := range r.Match {
@@ -64,29 +67,28 @@ func (x *Index) deny(p program, n int) {
 	}
 }
 
-// leaves notes addresses that an endpoint has no more, or did not have before. Flows of those
-// are forgotten as such, not as something that is denied.
+// leaves counts by how many endpoints fewer, or more, an address is held than at the last Flush.
 func (x *Index) leaves(was, now []netip.Addr) {
-	for _, list := range [2][]netip.Addr{was, now} {
-		for _, a := range list {
-			x.moved[a]++
-		}
-	}
 	for _, a := range was {
-		for _, b := range now {
-			if a == b { // it stays
-				if x.moved[a] -= 2; x.moved[a] == 0 {
-					delete(x.moved, a)
-				}
-			}
-		}
+		x.moved[a]--
+	}
+	for _, a := range now {
+		x.moved[a]++
+	}
+}
+
+// reclassed notes what a link had at the last Flush.
+func (x *Index) reclassed(link string, was wiring) {
+	if _, noted := x.classes[link]; !noted {
+		x.classes[link] = was.decides
 	}
 }
 
 // Tightened is whose flows the changes of all Flushes since the last call may deny. It may
 // be too much, never too little: what is no more is not compared with what came instead.
-// Endpoints that came and went are not in it, and neither are chains that are new: they
-// are what an endpoint's class is from now on, which is.
+// Addresses that endpoints gave up, and none got instead, are not in it: their flows are
+// forgotten as such. Neither are chains that are new: they are what an endpoint's class is
+// from now on, which is; nor what staged policies say, which decides nothing.
 func (x *Index) Tightened() Scope {
 	s := x.tightened
 	x.tightened = Scope{}
@@ -96,8 +98,11 @@ func (x *Index) Tightened() Scope {
 // tighten adds to Tightened what a delta may deny.
 func (x *Index) tighten(d Delta) {
 	for _, c := range d.Chains {
+		if c.New || c.Gone {
+			continue
+		}
 		live := x.chains[c.Name] // of policies and profiles: what others do is not judged
-		if !c.New && !c.Gone && len(live.owners) > 0 && c.tightens() && x.asksEndpoint(c.Name) {
+		if len(live.owners) > 0 && !live.staged && c.tightens() && x.asksEndpoint(c.Name) {
 			x.tightened.Add(Scope{All: true})
 		}
 	}
@@ -106,7 +111,30 @@ func (x *Index) tighten(d Delta) {
 			x.tightened.Add(x.denies(c))
 		}
 	}
+	x.tightened.Add(x.turned())
 	clear(x.moved)
+	clear(x.classes)
+}
+
+// turned is whose flows are judged by other policies and profiles than at the last Flush. None
+// of link-local addresses are: they are not forwarded.
+func (x *Index) turned() (out Scope) {
+	out.Addrs = map[netip.Addr]struct{}{}
+	for link, was := range x.classes {
+		if now, ok := x.wired[link]; ok && now.decides != was {
+			for _, s := range now.sources {
+				x.held(out, s.Prefix.Addr())
+			}
+		}
+	}
+	return out
+}
+
+// held adds an address to s that endpoints have not given up.
+func (x *Index) held(s Scope, a netip.Addr) {
+	if x.moved[a] >= 0 {
+		s.Addrs[a] = struct{}{}
+	}
 }
 
 // asksEndpoint says whether the chain of rules is asked of an endpoint here; else it is of host
@@ -138,29 +166,19 @@ func (c ChainChange) tightens() bool {
 
 // denies is whose flows a change of a set may deny.
 func (x *Index) denies(c SetChange) (out Scope) {
-	out.Addrs = map[netip.Addr]struct{}{}
-	if c.Name == mapFromEP || c.Name == mapToEP {
-		for _, e := range c.Add { // a link is of another class
-			for _, s := range x.wired[e.Link].sources {
-				if a := s.Prefix.Addr(); x.moved[a] == 0 {
-					out.Addrs[a] = struct{}{}
-				}
-			}
-		}
-		return out
-	}
 	s := x.sets[c.Name]
 	if s == nil {
 		return out
 	}
+	out.Addrs = map[netip.Addr]struct{}{}
 	changed := func(list []Element, rules int) {
 		for _, e := range list {
-			switch a := e.Prefix.Addr(); {
+			switch {
 			case rules == 0:
 			case !e.Prefix.IsSingleIP():
 				out.All = true
-			case x.moved[a] == 0:
-				out.Addrs[a] = struct{}{}
+			default:
+				x.held(out, e.Prefix.Addr())
 			}
 		}
 	}

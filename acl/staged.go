@@ -40,6 +40,18 @@ func (s stage) steps() (list []step) {
 	return list
 }
 
+// deciding are the stages without their staged policies.
+func deciding(list []stage) (out []stage) {
+	for _, s := range list {
+		if s.idle {
+			continue
+		}
+		s.owners = slices.DeleteFunc(slices.Clone(s.owners), func(o owner) bool { return o.staged })
+		out = append(out, s)
+	}
+	return out
+}
+
 // chain is the name of the step's chain.
 func (t step) chain(d direction) string {
 	if !t.staged {

@@ -166,7 +166,8 @@ func newCARotateCommand(a *app) *cobra.Command {
 		Long: "Replace the authorities that sign the certificates of nodes and of members, on a member: new ones are made and trusted beside the\n" +
 			"old, every node takes a certificate of the new one, and then the old ones are good for nothing. Connections and sessions stay. The\n" +
 			"old ones are kept for as long as a node that is away has not followed; --without gives one up, which must join again then. The\n" +
-			"cluster goes on by itself whatever becomes of this command; run again, it goes on waiting.",
+			"cluster goes on by itself whatever becomes of this command; run again, it goes on waiting. It puts out nobody who has an old key:\n" +
+			"that takes a new cluster (docs/datastore.md).",
 		Example: "  netctl datastore ca rotate\n  netctl datastore ca rotate --without n7",
 		Args:    cobra.NoArgs,
 	}

@@ -45,7 +45,7 @@ func (a *app) cleanup(ctx context.Context, s *settings, dryRun, force bool) erro
 	}
 	made, err := s.madeNetworks(ctx)
 	if err != nil {
-		return fmt.Errorf("cleanup: %w", err)
+		a.warn("%v", err)
 	}
 	gone, stays := made.lines()
 	found := append(survey.Lines(), gone...)

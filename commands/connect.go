@@ -103,12 +103,21 @@ func (a *app) waiting(what string) (done func()) {
 const warningPrefix = "netctl: warning: "
 
 func (a *app) warn(format string, args ...any) {
-	fmt.Fprintf(a.err, warningPrefix+format+"\n", args...)
+	fmt.Fprintln(a.err, datastore.Line(fmt.Sprintf(warningPrefix+format, args...)))
 }
 
-// print writes a whole output at once.
+// print writes a whole output at once. Whoever wrote what is in it, it does nothing to a
+// terminal but what bad does.
 func (a *app) print(s string) error {
-	_, err := fmt.Fprint(a.out, s)
+	reds := strings.Split(s, red)
+	for i := range reds {
+		parts := strings.Split(reds[i], unmarked)
+		for j := range parts {
+			parts[j] = datastore.Visible(parts[j])
+		}
+		reds[i] = strings.Join(parts, unmarked)
+	}
+	_, err := fmt.Fprint(a.out, strings.Join(reds, red))
 	return err
 }
 

@@ -154,5 +154,5 @@ func eventLine(e datastore.Event, wide bool) string {
 	if e.Object != "" {
 		head += e.Object + "  "
 	}
-	return head + e.Words() + "\n"
+	return datastore.Line(head+e.Words()) + "\n"
 }

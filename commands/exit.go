@@ -2,7 +2,8 @@ package commands
 
 import (
 	"errors"
-	"strings"
+
+	"netctl/datastore"
 )
 
 // The exit codes, the only table of them.
@@ -44,9 +45,5 @@ func oneLine(err error) string {
 	if err.Error() == errNo.Error() {
 		return ""
 	}
-	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
-	for i := range lines {
-		lines[i] = strings.TrimSpace(lines[i])
-	}
-	return strings.Join(lines, "; ")
+	return datastore.Line(err.Error())
 }

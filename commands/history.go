@@ -202,7 +202,7 @@ func (a *app) showHistory(f format, list []datastore.HistoryRecord) error {
 		if r.User == "" {
 			fmt.Fprintf(&b, "revision %d  unknown: not by this command line\n", r.Revision)
 		} else {
-			fmt.Fprintf(&b, "revision %d  %s  %s@%s  %s\n", r.Revision, r.Time.Local().Format(time.DateTime), r.User, r.Host, oneLineText(r.Command))
+			fmt.Fprintf(&b, "revision %d  %s  %s@%s  %s\n", r.Revision, r.Time.Local().Format(time.DateTime), r.User, r.Host, r.Command)
 		}
 		for _, c := range r.Changes {
 			b.WriteString(changeText(c, r.User == ""))
@@ -210,9 +210,6 @@ func (a *app) showHistory(f format, list []datastore.HistoryRecord) error {
 	}
 	return a.print(b.String())
 }
-
-// oneLineText is text without line breaks.
-func oneLineText(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 // keyLabel is how messages name the object of a key.
 func keyLabel(key string) string {

@@ -20,20 +20,22 @@ type madeNetworks struct {
 	used map[[2]string][]string // endpoints by orchestrator and network
 }
 
+// madeNetworks looks for them. Beside an error are those of the runtimes that could be
+// looked at.
 func (s *settings) madeNetworks(ctx context.Context) (m madeNetworks, err error) {
-	if m.list, err = runtimes.All(ctx, runtimes.Config{DockerAPI: s.Docker.API, DockerDriver: s.Docker.Socket}); err != nil {
-		return m, err
-	}
 	records, err := workload.NewRecords(filepath.Join(s.RunDir, "endpoints")).All()
 	if err != nil {
-		return m, err
+		return m, err // any of them may be in use
+	}
+	if m.list, err = runtimes.All(ctx, runtimes.Config{DockerAPI: s.Docker.API, DockerDriver: s.Docker.Socket}); err != nil {
+		err = fmt.Errorf("networks in runtimes: %w", err)
 	}
 	m.used = map[[2]string][]string{}
 	for _, r := range records {
 		at := [2]string{r.Endpoint.Spec.Orchestrator, r.Endpoint.Spec.Network}
 		m.used[at] = append(m.used[at], r.Endpoint.Metadata.Name)
 	}
-	return m, nil
+	return m, err
 }
 
 // kept says why a network is not removed; "": it is.

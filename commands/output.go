@@ -159,8 +159,13 @@ func plain(n *yaml.Node) {
 	}
 }
 
-// table is bordered, with centred cells.
+// table is bordered, with centred cells of one line each.
 func table(header []string, rows [][]string) string {
+	for _, row := range rows {
+		for i, cell := range row {
+			row[i] = datastore.Line(cell)
+		}
+	}
 	widths := make([]int, len(header))
 	for _, row := range append([][]string{header}, rows...) {
 		for i, cell := range row {
@@ -203,11 +208,17 @@ func centre(s string, width int) string {
 	return strings.Repeat(" ", left) + s + strings.Repeat(" ", width-n-left)
 }
 
+// What marks a text on a terminal, and what ends that.
+const (
+	red      = "\x1b[31m"
+	unmarked = "\x1b[0m"
+)
+
 // bad marks a text that tells of trouble, in red on a terminal.
 func (a *app) bad(s string) string {
 	f, ok := a.out.(*os.File)
 	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" || !isTerminal(f) {
 		return s
 	}
-	return "\x1b[31m" + s + "\x1b[0m"
+	return red + s + unmarked
 }

@@ -59,7 +59,7 @@ type nodeReport struct {
 }
 
 func (r *nodeReport) problem(format string, args ...any) {
-	p := fmt.Sprintf(format, args...)
+	p := datastore.Line(fmt.Sprintf(format, args...))
 	if !slices.Contains(r.Problems, p) {
 		r.Problems = append(r.Problems, p)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"netctl/commands/install"
+	"netctl/datastore"
 )
 
 func newUninstallCommand(a *app) *cobra.Command {
@@ -101,18 +102,19 @@ func wouldRemove(ctx context.Context, s *settings, root string) []string {
 		return nil
 	}
 	made, err := s.madeNetworks(ctx)
+	steps := made.steps()
 	if err != nil {
-		return []string{fmt.Sprintf("networks in runtimes: %v", err)}
+		steps = append(steps, datastore.Line(err.Error()))
 	}
-	return made.steps()
+	return steps
 }
 
 // removeMade removes the networks in runtimes, and says which; forced: what cannot be is
 // said and no more.
 func (a *app) removeMade(ctx context.Context, s *settings, force bool) ([]string, error) {
 	made, err := s.madeNetworks(ctx)
-	if err == nil {
-		err = made.remove(ctx)
+	if err == nil || force {
+		err = errors.Join(err, made.remove(ctx))
 	}
 	if err != nil && !force {
 		return nil, fmt.Errorf("uninstall: %w", err)

@@ -97,6 +97,7 @@ const EventsPrefix = "/netctl/events/v1/"
 const (
 	SharedEvents = 50
 	sharedBytes  = 32 << 10
+	maxEvents    = 2 * sharedBytes // of a value that is read, from whichever version
 )
 
 // NodeEvents are the last events of a node, the oldest first. The node itself has more.
@@ -133,15 +134,21 @@ func EventsOp(node string, events []Event) (Op, error) {
 	return RecordOp(key, NodeEvents{events})
 }
 
-// DecodeEvents reads what EventsOp wrote. What is no such record, as of a later version,
-// or says to be another node's, is left out.
+// DecodeEvents reads what EventsOp wrote, each text a Line. What is no such record, as of
+// a later version, is larger, or says to be another node's, is left out.
 func DecodeEvents(e Entry) []Event {
 	node, is := strings.CutSuffix(strings.TrimPrefix(e.Key, EventsPrefix), "/last")
 	var n NodeEvents
-	if !is || decodeRecord(e, &n) != nil {
+	if !is || len(e.Value) > maxEvents || decodeRecord(e, &n) != nil {
 		return nil
 	}
-	return slices.DeleteFunc(n.Events, func(one Event) bool { return one.Node != node })
+	list := slices.DeleteFunc(n.Events, func(one Event) bool { return one.Node != node })
+	list = list[max(0, len(list)-SharedEvents):]
+	for i := range list {
+		one := &list[i]
+		lines(&one.Role, (*string)(&one.Kind), &one.Level, &one.Object, &one.Text, &one.Cause, &one.Details)
+	}
+	return list
 }
 
 // ListEvents returns the last events of all nodes, the oldest first, and the store's

@@ -102,6 +102,10 @@ func DecodeHistory(e Entry) (HistoryRecord, error) {
 		return r, fmt.Errorf("%s: %w: %w", e.Key, ErrInvalid, err)
 	}
 	r.Revision = e.Revision
+	lines(&r.User, &r.Host, &r.Node, &r.Command)
+	for i := range r.Changes {
+		lines(&r.Changes[i].Key)
+	}
 	return r, nil
 }
 

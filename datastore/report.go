@@ -47,8 +47,25 @@ func (*Report) Kind() Kind { return KindReport }
 // Meta implements Object.
 func (r *Report) Meta() *Metadata { return &r.Metadata }
 
-// SetDefaults implements Object; a report has none.
-func (*Report) SetDefaults() {}
+// SetDefaults implements Object: a report has none, but its texts are another node's, and
+// people read each as a Line.
+func (r *Report) SetDefaults() {
+	st := &r.Status
+	for i := range st.Problems {
+		lines(&st.Problems[i])
+	}
+	for i := range st.Sessions {
+		s := &st.Sessions[i]
+		lines(&s.Type, &s.State, &s.Reason, &s.BFD, &s.Interface)
+	}
+	for i := range st.Runtimes {
+		rt := &st.Runtimes[i]
+		lines(&rt.Runtime, &rt.Error)
+		for j := range rt.Wrong {
+			lines(&rt.Wrong[j].Network, &rt.Wrong[j].State, &rt.Wrong[j].Reason)
+		}
+	}
+}
 
 // Validate implements Object.
 func (r *Report) Validate() error { return checkMeta(r) }

@@ -32,6 +32,9 @@ import (
 // as a whole, and with the defaults one of some hundred rules does not.
 const socketBuffer = 16 << 20
 
+// syncTries is how often a table is worked out anew that others change while it is put back.
+const syncTries = 4
+
 // answerTime is how long the kernel may take for one transaction.
 const answerTime = 30 * time.Second
 
@@ -66,6 +69,10 @@ type Table struct {
 	// netns is the namespace the sockets are of.
 	netns   int
 	handles handles
+	// at is the generation of what was read last, with what was written since; again says
+	// that what is refused since others changed it is worked out anew.
+	at    uint32
+	again bool
 }
 
 // Open connects to the kernel in the current network namespace; the caller is
@@ -164,9 +171,25 @@ func (t *Table) Adjust(ctx context.Context, want *acl.Ruleset) (wrote bool, err 
 	return t.sync(ctx, want, false)
 }
 
+// sync tries again at once where others changed the table meanwhile: it may be open.
 func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrote bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	defer func() { t.again = false }()
+	for try := range syncTries {
+		t.again = try < syncTries-1
+		did, failed := t.syncOnce(ctx, want, doubted)
+		if wrote, err = wrote || did, failed; !errors.Is(err, errChanged) {
+			break
+		}
+	}
+	return wrote, err
+}
+
+// errChanged says that others changed the table since it was read.
+var errChanged = errors.New("packet filter: somebody else changed it meanwhile")
+
+func (t *Table) syncOnce(ctx context.Context, want *acl.Ruleset, doubted bool) (wrote bool, err error) {
 	t.tracked = t.tracked && t.tracking()
 	defer func() {
 		var refused *acl.RefusedError

@@ -59,6 +59,7 @@ func (t *Table) snapshot() (*kernel, error) {
 			return nil, genErr
 		}
 		if before == after {
+			t.at = after
 			return k, err
 		}
 	}

@@ -304,6 +304,7 @@ func (t *Table) commit(ctx context.Context, tx *transaction) error {
 func (t *Table) batch(ops []op) (refused []acl.Refusal, err error) {
 	err = t.send(ops)
 	if err == nil {
+		t.at++
 		for _, o := range ops {
 			if o.after != nil {
 				o.after()
@@ -313,6 +314,9 @@ func (t *Table) batch(ops []op) (refused []acl.Refusal, err error) {
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil, fmt.Errorf("nft: no answer within %v: %w", answerTime, err)
+	}
+	if now, failed := generation(t.read); t.again && failed == nil && now != t.at {
+		return nil, errChanged
 	}
 	if len(ops) == 1 {
 		o := ops[0]

@@ -31,7 +31,12 @@ func (c cost) String() string {
 }
 
 // counters counts; all calls but the store's come from the loop and its callers.
-type counters struct{ reads, commits, links, dumps, routes, routeDumps, changed, filter, filterSyncs, elements, rules atomic.Int64 }
+type counters struct {
+	reads, commits, links, dumps, routes, routeDumps, changed, filter, filterSyncs, elements, rules atomic.Int64
+
+	heard sync.Map // by link ("" for all of them): a channel, closed once an event was handed on
+	marks int
+}
 
 func (c *counters) take() (out cost) {
 	for _, p := range []struct {
@@ -72,11 +77,10 @@ func (s countedStore) Commit(ctx context.Context, t datastore.Txn) (int64, error
 type countedLinks struct {
 	*kernel.Fake
 	*counters
-	heard *sync.Map // by link ("" for all of them): a channel, closed once an event was handed on
 }
 
-func (l countedLinks) event(link string) chan struct{} {
-	ch, _ := l.heard.LoadOrStore(link, make(chan struct{}))
+func (c *counters) event(link string) chan struct{} {
+	ch, _ := c.heard.LoadOrStore(link, make(chan struct{}))
 	return ch.(chan struct{})
 }
 
@@ -187,7 +191,7 @@ func (f countedFilter) Apply(ctx context.Context, d acl.Delta) error {
 // count puts counters between the agent and what it works on.
 func (c *counters) count(o *outside, w *world) {
 	o.store = countedStore{o.store, c}
-	o.links = countedLinks{w.links, c, new(sync.Map)}
+	o.links = countedLinks{w.links, c}
 	o.routes = countedRoutes{o.routes.(unresolved), c}
 	o.filter = countedFilter{w.nft, c}
 }
@@ -223,9 +227,15 @@ func remote(node, workload string, at netip.Addr, profile string) *datastore.End
 		Link: datastore.LinkName("nc", datastore.EndpointName(node, "cni", workload, "eth0")), Addresses: []netip.Addr{at}, Profiles: []string{profile}}}
 }
 
-// settled waits until the loop has worked off what the store holds now.
+// settled waits until the loop has worked off what the store holds now, and what the links told.
 func (w *world) settled() {
 	w.t.Helper()
+	if c := w.counters; c != nil {
+		c.marks++
+		last := fmt.Sprint("mark", c.marks) // a link that nobody knows
+		w.links.Tell(kernel.Event{Change: kernel.LinkGone, Link: last, Index: -c.marks})
+		<-c.event(last)
+	}
 	snap, err := w.db().List(w.t.Context(), datastore.ClusterKey)
 	if err != nil {
 		w.t.Fatal(err)

@@ -30,6 +30,7 @@ type filtering struct {
 	// tightened is whose flows the changes in the kernel may deny, and are not cut yet.
 	tightened acl.Scope
 	version   atomic.Uint64 // of what the kernel holds
+	judged    judged        // what that is
 	// repaired is told what holds, after a time in which it may not have.
 	repaired func(*acl.Ruleset)
 	// wired says whether this host may have endpoints.
@@ -56,6 +57,7 @@ func newFiltering(node string, o acl.Options, f filter, path string, log *slog.L
 // whole. After an error that is no RefusedError nothing is known of it.
 func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 	delta := f.index.Flush()
+	f.judged.follow(delta)
 	f.keep(delta)
 	f.tighten(f.index.Tightened())
 	if f.resync || f.behind || !delta.Empty() {
@@ -108,6 +110,7 @@ func (f *filtering) establish(e datastore.Established) {
 func (f *filtering) setStrict(strict bool) {
 	f.options.Strict = strict
 	f.index.SetStrict(strict)
+	f.judged.drop() // no delta tells of it
 }
 
 // setFailsafes says which ports no policy closes to host endpoints.

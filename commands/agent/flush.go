@@ -186,7 +186,7 @@ func (l *loop) cutTightened() {
 
 // judging is by what flows are judged now.
 func (l *loop) judging() verdicts {
-	return verdicts{l.filtering.index.Ruleset(), l.links.own(), l.filtering.version.Load()}
+	return verdicts{l.filtering.judged.take(l.filtering.index.Ruleset), l.links.own(), l.filtering.version.Load()}
 }
 
 // verdicts is judging, for others.

@@ -115,6 +115,7 @@ func (l *loop) limitFlows(most int) {
 	l.log.Info("workloads may begin as many flows as the connection tracking table has room for", "rate", rate, "before", f.options.FlowRate, "room", most)
 	f.options.FlowRate, f.options.FlowBurst = rate, burst
 	f.index.SetFlows(rate, burst)
+	f.judged.drop()
 	if !f.resync && f.refused == nil {
 		f.held = true // by what was right until now
 	}

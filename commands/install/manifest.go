@@ -101,12 +101,21 @@ func (m *manifest) add(e Entry) {
 type found struct {
 	Entry
 	mode fs.FileMode
-	// netctl says that it is a build of this program.
+	// netctl says that it is a build of this program, or of the plugin.
 	netctl bool
 }
 
-// mark is in every build of this program: the name of a function.
-const mark = "netctl/commands.Main"
+// mark is in every build of this program and of the plugin: the name of a function.
+const mark = "netctl/commands/cni.Run"
+
+// leadsTo says whether it is a link to a path.
+func (f *found) leadsTo(name string) bool {
+	to := f.Link
+	if to != "" && !path.IsAbs(to) {
+		to = path.Join(path.Dir(f.Path), to)
+	}
+	return to != "" && path.Clean(to) == name
+}
 
 // look reads what is at a place of the path name; nil: nothing.
 func look(at, name string) (*found, error) {
@@ -137,7 +146,7 @@ func look(at, name string) (*found, error) {
 	return f, err
 }
 
-// sum reads all: its sum, and whether it is a build of this program.
+// sum reads all: its sum, and whether it is a build of ours.
 func sum(r io.Reader) (sha string, netctl bool, err error) {
 	hash, seen := sha256.New(), &finder{word: []byte(mark)}
 	if _, err := io.Copy(io.MultiWriter(hash, seen), r); err != nil {

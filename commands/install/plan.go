@@ -42,6 +42,7 @@ type Plan struct {
 	Steps []Step
 
 	root    string
+	binary  string // where the program itself goes
 	old     *manifest
 	next    *manifest
 	folders []string // to be made
@@ -111,7 +112,7 @@ func New(o Options) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{root: o.Root, old: old, next: &manifest{Prefix: o.Prefix}}
+	p := &Plan{root: o.Root, binary: o.Binary(), old: old, next: &manifest{Prefix: o.Prefix}}
 	networks, err := place(o.Root, NetworksDir+"/any")
 	if err != nil {
 		return nil, err
@@ -167,7 +168,7 @@ func (p *Plan) step(it Item, replace bool) (s Step, err error) {
 		if !ours {
 			return s, nil // it is not netctl's to take away
 		}
-	case ours, s.was.Entry == want, it.Source != "" && s.was.netctl:
+	case ours, s.was.Entry == want, !it.Yours && (s.was.netctl || s.was.leadsTo(p.binary)):
 		s.Action = Replace
 	case replace && !it.Yours:
 		s.Action, s.save = Replace, true

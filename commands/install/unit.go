@@ -127,8 +127,11 @@ func unit(role, binary string, writable []string) string {
 	if len(writable) > 0 {
 		line("ReadWritePaths=%s", strings.Join(quoted(writable), " "))
 	}
-	if p.host { // TAPs of virtual machines are made with a device
-		line("DevicePolicy=closed\nDeviceAllow=/dev/net/tun rw")
+	if p.host {
+		// TAPs of virtual machines are made with a device. A path counts if the node is there
+		// when the unit starts, as without the module it may not be; a number always, since
+		// systemd 240 (the kernel's devices.txt has it); char-misc would be /dev/kvm too.
+		line("DevicePolicy=closed\nDeviceAllow=/dev/net/tun rw\nDeviceAllow=/dev/char/10:200 rw")
 	} else {
 		line("PrivateDevices=yes")
 	}

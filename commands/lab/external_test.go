@@ -175,7 +175,7 @@ func TestExternalEtcd(t *testing.T) {
 			}
 		}
 	}
-	if others < 15 {
+	if others < 12 {
 		t.Errorf("%d keys of others: %q", others, keys)
 	}
 	for _, key := range []string{datastore.JoinPrefix, datastore.APIUserPrefix, "/"} {

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"netctl/netdev/netlab"
 )
@@ -27,6 +28,20 @@ func hostEndpoints(t *testing.T, n1, n2 *netlab.Host, web, db *netlab.Container,
 	asks(n1, true, "inbound of hostendpoint edge: allowed by tier default, policy edge, ingress rule 1: allow tcp to ports 8000", "node1", "node2", "tcp", "8000")
 	if out, code := exitOf(t, n2, "netctl", "explain", "node1", "node2", "tcp", "8001", "--live"); code != 3 || !strings.Contains(out, "inbound of hostendpoint edge (as its agent has it): denied: no ingress rule of tier default allows it") {
 		t.Errorf("live: exit %d\n%s", code, out)
+	}
+	p, err := n2.Start("drops", netlab.Cmd{Args: []string{"netctl", "drops", "-f"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	netlab.Until(t, patience, "what the host endpoint denies", func() string {
+		answered(t, n1, own, "tcp", 8001, 100*time.Millisecond)
+		if out := p.Output(); !strings.Contains(out, "inbound: hostendpoint edge: no ingress rule of tier default allows it") {
+			return "shown: " + out
+		}
+		return ""
+	})
+	if err := p.Stop(); err != nil {
+		t.Errorf("drops -f: %v\n%s", err, p.Output())
 	}
 	// Whoever would lock the node out of its cluster does not.
 	for _, h := range []*netlab.Host{n1, n2} {

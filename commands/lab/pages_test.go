@@ -67,6 +67,7 @@ var volatile = []struct {
 	{regexp.MustCompile(`[\d.]+ ?(ms|us|seconds?|minutes?|s)\b`), "SPAN"},
 	{regexp.MustCompile(`n[ci][0-9a-f]{11}`), "LINK"},
 	{regexp.MustCompile(`rtt .*`), "RTT"},
+	{regexp.MustCompile(`netctl version [^ ,]+`), "netctl version"},
 	{regexp.MustCompile(`is ready; its roles start with: .*`), "runs, and will at each boot"},
 	{regexp.MustCompile(`-{2,}`), "--"}, // tables are as wide as what is in them
 	{regexp.MustCompile(` +`), " "},

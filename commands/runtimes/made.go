@@ -10,6 +10,9 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"netctl/commands/control"
 	"netctl/commands/serve"
@@ -30,13 +33,22 @@ type Made struct {
 	place place
 }
 
+// lookTime bounds the looks of All: Docker may be one that its socket starts.
+const lookTime = 30 * time.Second
+
 // All is what netctl made in the runtimes of this host, whatever settings say now; what
-// people made is not in it. A Docker that does not run has nothing.
+// people made is not in it. A Docker that does not run has nothing. An error is about the
+// runtimes that could not be looked at; what the others have is there beside it.
 func All(ctx context.Context, cfg Config) (list []Made, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
 	cfg.Runtimes = datastore.Runtimes()
 	quiet := slog.New(slog.DiscardHandler)
 	add := func(p place, orchestrators ...string) {
 		have, e := p.look(ctx)
+		if errors.Is(e, unix.ECONNREFUSED) { // a socket of who was killed
+			return
+		}
 		if e != nil {
 			err = errors.Join(err, e)
 			return

@@ -76,6 +76,16 @@ func TestAllThatNetctlMade(t *testing.T) {
 	if err := all[2].Remove(t.Context()); err != nil || len(d.list) != 1 || d.list[0].Name != "mine" {
 		t.Errorf("%v, Docker has %+v", err, d.list)
 	}
+	// Of a runtime that cannot be looked at is told beside what the others have.
+	if err := os.RemoveAll(newConflists(cfg, quiet).dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(newConflists(cfg, quiet).dir, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := All(t.Context(), cfg); err == nil || len(all) != 1 || all[0].Network != "changed" {
+		t.Errorf("%+v, %v", all, err)
+	}
 	if _, err := net.Dial("unix", cfg.DockerDriver); err == nil {
 		t.Error("somebody stands in for the driver still")
 	}

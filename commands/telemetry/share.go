@@ -15,10 +15,12 @@ import (
 
 // The pace of sharing. What comes is written after shareSoon, with what comes meanwhile,
 // and not before sharePause after the last time, nor more than shareRate a second since.
+// A node that has no right to asks again after shareDenied.
 const (
-	shareSoon  = 300 * time.Millisecond
-	sharePause = 3 * time.Second
-	shareRate  = 1024 // bytes
+	shareSoon   = 300 * time.Millisecond
+	sharePause  = 3 * time.Second
+	shareRate   = 1024 // bytes
+	shareDenied = 5 * time.Minute
 )
 
 // Sharer keeps the last events of all roles of a node in the datastore, for who asks on
@@ -56,6 +58,12 @@ func (s *Sharer) Run(ctx context.Context) error {
 			return nil
 		})
 	}()
+	s.share(ctx, changed, following)
+	return nil
+}
+
+// share writes after each change, until ctx ends or following does.
+func (s *Sharer) share(ctx context.Context, changed chan struct{}, following <-chan error) {
 	said := ""
 	for {
 		select {
@@ -64,24 +72,27 @@ func (s *Sharer) Run(ctx context.Context) error {
 				s.Log.Warn("events are not shared", "error", errors.Join(err, errors.New("the folder of events is not watched any more")))
 				<-ctx.Done()
 			}
-			return nil
+			return
 		case <-changed:
 		}
 		if !sleep(ctx, shareSoon) {
 			continue
 		}
 		size, err := s.write(ctx)
+		pause, level := sharePause+time.Duration(size)*time.Second/shareRate, slog.LevelDebug
+		if errors.Is(err, datastore.ErrDenied) {
+			pause, level = shareDenied, slog.LevelWarn
+		}
 		if err != nil {
 			if said != err.Error() && ctx.Err() == nil {
 				said = err.Error()
-				s.Log.Debug("events are not shared yet", "error", err)
+				s.Log.Log(ctx, level, "events are not shared yet", "error", err)
 			}
 			select {
 			case changed <- struct{}{}: // again
 			default:
 			}
 		}
-		pause := sharePause + time.Duration(size)*time.Second/shareRate
 		sleep(ctx, time.Duration(float64(pause)*(1+rand.Float64()/2)))
 	}
 }

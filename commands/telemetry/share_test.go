@@ -1,12 +1,15 @@
 package telemetry
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"netctl/datastore"
@@ -82,4 +85,51 @@ func TestEventsAreShared(t *testing.T) {
 	if err := FollowAll(t.Context(), store, func([]datastore.Event) error { return broken }, nil); !errors.Is(err, broken) {
 		t.Error(err)
 	}
+}
+
+// deniedCommits lets nobody write until granted.
+type deniedCommits struct {
+	*countedCommits
+	granted atomic.Bool
+}
+
+func (s *deniedCommits) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
+	if revision, err := s.countedCommits.Commit(ctx, t); s.granted.Load() {
+		return revision, err
+	}
+	return 0, fmt.Errorf("put: %w to user n1", datastore.ErrDenied)
+}
+
+// TestSharingDenied: who has no right to write events asks a few times an hour, says so
+// once, and shares what it has when it is let.
+func TestSharingDenied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &deniedCommits{countedCommits: &countedCommits{Store: memory.New()}}
+		var said bytes.Buffer
+		s := &Sharer{Node: "n1", Store: store, Log: slog.New(slog.NewTextHandler(&said, nil))}
+		s.add([]datastore.Event{{Node: "n1", Kind: datastore.EventSession, Text: "up"}})
+		ctx, cancel := context.WithCancel(t.Context())
+		changed, following := make(chan struct{}, 1), make(chan error, 1)
+		changed <- struct{}{}
+		go s.share(ctx, changed, following)
+		defer func() {
+			cancel()
+			following <- nil
+		}()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := store.commits.Load(); n < 6 || n > 13 {
+			t.Errorf("%d writes in an hour", n)
+		}
+		if n := strings.Count(said.String(), "level=WARN"); n != 1 || !strings.Contains(said.String(), "not allowed") {
+			t.Errorf("said:\n%s", said.String())
+		}
+		store.granted.Store(true)
+		before := store.commits.Load()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := store.commits.Load() - before; n != 1 {
+			t.Errorf("%d writes once it may", n)
+		}
+	})
 }

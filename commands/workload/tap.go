@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"time"
 
 	"netctl/commands/control"
 	"netctl/datastore"
@@ -25,6 +26,9 @@ func (s *Service) repeatTap(ctx context.Context, req control.AttachRequest, know
 	}
 	rec, err := s.Records.Read(ep.Spec.Link)
 	if err != nil || !known.Linked {
+		if s.forgotten(ctx, ep) {
+			return a, false, nil
+		}
 		a, err = s.remake(ctx, known)
 		return a, err == nil, err
 	}
@@ -32,6 +36,15 @@ func (s *Service) repeatTap(ctx context.Context, req control.AttachRequest, know
 		return a, false, fmt.Errorf("attach %s: %w", ep.Metadata.Name, err)
 	}
 	return rec.Attachment, true, nil
+}
+
+// forgotten says that the datastore has an endpoint no more, which was detached just now.
+// While that is away nobody knows.
+func (s *Service) forgotten(ctx context.Context, ep *datastore.Endpoint) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_, err := datastore.Get[*datastore.Endpoint](ctx, s.Store, ep.Metadata.Name)
+	return errors.Is(err, datastore.ErrNotFound)
 }
 
 // Remake makes the TAP of an endpoint again whose device is gone.

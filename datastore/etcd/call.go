@@ -113,7 +113,9 @@ func (s *Store) explain(ctx, probing context.Context, what string, err error) er
 		return fmt.Errorf("%s: %w to user %s: etcd's roles do not let it", what, datastore.ErrDenied, s.login.user)
 	case errors.Is(said, rpctypes.ErrAuthFailed) && s.login != nil:
 		return fmt.Errorf("%s: %w: etcd does not know user %s with the password in %s", what, datastore.ErrUnavailable, s.login.user, s.login.file)
-	case errors.Is(said, rpctypes.ErrPermissionDenied), errors.Is(said, rpctypes.ErrUserEmpty):
+	case errors.Is(said, rpctypes.ErrPermissionDenied): // to all, or to this
+		return fmt.Errorf("%s: %w: etcd's authentication is on and does not let the certificate's name in: %w", what, datastore.ErrUnavailable, &denied{said.Error()})
+	case errors.Is(said, rpctypes.ErrUserEmpty):
 		return fmt.Errorf("%s: %w: etcd's authentication is on and does not let the certificate's name in: %w", what, datastore.ErrUnavailable, said)
 	}
 	if status.Code(err) == codes.PermissionDenied { // of netctl's own, in its words
@@ -132,7 +134,7 @@ func (s *Store) explain(ctx, probing context.Context, what string, err error) er
 	return fmt.Errorf("%s: %w: %s: %s", what, datastore.ErrUnavailable, list(s.where()), verdict(err))
 }
 
-// denied is the refusal of a member of netctl's own.
+// denied is a refusal in the datastore's own words.
 type denied struct{ said string }
 
 func (d *denied) Error() string { return d.said }

@@ -99,8 +99,8 @@ func mustWrite(t *testing.T, file, text string) {
 	}
 }
 
-// grantRoles makes the users root and n2, and turns authentication on.
-func grantRoles(t *testing.T, o etcd.Options) {
+// rawClient is etcd's own client.
+func rawClient(t *testing.T, o etcd.Options) *clientv3.Client {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(o.Cert, o.Key)
 	if err != nil {
@@ -116,7 +116,14 @@ func grantRoles(t *testing.T, o etcd.Options) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// grantRoles makes the users root and n2, and turns authentication on.
+func grantRoles(t *testing.T, o etcd.Options) {
+	t.Helper()
+	c := rawClient(t, o)
 	must := func(_ any, err error) {
 		t.Helper()
 		if err != nil {

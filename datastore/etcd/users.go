@@ -66,8 +66,30 @@ func (s *Store) role(ctx context.Context, name string, grants ...*authpb.Permiss
 // CreateUser makes a user of an external etcd with the rights of a node of that name, and
 // of extras (UserExtras). The password may be empty: etcd knows such a user by a
 // certificate of that common name alone. It needs the rights of etcd's root. An existing
-// user is an ErrExists.
+// user is an ErrExists, and keeps the rights that it has; what fails later is undone.
 func (s *Store) CreateUser(ctx context.Context, node, password string, extras []string) error {
+	err := s.auth(ctx, "add user "+node, func(ctx context.Context, c etcdserverpb.AuthClient) error {
+		_, err := c.UserAdd(ctx, &etcdserverpb.AuthUserAddRequest{
+			Name: node, Password: password, Options: &authpb.UserAddOptions{NoPassword: password == ""},
+		}, callOptions()...)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.entitle(ctx, node, extras); err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+		defer cancel()
+		if failed := s.RemoveUser(undo, node); failed != nil {
+			err = errors.Join(err, fmt.Errorf("undo: %w", failed))
+		}
+		return err
+	}
+	return nil
+}
+
+// entitle gives a user the rights of a node and no others.
+func (s *Store) entitle(ctx context.Context, node string, extras []string) error {
 	read := func(key string) *authpb.Permission {
 		return &authpb.Permission{PermType: authpb.READ, Key: []byte(key)}
 	}
@@ -90,34 +112,36 @@ func (s *Store) CreateUser(ctx context.Context, node, password string, extras []
 		}
 		own = append(own, write(prefix))
 	}
+	if err := s.removeRole(ctx, ownRole+node); err != nil { // of a user that somebody deleted
+		return err
+	}
 	if err := s.role(ctx, ownRole+node, own...); err != nil {
 		return err
 	}
-	err = s.auth(ctx, "add user "+node, func(ctx context.Context, c etcdserverpb.AuthClient) error {
-		_, err := c.UserAdd(ctx, &etcdserverpb.AuthUserAddRequest{
-			Name: node, Password: password, Options: &authpb.UserAddOptions{NoPassword: password == ""},
-		}, callOptions()...)
-		return err
-	})
 	for _, role := range []string{nodesRole, ownRole + node} {
-		if err != nil {
-			return err
-		}
-		err = s.auth(ctx, "grant role "+role, func(ctx context.Context, c etcdserverpb.AuthClient) error {
+		err := s.auth(ctx, "grant role "+role, func(ctx context.Context, c etcdserverpb.AuthClient) error {
 			_, err := c.UserGrantRole(ctx, &etcdserverpb.AuthUserGrantRoleRequest{User: node, Role: role}, callOptions()...)
 			return err
 		})
+		if err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
+}
+
+// removeRole removes a role, if there is one.
+func (s *Store) removeRole(ctx context.Context, name string) error {
+	return s.auth(ctx, "delete role "+name, func(ctx context.Context, c etcdserverpb.AuthClient) error {
+		_, err := c.RoleDelete(ctx, &etcdserverpb.AuthRoleDeleteRequest{Role: name}, callOptions()...)
+		return err
+	}, rpctypes.ErrRoleNotFound)
 }
 
 // RemoveUser removes what CreateUser made; one that is not there is an ErrNotFound. Its
 // connections may do nothing from then on.
 func (s *Store) RemoveUser(ctx context.Context, node string) error {
-	if err := s.auth(ctx, "delete role "+ownRole+node, func(ctx context.Context, c etcdserverpb.AuthClient) error {
-		_, err := c.RoleDelete(ctx, &etcdserverpb.AuthRoleDeleteRequest{Role: ownRole + node}, callOptions()...)
-		return err
-	}, rpctypes.ErrRoleNotFound); err != nil {
+	if err := s.removeRole(ctx, ownRole+node); err != nil {
 		return err
 	}
 	return s.auth(ctx, "delete user "+node, func(ctx context.Context, c etcdserverpb.AuthClient) error {

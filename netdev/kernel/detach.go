@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -78,7 +77,6 @@ func (k *Kernel) Run(ctx context.Context) error {
 			}
 			return ctx.Err()
 		case <-k.retire.wake:
-			k.retire.gather(ctx)
 		}
 		if err := k.retire.flush(); err != nil {
 			k.log.Warn("detached links not deleted", "error", err)
@@ -100,33 +98,6 @@ func newRetirer(netns int) (*retirer, error) {
 		return nil, err
 	}
 	return &retirer{conn: c, wake: make(chan struct{}, 1)}, nil
-}
-
-// The deletion holds up whoever changes a link meanwhile, for as long as the kernel's grace
-// period takes: it waits until nothing was retired for gatherPause, for gatherMost at most.
-const (
-	gatherPause = 50 * time.Millisecond
-	gatherMost  = 500 * time.Millisecond
-)
-
-// gather waits for what is retired soon, too.
-func (r *retirer) gather(ctx context.Context) {
-	enough := time.NewTimer(gatherMost)
-	defer enough.Stop()
-	quiet := time.NewTimer(gatherPause)
-	defer quiet.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-enough.C:
-			return
-		case <-quiet.C:
-			return
-		case <-r.wake:
-			quiet.Reset(gatherPause)
-		}
-	}
 }
 
 func (r *retirer) kick() {

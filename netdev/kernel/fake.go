@@ -419,6 +419,13 @@ func (f *Fake) WatchPeers(ctx context.Context, _ func(Event)) error {
 	return ctx.Err()
 }
 
+// Tell tells who watches of an event, after all those that were.
+func (f *Fake) Tell(ev Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tell(ev)
+}
+
 // tell needs mu held.
 func (f *Fake) tell(ev Event) {
 	for _, ch := range f.watchers {
