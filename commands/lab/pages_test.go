@@ -186,6 +186,9 @@ func (r *pageRun) systemctl(h *netlab.Host, verb, unit string) {
 			if left, err := h.Find("netctl"); err != nil || len(left) > 0 {
 				return fmt.Sprintf("%v, %v", left, err)
 			}
+			if _, held := netlab.Try(r.t, h, "flock", "-n", "/var/lib/netctl-node/node.lock", "true"); held != nil {
+				return "its lock is held" // a process that ends gives up its memory first
+			}
 			return ""
 		})
 		if verb == "kill" {
