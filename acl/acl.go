@@ -103,6 +103,9 @@ type Options struct {
 	Strict bool
 	// BGPPort is the TCP port of BGP on every node; 0: 179.
 	BGPPort uint16
+	// FailsafeInbound and FailsafeOutbound are ports of the host, and of others that it speaks
+	// to, that no policy closes to host endpoints.
+	FailsafeInbound, FailsafeOutbound []HostPort
 }
 
 // HostPort is a port on the host: protocol number (IANA) and port.

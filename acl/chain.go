@@ -84,12 +84,12 @@ func (c *liveChain) rules() []Rule {
 }
 
 // className is the name of the class of a list of stages.
-func className(d direction, stages []stage) string {
+func className(u use, d direction, stages []stage) string {
 	var parts []string
 	for _, s := range stages {
 		parts = append(parts, s.key(d)...)
 	}
-	return hashName("class_"+d.short(), parts...)
+	return hashName(u.word()+d.short(), parts...)
 }
 
 // classProgram are the rules of a class; jumps are the chains of rules that they refer to.
@@ -114,8 +114,8 @@ func classProgram(d direction, stages []stage) (p program, jumps []string) {
 	return p, jumps
 }
 
-func (x *Index) acquireClass(d direction, stages []stage) string {
-	name := className(d, stages)
+func (x *Index) acquireClass(u use, d direction, stages []stage) string {
+	name := className(u, d, stages)
 	c := x.chains[name]
 	if c == nil {
 		c = x.newChain(name)
@@ -186,6 +186,9 @@ func (x *Index) compile(c *liveChain, f families) program {
 			o.tier = q.Spec.Tier
 		}
 		p.addAll(o, c.direction, x.rulesOf(o, c.direction))
+		if q := x.policies[o.name]; o.kind == datastore.KindPolicy && q != nil && q.Spec.DoNotTrack {
+			p.untrack() // all of one chain are of such policies
+		}
 	}
 	if c.tier != "" && !c.passes {
 		p.addPlain(p.undecided(c.tier, c.direction))

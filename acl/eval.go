@@ -16,13 +16,14 @@ const (
 	Established State = 2
 	Related     State = 4
 	New         State = 8
+	Untracked   State = 64
 )
 
 // String is the state, or several, as nft names them.
 func (s State) String() string {
 	var words []string
-	for i, word := range []string{"invalid", "established", "related", "new"} {
-		if s&(1<<i) != 0 {
+	for i, word := range []string{"invalid", "established", "related", "new", 6: "untracked"} {
+		if word != "" && s&(1<<i) != 0 {
 			words = append(words, word)
 		}
 	}
@@ -30,7 +31,7 @@ func (s State) String() string {
 }
 
 // Packet is what a ruleset can know of a packet. OutLink "" means that it is for
-// the host itself.
+// the host itself, InLink "" that it is from it.
 type Packet struct {
 	InLink, OutLink   string
 	InGroup, OutGroup uint32
@@ -84,14 +85,22 @@ func (j *Judge) Eval(p Packet) Decision {
 	return (&walk{Judge: j, packet: p}).run()
 }
 
+// hooks are the base chains that a packet passes, in the kernel's order.
+func (p Packet) hooks() []string {
+	switch {
+	case p.InLink == "":
+		return []string{ChainHostRawOut, ChainHostOut}
+	case p.OutLink == "":
+		return []string{ChainRawPre, ChainHostRawIn, ChainHostPreNAT, ChainHostIn, ChainWireGuardIn, ChainInHost}
+	}
+	return []string{ChainRawPre, ChainHostRawIn, ChainHostPreNAT, ChainHostFwdIn, ChainHostFwdOut, ChainWireGuardFwd, ChainFwdFrom, ChainFwdTo}
+}
+
 // run is Eval of the walk's packet.
 func (w *walk) run() Decision {
-	hooks := []string{ChainRawPre, ChainWireGuardFwd, ChainFwdFrom, ChainFwdTo}
-	if w.packet.OutLink == "" {
-		hooks = []string{ChainRawPre, ChainWireGuardIn, ChainInHost}
-	}
-	for _, h := range hooks {
-		if w.rules.Chains[h] == nil { // there are no such tunnels
+	w.decision.Allowed, w.decision.Rule = true, -1 // if nothing is in its way
+	for _, h := range w.packet.hooks() {
+		if w.rules.Chains[h] == nil || ofHosts(h) && w.packet.unnamed(h) { // there are no such tunnels or host endpoints
 			continue
 		}
 		before := w.decision.Reason
@@ -144,9 +153,13 @@ func (w *walk) chain(name string, depth int) VerdictKind {
 			w.decision.Reason = rule.Comment
 		}
 		switch v.Kind {
-		case Accept, Drop, Reject, Reset:
+		case Accept, Drop, Reject, Reset, Untrack:
 			w.decision.Chain, w.decision.Rule = name, i
-			if v.Kind != Accept {
+			switch v.Kind {
+			case Untrack:
+				w.packet.State = Untracked
+			case Accept:
+			default:
 				return Drop
 			}
 			return Accept
@@ -232,6 +245,8 @@ func (w *walk) equal(t Term) bool {
 		return t.Number == p.OutGroup
 	case CTState:
 		return t.Number&uint32(p.State) != 0
+	case DstType:
+		return p.OutLink == "" == (t.Number == typeLocal)
 	}
 	return t.Number == uint32(w.key(t.Field).First)
 }

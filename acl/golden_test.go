@@ -88,7 +88,7 @@ func withoutStatic(r *Ruleset) string {
 
 // TestNamesAreStable: a changed name would make every node rewrite its table.
 func TestNamesAreStable(t *testing.T) {
-	got := fmt.Sprint(profileChain(inbound, "web"), " ", className(outbound, []stage{{owners: []owner{{name: "db"}, {name: "web"}}}}), " ", hashName("tag4", "web"), " ",
+	got := fmt.Sprint(profileChain(inbound, "web"), " ", className(tracked, outbound, []stage{{owners: []owner{{name: "db"}, {name: "web"}}}}), " ", hashName("tag4", "web"), " ",
 		ruleID(owner{kind: datastore.KindPolicy, name: "web", tier: "default"}, inbound, "allow", 0))
 	if want := "in_4b5e57f6eb2f class_out_0a590e788820 tag4_4b5e57f6eb2f 6f7b3bda6e5e"; got != want {
 		t.Errorf("names %s, want %s", got, want)

@@ -3,7 +3,6 @@ package acl
 import (
 	"net"
 	"net/netip"
-	"slices"
 
 	"netctl/datastore"
 )
@@ -51,6 +50,7 @@ type Index struct {
 	limits      [2]int                           // how many there are, by direction
 	mss         map[string]int                   // MTU that a link's connections are kept to
 	wireguard   uint16                           // port of WireGuard tunnels; 0: there are none
+	hosts       hosts
 	pending     pending
 	gifts       map[string]*gifts       // by list of profiles
 	filling     []string                // selectors whose members are being looked for, in turn
@@ -88,6 +88,7 @@ func NewIndex(node string, o Options) *Index {
 		links:       map[string]map[string]struct{}{},
 		wired:       map[string]wiring{},
 		nat:         newNAT(),
+		hosts:       newHosts(),
 		published:   map[string]*datastore.Endpoint{},
 		mss:         map[string]int{},
 		pending:     newPending(),
@@ -101,14 +102,19 @@ func NewIndex(node string, o Options) *Index {
 // Ruleset returns from now on; Flush does not tell of them.
 func (x *Index) SetFlows(rate, burst uint32) { x.options.FlowRate, x.options.FlowBurst = rate, burst }
 
-// SetStrict sets Options.Strict, in the same way.
-func (x *Index) SetStrict(strict bool) { x.options.Strict = strict }
+// SetStrict sets Options.Strict, in the same way; of the chains of host endpoints Flush tells.
+func (x *Index) SetStrict(strict bool) {
+	if x.options.Strict != strict {
+		x.options.Strict = strict
+		x.hosts.doubt()
+	}
+}
 
 // Whole says that Work has nothing left to do.
 func (x *Index) Whole() bool { return len(x.filling)+len(x.outdated) == 0 }
 
-// Apply takes one change of the store. Kinds other than Endpoint, Profile, Policy, Tier,
-// NetworkSet, Pool and Node change nothing.
+// Apply takes one change of the store. Kinds other than Endpoint, HostEndpoint, Profile,
+// Policy, Tier, NetworkSet, Pool and Node change nothing.
 func (x *Index) Apply(c datastore.Change) {
 	x.left = x.slice
 	switch c.Kind {
@@ -116,6 +122,9 @@ func (x *Index) Apply(c datastore.Change) {
 		e, _ := c.New.(*datastore.Endpoint)
 		x.setEndpoint(c.Name, e)
 		x.setPorts(c.Name, e)
+	case datastore.KindHostEndpoint:
+		h, _ := c.New.(*datastore.HostEndpoint)
+		x.setHostEndpoint(c.Name, h)
 	case datastore.KindProfile:
 		p, _ := c.New.(*datastore.Profile)
 		x.setProfile(c.Name, p)
@@ -295,8 +304,8 @@ func (x *Index) rewire(link string) {
 		e := m.endpoint
 		in, out := x.stages(inbound, m.facts, e.Spec.Profiles), x.stages(outbound, m.facts, e.Spec.Profiles)
 		w := wiring{
-			in: x.acquireClass(inbound, in), out: x.acquireClass(outbound, out),
-			decides: className(inbound, deciding(in)) + className(outbound, deciding(out)),
+			in: x.acquireClass(tracked, inbound, in), out: x.acquireClass(tracked, outbound, out),
+			decides: className(tracked, inbound, deciding(in)) + className(tracked, outbound, deciding(out)),
 			sources: linkSources(e), linkLocal: linkLocal(e),
 		}
 		x.wired[link] = w
@@ -328,20 +337,25 @@ func (x *Index) countFamilies(w wiring, n int) {
 		has[index4or6(e)] = true
 	}
 	for _, class := range []string{w.in, w.out} {
-		for _, name := range x.chains[class].jumps {
-			c := x.chains[name]
-			before := c.families()
-			for i, h := range has {
-				if h {
-					c.count[i] += n
-				}
+		x.countClass(class, has, n)
+	}
+}
+
+// countClass does so for one class.
+func (x *Index) countClass(class string, has families, n int) {
+	for _, name := range x.chains[class].jumps {
+		c := x.chains[name]
+		before := c.families()
+		for i, h := range has {
+			if h {
+				c.count[i] += n
 			}
-			if now := c.families(); now != before {
-				x.compileAgain(c)
-				if c.next != nil {
-					// The rules it has do not cover a family that came.
-					c.close(families{now[0] && !before[0], now[1] && !before[1]})
-				}
+		}
+		if now := c.families(); now != before {
+			x.compileAgain(c)
+			if c.next != nil {
+				// The rules it has do not cover a family that came.
+				c.close(families{now[0] && !before[0], now[1] && !before[1]})
 			}
 		}
 	}
@@ -384,36 +398,6 @@ func linkLocal(e *datastore.Endpoint) Element {
 	out := addrElement(netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]}))
 	out.Link = e.Spec.Link
 	return out
-}
-
-// SetSubnets tells which subnets the host is connected to.
-func (x *Index) SetSubnets(list []netip.Prefix) {
-	now := map[Element]struct{}{}
-	for _, p := range list {
-		inside := func(o netip.Prefix) bool { return o.Bits() > 0 && o.Bits() < p.Bits() && o.Overlaps(p) }
-		if p = p.Masked(); p.Bits() > 0 && !slices.ContainsFunc(list, inside) {
-			now[Element{Prefix: p}] = struct{}{}
-		}
-	}
-	was := x.onLink
-	x.onLink = sortedElements(now)
-	for _, e := range was {
-		if _, ok := now[e]; !ok {
-			x.pending.element(onLinkSet(e), e, false)
-		}
-	}
-	for _, e := range x.onLink {
-		if !slices.Contains(was, e) {
-			x.pending.element(onLinkSet(e), e, true)
-		}
-	}
-}
-
-func onLinkSet(e Element) string {
-	if e.Prefix.Addr().Is4() {
-		return setOnLink4
-	}
-	return setOnLink6
 }
 
 // Flush returns what changed since the last Flush and starts anew.

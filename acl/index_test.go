@@ -190,7 +190,7 @@ func full(node string, o Options, objects map[string]datastore.Object) *Ruleset 
 		taken[e.Spec.Link] = true
 		wiring{sources: linkSources(e), linkLocal: linkLocal(e)}.guards(func(set string, s Element) { r.Sets[set].add(s) })
 		for _, d := range []direction{inbound, outbound} {
-			class := className(d, lists[name][d])
+			class := className(tracked, d, lists[name][d])
 			prog, _ := classProgram(d, lists[name][d])
 			r.Chains[class] = &Chain{Name: class, Rules: prog.rules}
 			addEnds(r, prog)

@@ -73,7 +73,7 @@ func words() (list []string) {
 	for t := Addr4; t.String() != unknown; t++ {
 		list = append(list, t.String(), strconv.FormatBool(t.Interval()), strconv.FormatBool(t.Meter()))
 	}
-	for k := Continue; k <= Reset; k++ {
+	for k := Continue; k <= Untrack; k++ {
 		list = append(list, Verdict{Kind: k}.String())
 	}
 	return list

@@ -82,6 +82,9 @@ func (x *Index) gatherAgain(m *member) {
 	x.left--
 	was := m.facts.labels
 	x.setFacts(m, x.gather(m.endpoint))
+	if !maps.Equal(was, m.facts.labels) {
+		x.hosts.doubt()
+	}
 	if x.local(m.endpoint) && !maps.Equal(was, m.facts.labels) {
 		x.doubted[m.endpoint.Spec.Link] = struct{}{}
 	}

@@ -70,6 +70,8 @@ type shape struct {
 	order           int
 	ordered, staged bool
 	asked, passes   [2]bool
+	forwards        bool // and what is for host endpoints alone
+	preDNAT, raw    bool
 }
 
 func (p *policy) shape() (s shape) {
@@ -77,6 +79,7 @@ func (p *policy) shape() (s shape) {
 		return s
 	}
 	s.selector, s.tier, s.staged = p.Spec.Selector, p.Spec.Tier, p.Spec.Staged
+	s.forwards, s.preDNAT, s.raw = p.Spec.ApplyOnForward, p.Spec.PreDNAT, p.Spec.DoNotTrack
 	if s.ordered = p.Spec.Order != nil; s.ordered {
 		s.order = *p.Spec.Order
 	}
@@ -97,13 +100,26 @@ type stage struct {
 }
 
 // stages are those of an endpoint with these labels and profiles.
-func (x *Index) stages(d direction, f *facts, profiles []string) (list []stage) {
+func (x *Index) stages(d direction, f *facts, profiles []string) []stage {
+	list, closed := x.tierStages(tracked, d, f)
+	if closed {
+		return list
+	}
+	last := stage{denies: true}
+	for _, name := range profiles {
+		last.owners = append(last.owners, owner{kind: datastore.KindProfile, name: name})
+	}
+	return append(list, last)
+}
+
+// tierStages are those of tiers, of the policies for a use; closed: nothing gets behind them.
+func (x *Index) tierStages(u use, d direction, f *facts) (list []stage, closed bool) {
 	for _, p := range x.picked(f) {
-		if !p.decides(d) {
+		if !p.decides(d) || !p.serves(u) {
 			continue
 		}
 		if n := len(list); n == 0 || list[n-1].tier != p.Spec.Tier {
-			list = append(list, stage{tier: p.Spec.Tier, denies: x.tierDenies(p.Spec.Tier), idle: true})
+			list = append(list, stage{tier: p.Spec.Tier, denies: u.decidesAll() && x.tierDenies(p.Spec.Tier), idle: true})
 		}
 		s := &list[len(list)-1]
 		s.owners = append(s.owners, p.owner())
@@ -113,14 +129,10 @@ func (x *Index) stages(d direction, f *facts, profiles []string) (list []stage) 
 	}
 	for i, s := range list {
 		if s.denies && !s.passes && !s.idle {
-			return list[:i+1] // nothing gets behind it
+			return list[:i+1], true
 		}
 	}
-	last := stage{denies: true}
-	for _, name := range profiles {
-		last.owners = append(last.owners, owner{kind: datastore.KindProfile, name: name})
-	}
-	return append(list, last)
+	return list, false
 }
 
 // picked are the policies whose selectors pick the labels, in their order.
@@ -224,6 +236,7 @@ func (x *Index) setTier(name string, t *datastore.Tier) {
 // doubt notes the links whose endpoints have such facts: they may be of another class. They
 // are rewired once for all that changed, before anybody is told of it.
 func (x *Index) doubt(is func(*facts) bool) {
+	x.hosts.doubt()
 	for link, owners := range x.links {
 		for name := range owners {
 			if is(x.members[name].facts) {
@@ -239,6 +252,7 @@ func (x *Index) settle() {
 		x.rewire(link)
 	}
 	clear(x.doubted)
+	x.settleHosts()
 }
 
 // chainOf is the name of the chain of a profile's or policy's rules.

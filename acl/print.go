@@ -182,6 +182,8 @@ func (v Verdict) String() string {
 		return "reject with icmpx admin-prohibited"
 	case Reset:
 		return "reject with tcp reset"
+	case Untrack:
+		return "notrack accept"
 	case Redirect:
 		family := "ip"
 		if v.To.Addr().Is6() {
@@ -289,10 +291,14 @@ func (t Term) value() string {
 		return "expected"
 	case t.Field == CTDirection && t.Number == directionReply:
 		return "reply"
+	case t.Field == CTStatus && t.Number == statusDNAT:
+		return "dnat"
 	case t.Field == TCPFlags && t.Number == tcpSYN:
 		return "syn"
 	case t.Field == DstType && t.Number == typeLocal:
 		return "local"
+	case t.Field == DstType && t.Number == typeUnicast:
+		return "unicast"
 	case t.Field == NFProto && t.Number == nfIPv4:
 		return "ipv4"
 	case t.Field == NFProto && t.Number == nfIPv6:

@@ -53,8 +53,12 @@ const (
 	nfIPv6 = 10
 )
 
-// typeLocal is the DstType of an address of this host (RTN_LOCAL).
-const typeLocal = 2
+// The DstType of an address that is another machine's, and of one of this host (RTN_UNICAST,
+// RTN_LOCAL).
+const (
+	typeUnicast = 1
+	typeLocal   = 2
+)
 
 // statusConfirmed is the CTStatus of a flow that has its entry in the table already
 // (IPS_CONFIRMED). Its packets are of state new all the same until somebody answers.
@@ -66,6 +70,9 @@ const statusExpected = 1
 
 // directionReply is the CTDirection of answers.
 const directionReply = 1
+
+// statusDNAT is the CTStatus of a flow whose destination is translated (IPS_DST_NAT).
+const statusDNAT = 32
 
 // Term is one match. Exactly one of Set, Text, Prefix (if valid) and Number
 // (else) is compared with Field; Not inverts.
@@ -99,6 +106,8 @@ const (
 	// Reject drops, and tells the sender by an ICMP error; Reset by a TCP segment.
 	Reject
 	Reset
+	// Untrack accepts, and has the packet not tracked.
+	Untrack
 )
 
 // Verdict is what a rule or an element of a verdict map does.

@@ -190,7 +190,7 @@ func (r *Ruleset) Strict() bool {
 func (r *Ruleset) Shut() *Ruleset {
 	out := &Ruleset{Sets: map[string]*Set{}, Chains: map[string]*Chain{}}
 	for _, c := range r.Chains {
-		if c.Hook == nil || c.Hook.Type() != "filter" || strings.HasPrefix(c.Name, ARPPrefix) {
+		if c.Hook == nil || c.Hook.Type() != "filter" || strings.HasPrefix(c.Name, ARPPrefix) || ofHosts(c.Name) {
 			continue
 		}
 		for _, rule := range c.Rules {
@@ -223,6 +223,9 @@ func (r *Ruleset) Closed() *Ruleset {
 		c := r.Chains[name]
 		if c == nil || out.Chains[name] != nil {
 			return
+		}
+		if ofHosts(name) {
+			c = c.closed()
 		}
 		out.Chains[name] = c
 		for _, rule := range c.Rules {

@@ -3,6 +3,7 @@ package acl
 import (
 	"maps"
 	"net/netip"
+	"slices"
 )
 
 // Scope is whose flows a change may deny that were allowed before. The zero Scope is nobody.
@@ -101,7 +102,7 @@ func (x *Index) tighten(d Delta) {
 			continue
 		}
 		live := x.chains[c.Name] // of policies and profiles: what others do is not judged
-		if len(live.owners) > 0 && !live.staged && c.tightens() {
+		if len(live.owners) > 0 && !live.staged && c.tightens() && x.asksEndpoint(c.Name) {
 			x.tightened.Add(Scope{All: true})
 		}
 	}
@@ -134,6 +135,17 @@ func (x *Index) held(s Scope, a netip.Addr) {
 	if x.moved[a] >= 0 {
 		s.Addrs[a] = struct{}{}
 	}
+}
+
+// asksEndpoint says whether the chain of rules is asked of an endpoint here; else it is of host
+// endpoints alone, whose flows nobody cuts.
+func (x *Index) asksEndpoint(chain string) bool {
+	for _, w := range x.wired {
+		if slices.Contains(x.chains[w.in].jumps, chain) || slices.Contains(x.chains[w.out].jumps, chain) {
+			return true
+		}
+	}
+	return false
 }
 
 // tightens says whether a chain may deny what it allowed.

@@ -191,6 +191,20 @@ func TestTightenedBy(t *testing.T) {
 		limited.Spec.QoSControls = datastore.QoSControls{IngressPacketRate: 3 - rate, EgressMaxConnections: rate}
 		nobody("limits", put(limited))
 	}
+	// What is asked of host endpoints alone denies nobody's flows that are cut.
+	edge := map[string]string{"edge": "yes"}
+	policy := func(selector string, ingress ...string) *datastore.Policy {
+		p := &datastore.Policy{Metadata: datastore.Metadata{Name: "edge"}}
+		p.Spec = datastore.PolicySpec{Selector: selector, ApplyOnForward: true, Ingress: rule(ingress...)}
+		p.SetDefaults()
+		return p
+	}
+	nobody("a host endpoint", put(&datastore.HostEndpoint{Metadata: datastore.Metadata{Name: "up", Labels: edge}, Spec: datastore.HostEndpointSpec{Node: "n1", InterfaceName: "*"}}))
+	nobody("a policy for it", put(policy("edge == 'yes'", "allow")))
+	nobody("which denies more", put(policy("edge == 'yes'", "deny udp", "allow")))
+	those("and is for endpoints, too", put(policy("all()", "deny udp", "allow")), "10.0.0.1")
+	all("which denies more to them", put(policy("all()", "deny udp", "deny tcp", "allow")))
+	those("and not any more", put(policy("edge == 'yes'", "allow")), "10.0.0.1")
 	set := &datastore.NetworkSet{Metadata: datastore.Metadata{Name: "office"}}
 	set.Spec.CIDRs = prefixes("192.0.2.0/24", "198.51.100.7/32")
 	all("networks that rules allow but for them", put(set))

@@ -14,6 +14,7 @@ func (x *Index) SetWireGuard(port uint16) bool {
 		return false
 	}
 	x.wireguard = port
+	x.hosts.doubt()
 	for _, c := range []struct {
 		name, hook string
 		compile    func(port uint16, group uint32) program

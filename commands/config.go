@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
 
+	"netctl/acl"
 	"netctl/commands/docker"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
@@ -50,6 +51,7 @@ const defaultMetricsPort = 9587
 
 // settingTable is every key there is.
 func settingTable() []setting {
+	failsafeIn, failsafeOut := acl.DefaultFailsafes()
 	return []setting{
 		{"node", "", "node-name", "NETCTL_NODE", "this node's `name` (default: the host name)"},
 		{"roles", []string(nil), "roles", "NETCTL_ROLES", "`roles` that netctl node runs: datastore, agent, speaker, reflector (in place of speaker), docker, api"},
@@ -92,6 +94,8 @@ func settingTable() []setting {
 		{"agent::newFlows", 0, "agent-new-flows", "NETCTL_AGENT_NEW_FLOWS", "`flows` that a workload may begin per second (0: a 256th of the connection tracking table)"},
 		{"agent::established", "", "agent-established", "NETCTL_AGENT_ESTABLISHED", "`keep`, cut or strict: what becomes of flows that a change of policy denies (default: as in Config, else cut)"},
 		{"agent::workloadToHost", []string(nil), "agent-workload-to-host", "NETCTL_AGENT_WORKLOAD_TO_HOST", "what workloads reach on their own host, as `udp/53`,…"},
+		{"agent::failsafeInbound", failsafeIn, "agent-failsafe-inbound", "NETCTL_AGENT_FAILSAFE_INBOUND", "`ports` of the host that no policy closes to host endpoints, beside those of the cluster"},
+		{"agent::failsafeOutbound", failsafeOut, "agent-failsafe-outbound", "NETCTL_AGENT_FAILSAFE_OUTBOUND", "`ports` of others that no policy closes to host endpoints, beside those of the cluster"},
 		{"agent::runtimes", datastore.Runtimes(), "agent-runtimes", "NETCTL_AGENT_RUNTIMES", "container `runtimes` of this node that the cluster's networks are made in ([]: none)"},
 		{"speaker::socket", "", "speaker-socket", "NETCTL_SPEAKER_SOCKET", "the speaker's control `socket` (default RUNDIR/speaker.sock)"},
 		{"speaker::port", 179, "speaker-port", "NETCTL_SPEAKER_PORT", "TCP `port` of BGP"},
@@ -141,17 +145,19 @@ type settings struct {
 	}
 	Client struct{ Server, CA, Cert, Key string }
 	Agent  struct {
-		Socket         string
-		Addresses      []string
-		Interface      string
-		LinkPrefix     string
-		MTU            int
-		Gateway        string
-		LostAfter      time.Duration
-		NewFlows       int
-		Established    string
-		WorkloadToHost []string
-		Runtimes       []string
+		Socket           string
+		Addresses        []string
+		Interface        string
+		LinkPrefix       string
+		MTU              int
+		Gateway          string
+		LostAfter        time.Duration
+		NewFlows         int
+		Established      string
+		WorkloadToHost   []string
+		FailsafeInbound  []string
+		FailsafeOutbound []string
+		Runtimes         []string
 	}
 	Speaker struct {
 		Socket string
@@ -319,7 +325,7 @@ func (s *settings) finish() error {
 	if len(s.Datastore.Endpoints) == 0 {
 		s.Datastore.Endpoints = []string{"unix://" + filepath.Join(s.RunDir, "etcd.sock")}
 	}
-	for _, list := range []*[]string{&s.Roles, &s.Labels, &s.Datastore.Endpoints, &s.Etcd.Listen, &s.API.Listen, &s.Agent.Addresses, &s.Agent.WorkloadToHost, &s.Agent.Runtimes, &s.Docker.Aliases} {
+	for _, list := range []*[]string{&s.Roles, &s.Labels, &s.Datastore.Endpoints, &s.Etcd.Listen, &s.API.Listen, &s.Agent.Addresses, &s.Agent.WorkloadToHost, &s.Agent.FailsafeInbound, &s.Agent.FailsafeOutbound, &s.Agent.Runtimes, &s.Docker.Aliases} {
 		for i, item := range *list {
 			(*list)[i] = strings.TrimSpace(item) // "a, b" in a flag or variable
 		}

@@ -25,15 +25,17 @@ func (s setting) sample(n int) (text, yaml string) {
 		text = fmt.Sprintf("%ds", 100+n)
 	case []string:
 		items := map[string]string{
-			"roles":                 []string{"agent", "agent,speaker", "datastore,agent"}[n-1],
-			"labels":                fmt.Sprintf("a%d=x,b=y", n),
-			"datastore::endpoints":  fmt.Sprintf("https://10.0.0.%d:2379,https://10.0.1.1:2379", n),
-			"api::listen":           fmt.Sprintf("https://10.0.0.%d:7443", n),
-			"etcd::listen":          fmt.Sprintf("https://10.0.0.%d:2379", n),
-			"agent::addresses":      fmt.Sprintf("10.0.0.%d,fd00::%d", n, n),
-			"agent::runtimes":       []string{"docker", "docker,podman", "cni,podman"}[n-1],
-			"docker::aliases":       fmt.Sprintf("calico%d,bird", n),
-			"agent::workloadToHost": fmt.Sprintf("udp/%d,tcp/53", n),
+			"roles":                   []string{"agent", "agent,speaker", "datastore,agent"}[n-1],
+			"labels":                  fmt.Sprintf("a%d=x,b=y", n),
+			"datastore::endpoints":    fmt.Sprintf("https://10.0.0.%d:2379,https://10.0.1.1:2379", n),
+			"api::listen":             fmt.Sprintf("https://10.0.0.%d:7443", n),
+			"etcd::listen":            fmt.Sprintf("https://10.0.0.%d:2379", n),
+			"agent::addresses":        fmt.Sprintf("10.0.0.%d,fd00::%d", n, n),
+			"agent::runtimes":         []string{"docker", "docker,podman", "cni,podman"}[n-1],
+			"docker::aliases":         fmt.Sprintf("calico%d,bird", n),
+			"agent::workloadToHost":   fmt.Sprintf("udp/%d,tcp/53", n),
+			"agent::failsafeInbound":  fmt.Sprintf("tcp/%d,tcp/22", n),
+			"agent::failsafeOutbound": fmt.Sprintf("tcp/%d,udp/53", n),
 		}[s.key]
 		return items, "[\"" + strings.ReplaceAll(items, ",", `","`) + "\"]"
 	default:

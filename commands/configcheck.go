@@ -57,6 +57,8 @@ func (s *settings) validate() error {
 		{"agent::established", datastore.Established(s.Agent.Established).Check()},
 		{"agent::runtimes", each(s.Agent.Runtimes, checkRuntime)},
 		{"agent::workloadToHost", each(s.Agent.WorkloadToHost, checkHostPort)},
+		{"agent::failsafeInbound", each(s.Agent.FailsafeInbound, checkHostPort)},
+		{"agent::failsafeOutbound", each(s.Agent.FailsafeOutbound, checkHostPort)},
 		{"speaker::socket", absolute(s.Speaker.Socket)},
 		{"speaker::port", between(s.Speaker.Port, 1, 65535)},
 		{"docker::socket", checkPluginSocket(s.Docker.Socket)},

@@ -32,6 +32,8 @@ type drop struct {
 	Rule        *datastore.RulePlace `json:"rule,omitempty"`
 	Tier        string               `json:"tier,omitempty"` // whose rules did not decide
 	Reason      string               `json:"reason,omitempty"`
+	// HostEndpoint is what it was denied to, or by, where that is no endpoint of this node.
+	HostEndpoint string `json:"hostEndpoint,omitempty"`
 	// Staged says of what is denied that it would pass if the staged policies were in force.
 	Staged bool `json:"allowedIfPromoted,omitempty"`
 	Count  int  `json:"count"`
@@ -54,7 +56,7 @@ func newDropsCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "drops",
 		Short: "Show what the packet filter of this node drops, and by which rule",
-		Long: "Show the packets from and to endpoints of this node that are dropped, those that rules `log`, and those that staged policies would deny (`staged`), with the\n" +
+		Long: "Show the packets from and to endpoints of this node, and its host endpoints, that are dropped, those that rules `log`, and those that staged policies would deny (`staged`), with the\n" +
 			"endpoints' names and the rule that decides: for some seconds, counted, or with -f each as it comes. The kernel tells of 50 packets a second of each pair of\n" +
 			"interfaces, and one program at a time (NFLOG group 1); what guards drop it does not tell. As root.",
 		Example: "  netctl drops --for 30s\n  netctl drops -f -o json",
@@ -167,7 +169,10 @@ func (d *dropper) explain(ctx context.Context, e nflog.Entry) (drop, bool) {
 	if l.Inbound {
 		own, other = x.dst, x.src
 	}
-	if own.endpoint == nil || !l.Denied && !l.Staged || !hasStaged(d.view) {
+	if own.endpoint == nil || own.Node != d.settings.Node {
+		out.HostEndpoint = x.hostAt(map[bool]string{true: e.InLink, false: e.OutLink}[l.Inbound])
+	}
+	if !x.judges(own, other) || !l.Denied && !l.Staged || !hasStaged(d.view) {
 		return out, true
 	}
 	side, err := x.side(ctx, own, other, l.Inbound, t)
@@ -238,7 +243,7 @@ func counted(all []drop, d drop) []drop {
 	like := func(o drop) bool {
 		same := func(x, y *datastore.RulePlace) bool { return (x == nil) == (y == nil) && (x == nil || *x == *y) }
 		return o.Action == d.Action && o.Staged == d.Staged && o.Direction == d.Direction && o.Protocol == d.Protocol && o.Source.Address == d.Source.Address &&
-			o.Destination == d.Destination && o.Reason == d.Reason && same(o.Rule, d.Rule)
+			o.Destination == d.Destination && o.Reason == d.Reason && o.HostEndpoint == d.HostEndpoint && same(o.Rule, d.Rule)
 	}
 	if i := slices.IndexFunc(all, like); i >= 0 {
 		all[i].Count++
@@ -264,6 +269,9 @@ func (d drop) why() string {
 	why := d.Reason
 	if d.Rule != nil {
 		why = d.Rule.String()
+	}
+	if d.HostEndpoint != "" {
+		why = hostWords(d.HostEndpoint) + ": " + why
 	}
 	if d.Staged {
 		why += "; allowed with the staged policies in force"

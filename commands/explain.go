@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -13,7 +12,6 @@ import (
 	"netctl/commands/agent"
 	"netctl/commands/control"
 	"netctl/datastore"
-	"netctl/netdev"
 )
 
 // explained is what becomes of packets from one party to another, as it is printed.
@@ -113,7 +111,7 @@ func newExplainCommand(a *app) *cobra.Command {
 }
 
 func explainKinds() []datastore.Kind {
-	return []datastore.Kind{datastore.KindNode, datastore.KindBlock, datastore.KindEndpoint, datastore.KindPeer, datastore.KindPool, datastore.KindProfile,
+	return []datastore.Kind{datastore.KindNode, datastore.KindBlock, datastore.KindEndpoint, datastore.KindPeer, datastore.KindPool, datastore.KindProfile, datastore.KindHostEndpoint,
 		datastore.KindPolicy, datastore.KindTier, datastore.KindNetworkSet, datastore.KindBGPConfig}
 }
 
@@ -163,11 +161,13 @@ func (x *explainer) answer(ctx context.Context, args []string) (explained, error
 		return explained{}, err
 	}
 	x.published(&wanted)
-	if x.src.endpoint == nil && x.dst.endpoint == nil {
-		return explained{}, fmt.Errorf("neither %s nor %s is an endpoint: no rule is asked of what passes between them", args[0], args[1])
+	if !x.judges(x.src, x.dst) && !x.judges(x.dst, x.src) {
+		return explained{}, fmt.Errorf("neither %s nor %s is an endpoint, or a node with a host endpoint: no rule is asked of what passes between them", args[0], args[1])
 	}
-	if x.live && !slices.ContainsFunc([]party{x.src, x.dst}, func(p party) bool { return p.endpoint != nil && p.Node == x.settings.Node }) {
-		return explained{}, fmt.Errorf("--live: neither %s nor %s is an endpoint of this node (%s)", args[0], args[1], x.settings.Node)
+	if x.live && !slices.ContainsFunc([]party{x.src, x.dst}, func(p party) bool {
+		return (p.endpoint != nil || x.hasHosts(p.Node)) && p.Node == x.settings.Node
+	}) {
+		return explained{}, fmt.Errorf("--live: neither %s nor %s is an endpoint of this node (%s), or the node itself with a host endpoint", args[0], args[1], x.settings.Node)
 	}
 	if err := wanted.named(x.dst, args); err != nil {
 		return explained{}, err
@@ -211,7 +211,7 @@ func (x *explainer) flow(ctx context.Context, t traffic) (explainedFlow, error) 
 		if inward {
 			own, other = x.dst, x.src
 		}
-		if own.endpoint == nil {
+		if !x.judges(own, other) {
 			continue
 		}
 		side, err := x.side(ctx, own, other, inward, t)
@@ -228,7 +228,7 @@ func (x *explainer) flow(ctx context.Context, t traffic) (explainedFlow, error) 
 func (x *explainer) side(ctx context.Context, own, other party, inward bool, t traffic) (explainedSide, error) {
 	side := explainedSide{Direction: outbound, Node: own.Node, Endpoint: own.Endpoint, From: fromStore}
 	r := t.request(own.Endpoint, x.src.Address, x.dst.Address, x.sourcePort)
-	ownHost := other.endpoint == nil && other.Node == own.Node && own.Node != ""
+	ownHost := own.endpoint != nil && other.endpoint == nil && other.Node == own.Node && own.Node != ""
 	if inward {
 		side.Direction, r.Inbound = inbound, true
 		if ownHost {
@@ -245,11 +245,14 @@ func (x *explainer) side(ctx context.Context, own, other party, inward bool, t t
 		side.From = fromAgent
 		side.Explanation, err = control.NewAgentClient(x.settings.Agent.Socket).Waiting(rolePatience).Explain(ctx, r)
 	} else {
-		side.Explanation, err = x.judged(own, r, false)
+		side.Explanation, err = x.judged(own, other, r, false)
+	}
+	if own.endpoint == nil {
+		side.Endpoint = hostWords(side.HostEndpoint)
 	}
 	if err == nil && hasStaged(x.view) {
 		var then control.Explanation
-		if then, err = x.judged(own, r, true); !sameExplanation(then, side.Explanation) {
+		if then, err = x.judged(own, other, r, true); !sameExplanation(then, side.Explanation) {
 			side.Staged = &then
 		}
 	}
@@ -258,12 +261,19 @@ func (x *explainer) side(ctx context.Context, own, other party, inward bool, t t
 
 // judged is what the rules of the datastore say of a packet; promoted says that staged
 // policies are in force.
-func (x *explainer) judged(own party, r control.ExplainRequest, promoted bool) (control.Explanation, error) {
+func (x *explainer) judged(own, other party, r control.ExplainRequest, promoted bool) (control.Explanation, error) {
 	index, err := x.index(own.Node, promoted)
 	if err != nil {
 		return control.Explanation{}, err
 	}
-	e := agent.Explain(index, own.endpoint.Spec.Link, r)
+	link := ""
+	if own.endpoint != nil {
+		link = own.endpoint.Spec.Link
+	}
+	if !r.ToHost && !(other.endpoint != nil && other.Node == own.Node) {
+		r.Via = x.via(own.Node)
+	}
+	e := agent.Explain(index, link, r)
 	for i := range e.Passed {
 		x.markStaged(&e.Passed[i].RulePlace)
 	}
@@ -296,19 +306,17 @@ func (x *explainer) index(node string, promoted bool) (*acl.Index, error) {
 	if i := x.indexes[key]; i != nil {
 		return i, nil
 	}
-	gateway, err := netip.ParseAddr(x.settings.Agent.Gateway)
+	cfg, err := x.settings.agentConfig()
 	if err != nil {
 		return nil, err
 	}
-	o := acl.Options{LinkPrefix: x.settings.Agent.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(gateway)}
-	for _, text := range x.settings.Agent.WorkloadToHost {
-		h, err := agent.ParseHostPort(text)
-		if err != nil {
-			return nil, err
+	index := acl.NewIndex(node, cfg.FilterOptions())
+	if x.hasHosts(node) {
+		index.SetHostLinks(x.nodeLinks(node))
+		if node != x.settings.Node {
+			x.note("agent.failsafeInbound and failsafeOutbound of %s are taken to be what they are here", node)
 		}
-		o.WorkloadToHost = append(o.WorkloadToHost, h)
 	}
-	index := acl.NewIndex(node, o)
 	put := func(object datastore.Object) {
 		index.Apply(datastore.Change{Kind: object.Kind(), Name: object.Meta().Name, New: object})
 	}
@@ -317,6 +325,11 @@ func (x *explainer) index(node string, promoted bool) (*acl.Index, error) {
 			if p, ok := o.(*datastore.Policy); ok && promoted {
 				o = inForce(p)
 			}
+			put(o)
+		}
+	}
+	for _, kind := range []datastore.Kind{datastore.KindHostEndpoint, datastore.KindNode} {
+		for _, o := range x.view.Objects(kind) {
 			put(o)
 		}
 	}

@@ -20,7 +20,8 @@ type party struct {
 	Link      string `json:"link,omitempty"`      // of the host
 
 	endpoint  *datastore.Endpoint
-	addresses []netip.Addr // that it may be reached at, Address is to be one of them
+	named     []datastore.Port // of the host endpoints of a node
+	addresses []netip.Addr     // that it may be reached at, Address is to be one of them
 }
 
 // worldName is what stands for an address that is nobody's.
@@ -43,7 +44,7 @@ func endpointParty(said string, e *datastore.Endpoint, addresses ...netip.Addr) 
 // ports are its named ones.
 func (p party) ports() []datastore.Port {
 	if p.endpoint == nil {
-		return nil
+		return p.named
 	}
 	return p.endpoint.Spec.Ports
 }
@@ -105,7 +106,7 @@ func (x *explainer) party(said string) (party, error) {
 		return party{}, usage("%q can be %s", said, strings.Join(names, " or "))
 	}
 	if n := x.view.Node(said); n != nil && len(n.Spec.Addresses) > 0 {
-		p := party{Said: said, Node: said}
+		p := party{Said: said, Node: said, named: x.hostPorts(said)}
 		for _, a := range n.Spec.Addresses {
 			p.addresses = append(p.addresses, a.Addr())
 		}
@@ -120,7 +121,8 @@ func (x *explainer) partyAt(said string, a netip.Addr) party {
 	if e := t.endpoint(); e != nil {
 		return endpointParty(said, e, a)
 	}
-	return party{Said: said, Node: t.nodeAt(a), addresses: []netip.Addr{a}}
+	node := t.nodeAt(a)
+	return party{Said: said, Node: node, named: x.hostPorts(node), addresses: []netip.Addr{a}}
 }
 
 // minPrefix is how many characters of a workload's ID say which one it is.

@@ -99,12 +99,10 @@ func (t *traffic) named(dst party, args []string) error {
 	if t.name == "" {
 		return nil
 	}
-	if dst.endpoint != nil {
-		for _, p := range dst.endpoint.Spec.Ports {
-			if p.Name == t.name && p.Protocol == t.Protocol {
-				t.first, t.last, t.name = p.Port, p.Port, ""
-				return nil
-			}
+	for _, p := range dst.ports() {
+		if p.Name == t.name && p.Protocol == t.Protocol {
+			t.first, t.last, t.name = p.Port, p.Port, ""
+			return nil
 		}
 	}
 	return usage("%q is neither a port from 1 to 65535 nor a named %s port of %s", t.name, t.Protocol, args[1])

@@ -127,6 +127,8 @@ func columns(kind datastore.Kind) []column {
 		return tierColumns()
 	case datastore.KindNetworkSet:
 		return networkSetColumns()
+	case datastore.KindHostEndpoint:
+		return hostEndpointColumns()
 	case datastore.KindBGPConfig:
 		return []column{
 			col("Name", name[*datastore.BGPConfig]),
@@ -139,16 +141,7 @@ func columns(kind datastore.Kind) []column {
 			col("BFD", func(c *datastore.BGPConfig) string { return bfdTimers(c.Spec.BFD) }),
 		}
 	case datastore.KindConfig:
-		return []column{
-			col("Name", name[*datastore.Config]),
-			col("MTU", func(c *datastore.Config) string {
-				if c.Spec.MTU > 0 {
-					return strconv.Itoa(c.Spec.MTU)
-				}
-				return "of the node's interface"
-			}),
-			col("Established", func(c *datastore.Config) string { return string(cmp.Or(c.Spec.Established, datastore.EstablishedCut)) }),
-		}
+		return configColumns()
 	case datastore.KindReport:
 		return []column{
 			col("Node", func(r *datastore.Report) string { node, _ := r.Of(); return node }),
@@ -161,6 +154,19 @@ func columns(kind datastore.Kind) []column {
 		}
 	}
 	return []column{col("Name", func(o datastore.Object) string { return o.Meta().Name })}
+}
+
+func configColumns() []column {
+	return []column{
+		col("Name", name[*datastore.Config]),
+		col("MTU", func(c *datastore.Config) string {
+			if c.Spec.MTU > 0 {
+				return strconv.Itoa(c.Spec.MTU)
+			}
+			return "of the node's interface"
+		}),
+		col("Established", func(c *datastore.Config) string { return string(cmp.Or(c.Spec.Established, datastore.EstablishedCut)) }),
+	}
 }
 
 func nodeColumns() []column {

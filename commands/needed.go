@@ -73,6 +73,11 @@ func neededToPut(list ...datastore.Object) needed {
 			n.one(datastore.KindTier, o.Spec.Tier)
 		case *datastore.Tier, *datastore.NetworkSet:
 			n.all(datastore.KindNode)
+		case *datastore.HostEndpoint:
+			n.all(datastore.KindNode, datastore.KindHostEndpoint)
+			for _, p := range o.Spec.Profiles {
+				n.one(datastore.KindProfile, p)
+			}
 		case *datastore.Pool:
 			n.all(datastore.KindPool, datastore.KindBlock)
 		case *datastore.Network:
@@ -100,7 +105,7 @@ func neededToDelete(kind datastore.Kind, names ...string) needed {
 	case datastore.KindBGPFilter:
 		n.all(datastore.KindPeer, datastore.KindBGPConfig)
 	case datastore.KindProfile:
-		n.all(datastore.KindEndpoint, datastore.KindNetwork)
+		n.all(datastore.KindEndpoint, datastore.KindNetwork, datastore.KindHostEndpoint)
 	case datastore.KindNetworkSet:
 		n.all(datastore.KindPolicy, datastore.KindProfile)
 	case datastore.KindTier:
@@ -108,7 +113,7 @@ func neededToDelete(kind datastore.Kind, names ...string) needed {
 	case datastore.KindNetwork:
 		n.all(datastore.KindEndpoint)
 	case datastore.KindNode:
-		n.all(datastore.KindEndpoint, datastore.KindBlock)
+		n.all(datastore.KindEndpoint, datastore.KindBlock, datastore.KindHostEndpoint)
 	}
 	return n
 }

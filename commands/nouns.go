@@ -18,6 +18,7 @@ func nouns(a *app) []*cobra.Command {
 		newEventsCommand(a),
 		newExplainCommand(a),
 		newGetCommand(a),
+		newHostEndpointCommand(a),
 		newImportCommand(a),
 		newInitCommand(a),
 		newHistoryCommand(a),

@@ -62,7 +62,7 @@ func newPolicyShowCommand(a *app) *cobra.Command {
 			return err
 		}
 		return a.show(*f, []datastore.Object{p}, func() string {
-			head := fmt.Sprintf("Tier %s, order %s, endpoints %s, types %s%s\n", p.Spec.Tier, orderText(p.Spec.Order), p.Spec.Selector, typesText(p), map[bool]string{true: "; staged: decides nothing"}[p.Spec.Staged])
+			head := fmt.Sprintf("Tier %s, order %s, endpoints %s, types %s%s%s\n", p.Spec.Tier, orderText(p.Spec.Order), p.Spec.Selector, typesText(p), hostsText(p), map[bool]string{true: "; staged: decides nothing"}[p.Spec.Staged])
 			return head + policyRules().text(p)
 		})
 	}
@@ -73,7 +73,7 @@ func newPolicyCreateCommand(a *app) *cobra.Command {
 	var tier, selector string
 	var order orderFlag
 	var types, ingress, egress []string
-	var staged bool
+	var staged, forward, preDNAT, noTrack bool
 	cmd := &cobra.Command{
 		Use:   "create NAME",
 		Short: "Create a policy for the endpoints that a selector picks",
@@ -92,10 +92,13 @@ func newPolicyCreateCommand(a *app) *cobra.Command {
 	cmd.Flags().StringSliceVar(&types, "type", nil, "`ingress` or egress, or both: what it decides about (default: what it has rules for, or ingress)")
 	cmd.Flags().StringArrayVar(&ingress, "ingress", nil, "`rule` for what the endpoints get; may be repeated")
 	cmd.Flags().StringArrayVar(&egress, "egress", nil, "`rule` for what the endpoints send; may be repeated")
+	cmd.Flags().BoolVar(&forward, "apply-on-forward", false, "have host endpoints asked about what their nodes forward, too")
+	cmd.Flags().BoolVar(&preDNAT, "pre-dnat", false, "have host endpoints alone asked, before destinations are translated")
+	cmd.Flags().BoolVar(&noTrack, "do-not-track", false, "have host endpoints alone asked, about each packet, which is not tracked then")
 	_ = cmd.RegisterFlagCompletionFunc("tier", a.complete(datastore.KindTier, tierNames))
 	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{string(datastore.Ingress), string(datastore.Egress)}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
-		p := &datastore.Policy{Metadata: datastore.Metadata{Name: args[0]}, Spec: datastore.PolicySpec{Tier: tier, Order: order.value, Selector: selector, Staged: staged}}
+		p := &datastore.Policy{Metadata: datastore.Metadata{Name: args[0]}, Spec: datastore.PolicySpec{Tier: tier, Order: order.value, Selector: selector, Staged: staged, ApplyOnForward: forward, PreDNAT: preDNAT, DoNotTrack: noTrack}}
 		for _, t := range types {
 			p.Spec.Types = append(p.Spec.Types, datastore.PolicyType(t))
 		}
@@ -109,7 +112,7 @@ func newPolicyCreateCommand(a *app) *cobra.Command {
 		if err := p.Validate(); err != nil {
 			return argument(fmt.Errorf("policy %s: %w", args[0], err))
 		}
-		return a.write(cmd.Context(), []manifest{{object: p}}, modeCreate, func(planned) {})
+		return a.create(cmd.Context(), p)
 	}
 	return cmd
 }
@@ -182,6 +185,19 @@ func typesText(p *datastore.Policy) string {
 		words = append(words, string(t))
 	}
 	return strings.Join(words, ",")
+}
+
+// hostsText is what the policy is to host endpoints beside what it is to others.
+func hostsText(p *datastore.Policy) string {
+	switch {
+	case p.Spec.PreDNAT:
+		return ", for host endpoints before DNAT"
+	case p.Spec.DoNotTrack:
+		return ", for host endpoints untracked"
+	case p.Spec.ApplyOnForward:
+		return ", on forward"
+	}
+	return ""
 }
 
 func policyNames(v *datastore.View) []string     { return objectNames(v.Policies()) }

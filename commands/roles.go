@@ -4,9 +4,11 @@ import (
 	"context"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
+	"netctl/acl"
 	"netctl/commands/agent"
 	"netctl/commands/docker"
 	"netctl/commands/runtimes"
@@ -68,7 +70,7 @@ func (s *settings) agentConfig() (agent.Config, error) {
 		Interface: s.Agent.Interface, LinkPrefix: s.Agent.LinkPrefix, MTU: s.Agent.MTU,
 		Gateway: netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
 		Metrics: s.metricsAt("agent"), LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, Established: datastore.Established(s.Agent.Established), RouteProtocol: s.Routes.AgentProtocol, RouteTable: s.Routes.Table, Tunnels: s.tunnels(),
-		WireGuardPort: uint16(s.Tunnels.WireGuardPort), BGPPort: uint16(s.Speaker.Port),
+		WireGuardPort: uint16(s.Tunnels.WireGuardPort), BGPPort: uint16(s.Speaker.Port), DatastorePorts: s.datastorePorts(),
 		Runtimes: runtimes.Config{Runtimes: s.Agent.Runtimes, DockerAPI: s.Docker.API, DockerDriver: s.Docker.Socket},
 	}
 	for _, text := range s.Agent.Addresses {
@@ -78,14 +80,32 @@ func (s *settings) agentConfig() (agent.Config, error) {
 		}
 		cfg.Addresses = append(cfg.Addresses, addr)
 	}
-	for _, text := range s.Agent.WorkloadToHost {
-		port, err := agent.ParseHostPort(text)
-		if err != nil {
-			return cfg, s.wrong("agent::workloadToHost", err)
+	for _, list := range []struct {
+		key   string
+		texts []string
+		ports *[]acl.HostPort
+	}{
+		{"agent::workloadToHost", s.Agent.WorkloadToHost, &cfg.WorkloadToHost},
+		{"agent::failsafeInbound", s.Agent.FailsafeInbound, &cfg.FailsafeInbound},
+		{"agent::failsafeOutbound", s.Agent.FailsafeOutbound, &cfg.FailsafeOutbound},
+	} {
+		for _, text := range list.texts {
+			port, err := agent.ParseHostPort(text)
+			if err != nil {
+				return cfg, s.wrong(list.key, err)
+			}
+			*list.ports = append(*list.ports, port)
 		}
-		cfg.WorkloadToHost = append(cfg.WorkloadToHost, port)
 	}
 	return cfg, nil
+}
+
+// datastorePorts are the TCP ports at which this node reaches the datastore, or serves it.
+func (s *settings) datastorePorts() (list []uint16) {
+	if s.Etcd.JoinPort > 0 {
+		list = append(list, uint16(s.Etcd.JoinPort))
+	}
+	return append(list, agent.PortsOf(slices.Concat(s.Datastore.Endpoints, s.Etcd.Listen, []string{s.Etcd.PeerURL})...)...)
 }
 
 func (s *settings) speakerConfig() speaker.Config {

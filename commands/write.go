@@ -65,6 +65,11 @@ func (a *app) write(ctx context.Context, list []manifest, mode writeMode, done f
 		if err != nil {
 			return farther(through, len(list), err)
 		}
+		if races == 0 {
+			if err := a.warnLockouts(ctx, store, plans); err != nil {
+				return err
+			}
+		}
 		err = commitPlans(ctx, store, view, plans, func(p planned) { through++; done(p) })
 		if err == nil {
 			return nil

@@ -35,12 +35,20 @@ func (v *View) CheckPut(o Object) error {
 		if o.Spec.Tier != DefaultTier && v.Tier(o.Spec.Tier) == nil {
 			return &FieldError{Field: "spec.tier", Value: o.Spec.Tier, Reason: "there is no such tier"}
 		}
-		if o.Spec.Staged {
+		switch {
+		case o.Metadata.Needs >= needsHostEndpoints:
+			return v.knowPolicies(needsHostEndpoints, "spec", "policies with applyOnForward, preDNAT or doNotTrack are")
+		case o.Spec.Staged:
 			return v.knowPolicies(needsStaged, "spec.staged", "staged policies are")
 		}
 		return v.knowPolicies(needsPolicies, "kind", policiesAre)
 	case *Tier, *NetworkSet:
 		return v.knowPolicies(needsPolicies, "kind", policiesAre)
+	case *HostEndpoint:
+		if err := v.checkHostEndpoint(o); err != nil {
+			return err
+		}
+		return v.knowPolicies(needsHostEndpoints, "kind", "host endpoints are")
 	case *Network:
 		for i, p := range o.Spec.Pools {
 			if v.Pool(PoolName(p)) == nil {
@@ -203,7 +211,8 @@ func (v *View) CheckDelete(o Object) error {
 		by = append(by, users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }),
 			networks(func(n *Network) bool { return slices.Contains(n.Spec.Pools, o.Spec.CIDR) }))
 	case *Profile:
-		by = append(by, endpoints(v.EndpointsWithProfile(name)),
+		hosts := slices.DeleteFunc(v.HostEndpoints(), func(h *HostEndpoint) bool { return !slices.Contains(h.Spec.Profiles, name) })
+		by = append(by, endpoints(v.EndpointsWithProfile(name)), users("hostendpoint", hosts, func(h *HostEndpoint) string { return h.Metadata.Name }),
 			networks(func(n *Network) bool { return n.Spec.Profile == name }))
 	case *Network:
 		by = append(by, users("endpoint", v.EndpointsIn(name), endpointWords))
@@ -225,7 +234,8 @@ func (v *View) CheckDelete(o Object) error {
 		}
 	case *Node:
 		held := slices.DeleteFunc(v.BlocksOf(name), func(b *Block) bool { return !b.InUse() })
-		by = append(by, endpoints(v.EndpointsOf(name)), users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }))
+		hosts := slices.DeleteFunc(v.HostEndpoints(), func(h *HostEndpoint) bool { return h.Spec.Node != name })
+		by = append(by, endpoints(v.EndpointsOf(name)), users("hostendpoint", hosts, func(h *HostEndpoint) string { return h.Metadata.Name }), users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }))
 	}
 	by = slices.DeleteFunc(by, func(s string) bool { return s == "" })
 	if len(by) == 0 {

@@ -266,9 +266,69 @@ func TestPolicyIsKeptByAll(t *testing.T) {
 		}
 	}
 	v = listed(t, s)
-	for _, o := range []datastore.Object{policy, tier, set} {
-		if err := v.CheckPut(o); !errors.Is(err, datastore.ErrInvalid) || !strings.Contains(err.Error(), "older netctl of node old, older: upgrade it there first") {
+	host := &datastore.HostEndpoint{Metadata: datastore.Metadata{Name: "h"}, Spec: datastore.HostEndpointSpec{Node: "new", InterfaceName: "eth0"}}
+	for _, o := range []datastore.Object{policy, tier, set, host} {
+		if err := v.CheckPut(o); !errors.Is(err, datastore.ErrInvalid) || !strings.Contains(err.Error(), "old, older: upgrade it there first") {
 			t.Errorf("put %s: %v", o.Kind(), err)
 		}
+	}
+	// Agents that know policies, one of them staged ones too, and no host endpoints.
+	for name, model := range map[string]int{"old": 3, "older": 3, "near": 4} {
+		node := v.Node(name)
+		node.Status.Model = model
+		if err := datastore.Update(ctx, s, node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v = listed(t, s)
+	forward := &datastore.Policy{Metadata: datastore.Metadata{Name: "forward"}, Spec: datastore.PolicySpec{ApplyOnForward: true}}
+	forward.SetDefaults()
+	if err := v.CheckPut(policy); err != nil {
+		t.Error(err)
+	}
+	both := &datastore.Policy{Metadata: datastore.Metadata{Name: "both"}, Spec: datastore.PolicySpec{Staged: true, ApplyOnForward: true, PreDNAT: true}}
+	both.SetDefaults()
+	for _, o := range []datastore.Object{host, forward, both} {
+		if err := v.CheckPut(o); !errors.Is(err, datastore.ErrInvalid) || !strings.Contains(err.Error(), "older netctl of node near, old, older: upgrade it there first") {
+			t.Errorf("put %s: %v", o.Kind(), err)
+		}
+	}
+}
+
+// TestPolicyNeedsWhatItSays: what a policy needs is the most of what it says now. What it says
+// no more it does not need, and what it still says is not forgotten for that.
+func TestPolicyNeedsWhatItSays(t *testing.T) {
+	reject, err := datastore.ParseRule("reject")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &datastore.Policy{Metadata: datastore.Metadata{Name: "p"}}
+	for _, c := range []struct {
+		what   string
+		change func(s *datastore.PolicySpec)
+		needs  int
+	}{
+		{"nothing new", func(*datastore.PolicySpec) {}, 0},
+		{"a rule that rejects", func(s *datastore.PolicySpec) { s.Ingress = []datastore.Rule{reject} }, 3},
+		{"staged", func(s *datastore.PolicySpec) { s.Staged = true }, 4},
+		{"staged, before DNAT", func(s *datastore.PolicySpec) { s.ApplyOnForward, s.PreDNAT = true, true }, 5},
+		{"promoted", func(s *datastore.PolicySpec) { s.Staged = false }, 5},
+		{"staged again, applyOnForward alone", func(s *datastore.PolicySpec) { s.Staged, s.PreDNAT = true, false }, 5},
+		{"applyOnForward cleared", func(s *datastore.PolicySpec) { s.ApplyOnForward = false }, 4},
+		{"promoted again", func(s *datastore.PolicySpec) { s.Staged = false }, 3},
+		{"without the rule", func(s *datastore.PolicySpec) { s.Ingress = nil }, 0},
+	} {
+		c.change(&p.Spec)
+		p.SetDefaults()
+		if p.Metadata.Needs != c.needs {
+			t.Errorf("%s: needs %d, want %d", c.what, p.Metadata.Needs, c.needs)
+		}
+		if err := p.Validate(); err != nil {
+			t.Errorf("%s: %v", c.what, err)
+		}
+	}
+	p.Metadata.Needs = datastore.ModelVersion + 1
+	if p.SetDefaults(); p.Validate() == nil {
+		t.Error("what needs a newer netctl is taken for understood")
 	}
 }

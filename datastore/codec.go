@@ -37,6 +37,8 @@ func New(k Kind) (Object, error) {
 		return &Tier{}, nil
 	case KindPolicy:
 		return &Policy{}, nil
+	case KindHostEndpoint:
+		return &HostEndpoint{}, nil
 	case KindNetworkSet:
 		return &NetworkSet{}, nil
 	case KindBGPConfig:

@@ -21,7 +21,7 @@ const PoolsKey = Prefix + "pools"
 // referred to comes before what refers to it.
 func Kinds() []Kind {
 	return []Kind{KindConfig, KindBGPFilter, KindBGPConfig, KindNode, KindPeer, KindPool, KindReservation,
-		KindBlock, KindNetworkSet, KindTier, KindPolicy, KindProfile, KindNetwork, KindEndpoint, KindReport}
+		KindBlock, KindNetworkSet, KindTier, KindPolicy, KindProfile, KindNetwork, KindEndpoint, KindHostEndpoint, KindReport}
 }
 
 // KindPrefix is the prefix of the keys of a kind, e.g. "/netctl/v1/pools/".
@@ -76,7 +76,7 @@ func checkObjectName(k Kind, name string) error {
 		if name != DefaultName {
 			err = &FieldError{Value: name, Reason: "the only " + string(k) + " is called " + DefaultName}
 		}
-	case KindNode, KindBGPFilter, KindReservation, KindNetwork, KindProfile, KindTier, KindNetworkSet:
+	case KindNode, KindBGPFilter, KindReservation, KindNetwork, KindProfile, KindTier, KindNetworkSet, KindHostEndpoint:
 		err = CheckName(name)
 	case KindPolicy:
 		if err = CheckName(name); name == "test" { // netctl policy test
@@ -136,6 +136,8 @@ func kindOf(word string) Kind {
 		return KindTier
 	case "policies":
 		return KindPolicy
+	case "hostendpoints":
+		return KindHostEndpoint
 	case "networksets":
 		return KindNetworkSet
 	case "bgpconfigs":

@@ -12,28 +12,29 @@ const APIVersion = "netctl/v1"
 // ModelVersion is the version of the model that this netctl knows. Additions that an
 // older netctl may pass over do not change it; whoever uses one that it must not
 // pass over sets the object's Metadata.Needs to the version that brought it.
-const ModelVersion = 4
+const ModelVersion = 5
 
 // Kind names a kind of object, as in a manifest's kind field.
 type Kind string
 
 // The kinds.
 const (
-	KindNode        Kind = "Node"
-	KindPeer        Kind = "Peer"
-	KindBGPFilter   Kind = "BGPFilter"
-	KindPool        Kind = "Pool"
-	KindBlock       Kind = "Block"
-	KindReservation Kind = "Reservation"
-	KindNetwork     Kind = "Network"
-	KindEndpoint    Kind = "Endpoint"
-	KindProfile     Kind = "Profile"
-	KindTier        Kind = "Tier"
-	KindPolicy      Kind = "Policy"
-	KindNetworkSet  Kind = "NetworkSet"
-	KindBGPConfig   Kind = "BGPConfig"
-	KindConfig      Kind = "Config"
-	KindReport      Kind = "Report"
+	KindNode         Kind = "Node"
+	KindPeer         Kind = "Peer"
+	KindBGPFilter    Kind = "BGPFilter"
+	KindPool         Kind = "Pool"
+	KindBlock        Kind = "Block"
+	KindReservation  Kind = "Reservation"
+	KindNetwork      Kind = "Network"
+	KindEndpoint     Kind = "Endpoint"
+	KindHostEndpoint Kind = "HostEndpoint"
+	KindProfile      Kind = "Profile"
+	KindTier         Kind = "Tier"
+	KindPolicy       Kind = "Policy"
+	KindNetworkSet   Kind = "NetworkSet"
+	KindBGPConfig    Kind = "BGPConfig"
+	KindConfig       Kind = "Config"
+	KindReport       Kind = "Report"
 )
 
 // Object is one object of the model. The pointer types *Node, *Pool, … are the

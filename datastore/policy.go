@@ -55,6 +55,15 @@ type PolicySpec struct {
 	Types   []PolicyType `json:"types,omitempty"`
 	Ingress []Rule       `json:"ingress,omitempty"`
 	Egress  []Rule       `json:"egress,omitempty"`
+	// ApplyOnForward has host endpoints asked about what their nodes forward, too; the two
+	// below need it.
+	ApplyOnForward bool `json:"applyOnForward,omitempty"`
+	// PreDNAT has host endpoints alone asked, before destinations are translated, and what it
+	// does not decide goes on.
+	PreDNAT bool `json:"preDNAT,omitempty"`
+	// DoNotTrack has host endpoints alone asked, about every single packet, before connections
+	// are tracked, which what it allows is not; what it does not decide goes on.
+	DoNotTrack bool `json:"doNotTrack,omitempty"`
 }
 
 // PolicyType is a direction, as the endpoint sees it.
@@ -138,15 +147,29 @@ func (*Policy) Kind() Kind { return KindPolicy }
 // Meta implements Object.
 func (p *Policy) Meta() *Metadata { return &p.Metadata }
 
+// setNeeds says what the policy needs as it is now, so that what it no longer says is not
+// asked of anybody. What this netctl cannot read stays for Validate.
+func (p *Policy) setNeeds() {
+	if p.Metadata.Needs < 0 || p.Metadata.Needs > ModelVersion {
+		return
+	}
+	p.Metadata.Needs = 0
+	need := func(is bool, model int) {
+		if is {
+			p.Metadata.Needs = max(p.Metadata.Needs, model)
+		}
+	}
+	need(p.Spec.Staged, needsStaged)
+	need(p.Spec.ApplyOnForward || p.onlyForHosts(), needsHostEndpoints)
+	for _, r := range slices.Concat(p.Spec.Ingress, p.Spec.Egress) {
+		need(true, r.needs())
+	}
+}
+
 // SetDefaults implements Object.
 func (p *Policy) SetDefaults() {
 	s := &p.Spec
-	switch {
-	case s.Staged:
-		p.Metadata.Needs = max(p.Metadata.Needs, needsStaged)
-	case p.Metadata.Needs == needsStaged: // it was staged
-		p.Metadata.Needs = 0
-	}
+	p.setNeeds()
 	if s.Tier == "" {
 		s.Tier = DefaultTier
 	}
@@ -187,7 +210,7 @@ func (p *Policy) Validate() error {
 		}),
 		unasked(Ingress, p.Spec.Ingress), unasked(Egress, p.Spec.Egress),
 		validateRules("spec.ingress", p.Spec.Ingress), validateRules("spec.egress", p.Spec.Egress),
-		checkRuleCount("spec.ingress", p.Spec.Ingress), checkRuleCount("spec.egress", p.Spec.Egress))
+		checkRuleCount("spec.ingress", p.Spec.Ingress), checkRuleCount("spec.egress", p.Spec.Egress), p.validateHosts())
 }
 
 // Kind returns KindNetworkSet.

@@ -47,9 +47,6 @@ type Cutter struct {
 	IsCut func(acl.Flow) bool
 }
 
-// uplink stands for every link that is not an endpoint's.
-const uplink = "-"
-
 // cutAtOnce is how many flows are cut together, while the rest is still looked at.
 const cutAtOnce = 4096
 
@@ -245,13 +242,13 @@ func (p *pass) packet(e *entry) (acl.Packet, bool) {
 	}
 	if out.InLink != "" {
 		out.InGroup = p.Group
-	} else if out.InLink = uplink; p.host(out.Src) {
+	} else if out.InLink = acl.Uplink; p.host(out.Src) {
 		return out, false // the host reaches its own endpoints
 	}
 	if out.OutLink != "" {
 		out.OutGroup = p.Group
 	} else if !p.host(out.Dst) {
-		out.OutLink = uplink
+		out.OutLink = acl.Uplink
 	}
 	return out, true
 }

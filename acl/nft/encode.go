@@ -106,6 +106,8 @@ func encodeRule(chain *nftables.Chain, r *acl.Rule, c acl.Count) *nftables.Rule 
 		out.Exprs = append(out.Exprs, &expr.Lookup{SourceRegister: regValue, SetName: r.Verdict.Chain, IsDestRegSet: true})
 	case acl.Reject:
 		out.Exprs = append(out.Exprs, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED})
+	case acl.Untrack:
+		out.Exprs = append(out.Exprs, &expr.Notrack{}, &expr.Verdict{Kind: expr.VerdictAccept})
 	case acl.Reset:
 		out.Exprs = append(out.Exprs, &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
 	case acl.Masquerade:

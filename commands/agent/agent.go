@@ -156,7 +156,7 @@ func (a *agent) openFilter(ctx context.Context) (err error) {
 	if !workload.NewRecords(a.cfg.recordsDir()).Any() {
 		return a.nft.KeepTracking()
 	}
-	blocked, err := a.nft.Block(ctx, acl.Static(a.cfg.filterOptions()))
+	blocked, err := a.nft.Block(ctx, acl.Static(a.cfg.FilterOptions()))
 	if blocked {
 		a.log.Warn("packet filter is gone, closed first", "table", acl.TableName)
 	}
@@ -234,7 +234,9 @@ func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
 		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, counts: a.nft.Counts, counted: a.nft.Dropped, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
-		beside: join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log),
+		beside: append(join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log), control.Task{Name: "keep ways to the datastore's members open", Do: func(ctx context.Context) error {
+			return a.store.FollowRecord(ctx, datastore.MembersKey, a.loop.heardMembers)
+		}}),
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(serve.Serve(ctx, a.listener, h), errEnded)
 		},

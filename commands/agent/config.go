@@ -1,17 +1,21 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"netctl/acl"
 	"netctl/commands/control"
+	"netctl/commands/join"
 	"netctl/commands/runtimes"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
@@ -63,6 +67,11 @@ type Config struct {
 	Established datastore.Established
 	// WorkloadToHost is what workloads may open on their own host.
 	WorkloadToHost []acl.HostPort
+	// FailsafeInbound and FailsafeOutbound are ports that no policy closes to host endpoints,
+	// beside those that the cluster itself needs.
+	FailsafeInbound, FailsafeOutbound []acl.HostPort
+	// DatastorePorts are TCP ports of the datastore, of this node or others.
+	DatastorePorts []uint16
 	// RouteProtocol marks the agent's routes in the kernel.
 	RouteProtocol int
 	// RouteTable is the kernel's table that they are in; 0 is the main one.
@@ -139,13 +148,53 @@ func (c *Config) debtFile() string   { return filepath.Join(c.RunDir, "flows-to-
 func (c *Config) copyFile() string   { return filepath.Join(c.StateDir, datastore.CopyFile) }
 func (c *Config) filterFile() string { return filepath.Join(c.StateDir, "filter") }
 
-// filterOptions are those of the packet filter that the host does not decide.
-func (c *Config) filterOptions() acl.Options {
-	return acl.Options{LinkPrefix: c.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(c.Gateway), WorkloadToHost: c.WorkloadToHost, BGPPort: c.BGPPort}
+// FilterOptions are those of the packet filter that the host does not decide.
+func (c *Config) FilterOptions() acl.Options {
+	o := acl.Options{LinkPrefix: c.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(c.Gateway), WorkloadToHost: c.WorkloadToHost, BGPPort: c.BGPPort}
+	o.FailsafeInbound, o.FailsafeOutbound = c.failsafes(etcd.ReadMembers(c.Store.Members, c.Store.Endpoints))
+	return o
 }
 
-// ParseHostPort reads an entry of the setting agent.workloadToHost: tcp, udp or
-// sctp, "/", port.
+// failsafes are the ports that no policy closes to host endpoints, in and out, where the
+// datastore's members are known so. Of those a node needs where they let nodes in, too, which
+// is where its certificate is renewed.
+func (c *Config) failsafes(m datastore.Members) (in, out []acl.HostPort) {
+	const tcp = 6 // IANA protocol number
+	needed := c.clusterPorts()
+	for _, port := range PortsOf(m.Endpoints...) {
+		needed = append(needed, acl.HostPort{Protocol: tcp, Port: port})
+	}
+	out = append(slices.Concat(c.FailsafeOutbound, needed), acl.HostPort{Protocol: tcp, Port: uint16(cmp.Or(m.JoinPort, join.DefaultPort))})
+	return slices.Concat(c.FailsafeInbound, needed), out
+}
+
+// clusterPorts are those that nodes need of each other: BGP, BFD of one hop, of several and its
+// echoes (RFC 5881, RFC 5883), and the datastore's.
+func (c *Config) clusterPorts() []acl.HostPort {
+	const tcp, udp = 6, 17 // IANA protocol numbers
+	list := []acl.HostPort{{Protocol: tcp, Port: cmp.Or(c.BGPPort, 179)}, {Protocol: udp, Port: 3784}, {Protocol: udp, Port: 3785}, {Protocol: udp, Port: 4784}}
+	for _, port := range c.DatastorePorts {
+		list = append(list, acl.HostPort{Protocol: tcp, Port: port})
+	}
+	return list
+}
+
+// PortsOf are the ports in URLs; that of a unix socket has none.
+func PortsOf(urls ...string) (list []uint16) {
+	for _, text := range urls {
+		u, err := url.Parse(text)
+		if err != nil {
+			continue
+		}
+		if port, err := strconv.ParseUint(u.Port(), 10, 16); err == nil && port > 0 {
+			list = append(list, uint16(port))
+		}
+	}
+	return list
+}
+
+// ParseHostPort reads an entry of the settings agent.workloadToHost, agent.failsafeInbound and
+// agent.failsafeOutbound: tcp, udp or sctp, "/", port.
 func ParseHostPort(s string) (acl.HostPort, error) {
 	protocol, text, ok := strings.Cut(s, "/")
 	number := map[string]uint8{"tcp": 6, "udp": 17, "sctp": 132}[protocol] // IANA protocol numbers

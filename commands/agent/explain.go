@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"netctl/acl"
 	"netctl/commands/control"
@@ -11,24 +13,29 @@ import (
 	"netctl/netdev"
 )
 
-// uplink stands for any interface that is not an endpoint's.
-const uplink = "-"
-
 // Explain says what the packet filter that the index makes says of a packet that the
-// endpoint behind the link sends or gets.
+// endpoint behind the link sends or gets, or without a link the host.
 func Explain(x *acl.Index, link string, r control.ExplainRequest) control.Explanation {
+	via := cmp.Or(r.Via, acl.Uplink)
 	p := acl.Packet{
-		InLink: link, InGroup: netdev.Group, OutLink: uplink, Src: r.Src, Dst: r.Dst, Protocol: r.Protocol,
+		InLink: link, InGroup: netdev.Group, OutLink: via, Src: r.Src, Dst: r.Dst, Protocol: r.Protocol,
 		SrcPort: r.SrcPort, DstPort: r.DstPort, Type: r.Type, Code: r.Code, State: acl.New,
 	}
 	switch {
+	case r.Endpoint == "" && r.Inbound:
+		p.InLink, p.InGroup, p.OutLink = via, 0, ""
+	case r.Endpoint == "":
+		p.InGroup = 0
 	case r.Inbound:
-		p.InLink, p.InGroup, p.OutLink, p.OutGroup = uplink, 0, link, netdev.Group
+		p.InLink, p.InGroup, p.OutLink, p.OutGroup = via, 0, link, netdev.Group
 	case r.ToHost:
 		p.OutLink = ""
 	}
 	e := x.Explain(p)
 	out := control.Explanation{Allowed: e.Allowed, By: e.By, Reason: e.Reason}
+	if r.Endpoint == "" {
+		out.HostEndpoint = x.HostEndpointAt(via)
+	}
 	for _, a := range e.Passed() {
 		out.Passed = append(out.Passed, control.AskedRule(a))
 	}
@@ -42,6 +49,21 @@ func (a *api) explain(ctx context.Context, r control.ExplainRequest) (e control.
 
 // explain is Explain of what is kept for this node's kernel.
 func (l *loop) explain(r control.ExplainRequest) (control.Explanation, error) {
+	other := r.Dst
+	if r.Inbound {
+		other = r.Src
+	}
+	here := func(e *datastore.Endpoint) bool { return slices.Contains(e.Spec.Addresses, other) }
+	if !r.ToHost && !slices.ContainsFunc(l.view.EndpointsOf(l.cfg.Node), here) { // else it is by no host endpoint
+		r.Via = l.links.linkTo(other, l.uplink().Link)
+	}
+	if r.Endpoint == "" {
+		out := Explain(l.filtering.index, "", r)
+		if err := l.filtering.err; err != nil {
+			out.Problem = oneLine(err.Error())
+		}
+		return out, nil
+	}
 	lo := l.locals.named[r.Endpoint]
 	if lo == nil || lo.ep == nil {
 		return control.Explanation{}, fmt.Errorf("endpoint %s of this node: %w", r.Endpoint, datastore.ErrNotFound)

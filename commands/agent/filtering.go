@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -110,6 +111,21 @@ func (f *filtering) setStrict(strict bool) {
 	f.options.Strict = strict
 	f.index.SetStrict(strict)
 	f.judged.drop() // no delta tells of it
+}
+
+// setFailsafes says which ports no policy closes to host endpoints.
+func (f *filtering) setFailsafes(in, out []acl.HostPort) {
+	f.options.FailsafeInbound, f.options.FailsafeOutbound = in, out
+	f.index.SetFailsafes(in, out)
+}
+
+// heardMembers keeps the ports of the datastore's members open, as the cluster says where they are.
+func (l *loop) heardMembers(value []byte) {
+	var m datastore.Members
+	if value == nil || json.Unmarshal(value, &m) != nil {
+		return // who follows them tells
+	}
+	l.post(func() { l.filtering.setFailsafes(l.cfg.failsafes(m)) })
 }
 
 // tighten takes note of whose flows a change may deny.

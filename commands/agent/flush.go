@@ -97,6 +97,7 @@ func (l *loop) readHost() {
 		l.forwarding.lead(l.leads())
 		if changed {
 			l.filtering.index.SetSubnets(l.links.subnets())
+			l.filtering.index.SetHostLinks(l.links.hostLinks())
 			l.noteOverlaps()
 			l.tunnels.changed = true
 			l.changedHost()

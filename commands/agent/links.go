@@ -128,6 +128,27 @@ func (k *links) subnets() (list []netip.Prefix) {
 	return list
 }
 
+// hostLinks are the host's own interfaces that have addresses, with these.
+func (k *links) hostLinks() map[string][]netip.Addr {
+	out := map[string][]netip.Addr{}
+	for _, a := range k.addrs {
+		if !a.Loopback {
+			out[a.Link] = append(out[a.Link], a.Prefix.Addr())
+		}
+	}
+	return out
+}
+
+// linkTo is the interface that leads to an address: by its subnet, or that of the node's own.
+func (k *links) linkTo(ip netip.Addr, own string) string {
+	for _, a := range k.addrs {
+		if !a.Loopback && a.Subnet.Contains(ip) {
+			return a.Link
+		}
+	}
+	return own
+}
+
 // address is an address of the host; nil: it is on no interface.
 func (k *links) address(ip netip.Addr) *kernel.Address {
 	for i, a := range k.addrs {

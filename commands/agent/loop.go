@@ -150,7 +150,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.tunnels = newTunnels(k, cfg)
 	l.wireguard = newWireguard(k)
 	l.sizes = &sizes{stuck: map[string]bool{}, said: map[string]string{}}
-	options := cfg.filterOptions()
+	options := cfg.FilterOptions()
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows, tracked(conntrack.Use))
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
 	l.filtering.repaired = func(r *acl.Ruleset) { _ = l.repaired(r) }

@@ -165,8 +165,6 @@ func hint(path string) string {
 		return "spec.restartTime of the BGPConfig holds for all sessions"
 	case "serviceClusterIPs", "serviceExternalIPs", "serviceLoadBalancerIPs":
 		return "netctl has no services"
-	case "applyOnForward":
-		return "netctl has no host endpoints; for workloads it makes no difference"
 	case "disableBGPExport":
 		return "a BGPFilter with 'reject pool CIDR' under export, for the peers that are not to have it"
 	case "annotations":

@@ -80,17 +80,23 @@ func (c *conversion) networkSet(meta, spec *fields) {
 	c.add(n)
 }
 
-// hostEndpoint makes a set of the addresses, so that the selectors of rules go on to mean
-// them; what the endpoint itself lets through is not netctl's.
+// hostEndpoint is one of a node; before Calico 3 its name is one of its node's alone.
 func (c *conversion) hostEndpoint(meta, spec *fields) {
-	c.remark("", "left out: netctl filters the endpoints of workloads; what protects the host itself stays its own firewall's")
-	n := &datastore.NetworkSet{}
-	if n.Spec.CIDRs = spec.nets("expectedIPs"); len(n.Spec.CIDRs) == 0 {
-		return
+	name, node := fmt.Sprint(meta.m["name"]), spec.text("node")
+	if c.v1 {
+		node = meta.text("node")
+		name = node + "." + name
 	}
-	n.Metadata = c.meta(meta, "host-"+fmt.Sprint(meta.m["name"]))
-	c.remark("spec.expectedIPs", "changed: a NetworkSet %s with the labels, for the selectors of rules", n.Metadata.Name)
-	c.add(n)
+	h := &datastore.HostEndpoint{Metadata: c.meta(meta, name)}
+	h.Spec = datastore.HostEndpointSpec{Node: node, InterfaceName: spec.text("interfaceName"), Profiles: spec.words("profiles")}
+	for _, n := range spec.nets("expectedIPs") {
+		h.Spec.ExpectedIPs = append(h.Spec.ExpectedIPs, n.Addr())
+	}
+	for _, f := range spec.items("ports") {
+		port, _ := f.number("port")
+		h.Spec.Ports = append(h.Spec.Ports, datastore.Port{Name: f.text("name"), Protocol: strings.ToLower(f.text("protocol")), Port: uint16(port)})
+	}
+	c.add(h)
 }
 
 func (c *conversion) profile(meta, spec *fields) {
@@ -108,22 +114,14 @@ func (c *conversion) profile(meta, spec *fields) {
 }
 
 func (c *conversion) policy(meta, spec *fields) {
-	for _, key := range []string{"doNotTrack", "preDNAT"} {
-		if spec.flag(key) {
-			c.remark("spec."+key, "left out, the policy with it: it concerns host endpoints, which netctl has not")
-			return
-		}
-	}
-	if spec.flag("applyOnForward") {
-		c.remark("spec.applyOnForward", "left out: %s", hint("applyOnForward"))
-	}
 	name, namespace := inNamespace(meta)
 	selector, ok := c.policySelector(spec, namespace)
 	if !ok {
 		return
 	}
 	p := &datastore.Policy{Metadata: c.meta(meta, name)}
-	p.Spec = datastore.PolicySpec{Tier: spec.text("tier"), Selector: selector, Types: []datastore.PolicyType{}}
+	p.Spec = datastore.PolicySpec{Tier: spec.text("tier"), Selector: selector, Types: []datastore.PolicyType{},
+		ApplyOnForward: spec.flag("applyOnForward"), PreDNAT: spec.flag("preDNAT"), DoNotTrack: spec.flag("doNotTrack")}
 	c.order(spec, p, &p.Spec.Order)
 	in, out := spec.items("ingress"), spec.items("egress")
 	for _, t := range spec.words("types") {

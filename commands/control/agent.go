@@ -200,11 +200,14 @@ func (e *Error) Error() string { return e.Message }
 // ExplainRequest asks what the packet filter that the agent keeps says of the first
 // packet of a flow (POST /v1/explain), as an endpoint of its node sends or gets it.
 type ExplainRequest struct {
-	// Endpoint is the endpoint's name; Inbound says that it is the one that gets the packet.
+	// Endpoint is the endpoint's name, "" the host itself; Inbound says that it is the one that
+	// gets the packet.
 	Endpoint string `json:"endpoint"`
 	Inbound  bool   `json:"inbound,omitempty"`
 	// ToHost says that the packet is for the endpoint's own host.
-	ToHost   bool       `json:"toHost,omitempty"`
+	ToHost bool `json:"toHost,omitempty"`
+	// Via is the host's interface that it comes or goes by; the agent knows by itself.
+	Via      string     `json:"-"`
 	Src      netip.Addr `json:"src"`
 	Dst      netip.Addr `json:"dst"`
 	Protocol uint8      `json:"protocol"`
@@ -216,7 +219,9 @@ type ExplainRequest struct {
 
 // Explanation is one side's verdict.
 type Explanation struct {
-	Allowed bool `json:"allowed"`
+	// HostEndpoint is what was asked where no endpoint was.
+	HostEndpoint string `json:"hostEndpoint,omitempty"`
+	Allowed      bool   `json:"allowed"`
 	// By is the rule that decided; nil: Reason says what did.
 	By     *datastore.RulePlace `json:"by,omitempty"`
 	Reason string               `json:"reason,omitempty"`

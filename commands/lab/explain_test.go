@@ -352,6 +352,7 @@ func TestExplain(t *testing.T) {
 	if out, _ := exitOf(t, n1, "netctl", "explain", "node1", db.ID, "tcp", "22"); !strings.Contains(out, "Note: tier default, "+nobody) {
 		t.Errorf("explain does not say it:\n%s", out)
 	}
+	hostEndpoints(t, n1, n2, web, db, db4)
 	netlab.Must(t, n1, "netctl", "policy", "remove", "open", "closed")
 	netlab.Must(t, n1, "netctl", "profile", "remove", "web", "--force")
 	if out, code := exitOf(t, n1, "netctl", "explain", web.ID, db.ID, "tcp", "5432"); code != 3 || !strings.Contains(out, "names profile web, which does not exist") {
