@@ -109,7 +109,7 @@ func addressText(i ipam.AddressInfo) string {
 	var b strings.Builder
 	line := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(&b, "%-10s %s\n", name+":", value)
+			fmt.Fprintf(&b, "%-10s %s\n", name+":", datastore.Line(value))
 		}
 	}
 	state := "free"

@@ -78,6 +78,11 @@ func TestOthersTexts(t *testing.T) {
 		t.Errorf("%s, %v", text, err)
 	}
 
+	value = []byte(`{"apiVersion":"netctl/v1","kind":"Node","metadata":{"name":"n1"},"spec":{},"status":{"version":"a\nb\u001b[2J"}}`)
+	if o, err = Decode(KindPrefix(KindNode)+"n1", value); err != nil || o.(*Node).Status.Version != tame {
+		t.Errorf("%+v, %v", o, err)
+	}
+
 	long := strings.Repeat("é", maxLine)
 	if lines(&long); long != strings.Repeat("é", maxLine/2)+"…" {
 		t.Errorf("%d bytes", len(long))

@@ -13,8 +13,8 @@ func (*Node) Kind() Kind { return KindNode }
 // Meta implements Object.
 func (n *Node) Meta() *Metadata { return &n.Metadata }
 
-// SetDefaults implements Object; a node has none.
-func (*Node) SetDefaults() {}
+// SetDefaults implements Object: a node has none, but people read what it says of itself.
+func (n *Node) SetDefaults() { lines(&n.Status.Host, &n.Status.Version) }
 
 // Validate implements Object.
 func (n *Node) Validate() error {

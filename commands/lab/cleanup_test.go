@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"os"
@@ -46,7 +47,7 @@ func TestCleanupBesideBrokenDocker(t *testing.T) {
 			t.Errorf("left: %s", left)
 		}
 		_ = docker.Close() // as if it were killed: the socket stays
-		if err := <-ended; err != http.ErrServerClosed {
+		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
 			t.Fatal(err)
 		}
 		ended <- http.ErrServerClosed
