@@ -42,6 +42,7 @@ type filtering struct {
 	behind  bool              // it was not compared with the index since the start or putBack
 	shut    bool              // nothing was there, nor known, so that no endpoint is let through
 	held    bool              // putBack made the kernel what it was last
+	bounded bool              // it holds what it should, but for another bound of flows
 	refused *acl.RefusedError // nil: it has everything
 	err     error             // why it has not
 }
@@ -82,13 +83,13 @@ func (f *filtering) flush(ctx context.Context) (whole bool, err error) {
 	switch {
 	case errors.As(err, &refused):
 		f.refuse(refused)
-		f.resync, f.behind, f.shut, f.err = false, false, false, f.refused
+		f.resync, f.behind, f.shut, f.bounded, f.err = false, false, false, false, f.refused
 		return whole, f.refused
 	case err != nil:
 		f.resync, f.err = true, err
 		return whole, err
 	}
-	f.resync, f.behind, f.shut = false, false, false
+	f.resync, f.behind, f.shut, f.bounded = false, false, false, false
 	if f.refused == nil {
 		f.err = nil
 		if lacked && !wrote {
@@ -103,7 +104,7 @@ func (f *filtering) establish(e datastore.Established) {
 	f.established = e
 	if strict := e == datastore.EstablishedStrict; strict != f.options.Strict {
 		f.setStrict(strict)
-		f.held, f.behind = f.held || !f.resync && f.refused == nil, true
+		f.held, f.behind, f.bounded = f.held || !f.resync && f.refused == nil, true, false
 	}
 }
 
@@ -149,7 +150,7 @@ func (f *filtering) sync(ctx context.Context, rules *acl.Ruleset, doubted, lacke
 	switch {
 	case heir || (wrote || f.shut) && doubted:
 		f.repaired(rules)
-	case wrote && f.established != datastore.EstablishedKeep: // what, nobody has noted
+	case wrote && f.established != datastore.EstablishedKeep && !f.bounded: // what, nobody has noted
 		f.tighten(acl.Scope{All: true})
 	case err == nil && !lacked && f.tightened.Empty():
 		f.debt.free()
@@ -161,7 +162,7 @@ func (f *filtering) sync(ctx context.Context, rules *acl.Ruleset, doubted, lacke
 // not what this node should be. Without a journal nothing is known: what is there stays,
 // and where nothing is no endpoint is let through.
 func (f *filtering) putBack(ctx context.Context) error {
-	f.behind, f.held = true, false
+	f.behind, f.held, f.bounded = true, false, false
 	rules, err := f.journal.Read()
 	if err != nil {
 		var wrote bool

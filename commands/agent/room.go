@@ -118,6 +118,7 @@ func (l *loop) limitFlows(most int) {
 	f.judged.drop()
 	if !f.resync && f.refused == nil {
 		f.held = true // by what was right until now
+		f.bounded = f.bounded || !f.behind
 	}
 	f.behind = true
 }
