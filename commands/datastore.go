@@ -37,14 +37,15 @@ func (s *settings) datastoreConfig() role.Config {
 }
 
 func newAdoptCommand(a *app) *cobra.Command {
-	var join bool
+	var join, force bool
 	cmd := &cobra.Command{
 		Use:   "adopt",
 		Short: "Say that the datastore is the right one, after it was restored or made anew",
 		Long: "A node whose datastore comes back empty, restored from a backup, or as another cluster's is detached:\n" +
 			"it keeps what runs as it is and writes nothing. adopt, on one node, writes this node's cluster back; every\n" +
 			"other detached node of the cluster then attaches by itself. Nodes of another cluster are detached by it;\n" +
-			"--join takes such a node into the cluster that the datastore holds.",
+			"--join takes such a node into the cluster that the datastore holds. A datastore that is empty, of which this node has a copy, is for\n" +
+			"`netctl datastore rebuild`: adopted it would have no rules.",
 		Example: "  netctl datastore adopt\n  netctl datastore adopt --join",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -67,6 +68,11 @@ func newAdoptCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if before == nil && !join && !force {
+				if err := notLost(cmd.Context(), store, s.StateDir); err != nil {
+					return err
+				}
+			}
 			c, err := adopt(cmd.Context(), store, s.StateDir)
 			if err != nil {
 				return err
@@ -78,7 +84,21 @@ func newAdoptCommand(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&join, "join", false, "take this node into the datastore's cluster instead")
+	cmd.Flags().BoolVar(&force, "force", false, "although it is empty, and this node has a copy of what was lost")
 	return cmd
+}
+
+// notLost refuses a datastore that is empty where this node knows what it held.
+func notLost(ctx context.Context, store datastore.Store, dir string) error {
+	snap, err := store.List(ctx, datastore.Prefix)
+	if err != nil || len(snap.Entries) > 0 {
+		return err
+	}
+	b, _, err := datastore.ReadCopy(filepath.Join(dir, datastore.CopyFile))
+	if err != nil || len(b.Entries) == 0 {
+		return nil // nothing is lost by it that is known here
+	}
+	return fmt.Errorf("adopt: the datastore is empty, and this node has a copy of what it held, %s with every rule: `netctl datastore rebuild` writes them again; --force begins without them", count(len(b.Entries), "object"))
 }
 
 // attached reports that the agent answers and has nothing against the datastore.

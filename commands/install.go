@@ -44,8 +44,22 @@ func newInstallCommand(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&o.now, "now", false, "have the roles start at each boot, and now")
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "say what would happen")
 	ignoreChecks(cmd, &o.ignoreChecks)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return a.install(cmd.Context(), o) }
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := namesRoot(cmd); err != nil {
+			return err
+		}
+		return a.install(cmd.Context(), o)
+	}
 	return cmd
+}
+
+// namesRoot refuses a --root that names nothing, as an unset variable of a script does: that
+// would be this machine.
+func namesRoot(cmd *cobra.Command) error {
+	if f := cmd.Flags().Lookup("root"); f.Changed && f.Value.String() == "" {
+		return usage("%s: --root is empty: name the folder of the image, or leave it out for this machine", cmd.Name())
+	}
+	return nil
 }
 
 // ownFile is the file that runs. os.Executable hides that another one is in its place.

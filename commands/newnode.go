@@ -158,7 +158,7 @@ func (n *newNode) unconfigured() error {
 		return nil
 	}
 	if strings.HasPrefix(string(text), madeBy) {
-		return fmt.Errorf("%s: this node is in a cluster already (%s): for another node run `netctl token create` here, and what it prints there: %w", n.command, n.config, datastore.ErrExists)
+		return fmt.Errorf("%s: this node is in a cluster already (%s): for another node run `netctl token create` on a machine that has the datastore, and what it prints there: %w", n.command, n.config, datastore.ErrExists)
 	}
 	if n.laid, err = install.Untouched(n.root, n.config); err != nil {
 		return fmt.Errorf("%s: %w", n.command, err)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -124,10 +125,18 @@ func (a *app) lostOnly(ctx context.Context, s *settings, b *datastore.Backup, na
 	case cluster != nil && cluster.UUID != b.Cluster.UUID:
 		return fmt.Errorf("the datastore holds cluster %s, and the copy is of cluster %s: have the nodes follow a datastore of their own, or if that one is of no use to anybody, `netctl datastore adopt` first", cluster.UUID, b.Cluster.UUID)
 	case cluster != nil && !named && !restoring(snap.Entries) && attached(ctx, s):
-		return fmt.Errorf("this node follows the datastore, so there is nothing to rebuild; if it was adopted when it was empty, name the copy of before: %s",
-			filepath.Join(s.StateDir, datastore.CopyFile+datastore.FormerCopy))
+		return fmt.Errorf("this node follows the datastore, so there is nothing to rebuild%s", formerCopies(filepath.Join(s.StateDir, datastore.CopyFile)))
 	}
 	return nil
+}
+
+// formerCopies names those that there are, for somebody who adopted an empty datastore.
+func formerCopies(own string) string {
+	files := datastore.FormerCopies(own)
+	if len(files) == 0 {
+		return ""
+	}
+	return "; if it was adopted when it was empty, name the copy of before: " + strings.Join(files, ", ")
 }
 
 // restoring says whether a restore or rebuild was interrupted: pools are closed by it.

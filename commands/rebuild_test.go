@@ -129,3 +129,23 @@ func TestRebuildRefusesAndChooses(t *testing.T) {
 		_ = os.Remove(filepath.Join(dir, "cluster.json"))
 	}
 }
+
+// TestAdoptRefusesWhatWasLost: an empty datastore is not adopted where there is a copy of what
+// it held; without one, or where it holds something, it is.
+func TestAdoptRefusesWhatWasLost(t *testing.T) {
+	dir := t.TempDir()
+	empty, held := memory.New(), memory.New()
+	if err := datastore.Create(t.Context(), held, &datastore.Profile{Metadata: datastore.Metadata{Name: "web"}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := notLost(t.Context(), empty, dir); err != nil {
+		t.Errorf("without a copy: %v", err)
+	}
+	copyOf(t, filepath.Join(dir, datastore.CopyFile), "u", 1, 7, "allow")
+	if err := notLost(t.Context(), held, dir); err != nil {
+		t.Errorf("of one that holds something: %v", err)
+	}
+	if err := notLost(t.Context(), empty, dir); err == nil || !strings.Contains(err.Error(), "a copy of what it held, 2 objects with every rule: `netctl datastore rebuild`") {
+		t.Errorf("of an empty one: %v", err)
+	}
+}

@@ -29,6 +29,9 @@ func newUninstallCommand(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would happen")
 	cmd.Flags().BoolVar(&force, "force", false, "although endpoints live")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := namesRoot(cmd); err != nil {
+			return err
+		}
 		s, err := a.settings()
 		if err != nil {
 			return err

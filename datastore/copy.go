@@ -9,15 +9,45 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
 // CopyFile is the name of the copy of the store that each node keeps in its state folder,
-// a backup; FormerCopy is added to the name of that of the generation before.
+// a backup.
+const CopyFile = "model.backup"
+
+// formerCopy is added to the name of a copy of a generation before, and that generation;
+// mostFormer are kept.
 const (
-	CopyFile   = "model.backup"
-	FormerCopy = ".former"
+	formerCopy = ".former"
+	mostFormer = 5
 )
+
+// PutAside keeps the copy at path, which is of a generation of the cluster before, beside it
+// under a name of its own: who writes the store again from it may have to do so twice.
+func PutAside(path string, generation int64) error {
+	if err := os.Rename(path, fmt.Sprintf("%s%s.%d", path, formerCopy, generation)); err != nil {
+		return fmt.Errorf("keep the former copy: %w", err)
+	}
+	for i, old := range FormerCopies(path) {
+		if i >= mostFormer {
+			_ = os.Remove(old) // tried again with the next one
+		}
+	}
+	return nil
+}
+
+// FormerCopies are the copies that PutAside kept, the newest first.
+func FormerCopies(path string) (files []string) {
+	files, _ = filepath.Glob(path + formerCopy + ".*") // the pattern is a good one
+	generation := func(file string) int {
+		n, _ := strconv.Atoi(file[strings.LastIndexByte(file, '.')+1:])
+		return n
+	}
+	slices.SortFunc(files, func(a, b string) int { return generation(b) - generation(a) })
+	return files
+}
 
 // copyChanges is added to the name of a copy: the changes since it was made, a line each as
 // in a backup, without a value where the key is gone. The copy says what was last seen only

@@ -3,6 +3,7 @@ package datastore
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -116,5 +117,27 @@ func TestCopyLog(t *testing.T) {
 	is("c d e and perhaps others")
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "*")); len(left) != 1 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestPutAside: each copy that is put aside stays under its own name, and not for ever.
+func TestPutAside(t *testing.T) {
+	path := filepath.Join(t.TempDir(), CopyFile)
+	for g := range int64(12) {
+		copied(t, path, g+1, strings.Repeat("x", int(g)+1))
+		if err := PutAside(path, g); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var all []string
+	for _, file := range FormerCopies(path) {
+		b, _, err := ReadCopy(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, filepath.Ext(file)+" "+strconv.FormatInt(b.Revision, 10))
+	}
+	if got := strings.Join(all, ", "); got != ".11 12, .10 11, .9 10, .8 9, .7 8" {
+		t.Errorf("kept: %s", got)
 	}
 }

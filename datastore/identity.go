@@ -89,7 +89,7 @@ func (s Snapshot) Cluster() (*Cluster, int64, error) {
 func (i Identity) Judge(c *Cluster, id uint64, revision int64) error {
 	switch {
 	case c == nil:
-		return detached("it holds no cluster identity: it is empty, was made anew, or is another's; this node belongs to cluster %s", i.UUID)
+		return detached("it holds no cluster identity: it is empty, was made anew, or is another's; this node belongs to cluster %s; if it was lost, run `netctl datastore rebuild` on one node", i.UUID)
 	case c.UUID != i.UUID:
 		return detached("it holds cluster %s, this node belongs to cluster %s", c.UUID, i.UUID)
 	case c.Generation > i.Generation:

@@ -126,10 +126,7 @@ func (c *copier) keepFormer(now datastore.Cluster) error {
 	if err == nil && was.UUID == now.UUID && was.Generation == now.Generation {
 		return nil
 	}
-	if err := os.Rename(c.path, c.path+datastore.FormerCopy); err != nil {
-		return fmt.Errorf("keep the former copy: %w", err)
-	}
-	return nil
+	return datastore.PutAside(c.path, was.Generation)
 }
 
 // goByCopy takes the copy for what the datastore holds, if that was away since the agent
