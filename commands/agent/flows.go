@@ -173,7 +173,7 @@ func (f *flows) pass(ctx context.Context, d due) (cut int, err error) {
 	defer cancel()
 	f.mu.Lock()
 	f.doubt = cancel // the loop does not answer while it waits for flows that are to be cut
-	if len(f.due.done) > 0 && d.repaired == nil {
+	if len(f.due.done) > 0 {
 		cancel()
 	}
 	f.mu.Unlock()
