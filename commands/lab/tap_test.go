@@ -145,6 +145,9 @@ func (m *vm) dhcp6(want netip.Addr) {
 	if out := netlab.Must(m.t, m, "ip", "-6", "addr", "show", "dev", "eth0", "scope", "global"); out != "" {
 		m.t.Errorf("it made itself an address: %s", out)
 	}
+	netlab.Until(m.t, patience, "an address of the link", func() string {
+		return netlab.Must(m.t, m, "ip", "-6", "addr", "show", "dev", "eth0", "tentative") // nothing can be bound to it
+	})
 	var client *nclient6.Client
 	err := m.Do(func() (err error) {
 		client, err = nclient6.New("eth0")
