@@ -151,7 +151,7 @@ func TestExternalEtcd(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := passwordClient(t, n1, "https://"+admin.Addr.Addr().String()+":2379", n1.Path(dir+"ca.crt"), n1.Name, strings.TrimSpace(string(password)))
-	keys := []string{datastore.PoolsKey, datastore.MembersKey, datastore.AuthorityKey, datastore.HistoryPrefix + "9", "/other", datastore.Prefix + "policies/x", datastore.Prefix + "tiers/x"}
+	keys := []string{datastore.PoolsKey, datastore.MembersKey, datastore.AuthorityKey, datastore.HistoryPrefix + "9", "/other", datastore.Prefix + "policies/x", datastore.Prefix + "tiers/x", datastore.Prefix + "reservations/x", datastore.EventsPrefix + "node3/last"}
 	for _, prefix := range []string{datastore.Prefix, datastore.ReportPrefix} {
 		r, err := c.Get(t.Context(), prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
 		if err != nil {
@@ -175,7 +175,7 @@ func TestExternalEtcd(t *testing.T) {
 			}
 		}
 	}
-	if others < 12 {
+	if others < 15 {
 		t.Errorf("%d keys of others: %q", others, keys)
 	}
 	for _, key := range []string{datastore.JoinPrefix, datastore.APIUserPrefix, "/"} {
