@@ -183,12 +183,13 @@ func deleteDumped(family byte, filter []byte, list []netip.Addr) error {
 // deleteWhere lists the entries of a family, or with AF_UNSPEC of both, and deletes those
 // that is says yes to.
 func deleteWhere(family byte, filter []byte, is func(*entry) bool) error {
-	d, err := newDeleter()
+	c, err := Open()
 	if err != nil {
 		return err
 	}
-	defer d.close()
-	err = list(family, filter, func(e *entry) error {
+	defer c.Close()
+	d := &deleter{socket: c.deleter}
+	err = c.lister.list(family, filter, func(e *entry) error {
 		if !is(e) {
 			return nil
 		}

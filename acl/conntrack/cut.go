@@ -52,21 +52,16 @@ const cutAtOnce = 4096
 
 // Cut deletes every entry in Scope from or to an endpoint of this host whose flow, if it
 // began now, would be denied, or that began with the answer in one that was cut; expected
-// ones go with their masters. It works in the current network namespace and returns how
-// many went.
-func (c Cutter) Cut() (cut int, err error) {
+// ones go with their masters. It returns how many went. After an error by is of no use any
+// more, but to be closed.
+func (c Cutter) Cut(by *Conn) (cut int, err error) {
 	if c.Scope.Empty() || !c.Rules.Endpoints() {
 		return 0, nil
 	}
-	d, err := newDeleter()
-	if err != nil {
-		return 0, err
-	}
-	defer d.close()
-	p := &pass{Cutter: c, deleter: d, masters: map[string]struct{}{}}
+	p := &pass{Cutter: c, deleter: &deleter{socket: by.deleter}, masters: map[string]struct{}{}}
 	p.judgeBy(c.Rules)
 	for _, w := range walks(c.Scope) {
-		if err = list(w.family, w.filter, p.look); err != nil {
+		if err = by.lister.list(w.family, w.filter, p.look); err != nil {
 			break
 		}
 	}

@@ -22,14 +22,6 @@ type deleter struct {
 	seq     uint32 // of the last one
 }
 
-func newDeleter() (*deleter, error) {
-	s, err := newSocket()
-	if err != nil {
-		return nil, err
-	}
-	return &deleter{socket: s}, nil
-}
-
 // add has an entry deleted, now or with the next ones.
 func (d *deleter) add(e *entry) error {
 	start := len(d.batch)

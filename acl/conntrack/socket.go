@@ -32,6 +32,34 @@ func newSocket() (*socket, error) {
 
 func (s *socket) close() { _ = unix.Close(s.fd) }
 
+// Conn is what Cutters work with that follow each other. It is closed by Close alone: where
+// nftables has just changed, the kernel's closing of a netfilter socket waits until what
+// that change took away is gone, for some ten milliseconds, and every other change waits
+// for it (nft_rcv_nl_event, Linux 6.18).
+type Conn struct{ lister, deleter *socket }
+
+// Open opens one in the current network namespace.
+func Open() (*Conn, error) {
+	c := &Conn{}
+	for _, s := range []**socket{&c.lister, &c.deleter} {
+		var err error
+		if *s, err = newSocket(); err != nil {
+			c.Close()
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// Close ends it.
+func (c *Conn) Close() {
+	for _, s := range []*socket{c.lister, c.deleter} {
+		if s != nil {
+			s.close()
+		}
+	}
+}
+
 func (s *socket) send(b []byte) error {
 	for {
 		if err := unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); !errors.Is(err, unix.EINTR) {
@@ -98,15 +126,21 @@ func appendAttribute(b []byte, kind uint16, value []byte) []byte {
 	return append(b, "\x00\x00\x00"[:-len(value)&3]...)
 }
 
-// list calls fn for each entry of a family, or with AF_UNSPEC of both in one walk of the
-// kernel's through its table; an error ends it. What of the entry is kept has to be cloned. The
-// kernel filters the list if there is a filter and it can.
+// list is socket.list with one of its own.
 func list(family byte, filter []byte, fn func(*entry) error) error {
 	s, err := newSocket()
 	if err != nil {
 		return err
 	}
 	defer s.close()
+	return s.list(family, filter, fn)
+}
+
+// list calls fn for each entry of a family, or with AF_UNSPEC of both in one walk of the
+// kernel's through its table; an error ends it, and the socket is of no use any more. What of
+// the entry is kept has to be cloned. The kernel filters the list if there is a filter and
+// it can.
+func (s *socket) list(family byte, filter []byte, fn func(*entry) error) error {
 	ask := append(appendHead(nil, msgGet, unix.NLM_F_DUMP, 1, family), filter...)
 	binary.NativeEndian.PutUint32(ask, uint32(len(ask)))
 	if err := s.send(ask); err != nil {

@@ -47,6 +47,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if err := cfg.finish(); err != nil {
 		return err
 	}
+	if err := control.Hurry(); err != nil {
+		log.Debug("agent runs without priority", "error", err)
+	}
 	lock, err := control.Lock(cfg.StateDir, "agent")
 	if err != nil {
 		return err
@@ -74,6 +77,7 @@ type agent struct {
 	kernel   *kernel.Kernel
 	fib      *fib.Table
 	nft      *nft.Table
+	tracked  *conntrack.Conn // of cut; nil: none is open
 	store    *etcd.Store
 	guard    *identity.File
 	listener *control.Listener
@@ -164,6 +168,9 @@ func (a *agent) openFilter(ctx context.Context) (err error) {
 }
 
 func (a *agent) close() error {
+	if a.tracked != nil {
+		a.tracked.Close()
+	}
 	var errs []error
 	for i := len(a.closers) - 1; i >= 0; i-- {
 		errs = append(errs, a.closers[i]())

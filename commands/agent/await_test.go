@@ -22,7 +22,9 @@ func TestAwaitCut(t *testing.T) {
 				if c.cut > 0 {
 					time.AfterFunc(c.cut, func() { close(done) })
 				}
-				awaitCut(done, func() bool { return c.gone == 0 || time.Since(began) < c.gone })
+				if awaitCut(done, func() bool { return c.gone == 0 || time.Since(began) < c.gone }) != (c.want != closedFor) {
+					t.Error("it does not tell whether it waited for as long as it may")
+				}
 				if took := time.Since(began); took != c.want {
 					t.Errorf("waited %s, want %s", took, c.want)
 				}

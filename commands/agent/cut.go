@@ -10,8 +10,20 @@ import (
 )
 
 // cut deletes the flows that policy denies, and keeps what is under way of them from
-// beginning others: where they are too many, by their ports for a time.
-func (a *agent) cut(c conntrack.Cutter) (int, error) {
+// beginning others: where they are too many, by their ports for a time. It is of one
+// goroutine.
+func (a *agent) cut(c conntrack.Cutter) (n int, err error) {
+	if a.tracked == nil {
+		if a.tracked, err = conntrack.Open(); err != nil {
+			return 0, err
+		}
+	}
+	defer func() {
+		if err != nil {
+			a.tracked.Close()
+			a.tracked = nil
+		}
+	}()
 	c.IsCut = a.nft.IsCut
 	doubted := false
 	c.Answers = func(flows []acl.Flow) error {
@@ -26,7 +38,7 @@ func (a *agent) cut(c conntrack.Cutter) (int, error) {
 		a.log.Warn("answers in flows that are cut are known by their ports alone", "flows", len(flows), "error", err)
 		return a.nft.Doubt(context.Background())
 	}
-	return c.Cut()
+	return c.Cut(a.tracked)
 }
 
 // closedFor is for how long at most the packet filter lets nothing pass, so that no flow goes on
@@ -39,27 +51,29 @@ const (
 
 // closed has the flows cut that began while the filter was open, before it is whole again.
 func (a *agent) closed(r *acl.Ruleset) {
-	awaitCut(a.loop.repaired(r), func() bool {
+	if !awaitCut(a.loop.repaired(r), func() bool {
 		tables, err := a.nft.Families()
 		return err == nil && slices.Contains(tables, "inet")
-	})
+	}) {
+		a.log.Warn("packets pass again, flows are still being cut", "after", closedFor)
+	}
 }
 
 // awaitCut waits until flows are cut, for as long as the filter that keeps them closed is
-// there.
-func awaitCut(done <-chan struct{}, there func() bool) {
+// there; false: for as long as it may last.
+func awaitCut(done <-chan struct{}, there func() bool) bool {
 	enough, look := time.NewTimer(closedFor), time.NewTicker(closedLook)
 	defer enough.Stop()
 	defer look.Stop()
 	for {
 		select {
 		case <-done:
-			return
+			return true
 		case <-enough.C:
-			return
+			return false
 		case <-look.C:
 			if !there() {
-				return
+				return true
 			}
 		}
 	}

@@ -24,7 +24,7 @@ func TestUnits(t *testing.T) {
 		text := unit(role, "/usr/local/bin/netctl", []string{"/data/a b%"})
 		for _, w := range append(want,
 			"Type=notify\n", "Restart=always\n", "WatchdogSec=60\n", "NoNewPrivileges=yes\n", "ProtectSystem=strict\n", "RuntimeDirectoryPreserve=yes\n",
-			"Wants=network-online.target\n", "StartLimitIntervalSec=0\n", "WantedBy=multi-user.target\n") {
+			"Wants=network-online.target\n", "StartLimitIntervalSec=0\n", "CPUWeight=1000\n", "Nice=-10\n", "WantedBy=multi-user.target\n") {
 			if strings.Count(text, w) != 1 {
 				t.Errorf("%s: %q is not in it once:\n%s", role, w, text)
 			}

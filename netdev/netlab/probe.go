@@ -40,8 +40,25 @@ type FloodResult struct {
 
 // String is a line for a test's message.
 func (r FloodResult) String() string {
-	return fmt.Sprintf("%d sent, %d lost (%d refused)", r.Sent, len(r.Lost), r.Refused)
+	return fmt.Sprintf("%d sent, %d lost (%d refused)%s", r.Sent, len(r.Lost), r.Refused, r.holes())
 }
+
+// holes are where the most was lost in a row, in words.
+func (r FloodResult) holes() (text string) {
+	for i := 0; i < len(r.Lost); {
+		first, n := r.Lost[i], 1
+		for i+n < len(r.Lost) && r.Lost[i+n] == first+n {
+			n++
+		}
+		if i += n; n >= shownHole {
+			text += fmt.Sprintf(", %d from number %d on", n, first)
+		}
+	}
+	return text
+}
+
+// shownHole is how many requests lost in a row are worth a word.
+const shownHole = 50
 
 // StartFlood sends echo requests (RFC 792, RFC 4443 section 4.1) from a place, one
 // each interval.
@@ -170,6 +187,13 @@ func (f *Flood) Answered() int {
 		}
 	}
 	return n
+}
+
+// Sent is how many requests were sent so far.
+func (f *Flood) Sent() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.answers)
 }
 
 // Stop ends the flood, waits up to two seconds for answers that are on their way,
