@@ -50,8 +50,11 @@ const (
 )
 
 // fewAddresses is for how many IPv4 addresses the kernel goes through its table by
-// itself; for more all entries are listed once.
-const fewAddresses = 4
+// itself, twice for each; for more, and of fewEntries, all are listed once.
+const (
+	fewAddresses = 4
+	fewEntries   = 8192
+)
 
 // readBuffer in bytes, forced: a dump must not overrun.
 const readBuffer = 8 << 20
@@ -63,13 +66,17 @@ func Delete(addrs ...netip.Addr) error {
 	if len(addrs) == 0 {
 		return nil
 	}
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	c, err := Open()
 	if err != nil {
-		return fmt.Errorf("open conntrack socket: %w", err)
+		return err
 	}
 	defer c.Close()
-	_ = c.SetReadBuffer(readBuffer)
-	var errs []error
+	return c.Delete(addrs...)
+}
+
+// Delete is the function of that name, in the namespace of c. After an error c is of no
+// use any more, but to be closed.
+func (c *Conn) Delete(addrs ...netip.Addr) error {
 	var four, six []netip.Addr
 	for _, a := range addrs {
 		if a = a.Unmap().WithZone(""); a.Is6() {
@@ -78,23 +85,26 @@ func Delete(addrs ...netip.Addr) error {
 			four = append(four, a)
 		}
 	}
-	if len(four) <= fewAddresses {
-		for _, a := range four {
-			if err := delete4(c, a); err != nil {
-				errs = append(errs, fmt.Errorf("delete conntrack entries of %s: %w", a, err))
-			}
+	count, _, err := Use()
+	if len(four) > fewAddresses || err == nil && count <= fewEntries {
+		family := byte(unix.AF_UNSPEC)
+		switch {
+		case len(six) == 0:
+			family = unix.AF_INET
+		case len(four) == 0:
+			family = unix.AF_INET6
 		}
-		four = nil
+		return c.deleteListed(family, nil, append(four, six...))
 	}
-	for family, list := range map[byte][]netip.Addr{unix.AF_INET: four, unix.AF_INET6: six} {
-		if len(list) == 0 {
-			continue
-		}
-		if err := deleteDumped(family, nil, list); err != nil {
-			errs = append(errs, fmt.Errorf("delete conntrack entries of %d addresses: %w", len(list), err))
+	for _, a := range four {
+		if err := c.delete4(a); err != nil {
+			return fmt.Errorf("delete conntrack entries of %s: %w", a, err)
 		}
 	}
-	return errors.Join(errs...)
+	if len(six) > 0 {
+		return c.deleteListed(unix.AF_INET6, nil, six)
+	}
+	return nil
 }
 
 // Addresses are those that Delete would find entries of in the current network
@@ -112,15 +122,15 @@ func Addresses() ([]netip.Addr, error) {
 	return slices.Collect(maps.Keys(addrs)), nil
 }
 
-func delete4(c *netlink.Conn, a netip.Addr) error {
+func (c *Conn) delete4(a netip.Addr) error {
 	for _, tuple := range []uint16{attrTupleOrig, attrTupleReply} {
 		body, err := filter(a, tuple)
 		if err != nil {
 			return err
 		}
-		err = deleteFiltered(c, body)
+		err = c.deleteFiltered(body)
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
-			err = deleteDumped(unix.AF_INET, body, []netip.Addr{a})
+			err = c.deleteListed(unix.AF_INET, body, []netip.Addr{a})
 		}
 		if err != nil {
 			return err
@@ -131,10 +141,22 @@ func delete4(c *netlink.Conn, a netip.Addr) error {
 
 // deleteFiltered lets the kernel delete the IPv4 entries that pass the filter. An
 // older kernel refuses it with EINVAL: it takes the tuple for a whole one.
-func deleteFiltered(c *netlink.Conn, filter []byte) error {
-	_, err := c.Execute(message(msgDelete, netlink.Acknowledge, unix.AF_INET, filter))
-	if errors.Is(err, unix.ENOENT) {
-		return nil
+func (c *Conn) deleteFiltered(filter []byte) error {
+	ask := append(appendHead(nil, msgDelete, unix.NLM_F_ACK, 1, unix.AF_INET), filter...)
+	binary.NativeEndian.PutUint32(ask, uint32(len(ask)))
+	if err := c.deleter.send(ask); err != nil {
+		return err
+	}
+	answers, err := c.deleter.receive()
+	if err != nil {
+		return err
+	}
+	for h, data := range answers {
+		if h.Type == unix.NLMSG_ERROR {
+			if err = errorOf(data); errors.Is(err, unix.ENOENT) {
+				return nil
+			}
+		}
 	}
 	return err
 }
@@ -159,37 +181,26 @@ func filter(a netip.Addr, tuple uint16) ([]byte, error) {
 	return ae.Encode()
 }
 
-func message(msg uint16, flags netlink.HeaderFlags, family byte, body []byte) netlink.Message {
-	return netlink.Message{
-		Header: netlink.Header{
-			Type:  netlink.HeaderType(unix.NFNL_SUBSYS_CTNETLINK<<8 | msg),
-			Flags: netlink.Request | flags,
-		},
-		Data: append([]byte{family, unix.NFNETLINK_V0, 0, 0}, body...),
-	}
-}
-
-// deleteDumped lists the entries of a family and deletes those of the addresses
-// one by one. The kernel filters the list if there is a filter and it can (IPv4,
+// deleteListed lists the entries of a family, or with AF_UNSPEC of both, and deletes those
+// of the addresses. The kernel filters the list if there is a filter and it can (IPv4,
 // Linux 5.8 and later).
-func deleteDumped(family byte, filter []byte, list []netip.Addr) error {
+func (c *Conn) deleteListed(family byte, filter []byte, list []netip.Addr) error {
 	addrs := map[netip.Addr]bool{}
 	for _, a := range list {
 		addrs[a] = true
 	}
-	return deleteWhere(family, filter, func(e *entry) bool { return addrs[e.orig.src] || addrs[e.reply.src] })
+	err := c.deleteWhere(family, filter, func(e *entry) bool { return addrs[e.orig.src] || addrs[e.reply.src] })
+	if err != nil {
+		return fmt.Errorf("delete conntrack entries of %d addresses: %w", len(addrs), err)
+	}
+	return nil
 }
 
 // deleteWhere lists the entries of a family, or with AF_UNSPEC of both, and deletes those
 // that is says yes to.
-func deleteWhere(family byte, filter []byte, is func(*entry) bool) error {
-	c, err := Open()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
+func (c *Conn) deleteWhere(family byte, filter []byte, is func(*entry) bool) error {
 	d := &deleter{socket: c.deleter}
-	err = c.lister.list(family, filter, func(e *entry) error {
+	err := c.lister.list(family, filter, func(e *entry) error {
 		if !is(e) {
 			return nil
 		}

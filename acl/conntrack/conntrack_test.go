@@ -3,9 +3,12 @@ package conntrack
 import (
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -95,20 +98,75 @@ func TestDelete(t *testing.T) {
 	})
 }
 
-// TestDeleteMany: for many addresses the entries are listed once.
-func TestDeleteMany(t *testing.T) {
+// TestDeleteAmongMany: where there are many entries the kernel finds those of few addresses
+// by itself, and those of more are listed once.
+func TestDeleteAmongMany(t *testing.T) {
+	for _, more := range []int{0, fewAddresses} {
+		n := newNetns(t)
+		fillMany(t, n, fewEntries+1000)
+		fill(n)
+		others := countOf(n) - 15
+		addrs := []netip.Addr{netip.MustParseAddr("fd00::6"), netip.MustParseAddr("10.0.0.6")}
+		for i := range more {
+			addrs = append(addrs, netip.AddrFrom4([4]byte{10, 9, 0, byte(i)}))
+		}
+		n.Do(func() {
+			if err := Delete(addrs...); err != nil {
+				t.Error(err)
+			}
+		})
+		if left := entries(n); countOf(n) != others || strings.Contains(left, "10.0.0.6 ") || strings.Contains(left, "fd00::6 ") {
+			t.Errorf("%d entries left, want the %d others", countOf(n), others)
+		}
+	}
+}
+
+// TestForget: those who forget at one time wait for one walk together, each for its own
+// addresses.
+func TestForget(t *testing.T) {
 	n := newNetns(t)
 	others := fill(n)
-	addrs := []netip.Addr{addr6, addr4}
-	for i := range fewAddresses {
-		addrs = append(addrs, netip.AddrFrom4([4]byte{10, 9, 0, byte(i)}))
-	}
 	n.Do(func() {
-		if err := Delete(addrs...); err != nil {
-			t.Error(err)
+		var f Forgetter
+		defer f.Close()
+		if err := f.Forget(netip.MustParseAddr("10.9.0.1")); err != nil { // opens it here
+			t.Fatal(err)
 		}
+		f.work.Lock() // as if one were under way
+		var all sync.WaitGroup
+		for _, a := range []netip.Addr{addr4, netip.MustParseAddr("10.9.0.2"), addr6} {
+			all.Go(func() {
+				if err := f.Forget(a); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		for gathered, until := 0, time.Now().Add(10*time.Second); gathered < 3; {
+			if time.Now().After(until) {
+				t.Errorf("%d wait together", gathered)
+				break
+			}
+			f.mu.Lock()
+			if f.next != nil {
+				gathered = len(f.next.addrs)
+			}
+			f.mu.Unlock()
+			runtime.Gosched()
+		}
+		f.work.Unlock()
+		all.Wait()
 	})
 	check(t, n, others)
+}
+
+// listed is deleteListed in the current network namespace.
+func listed(family byte, filter []byte, a netip.Addr) error {
+	c, err := Open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.deleteListed(family, filter, []netip.Addr{a})
 }
 
 // TestDeleteDumped is the way of kernels that do not delete by filter, also of
@@ -127,11 +185,11 @@ func TestDeleteDumped(t *testing.T) {
 							t.Error(err)
 						}
 					}
-					if err := deleteDumped(unix.AF_INET, body, []netip.Addr{addr4}); err != nil {
+					if err := listed(unix.AF_INET, body, addr4); err != nil {
 						t.Error(err)
 					}
 				}
-				if err := deleteDumped(unix.AF_INET6, nil, []netip.Addr{addr6}); err != nil {
+				if err := listed(unix.AF_INET6, nil, addr6); err != nil {
 					t.Error(err)
 				}
 			})

@@ -31,5 +31,10 @@ func DeleteDirect(host []netip.Addr, ports []datastore.HostPort) error {
 				return p.HostPort == e.orig.dstPort && (!p.HostIP.IsValid() || p.HostIP == to)
 			})
 	}
-	return deleteWhere(unix.AF_UNSPEC, nil, is)
+	c, err := Open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.deleteWhere(unix.AF_UNSPEC, nil, is)
 }

@@ -56,7 +56,13 @@ func udpEntry(t testing.TB, src, dst netip.AddrPort, master *[2]netip.AddrPort) 
 		family = unix.AF_INET6
 	}
 	const msgNew = 0
-	return message(msgNew, netlink.Create|netlink.Excl, family, body)
+	return netlink.Message{
+		Header: netlink.Header{
+			Type:  netlink.HeaderType(unix.NFNL_SUBSYS_CTNETLINK<<8 | msgNew),
+			Flags: netlink.Request | netlink.Create | netlink.Excl,
+		},
+		Data: append([]byte{family, unix.NFNETLINK_V0, 0, 0}, body...),
+	}
 }
 
 // fillMany makes count entries, half of each family: flows to web, of the ten thousandth

@@ -70,21 +70,22 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 
 // agent is the role's parts.
 type agent struct {
-	cfg      Config
-	log      *slog.Logger
-	host     string
-	boot     string
-	kernel   *kernel.Kernel
-	fib      *fib.Table
-	nft      *nft.Table
-	tracked  *conntrack.Conn // of cut; nil: none is open
-	store    *etcd.Store
-	guard    *identity.File
-	listener *control.Listener
-	state    *control.Kept    // files of the state folder
-	folders  []control.Folder // what else of our files is watched
-	closers  []func() error
-	shown    *telemetry.Role // nil: in tests
+	cfg       Config
+	log       *slog.Logger
+	host      string
+	boot      string
+	kernel    *kernel.Kernel
+	fib       *fib.Table
+	nft       *nft.Table
+	tracked   *conntrack.Conn // of cut; nil: none is open
+	forgetter conntrack.Forgetter
+	store     *etcd.Store
+	guard     *identity.File
+	listener  *control.Listener
+	state     *control.Kept    // files of the state folder
+	folders   []control.Folder // what else of our files is watched
+	closers   []func() error
+	shown     *telemetry.Role // nil: in tests
 
 	loop     *loop
 	service  *workload.Service
@@ -171,7 +172,7 @@ func (a *agent) close() error {
 	if a.tracked != nil {
 		a.tracked.Close()
 	}
-	var errs []error
+	errs := []error{a.forgetter.Close()}
 	for i := len(a.closers) - 1; i >= 0; i-- {
 		errs = append(errs, a.closers[i]())
 	}
@@ -240,7 +241,7 @@ func poke(ch chan struct{}) {
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, counts: a.nft.Counts, counted: a.nft.Dropped, guard: a.guard, forget: conntrack.Delete, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, counts: a.nft.Counts, counted: a.nft.Dropped, guard: a.guard, forget: a.forgetter.Forget, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
 		beside: append(join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log), control.Task{Name: "keep ways to the datastore's members open", Do: func(ctx context.Context) error {
 			return a.store.FollowRecord(ctx, datastore.MembersKey, a.loop.heardMembers)
 		}}),
