@@ -53,9 +53,6 @@ func newAdoptCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if attached(cmd.Context(), s) {
-				return a.print("Nothing to adopt: this node is attached to the datastore's cluster.\n")
-			}
 			store, err := a.store(cmd.Context())
 			if err != nil {
 				return err
@@ -67,6 +64,10 @@ func newAdoptCommand(a *app) *cobra.Command {
 			before, err := clusterOf(cmd.Context(), store)
 			if err != nil {
 				return err
+			}
+			// Of one that holds no cluster an agent that has just started knows nothing yet.
+			if before != nil && attached(cmd.Context(), s) {
+				return a.print("Nothing to adopt: this node is attached to the datastore's cluster.\n")
 			}
 			if before == nil && !join && !force {
 				if err := notLost(cmd.Context(), store, s.StateDir); err != nil {
@@ -101,10 +102,10 @@ func notLost(ctx context.Context, store datastore.Store, dir string) error {
 	return fmt.Errorf("adopt: the datastore is empty, and this node has a copy of what it held, %s with every rule: `netctl datastore rebuild` writes them again; --force begins without them", count(len(b.Entries), "object"))
 }
 
-// attached reports that the agent answers and has nothing against the datastore.
+// attached reports that the agent follows the datastore, and has nothing against it.
 func attached(ctx context.Context, s *settings) bool {
 	st, err := control.NewAgentClient(s.Agent.Socket).Status(ctx)
-	return err == nil && st.Detached == "" && st.Store == ""
+	return err == nil && st.InSync && st.Detached == "" && st.Store == ""
 }
 
 // clusterOf is the cluster that the store holds; nil if none or unreadable.

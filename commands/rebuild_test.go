@@ -2,6 +2,9 @@ package commands
 
 import (
 	"bytes"
+	"encoding/json"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -9,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"netctl/commands/control"
 	"netctl/datastore"
 	"netctl/datastore/memory"
 )
@@ -147,5 +151,40 @@ func TestAdoptRefusesWhatWasLost(t *testing.T) {
 	}
 	if err := notLost(t.Context(), empty, dir); err == nil || !strings.Contains(err.Error(), "a copy of what it held, 2 objects with every rule: `netctl datastore rebuild`") {
 		t.Errorf("of an empty one: %v", err)
+	}
+}
+
+// TestAdoptAtOnce: an agent that has not noticed that the datastore is empty, as one that just
+// started, keeps nobody from adopting that.
+func TestAdoptAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("NETCTL_STATE_DIR", dir)
+	t.Setenv("NETCTL_RUN_DIR", dir)
+	var status control.AgentStatus
+	l, err := net.Listen("unix", filepath.Join(dir, "agent.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(status) })}
+	go func() { _ = server.Serve(l) }()
+	defer server.Close()
+	identity := `{"uuid":"6f1c2d34-0000-4000-8000-000000000001","generation":4,"store":"7"}`
+	if err := os.WriteFile(filepath.Join(dir, "cluster.json"), []byte(identity), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := memory.New()
+	for _, c := range []struct {
+		inSync bool
+		want   string
+	}{
+		{true, "generation 5."}, // nothing is in the datastore, whatever the agent thinks
+		{false, "generation 6."},
+		{true, "Nothing to adopt"},
+	} {
+		status.InSync = c.inSync
+		a, out, _ := appOn(t, &readStore{Store: s, kinds: map[string]bool{}})
+		if err := a.run(t.Context(), []string{"datastore", "adopt"}); err != nil || !strings.Contains(out.String(), c.want) {
+			t.Errorf("want %q: %v, %s", c.want, err, out)
+		}
 	}
 }

@@ -101,6 +101,21 @@ func TestPartition(t *testing.T) {
 	pings(t, e, f4)
 	pings(t, f, a4)
 	pings(t, d, b4)
+
+	// A member that the others do not hear, and that nodes reach, is no one to ask.
+	netlab.Must(t, n3, "nft", "add table inet cut; add chain inet cut in { type filter hook input priority -400; }; add chain inet cut out { type filter hook output priority -400; };"+
+		"add rule inet cut in tcp dport 2380 drop; add rule inet cut in tcp sport 2380 drop; add rule inet cut out tcp dport 2380 drop; add rule inet cut out tcp sport 2380 drop")
+	netlab.Until(t, patience, "it has no leader", func() string {
+		out, _ := netlab.Try(t, n1, "netctl", "status")
+		if !strings.Contains(out, "not https://"+n3.Addr.Addr().String()+":2379: etcdserver: no leader") {
+			return out
+		}
+		return ""
+	})
+	for i := range 6 { // one of three times it is the first
+		netlab.Must(t, n1, "netctl", "pool", "show")
+		netlab.Must(t, n3, "netctl", "profile", "add", fmt.Sprint("late-", i))
+	}
 	for what, flood := range map[string]*netlab.Flood{"within the majority": across, "within the minority": inside} {
 		if r := flood.Stop(); len(r.Lost) > 0 {
 			t.Errorf("%s: %s", what, r)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -35,7 +36,9 @@ func (s *Store) try(ctx context.Context, what string, limit, again time.Duration
 	}
 	whole, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	bounded, cancel := context.WithTimeout(whole, patience(whole))
+	// A member that knows no leader answers so at once: without that it takes what it is
+	// asked, and says nothing until a leader is there.
+	bounded, cancel := context.WithTimeout(clientv3.WithRequireLeader(whole), patience(whole))
 	defer cancel()
 	relogged := false
 	for begin, back := time.Now(), false; ; {
@@ -57,6 +60,7 @@ func (s *Store) try(ctx context.Context, what string, limit, again time.Duration
 			}
 		}
 		switch repeatable := again > 0 && status.Code(err) == codes.Unavailable && bounded.Err() == nil; {
+		case errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader) && bounded.Err() == nil: // the next one may; it was not begun
 		case repeatable && time.Since(begin) < again:
 		case repeatable && !back:
 			if reasons := s.probe(whole); reasons != nil && !errors.Is(ctx.Err(), context.Canceled) {
@@ -143,11 +147,16 @@ func (d *denied) Unwrap() error { return datastore.ErrDenied }
 // hangs is what is said of an endpoint that is there and silent.
 const hangs = "accepts connections, but does not answer (overloaded, stopped, or without a majority of its members)"
 
+// leaderless is what is said where the members that answer are too few.
+const leaderless = "answers, but has no leader: a majority of the members does not answer, or does not reach each other"
+
 // verdict is why a call failed though the server can be reached: in etcd's own
 // words, or in ours for what grpc says.
 func verdict(err error) string {
 	var said rpctypes.EtcdError
 	switch code := status.Code(err); {
+	case errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader):
+		return leaderless
 	case errors.As(rpctypes.Error(err), &said):
 		return "etcd says: " + strings.TrimPrefix(said.Error(), "etcdserver: ")
 	case code == codes.Unimplemented:
