@@ -168,7 +168,7 @@ func TestAdoptAtOnce(t *testing.T) {
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(status) })}
 	go func() { _ = server.Serve(l) }()
 	defer server.Close()
-	identity := `{"uuid":"6f1c2d34-0000-4000-8000-000000000001","generation":4,"store":"7"}`
+	identity := `{"uuid":"6f1c2d34-0000-4000-8000-000000000001","generation":4,"store":7}`
 	if err := os.WriteFile(filepath.Join(dir, "cluster.json"), []byte(identity), 0o600); err != nil {
 		t.Fatal(err)
 	}
