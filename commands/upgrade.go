@@ -90,6 +90,8 @@ func versionOf(ctx context.Context, file string) (string, error) {
 		return "", fmt.Errorf("upgrade: %w", err)
 	case !st.Mode().IsRegular():
 		return "", usage("upgrade: %s is no file: give it the netctl that is to run", file)
+	case !executable(file):
+		return "", fmt.Errorf("upgrade: %s is no program: give it the netctl that is to run", file)
 	case st.Mode()&0o111 == 0:
 		return "", fmt.Errorf("upgrade: %s cannot be run: chmod +x %s", file, file)
 	}
@@ -101,6 +103,18 @@ func versionOf(ctx context.Context, file string) (string, error) {
 		return "", fmt.Errorf("upgrade: %s is no netctl for this machine: %w", file, cmp.Or(err, errors.New("it does not say its version")))
 	}
 	return words[1], nil
+}
+
+// executable says whether a file begins as a program of Linux does (ELF).
+func executable(file string) bool {
+	head := make([]byte, 4)
+	f, err := os.Open(file)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	_, err = io.ReadFull(f, head)
+	return err == nil && string(head) == "\x7fELF"
 }
 
 // upgradeHere installs the file on this machine. What was there is held open until the

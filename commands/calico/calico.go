@@ -118,8 +118,8 @@ func (c *conversion) resourceOf(f *fields) {
 	if len(c.objects) == before {
 		return // and it was said why
 	}
-	for _, path := range f.rest() {
-		c.remark(path, "left out: %s", hint(path))
+	for _, r := range f.rest() {
+		c.remark(r.Field, "left out: %s", r.Text)
 	}
 }
 

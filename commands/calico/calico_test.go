@@ -215,3 +215,31 @@ func FuzzConvert(f *testing.F) {
 		}
 	})
 }
+
+// TestMalformed: a value that a field cannot have is named, and not taken for one that netctl
+// lacks; of two encapsulations one is.
+func TestMalformed(t *testing.T) {
+	objects, remarks := convert(t, `[
+	 {"apiVersion":"projectcalico.org/v3","kind":"IPPool","metadata":{"name":"a"},"spec":{"cidr":"10.0.0.0/16","ipipMode":"Sometimes","natOutgoing":"yes","blockSize":"big"}},
+	 {"apiVersion":"projectcalico.org/v3","kind":"IPPool","metadata":{"name":"b"},"spec":{"cidr":"10.1.0.0/16","ipipMode":"Always","vxlanMode":"CrossSubnet"}}]`)
+	if len(objects) != 2 || objects[1].(*datastore.Pool).Spec.Encap != datastore.EncapVXLANCrossSubnet {
+		t.Errorf("got %v", objects)
+	}
+	var said []string
+	for _, r := range remarks {
+		said = append(said, r.String())
+	}
+	for _, want := range []string{
+		`IPPool a: spec.ipipMode: left out: "Sometimes" is none of Always, CrossSubnet and Never`,
+		`IPPool a: spec.natOutgoing: left out: "yes" is no value that it can have`,
+		`IPPool a: spec.blockSize: left out: "big" is no value that it can have`,
+		`IPPool b: spec.ipipMode: left out: a pool has one encapsulation, and vxlanMode is set, too`,
+	} {
+		if !slices.Contains(said, want) {
+			t.Errorf("%s\nis not among\n%s", want, strings.Join(said, "\n"))
+		}
+	}
+	if len(said) != 4 {
+		t.Errorf("%d remarks: %s", len(said), strings.Join(said, "\n"))
+	}
+}

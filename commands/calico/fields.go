@@ -17,6 +17,16 @@ type fields struct {
 	path string
 	m    map[string]any
 	subs []*fields
+	// meant are the fields that were read: what is left of them has no value that they may.
+	meant map[string]bool
+}
+
+// mean takes note of a field that is read.
+func (f *fields) mean(key string) {
+	if f.meant == nil {
+		f.meant = map[string]bool{}
+	}
+	f.meant[key] = true
 }
 
 func (f *fields) at(key string) string {
@@ -28,6 +38,7 @@ func (f *fields) at(key string) string {
 
 // take removes a field; ok is false, and the field stays, if it is missing or no T.
 func take[T any](f *fields, key string) (value T, ok bool) {
+	f.mean(key)
 	if value, ok = f.m[key].(T); ok {
 		delete(f.m, key)
 	}
@@ -47,6 +58,7 @@ func (f *fields) word(key string) string {
 
 // number is a whole number; ok is false, and the field stays, if it is none.
 func (f *fields) number(key string) (n int, ok bool) {
+	f.mean(key)
 	v, _ := f.m[key].(json.Number)
 	n, err := strconv.Atoi(v.String())
 	if err == nil {
@@ -65,6 +77,7 @@ func (f *fields) sub(key string) *fields {
 
 // items are the mappings of a list.
 func (f *fields) items(key string) (list []*fields) {
+	f.mean(key)
 	raw, ok := f.m[key].([]any)
 	for _, v := range raw {
 		_, is := v.(map[string]any)
@@ -83,6 +96,7 @@ func (f *fields) items(key string) (list []*fields) {
 
 // words are the texts and numbers of a list; the field stays if it holds anything else.
 func (f *fields) words(key string) (list []string) {
+	f.mean(key)
 	raw, _ := f.m[key].([]any)
 	for _, v := range raw {
 		switch v := v.(type) {
@@ -102,6 +116,7 @@ func (f *fields) words(key string) (list []string) {
 
 // labels are the texts of a mapping; the field stays if it holds anything else.
 func (f *fields) labels(key string) map[string]string {
+	f.mean(key)
 	raw, _ := f.m[key].(map[string]any)
 	out := map[string]string{}
 	for k, v := range raw {
@@ -121,6 +136,7 @@ func (f *fields) labels(key string) map[string]string {
 // length, each once. The field stays if one of them is none.
 func (f *fields) nets(keys ...string) (list []netip.Prefix) {
 	for _, key := range keys {
+		f.mean(key)
 		raw, _ := f.m[key].([]any)
 		if one, ok := f.m[key].(string); ok {
 			raw = []any{one}
@@ -154,6 +170,7 @@ func parseNet(s string) (netip.Prefix, error) {
 
 // as is an AS number, also in the form 1.10; 0 if there is none.
 func (f *fields) as(key string) uint32 {
+	f.mean(key)
 	word := fmt.Sprint(f.m[key])
 	high, low, dotted := strings.Cut(word, ".")
 	bits := 32
@@ -184,18 +201,23 @@ func (f *fields) bookkeeping() {
 	}
 }
 
-// rest are the paths of what was not taken and says something, in order; it is taken then.
-func (f *fields) rest() (paths []string) {
+// rest is what was not taken and says something, in order, with why; it is taken then.
+func (f *fields) rest() (list []Remark) {
 	for _, key := range slices.Sorted(maps.Keys(f.m)) {
-		if !empty(f.m[key]) {
-			paths = append(paths, f.at(key))
+		switch path, value := f.at(key), f.m[key]; {
+		case empty(value):
+		case f.meant[key]:
+			text, _ := json.Marshal(value)
+			list = append(list, Remark{Field: path, Text: fmt.Sprintf("%.60s is no value that it can have", text)})
+		default:
+			list = append(list, Remark{Field: path, Text: hint(path)})
 		}
 		delete(f.m, key)
 	}
 	for _, s := range f.subs {
-		paths = append(paths, s.rest()...)
+		list = append(list, s.rest()...)
 	}
-	return paths
+	return list
 }
 
 func empty(v any) bool {

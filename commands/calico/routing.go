@@ -59,27 +59,32 @@ func (c *conversion) pool(meta, spec *fields) {
 
 // encap is how Calico's two modes are called together.
 func (c *conversion) encap(spec *fields, cidr netip.Prefix) datastore.Encap {
-	mode := func(text string, always, cross datastore.Encap) datastore.Encap {
-		switch strings.ToLower(text) {
+	mode := func(f *fields, key string, always, cross datastore.Encap) datastore.Encap {
+		switch text := f.text(key); strings.ToLower(text) {
 		case "always":
 			return always
 		case "crosssubnet", "cross-subnet":
 			return cross
+		case "", "never":
+		default:
+			c.remark(f.at(key), "left out: %q is none of Always, CrossSubnet and Never", text)
 		}
 		return datastore.EncapNone
 	}
-	ipip := mode(spec.text("ipipMode"), datastore.EncapIPIP, datastore.EncapIPIPCrossSubnet)
-	vxlan := mode(spec.text("vxlanMode"), datastore.EncapVXLAN, datastore.EncapVXLANCrossSubnet)
+	ipip := mode(spec, "ipipMode", datastore.EncapIPIP, datastore.EncapIPIPCrossSubnet)
+	vxlan := mode(spec, "vxlanMode", datastore.EncapVXLAN, datastore.EncapVXLANCrossSubnet)
 	if v1 := spec.sub("ipip"); v1.flag("enabled") {
-		text := v1.text("mode")
-		if text == "" {
-			text = "always"
+		if v1.m["mode"] == nil || v1.m["mode"] == "" {
+			v1.m["mode"] = "always"
 		}
-		ipip = mode(text, datastore.EncapIPIP, datastore.EncapIPIPCrossSubnet)
+		ipip = mode(v1, "mode", datastore.EncapIPIP, datastore.EncapIPIPCrossSubnet)
 	} else {
 		v1.text("mode")
 	}
 	if vxlan != datastore.EncapNone {
+		if ipip != datastore.EncapNone {
+			c.remark("spec.ipipMode", "left out: a pool has one encapsulation, and vxlanMode is set, too")
+		}
 		return vxlan
 	}
 	if ipip != datastore.EncapNone && cidr.Addr().Is6() {
@@ -290,8 +295,8 @@ func (c *conversion) filterRule(f *fields, all netip.Prefix) (datastore.FilterRu
 	if action == "accept" {
 		verdict = "left out, the rule with it: it would accept more without"
 	}
-	for _, path := range unsaid {
-		c.remark(path, "%s", verdict)
+	for _, r := range unsaid {
+		c.remark(r.Field, "%s", verdict)
 	}
 	text := action + " " + strings.Join(terms, " and ")
 	r, err := datastore.ParseFilterRule(text)

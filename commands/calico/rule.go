@@ -52,10 +52,7 @@ func (c *conversion) rule(f *fields, name, namespace string) *datastore.Rule {
 	from, fromSet := side(f.sub("source"), name+"-source", namespace)
 	to, toSet := side(f.sub("destination"), name+"-destination", namespace)
 	from = family(f, proto, from, to)
-	var unsaid []Remark
-	for _, path := range f.rest() {
-		unsaid = append(unsaid, Remark{Field: path, Text: hint(path)})
-	}
+	unsaid := f.rest()
 	text := func(a datastore.Action) string {
 		s := string(a) + proto
 		if len(from) > 0 {
