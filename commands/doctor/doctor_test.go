@@ -279,6 +279,26 @@ func TestTo(t *testing.T) {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
+	// One that is a node is tried once.
+	f, c = clean()
+	c.To = []netip.Addr{addr2()}
+	list, err := newScene(f, c).others()
+	if n := len(slices.DeleteFunc(list, func(o other) bool { return o.v4 != addr2() || o.node == nil || !o.alive })); n != 1 || len(list) != len(c.Cluster.Nodes)-1 || err != nil {
+		t.Errorf("%d of %d: %v", n, len(list), err)
+	}
+}
+
+// TestBetween: sizes that are tried together lie between those that are known, and leave none
+// out in the end.
+func TestBetween(t *testing.T) {
+	for low := 576; low < 580; low++ {
+		for high := low + 1; high < low+3*atOnce; high++ {
+			all := append(append([]int{low}, between(low, high)...), high)
+			if !slices.IsSorted(all) || len(slices.Compact(slices.Clone(all))) != len(all) || high > low+1 && len(all) == 2 {
+				t.Fatalf("%d to %d: %v", low, high, all)
+			}
+		}
+	}
 }
 
 // firewalldForwards has firewalld's default zone, which the uplink is in too, let pass

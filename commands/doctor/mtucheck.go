@@ -2,9 +2,11 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"netctl/datastore"
 )
@@ -110,32 +112,35 @@ func (s *scene) fitting(ctx context.Context, from, to netip.Addr, want int) (int
 			return told, nil
 		}
 	}
-	// The likely ones first: Ethernet's, and what tunnels of providers leave of it.
-	for _, n := range []int{1500, 1400, 1450} {
-		if n <= low || n >= high {
-			continue
-		}
-		ok, _, err := through(n)
-		if err != nil {
-			return 0, err
-		}
-		if ok {
-			low = n
-		} else {
-			high = n
-		}
-	}
 	for high-low > 1 {
-		n := (low + high) / 2
-		ok, _, err := through(n)
-		if err != nil {
+		sizes := between(low, high)
+		came, errs := make([]bool, len(sizes)), make([]error, len(sizes))
+		var all sync.WaitGroup
+		for i, n := range sizes { // at once: each that does not come through takes its time
+			all.Go(func() { came[i], _, errs[i] = through(n) })
+		}
+		all.Wait()
+		if err := errors.Join(errs...); err != nil {
 			return 0, err
 		}
-		if ok {
-			low = n
-		} else {
-			high = n
+		if last := slices.Index(came, false); last >= 0 {
+			high, sizes = sizes[last], sizes[:last]
+		}
+		if len(sizes) > 0 {
+			low = sizes[len(sizes)-1]
 		}
 	}
 	return low, nil
+}
+
+// atOnce is how many sizes are tried together.
+const atOnce = 32
+
+// between are sizes between two others, evenly spread.
+func between(low, high int) (sizes []int) {
+	n := min(atOnce, high-low-1)
+	for i := range n {
+		sizes = append(sizes, low+(high-low)*(i+1)/(n+1))
+	}
+	return sizes
 }

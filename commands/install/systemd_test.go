@@ -252,7 +252,7 @@ func putBack(t *testing.T, m *netlab.Machine, addr netip.Addr) {
 	}
 	defer os.RemoveAll(drop)
 	before := m.Must(t, "sha256sum", "/usr/local/bin/netctl")
-	for _, wrong := range []struct{ file, want string }{{"/etc", "is no file"}, {"/etc/passwd", "cannot be run"}, {"/bin/ls", "is no netctl"}} {
+	for _, wrong := range []struct{ file, want string }{{"/etc", "is no file"}, {"/etc/passwd", "is no program"}, {"/bin/ls", "is no netctl"}} {
 		if _, err := m.Run(t.Context(), "netctl", "upgrade", wrong.file); err == nil || !strings.Contains(err.Error(), wrong.want) {
 			t.Errorf("upgrade to %s: %v", wrong.file, err)
 		}
