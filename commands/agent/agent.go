@@ -47,7 +47,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if err := cfg.finish(); err != nil {
 		return err
 	}
-	if err := control.Hurry(); err != nil {
+	if err := hurry(); err != nil {
 		log.Debug("agent runs without priority", "error", err)
 	}
 	lock, err := control.Lock(cfg.StateDir, "agent")

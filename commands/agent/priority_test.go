@@ -1,4 +1,4 @@
-package control
+package agent
 
 import (
 	"os"
@@ -24,7 +24,7 @@ func TestHurry(t *testing.T) {
 		}
 		return
 	}
-	if err := Hurry(); err != nil {
+	if err := hurry(); err != nil {
 		t.Fatal(err)
 	}
 	threads, err := os.ReadDir("/proc/self/task")

@@ -1,4 +1,4 @@
-package control
+package agent
 
 import (
 	"fmt"
@@ -8,16 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nice is the priority that Hurry asks for: before what people run, behind what they
+// nice is the priority that hurry asks for: before what people run, behind what they
 // themselves prefer more (setpriority(2)).
 const nice = -10
 
-// Hurry has the threads of this process, and those that they start, run before what has
+// hurry has the threads of this process, and those that they start, run before what has
 // no priority: until a packet filter that is gone is back, nobody on this machine
 // reaches anybody, however busy it is. It needs CAP_SYS_NICE, or the priority that is
 // asked for (a unit's Nice=). Where the kernel shares processors out by sessions first
 // (sched(7), autogroup), that of a process with one of its own is preferred as well.
-func Hurry() error {
+func hurry() error {
 	if leader, err := unix.Getsid(0); err == nil && leader == os.Getpid() {
 		_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(nice)), 0)
 	}
