@@ -13,7 +13,7 @@ func (l *lab) counted(x *acl.Index, name string) map[string]uint64 {
 	l.t.Helper()
 	out := map[string]uint64{}
 	for _, c := range x.Counted(func(_ datastore.Kind, n string) bool { return n == name }) {
-		counts, err := l.table.Counts(l.t.Context(), c.Rules)
+		counts, err := l.filter.Counts(l.t.Context(), c.Rules)
 		if err != nil {
 			l.t.Fatal(err)
 		}
@@ -33,8 +33,10 @@ func (l *lab) counted(x *acl.Index, name string) map[string]uint64 {
 
 // TestCountersSurvive: what a rule has counted it keeps when its chain is filled anew,
 // by a change or in a repair, and when another chain takes the place of its own.
-func TestCountersSurvive(t *testing.T) {
-	l, x := wiredLab(t)
+func TestCountersSurvive(t *testing.T) { onEach(t, testCountersSurvive) }
+
+func testCountersSurvive(t *testing.T, on string) {
+	l, x := wiredLab(t, on)
 	apply := func(c datastore.Change) {
 		x.Apply(c)
 		l.apply(x.Flush())
@@ -104,5 +106,5 @@ func TestCountersSurvive(t *testing.T) {
 	expect("one before it", "gate")
 	apply(datastore.Change{Kind: datastore.KindPolicy, Name: "before"})
 	expect("without that", "gate")
-	listing(t, l.router)
+	l.list()
 }

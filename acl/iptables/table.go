@@ -1,0 +1,582 @@
+package iptables
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"netctl/acl"
+	"netctl/datastore"
+)
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
+
+// Table is a Ruleset in the iptables of one network namespace: chains and sets whose names
+// begin with nctl-, in the tables raw, mangle, filter and nat of one flavour, both families.
+// Safe for concurrent use.
+type Table struct {
+	// OnClosed, if set, is called by Sync when tables that were open are closed, before they
+	// are whole. It must not call Sync, Adjust, Shut or Apply.
+	OnClosed func(want *acl.Ruleset)
+
+	log    *slog.Logger
+	mode   Mode
+	prefix string
+	netns  int
+	own    bool // the namespace is the process's
+
+	mu sync.Mutex // one transaction or read at a time
+	// want is what the tables were made last; nil: nothing is known.
+	want *acl.Ruleset
+	// wrote is that as lines.
+	wrote map[place]*rendered
+	// printed is how iptables-save prints chains that it prints otherwise than they were
+	// written, by what was written.
+	printed map[string]string
+	right   bool // they were as wanted once: what differs then is others' doing
+	isShut  bool // nothing passes until they are whole
+	doubts  bool // flows may have begun unseen then
+	doubted time.Time
+	cut     cutFlows
+	mark    fingerprint
+	pids    pids
+}
+
+// Open is for the flavour of iptables in the current network namespace; the caller is locked
+// to its thread if that is not the process's own. prefix starts the names of the links of
+// endpoints. It changes nothing. An error says what the host lacks.
+func Open(log *slog.Logger, mode Mode, prefix string) (*Table, error) {
+	for _, ipv6 := range []bool{false, true} {
+		for _, what := range []string{"-save", "-restore"} {
+			if _, err := mode.program(ipv6, what); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if _, err := countMembers(); err != nil {
+		return nil, fmt.Errorf("the kernel has no ipset: %w", err)
+	}
+	netns, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	t := &Table{log: log, mode: mode, prefix: prefix, netns: netns, printed: map[string]string{}, cut: newCutFlows()}
+	var here, process unix.Stat_t
+	t.own = unix.Fstat(netns, &here) == nil && unix.Stat("/proc/self/ns/net", &process) == nil && here.Ino == process.Ino && here.Dev == process.Dev
+	return t, nil
+}
+
+// Close ends it; the tables stay.
+func (t *Table) Close() error { return unix.Close(t.netns) }
+
+// Mode is the flavour.
+func (t *Table) Mode() Mode { return t.mode }
+
+// inside runs fn in the network namespace.
+func (t *Table) inside(fn func() error) error {
+	if t.own {
+		return fn()
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		if err := unix.Setns(t.netns, unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter network namespace: %w", err)
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}
+
+// Sync makes the tables what want says and writes only what differs: nothing at all if they
+// are right already. Where they are open they are closed first. An *acl.RefusedError lists
+// every object that is not as wanted; the others are.
+func (t *Table) Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err error) {
+	return t.sync(ctx, want, true)
+}
+
+// Adjust is Sync of tables that were right for their time, and are to be others.
+func (t *Table) Adjust(ctx context.Context, want *acl.Ruleset) (wrote bool, err error) {
+	return t.sync(ctx, want, false)
+}
+
+func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrote bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	err = t.inside(func() error {
+		have, err := t.mode.read(ctx, anyPlace)
+		if err != nil {
+			return err
+		}
+		found := doubted
+		gone := !stands(have) && want.Endpoints()
+		if gone { // before the time that all the rest takes
+			if err := t.block(ctx, want, have); err != nil {
+				return err
+			}
+			wrote, doubted, t.isShut = true, true, true
+			t.tellClosed(want)
+			t.isShut = false
+			if have, err = t.mode.read(ctx, anyPlace); err != nil {
+				return err
+			}
+		}
+		did, err := t.write(ctx, want, have, func(objects int) {
+			said := []any{"table", "iptables-" + string(t.mode), "objects", objects}
+			if found && t.right {
+				said = append(said, datastore.Drift(datastore.DriftFilter))
+			}
+			t.log.Info("packet filter differs", said...)
+		})
+		wrote = wrote || did
+		t.right = err == nil
+		if err == nil && wrote && (doubted && gone || t.doubts) {
+			t.doubts = false
+			err = t.doubt()
+		}
+		t.mark.note(t.mode)
+		return err
+	})
+	return wrote, err
+}
+
+func anyPlace(place) bool { return true }
+
+// stands says that packets of endpoints come to our chains, in both families.
+func stands(have map[place]*held) bool {
+	for _, ipv6 := range []bool{false, true} {
+		h := have[place{ipv6, "filter"}]
+		if h == nil || !h.hooks["FORWARD"].first || h.chains[dispatcher("FORWARD")] == nil || len(h.chains[dispatcher("FORWARD")].text) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// write makes the tables what want says; differs is told that something does.
+func (t *Table) write(ctx context.Context, want *acl.Ruleset, have map[place]*held, differs func(objects int)) (wrote bool, err error) {
+	sets, err := readIPSets()
+	if err != nil {
+		return false, err
+	}
+	next := render(want, t.prefix)
+	changes := t.differences(next, have)
+	members := setChanges(ipsets(want), sets)
+	objects := len(members)
+	for _, c := range changes {
+		objects += len(c.write) + len(c.remove) + len(c.hook)
+	}
+	if objects == 0 {
+		t.want, t.wrote = want.Clone(), next
+		return false, nil
+	}
+	differs(objects)
+	refused := prepare(members)
+	refused = append(refused, t.commit(ctx, changes, counted(t.wrote, have))...)
+	lost := t.cut.lost(sets)
+	err = errors.Join(finish(members), t.keepCut(lost))
+	t.want, t.wrote = want.Clone(), next
+	if err != nil {
+		return true, err
+	}
+	if len(refused) > 0 {
+		return true, &acl.RefusedError{Refusals: refused}
+	}
+	return true, t.learn(ctx, changes)
+}
+
+// learn takes note of how iptables-save prints what was just written.
+func (t *Table) learn(ctx context.Context, changes []*tableChange) error {
+	have, err := t.mode.read(ctx, anyPlace)
+	if err != nil {
+		return err
+	}
+	for _, c := range changes {
+		h := have[c.place]
+		for name, lines := range c.write {
+			if h == nil || h.chains[name] == nil {
+				return fmt.Errorf("chain %s of table %s is gone again", name, c.table)
+			}
+			if text, printed := textOf(lines), strings.Join(h.chains[name].text, "\n"); printed != text && len(h.chains[name].text) == len(lines) {
+				t.printed[text] = printed
+			}
+		}
+	}
+	return nil
+}
+
+func textOf(lines []line) string {
+	list := make([]string, len(lines))
+	for i, l := range lines {
+		list[i] = l.text
+	}
+	return strings.Join(list, "\n")
+}
+
+// differences is what makes tables that were read the wanted ones.
+func (t *Table) differences(want map[place]*rendered, have map[place]*held) (list []*tableChange) {
+	for _, p := range places() {
+		w, h := want[p], have[p]
+		if w == nil {
+			w = &rendered{}
+		}
+		if h == nil {
+			h = &held{}
+		}
+		c := &tableChange{place: p, write: map[string][]line{}, unhook: map[string][]string{}}
+		for name, lines := range w.chains {
+			text := textOf(lines)
+			if is := h.chains[name]; is == nil || !t.prints(text, strings.Join(is.text, "\n")) {
+				c.write[name] = lines
+			}
+		}
+		for _, name := range sortedKeys(h.chains) {
+			if w.chains[name] == nil {
+				if _, is := w.chains[name]; !is {
+					c.remove = append(c.remove, name)
+				}
+			}
+		}
+		for _, builtin := range w.hooks {
+			if state := h.hooks[builtin]; !state.first || len(state.rules) != 1 {
+				c.hook = append(c.hook, builtin)
+			}
+		}
+		for builtin, state := range h.hooks {
+			if !slices.Contains(w.hooks, builtin) || slices.Contains(c.hook, builtin) {
+				c.unhook[builtin] = state.rules
+			}
+		}
+		if !c.empty() {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+func (t *Table) prints(text, printed string) bool {
+	return printed == text || t.printed[text] == printed && printed != ""
+}
+
+// counted is what the rules of tables have counted that were read.
+func counted(wrote map[place]*rendered, have map[place]*held) map[place]counts {
+	out := map[place]counts{}
+	for p, h := range have {
+		out[p] = counts{}
+		tally(wrote[p], h, func(l line, n acl.Count) { out[p][l.counts] = out[p][l.counts].Plus(n) })
+	}
+	return out
+}
+
+// commit writes each table in one transaction. Of one that the kernel does not take, what it
+// refuses is looked for, closed and told.
+func (t *Table) commit(ctx context.Context, changes []*tableChange, counted map[place]counts) (refused []acl.Refusal) {
+	for _, c := range changes {
+		n := counted[c.place]
+		kept := counts{} // what stays in chains that are not written is theirs
+		for _, lines := range c.write {
+			for _, l := range lines {
+				if v, is := n[l.counts]; is && l.counts != "" {
+					kept[l.counts] = v
+				}
+			}
+		}
+		err := t.mode.restore(ctx, c.place, c.text(kept), t.pids.add)
+		if err == nil {
+			continue
+		}
+		found := t.isolate(ctx, c)
+		if len(found) > 0 {
+			if again := t.mode.restore(ctx, c.place, c.text(counts{}), t.pids.add); again == nil {
+				refused = append(refused, found...)
+				continue
+			}
+		}
+		refused = append(refused, acl.Refusal{Kind: "table", Name: c.table, Err: err})
+	}
+	return refused
+}
+
+// probeChain is where chains are tried that the kernel may refuse.
+const probeChain = chainPrefix + "probe"
+
+// isolate finds the chains that the kernel refuses, and closes them in the change.
+func (t *Table) isolate(ctx context.Context, c *tableChange) (refused []acl.Refusal) {
+	for _, name := range sortedKeys(c.write) {
+		probe := &tableChange{place: c.place, write: map[string][]line{probeChain: c.write[name]}}
+		var targets strings.Builder
+		for _, other := range sortedKeys(c.write) { // what it leads to must be there
+			fmt.Fprintf(&targets, ":%s - [0:0]\n", chainPrefix+"p-"+short(other, 4))
+		}
+		text := probe.text(counts{})
+		for _, other := range sortedKeys(c.write) {
+			text = strings.ReplaceAll(text, "-g "+other+"\n", "-g "+chainPrefix+"p-"+short(other, 4)+"\n")
+			text = strings.ReplaceAll(text, "-j "+other+"\n", "-j "+chainPrefix+"p-"+short(other, 4)+"\n")
+		}
+		text = strings.Replace(text, "\n", "\n"+targets.String(), 1)
+		if err := t.mode.restore(ctx, c.place, text, t.pids.add); err != nil {
+			chain := name
+			for _, l := range c.write[name] {
+				chain = cmp.Or(l.chain, chain)
+			}
+			refused = append(refused, acl.Refusal{Kind: "chain", Name: strings.TrimPrefix(chain, chainPrefix), Err: err})
+			c.write[name] = []line{{text: "-m comment --comment " + quote("refused by the kernel") + " -j DROP"}}
+		}
+	}
+	var gone strings.Builder
+	gone.WriteString("*" + c.table + "\n")
+	names := []string{probeChain}
+	for _, other := range sortedKeys(c.write) {
+		names = append(names, chainPrefix+"p-"+short(other, 4))
+	}
+	for _, name := range names {
+		fmt.Fprintf(&gone, ":%s - [0:0]\n", name)
+	}
+	for _, name := range names {
+		fmt.Fprintf(&gone, "-X %s\n", name)
+	}
+	gone.WriteString("COMMIT\n")
+	_ = t.mode.restore(ctx, c.place, gone.String(), t.pids.add) // else the next Sync takes them away
+	return refused
+}
+
+// errUnknown says that Sync is to be called first.
+var errUnknown = errors.New("packet filter: it is not known what iptables holds")
+
+// Apply writes a delta without reading first, but for what is counted; one transaction for each
+// table. An *acl.RefusedError lists every object that is not as wanted; after any other error
+// Sync puts things right.
+func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if d.Empty() {
+		return nil
+	}
+	if t.want == nil {
+		return errUnknown
+	}
+	return t.inside(func() error {
+		next := t.want.With(d)
+		members := setDelta(t.want, d)
+		refused := prepare(members)
+		wrote := t.wrote
+		if len(d.Chains) > 0 || slices.ContainsFunc(d.Sets, func(c acl.SetChange) bool {
+			return c.Type.Map() || next.Sets[c.Name] != nil && !hasMembers(next.Sets[c.Name].Type)
+		}) {
+			wrote = render(next, t.prefix)
+			changes := t.differences(wrote, asHeld(t.wrote))
+			have, err := t.countedBefore(ctx, changes)
+			if err != nil {
+				return err
+			}
+			refused = append(refused, t.commit(ctx, changes, counted(t.wrote, have))...)
+		}
+		t.want, t.wrote = next, wrote
+		err := finish(members)
+		t.mark.note(t.mode)
+		if err != nil {
+			return err
+		}
+		if len(refused) > 0 {
+			return &acl.RefusedError{Refusals: refused}
+		}
+		return nil
+	})
+}
+
+// hasMembers says that a set of the type is one of the kernel's.
+func hasMembers(t acl.SetType) bool { return kindOf(t) != nil }
+
+// asHeld is what was written as if it were read.
+func asHeld(wrote map[place]*rendered) map[place]*held {
+	out := map[place]*held{}
+	for p, r := range wrote {
+		h := &held{chains: map[string]*heldChain{}, hooks: map[string]hookState{}}
+		for name, lines := range r.chains {
+			c := &heldChain{text: make([]string, len(lines))}
+			for i, l := range lines {
+				c.text[i] = l.text
+			}
+			h.chains[name] = c
+		}
+		for _, builtin := range r.hooks {
+			h.hooks[builtin] = hookState{rules: []string{hookRule(builtin)}, first: true}
+		}
+		out[p] = h
+	}
+	return out
+}
+
+// countedBefore reads the tables in which chains that count are written anew.
+func (t *Table) countedBefore(ctx context.Context, changes []*tableChange) (map[place]*held, error) {
+	count := func(p place) bool {
+		return slices.ContainsFunc(changes, func(c *tableChange) bool {
+			if c.place != p || t.wrote[p] == nil {
+				return false
+			}
+			for name, lines := range c.write {
+				if t.wrote[p].chains[name] != nil && slices.ContainsFunc(lines, func(l line) bool { return l.counts != "" }) {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	if !slices.ContainsFunc(places(), count) {
+		return nil, nil
+	}
+	return t.mode.read(ctx, count)
+}
+
+// setDelta are the changes of sets that a delta of what is makes.
+func setDelta(is *acl.Ruleset, d acl.Delta) (list []setChange) {
+	for _, c := range d.Sets {
+		typ := c.Type
+		if s := is.Sets[c.Name]; s != nil {
+			typ = s.Type
+		}
+		kind := kindOf(typ)
+		if kind == nil || strings.HasPrefix(c.Name, acl.ARPPrefix) {
+			continue
+		}
+		names := []string{setName(c.Name)}
+		if kind.kind == "hash:ip,port,ip" {
+			names = nil
+			for _, s := range cutSets(c.Name) {
+				names = append(names, setName(s.name))
+			}
+		}
+		for _, name := range names {
+			change := setChange{name: name, destroy: c.Gone}
+			if c.New {
+				change.create = kind
+			}
+			if !kind.kept && !c.Gone {
+				change.add, change.del = entriesOf(typ, c.Add), entriesOf(typ, c.Del)
+			}
+			list = append(list, change)
+		}
+	}
+	return list
+}
+
+func entriesOf(t acl.SetType, elements []acl.Element) []entry {
+	var members []member
+	for _, e := range elements {
+		members = append(members, membersOf(t, e)...)
+	}
+	return entries(members)
+}
+
+// Shut closes tables without any rule of ours: it makes them what want says, which is to hold
+// no endpoint. Of others nothing is changed.
+func (t *Table) Shut(ctx context.Context, want *acl.Ruleset) (wrote bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	err = t.inside(func() error {
+		have, err := t.mode.read(ctx, anyPlace)
+		if err != nil || len(have) > 0 && stands(have) && len(have[place{false, "filter"}].chains) > shutChains {
+			return err
+		}
+		wrote, err = t.write(ctx, want, have, func(int) {})
+		t.mark.note(t.mode)
+		return err
+	})
+	return wrote, err
+}
+
+// shutChains is how many chains the table filter has at most while nothing passes.
+const shutChains = 8
+
+// Block lets nothing pass from or to an endpoint, where there is no rule, until Sync, Adjust
+// or Shut: before it is known what the tables are to be. Of others nothing is changed.
+func (t *Table) Block(ctx context.Context, static *acl.Ruleset) (wrote bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	err = t.inside(func() error {
+		have, err := t.mode.read(ctx, anyPlace)
+		if err != nil || stands(have) {
+			return err
+		}
+		wrote = true
+		return t.block(ctx, static, have)
+	})
+	return wrote, err
+}
+
+// block makes the hooks of the table filter drop what is of endpoints. Chains of ours that are
+// there stay what they are, where nothing leads to them.
+func (t *Table) block(ctx context.Context, want *acl.Ruleset, have map[place]*held) error {
+	shut := render(want.Shut(), t.prefix)
+	var changes []*tableChange
+	for _, c := range t.differences(shut, have) {
+		c.remove = nil
+		if c.table != "filter" {
+			continue
+		}
+		for builtin := range c.unhook {
+			if !slices.Contains(c.hook, builtin) {
+				delete(c.unhook, builtin)
+			}
+		}
+		changes = append(changes, c)
+	}
+	refused := t.commit(ctx, changes, nil)
+	t.want, t.wrote = nil, nil
+	if len(refused) > 0 {
+		return &acl.RefusedError{Refusals: refused}
+	}
+	t.log.Warn("packet filter is not whole, closed first", "table", "iptables-"+string(t.mode))
+	return nil
+}
+
+// tellClosed calls OnClosed. The caller holds t.mu, which is free meanwhile.
+func (t *Table) tellClosed(want *acl.Ruleset) {
+	if t.OnClosed == nil {
+		return
+	}
+	t.mu.Unlock()
+	defer t.mu.Lock()
+	t.OnClosed(want)
+}
+
+// Doubt says that flows may have begun unseen until now: see acl.Unseen.
+func (t *Table) Doubt(context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.isShut {
+		t.doubts = true
+		return nil
+	}
+	if time.Since(t.doubted) < time.Second {
+		return nil
+	}
+	return t.inside(t.doubt)
+}
+
+func (t *Table) doubt() error {
+	var errs []error
+	for p, d := range acl.Unseen() {
+		for _, ipv6 := range []bool{false, true} {
+			var list []entry
+			for _, half := range allAddresses(ipv6) {
+				list = append(list, entry{member: member{prefix: half}, timeout: d})
+			}
+			errs = append(errs, changeIPSet(nl.IPSET_CMD_ADD, unseenSet(p, ipv6), list))
+		}
+	}
+	t.doubted = time.Now()
+	return errors.Join(errs...)
+}
