@@ -18,6 +18,9 @@ func (t *Table) each(ctx context.Context, fn func(l line, n acl.Count)) error {
 		for _, p := range places() {
 			tally(t.wrote[p], have[p], fn)
 		}
+		for l, n := range t.before {
+			fn(l, n)
+		}
 		return nil
 	})
 }

@@ -63,7 +63,7 @@ type matching struct {
 	src, dst, in, out, proto string
 	protocol                 uint32 // 0: any, or any but one
 	extensions               []string
-	icmpTypes                []string // alternatives; none: not asked for
+	either                   [][]string // one of each list
 	icmpType                 uint32
 	unless                   []string
 	never                    bool
@@ -100,13 +100,15 @@ func (e *emitter) matches(r *acl.Rule) (alternatives, unless []string, possible 
 	if m.never {
 		return nil, nil, false
 	}
-	if m.icmpTypes == nil {
-		return []string{m.String()}, m.unless, true
-	}
-	for _, typ := range m.icmpTypes {
-		one := m
-		one.extensions = append(slices.Clone(m.extensions), typ)
-		alternatives = append(alternatives, one.String())
+	alternatives = []string{m.String()}
+	for _, list := range m.either {
+		var all []string
+		for _, one := range alternatives {
+			for _, other := range list {
+				all = append(all, strings.TrimSpace(one+" "+other))
+			}
+		}
+		alternatives = all
 	}
 	return alternatives, m.unless, true
 }
@@ -161,6 +163,10 @@ func (m *matching) term(t acl.Term) {
 	case acl.OutGroup:
 		m.extend("-m devgroup %s", inverted(t.Not, fmt.Sprintf("--dst-group 0x%x", t.Number)))
 	case acl.DstType:
+		if t.Number == unix.RTN_UNICAST && t.Not && m.ipv6 { // for it an address of the host's own is unicast, too
+			m.either = append(m.either, []string{"-m addrtype --dst-type LOCAL,ANYCAST", "-m addrtype --dst-type MULTICAST"})
+			return
+		}
 		m.extend("-m addrtype %s", inverted(t.Not, "--dst-type "+typeName(t.Number)))
 	case acl.CTState, acl.CTStatus, acl.CTDirection:
 		m.tracked(t)
@@ -235,10 +241,11 @@ func (m *matching) icmp(t acl.Term) {
 	case t.Set != "" && t.Not:
 		m.never = true // no such rule
 	case t.Set != "":
+		var types []string
 		for _, e := range m.rules.Sets[t.Set].Sorted() {
-			m.icmpTypes = append(m.icmpTypes, fmt.Sprintf("-m icmp6 --icmpv6-type %d", e.First))
+			types = append(types, fmt.Sprintf("-m icmp6 --icmpv6-type %d", e.First))
 		}
-		m.never = m.never || len(m.icmpTypes) == 0
+		m.either, m.never = append(m.either, types), m.never || len(types) == 0
 	case t.Field == acl.ICMPType || t.Field == acl.ICMP6Type:
 		m.icmpType = t.Number
 		m.extend("-m %s %s", family, inverted(t.Not, fmt.Sprintf("%s %d", word, t.Number)))
@@ -379,7 +386,10 @@ func (e *emitter) targets(r *acl.Rule, next *frame, after func() *frame) (list [
 	case acl.Accept:
 		list = append(list, "-j RETURN")
 	case acl.Untrack:
-		list = append(list, "-j CT --notrack", "-j RETURN")
+		if e.table == "raw" { // behind it the packet is untracked already
+			list = append(list, "-j CT --notrack")
+		}
+		list = append(list, "-j RETURN")
 	case acl.Drop:
 		list = append(list, "-j DROP")
 	case acl.Reject, acl.Reset:

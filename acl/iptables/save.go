@@ -244,12 +244,23 @@ func tally(table *rendered, h *held, fn func(l line, n acl.Count)) {
 	}
 	for name, lines := range table.chains {
 		c := h.chains[name]
-		if c == nil || len(c.counts) != len(lines) {
-			continue // it is not what we wrote
+		if c == nil {
+			continue
 		}
-		for i, l := range lines {
+		at, whole := 0, len(c.counts) == len(lines)
+		for i, l := range lines { // of a chain that somebody edited, what is found of it in this order
+			if whole {
+				at = i
+			} else if next := slices.Index(c.text[at:], l.text); next >= 0 {
+				at += next
+			} else {
+				continue
+			}
 			if l.counts != "" {
-				fn(l, c.counts[i])
+				fn(l, c.counts[at])
+			}
+			if at++; at > len(c.text) {
+				break
 			}
 		}
 	}

@@ -50,7 +50,9 @@ type Table struct {
 	doubted time.Time
 	cut     cutFlows
 	mark    fingerprint
-	pids    pids
+	// before is what rules have counted that iptables cannot be told of.
+	before map[line]acl.Count
+	pids   pids
 }
 
 // Open is for the flavour of iptables in the current network namespace; the caller is locked
@@ -71,7 +73,7 @@ func Open(log *slog.Logger, mode Mode, prefix string) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	t := &Table{log: log, mode: mode, prefix: prefix, netns: netns, printed: map[string]string{}, cut: newCutFlows()}
+	t := &Table{log: log, mode: mode, prefix: prefix, netns: netns, printed: map[string]string{}, before: map[line]acl.Count{}, cut: newCutFlows()}
 	var here, process unix.Stat_t
 	t.own = unix.Fstat(netns, &here) == nil && unix.Stat("/proc/self/ns/net", &process) == nil && here.Ino == process.Ino && here.Dev == process.Dev
 	return t, nil
@@ -293,6 +295,9 @@ func (t *Table) commit(ctx context.Context, changes []*tableChange, counted map[
 				}
 			}
 		}
+		if t.mode == NFT && c.ipv6 { // ip6tables-nft 1.8.9 takes no counters
+			t.remember(c, kept)
+		}
 		err := t.mode.restore(ctx, c.place, c.text(kept), t.pids.add)
 		if err == nil {
 			continue
@@ -307,6 +312,18 @@ func (t *Table) commit(ctx context.Context, changes []*tableChange, counted map[
 		refused = append(refused, acl.Refusal{Kind: "table", Name: c.table, Err: err})
 	}
 	return refused
+}
+
+// remember takes what rules have counted that are written anew.
+func (t *Table) remember(c *tableChange, n counts) {
+	for _, lines := range c.write {
+		for _, l := range lines {
+			if l.counts != "" {
+				of := line{counts: l.counts, chain: l.chain}
+				t.before[of] = t.before[of].Plus(n.take(l.counts))
+			}
+		}
+	}
 }
 
 // probeChain is where chains are tried that the kernel may refuse.

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"fmt"
+	"regexp"
 	"testing"
 
 	"netctl/acl"
@@ -90,7 +91,12 @@ func testCountersSurvive(t *testing.T, on string) {
 			}
 		}
 	}
-	l.router.Run("nft", "add", "rule", "inet", acl.TableName, chain, "accept")
+	if l.on == onNFT {
+		l.router.Run("nft", "add", "rule", "inet", acl.TableName, chain, "accept")
+	} else {
+		chain = regexp.MustCompile(`-A (\S+) .*` + deny).FindStringSubmatch(l.listed())[1]
+		l.router.Run(l.on, "-A", chain, "-j", "ACCEPT")
+	}
 	l.sync()
 	expect("somebody's rule was removed", "web")
 

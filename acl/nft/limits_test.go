@@ -68,7 +68,9 @@ func testLimits(t *testing.T, on string) {
 		limit(datastore.QoSControls{})
 		old := begin(true, c.from, c.ends[0])
 		var q datastore.QoSControls
-		c.set(&q, 2)
+		if c.set(&q, 2); l.on != onNFT { // iptables counts each family for itself
+			c.set(&q, 1)
+		}
 		limit(q)
 		first := begin(true, c.from, c.ends[0])
 		begin(true, c.from, c.ends[1])
