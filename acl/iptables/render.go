@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -165,7 +166,7 @@ func (w *writer) chain(name string, f *frame) {
 	}
 	w.chains[name] = nil // a chain leads to none that leads back to it
 	e := emitter{writer: w, name: name}
-	if !e.list(f.chain, f.rules, f.next) && f.next != nil {
+	if !e.list(list{name: strings.TrimPrefix(name, chainPrefix), chain: f.chain, rules: f.rules, next: f.next}) && f.next != nil {
 		e.add("", "", "", w.to(f.next))
 	}
 	w.chains[name] = e.lines
@@ -236,51 +237,83 @@ type emitter struct {
 	*writer
 	name  string
 	lines []line
-	made  int // frames
 }
 
 func (e *emitter) add(matches, counts, chain string, target string) {
 	e.lines = append(e.lines, line{strings.TrimSpace(matches + " " + target), counts, chain})
 }
 
-// rest is the frame of rules behind one, which is nothing of its own where there are none.
-func (e *emitter) rest(chain string, rules []acl.Rule, next *frame) *frame {
-	if len(rules) == 0 {
-		return next
-	}
-	e.made++
-	return &frame{name: chainName(strings.TrimPrefix(e.name, chainPrefix) + "." + string(rune('a'+(e.made-1)%26)) + strings.Repeat("'", (e.made-1)/26)), chain: chain, rules: rules, next: next}
+// list is rules of a chain of the Ruleset. What they have no verdict for, and what returns, goes
+// on with next.
+type list struct {
+	name  string // of its own, for the frames of its rest
+	chain string
+	rules []acl.Rule
+	next  *frame
 }
 
-// list writes rules; what they have no verdict for, and what returns, goes on with next. ended
-// says that no packet gets behind them.
-func (e *emitter) list(chain string, rules []acl.Rule, next *frame) (ended bool) {
-	for i := range rules {
-		r, rest := &rules[i], (*frame)(nil)
+// rest is where what comes out of the rule at i goes on: the rules behind it, as far as they
+// concern packets of the link that it names.
+func (l list) rest(i int) *frame {
+	name, rules := fmt.Sprintf("%s.%d", l.name, i+1), l.rules[i+1:]
+	for _, t := range l.rules[i].Match {
+		if (t.Field == acl.InLink || t.Field == acl.OutLink) && !t.Not && !strings.HasSuffix(t.Text, "*") {
+			name, rules = name+"."+t.Text, ofLink(rules, t)
+		}
+	}
+	if len(rules) == 0 {
+		return l.next
+	}
+	return &frame{name: chainName(name), chain: l.chain, rules: rules, next: l.next}
+}
+
+// ofLink are the rules that packets come to of which a link is known.
+func ofLink(rules []acl.Rule, known acl.Term) (out []acl.Rule) {
+	for _, r := range rules {
+		other := slices.ContainsFunc(r.Match, func(t acl.Term) bool {
+			return t.Field == known.Field && !t.Not && !strings.HasSuffix(t.Text, "*") && t.Text != known.Text
+		})
+		if !other {
+			r.Match = slices.DeleteFunc(slices.Clone(r.Match), func(t acl.Term) bool { return t == known })
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// list writes rules. ended says that no packet gets behind them.
+func (e *emitter) list(l list) (ended bool) {
+	for i := range l.rules {
+		r, rest := &l.rules[i], (*frame)(nil)
 		after := func() *frame {
 			if rest == nil {
-				rest = e.rest(chain, rules[i+1:], next)
+				rest = l.rest(i)
 			}
 			return rest
 		}
-		switch v := r.Verdict; {
-		case v.Kind == acl.Jump && !conditional(r):
+		v := r.Verdict
+		switch inner := (list{name: fmt.Sprintf("%s.%d", l.name, i+1), chain: v.Chain, next: l.next}); {
+		case (v.Kind == acl.Jump || v.Kind == acl.Goto) && !conditional(r):
 			c := e.writer.rules.Chains[v.Chain]
 			if c == nil {
 				e.add("", "", "", "-j DROP")
 				return true
 			}
-			if e.list(v.Chain, c.Rules, after()) {
+			if inner.rules = c.Rules; v.Kind == acl.Jump {
+				inner.name, inner.next = inner.name+"+", after()
+			}
+			if e.list(inner) {
 				return true
 			}
-			continue
+			if v.Kind == acl.Goto {
+				e.add("", "", "", e.to(l.next))
+				return true
+			}
 		case v.Kind == acl.Lookup:
-			if e.lookup(v, next, after) {
+			if e.lookup(v, l.next, after) {
 				return true
 			}
-			continue
-		}
-		if e.rule(chain, r, next, after) {
+		case e.rule(l.chain, r, l.next, after):
 			return true
 		}
 	}

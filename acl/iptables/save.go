@@ -122,6 +122,7 @@ func withOutput(err error) error {
 // parseSave takes the output of iptables-save(8) with counters.
 func parseSave(out map[place]*held, ipv6 bool, text string, only func(place) bool) {
 	var h *held
+	numbers := protocolNumbers()
 	last := "" // the chain of the rule before
 	for s := range strings.Lines(text) {
 		s = strings.TrimSuffix(s, "\n")
@@ -139,6 +140,7 @@ func parseSave(out map[place]*held, ipv6 bool, text string, only func(place) boo
 		case strings.HasPrefix(s, "["):
 			count, rule, _ := strings.Cut(s[1:], "] -A ")
 			name, rule, _ := strings.Cut(rule, " ")
+			rule = numbers.in(rule)
 			first := name != last
 			last = name
 			if c := h.chains[name]; c != nil {
@@ -151,6 +153,32 @@ func parseSave(out map[place]*held, ipv6 bool, text string, only func(place) boo
 			}
 		}
 	}
+}
+
+// protocols are the numbers of protocols that iptables-save(8) names otherwise than we do.
+type protocols map[string]string
+
+func protocolNumbers() protocols {
+	out := protocols{}
+	text, _ := os.ReadFile("/etc/protocols") // without it numbers are printed
+	for s := range strings.Lines(string(text)) {
+		if words := strings.Fields(s); len(words) > 1 && words[0][0] != '#' {
+			if n, err := strconv.ParseUint(words[1], 10, 8); err == nil {
+				out[words[0]] = protoName(uint32(n))
+			}
+		}
+	}
+	return out
+}
+
+// in is a rule with the protocol as protoName has it.
+func (p protocols) in(rule string) string {
+	before, after, found := strings.Cut(" "+rule, " -p ")
+	name, after, _ := strings.Cut(after, " ")
+	if n, is := p[name]; found && is && !strings.Contains(before, `"`) {
+		return strings.TrimSpace(before + " -p " + n + " " + after)
+	}
+	return rule
 }
 
 func parseCount(s string) (c acl.Count) {
@@ -175,9 +203,8 @@ func (m Mode) restore(ctx context.Context, p place, text string, started func(pi
 	}
 	started(cmd.Process.Pid)
 	if err := cmd.Wait(); err != nil {
-		if text := strings.TrimSpace(stderr.String()); text != "" {
-			first, _, _ := strings.Cut(text, "\n")
-			err = errors.New(first)
+		if text := strings.Join(strings.Fields(stderr.String()), " "); text != "" {
+			err = errors.New(text)
 		}
 		return fmt.Errorf("%s, table %s: %w", path, p.table, err)
 	}

@@ -34,7 +34,6 @@ type Table struct {
 	mode   Mode
 	prefix string
 	netns  int
-	own    bool // the namespace is the process's
 
 	mu sync.Mutex // one transaction or read at a time
 	// want is what the tables were made last; nil: nothing is known.
@@ -74,8 +73,6 @@ func Open(log *slog.Logger, mode Mode, prefix string) (*Table, error) {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
 	t := &Table{log: log, mode: mode, prefix: prefix, netns: netns, printed: map[string]string{}, before: map[line]acl.Count{}, cut: newCutFlows()}
-	var here, process unix.Stat_t
-	t.own = unix.Fstat(netns, &here) == nil && unix.Stat("/proc/self/ns/net", &process) == nil && here.Ino == process.Ino && here.Dev == process.Dev
 	return t, nil
 }
 
@@ -85,11 +82,8 @@ func (t *Table) Close() error { return unix.Close(t.netns) }
 // Mode is the flavour.
 func (t *Table) Mode() Mode { return t.mode }
 
-// inside runs fn in the network namespace.
+// inside runs fn in the network namespace, whichever the process's is.
 func (t *Table) inside(fn func() error) error {
-	if t.own {
-		return fn()
-	}
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // the thread ends with the goroutine
