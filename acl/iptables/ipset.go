@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -108,11 +109,7 @@ func membersOf(t acl.SetType, e acl.Element) []member {
 		}
 		return list
 	case acl.Port, acl.PortRanges:
-		var list []member
-		for port := int(e.First); port <= int(e.Last); port++ {
-			list = append(list, member{first: uint16(port), last: uint16(port)})
-		}
-		return list
+		return []member{{first: e.First, last: e.Last}}
 	case acl.NamedPort4, acl.NamedPort6:
 		return []member{{prefix: e.Prefix, proto: e.Proto, first: e.First, last: e.First}}
 	}
@@ -131,10 +128,8 @@ func ipsets(r *acl.Ruleset) map[string]*ipset {
 				out[setName(c.name)] = k
 			}
 		default:
-			for e := range s.Elements {
-				for _, m := range membersOf(s.Type, e) {
-					k.members[m] = struct{}{}
-				}
+			if k.members = membersIn(s.Type, maps.Keys(s.Elements)); k.kind == "bitmap:port" {
+				k.members = joined(k.members)
 			}
 			out[setName(name)] = k
 		}
@@ -160,16 +155,35 @@ func dumpIPSets(flags uint32, fn func(name string, attributes []byte)) error {
 		return fmt.Errorf("read ipsets: %w", readableError(err))
 	}
 	for _, m := range messages {
-		for a := range nl.ParseAttributes(m[4:]) {
-			if a.Type != nl.IPSET_ATTR_SETNAME {
+		for a := range attributesOf(m[4:]) {
+			if a.kind != nl.IPSET_ATTR_SETNAME {
 				continue
 			}
-			if name := nl.BytesToString(a.Value); strings.HasPrefix(name, chainPrefix) {
+			if name := nl.BytesToString(a.value); strings.HasPrefix(name, chainPrefix) {
 				fn(name, m[4:])
 			}
 		}
 	}
 	return nil
+}
+
+// attribute is one of a netlink message, with the flags of its kind.
+type attribute struct {
+	kind  uint16
+	value []byte
+}
+
+// attributesOf are the attributes in a message, or in another attribute.
+func attributesOf(b []byte) iter.Seq[attribute] {
+	return func(yield func(attribute) bool) {
+		for len(b) >= unix.NLA_HDRLEN {
+			n := int(binary.NativeEndian.Uint16(b))
+			if n < unix.NLA_HDRLEN || n > len(b) || !yield(attribute{binary.NativeEndian.Uint16(b[2:]), b[unix.NLA_HDRLEN:n]}) {
+				return
+			}
+			b = b[min(len(b), (n+3)&^3):]
+		}
+	}
 }
 
 // readIPSets are the sets of ours in the kernel.
@@ -181,44 +195,58 @@ func readIPSets() (map[string]*ipset, error) {
 			s = &ipset{members: map[member]struct{}{}}
 			out[name] = s
 		}
-		for a := range nl.ParseAttributes(attributes) {
-			switch a.Type {
+		for a := range attributesOf(attributes) {
+			switch a.kind {
 			case nl.IPSET_ATTR_TYPENAME:
-				s.kind = nl.BytesToString(a.Value)
+				s.kind = nl.BytesToString(a.value)
 			case nl.IPSET_ATTR_FAMILY:
-				s.family = a.Value[0]
+				s.family = a.value[0]
 			case nl.IPSET_ATTR_DATA | nl.NLA_F_NESTED:
-				for d := range nl.ParseAttributes(a.Value) {
-					s.kept = s.kept || d.Type == nl.IPSET_ATTR_TIMEOUT|nl.NLA_F_NET_BYTEORDER
+				for d := range attributesOf(a.value) {
+					s.kept = s.kept || d.kind == nl.IPSET_ATTR_TIMEOUT|nl.NLA_F_NET_BYTEORDER
 				}
 			case nl.IPSET_ATTR_ADT | nl.NLA_F_NESTED:
-				for d := range nl.ParseAttributes(a.Value) {
-					s.members[s.readMember(d.Value)] = struct{}{}
+				for d := range attributesOf(a.value) {
+					s.members[s.readMember(d.value)] = struct{}{}
 				}
 			}
 		}
 	})
+	for _, s := range out {
+		if s.kind == "bitmap:port" {
+			s.members = joined(s.members)
+		}
+	}
 	return out, err
+}
+
+// joined are ports as ranges that do not touch.
+func joined(ports map[member]struct{}) map[member]struct{} {
+	out := map[member]struct{}{}
+	for _, e := range entries(slices.Collect(maps.Keys(ports))) {
+		out[e.member] = struct{}{}
+	}
+	return out
 }
 
 func (s *ipset) readMember(data []byte) (m member) {
 	cidr := 0
 	var addr netip.Addr
-	for a := range nl.ParseAttributes(data) {
-		switch a.Type {
+	for a := range attributesOf(data) {
+		switch a.kind {
 		case nl.IPSET_ATTR_IP | nl.NLA_F_NESTED:
-			for d := range nl.ParseAttributes(a.Value) {
-				addr, _ = netip.AddrFromSlice(d.Value)
+			for d := range attributesOf(a.value) {
+				addr, _ = netip.AddrFromSlice(d.value)
 			}
 		case nl.IPSET_ATTR_CIDR:
-			cidr = int(a.Value[0])
+			cidr = int(a.value[0])
 		case nl.IPSET_ATTR_PORT | nl.NLA_F_NET_BYTEORDER:
-			m.first = binary.BigEndian.Uint16(a.Value)
+			m.first = binary.BigEndian.Uint16(a.value)
 			m.last = m.first
 		case nl.IPSET_ATTR_PROTO:
-			m.proto = a.Value[0]
+			m.proto = a.value[0]
 		case nl.IPSET_ATTR_IFACE:
-			m.link = nl.BytesToString(a.Value)
+			m.link = nl.BytesToString(a.value)
 		}
 	}
 	if addr.IsValid() {
@@ -356,7 +384,11 @@ func setChanges(want, have map[string]*ipset) (list []setChange) {
 			c.create = w
 			h = &ipset{}
 		}
-		if !w.kept {
+		switch {
+		case w.kept:
+		case w.kind == "bitmap:port":
+			c.add, c.del = portChange(w.members, h.members)
+		default:
 			c.add, c.del = entries(missing(w.members, h.members)), entries(missing(h.members, w.members))
 		}
 		if c.create != nil || len(c.add)+len(c.del) > 0 {
@@ -369,6 +401,28 @@ func setChanges(want, have map[string]*ipset) (list []setChange) {
 		}
 	}
 	return list
+}
+
+// portChange is what makes ranges of ports others.
+func portChange(want, have map[member]struct{}) (add, del []entry) {
+	if maps.Equal(want, have) {
+		return nil, nil
+	}
+	gone := map[member]struct{}{}
+	var wanted, had [1 << 16]bool
+	for list, bits := range map[*map[member]struct{}]*[1 << 16]bool{&want: &wanted, &have: &had} {
+		for m := range *list {
+			for port := int(m.first); port <= int(m.last); port++ {
+				bits[port] = true
+			}
+		}
+	}
+	for port := range had {
+		if had[port] && !wanted[port] {
+			gone[member{first: uint16(port), last: uint16(port)}] = struct{}{}
+		}
+	}
+	return entries(slices.Collect(maps.Keys(want))), entries(slices.Collect(maps.Keys(gone)))
 }
 
 // missing are the members of a that b has not.
@@ -439,15 +493,15 @@ func countMembers() (map[string]uint32, error) {
 	const header = 1 << 2 // IPSET_FLAG_LIST_HEADER
 	out := map[string]uint32{}
 	err := dumpIPSets(header, func(name string, attributes []byte) {
-		for a := range nl.ParseAttributes(attributes) {
-			if a.Type != nl.IPSET_ATTR_DATA|nl.NLA_F_NESTED {
+		for a := range attributesOf(attributes) {
+			if a.kind != nl.IPSET_ATTR_DATA|nl.NLA_F_NESTED {
 				continue
 			}
 			n, kept := uint32(0), false
-			for d := range nl.ParseAttributes(a.Value) {
-				switch d.Type {
+			for d := range attributesOf(a.value) {
+				switch d.kind {
 				case nl.IPSET_ATTR_ELEMENTS | nl.NLA_F_NET_BYTEORDER:
-					n = d.Uint32()
+					n = binary.BigEndian.Uint32(d.value)
 				case nl.IPSET_ATTR_TIMEOUT | nl.NLA_F_NET_BYTEORDER:
 					kept = true
 				}

@@ -91,6 +91,8 @@ func (f flavour) ensure(prefix string) (int, error) {
 		return 0, err
 	}
 	switch {
+	case slices.Contains(rules, "-A "+forward+" "+hookRule(forward)): // what is judged there is accepted there
+		return 0, nil
 	case slices.Contains(rules, "-A "+forward+" -j "+dockerUser):
 		return ensureIn(ipt, dockerUser, prefix)
 	case slices.Contains(rules, "-P "+forward+" DROP"):

@@ -88,7 +88,7 @@ func dispatcher(builtin string) string { return chainPrefix + builtin }
 
 // hookRule is the first rule of a built-in chain.
 func hookRule(builtin string) string {
-	return "-m comment --comment " + quote(comment) + " -j " + dispatcher(builtin)
+	return "-m comment --comment " + quote("netctl: what workloads send and receive") + " -j " + dispatcher(builtin)
 }
 
 // render writes a Ruleset for every table that something is to be in. prefix starts the

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"runtime"
@@ -29,6 +30,9 @@ type Table struct {
 	// OnClosed, if set, is called by Sync when tables that were open are closed, before they
 	// are whole. It must not call Sync, Adjust, Shut or Apply.
 	OnClosed func(want *acl.Ruleset)
+	// Beside, if set, says that another back end holds the rules: while these are not whole
+	// nothing is open.
+	Beside func() bool
 
 	log    *slog.Logger
 	mode   Mode
@@ -117,7 +121,8 @@ func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrot
 			return err
 		}
 		found := doubted
-		gone := !stands(have) && want.Endpoints()
+		beside := t.Beside != nil && t.Beside()
+		gone := !stands(have) && want.Endpoints() && !beside
 		if gone { // before the time that all the rest takes
 			if err := t.block(ctx, want, have); err != nil {
 				return err
@@ -380,7 +385,7 @@ func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 	}
 	return t.inside(func() error {
 		next := t.want.With(d)
-		members := setDelta(t.want, d)
+		members := setDelta(t.want, next, d)
 		refused := prepare(members)
 		wrote := t.wrote
 		if len(d.Chains) > 0 || slices.ContainsFunc(d.Sets, func(c acl.SetChange) bool {
@@ -451,8 +456,8 @@ func (t *Table) countedBefore(ctx context.Context, changes []*tableChange) (map[
 	return t.mode.read(ctx, count)
 }
 
-// setDelta are the changes of sets that a delta of what is makes.
-func setDelta(is *acl.Ruleset, d acl.Delta) (list []setChange) {
+// setDelta are the changes of sets that a delta makes of what is.
+func setDelta(is, next *acl.Ruleset, d acl.Delta) (list []setChange) {
 	for _, c := range d.Sets {
 		typ := c.Type
 		if s := is.Sets[c.Name]; s != nil {
@@ -474,8 +479,17 @@ func setDelta(is *acl.Ruleset, d acl.Delta) (list []setChange) {
 			if c.New {
 				change.create = kind
 			}
-			if !kind.kept && !c.Gone {
-				change.add, change.del = entriesOf(typ, c.Add), entriesOf(typ, c.Del)
+			switch {
+			case kind.kept || c.Gone:
+			case kind.kind == "bitmap:port":
+				had := map[member]struct{}{}
+				if s := is.Sets[c.Name]; s != nil {
+					had = membersIn(typ, slices.Values(s.Sorted()))
+				}
+				change.add, change.del = portChange(membersIn(typ, slices.Values(next.Sets[c.Name].Sorted())), had)
+			default:
+				add, del := membersIn(typ, slices.Values(c.Add)), membersIn(typ, slices.Values(c.Del))
+				change.add, change.del = entries(missing(add, nil)), entries(missing(del, add))
 			}
 			list = append(list, change)
 		}
@@ -483,12 +497,15 @@ func setDelta(is *acl.Ruleset, d acl.Delta) (list []setChange) {
 	return list
 }
 
-func entriesOf(t acl.SetType, elements []acl.Element) []entry {
-	var members []member
-	for _, e := range elements {
-		members = append(members, membersOf(t, e)...)
+// membersIn are elements of a set.
+func membersIn(t acl.SetType, elements iter.Seq[acl.Element]) map[member]struct{} {
+	out := map[member]struct{}{}
+	for e := range elements {
+		for _, m := range membersOf(t, e) {
+			out[m] = struct{}{}
+		}
 	}
-	return entries(members)
+	return out
 }
 
 // Shut closes tables without any rule of ours: it makes them what want says, which is to hold
@@ -525,6 +542,70 @@ func (t *Table) Block(ctx context.Context, static *acl.Ruleset) (wrote bool, err
 		return t.block(ctx, static, have)
 	})
 	return wrote, err
+}
+
+// Standing says that packets of endpoints come to our chains.
+func (t *Table) Standing(ctx context.Context) (is bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	err = t.inside(func() error {
+		have, err := t.mode.read(ctx, anyPlace)
+		is = stands(have)
+		return err
+	})
+	return is, err
+}
+
+// Objects is how many chains and sets of ours there are.
+func (t *Table) Objects(ctx context.Context) (n int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	err = t.inside(func() error {
+		have, err := t.mode.read(ctx, anyPlace)
+		for _, h := range have {
+			n += len(h.chains)
+		}
+		if n == 0 { // sets have no flavour
+			return err
+		}
+		sets, setsErr := countMembers()
+		n += len(sets)
+		return errors.Join(err, setsErr)
+	})
+	return n, err
+}
+
+// Delete removes all that is ours. Sets that the other flavour uses stay.
+func (t *Table) Delete(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.inside(func() error {
+		have, err := t.mode.read(ctx, anyPlace)
+		if err != nil {
+			return err
+		}
+		t.want, t.wrote = nil, nil
+		if refused := t.commit(ctx, t.differences(nil, have), nil); len(refused) > 0 {
+			return &acl.RefusedError{Refusals: refused}
+		}
+		other := Legacy
+		if t.mode == Legacy {
+			other = NFT
+		}
+		if have, err := other.read(ctx, anyPlace); err == nil && stands(have) {
+			return nil // sets have no flavour
+		}
+		sets, err := countMembers()
+		if err != nil {
+			return err
+		}
+		for _, name := range sortedKeys(sets) {
+			if err := destroyIPSet(name); err != nil && !busy(err) {
+				return fmt.Errorf("destroy ipset %s: %w", name, err)
+			}
+		}
+		return nil
+	})
 }
 
 // block makes the hooks of the table filter drop what is of endpoints. Chains of ours that are
@@ -590,4 +671,16 @@ func (t *Table) doubt() error {
 	}
 	t.doubted = time.Now()
 	return errors.Join(errs...)
+}
+
+// Lacks is what a Ruleset says that iptables cannot do as nftables does, one line each
+// (docs/policy.md, "iptables").
+func Lacks() []string {
+	return []string{
+		"ARP: what workloads claim to be is not checked",
+		"limits of packets and connections: each family counts for itself, and maximums of connections count anew after each change of the table",
+		"rates of what is logged, and of new flows: of each address, not of each interface",
+		"reject by policies before DNAT, and untracked ones: drops",
+		"flows without ports that were cut: their answers may begin others that the rules allow",
+	}
 }
