@@ -53,6 +53,8 @@ type Table struct {
 	doubted time.Time
 	cut     cutFlows
 	mark    fingerprint
+	// unverified is when something was written last that was not read back; zero: nothing.
+	unverified time.Time
 	// before is what rules have counted that iptables cannot be told of.
 	before map[line]acl.Count
 	pids   pids
@@ -134,23 +136,50 @@ func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrot
 				return err
 			}
 		}
-		did, err := t.write(ctx, want, have, func(objects int) {
-			said := []any{"table", "iptables-" + string(t.mode), "objects", objects}
-			if found && t.right {
-				said = append(said, datastore.Drift(datastore.DriftFilter))
-			}
-			t.log.Info("packet filter differs", said...)
-		})
+		did, err := t.settle(ctx, want, found)
 		wrote = wrote || did
 		t.right = err == nil
 		if err == nil && wrote && (doubted && gone || t.doubts) {
 			t.doubts = false
 			err = t.doubt()
 		}
-		t.mark.note(t.mode)
 		return err
 	})
 	return wrote, err
+}
+
+// settleTries is how often tables are looked at that others change while they are put right.
+const settleTries = 4
+
+// errChanged says that others changed the tables since they were written.
+var errChanged = errors.New("packet filter: somebody else changed iptables meanwhile")
+
+// settle writes until what is read is what is wanted: what others did before the last look is
+// seen by that, and what they do later by how the tables look then.
+func (t *Table) settle(ctx context.Context, want *acl.Ruleset, found bool) (wrote bool, err error) {
+	var last []*tableChange
+	for range settleTries {
+		mark, err := look(t.mode)
+		if err != nil {
+			return wrote, err
+		}
+		have, err := t.mode.read(ctx, anyPlace)
+		if err != nil {
+			return wrote, err
+		}
+		t.learn(last, have)
+		var differed bool
+		last, differed, err = t.write(ctx, want, have, found && t.right)
+		if !differed {
+			t.mark, t.unverified = mark, time.Time{}
+			return wrote, nil
+		}
+		if wrote = true; err != nil {
+			t.mark.note(t.mode)
+			return true, err
+		}
+	}
+	return wrote, errChanged
 }
 
 func anyPlace(place) bool { return true }
@@ -166,56 +195,51 @@ func stands(have map[place]*held) bool {
 	return true
 }
 
-// write makes the tables what want says; differs is told that something does.
-func (t *Table) write(ctx context.Context, want *acl.Ruleset, have map[place]*held, differs func(objects int)) (wrote bool, err error) {
+// write makes tables that were read what want says. drift says that others made them differ.
+func (t *Table) write(ctx context.Context, want *acl.Ruleset, have map[place]*held, drift bool) (changes []*tableChange, differed bool, err error) {
 	sets, err := readIPSets()
 	if err != nil {
-		return false, err
+		return nil, true, err
 	}
 	next := render(want, t.prefix)
-	changes := t.differences(next, have)
+	changes = t.differences(next, have)
 	members := setChanges(ipsets(want), sets)
 	objects := len(members)
 	for _, c := range changes {
 		objects += len(c.write) + len(c.remove) + len(c.hook)
 	}
-	if objects == 0 {
-		t.want, t.wrote = want.Clone(), next
-		return false, nil
-	}
-	differs(objects)
-	refused := prepare(members)
-	refused = append(refused, t.commit(ctx, changes, counted(t.wrote, have))...)
-	lost := t.cut.lost(sets)
-	err = errors.Join(finish(members), t.keepCut(lost))
+	before := t.wrote
 	t.want, t.wrote = want.Clone(), next
-	if err != nil {
-		return true, err
+	if objects == 0 {
+		return nil, false, nil
 	}
-	if len(refused) > 0 {
-		return true, &acl.RefusedError{Refusals: refused}
+	said := []any{"table", "iptables-" + string(t.mode), "objects", objects}
+	if drift {
+		said = append(said, datastore.Drift(datastore.DriftFilter))
 	}
-	return true, t.learn(ctx, changes)
+	t.log.Info("packet filter differs", said...)
+	refused := prepare(members)
+	refused = append(refused, t.commit(ctx, changes, counted(before, have))...)
+	err = errors.Join(finish(members), t.keepCut(t.cut.lost(sets)))
+	if err == nil && len(refused) > 0 {
+		err = &acl.RefusedError{Refusals: refused}
+	}
+	return changes, true, err
 }
 
 // learn takes note of how iptables-save prints what was just written.
-func (t *Table) learn(ctx context.Context, changes []*tableChange) error {
-	have, err := t.mode.read(ctx, anyPlace)
-	if err != nil {
-		return err
-	}
+func (t *Table) learn(changes []*tableChange, have map[place]*held) {
 	for _, c := range changes {
 		h := have[c.place]
 		for name, lines := range c.write {
-			if h == nil || h.chains[name] == nil {
-				return fmt.Errorf("chain %s of table %s is gone again", name, c.table)
+			if h == nil || h.chains[name] == nil || len(h.chains[name].text) != len(lines) {
+				continue
 			}
-			if text, printed := textOf(lines), strings.Join(h.chains[name].text, "\n"); printed != text && len(h.chains[name].text) == len(lines) {
+			if text, printed := textOf(lines), strings.Join(h.chains[name].text, "\n"); printed != text {
 				t.printed[text] = printed
 			}
 		}
 	}
-	return nil
 }
 
 func textOf(lines []line) string {
@@ -384,6 +408,11 @@ func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 		return errUnknown
 	}
 	return t.inside(func() error {
+		now, err := look(t.mode)
+		if err != nil {
+			return err
+		}
+		clean := t.mark.same(now) // else it is others' doing, and stays to be seen
 		next := t.want.With(d)
 		members := setDelta(t.want, next, d)
 		refused := prepare(members)
@@ -400,8 +429,12 @@ func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 			refused = append(refused, t.commit(ctx, changes, counted(t.wrote, have))...)
 		}
 		t.want, t.wrote = next, wrote
-		err := finish(members)
-		t.mark.note(t.mode)
+		err = finish(members)
+		now, lookErr := look(t.mode)
+		if clean && lookErr == nil {
+			t.mark = now
+		}
+		t.unverified = time.Now()
 		if err != nil {
 			return err
 		}
@@ -518,8 +551,7 @@ func (t *Table) Shut(ctx context.Context, want *acl.Ruleset) (wrote bool, err er
 		if err != nil || len(have) > 0 && stands(have) && len(have[place{false, "filter"}].chains) > shutChains {
 			return err
 		}
-		wrote, err = t.write(ctx, want, have, func(int) {})
-		t.mark.note(t.mode)
+		wrote, err = t.settle(ctx, want, false)
 		return err
 	})
 	return wrote, err

@@ -18,6 +18,9 @@ import (
 // tells anybody of changes.
 const lookEvery = 250 * time.Millisecond
 
+// verifyAfter is how long after the last change all is read once.
+const verifyAfter = 500 * time.Millisecond
+
 // fingerprint is what can be known cheaply of the tables of the legacy flavour, and of the sets.
 type fingerprint struct {
 	tables map[place]uint64
@@ -63,9 +66,9 @@ func (f *fingerprint) same(o fingerprint) bool {
 // sumOfTable is the hash of a table's rules without what they have counted (ip_tables(4),
 // linux/netfilter_ipv4/ip_tables.h).
 func sumOfTable(ipv6 bool, name string) (uint64, error) {
-	family, level, head, afterTarget := unix.AF_INET, unix.SOL_IP, 84, 88
+	family, level, head, counters := unix.AF_INET, unix.SOL_IP, 84, 96
 	if ipv6 {
-		family, level, head, afterTarget = unix.AF_INET6, unix.SOL_IPV6, 136, 140
+		family, level, head, counters = unix.AF_INET6, unix.SOL_IPV6, 136, 152
 	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -93,7 +96,6 @@ func sumOfTable(ipv6 bool, name string) (uint64, error) {
 	// where it came from, and at the end of all that the counters.
 	for entries := all[before:]; len(entries) > head+8; {
 		next := int(binary.NativeEndian.Uint16(entries[head+6:]))
-		counters := afterTarget + 8
 		if next < counters+16 || next > len(entries) {
 			break
 		}
@@ -173,11 +175,11 @@ func (t *Table) differs() bool {
 	differs := false
 	err := t.inside(func() error {
 		now, err := look(t.mode)
-		if err != nil {
+		if err != nil || !t.unverified.IsZero() && time.Since(t.unverified) <= verifyAfter && t.mark.same(now) {
 			return err
 		}
-		differs = t.mark.at && !t.mark.same(now)
-		t.mark = now
+		differs = t.mark.at && !t.mark.same(now) || !t.unverified.IsZero() && time.Since(t.unverified) > verifyAfter
+		t.mark, t.unverified = now, time.Time{}
 		return nil
 	})
 	return differs || err != nil
