@@ -362,7 +362,7 @@ func (e *emitter) rule(chain string, r *acl.Rule, next *frame, after func() *fra
 		m += e.limits(chain, r) + commentOf(r)
 		for i, t := range targets {
 			if i < len(targets)-1 {
-				e.add(m, "", "", t)
+				e.add(m, "", chain, t)
 				continue
 			}
 			e.add(m, key, chain, t)

@@ -89,13 +89,13 @@ func (e *emitter) matches(r *acl.Rule) (alternatives, unless []string, possible 
 	// The protocol first: ports and types are those of a protocol.
 	terms = slices.Clone(terms)
 	slices.SortStableFunc(terms, func(a, b acl.Term) int {
-		return cmp.Compare(rank(a.Field), rank(b.Field))
+		return cmp.Or(cmp.Compare(rank(a.Field), rank(b.Field)), cmp.Compare(rank(a.Field)*int(a.Field), rank(a.Field)*int(b.Field)))
 	})
 	for _, t := range terms {
 		m.term(t)
 	}
 	if r.MSS != 0 {
-		m.extend("-m tcp --tcp-flags SYN SYN")
+		m.transport("--tcp-flags SYN SYN")
 	}
 	if m.never {
 		return nil, nil, false
@@ -137,6 +137,16 @@ func (m *matching) extend(format string, args ...any) {
 	m.extensions = append(m.extensions, fmt.Sprintf(format, args...))
 }
 
+// transport matches what the protocol's header has, all of it at once.
+func (m *matching) transport(option string) {
+	name := "-m " + protoName(m.protocol)
+	if n := len(m.extensions); n > 0 && strings.HasPrefix(m.extensions[n-1], name+" ") {
+		m.extensions[n-1] += " " + option
+		return
+	}
+	m.extend("%s %s", name, option)
+}
+
 func (m *matching) set(t acl.Term, name, flags string) {
 	m.extend("-m set %s", inverted(t.Not, "--match-set "+setName(name)+" "+flags))
 }
@@ -153,7 +163,7 @@ func (m *matching) term(t acl.Term) {
 	case acl.ICMPType, acl.ICMP6Type, acl.ICMPCode, acl.ICMP6Code:
 		m.icmp(t)
 	case acl.TCPFlags:
-		m.extend("-m tcp %s", inverted(t.Not, "--tcp-flags SYN SYN"))
+		m.transport(inverted(t.Not, "--tcp-flags SYN SYN"))
 	case acl.InLink:
 		m.in = inverted(t.Not, "-i "+linkPattern(t.Text))
 	case acl.OutLink:
@@ -212,7 +222,7 @@ func (m *matching) port(t acl.Term) {
 	switch m.protocol {
 	case protoTCP, protoUDP, protoSCTP:
 		if t.Set == "" {
-			m.extend("-m %s %s", protoName(m.protocol), inverted(t.Not, fmt.Sprintf("%s %d", word, t.Number)))
+			m.transport(inverted(t.Not, fmt.Sprintf("%s %d", word, t.Number)))
 			return
 		}
 	default:

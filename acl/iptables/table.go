@@ -326,6 +326,8 @@ func (t *Table) commit(ctx context.Context, changes []*tableChange, counted map[
 			continue
 		}
 		found := t.isolate(ctx, c)
+		gone := fmt.Sprintf("*%[1]s\n:%[2]s - [0:0]\n-X %[2]s\nCOMMIT\n", c.table, probeChain)
+		_ = t.mode.restore(ctx, c.place, gone, t.pids.add) // else the next Sync takes it away
 		if len(found) > 0 {
 			if again := t.mode.restore(ctx, c.place, c.text(counts{}), t.pids.add); again == nil {
 				refused = append(refused, found...)
@@ -354,42 +356,44 @@ const probeChain = chainPrefix + "probe"
 
 // isolate finds the chains that the kernel refuses, and closes them in the change.
 func (t *Table) isolate(ctx context.Context, c *tableChange) (refused []acl.Refusal) {
+	try := func(lines []line) error { return t.mode.restore(ctx, c.place, probe(c.place, lines), t.pids.add) }
 	for _, name := range sortedKeys(c.write) {
-		probe := &tableChange{place: c.place, write: map[string][]line{probeChain: c.write[name]}}
-		var targets strings.Builder
-		for _, other := range sortedKeys(c.write) { // what it leads to must be there
-			fmt.Fprintf(&targets, ":%s - [0:0]\n", chainPrefix+"p-"+short(other, 4))
+		lines := c.write[name]
+		if try(lines) == nil {
+			continue
 		}
-		text := probe.text(counts{})
-		for _, other := range sortedKeys(c.write) {
-			text = strings.ReplaceAll(text, "-g "+other+"\n", "-g "+chainPrefix+"p-"+short(other, 4)+"\n")
-			text = strings.ReplaceAll(text, "-j "+other+"\n", "-j "+chainPrefix+"p-"+short(other, 4)+"\n")
-		}
-		text = strings.Replace(text, "\n", "\n"+targets.String(), 1)
-		if err := t.mode.restore(ctx, c.place, text, t.pids.add); err != nil {
-			chain := name
-			for _, l := range c.write[name] {
-				chain = cmp.Or(l.chain, chain)
+		chain := name
+		for _, l := range lines {
+			err := try([]line{l})
+			if err == nil {
+				continue
+			}
+			if l.chain != "" {
+				chain = l.chain
 			}
 			refused = append(refused, acl.Refusal{Kind: "chain", Name: strings.TrimPrefix(chain, chainPrefix), Err: err})
 			c.write[name] = []line{{text: "-m comment --comment " + quote("refused by the kernel") + " -j DROP"}}
+			break
 		}
 	}
-	var gone strings.Builder
-	gone.WriteString("*" + c.table + "\n")
-	names := []string{probeChain}
-	for _, other := range sortedKeys(c.write) {
-		names = append(names, chainPrefix+"p-"+short(other, 4))
-	}
-	for _, name := range names {
-		fmt.Fprintf(&gone, ":%s - [0:0]\n", name)
-	}
-	for _, name := range names {
-		fmt.Fprintf(&gone, "-X %s\n", name)
-	}
-	gone.WriteString("COMMIT\n")
-	_ = t.mode.restore(ctx, c.place, gone.String(), t.pids.add) // else the next Sync takes them away
 	return refused
+}
+
+// probe is a transaction that fails if the kernel does not take a line. What the lines lead to is not looked for.
+func probe(p place, lines []line) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%s\n:%s - [0:0]\n", p.table, probeChain)
+	for _, l := range lines {
+		text := l.text
+		if at := strings.LastIndex(text, "-g "+chainPrefix); at >= 0 {
+			text = text[:at] + "-j RETURN"
+		} else if at := strings.LastIndex(text, "-j "+chainPrefix); at >= 0 {
+			text = text[:at] + "-j RETURN"
+		}
+		fmt.Fprintf(&b, "-A %s %s\n", probeChain, text)
+	}
+	b.WriteString("COMMIT\n")
+	return b.String()
 }
 
 // errUnknown says that Sync is to be called first.
