@@ -89,7 +89,7 @@ func (e *emitter) matches(r *acl.Rule) (alternatives, unless []string, possible 
 	// The protocol first: ports and types are those of a protocol.
 	terms = slices.Clone(terms)
 	slices.SortStableFunc(terms, func(a, b acl.Term) int {
-		return cmp.Or(cmp.Compare(rank(a.Field), rank(b.Field)), cmp.Compare(rank(a.Field)*int(a.Field), rank(a.Field)*int(b.Field)))
+		return cmp.Compare(a.Field, b.Field)
 	})
 	for _, t := range terms {
 		m.term(t)
@@ -111,16 +111,6 @@ func (e *emitter) matches(r *acl.Rule) (alternatives, unless []string, possible 
 		alternatives = all
 	}
 	return alternatives, m.unless, true
-}
-
-func rank(f acl.Field) int {
-	switch f {
-	case acl.NFProto, acl.L4Proto:
-		return 0
-	case acl.ICMPType, acl.ICMP6Type, acl.SrcPort, acl.DstPort, acl.TCPFlags:
-		return 1
-	}
-	return 2
 }
 
 func (m *matching) String() string {

@@ -88,7 +88,7 @@ func testEstablishedPasses(t *testing.T, on string) {
 	l.expect(false, "a", l.uniquePort(udp("10.0.0.1", "10.0.0.2", 99)))
 }
 
-func TestAntiSpoofing(t *testing.T) { onEach(t, testAntiSpoofing) }
+func TestAntiSpoofing(t *testing.T) { onAll(t, testAntiSpoofing) }
 
 func testAntiSpoofing(t *testing.T, on string) {
 	l, x := wiredLab(t, on)
@@ -232,7 +232,7 @@ func testHost(t *testing.T, on string) {
 }
 
 // TestKernelAgreesWithEval applies random models and sends random packets.
-func TestKernelAgreesWithEval(t *testing.T) { onEach(t, testKernelAgreesWithEval) }
+func TestKernelAgreesWithEval(t *testing.T) { onAll(t, testKernelAgreesWithEval) }
 
 func testKernelAgreesWithEval(t *testing.T, on string) {
 	l, x := wiredLab(t, on)

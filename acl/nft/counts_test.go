@@ -34,7 +34,7 @@ func (l *lab) counted(x *acl.Index, name string) map[string]uint64 {
 
 // TestCountersSurvive: what a rule has counted it keeps when its chain is filled anew,
 // by a change or in a repair, and when another chain takes the place of its own.
-func TestCountersSurvive(t *testing.T) { onEach(t, testCountersSurvive) }
+func TestCountersSurvive(t *testing.T) { onAll(t, testCountersSurvive) }
 
 func testCountersSurvive(t *testing.T, on string) {
 	l, x := wiredLab(t, on)

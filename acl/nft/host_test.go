@@ -199,7 +199,7 @@ func both(fn func(n, own, m, a string)) {
 
 // TestHostEndpointInKernel goes through what host endpoints do with real packets, of both
 // families: in, out, forwarded, before DNAT and untracked.
-func TestHostEndpointInKernel(t *testing.T) { onEach(t, testHostEndpointInKernel) }
+func TestHostEndpointInKernel(t *testing.T) { onAll(t, testHostEndpointInKernel) }
 
 func testHostEndpointInKernel(t *testing.T, on string) {
 	l := newHostLab(t, on)

@@ -28,7 +28,7 @@ func node(name string, addrs ...string) datastore.Change {
 // TestNATOutgoing: what another host sees of a workload's packets is the router's
 // address where the pool says so and the host is in no pool or is a node, else the
 // workload's.
-func TestNATOutgoing(t *testing.T) { onEach(t, testNATOutgoing) }
+func TestNATOutgoing(t *testing.T) { onAll(t, testNATOutgoing) }
 
 func testNATOutgoing(t *testing.T, on string) {
 	l, x := wiredLab(t, on)

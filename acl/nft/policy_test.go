@@ -123,7 +123,7 @@ func testKernelAgreesWithEvalOnPolicies(t *testing.T, on string) {
 }
 
 // TestRejectTells: a sender of either family, and each protocol, learns at once that it is refused.
-func TestRejectTells(t *testing.T) { onEach(t, testRejectTells) }
+func TestRejectTells(t *testing.T) { onAll(t, testRejectTells) }
 
 func testRejectTells(t *testing.T, on string) {
 	l, x := wiredLab(t, on)
