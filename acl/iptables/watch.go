@@ -2,10 +2,10 @@ package iptables
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"maps"
 	"sync"
 	"time"
@@ -23,19 +23,17 @@ const verifyAfter = 500 * time.Millisecond
 
 // fingerprint is what can be known cheaply of the tables of the legacy flavour, and of the sets.
 type fingerprint struct {
-	tables map[place]uint64
+	tables map[place][sha256.Size]byte
 	sets   map[string]uint32
 	at     bool // it is known
 }
-
-var seed = maphash.MakeSeed()
 
 // look reads it in the current network namespace.
 func look(mode Mode) (f fingerprint, err error) {
 	if f.sets, err = countMembers(); err != nil {
 		return f, err
 	}
-	f.at, f.tables = true, map[place]uint64{}
+	f.at, f.tables = true, map[place][sha256.Size]byte{}
 	if mode != Legacy {
 		return f, nil
 	}
@@ -65,21 +63,21 @@ func (f *fingerprint) same(o fingerprint) bool {
 
 // sumOfTable is the hash of a table's rules without what they have counted (ip_tables(4),
 // linux/netfilter_ipv4/ip_tables.h).
-func sumOfTable(ipv6 bool, name string) (uint64, error) {
+func sumOfTable(ipv6 bool, name string) (sum [sha256.Size]byte, err error) {
 	family, level, head, counters := unix.AF_INET, unix.SOL_IP, 84, 96
 	if ipv6 {
 		family, level, head, counters = unix.AF_INET6, unix.SOL_IPV6, 136, 152
 	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 0, err
+		return sum, err
 	}
 	defer unix.Close(fd)
 	const getInfo, getEntries = 64, 65 // IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES
 	info := make([]byte, 84)           // struct ipt_getinfo
 	copy(info[:31], name)
 	if err := getsockopt(fd, level, getInfo, info); err != nil {
-		return 0, err
+		return sum, err
 	}
 	size := binary.NativeEndian.Uint32(info[80:])
 	const before = 40 // struct ipt_get_entries: name, size, alignment
@@ -87,10 +85,9 @@ func sumOfTable(ipv6 bool, name string) (uint64, error) {
 	copy(all[:31], name)
 	binary.NativeEndian.PutUint32(all[32:], size)
 	if err := getsockopt(fd, level, getEntries, all); err != nil {
-		return 0, err
+		return sum, err
 	}
-	var h maphash.Hash
-	h.SetSeed(seed)
+	h := sha256.New()
 	_, _ = h.Write(info)
 	// struct ipt_entry: the packet's header, flags, offsets of the target and of the next entry,
 	// where it came from, and at the end of all that the counters.
@@ -103,7 +100,8 @@ func sumOfTable(ipv6 bool, name string) (uint64, error) {
 		_, _ = h.Write(entries[counters+16 : next])
 		entries = entries[next:]
 	}
-	return h.Sum64(), nil
+	h.Sum(sum[:0])
+	return sum, nil
 }
 
 func getsockopt(fd, level, option int, value []byte) error {
