@@ -92,6 +92,7 @@ func settingTable() []setting {
 		{"agent::gateway", "169.254.1.1", "agent-gateway", "NETCTL_AGENT_GATEWAY", "the workloads' IPv4 gateway `address`"},
 		{"agent::lostAfter", 5 * time.Minute, "agent-lost-after", "NETCTL_AGENT_LOST_AFTER", "`time` until an endpoint without its interface is released"},
 		{"agent::newFlows", 0, "agent-new-flows", "NETCTL_AGENT_NEW_FLOWS", "`flows` that a workload may begin per second (0: a 256th of the connection tracking table)"},
+		{"agent::backend", "auto", "agent-backend", "NETCTL_AGENT_BACKEND", "auto, nftables, iptables, iptables-legacy or iptables-nft: `what` filters packets (auto: nftables where the kernel has it)"},
 		{"agent::established", "", "agent-established", "NETCTL_AGENT_ESTABLISHED", "`keep`, cut or strict: what becomes of flows that a change of policy denies (default: as in Config, else cut)"},
 		{"agent::workloadToHost", []string(nil), "agent-workload-to-host", "NETCTL_AGENT_WORKLOAD_TO_HOST", "what workloads reach on their own host, as `udp/53`,…"},
 		{"agent::failsafeInbound", failsafeIn, "agent-failsafe-inbound", "NETCTL_AGENT_FAILSAFE_INBOUND", "`ports` of the host that no policy closes to host endpoints, beside those of the cluster"},
@@ -153,6 +154,7 @@ type settings struct {
 		Gateway          string
 		LostAfter        time.Duration
 		NewFlows         int
+		Backend          string
 		Established      string
 		WorkloadToHost   []string
 		FailsafeInbound  []string

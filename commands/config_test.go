@@ -45,6 +45,8 @@ func (s setting) sample(n int) (text, yaml string) {
 			text = []string{"debug", "warn", "error"}[n-1]
 		case "log::format":
 			text = "json"
+		case "agent::backend":
+			text = []string{"nftables", "iptables", "iptables-nft"}[n-1]
 		case "agent::established":
 			text = []string{"keep", "cut", "strict"}[n-1]
 		case "metrics::listen":

@@ -54,6 +54,7 @@ func (s *settings) validate() error {
 		{"agent::gateway", checkGateway(s.Agent.Gateway)},
 		{"agent::lostAfter", between(int(s.Agent.LostAfter), 0, 1<<62)},
 		{"agent::newFlows", between(s.Agent.NewFlows, 0, 1<<24)},
+		{"agent::backend", agent.CheckBackend(s.Agent.Backend)},
 		{"agent::established", datastore.Established(s.Agent.Established).Check()},
 		{"agent::runtimes", each(s.Agent.Runtimes, checkRuntime)},
 		{"agent::workloadToHost", each(s.Agent.WorkloadToHost, checkHostPort)},

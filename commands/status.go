@@ -51,6 +51,9 @@ type nodeReport struct {
 	// them with the reason, as far as this machine knows.
 	RefusedCount int      `json:"refusedCount"`
 	Refused      []string `json:"refused"`
+	// Filter is what filters packets, and Lacks what that does less than nftables.
+	Filter string   `json:"filter,omitempty"`
+	Lacks  []string `json:"lacks,omitempty"`
 	// Notes are what may be meant so: rules that name what does not exist.
 	Notes []string `json:"notes,omitempty"`
 
@@ -248,6 +251,7 @@ func (r *nodeReport) identity(view *datastore.View, n *datastore.Node) {
 
 func (r *nodeReport) fromAgent(st control.AgentStatus) {
 	r.Running, r.InSync, r.Started, r.Endpoints, r.Version = true, st.InSync, st.Started, st.Endpoints, st.Version
+	r.Filter, r.Lacks = st.Filter, st.Lacks
 	r.Waiting, r.Taps, r.Closed, r.Notes, r.Limited = st.Waiting, st.Taps, st.Closed, st.Notes, st.Limited
 	if len(r.Addresses) == 0 {
 		r.Addresses = st.Address
@@ -372,6 +376,9 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 			endpoints += fmt.Sprintf(" (%d attached without the datastore, which is yet to be told)", r.Waiting)
 		}
 		fmt.Fprintf(&b, "netctl agent is running. Up %s, %s, %s\n", since(now.Sub(r.Started)), sync, endpoints)
+		if len(r.Lacks) > 0 {
+			fmt.Fprintf(&b, "Packets are filtered by %s, which does less than nftables:\n  %s\n", r.Filter, strings.Join(r.Lacks, "\n  "))
+		}
 		b.WriteString(r.tapText())
 		for _, l := range r.Limited {
 			fmt.Fprintf(&b, "Endpoint %s: %d packets were over %s %d\n", l.Endpoint, l.Packets, l.Limit, l.Value)

@@ -1,6 +1,12 @@
-// Package iptables keeps a host's iptables from dropping what workloads forward.
+// Package iptables keeps a Ruleset of package acl in the host's iptables and ipset, of one
+// flavour (Table), and a host's iptables from dropping what workloads forward where another back
+// end filters (EnsureForward).
 //
-// Where an iptables FORWARD chain has policy DROP (Docker sets it when it
+// A Table runs iptables-save and iptables-restore, writes sets over netlink, and touches nothing
+// but chains and sets whose names begin with nctl-, and the rules that lead to them. Each
+// table is changed in one transaction: new sets and members before, deletions after.
+//
+// EnsureForward: where an iptables FORWARD chain has policy DROP (Docker sets it when it
 // enables forwarding) or Docker's DOCKER-USER chain is there, it owns one rule
 // each way that accepts what comes from or goes to links of ours. That opens
 // nothing: netctl's own table has dropped before what is not allowed, at a lower
@@ -91,6 +97,8 @@ func (f flavour) ensure(prefix string) (int, error) {
 		return 0, err
 	}
 	switch {
+	case slices.Contains(rules, "-A "+forward+" "+hookRule(forward)): // what is judged there is accepted there
+		return 0, nil
 	case slices.Contains(rules, "-A "+forward+" -j "+dockerUser):
 		return ensureIn(ipt, dockerUser, prefix)
 	case slices.Contains(rules, "-P "+forward+" DROP"):

@@ -74,7 +74,7 @@ func Look(ctx context.Context, prefix string) (list []Flavour, err error) {
 func (f *Flavour) read(text, prefix string) {
 	in, out := map[string]bool{}, map[string]bool{}
 	own := " -m comment --comment " + comment + " -j ACCEPT"
-	current := ""
+	current, judged := "", false
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
 		words := strings.Fields(line)
@@ -86,6 +86,9 @@ func (f *Flavour) read(text, prefix string) {
 			if current == table && words[0] == ":"+forward {
 				f.ForwardDrop = true
 			}
+		case current == table && line == "-A "+forward+" "+hookRule(forward):
+			judged = true
+		case strings.HasPrefix(line, "-A ") && (strings.Contains(line, " "+chainPrefix) || strings.Contains(line, "-j "+chainPrefix)):
 		case strings.HasPrefix(line, "-A ") && strings.Contains(line, own):
 			if current == table && slices.Contains(words, prefix+"+") {
 				in[words[1]] = in[words[1]] || words[2] == "-i"
@@ -103,5 +106,5 @@ func (f *Flavour) read(text, prefix string) {
 	if f.Docker {
 		chain = dockerUser
 	}
-	f.Accepts = in[chain] && out[chain]
+	f.Accepts = in[chain] && out[chain] || judged
 }

@@ -27,7 +27,7 @@ func (m meddler) Handle(_ context.Context, r slog.Record) error {
 // TestTakenAwayWhileItIsRepaired: a table that somebody takes away again while it is put back is
 // whole after that, and not left open until somebody looks again.
 func TestTakenAwayWhileItIsRepaired(t *testing.T) {
-	l, _ := wiredLab(t)
+	l, _ := wiredLab(t, onNFT)
 	for _, times := range []int{1, 2} {
 		left := times
 		l.table.log = slog.New(meddler{slog.DiscardHandler, l.router, &left})

@@ -14,7 +14,7 @@ import (
 // while packets flow: none that is allowed all the time is lost, none that is
 // refused all the time leaks.
 func TestUpdatesAreHitless(t *testing.T) {
-	l, x := wiredLab(t)
+	l, x := wiredLab(t, onNFT)
 	b := l.hosts["b"]
 	counters := "table inet count { chain in { type filter hook prerouting priority -400; udp dport 1000 counter; udp dport 2000 counter; udp dport 3000 counter; }\n}\n"
 	if out, err := b.input(counters, "nft", "-f", "-"); err != nil {

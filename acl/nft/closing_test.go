@@ -33,7 +33,7 @@ func port(p acl.Packet, src uint16) acl.Packet {
 // TestAnOpenTableIsClosedFirst: after the first of a repair's transactions nothing new
 // passes, and what is established and not spoofed goes on.
 func TestAnOpenTableIsClosedFirst(t *testing.T) {
-	l, _ := wiredLab(t)
+	l, _ := wiredLab(t, onNFT)
 	flow, back := udp("10.0.0.1", "10.0.0.2", 99), udp("10.0.0.2", "10.0.0.1", 9)
 	back.SrcPort, back.State = 99, acl.Established
 	l.expect(true, "a", flow)

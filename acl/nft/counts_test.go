@@ -2,6 +2,7 @@ package nft
 
 import (
 	"fmt"
+	"regexp"
 	"testing"
 
 	"netctl/acl"
@@ -13,7 +14,7 @@ func (l *lab) counted(x *acl.Index, name string) map[string]uint64 {
 	l.t.Helper()
 	out := map[string]uint64{}
 	for _, c := range x.Counted(func(_ datastore.Kind, n string) bool { return n == name }) {
-		counts, err := l.table.Counts(l.t.Context(), c.Rules)
+		counts, err := l.filter.Counts(l.t.Context(), c.Rules)
 		if err != nil {
 			l.t.Fatal(err)
 		}
@@ -33,8 +34,10 @@ func (l *lab) counted(x *acl.Index, name string) map[string]uint64 {
 
 // TestCountersSurvive: what a rule has counted it keeps when its chain is filled anew,
 // by a change or in a repair, and when another chain takes the place of its own.
-func TestCountersSurvive(t *testing.T) {
-	l, x := wiredLab(t)
+func TestCountersSurvive(t *testing.T) { onAll(t, testCountersSurvive) }
+
+func testCountersSurvive(t *testing.T, on string) {
+	l, x := wiredLab(t, on)
 	apply := func(c datastore.Change) {
 		x.Apply(c)
 		l.apply(x.Flush())
@@ -88,7 +91,12 @@ func TestCountersSurvive(t *testing.T) {
 			}
 		}
 	}
-	l.router.Run("nft", "add", "rule", "inet", acl.TableName, chain, "accept")
+	if l.on == onNFT {
+		l.router.Run("nft", "add", "rule", "inet", acl.TableName, chain, "accept")
+	} else {
+		chain = regexp.MustCompile(`-A (\S+) .*` + deny).FindStringSubmatch(l.listed())[1]
+		l.router.Run(l.on, "-A", chain, "-j", "ACCEPT")
+	}
 	l.sync()
 	expect("somebody's rule was removed", "web")
 
@@ -104,5 +112,5 @@ func TestCountersSurvive(t *testing.T) {
 	expect("one before it", "gate")
 	apply(datastore.Change{Kind: datastore.KindPolicy, Name: "before"})
 	expect("without that", "gate")
-	listing(t, l.router)
+	l.list()
 }

@@ -14,7 +14,7 @@ import (
 // TestAnswersInCutFlows: what answers there are in flows that were cut begin none, for as
 // long as they come and whatever becomes of the table; everything else does.
 func TestAnswersInCutFlows(t *testing.T) {
-	l, _ := wiredLab(t)
+	l, _ := wiredLab(t, onNFT)
 	other := func(src, dst string) acl.Packet {
 		p := echo(src, dst)
 		p.Protocol, p.Type = 253, 0
@@ -90,7 +90,7 @@ func TestAnswersInCutFlows(t *testing.T) {
 // TestTrackingGoesOn: connections are tracked while the table is gone, by one that nobody
 // else can take away, and that goes with its socket. Nothing began unseen then.
 func TestTrackingGoesOn(t *testing.T) {
-	l, _ := wiredLab(t)
+	l, _ := wiredLab(t, onNFT)
 	keeper := open(t, l.router)
 	if err := keeper.KeepTracking(); err != nil {
 		t.Fatal(err)
@@ -165,7 +165,7 @@ func TestTrackingGoesOn(t *testing.T) {
 func TestClosedUntilCut(t *testing.T) {
 	for name, keep := range map[string]bool{"tracked": true, "at the start": false} {
 		t.Run(name, func(t *testing.T) {
-			l, _ := wiredLab(t)
+			l, _ := wiredLab(t, onNFT)
 			table := open(t, l.router)
 			if keep {
 				if err := table.KeepTracking(); err != nil {

@@ -22,7 +22,7 @@ const flood = 3000
 
 // floodedLab is a wiredLab with bounds that a flood reaches.
 func floodedLab(t *testing.T) (*lab, *acl.Index) {
-	l, _ := wiredLab(t)
+	l, _ := wiredLab(t, onNFT)
 	o := testOptions()
 	o.FlowRate, o.FlowBurst = 1, 200
 	x := acl.NewIndex("n1", o)

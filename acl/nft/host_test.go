@@ -27,8 +27,8 @@ type hostLab struct {
 
 const router = "" // as the sender of a probe
 
-func newHostLab(t *testing.T) *hostLab {
-	l := &hostLab{lab: newLab(t)}
+func newHostLab(t *testing.T, on string) *hostLab {
+	l := &hostLab{lab: newLab(t, on)}
 	l.addHost("a", "nca", testGroup, "10.0.0.1", "fd00::1")
 	l.addHost("n", "up0", 0, "192.0.2.9", "2001:db8::9")
 	l.addHost("m", "up1", 0, "198.51.100.9", "2001:db8:1::9")
@@ -131,7 +131,7 @@ func (l *hostLab) do(probes []probe) []bool {
 	})
 	for i, p := range probes {
 		if d := l.rules.Eval(p.p); d.Allowed != arrived[i] {
-			l.t.Fatalf("from %q %+v: arrived %v, but Eval: %s\n%s\n%s", p.from, p.p, arrived[i], d, l.rules, l.router.Run("nft", "list", "table", "inet", acl.TableName))
+			l.t.Fatalf("from %q %+v: arrived %v, but Eval: %s\n%s\n%s", p.from, p.p, arrived[i], d, l.rules, l.listed())
 		}
 	}
 	return arrived
@@ -199,8 +199,10 @@ func both(fn func(n, own, m, a string)) {
 
 // TestHostEndpointInKernel goes through what host endpoints do with real packets, of both
 // families: in, out, forwarded, before DNAT and untracked.
-func TestHostEndpointInKernel(t *testing.T) {
-	l := newHostLab(t)
+func TestHostEndpointInKernel(t *testing.T) { onAll(t, testHostEndpointInKernel) }
+
+func testHostEndpointInKernel(t *testing.T, on string) {
+	l := newHostLab(t, on)
 	u := l.uniquePort
 	both(func(n, own, m, a string) {
 		l.arrives(true, "n", u(tcp(n, own, 80)))
@@ -264,23 +266,26 @@ func TestHostEndpointInKernel(t *testing.T) {
 			t.Errorf("tracked: %s", flows)
 		}
 	}
-	listed := listing(t, l.router)
-	if out, err := l.router.input("flush ruleset\n"+listed, "nft", "-f", "-"); err != nil {
-		t.Errorf("nft does not read what it lists: %v\n%s", err, out)
+	if l.on == onNFT {
+		if out, err := l.router.input("flush ruleset\n"+listing(t, l.router), "nft", "-f", "-"); err != nil {
+			t.Errorf("nft does not read what it lists: %v\n%s", err, out)
+		}
 	}
 	l.sync()
 	both(func(n, own, m, a string) { l.arrives(true, "n", u(udp(n, own, 87))) })
 	l.change(datastore.Change{Kind: datastore.KindHostEndpoint, Name: "up"})
 	both(func(n, own, m, a string) { l.arrives(true, "n", u(tcp(n, own, 81))) })
-	if strings.Contains(l.router.Run("nft", "list", "table", "inet", acl.TableName), "hostep_") {
+	if strings.Contains(l.listed(), "hostep_") {
 		t.Error("chains of host endpoints are left")
 	}
 }
 
 // TestPreDNAT: a policy before DNAT sees the port that is published, one for what is
 // forwarded the port that it leads to.
-func TestPreDNAT(t *testing.T) {
-	l := newHostLab(t)
+func TestPreDNAT(t *testing.T) { onEach(t, testPreDNAT) }
+
+func testPreDNAT(t *testing.T, on string) {
+	l := newHostLab(t, on)
 	c := endpoint("n1", "n1/cni/a/eth0", "nca", []string{"web"}, "10.0.0.1", "fd00::1")
 	c.New.(*datastore.Endpoint).Spec.HostPorts = []datastore.HostPort{{Protocol: "udp", HostPort: 8080, Port: 80}}
 	l.change(c, hostEndpoint(t, "all", "*", "edge", nil), kind(t, policy(t, "through", "", 1, "", []string{"allow udp to ports 80"}, nil), forward))
@@ -314,7 +319,7 @@ func TestPreDNAT(t *testing.T) {
 // TestFailsafesHoldInEveryStage: after each of a repair's transactions SSH gets in and DNS out,
 // and what goes on goes on; the host's own packets are held up by no other stage.
 func TestFailsafesHoldInEveryStage(t *testing.T) {
-	l := newHostLab(t)
+	l := newHostLab(t, onNFT)
 	u := l.uniquePort
 	l.change(hostEndpoint(t, "all", "*", "edge", nil), kind(t, policy(t, "open", "", 1, "", []string{"allow tcp to ports 80"}, []string{"allow tcp to ports 80"}), forward))
 	whole := l.rules
@@ -397,7 +402,11 @@ func (l *hostLab) arrivesUnfiltered(from string, p acl.Packet) {
 // TestKernelAgreesWithEvalOnHostEndpoints applies random host endpoints and policies, and
 // sends random packets.
 func TestKernelAgreesWithEvalOnHostEndpoints(t *testing.T) {
-	l := newHostLab(t)
+	onEach(t, testKernelAgreesWithEvalOnHostEndpoints)
+}
+
+func testKernelAgreesWithEvalOnHostEndpoints(t *testing.T, on string) {
+	l := newHostLab(t, on)
 	rng := rand.New(rand.NewPCG(5, 6))
 	texts := []string{
 		"allow", "deny", "pass", "allow tcp", "deny udp to ports 53", "allow tcp to ports 80,443", "pass udp to not ports 53", "deny from cidr 192.0.2.0/24", "allow from cidr 2001:db8::/48",
@@ -468,8 +477,8 @@ func TestKernelAgreesWithEvalOnHostEndpoints(t *testing.T) {
 			}
 		}
 	}
-	listing(t, l.router)
-	if wrote, err := l.table.Sync(t.Context(), l.rules); wrote || err != nil {
+	l.list()
+	if wrote, err := l.filter.Sync(t.Context(), l.rules); wrote || err != nil {
 		t.Errorf("what the deltas made is not what is wanted: wrote %v, %v", wrote, err)
 	}
 	for _, k := range []string{"in", "out", ""} {

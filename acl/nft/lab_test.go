@@ -1,8 +1,11 @@
 package nft
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -16,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"netctl/acl"
+	"netctl/acl/iptables"
 	"netctl/netdev/netlab"
 )
 
@@ -26,9 +30,67 @@ type lab struct {
 	t      *testing.T
 	router *netns
 	hosts  map[string]*host
-	table  *Table
-	rules  *acl.Ruleset // what the table holds
+	on     string       // the back end that it tries
+	table  *Table       // nil: that is another one
+	filter backEnd      // what holds the rules
+	rules  *acl.Ruleset // what it holds
 	sent   uint64
+}
+
+// backEnd is what the suite asks of one.
+type backEnd interface {
+	Sync(ctx context.Context, want *acl.Ruleset) (wrote bool, err error)
+	Adjust(ctx context.Context, want *acl.Ruleset) (wrote bool, err error)
+	Apply(ctx context.Context, d acl.Delta) error
+	Counts(ctx context.Context, rules []acl.Rule) ([]acl.Count, error)
+	Dropped(ctx context.Context, chain string) (uint64, error)
+	Doubt(ctx context.Context) error
+}
+
+// onNFT is this package's back end; the others are acl/iptables in its flavours.
+const onNFT = "nftables"
+
+// onAll has a test try every back end.
+func onAll(t *testing.T, test func(t *testing.T, on string)) {
+	for _, on := range []string{onNFT, "iptables-legacy", "iptables-nft"} {
+		t.Run(on, func(t *testing.T) { test(t, on) })
+	}
+}
+
+// onEach is onAll where there is time for it (make test-all).
+func onEach(t *testing.T, test func(t *testing.T, on string)) {
+	if os.Getenv("NETCTL_FLAVOURS") == "" {
+		test(t, onNFT)
+		return
+	}
+	onAll(t, test)
+}
+
+// openIPTables is the back end of a flavour in a namespace.
+func openIPTables(t testing.TB, n *netns, on string) *iptables.Table {
+	t.Helper()
+	var table *iptables.Table
+	n.Do(func() {
+		var err error
+		if table, err = iptables.Open(slog.New(slog.DiscardHandler), iptables.Mode(strings.TrimPrefix(on, "iptables-")), "nc"); err != nil {
+			t.Error(err)
+		}
+	})
+	if table == nil {
+		t.FailNow()
+	}
+	t.Cleanup(func() { _ = table.Close() })
+	return table
+}
+
+// listed is what the back end's own tools print, of both families.
+func (l *lab) listed() string {
+	l.t.Helper()
+	if l.on == onNFT {
+		return l.router.Run("nft", "list", "table", "inet", acl.TableName)
+	}
+	mode := strings.TrimPrefix(l.on, "iptables-")
+	return l.router.Run("iptables-"+mode+"-save", "-c") + l.router.Run("ip6tables-"+mode+"-save", "-c")
 }
 
 // host is a namespace behind one link of the router.
@@ -43,15 +105,20 @@ type host struct {
 	index   int
 }
 
-func newLab(t *testing.T) *lab {
+func newLab(t *testing.T, on string) *lab {
 	t.Helper()
-	l := &lab{t: t, router: newNetns(t), hosts: map[string]*host{}, rules: acl.Static(testOptions())}
+	l := &lab{t: t, on: on, router: newNetns(t), hosts: map[string]*host{}, rules: acl.Static(testOptions())}
 	l.router.sysctl("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.rp_filter=0",
 		"net.ipv4.conf.default.rp_filter=0", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.default.accept_ra=0")
 	l.router.Run("ip", "route", "add", "169.254.1.1", "dev", "lo", "scope", "link")
 	l.router.Run("ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
-	l.table = open(t, l.router)
-	if _, err := l.table.Sync(t.Context(), l.rules); err != nil {
+	if on == onNFT {
+		l.table = open(t, l.router)
+		l.filter = l.table
+	} else {
+		l.filter = openIPTables(t, l.router, on)
+	}
+	if _, err := l.filter.Sync(t.Context(), l.rules); err != nil {
 		t.Fatal(err)
 	}
 	return l
@@ -221,13 +288,19 @@ func (h *host) received() []uint64 {
 	}
 }
 
+var dropLine = regexp.MustCompile(`(?m)^\[(\d+):\d+\] -A nctl-.* -j (?:DROP|REJECT)\b`)
+
 var dropCounter = regexp.MustCompile(`counter packets (\d+) bytes \d+ (?:drop|reject)`)
 
 // dropped is how many packets the filter dropped or rejected so far.
 func (l *lab) dropped() int {
 	l.t.Helper()
 	total := 0
-	for _, m := range dropCounter.FindAllStringSubmatch(l.router.Run("nft", "list", "table", "inet", acl.TableName), -1) {
+	counter := dropCounter
+	if l.on != onNFT {
+		counter = dropLine
+	}
+	for _, m := range counter.FindAllStringSubmatch(l.listed(), -1) {
 		n, _ := strconv.Atoi(m[1])
 		total += n
 	}
@@ -270,7 +343,7 @@ func (l *lab) eventually(what string, ok func() bool) {
 	l.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !ok(); {
 		if time.Now().After(deadline) {
-			l.t.Fatalf("waited for %s\n%s", what, l.router.Run("nft", "list", "table", "inet", acl.TableName))
+			l.t.Fatalf("waited for %s\n%s", what, l.listed())
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -305,7 +378,7 @@ func (l *lab) check(probes []probe) []bool {
 		}
 	}
 	if l.t.Failed() {
-		l.t.Fatalf("rules:\n%s", l.rules)
+		l.t.Fatalf("rules:\n%s\n%s", l.rules, l.listed())
 	}
 	return got
 }
@@ -321,16 +394,24 @@ func (l *lab) expect(arrives bool, from string, p acl.Packet) {
 // sync makes the table whole, and waits no more for flows that began unseen.
 func (l *lab) sync() {
 	l.t.Helper()
-	if _, err := l.table.Sync(l.t.Context(), l.rules); err != nil {
+	if _, err := l.filter.Sync(l.t.Context(), l.rules); err != nil {
 		l.t.Fatal(err)
 	}
-	l.router.Run("nft", "flush", "set", "inet", acl.TableName, acl.SetUnseen)
+	if l.on == onNFT {
+		l.router.Run("nft", "flush", "set", "inet", acl.TableName, acl.SetUnseen)
+		return
+	}
+	for p := range acl.Unseen() {
+		for _, family := range []string{"4", "6"} {
+			l.router.Run("ipset", "flush", fmt.Sprintf("nctl-unseen_%d_%s", p, family))
+		}
+	}
 }
 
 // apply writes a delta to the kernel and to the rules Eval uses.
 func (l *lab) apply(d acl.Delta) {
 	l.t.Helper()
-	if err := l.table.Apply(l.t.Context(), d); err != nil {
+	if err := l.filter.Apply(l.t.Context(), d); err != nil {
 		l.t.Fatal(err)
 	}
 	l.rules.Apply(d)
@@ -358,4 +439,12 @@ func echo(src, dst string) acl.Packet {
 func (l *lab) uniquePort(p acl.Packet) acl.Packet {
 	p.SrcPort = uint16(20000 + l.sent%40000)
 	return p
+}
+
+// list is listing, where that is what the rules are in.
+func (l *lab) list() {
+	l.t.Helper()
+	if l.on == onNFT {
+		listing(l.t, l.router)
+	}
 }

@@ -28,8 +28,10 @@ func node(name string, addrs ...string) datastore.Change {
 // TestNATOutgoing: what another host sees of a workload's packets is the router's
 // address where the pool says so and the host is in no pool or is a node, else the
 // workload's.
-func TestNATOutgoing(t *testing.T) {
-	l, x := wiredLab(t)
+func TestNATOutgoing(t *testing.T) { onAll(t, testNATOutgoing) }
+
+func testNATOutgoing(t *testing.T, on string) {
+	l, x := wiredLab(t, on)
 	l.router.Run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
 	l.router.Run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
 	apply := func(changes ...datastore.Change) {
@@ -59,7 +61,7 @@ func TestNATOutgoing(t *testing.T) {
 	if l.rules.Chains[acl.ChainNAT] != nil {
 		t.Error("the chain is there and no pool needs it")
 	}
-	listing(t, l.router)
+	l.list()
 }
 
 // source sends a datagram from a host's address to another's, and is what the other

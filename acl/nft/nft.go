@@ -43,6 +43,9 @@ type Table struct {
 	// OnClosed, if set, is called by Sync when a table that was open is closed, before
 	// it is whole. It must not call Sync, Adjust, Shut or Apply.
 	OnClosed func(want *acl.Ruleset)
+	// Beside, if set, says that another back end holds the rules: while this one is not whole
+	// nothing is open.
+	Beside func() bool
 
 	log *slog.Logger
 
@@ -200,7 +203,9 @@ func (t *Table) syncOnce(ctx context.Context, want *acl.Ruleset, doubted bool) (
 		return false, err
 	}
 	found := doubted
-	gone := !have.tracks() && want.Endpoints()
+	beside := t.Beside != nil && t.Beside()
+	gone := !have.tracks() && want.Endpoints() && !beside
+	doubted = doubted && !beside
 	doubted = (doubted || gone) && want.Endpoints() && !t.tracked
 	if gone { // before the time that all the rest takes
 		if err = t.shut(ctx, want, have); err != nil {
@@ -216,7 +221,7 @@ func (t *Table) syncOnce(ctx context.Context, want *acl.Ruleset, doubted bool) (
 		t.right = true
 		return gone, nil
 	}
-	if first := closing(want, have); !first.empty() && !tx.single() {
+	if first := closing(want, have); !first.empty() && !tx.single() && !beside {
 		if doubted {
 			t.doubt(first)
 		}

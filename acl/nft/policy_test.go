@@ -42,8 +42,10 @@ func networkSet(t *testing.T, name, kind string, cidrs ...string) datastore.Chan
 
 // TestKernelAgreesWithEvalOnPolicies applies random tiers, policies and network sets, and
 // sends random packets.
-func TestKernelAgreesWithEvalOnPolicies(t *testing.T) {
-	l, x := wiredLab(t)
+func TestKernelAgreesWithEvalOnPolicies(t *testing.T) { onEach(t, testKernelAgreesWithEvalOnPolicies) }
+
+func testKernelAgreesWithEvalOnPolicies(t *testing.T, on string) {
+	l, x := wiredLab(t, on)
 	rng := rand.New(rand.NewPCG(3, 4))
 	texts := []string{
 		"allow", "deny", "pass", "pass", "reject tcp", "reject udp to ports 53", "allow tcp to ports 80,443", "pass udp to not ports 53", "deny from set office", "allow from set office",
@@ -111,8 +113,8 @@ func TestKernelAgreesWithEvalOnPolicies(t *testing.T) {
 			}
 		}
 	}
-	listing(t, l.router)
-	if wrote, err := l.table.Sync(t.Context(), l.rules); wrote || err != nil {
+	l.list()
+	if wrote, err := l.filter.Sync(t.Context(), l.rules); wrote || err != nil {
 		t.Errorf("what the deltas made is not what is wanted: wrote %v, %v", wrote, err)
 	}
 	if passed < 100 || refused < 100 {
@@ -121,8 +123,10 @@ func TestKernelAgreesWithEvalOnPolicies(t *testing.T) {
 }
 
 // TestRejectTells: a sender of either family, and each protocol, learns at once that it is refused.
-func TestRejectTells(t *testing.T) {
-	l, x := wiredLab(t)
+func TestRejectTells(t *testing.T) { onAll(t, testRejectTells) }
+
+func testRejectTells(t *testing.T, on string) {
+	l, x := wiredLab(t, on)
 	x.Apply(policy(t, "closed", "", 1, "role == 'web'", []string{"reject tcp to ports 81", "reject udp", "pass"}, nil))
 	l.apply(x.Flush())
 	l.router.Run("ip", "addr", "add", "fd99::1/128", "dev", "lo") // what its ICMP comes from

@@ -14,8 +14,10 @@ import (
 // TestPublishedPorts: a port of the host leads to an endpoint, both families, from
 // others as far as its rules allow, from the host and from itself; and no more once it
 // is not published.
-func TestPublishedPorts(t *testing.T) {
-	l, x := wiredLab(t)
+func TestPublishedPorts(t *testing.T) { onEach(t, testPublishedPorts) }
+
+func testPublishedPorts(t *testing.T, on string) {
+	l, x := wiredLab(t, on)
 	l.router.Run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
 	l.router.Run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
 	publish := func(ports ...datastore.HostPort) {
@@ -79,7 +81,7 @@ func TestPublishedPorts(t *testing.T) {
 	x.Apply(profile(t, "web", []string{"web"}, []string{"allow tcp to ports 80"}, []string{"allow"}))
 	l.apply(x.Flush())
 	check("a stranger, allowed", l.hosts["n"].Do, true)
-	listing(t, l.router)
+	l.list()
 	publish()
 	check("nobody", l.hosts["n"].Do, false)
 	if l.rules.Chains[acl.ChainPortsIn] != nil {

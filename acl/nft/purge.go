@@ -2,6 +2,7 @@ package nft
 
 import (
 	"context"
+	"slices"
 
 	"github.com/google/nftables"
 
@@ -26,6 +27,12 @@ func (t *Table) Families() (names []string, err error) {
 		}
 	}
 	return names, nil
+}
+
+// Standing says that the table is there.
+func (t *Table) Standing(context.Context) (bool, error) {
+	families, err := t.Families()
+	return slices.Contains(families, "inet"), err
 }
 
 // Delete removes the tables with all that is in them. It is for a host whose roles have

@@ -42,8 +42,10 @@ func (l *lab) logs() (lines func() []string) {
 
 // TestStagedPoliciesOnlyTell: what a staged policy would deny passes, is counted and logged
 // with the rule; when it is promoted it is denied, and when it is staged again it passes.
-func TestStagedPoliciesOnlyTell(t *testing.T) {
-	l, x := wiredLab(t)
+func TestStagedPoliciesOnlyTell(t *testing.T) { onEach(t, testStagedPoliciesOnlyTell) }
+
+func testStagedPoliciesOnlyTell(t *testing.T, on string) {
+	l, x := wiredLab(t, on)
 	lines := l.logs()
 	gate := func(staged bool) []datastore.RulePlace {
 		c := policy(t, "gate", "first", 1, "role == 'web'", []string{"deny udp to ports 53", "pass udp to ports 54", "allow tcp"}, nil)
@@ -83,7 +85,7 @@ func TestStagedPoliciesOnlyTell(t *testing.T) {
 	if all := strings.Join(lines(), "\n"); strings.Contains(all, " 56") {
 		t.Errorf("what it would allow is logged:\n%s", all)
 	}
-	listing(t, l.router)
+	l.list()
 	gate(false)
 	l.expect(false, "a", l.uniquePort(udp("10.0.0.1", "10.0.0.2", 53)))
 	logged("DPI|"+rules[0].ID+"|first/gate", udp("10.0.0.1", "10.0.0.2", 53))

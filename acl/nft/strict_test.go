@@ -8,16 +8,18 @@ import (
 
 // TestStrict: a strict filter judges each packet of an established flow that goes as the flow
 // began, lets answers through, and is what is read back.
-func TestStrict(t *testing.T) {
-	l, x := wiredLab(t)
+func TestStrict(t *testing.T) { onEach(t, testStrict) }
+
+func testStrict(t *testing.T, on string) {
+	l, x := wiredLab(t, on)
 	strict := func(now bool) {
 		t.Helper()
 		x.SetStrict(now)
 		l.rules = x.Ruleset()
-		if wrote, err := l.table.Adjust(t.Context(), l.rules); !wrote || err != nil {
+		if wrote, err := l.filter.Adjust(t.Context(), l.rules); !wrote || err != nil {
 			t.Fatalf("strict %v: wrote %v, %v", now, wrote, err)
 		}
-		if wrote, err := l.table.Sync(t.Context(), l.rules); wrote || err != nil {
+		if wrote, err := l.filter.Sync(t.Context(), l.rules); wrote || err != nil {
 			t.Fatalf("strict %v: wrote again: %v, %v", now, wrote, err)
 		}
 		if l.rules.Strict() != now {
@@ -46,5 +48,5 @@ func TestStrict(t *testing.T) {
 		strict(false)
 		web("allow from tag web")
 	}
-	listing(t, l.router)
+	l.list()
 }

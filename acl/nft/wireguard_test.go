@@ -12,9 +12,11 @@ import (
 
 // TestWireGuardPort: while the host has WireGuard tunnels, nodes alone reach their port, a
 // workload reaches that of no node, and every other port is as it was.
-func TestWireGuardPort(t *testing.T) {
+func TestWireGuardPort(t *testing.T) { onEach(t, testWireGuardPort) }
+
+func testWireGuardPort(t *testing.T, on string) {
 	const port, other = 51820, 51821
-	l, x := wiredLab(t)
+	l, x := wiredLab(t, on)
 	l.router.Run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
 	l.router.Run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
 	netlab.Until(t, 10*time.Second, "the address", func() string { // the kernel makes it local by itself, later
@@ -45,7 +47,7 @@ func TestWireGuardPort(t *testing.T) {
 	l.expect(false, "c", udp("fd00::3", "2001:db8::9", port))
 	l.expect(true, "c", udp("10.0.0.3", "192.0.2.9", other))
 	l.expect(true, "a", udp("10.0.0.1", "10.0.0.2", port)) // a workload's own
-	if wrote, err := l.table.Sync(t.Context(), l.rules); err != nil || wrote {
+	if wrote, err := l.filter.Sync(t.Context(), l.rules); err != nil || wrote {
 		t.Errorf("read back as something else: %v, %v", wrote, err)
 	}
 	x.SetWireGuard(0)

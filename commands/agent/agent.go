@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,7 +26,6 @@ import (
 	"netctl/acl"
 	"netctl/acl/conntrack"
 	"netctl/acl/iptables"
-	"netctl/acl/nft"
 	"netctl/commands/control"
 	"netctl/commands/join"
 	"netctl/commands/runtimes"
@@ -76,7 +76,9 @@ type agent struct {
 	boot      string
 	kernel    *kernel.Kernel
 	fib       *fib.Table
-	nft       *nft.Table
+	filter    backend
+	left      []leftover      // back ends that are in force beside it
+	moves     atomic.Bool     // there are some
 	tracked   *conntrack.Conn // of cut; nil: none is open
 	forgetter conntrack.Forgetter
 	store     *etcd.Store
@@ -154,18 +156,17 @@ func (a *agent) open(ctx context.Context) (err error) {
 // openFilter comes before all that takes time: where the packet filter is gone, what has an
 // endpoint here may be open now.
 func (a *agent) openFilter(ctx context.Context) (err error) {
-	if a.nft, err = nft.Open(a.log); err != nil {
+	if err := a.openBackends(ctx); err != nil {
 		return err
 	}
-	a.closers = append(a.closers, a.nft.Close)
-	if !workload.NewRecords(a.cfg.recordsDir()).Any() {
-		return a.nft.KeepTracking()
+	if !workload.NewRecords(a.cfg.recordsDir()).Any() || a.moves.Load() {
+		return a.filter.track()
 	}
-	blocked, err := a.nft.Block(ctx, acl.Static(a.cfg.FilterOptions()))
+	blocked, err := a.filter.Block(ctx, acl.Static(a.cfg.FilterOptions()))
 	if blocked {
-		a.log.Warn("packet filter is gone, closed first", "table", acl.TableName)
+		a.log.Warn("packet filter is gone, closed first", "table", a.filter.name)
 	}
-	return cmp.Or(err, a.nft.KeepTracking())
+	return cmp.Or(err, a.filter.track())
 }
 
 func (a *agent) close() error {
@@ -241,7 +242,7 @@ func poke(ch chan struct{}) {
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, counts: a.nft.Counts, counted: a.nft.Dropped, guard: a.guard, forget: a.forgetter.Forget, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.filter, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.filter.Denied, counts: a.filter.Counts, counted: a.filter.Dropped, guard: a.guard, forget: a.forgetter.Forget, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
 		beside: append(join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log), control.Task{Name: "keep ways to the datastore's members open", Do: func(ctx context.Context) error {
 			return a.store.FollowRecord(ctx, datastore.MembersKey, a.loop.heardMembers)
 		}}),
@@ -251,7 +252,6 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	a.build(o, func(fn func(context.Context) error) { group.Go(func() error { return fn(inner) }) })
 	a.loop.synced = a.manager.Synced
-	a.nft.OnClosed = a.closed
 	serving, stop := context.WithCancel(inner)
 	defer context.AfterFunc(ctx, stop)()
 	for _, t := range a.tasks(o, serving) {
@@ -271,7 +271,7 @@ func (a *agent) run(ctx context.Context) error {
 // with serving, ends all.
 func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 	l := a.loop
-	a.api = &api{loop: l, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, counts: o.counts, counted: o.counted, meters: &a.meters}
+	a.api = &api{loop: l, filter: &a.filter, service: a.service, detaches: a.detaches, namespace: o.links.OpenNetns, addresses: a.returner.addresses, store: o.store, undirect: o.undirect, counts: o.counts, counted: o.counted, meters: &a.meters}
 	if a.shown != nil {
 		a.shown.Alive, a.shown.Ready, a.shown.Collect = a.alive, a.ready, func(ctx context.Context, p *telemetry.Page) error { return a.collect(ctx, o, p) }
 		o.beside = slices.Concat(o.beside, a.shown.Tasks(), []control.Task{a.sharing(o.store)})
@@ -289,6 +289,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: "watch the packet filter", Do: func(ctx context.Context) error {
 			return o.filter.Watch(ctx, func() { l.post(func() { l.filtering.resync = true }) })
 		}},
+		{Name: "take away another packet filter", Do: a.move},
 		{Name: "watch other packet filters", Do: func(ctx context.Context) error { return o.filter.WatchOthers(ctx, func() { poke(a.forward) }) }},
 		{Name: "watch files", Do: func(ctx context.Context) error {
 			folders := append(slices.Clone(a.folders), a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost), l.filtering.debt.folder(), l.former.file.Folder())

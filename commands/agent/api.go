@@ -21,6 +21,7 @@ import (
 
 // api answers on the control socket.
 type api struct {
+	filter   *backend
 	loop     *loop
 	service  *workload.Service
 	detaches *detaches
@@ -161,6 +162,7 @@ func (a *api) check(ctx context.Context, r control.CheckRequest) (struct{}, erro
 func (a *api) status(ctx context.Context, _ struct{}) (s control.AgentStatus, err error) {
 	if err = a.loop.do(ctx, func() {
 		s = a.loop.status()
+		s.Filter, s.Lacks = a.filter.name, a.filter.lacks
 		s.Notes = few(a.loop.filtering.index.Missing())
 	}); err == nil {
 		s.Limited, err = a.limited(ctx)

@@ -63,6 +63,8 @@ type Config struct {
 	// NewFlows is how many flows a workload may begin per second (0: a 256th of the
 	// kernel's connection tracking table); sixteen times as many at once.
 	NewFlows int
+	// Backend is what filters packets: see Backends.
+	Backend string
 	// Established is what becomes of flows that a change of policy denies; "": as in Config.
 	Established datastore.Established
 	// WorkloadToHost is what workloads may open on their own host.

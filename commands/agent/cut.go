@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"netctl/acl"
@@ -24,19 +23,19 @@ func (a *agent) cut(c conntrack.Cutter) (n int, err error) {
 			a.tracked = nil
 		}
 	}()
-	c.IsCut = a.nft.IsCut
+	c.IsCut = a.filter.IsCut
 	doubted := false
 	c.Answers = func(flows []acl.Flow) error {
 		if doubted {
 			return nil
 		}
-		err := a.nft.Cut(context.Background(), flows)
+		err := a.filter.Cut(context.Background(), flows)
 		if err == nil {
 			return nil
 		}
 		doubted = true
 		a.log.Warn("answers in flows that are cut are known by their ports alone", "flows", len(flows), "error", err)
-		return a.nft.Doubt(context.Background())
+		return a.filter.Doubt(context.Background())
 	}
 	return c.Cut(a.tracked)
 }
@@ -52,8 +51,8 @@ const (
 // closed has the flows cut that began while the filter was open, before it is whole again.
 func (a *agent) closed(r *acl.Ruleset) {
 	if !awaitCut(a.loop.repaired(r), func() bool {
-		tables, err := a.nft.Families()
-		return err == nil && slices.Contains(tables, "inet")
+		stands, err := a.filter.Standing(context.Background())
+		return err == nil && stands
 	}) {
 		a.log.Warn("packets pass again, flows are still being cut", "after", closedFor)
 	}

@@ -154,6 +154,9 @@ type AgentStatus struct {
 	Closed []string `json:"closed,omitempty"`
 	// Limited is what limits dropped of packets of its endpoints, since they were set.
 	Limited []Limited `json:"limited,omitempty"`
+	// Filter is what filters packets, and Lacks what that does less than nftables, one line each.
+	Filter string   `json:"filter,omitempty"`
+	Lacks  []string `json:"lacks,omitempty"`
 	// Problems are one line each: what is wrong and what to do.
 	Problems []string `json:"problems,omitempty"`
 	// Notes are one line each that nothing is wrong by itself with: rules that name what

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"netctl/acl/iptables"
 	"netctl/acl/nft"
 	"netctl/commands/workload"
+	"netctl/netdev"
 	"netctl/netdev/kernel"
 	"netctl/routing/fib"
 )
@@ -52,6 +54,7 @@ type Survey struct {
 	Routes         map[int]fib.Held // by protocol
 	Tables         []string         // of nftables, by family
 	Forward        int              // rules in the host's iptables
+	IPTables       map[string]int   // chains and sets there, by flavour
 	Files          []string         // that go with the boot
 }
 
@@ -80,6 +83,9 @@ func (s *Survey) Lines() (lines []string) {
 		lines = append(lines, "nftables table "+family+" netctl")
 	}
 	add(s.Forward, "rules in the host's iptables: %d", s.Forward)
+	for _, flavour := range slices.Sorted(maps.Keys(s.IPTables)) {
+		add(s.IPTables[flavour], "chains and sets of %s: %d", flavour, s.IPTables[flavour])
+	}
 	add(len(s.Files), "files below /run: %d", len(s.Files))
 	return lines
 }
@@ -133,8 +139,29 @@ func (h Host) LookAt(ctx context.Context) (s Survey, err error) {
 	if s.Forward, err = iptables.Count(); err != nil {
 		return s, err
 	}
+	s.IPTables = map[string]int{}
+	for _, table := range ipTables() {
+		n, err := table.Objects(ctx)
+		_ = table.Close()
+		if err != nil {
+			return s, err
+		}
+		if n > 0 {
+			s.IPTables["iptables-"+string(table.Mode())] = n
+		}
+	}
 	s.Files = h.volatile()
 	return s, nil
+}
+
+// ipTables are the flavours of iptables that the host has.
+func ipTables() (list []*iptables.Table) {
+	for _, mode := range []iptables.Mode{iptables.Legacy, iptables.NFT} {
+		if t, err := iptables.Open(slog.New(slog.DiscardHandler), mode, netdev.DefaultPrefix); err == nil {
+			list = append(list, t)
+		}
+	}
+	return list
 }
 
 func (h Host) records() string { return filepath.Join(h.RunDir, "endpoints") }
@@ -186,6 +213,9 @@ func (h Host) Clean(ctx context.Context) error {
 	if errs = append(errs, err); err == nil {
 		defer table.Close()
 		errs = append(errs, table.Delete(ctx))
+	}
+	for _, table := range ipTables() {
+		errs = append(errs, table.Delete(ctx), table.Close())
 	}
 	for _, file := range h.volatile() {
 		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {

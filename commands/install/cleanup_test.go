@@ -4,12 +4,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"netctl/acl"
+	"netctl/acl/iptables"
 	"netctl/acl/nft"
 	"netctl/commands/control"
 	"netctl/netdev"
@@ -44,7 +46,16 @@ func furnished(t *testing.T) (ns *netlab.Netns, foreign string) {
 			t.Fatal(err)
 		}
 		defer table.Close()
-		if _, err := table.Sync(t.Context(), acl.NewIndex("n1", acl.Options{LinkPrefix: "nc", Group: netdev.Group}).Ruleset()); err != nil {
+		rules := acl.NewIndex("n1", acl.Options{LinkPrefix: "nc", Group: netdev.Group}).Ruleset()
+		if _, err := table.Sync(t.Context(), rules); err != nil {
+			t.Fatal(err)
+		}
+		legacy, err := iptables.Open(slog.New(slog.DiscardHandler), iptables.Legacy, "nc")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer legacy.Close()
+		if _, err := legacy.Sync(t.Context(), rules); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -52,7 +63,7 @@ func furnished(t *testing.T) (ns *netlab.Netns, foreign string) {
 }
 
 func seen(ns *netlab.Netns) string {
-	return ns.Run("sh", "-ec", `ip -o link | cut -d: -f2; for f in 4 6; do ip -$f rule; ip -$f route show table all | grep -v ' proto kernel'; done; nft list ruleset`)
+	return ns.Run("sh", "-ec", `ip -o link | cut -d: -f2; for f in 4 6; do ip -$f rule; ip -$f route show table all | grep -v ' proto kernel'; done; nft list ruleset; (iptables-legacy-save; ip6tables-legacy-save) | grep ^-A || true; ipset list -n`)
 }
 
 // TestCleanup: all of netctl's goes, and nothing else.
@@ -74,7 +85,8 @@ func TestCleanup(t *testing.T) {
 		}
 		got := strings.Join(s.Lines(), "\n")
 		want := "links of endpoints: nc0\nlinks that wait for their deletion: 1\ntunnels: vxlan.netctl\nroutes of protocol 87: 3\nroutes of protocol 88: 2\nip rules of protocol 88: 1\n" +
-			"nftables table inet netctl\nnftables table arp netctl\nrules in the host's iptables: 1\nfiles below /run: 2"
+			"nftables table inet netctl\nnftables table arp netctl\nrules in the host's iptables: 1\nchains and sets of iptables-legacy: N\nfiles below /run: 2"
+		got = regexp.MustCompile(`(iptables-legacy: )\d+`).ReplaceAllString(got, "${1}N")
 		if got != want || !slices.Equal(s.Endpoints, []string{"nc0"}) {
 			t.Errorf("there is\n%s\nof %q, want\n%s", got, s.Endpoints, want)
 		}
