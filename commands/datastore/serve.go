@@ -49,6 +49,9 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 		log = shown.Logger()
 		shown.Ready, shown.More = isServed(served), etcdMetrics
 	}
+	if c.External.User != "" {
+		return c.enrol(ctx, lock, shown, served, log)
+	}
 	if err := c.joins(); err != nil {
 		return err
 	}
