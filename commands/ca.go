@@ -352,7 +352,9 @@ func (a *app) follow(ctx context.Context, s clusterStore, wait time.Duration) er
 			return a.rotated(ctx, s, r)
 		case err == nil && r.Phase != said:
 			said = r.Phase
-			fmt.Fprintln(a.err, sentence(r.Phase, nil))
+			if a.caller == nil { // who asks by the API hears how it ends
+				fmt.Fprintln(a.err, sentence(r.Phase, nil))
+			}
 		case err != nil && !errors.Is(err, datastore.ErrUnavailable):
 			return err
 		}

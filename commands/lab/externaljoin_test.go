@@ -61,7 +61,7 @@ func TestExternalJoin(t *testing.T) {
 		t.Fatalf("left in etcd: %v %v", r, err)
 	}
 
-	token := tokenOf(t, netlab.Must(t, n1, into(n1, "root", "root")...))
+	token := tokenOf(t, netlab.Must(t, n1, into(n1, "root", "root", "--roles", "agent,speaker,api")...))
 	refused(t, n1, 1, "in a cluster already", into(n1, "root", "root")...)
 	refused(t, n3, 1, "holds the cluster", into(n3, "root", "root")...)
 	starts(t, n1)
@@ -121,6 +121,25 @@ func TestExternalJoin(t *testing.T) {
 	}
 	netlab.Must(t, n1, "netctl", "node", "remove", "--force", n3.Name)
 	netlab.Must(t, n3, "sh", "-c", "rm -rf /var/lib/netctl-node/* ; : >/etc/netctl.yaml")
+
+	// The API makes and removes users, too; the password comes to who asks.
+	const server = "--server=unix:///run/netctl-node/api.sock"
+	no(n1, "already exists", "netctl", "datastore", "user", "create", n2.Name, server, "--password", dir+"again")
+	netlab.Must(t, n1, "netctl", "datastore", "user", "create", "far", server, "--password", dir+"far", "--may", "history")
+	if out := netlab.Must(t, n1, "netctl", "datastore", "user", "list", server); out != "far\n"+n2.Name+"\n" {
+		t.Errorf("users: %s", out)
+	}
+	of, err := os.ReadFile(n1.Path(dir + "far"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := passwordClient(t, n2, url, admin.Path(dir+"ca.crt"), "far", strings.TrimSpace(string(of))).Get(t.Context(), datastore.ClusterKey); err != nil {
+		t.Errorf("with the password that the API gave: %v", err)
+	}
+	netlab.Must(t, n1, "netctl", "datastore", "user", "remove", "far", server)
+	if left, err := os.ReadDir(n1.Path(dir)); err != nil || slices.ContainsFunc(left, func(e os.DirEntry) bool { return e.Name() == "again" }) {
+		t.Errorf("a password that is nobody's is left: %v %v", left, err)
+	}
 
 	// A node that is removed has no user any more, and with the next call no rights.
 	netlab.Must(t, n1, "netctl", "node", "remove", "--force", n2.Name)
