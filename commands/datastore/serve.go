@@ -32,10 +32,7 @@ const gcPercent = 50
 // Run serves until ctx ends.
 func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	nameThreads()
-	// etcd asks its peers through the proxy that these name.
-	for _, name := range []string{"HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"} {
-		_ = os.Unsetenv(name)
-	}
+	withoutProxy()
 	lock, err := control.Lock(c.StateDir, "datastore")
 	if err != nil {
 		return err
@@ -116,6 +113,13 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 		runtime.KeepAlive(manager) // and the descriptor that the next one inherits
 	}
 	return err
+}
+
+// withoutProxy forgets the proxy through which etcd would ask its peers.
+func withoutProxy() {
+	for _, name := range []string{"HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"} {
+		_ = os.Unsetenv(name)
+	}
 }
 
 // there is the folder of a socket that is served. etcd cannot make it again: when it
