@@ -57,7 +57,10 @@ func TestOlder(t *testing.T) {
 			pings(t, c, b4)
 		}
 		if h == n2 {
-			newerObject(t, n1, n2)
+			newerObject(t, n1, n2, func() {
+				pings(t, a, b4)
+				pings(t, b, a4)
+			})
 		}
 	}
 	for i, f := range floods {
@@ -71,7 +74,7 @@ func TestOlder(t *testing.T) {
 
 // newerObject writes the profile of what runs as a version to come would: nobody here
 // understands it, all say so and go on with what they understood last.
-func newerObject(t *testing.T, n1, n2 *netlab.Host) {
+func newerObject(t *testing.T, n1, n2 *netlab.Host, passes func()) {
 	t.Helper()
 	at, err := datastore.Key(datastore.KindProfile, "web")
 	if err != nil {
@@ -102,6 +105,7 @@ func newerObject(t *testing.T, n1, n2 *netlab.Host) {
 			return ""
 		})
 	}
+	passes()
 	put(was.Value)
 	sound(t, n1, n2)
 }
