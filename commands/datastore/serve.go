@@ -73,7 +73,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	}
 	manager, told := control.NewService(log), make(chan error, 1)
 	go func() { told <- manager.Run(ctx, nil) }()
-	watched, telling := make(chan error, 1), shownUntil(ctx, shown)
+	watched, telling, beside := make(chan error, 1), shownUntil(ctx, shown), make(chan struct{})
 	go func() {
 		defer stop()
 		select {
@@ -83,7 +83,6 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 			watched <- nil
 		}
 	}()
-	beside := make(chan struct{})
 	besideEnded := d.runAfter(ctx, beside)
 	err = embed.Run(ctx, embed.Config{
 		Name: c.Node, Dir: filepath.Join(c.StateDir, "etcd"), Socket: c.Socket,
