@@ -73,6 +73,9 @@ func remotes() map[string]remote {
 		"bgp filter test": {Rights: look.Rights, here: true}, // it needs nobody
 		"bgp node-mesh":   shows, "bgp default-node-as": shows, "bgp topology": shows, "bgp topology show": look,
 
+		"datastore ca show": look, "datastore ca rotate": admin,
+		// The password goes to a file of who asks.
+		"datastore user create": {Rights: admin.Rights, here: true}, "datastore user list": admin, "datastore user remove": admin,
 		"datastore member list": look, "datastore member remove": admin, "datastore adopt": admin,
 		"token create": admin, "token list": admin, "token revoke": admin,
 		"api list": admin, "api revoke": admin,
@@ -89,7 +92,6 @@ func localCommands() map[string]bool {
 		"lab up": false, "lab down": false, "lab exec": false, "lab status": false,
 		"api grant":  false, // it needs the authority's key
 		"completion": true, "config": true, "help": true, "import calico": true, "version": true, "edit": true, "ui": true,
-		"datastore ca rotate": false, "datastore ca show": false, "datastore user create": false, "datastore user list": false, "datastore user remove": false, // keys, files and users of here
 	}
 }
 

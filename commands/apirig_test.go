@@ -27,6 +27,7 @@ import (
 // countedStore counts watches, and is a clusterStore.
 type countedStore struct {
 	*memory.Store
+	users   // none
 	watches atomic.Int32
 }
 

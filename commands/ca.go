@@ -191,6 +191,9 @@ func (a *app) rotate(ctx context.Context, without []string, wait time.Duration) 
 	if err != nil {
 		return err
 	}
+	if cfg.external() {
+		return fmt.Errorf("the datastore is an external etcd, whose authority is not netctl's to replace: %w", datastore.ErrInvalid)
+	}
 	if cfg.Etcd.JoinPort == 0 {
 		return fmt.Errorf("this node is no member of a datastore that `netctl init` made: run it on one (certificates that were made by hand are replaced by hand): %w", datastore.ErrNotFound)
 	}
@@ -349,7 +352,9 @@ func (a *app) follow(ctx context.Context, s clusterStore, wait time.Duration) er
 			return a.rotated(ctx, s, r)
 		case err == nil && r.Phase != said:
 			said = r.Phase
-			fmt.Fprintln(a.err, sentence(r.Phase, nil))
+			if a.caller == nil { // who asks by the API hears how it ends
+				fmt.Fprintln(a.err, sentence(r.Phase, nil))
+			}
 		case err != nil && !errors.Is(err, datastore.ErrUnavailable):
 			return err
 		}

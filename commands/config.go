@@ -349,6 +349,10 @@ func (s *settings) storeOptions() etcd.Options {
 	return etcd.Options{Endpoints: d.Endpoints, CA: d.CA, Cert: d.Cert, Key: d.Key, User: d.User, PasswordFile: d.PasswordFile, Members: filepath.Join(s.StateDir, membersFile)}
 }
 
+// external says whether the datastore is an etcd that netctl does not run, and that knows
+// nodes as its users.
+func (s *settings) external() bool { return s.Datastore.User != "" }
+
 // labelMap is the labels as a map; keys keep their case.
 func (s *settings) labelMap() map[string]string {
 	m := map[string]string{}

@@ -21,6 +21,7 @@ import (
 // readStore tells what a command reads.
 type readStore struct {
 	datastore.Store
+	users                 // none
 	kinds map[string]bool // read as a whole, or of which single objects were
 	bytes int
 }

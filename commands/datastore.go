@@ -27,13 +27,17 @@ func newDatastoreCommand(a *app) *cobra.Command {
 func (s *settings) datastoreConfig() role.Config {
 	shown := s.telemetry("datastore")
 	shown.Certificates = map[string]string{"server": s.Etcd.TLS.Cert}
-	return role.Config{
+	c := role.Config{
 		Telemetry: shown,
 		Node:      s.Node, StateDir: s.StateDir, Socket: filepath.Join(s.RunDir, "etcd.sock"),
 		Listen: s.Etcd.Listen, PeerURL: s.Etcd.PeerURL,
 		CA: s.Etcd.TLS.CA, Cert: s.Etcd.TLS.Cert, Key: s.Etcd.TLS.Key,
 		JoinPort: s.Etcd.JoinPort, CertificateLife: s.Etcd.CertificateLife, QuotaBytes: int64(s.Etcd.QuotaMiB) << 20,
 	}
+	if s.external() {
+		c.External = s.storeOptions()
+	}
+	return c
 }
 
 func newAdoptCommand(a *app) *cobra.Command {

@@ -158,6 +158,9 @@ func (s *settings) doctorConfig() doctor.Config {
 	for _, text := range s.Agent.Addresses {
 		c.Addresses = append(c.Addresses, netip.MustParseAddr(text))
 	}
+	if s.external() { // the role lets nodes in, and no etcd runs here
+		c.Roles = slices.DeleteFunc(slices.Clone(s.Roles), func(role string) bool { return role == "datastore" })
+	}
 	for _, text := range append([]string{s.Etcd.PeerURL}, s.Etcd.Listen...) {
 		if u, err := url.Parse(text); err == nil {
 			if addr, err := netip.ParseAddrPort(u.Host); err == nil {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -87,5 +88,19 @@ func TestDoctorConfig(t *testing.T) {
 	if c.Node != "n1" || c.StateDir != "/s" || c.BGPPort != 1179 || c.LinkPrefix != "cali" || len(c.Roles) != 3 || !s.hasStore() ||
 		strings.Join(c.Certificates, " ") != "/c /d /e" || len(c.EtcdListen) != 2 || c.EtcdListen[0] != netip.MustParseAddrPort("10.0.0.1:2380") || c.Addresses[0] != netip.MustParseAddr("10.0.0.1") {
 		t.Errorf("%+v", c)
+	}
+}
+
+// TestDoctorOfExternal: beside an external etcd nothing is asked of this machine that an etcd
+// here would need: its ports, and a fast disk.
+func TestDoctorOfExternal(t *testing.T) {
+	s := &settings{Roles: []string{"datastore", "agent"}}
+	s.Agent.Gateway = "169.254.1.1"
+	if is := s.doctorConfig().Roles; !slices.Contains(is, "datastore") {
+		t.Errorf("of netctl's own: %q", is)
+	}
+	s.Datastore.User = "root"
+	if is := s.doctorConfig().Roles; !slices.Equal(is, []string{"agent"}) || len(s.Roles) != 2 {
+		t.Errorf("of an external one: %q", is)
 	}
 }

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -28,9 +29,11 @@ func newInitCommand(a *app) *cobra.Command {
 		Long: "Make this machine the first node of a new cluster: its authority and certificates, etcd on this machine's address behind mutual\n" +
 			"TLS, and the configuration file. What it prints, one line, makes another machine the second node. The authority's key stays on\n" +
 			"this node, root's alone. A machine that is a node, or has somebody's configuration, is left\n" +
-			"as it is.",
-		Example: "  netctl init\n  netctl init --address 192.168.99.102 --node-name n1",
-		Args:    cobra.NoArgs,
+			"as it is. With --datastore-endpoints the cluster is in an external etcd whose authentication is on, and the user that is named must\n" +
+			"have etcd's role root: this node lets others in, and each that joins gets a user of its own with the rights of a node.",
+		Example: "  netctl init\n  netctl init --address 192.168.99.102 --node-name n1\n" +
+			"  netctl init --datastore-endpoints https://10.0.0.5:2379 --datastore-ca ca.crt --datastore-user root --datastore-password-file root.password",
+		Args: cobra.NoArgs,
 	}
 	o.flags(cmd)
 	cmd.Flags().DurationVar(&life, "expires", tokenLife, "how `long` the token is good")
@@ -47,7 +50,7 @@ func newInitCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		token, err := n.found(life)
+		token, err := n.found(cmd.Context(), life)
 		if err != nil {
 			n.undo()
 			return err
@@ -76,11 +79,14 @@ func checkTokenLife(life time.Duration) error {
 }
 
 // found writes everything that the first node needs.
-func (n *newNode) found(life time.Duration) (datastore.Token, error) {
+func (n *newNode) found(ctx context.Context, life time.Duration) (datastore.Token, error) {
 	var token datastore.Token
 	ca, err := pki.New("netctl")
 	if err != nil {
 		return token, err
+	}
+	if n.user != "" {
+		return n.foundIn(ctx, ca, life)
 	}
 	if err := n.writeAuthority(n.files("ca"), ca); err != nil {
 		return token, err
@@ -104,7 +110,7 @@ func (n *newNode) found(life time.Duration) (datastore.Token, error) {
 	if err != nil {
 		return token, err
 	}
-	token = datastore.NewToken(sha256.Sum256(ca.DER()), false, now.Add(life), []netip.AddrPort{netip.AddrPortFrom(n.address, join.DefaultPort)})
+	token = n.token(ca, now.Add(life))
 	first, err := json.Marshal(role.First{
 		Node:  datastore.JoinedNode{Name: n.s.Node, Key: hash, Member: true, Since: now.UTC().Truncate(time.Second)},
 		Token: token.Record(now),
@@ -116,6 +122,11 @@ func (n *newNode) found(life time.Duration) (datastore.Token, error) {
 		return token, err
 	}
 	return token, n.configure([]string{n.url(clientPort)}, join.DefaultPort)
+}
+
+// token is one for the second node.
+func (n *newNode) token(ca *pki.Authority, expires time.Time) datastore.Token {
+	return datastore.NewToken(sha256.Sum256(ca.DER()), false, expires, []netip.AddrPort{netip.AddrPortFrom(n.address, join.DefaultPort)})
 }
 
 // writeAuthority writes the certificate and key of an authority.

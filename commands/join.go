@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -91,6 +92,17 @@ func (n *newNode) enter(ctx context.Context, token datastore.Token) error {
 // settle writes what a node was told that was let in.
 func (n *newNode) settle(answer *join.Answer) error {
 	f := n.files("node")
+	if u := answer.User; u != nil {
+		n.user = u.Name
+		// etcd knows the node by its password: the key was for the question alone.
+		if err := os.Remove(f.Key); err != nil {
+			return fmt.Errorf("join: %w", err)
+		}
+		if err := n.writeUser(u.Authority, []byte(u.Password+"\n")); err != nil {
+			return err
+		}
+		return n.configure(answer.Endpoints, answer.JoinPort)
+	}
 	if err := n.write(f.Cert, answer.Certificate, 0o644); err != nil {
 		return err
 	}

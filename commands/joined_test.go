@@ -64,7 +64,10 @@ func TestJoinedRaces(t *testing.T) {
 	since := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	for name, do := range map[string]func(context.Context, datastore.Store) error{
 		"demote": func(ctx context.Context, s datastore.Store) error { return demote(ctx, s, "n3") },
-		"remove": func(ctx context.Context, s datastore.Store) error { _, err := forgetJoined(ctx, s, "n3"); return err },
+		"remove": func(ctx context.Context, s datastore.Store) error {
+			_, err := forgetJoined(ctx, s, nil, "n3")
+			return err
+		},
 	} {
 		s := &raced{Store: memory.New()}
 		keep(t, s, datastore.JoinedNode{Name: "n3", Key: "aa", Member: true})
@@ -95,7 +98,7 @@ func TestRemovedNodesTokens(t *testing.T) {
 	for id, by := range map[string]string{"a1": "n2", "a2": "n3", "a3": "", "a4": "n2", "a5": "n22"} {
 		keep(t, s, datastore.JoinToken{ID: id, UsedBy: by})
 	}
-	if had, err := forgetJoined(t.Context(), s, "n2"); !had || err != nil {
+	if had, err := forgetJoined(t.Context(), s, nil, "n2"); !had || err != nil {
 		t.Errorf("%v, %v", had, err)
 	}
 	left, err := datastore.ListTokens(t.Context(), s)
@@ -109,7 +112,7 @@ func TestRemovedNodesTokens(t *testing.T) {
 	if slices.Sort(ids); !slices.Equal(ids, []string{"a2", "a3", "a5"}) {
 		t.Errorf("left are %v", ids)
 	}
-	if had, err := forgetJoined(t.Context(), s, "n2"); had || err != nil {
+	if had, err := forgetJoined(t.Context(), s, nil, "n2"); had || err != nil {
 		t.Errorf("again: %v, %v", had, err)
 	}
 }

@@ -49,6 +49,7 @@ type newNode struct {
 	pinned  []string // addresses that were asked for
 	link    string   // the interface of address
 	member  bool
+	user    string // of an external etcd, by which this node reaches it; "" of netctl's own
 	made    []string
 }
 
@@ -86,6 +87,11 @@ func (a *app) prepare(cmd *cobra.Command, command string, o newNodeOptions, towa
 	var err error
 	if n.s, err = a.settings(); err != nil {
 		return nil, err
+	}
+	if command == "init" {
+		if n.user, err = n.s.foundedIn(); err != nil {
+			return nil, err
+		}
 	}
 	if err := n.chooseRoles(roles); err != nil {
 		return nil, err
@@ -231,9 +237,12 @@ func (n *newNode) place(towards netip.Addr) error {
 
 // room refuses a disk that is full and ports that are taken, before anything is written.
 func (n *newNode) room() error {
-	need := uint64(roomForNode)
-	if n.member {
-		need = roomForMember
+	need, ports := uint64(roomForNode), []int(nil)
+	switch {
+	case n.member && n.user == "":
+		need, ports = roomForMember, []int{clientPort, peerPort, join.DefaultPort}
+	case n.member:
+		ports = []int{join.DefaultPort}
 	}
 	dir := n.s.StateDir
 	for {
@@ -252,10 +261,7 @@ func (n *newNode) room() error {
 	if free := st.Bavail * uint64(st.Bsize) >> 20; free < need {
 		return fmt.Errorf("%s: the disk of %s is full: %d MiB are free, and %d are needed", n.command, n.s.StateDir, free, need)
 	}
-	if !n.member {
-		return nil
-	}
-	for _, port := range []int{clientPort, peerPort, join.DefaultPort} {
+	for _, port := range ports {
 		l, err := net.Listen("tcp", netip.AddrPortFrom(n.address, uint16(port)).String())
 		switch {
 		case errors.Is(err, syscall.EADDRINUSE):
@@ -354,9 +360,17 @@ func (n *newNode) configText(endpoints []string, joinPort int) string {
 		}
 	}
 	line("datastore:\n  endpoints: %s", quotedList(endpoints))
-	tls(n.files("node"), "  ")
+	if n.user == "" {
+		tls(n.files("node"), "  ")
+	} else {
+		line("  ca: %q\n  user: %q\n  passwordFile: %q", n.etcdCA(), n.user, n.etcdPassword())
+	}
 	if n.member {
-		line("etcd:\n  listen: [%q]\n  peerURL: %q\n  joinPort: %d\n  tls:", n.url(clientPort), n.url(peerPort), joinPort)
+		if n.user == "" {
+			line("etcd:\n  listen: [%q]\n  peerURL: %q\n  joinPort: %d\n  tls:", n.url(clientPort), n.url(peerPort), joinPort)
+		} else { // nothing is served but the port where nodes join
+			line("etcd:\n  listen: [%q]\n  joinPort: %d\n  tls:", n.url(joinPort), joinPort)
+		}
 		tls(n.files("server"), "    ")
 		if life := n.s.Etcd.CertificateLife; life != defaultCertificateLife {
 			line("  certificateLife: %s", life)

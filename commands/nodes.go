@@ -105,7 +105,7 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	joined := false
 	if force {
 		// First of all: its agent, if it runs, would write everything back.
-		if joined, err = forgetJoined(ctx, s, name); err != nil {
+		if joined, err = forgetJoined(ctx, s, s, name); err != nil {
 			return err
 		}
 		for _, e := range view.EndpointsOf(name) {
@@ -127,7 +127,7 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	}
 	if !joined {
 		var failed error
-		if joined, failed = forgetJoined(ctx, s, name); failed != nil {
+		if joined, failed = forgetJoined(ctx, s, s, name); failed != nil {
 			return failed
 		}
 	}
@@ -137,12 +137,18 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	return a.removeReports(ctx, name)
 }
 
-// forgetJoined makes certificates of a node that is gone, and tokens that it used, good
-// for nothing, and its name free; had: it joined.
-func forgetJoined(ctx context.Context, s datastore.Store, name string) (had bool, err error) {
+// forgetJoined makes certificates of a node that is gone, its user in an external etcd, and
+// tokens that it used, good for nothing, and its name free; had: it joined.
+func forgetJoined(ctx context.Context, s datastore.Store, u users, name string) (had bool, err error) {
 	return changeJoined(ctx, s, name, func(n *datastore.JoinedNode) (also []datastore.Op, do bool, err error) {
 		if !n.Removed.IsZero() {
 			return nil, false, nil
+		}
+		if n.User {
+			if err := u.RemoveUser(ctx, name); err != nil && !errors.Is(err, datastore.ErrNotFound) {
+				return nil, false, err
+			}
+			n.User = false
 		}
 		n.Member, n.Removed = false, time.Now().UTC().Truncate(time.Second)
 		tokens, err := datastore.ListTokens(ctx, s)

@@ -38,6 +38,15 @@ type clusterStore interface {
 	Health(ctx context.Context) []etcd.EndpointHealth
 	Members(ctx context.Context) ([]etcd.Member, error)
 	RemoveMember(ctx context.Context, m etcd.Member) error
+	users
+}
+
+// users are the nodes that an external etcd knows.
+type users interface {
+	CreateUser(ctx context.Context, node, password string, extras []string) error
+	RemoveUser(ctx context.Context, node string) error
+	Users(ctx context.Context) ([]string, error)
+	Protected(ctx context.Context) (bool, error)
 }
 
 func (a *app) run(ctx context.Context, args []string) error {

@@ -66,7 +66,16 @@ func (a *app) newToken(ctx context.Context, member bool, life time.Duration) (da
 	if _, err := datastore.Record(ctx, s, datastore.MembersKey, &members); err != nil {
 		return t, err
 	}
-	if members.JoinPort == 0 {
+	where := join.Endpoints(members.Endpoints, members.JoinPort)
+	switch {
+	case cfg.external() && cfg.Etcd.JoinPort != 0: // this node lets them in, and etcd knows it by no certificate
+		if member {
+			return t, fmt.Errorf("the datastore is an external etcd, of which no node becomes a member: leave --datastore out: %w", datastore.ErrInvalid)
+		}
+		where = join.Endpoints(cfg.Etcd.Listen, cfg.Etcd.JoinPort)
+	case cfg.external():
+		return t, fmt.Errorf("the datastore is an external etcd, and this node lets nobody in there: run it on the cluster's first node, or set nodes up by hand (docs/datastore.md): %w", datastore.ErrNotFound)
+	case members.JoinPort == 0:
 		return t, fmt.Errorf("no member of this datastore lets nodes in: it was not made by `netctl init` (docs/datastore.md, by hand): %w", datastore.ErrNotFound)
 	}
 	ca, err := pki.ReadCertificate(cmp.Or(cfg.Etcd.TLS.CA, cfg.Datastore.CA))
@@ -74,7 +83,7 @@ func (a *app) newToken(ctx context.Context, member bool, life time.Duration) (da
 		return t, fmt.Errorf("the cluster's authority (etcd.tls.ca or datastore.ca): %w", err)
 	}
 	now := time.Now()
-	t = datastore.NewToken(sha256.Sum256(ca.Raw), member, now.Add(life), join.Endpoints(members.Endpoints, members.JoinPort))
+	t = datastore.NewToken(sha256.Sum256(ca.Raw), member, now.Add(life), where)
 	txn, err := forgetTokens(ctx, s, now)
 	if err != nil {
 		return t, err

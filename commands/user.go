@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"netctl/commands/api"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
 	"netctl/datastore/identity"
@@ -50,6 +51,9 @@ func newUserCreateCommand(a *app) *cobra.Command {
 				return usage("--may %q: want some of %s", extra, strings.Join(etcd.UserExtras(), ", "))
 			}
 		}
+		if a.caller != nil && file != "" {
+			return usage("flag password: is a file of who asks, who is told the password: leave it out")
+		}
 		if file == "" && !certificate {
 			file = name + ".password"
 		}
@@ -61,21 +65,21 @@ func newUserCreateCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// createUser makes a node's user; an empty file is of one without a password.
+// createUser makes a node's user; an empty file is of one without a password. Who asks by
+// the API is told the password.
 func (a *app) createUser(ctx context.Context, name, file string, extras []string) error {
-	s, err := a.externalStore(ctx)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	defer a.waiting("the datastore")()
-	// Nodes may not make it.
-	if _, _, _, err := identity.Create(ctx, s); err != nil {
-		return err
-	}
 	password := ""
 	if file != "" {
 		password = rand.Text()
+	}
+	if a.caller != nil {
+		if err := a.makeUser(ctx, name, password, extras); err != nil || password == "" {
+			return err
+		}
+		return a.print(password + "\n")
+	}
+	if file != "" {
+		var err error
 		if file, err = filepath.Abs(file); err != nil {
 			return err
 		}
@@ -83,19 +87,11 @@ func (a *app) createUser(ctx context.Context, name, file string, extras []string
 			return err
 		}
 	}
-	if err := s.CreateUser(ctx, name, password, extras); err != nil {
+	if err := a.askForUser(ctx, name, password, file, extras); err != nil {
 		if file != "" {
 			err = errors.Join(err, os.Remove(file))
 		}
-		if errors.Is(err, datastore.ErrExists) {
-			err = fmt.Errorf("%w: `netctl datastore user remove %s` first", err, name)
-		}
 		return err
-	}
-	if on, err := s.Protected(ctx); err != nil {
-		return err
-	} else if !on {
-		a.warn("etcd's authentication is off, and everybody may do everything: make a user root with the role root there, then `etcdctl auth enable`")
 	}
 	if file == "" {
 		return a.print(fmt.Sprintf("User %s is known by a certificate of that common name.\n", name))
@@ -103,22 +99,70 @@ func (a *app) createUser(ctx context.Context, name, file string, extras []string
 	return a.print(fmt.Sprintf("User %s has the password in %s: give that file to the node, root's alone, as datastore.passwordFile, with datastore.user: %s.\n", name, file, name))
 }
 
-// externalStore opens the datastore, if it is not netctl's own, which knows no users.
-func (a *app) externalStore(ctx context.Context) (*etcd.Store, error) {
-	cfg, err := a.settings()
+// askForUser makes a node's user, here or by the API. That makes a password of its own,
+// which replaces the one in the file.
+func (a *app) askForUser(ctx context.Context, name, password, file string, extras []string) error {
+	c, err := a.api()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	s, err := etcd.Open(ctx, cfg.storeOptions())
+	if c == nil {
+		return a.makeUser(ctx, name, password, extras)
+	}
+	q := api.Request{Args: []string{name}, Flags: map[string]any{"certificate": file == ""}}
+	if len(extras) > 0 {
+		q.Flags["may"] = extras
+	}
+	defer a.waiting("the API")()
+	answer, err := a.do(ctx, c, "datastore/user/create", q)
+	if err == nil {
+		err = failureIn(answer)
+	}
+	if err != nil || file == "" {
+		return err
+	}
+	if err := datastore.WriteFile(file, []byte(answer.Output), datastore.FileOptions{}); err != nil {
+		_, failed := a.do(ctx, c, "datastore/user/remove", api.Request{Args: []string{name}})
+		return errors.Join(err, failed)
+	}
+	return nil
+}
+
+// makeUser makes a node's user in the datastore.
+func (a *app) makeUser(ctx context.Context, name, password string, extras []string) error {
+	s, err := a.externalStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer a.waiting("the datastore")()
+	// Nodes may not make it.
+	if _, _, _, err := identity.Create(ctx, s); err != nil {
+		return err
+	}
+	if err := s.CreateUser(ctx, name, password, extras); errors.Is(err, datastore.ErrExists) {
+		return fmt.Errorf("%w: `netctl datastore user remove %s` first", err, name)
+	} else if err != nil {
+		return err
+	}
+	if on, err := s.Protected(ctx); err != nil {
+		return err
+	} else if !on {
+		a.warn("etcd's authentication is off, and everybody may do everything: make a user root with the role root there, then `etcdctl auth enable`")
+	}
+	return nil
+}
+
+// externalStore opens the datastore, if it is not netctl's own, which knows no users.
+func (a *app) externalStore(ctx context.Context) (clusterStore, error) {
+	s, err := a.store(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var members datastore.Members
 	if _, err := datastore.Record(ctx, s, datastore.MembersKey, &members); err != nil {
-		return nil, errors.Join(err, s.Close())
+		return nil, err
 	}
 	if members.JoinPort != 0 {
-		_ = s.Close()
 		return nil, fmt.Errorf("this datastore is netctl's own, which knows nodes by their certificates: `netctl token create` lets one in: %w", datastore.ErrInvalid)
 	}
 	return s, nil
@@ -137,7 +181,6 @@ func newUserListCommand(a *app) *cobra.Command {
 		if err != nil {
 			return fmt.Errorf("datastore user list: %w", err)
 		}
-		defer s.Close()
 		defer a.waiting("the datastore")()
 		list, err := s.Users(cmd.Context())
 		if err != nil {
@@ -168,7 +211,6 @@ func newUserRemoveCommand(a *app) *cobra.Command {
 			}
 			s, err := a.externalStore(cmd.Context())
 			if err == nil {
-				defer s.Close()
 				defer a.waiting("the datastore")()
 				err = s.RemoveUser(cmd.Context(), args[0])
 			}

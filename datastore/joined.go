@@ -44,6 +44,8 @@ type JoinedNode struct {
 	// Authority is the hash of the authority of the certificate that the node showed last
 	// while that was replaced (Rotation.ID).
 	Authority string `json:"authority,omitempty"`
+	// User says that a user of an external etcd was made for it, which goes with it.
+	User bool `json:"user,omitempty"`
 	// Removed is when; its certificates are good for nothing, and the name is free.
 	Removed time.Time `json:"removed,omitzero"`
 }

@@ -1,7 +1,8 @@
 // Package datastore is the datastore role: this node's member of the embedded
 // etcd, its certificates if it was given none, and the lock on its folder.
 //
-// It never looks at what is stored. An external etcd needs no such role.
+// It never looks at what is stored. Of a cluster whose etcd is external it is what lets
+// nodes in, on the node that was the first, and runs no etcd.
 //
 // There are two builds of it. In the plain one (serve.go) the etcd server is part
 // of the program. The other, with the tag bundled (bundled.go, what make build
@@ -16,6 +17,7 @@ import (
 
 	"netctl/commands/telemetry"
 	"netctl/datastore"
+	"netctl/datastore/etcd"
 )
 
 // Config is what the role is told.
@@ -39,6 +41,9 @@ type Config struct {
 	// renewed; 0: nowhere. The authority's key is beside CA then, and the role makes and
 	// renews Cert by itself.
 	JoinPort int
+	// External, if it names a user, is an external etcd, reached as one who may do
+	// everything there: nodes are let in, and nothing is served.
+	External etcd.Options
 	// CertificateLife is how long the certificates hold that it signs.
 	CertificateLife time.Duration
 	Ready           func() // called once when clients are served; may be nil

@@ -128,7 +128,9 @@ func (d *door) run(ctx context.Context) {
 	}
 	var beside sync.WaitGroup
 	beside.Go(func() { d.renew(ctx) })
-	beside.Go(func() { d.follow(ctx) })
+	if !d.external() {
+		beside.Go(func() { d.follow(ctx) })
+	}
 	defer beside.Wait()
 	for ctx.Err() == nil {
 		if err := d.open(ctx); err != nil && ctx.Err() == nil {
@@ -159,7 +161,7 @@ func (d *door) renew(ctx context.Context) {
 }
 
 func (d *door) open(ctx context.Context) error {
-	store, err := etcd.Open(ctx, etcd.Options{Endpoints: []string{"unix://" + d.c.Socket}, Log: d.log})
+	store, err := etcd.Open(ctx, d.reached())
 	if err != nil {
 		return err
 	}
@@ -185,7 +187,23 @@ func (d *door) open(ctx context.Context) error {
 		Store: store, Cluster: store, Keys: d.now, Server: d.files(), Life: d.c.CertificateLife,
 		Own: d.c.Listen, Port: d.c.JoinPort, Log: d.log,
 	}
+	if d.external() {
+		service.Users, service.EtcdCA, service.Own = store, d.c.External.CA, d.c.External.Endpoints
+	}
 	return service.Serve(ctx, listeners...)
+}
+
+// external says whether the cluster's etcd is not netctl's.
+func (d *door) external() bool { return d.c.External.User != "" }
+
+// reached is how the door reaches the datastore.
+func (d *door) reached() etcd.Options {
+	o := etcd.Options{Endpoints: []string{"unix://" + d.c.Socket}}
+	if d.external() {
+		o = d.c.External
+	}
+	o.Log = d.log
+	return o
 }
 
 // publish writes where the members are, for nodes to follow.

@@ -32,10 +32,7 @@ const gcPercent = 50
 // Run serves until ctx ends.
 func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	nameThreads()
-	// etcd asks its peers through the proxy that these name.
-	for _, name := range []string{"HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"} {
-		_ = os.Unsetenv(name)
-	}
+	withoutProxy()
 	lock, err := control.Lock(c.StateDir, "datastore")
 	if err != nil {
 		return err
@@ -48,6 +45,9 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 		defer shown.Close()
 		log = shown.Logger()
 		shown.Ready, shown.More = isServed(served), etcdMetrics
+	}
+	if c.External.User != "" {
+		return c.enrol(ctx, lock, shown, served, log)
 	}
 	if err := c.joins(); err != nil {
 		return err
@@ -73,7 +73,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	}
 	manager, told := control.NewService(log), make(chan error, 1)
 	go func() { told <- manager.Run(ctx, nil) }()
-	watched, telling := make(chan error, 1), shownUntil(ctx, shown)
+	watched, telling, beside := make(chan error, 1), shownUntil(ctx, shown), make(chan struct{})
 	go func() {
 		defer stop()
 		select {
@@ -83,7 +83,6 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 			watched <- nil
 		}
 	}()
-	beside := make(chan struct{})
 	besideEnded := d.runAfter(ctx, beside)
 	err = embed.Run(ctx, embed.Config{
 		Name: c.Node, Dir: filepath.Join(c.StateDir, "etcd"), Socket: c.Socket,
@@ -113,6 +112,13 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 		runtime.KeepAlive(manager) // and the descriptor that the next one inherits
 	}
 	return err
+}
+
+// withoutProxy forgets the proxy through which etcd would ask its peers.
+func withoutProxy() {
+	for _, name := range []string{"HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"} {
+		_ = os.Unsetenv(name)
+	}
 }
 
 // there is the folder of a socket that is served. etcd cannot make it again: when it

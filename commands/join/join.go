@@ -58,6 +58,16 @@ type Answer struct {
 	Endpoints []string `json:"endpoints"`
 	JoinPort  int      `json:"joinPort"`
 	Member    *Member  `json:"member,omitempty"`
+	// User is of a cluster whose etcd is external, and nil of others: that knows a node by
+	// it, and not by the certificate.
+	User *User `json:"user,omitempty"`
+}
+
+// User is how a node reaches an external etcd.
+type User struct {
+	Authority []byte `json:"authority"` // which signed etcd's certificate, PEM
+	Name      string `json:"name"`
+	Password  string `json:"password"`
 }
 
 // Member is what a member of the datastore needs besides.

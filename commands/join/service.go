@@ -2,6 +2,7 @@ package join
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
@@ -15,6 +16,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -31,17 +33,31 @@ type Cluster interface {
 	AddLearner(ctx context.Context, name, peerURL string) (members []string, voters int, err error)
 }
 
+// Users are those of an external etcd.
+type Users interface {
+	// CreateUser makes a node's; ErrExists: there is one of that name.
+	CreateUser(ctx context.Context, node, password string, extras []string) error
+	// RemoveUser takes a node's away; ErrNotFound: there is none.
+	RemoveUser(ctx context.Context, node string) error
+}
+
 // Service lets nodes in.
 type Service struct {
 	Store   datastore.Store
 	Cluster Cluster
+	// Users, if not nil, are those of the external etcd that Store is: each node that joins
+	// gets one, and none becomes a member. EtcdCA is the file of the authority by which it
+	// knows that etcd.
+	Users  Users
+	EtcdCA string
 	// Keys are the authorities, as they are now.
 	Keys func() Keys
 	// Server is the certificate that it shows, and the authorities that it takes.
 	Server pki.Files
 	// Life is how long the certificates hold that it signs.
 	Life time.Duration
-	// Own are this member's URLs for clients, said until Members are written.
+	// Own are this member's URLs for clients, said until Members are written, or those of
+	// an external etcd.
 	Own  []string
 	Port int
 	Now  func() time.Time // nil: time.Now
@@ -230,6 +246,9 @@ func (s *Service) admit(ctx context.Context, q Request, t datastore.JoinToken, k
 	if keys.Next != nil && (q.PeerURL != "" || keys.Phase.Reached(datastore.PhaseServers)) {
 		return nil, &laterError{errors.New("the cluster's authority is being replaced (`netctl datastore ca show` there says how far that is): try again when it is")}
 	}
+	if q.PeerURL != "" && s.Users != nil {
+		return nil, errors.New("the cluster's datastore is an external etcd, of which no node becomes a member: leave --datastore out")
+	}
 	if q.PeerURL != "" && !t.Member {
 		return nil, errors.New("the token lets in a node, but no member of the datastore: make one with `netctl token create --datastore`")
 	}
@@ -243,6 +262,13 @@ func (s *Service) admit(ctx context.Context, q Request, t datastore.JoinToken, k
 	}
 	if len(a.Endpoints) == 0 {
 		a.Endpoints = s.Own
+	}
+	if s.Users != nil {
+		ca, err := os.ReadFile(s.EtcdCA)
+		if err != nil {
+			return nil, &laterError{err}
+		}
+		a.User = &User{Authority: ca}
 	}
 	if q.PeerURL == "" {
 		return a, nil
@@ -299,7 +325,7 @@ func (s *Service) token(ctx context.Context, q Request, name, key string) (datas
 }
 
 // enter uses the token up and gives the node its name, in one transaction; then a member
-// becomes one. Who asks again with the same key, because an answer was lost, is let in
+// becomes one, or etcd gets the node's user. Who asks again with the same key, because an answer was lost, is let in
 // again.
 func (s *Service) enter(ctx context.Context, q Request, e entry, a *Answer) error {
 	name, key, t := e.name, e.key, e.token
@@ -319,7 +345,8 @@ func (s *Service) enter(ctx context.Context, q Request, e entry, a *Answer) erro
 	if had != 0 && have.Key != key && have.Removed.IsZero() {
 		return fmt.Errorf("node %s is in the cluster since %s: take another name (--node-name), or, if that one is gone, `netctl node remove %s` first", name, clock(have.Since), name)
 	}
-	if again := t.UsedBy != ""; again && !have.Removed.IsZero() {
+	again := t.UsedBy != ""
+	if again && !have.Removed.IsZero() {
 		return fmt.Errorf("node %s was removed from the cluster at %s, and the token let it in before that: `netctl token create` makes another", name, clock(have.Removed))
 	} else if again && a.Member != nil && !have.Member {
 		return fmt.Errorf("node %s is no member of the datastore any more, and the token made it one before that: `netctl token create --datastore` makes another", name)
@@ -329,16 +356,20 @@ func (s *Service) enter(ctx context.Context, q Request, e entry, a *Answer) erro
 			return err
 		}
 	}
-	unused, joined := t, datastore.JoinedNode{Name: name, Key: key, Member: a.Member != nil, Since: s.now().UTC().Truncate(time.Second)}
+	unused, joined := t, datastore.JoinedNode{Name: name, Key: key, Member: a.Member != nil, User: a.User != nil, Since: s.now().UTC().Truncate(time.Second)}
 	t.UsedBy, t.Key, t.Used = name, key, joined.Since
 	written, err := s.swap(ctx, records{tokenAt, e.revision, nodeAt, had}, t, &joined)
 	if err != nil {
 		return err
 	}
-	if a.Member == nil {
-		return nil
+	switch {
+	case a.Member != nil:
+		if a.Member.Members, a.Member.Voters, err = s.Cluster.AddLearner(ctx, name, q.PeerURL); err != nil {
+			err = fmt.Errorf("node %s did not become a member: %w", name, err)
+		}
+	case a.User != nil:
+		err = s.user(ctx, a.User, name, again)
 	}
-	a.Member.Members, a.Member.Voters, err = s.Cluster.AddLearner(ctx, name, q.PeerURL)
 	if err == nil {
 		return nil
 	}
@@ -352,7 +383,26 @@ func (s *Service) enter(ctx context.Context, q Request, e entry, a *Answer) erro
 	if _, failed := s.swap(undo, records{tokenAt, written, nodeAt, written}, unused, before); failed != nil {
 		s.Log.Warn("token stays used", "token", q.Token, "error", failed)
 	}
-	return fmt.Errorf("node %s did not become a member: %w", name, err)
+	return err
+}
+
+// user makes a node's user in an external etcd, with a password of its own. One that comes
+// again because an answer was lost gets another password.
+func (s *Service) user(ctx context.Context, u *User, node string, again bool) error {
+	if again {
+		if err := s.Users.RemoveUser(ctx, node); err != nil && !errors.Is(err, datastore.ErrNotFound) {
+			return s.unavailable(err)
+		}
+	}
+	u.Name, u.Password = node, rand.Text()
+	err := s.Users.CreateUser(ctx, node, u.Password, nil)
+	switch {
+	case errors.Is(err, datastore.ErrExists):
+		return fmt.Errorf("etcd has a user %s, who may be somebody else: take another name (--node-name), or `netctl datastore user remove %s` first", node, node)
+	case err != nil:
+		return s.unavailable(err)
+	}
+	return nil
 }
 
 // unregistered refuses the name of a node that somebody else registered.

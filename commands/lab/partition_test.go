@@ -123,17 +123,25 @@ func TestPartition(t *testing.T) {
 	}
 }
 
+// absence is how long the datastore is away: NETCTL_ABSENCE, or so long.
+func absence(t *testing.T, least time.Duration) time.Duration {
+	t.Helper()
+	text := os.Getenv("NETCTL_ABSENCE")
+	if text == "" {
+		return least
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
 // TestStoreAway: the whole datastore is away for a while (NETCTL_ABSENCE; `make test-all`
 // has it away for ten minutes), with the agent and the speaker of a node killed in the
 // middle. No packet is lost, containers come, and all of it is in order afterwards.
 func TestStoreAway(t *testing.T) {
-	absence := 5 * time.Second
-	if text := os.Getenv("NETCTL_ABSENCE"); text != "" {
-		var err error
-		if absence, err = time.ParseDuration(text); err != nil {
-			t.Fatal(err)
-		}
-	}
+	absence := absence(t, 5*time.Second)
 	l := bareHosts(t, 3)
 	n1, n2, n3 := l.Hosts[0], l.Hosts[1], l.Hosts[2]
 	token := found(t, n1)

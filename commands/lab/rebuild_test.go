@@ -124,7 +124,7 @@ func TestRebuild(t *testing.T) {
 		}
 		floods = append(floods, f)
 	}
-	loseStore(t, l)
+	loseStore(t, l, absence(t, 0))
 	if out := netlab.Must(t, n2, "netctl", "datastore", "rebuild", "--dry-run"); !strings.Contains(out, "Nothing was written") {
 		t.Error(out)
 	}

@@ -60,8 +60,9 @@ func tunnelled(t *testing.T, h *netlab.Host) string {
 	return out
 }
 
-// loseStore has the datastore start with nothing, and waits until no node follows it.
-func loseStore(t *testing.T, l *netlab.Lab) {
+// loseStore has the datastore start with nothing, once it was away for so long, and waits
+// until no node follows it.
+func loseStore(t *testing.T, l *netlab.Lab, away time.Duration) {
 	t.Helper()
 	h := l.Hosts[0]
 	before := pid(t, h, "datastore", 0)
@@ -69,11 +70,25 @@ func loseStore(t *testing.T, l *netlab.Lab) {
 	if err := os.Rename(dir, dir+".lost"); err != nil {
 		t.Fatal(err)
 	}
+	if away > 0 { // no member starts on a file
+		mustWrite(t, dir, "")
+	}
 	if err := unix.Kill(before, unix.SIGKILL); err != nil && err != unix.ESRCH {
 		t.Fatal(err)
 	}
+	if back := time.Now().Add(away); away > 0 {
+		netlab.Until(t, away+patience, "the datastore's absence", func() string {
+			if left := time.Until(back); left > 0 {
+				return fmt.Sprint(left, " left")
+			}
+			return ""
+		})
+		if err := os.Remove(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, h := range l.Hosts {
-		netlab.Until(t, patience, h.Name+" is detached", func() string {
+		netlab.Until(t, 2*patience, h.Name+" is detached", func() string {
 			out, _ := netlab.Try(t, h, "netctl", "status")
 			if !strings.Contains(out, "holds no cluster identity") {
 				return out
@@ -134,7 +149,7 @@ func TestRestore(t *testing.T) {
 		}
 		floods = append(floods, f)
 	}
-	loseStore(t, l)
+	loseStore(t, l, absence(t, 0))
 	if out := netlab.Must(t, n1, "netctl", "restore", "--dry-run", file); !strings.Contains(out, "Nothing was written") {
 		t.Error(out)
 	}
@@ -239,7 +254,7 @@ func TestRestoreWithoutNode(t *testing.T) {
 	wantNoRoles(t, n2)
 	only := *l
 	only.Hosts = l.Hosts[:1]
-	loseStore(t, &only)
+	loseStore(t, &only, 0)
 
 	out, failed := netlab.Try(t, n1, "netctl", "restore", "--wait", "1s", file)
 	if failed == nil || !strings.Contains(failed.Error(), n2.Name+" did not come within 1s") {

@@ -160,6 +160,51 @@ func Binary(t TB) string {
 	return built(t, "netctl", "netctl")
 }
 
+// Older is netctl as it was at the last tag before this source, or at the commit that
+// NETCTL_OLDER names, built once per process. Without either the test is skipped.
+func Older(t interface {
+	TB
+	Name() string
+	Skip(why ...any)
+}) string {
+	t.Helper()
+	ref := os.Getenv("NETCTL_OLDER")
+	if ref == "" {
+		tag, err := exec.Command("git", "describe", "--tags", "--abbrev=0", "HEAD^").Output()
+		if ref = strings.TrimSpace(string(tag)); err != nil || ref == "" {
+			const why = "the repository has no tag: there is no older netctl to go on from (NETCTL_OLDER=COMMIT is one)"
+			fmt.Printf("skipped: %s: %s\n", t.Name(), why)
+			t.Skip(why)
+		}
+	}
+	root, err := exec.Command("git", "rev-parse", "--show-toplevel").Output()
+	if err != nil {
+		t.Fatalf("git: %v", err)
+	}
+	dir := t.TempDir()
+	binary := filepath.Join(dir, "netctl")
+	cmd := exec.Command("sh", "-ec", `git archive "$1" | tar -x -C "$2"; cd "$2"; go build -trimpath -buildvcs=false -o "$3" .`, "sh", ref, dir, binary)
+	cmd.Dir = strings.TrimSpace(string(root)) // git archive is of the folder that it is in
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("netctl at %s: %v\n%s", ref, err, out)
+	}
+	t.Logf("older: netctl at %s", ref)
+	return binary
+}
+
+// Becomes makes a program the netctl of a host, for commands and runtimes; what runs stays.
+func (h *Host) Becomes(binary string) error {
+	for _, link := range []string{"/opt/cni/bin/netctl", toolFolder + "/netctl"} {
+		if err := os.Remove(h.Path(link)); err != nil {
+			return err
+		}
+		if err := os.Symlink(binary, h.Path(link)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Plugin is the program for container runtimes, built from this source once per process.
 func Plugin(t TB) string {
 	t.Helper()
