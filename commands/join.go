@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -29,13 +31,17 @@ func newJoinCommand(a *app) *cobra.Command {
 			"the datastore too: it learns all, and then votes. A machine that is a node, or has somebody's configuration, is left as it\n" +
 			"is.",
 		Example:           "  netctl join nctAQBH…\n  netctl join --datastore --node-name n3 nctAQBH…",
-		Args:              cobra.ExactArgs(1),
+		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	o.flags(cmd)
 	cmd.Flags().BoolVar(&member, "datastore", false, "become a member of the datastore too")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		token, err := datastore.ParseToken(args[0])
+		text, err := pasted(args)
+		if err != nil {
+			return err
+		}
+		token, err := datastore.ParseToken(text)
 		if err != nil {
 			return usageError{fmt.Errorf("join: %w", err)}
 		}
@@ -57,6 +63,18 @@ func newJoinCommand(a *app) *cobra.Command {
 		return n.start(cmd.Context())
 	}
 	return cmd
+}
+
+// pasted is the token among arguments that may be the whole line that `netctl init` prints.
+func pasted(args []string) (string, error) {
+	words := strings.Fields(strings.Join(args, " "))
+	for len(words) > 1 && slices.Contains([]string{"sudo", "netctl", "join"}, filepath.Base(words[0])) {
+		words = words[1:]
+	}
+	if len(words) != 1 {
+		return "", usage("join: want one token, and these are %d words: copy it whole, without spaces", len(words))
+	}
+	return words[0], nil
 }
 
 // enter has the cluster let this node in, and writes what it says. The key is on the disk

@@ -49,6 +49,7 @@ type keeper struct {
 	defragged time.Time
 	records   int64     // of the history of changes, after the last tidying
 	tidied    time.Time // when that was
+	full      bool      // and it was said
 }
 
 type mark struct {
@@ -200,6 +201,8 @@ func (k *keeper) look(ctx context.Context, s *etcdserver.EtcdServer) {
 	}
 	if alarmed {
 		k.disarm(ctx, s)
+	} else {
+		k.full = false
 	}
 }
 
@@ -263,7 +266,7 @@ func (k *keeper) worth(size, inUse int64, alarmed bool, now time.Time) bool {
 func (k *keeper) disarm(ctx context.Context, s *etcdserver.EtcdServer) {
 	size := s.Backend().Size()
 	if size > datastore.RoomAgain(k.quota) {
-		k.log.Error("datastore full", "size", size, "in_use", s.Backend().SizeInUse(), "quota", k.quota, datastore.EventProblem.Mark())
+		k.sayFull(size, s.Backend().SizeInUse())
 		return
 	}
 	_, err := s.Alarm(ctx, &etcdserverpb.AlarmRequest{
@@ -277,6 +280,14 @@ func (k *keeper) disarm(ctx context.Context, s *etcdserver.EtcdServer) {
 	k.alarmed = false
 	k.mu.Unlock()
 	k.log.Info("quota alarm cleared", "size", size, "quota", k.quota, datastore.EventProblem.Mark())
+}
+
+// sayFull logs that the database is full, once until it is no more; sizes are in bytes.
+func (k *keeper) sayFull(size, inUse int64) {
+	if !k.full {
+		k.log.Error("datastore full", "size", size, "in_use", inUse, "quota", k.quota, datastore.EventProblem.Mark())
+	}
+	k.full = true
 }
 
 func ourAlarm(s *etcdserver.EtcdServer) bool {

@@ -1,6 +1,7 @@
 package embed
 
 import (
+	"bytes"
 	"log/slog"
 	"testing"
 	"time"
@@ -55,5 +56,20 @@ func TestPageQuota(t *testing.T) {
 		if got := pageQuota(file); got != want {
 			t.Errorf("%d MiB: %d MiB, want %d", file/mib, got/mib, want/mib)
 		}
+	}
+}
+
+// TestFullIsSaidOnce: not with every look, and again when it is full once more.
+func TestFullIsSaidOnce(t *testing.T) {
+	var log bytes.Buffer
+	k := newKeeper(1000, slog.New(slog.NewTextHandler(&log, nil)))
+	for want := 1; want <= 2; want++ {
+		for range 3 {
+			k.sayFull(990, 980)
+		}
+		if n := bytes.Count(log.Bytes(), []byte("datastore full")); n != want {
+			t.Fatalf("said %d times, want %d:\n%s", n, want, &log)
+		}
+		k.full = false
 	}
 }
