@@ -16,7 +16,7 @@ func nouns(a *app) []*cobra.Command {
 		newEditCommand(a),
 		newEndpointCommand(a),
 		newEventsCommand(a),
-		newExplainCommand(a),
+		newExplainCommand(a), newTraceCommand(a),
 		newGetCommand(a),
 		newHostEndpointCommand(a),
 		newImportCommand(a),

@@ -1,0 +1,254 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"netctl/acl/nft"
+	"netctl/datastore"
+	"netctl/netdev/kernel"
+)
+
+// tracer watches a packet in this node's kernel where somebody asks for it, and sends it
+// where an endpoint of this node is its sender. It does one after the other.
+type tracer struct {
+	loop  *loop
+	nft   *nft.Table
+	store datastore.Store
+	log   *slog.Logger
+	asks  map[string]*asked // by key
+	busy  atomic.Int32      // how many packets are watched
+}
+
+// asked is an Ask that this node has its part in.
+type asked struct {
+	datastore.Ask
+	stop func()        // takes it back
+	go_  chan struct{} // closed when the packet may be sent
+	gone bool          // go_ is closed
+}
+
+const (
+	traceWait  = 3 * time.Second // for the packet, when it was or may be sent
+	maxTraces  = 4 // at a time
+	askRetry   = time.Second
+	answerTime = 2 * time.Second // of the datastore
+)
+
+// Run follows what is asked until ctx ends.
+func (t *tracer) Run(ctx context.Context) error {
+	t.asks = map[string]*asked{}
+	said := ""
+	for {
+		err := t.follow(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if text := fmt.Sprint(err); text != said {
+			said = text
+			t.log.Debug("nobody can ask for a trace for now", "error", err)
+		}
+		if !pause(ctx, askRetry) {
+			return nil
+		}
+	}
+}
+
+func (t *tracer) follow(ctx context.Context) error {
+	snap, err := t.store.List(ctx, datastore.AsksPrefix)
+	if err != nil {
+		return err
+	}
+	there := map[string]bool{}
+	for _, e := range snap.Entries {
+		there[e.Key] = true
+		t.hear(ctx, e)
+	}
+	for key, a := range t.asks {
+		if !there[key] {
+			a.stop()
+			delete(t.asks, key)
+		}
+	}
+	return t.store.Watch(ctx, []string{datastore.AsksPrefix}, snap.Revision, func(b datastore.Batch) error {
+		for _, e := range b.Events {
+			t.hear(ctx, e)
+		}
+		return nil
+	})
+}
+
+// hear takes an Ask that came, changed, or went.
+func (t *tracer) hear(ctx context.Context, e datastore.Entry) {
+	a := t.asks[e.Key]
+	if e.Value == nil {
+		if a != nil {
+			a.stop()
+			delete(t.asks, e.Key)
+		}
+		return
+	}
+	ask, err := datastore.DecodeAsk(e)
+	if err != nil || ask.Trace == nil || !slices.Contains(ask.Nodes, t.loop.cfg.Node) {
+		return
+	}
+	if a == nil {
+		life, stop := context.WithTimeout(ctx, datastore.AskLife)
+		a = &asked{Ask: ask, stop: stop, go_: make(chan struct{})}
+		t.asks[e.Key] = a
+		old := ask.Go // what is asked was done, or is too late
+		t.loop.spawn(func(context.Context) error {
+			if !old {
+				t.answer(life, a)
+			}
+			<-life.Done()
+			stop()
+			t.forget(context.WithoutCancel(ctx), e.Key, ask.ID, errors.Is(life.Err(), context.DeadlineExceeded))
+			return nil
+		})
+	}
+	if ask.Go && !a.gone {
+		a.gone = true
+		close(a.go_)
+	}
+}
+
+// forget removes the answer, and an ask that outlived its time: whoever asked is gone.
+func (t *tracer) forget(ctx context.Context, key, id string, late bool) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	ops := []datastore.Op{{Key: datastore.AnswerKey(t.loop.cfg.Node, id)}}
+	if late {
+		ops = append(ops, datastore.Op{Key: key})
+	}
+	if _, err := t.store.Commit(ctx, datastore.Txn{Then: ops}); err != nil {
+		t.log.Debug("answer to a trace not removed", "error", err)
+	}
+}
+
+// tell writes the answer.
+func (t *tracer) tell(ctx context.Context, id string, a datastore.Answer) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	op, err := datastore.RecordOp(datastore.AnswerKey(t.loop.cfg.Node, id), a)
+	if err == nil {
+		_, err = t.store.Commit(ctx, datastore.Txn{Then: []datastore.Op{op}})
+	}
+	if err != nil {
+		t.log.Debug("answer to a trace not written", "error", err)
+	}
+}
+
+// answer watches the packet of an Ask, and sends it.
+func (t *tracer) answer(ctx context.Context, a *asked) {
+	defer t.busy.Add(-1)
+	if t.busy.Add(1) > maxTraces {
+		t.tell(ctx, a.ID, datastore.Answer{Error: "too many traces at a time"})
+		return
+	}
+	trace, send, err := t.arm(ctx, a)
+	if err != nil {
+		t.tell(ctx, a.ID, datastore.Answer{Error: oneLine(err.Error())})
+		return
+	}
+	defer trace.Close()
+	if send != nil {
+		defer send.close()
+	}
+	t.tell(ctx, a.ID, datastore.Answer{Ready: true})
+	select {
+	case <-ctx.Done():
+		return
+	case <-a.go_:
+	}
+	out := datastore.Answer{Ready: true, Told: true}
+	within, cancel := context.WithTimeout(ctx, traceWait)
+	defer cancel()
+	sent := make(chan struct{})
+	if send == nil {
+		close(sent)
+	} else {
+		t.loop.spawn(func(context.Context) error {
+			defer close(sent)
+			out.Sent, out.Answered = send.do(within)
+			return nil
+		})
+	}
+	steps, fate, lost, err := trace.Follow(within)
+	<-sent
+	out.Fate, out.Lost = fate, lost
+	if err != nil {
+		out.Error = oneLine(err.Error())
+	}
+	if err := t.loop.do(ctx, func() { out.Steps = t.loop.placed(steps) }); err != nil {
+		out.Error = oneLine(err.Error())
+	}
+	t.tell(ctx, a.ID, out)
+}
+
+// arm has the kernel watch, and opens where the packet is sent from (nil: elsewhere).
+func (t *tracer) arm(ctx context.Context, a *asked) (trace *nft.Trace, send *probe, err error) {
+	if a.Trace.From == t.loop.cfg.Node {
+		if a.By != datastore.Anybody && a.By != t.loop.cfg.Node {
+			return nil, nil, fmt.Errorf("%s does not send packets for %s: trace on %s itself, or on a member of the datastore", t.loop.cfg.Node, a.By, t.loop.cfg.Node)
+		}
+		if send, err = t.sender(ctx, *a.Trace); err != nil {
+			return nil, nil, err
+		}
+	}
+	if trace, err = t.nft.Trace(*a.Trace); err != nil && send != nil {
+		send.close()
+	}
+	return trace, send, err
+}
+
+// sender is where a flow's packet is sent from.
+func (t *tracer) sender(ctx context.Context, f datastore.TraceFlow) (p *probe, err error) {
+	p = &probe{flow: f, in: func(fn func() error) error { return fn() }, close: func() {}}
+	if f.Endpoint == "" {
+		return p, nil
+	}
+	var place kernel.Place
+	if failed := t.loop.do(ctx, func() {
+		lo := t.loop.locals.named[f.Endpoint]
+		switch {
+		case lo == nil || lo.ep == nil || !slices.Contains(lo.ep.Spec.Addresses, f.Sources[0]):
+			err = fmt.Errorf("endpoint %s with address %s: %w on this node", f.Endpoint, f.Sources[0], datastore.ErrNotFound)
+		case lo.ep.Spec.Tap.Is():
+			err = fmt.Errorf("endpoint %s is a virtual machine's: nobody can send from it but the machine", f.Endpoint)
+		default:
+			place = t.loop.links.wires[lo.link].place
+		}
+	}); failed != nil || err != nil {
+		return nil, errors.Join(failed, err)
+	}
+	ns, err := kernel.OpenNetnsFile(place.Path)
+	if err != nil {
+		return nil, fmt.Errorf("network namespace of endpoint %s: %w", f.Endpoint, err)
+	}
+	if place.Ino != 0 && (ns.Dev != place.Dev || ns.Ino != place.Ino) {
+		return nil, errors.Join(fmt.Errorf("network namespace of endpoint %s: %s is another one now", f.Endpoint, place.Path), ns.Close())
+	}
+	p.in, p.close = ns.Do, func() { _ = ns.Close() }
+	return p, nil
+}
+
+// placed are the steps with the rules of the model, and the endpoint that they lead to.
+func (l *loop) placed(steps []nft.Step) (list []datastore.TraceStep) {
+	for _, s := range steps {
+		for _, p := range l.filtering.index.Placed(s.Chain) {
+			if s.Is(&p.Rule) {
+				s.Rule = &p.Place
+				break
+			}
+		}
+		s.Endpoint = l.links.owners[s.Out]
+		list = append(list, s.TraceStep)
+	}
+	return list
+}

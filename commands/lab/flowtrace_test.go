@@ -1,0 +1,48 @@
+package lab
+
+import (
+	"strings"
+	"testing"
+
+	"netctl/netdev/netlab"
+)
+
+// TestTrace: what the kernels of two nodes do with a packet is told, with the rule that
+// decides in the model's words, and nothing is left behind.
+func TestTrace(t *testing.T) {
+	l := forTest(t, Config{Nodes: 2, IPv6: true})
+	n1, n2 := l.Hosts[0], l.Hosts[1]
+	netlab.Must(t, n1, "netctl", "pool", "add", "10.0.0.0/16", "fd80:24e2:f998:72d6::/64")
+	netlab.Must(t, n1, "netctl", "network", "create", "web", "--ipv6")
+	netlab.Must(t, n1, "netctl", "network", "create", "db", "--ipv6")
+	netlab.Must(t, n1, "netctl", "profile", "db", "rule", "add", "inbound", "allow", "tcp", "from", "tag", "web", "to", "ports", "5432")
+	netlab.Must(t, n1, "netctl", "profile", "db", "rule", "add", "inbound", "reject", "tcp", "from", "tag", "web", "to", "ports", "5433")
+	netlab.Must(t, n1, "netctl", "profile", "db", "rule", "add", "inbound", "allow", "sctp", "from", "tag", "web")
+	netlab.Must(t, n1, "netctl", "tier", "create", "security", "--order", "10")
+	netlab.Must(t, n1, "netctl", "policy", "create", "gate", "--tier", "security", "--selector", "all()", "--egress", "deny tcp to ports 6001", "--egress", "pass")
+	web, _, _ := attach(t, n1, "w", "web")
+	db, _, db6 := attach(t, n2, "d", "db")
+	near, _, _ := attach(t, n1, "n", "db")
+
+	trace := func(on *netlab.Host, code int, words string, says ...string) {
+		t.Helper()
+		words = strings.NewReplacer("WEB", web.ID, "DB6", db6.String(), "DB", db.ID, "NEAR", near.ID).Replace(words)
+		netlab.Until(t, patience, "trace "+words, func() string {
+			out, got := exitOf(t, on, append([]string{"netctl", "trace"}, strings.Fields(words)...)...)
+			t.Log(out)
+			for _, s := range says {
+				if got != code || !strings.Contains(out, s) {
+					return out
+				}
+			}
+			return ""
+		})
+	}
+	trace(n1, 0, "WEB DB tcp 5432", "Arrived: tcp from", "1 node1:", "2 node2:", "passed tier security, policy gate, egress rule 2: pass", "accepted by profile db, inbound rule 2: allow tcp from tag web to ports 5432", "at endpoint node2/cni/"+db.ID+"/eth0")
+	trace(n2, 3, "WEB DB tcp 5433", "Dropped: on node2 by profile db, inbound rule 3: reject tcp from tag web to ports 5433")
+	trace(n2, 3, "WEB DB tcp 5434", "Dropped: on node2 by", "no inbound rule allows it")
+	trace(n1, 3, "WEB DB6 tcp 6001", "Dropped: on node1 by tier security, policy gate, egress rule 1: deny tcp to ports 6001")
+	trace(n1, 0, "WEB NEAR tcp 5432", "Arrived:", "of node1\n")
+	trace(n1, 0, "node2 DB", "Arrived: icmp", "Sender: answered")
+	trace(n1, 0, "WEB DB sctp 9", "Arrived: sctp")
+}
