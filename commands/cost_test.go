@@ -144,7 +144,7 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 		{"profile p0 rule add inbound allow tcp to ports 80", "profile", false},
 		{"network show", "networks", false},
 		{"network create other", "network profile", false},
-		{"explain n1/cni/w0/eth0 n2/cni/w1/eth0 tcp 80", "bgpconfigs blocks endpoints hostendpoints networksets nodes peers policies pools profiles tiers", true},
+		{"explain n1/cni/w0/eth0 n2/cni/w1/eth0 tcp 80", "bgpconfigs blocks endpoints hostendpoints networksets nodes peers policies pools profiles report tiers", true},
 		{"policy show", "policies tiers", false},
 		{"policy create q --ingress allow", "hostendpoints nodes policy tier", true},
 		{"policy remove q", "policy", false},

@@ -9,7 +9,6 @@ import (
 	"math/big"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -273,11 +272,11 @@ func (t *flowTrace) judge() {
 		case n.Fate == datastore.Unseen:
 			t.End = fmt.Sprintf("it left %s and did not come to %s", t.Nodes[i-1].Node, n.Node)
 		case n.Fate == datastore.Dropped:
-			t.Verdict, t.End = traceDropped, "on "+n.Node+" by "+stepWords(n.Steps[len(n.Steps)-1], n.decider())
+			t.Verdict, t.End = traceDropped, "on "+n.Node+", "+n.why()
 		case n.Fate == datastore.Vanished && n.Lost:
 			t.End = n.Node + " did not tell all that it saw"
 		case n.Fate == datastore.Vanished:
-			t.Verdict, t.End = traceDropped, "on "+n.Node+" by no rule of nftables: by its routes, its reverse-path filter, or iptables-legacy"
+			t.Verdict, t.End = traceDropped, "on "+n.Node+", by no rule of nftables: by its routes, its reverse-path filter, or iptables-legacy"
 		case !last && n.Fate == datastore.Forwarded:
 			continue
 		case n.arrives(t.Destination):
@@ -321,15 +320,15 @@ func (t *flowTrace) compare() {
 	}
 }
 
-// decider is the rule of the model that decided last; nil: none did.
+// decider is the rule of the model that dropped the packet; nil: none did.
 func (n tracedNode) decider() *datastore.RulePlace {
 	for _, s := range slices.Backward(n.Steps) {
 		switch {
-		case s.Hook != "" && s.Position == 0:
-			continue
-		case s.Rule != nil && (s.Verdict == "drop" || strings.HasPrefix(s.Verdict, "goto ")):
+		case s.Table != ours:
+			return nil
+		case s.Rule != nil && (s.Verdict == "drop" || denies(s)):
 			return s.Rule
-		case s.Verdict == "accept" || strings.HasPrefix(s.Verdict, "goto class_"), s.Verdict == "return":
+		case !denying(s.Chain):
 			return nil
 		}
 	}

@@ -1,10 +1,11 @@
 package commands
 
 import (
-	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
+	"netctl/acl"
 	"netctl/datastore"
 )
 
@@ -49,18 +50,27 @@ func (t flowTrace) text() string {
 	return b.String()
 }
 
-// lines are the base chains with what decided in each.
+// lines are the base chains, each with the rules that said something, and what became of
+// the packet there.
 func (n tracedNode) lines() (list []string) {
-	for i, s := range n.Steps {
-		switch {
-		case s.Table == "": // the trace's own
-		case s.Rule != nil:
-			list = append(list, "  "+stepVerdict(s)+" "+s.Rule.String())
-		case s.Position != 0 && (s.Comment != "" || ends(s.Verdict)) && !strings.HasPrefix(s.Verdict, "jump ") && s.Verdict != "continue":
-			list = append(list, "  "+stepVerdict(s)+" "+stepWords(s, nil))
+	head, said := "", "" // the base chain of a step, and the one that was named last
+	for _, s := range n.Steps {
+		policy := s.Position == 0 && strings.HasPrefix(s.Verdict, "policy ")
+		rule := s.Rule != nil || s.Position != 0 && (ends(s.Verdict) || s.Comment != "" && denies(s))
+		if s.Hook != "" {
+			head = fmt.Sprintf("%s %s (%s)", s.Table, s.Chain, s.Hook)
 		}
-		if s.Hook != "" && s.Table != "" && (i == len(n.Steps)-1 || n.Steps[i+1].Hook != s.Hook || n.Steps[i+1].Chain != s.Chain) && s.Position == 0 {
-			list = append(list, fmt.Sprintf("%s %s (%s): %s", s.Table, s.Chain, s.Hook, s.Verdict))
+		switch {
+		case s.Table == "": // the trace's own: nothing stopped the packet
+		case policy && head != said:
+			list = append(list, head+": "+s.Verdict)
+		case policy:
+			list = append(list, "  "+s.Verdict)
+		case rule && head != said:
+			list, said = append(list, head+":"), head
+			fallthrough
+		case rule:
+			list = append(list, "  "+stepVerdict(s)+" "+stepWords(s))
 		}
 	}
 	return list
@@ -68,28 +78,62 @@ func (n tracedNode) lines() (list []string) {
 
 func ends(verdict string) bool { return verdict == "drop" || verdict == "accept" }
 
+// denies says whether a step leads to where packets are dropped.
+func denies(s datastore.TraceStep) bool {
+	verb, to, _ := strings.Cut(s.Verdict, " ")
+	return verb == "goto" && denying(to)
+}
+
+// denying says whether a chain of ours is for what is denied.
+func denying(chain string) bool {
+	return slices.ContainsFunc([]string{"deny_", "drop_", "reject_"}, func(p string) bool { return strings.HasPrefix(chain, p) })
+}
+
 // stepVerdict is what a rule did, in words.
 func stepVerdict(s datastore.TraceStep) string {
-	verb, to, _ := strings.Cut(s.Verdict, " ")
 	switch {
-	case verb == "goto" && strings.HasPrefix(to, "deny_"), verb == "goto" && strings.HasPrefix(to, "drop_"), verb == "goto" && strings.HasPrefix(to, "reject_"):
+	case denies(s):
 		return "denied by"
-	case verb == "drop":
+	case s.Verdict == "drop":
 		return "dropped by"
-	case verb == "accept":
+	case s.Verdict == "accept":
 		return "accepted by"
 	}
 	return "passed"
 }
 
-// stepWords is the place of a step, or the rule of the model that decided.
-func stepWords(s datastore.TraceStep, by *datastore.RulePlace) string {
-	if by != nil {
-		return by.String()
-	}
-	if s.Position == 0 {
+// stepWords is the rule of the model, or the place of another one.
+func stepWords(s datastore.TraceStep) string {
+	switch {
+	case s.Rule != nil:
+		return s.Rule.String()
+	case s.Position == 0:
 		return fmt.Sprintf("the policy of chain %s %s", s.Table, s.Chain)
+	case s.Comment != "":
+		return fmt.Sprintf("rule %d of chain %s %s: %s", s.Position, s.Table, s.Chain, s.Comment)
 	}
-	text := fmt.Sprintf("rule %d of chain %s %s", s.Position, s.Table, s.Chain)
-	return text + cmp.Or(strings.TrimSuffix(" ("+s.Comment+")", " ()"))
+	return fmt.Sprintf("rule %d of chain %s %s", s.Position, s.Table, s.Chain)
 }
+
+// why is what dropped the packet: the rule of the model, or why none allowed it, else
+// whose rule it was.
+func (n tracedNode) why() string {
+	last := n.Steps[len(n.Steps)-1]
+	if by := n.decider(); by != nil {
+		return "by " + by.String()
+	}
+	for _, s := range slices.Backward(n.Steps) {
+		switch {
+		case s.Table != ours:
+			return "by " + stepWords(last)
+		case s.Comment != "":
+			return s.Comment
+		case !denying(s.Chain):
+			return "by " + stepWords(last)
+		}
+	}
+	return "by " + stepWords(last)
+}
+
+// ours is netctl's own table.
+const ours = "inet " + acl.TableName

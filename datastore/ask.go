@@ -73,7 +73,7 @@ const maxSources = 8
 // Answer is what the agent of one node answers.
 type Answer struct {
 	// Ready says that the kernel watches; the rest comes later.
-	Ready bool   `json:"ready,omitempty"`
+	Ready bool `json:"ready,omitempty"`
 	// Told says that this is all.
 	Told  bool   `json:"told,omitempty"`
 	Error string `json:"error,omitempty"`

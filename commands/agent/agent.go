@@ -102,6 +102,7 @@ type agent struct {
 	detaches *detaches
 	rehost   chan struct{} // holds one: the host's addresses changed
 	forward  chan struct{} // holds one: look after foreign FORWARD chains
+	foreign  chan struct{} // holds one: look whether others refuse what we allow
 }
 
 // open gets hold of everything that can be missing or taken, and changes
@@ -196,7 +197,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l.recallUnderstood()
 	l.recall()
 	l.spawn = spawn
-	a.rehost, a.forward = make(chan struct{}, 1), make(chan struct{}, 1)
+	a.rehost, a.forward, a.foreign = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	l.changedHost = func() { poke(a.rehost); poke(a.forward) }
 	a.loop = l
 	a.tunnels = &tunneller{loop: l, changed: make(chan struct{}, 1)}
@@ -244,7 +245,7 @@ func (a *agent) run(ctx context.Context) error {
 		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, counts: a.nft.Counts, counted: a.nft.Dropped, guard: a.guard, forget: a.forgetter.Forget, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
 		beside: append(join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log), control.Task{Name: "keep ways to the datastore's members open", Do: func(ctx context.Context) error {
 			return a.store.FollowRecord(ctx, datastore.MembersKey, a.loop.heardMembers)
-		}}, control.Task{Name: "trace packets", Do: func(ctx context.Context) error {
+		}}, control.Task{Name: "look for other programs' refusals", Do: a.lookForRefusals}, control.Task{Name: "trace packets", Do: func(ctx context.Context) error {
 			return (&tracer{loop: a.loop, nft: a.nft, store: a.guard.Fence(a.store), log: a.log}).Run(ctx)
 		}}),
 		serve: func(ctx context.Context, h http.Handler) error {
@@ -291,7 +292,9 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: "watch the packet filter", Do: func(ctx context.Context) error {
 			return o.filter.Watch(ctx, func() { l.post(func() { l.filtering.resync = true }) })
 		}},
-		{Name: "watch other packet filters", Do: func(ctx context.Context) error { return o.filter.WatchOthers(ctx, func() { poke(a.forward) }) }},
+		{Name: "watch other packet filters", Do: func(ctx context.Context) error {
+			return o.filter.WatchOthers(ctx, func() { poke(a.forward); poke(a.foreign) })
+		}},
 		{Name: "watch files", Do: func(ctx context.Context) error {
 			folders := append(slices.Clone(a.folders), a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost), l.filtering.debt.folder(), l.former.file.Folder())
 			return control.WatchFolders(ctx, a.log, folders...)

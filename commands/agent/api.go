@@ -162,6 +162,7 @@ func (a *api) status(ctx context.Context, _ struct{}) (s control.AgentStatus, er
 	if err = a.loop.do(ctx, func() {
 		s = a.loop.status()
 		s.Notes = few(a.loop.filtering.index.Missing())
+		s.Refusing = few(a.loop.refusing)
 	}); err == nil {
 		s.Limited, err = a.limited(ctx)
 	}

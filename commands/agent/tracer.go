@@ -35,7 +35,7 @@ type asked struct {
 
 const (
 	traceWait  = 3 * time.Second // for the packet, when it was or may be sent
-	maxTraces  = 4 // at a time
+	maxTraces  = 4               // at a time
 	askRetry   = time.Second
 	answerTime = 2 * time.Second // of the datastore
 )

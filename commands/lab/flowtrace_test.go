@@ -39,10 +39,31 @@ func TestTrace(t *testing.T) {
 		})
 	}
 	trace(n1, 0, "WEB DB tcp 5432", "Arrived: tcp from", "1 node1:", "2 node2:", "passed tier security, policy gate, egress rule 2: pass", "accepted by profile db, inbound rule 2: allow tcp from tag web to ports 5432", "at endpoint node2/cni/"+db.ID+"/eth0")
-	trace(n2, 3, "WEB DB tcp 5433", "Dropped: on node2 by profile db, inbound rule 3: reject tcp from tag web to ports 5433")
-	trace(n2, 3, "WEB DB tcp 5434", "Dropped: on node2 by", "no inbound rule allows it")
-	trace(n1, 3, "WEB DB6 tcp 6001", "Dropped: on node1 by tier security, policy gate, egress rule 1: deny tcp to ports 6001")
+	trace(n2, 3, "WEB DB tcp 5433", "Dropped: on node2, by profile db, inbound rule 3: reject tcp from tag web to ports 5433")
+	trace(n2, 3, "WEB DB tcp 5434", "Dropped: on node2, no inbound rule allows it")
+	trace(n1, 3, "WEB DB6 tcp 6001", "Dropped: on node1, by tier security, policy gate, egress rule 1: deny tcp to ports 6001")
 	trace(n1, 0, "WEB NEAR tcp 5432", "Arrived:", "of node1\n")
 	trace(n1, 0, "node2 DB", "Arrived: icmp", "Sender: answered")
 	trace(n1, 0, "WEB DB sctp 9", "Arrived: sctp")
+
+	// What netctl allows another table rejects.
+	netlab.Must(t, n2, "nft", "add table inet guard; add chain inet guard late { type filter hook forward priority 10; policy accept; }; add rule inet guard late ct state established accept; add rule inet guard late ip daddr 192.0.2.1 drop; add rule inet guard late counter reject")
+	trace(n1, 3, "WEB DB tcp 5432", "THE KERNEL AND THE RULES DISAGREE: by the datastore's rules it is allowed, and it was dropped", "Dropped: on node2, by rule 3 of chain inet guard late")
+	netlab.Until(t, patience, "what explain and status say", func() string {
+		out, _ := exitOf(t, n1, "netctl", "explain", web.ID, db.ID, "tcp", "5432")
+		return map[bool]string{false: out}[strings.Contains(out, "Note: node2: chain inet guard late (forward, priority 10) ends with reject")]
+	})
+	if out, code := exitOf(t, n1, "netctl", "explain", web.ID, db.ID, "tcp", "5432"); code != 0 || !strings.Contains(out, "Note: node2: chain inet guard late") {
+		t.Errorf("explain: %d\n%s", code, out)
+	}
+	if out, code := exitOf(t, n2, "netctl", "status"); code != 3 || !strings.Contains(out, "chain inet guard late") {
+		t.Errorf("status:\n%s", out)
+	}
+	netlab.Must(t, n2, "nft", "delete", "table", "inet", "guard")
+
+	for _, h := range l.Hosts[:2] {
+		if out := netlab.Must(t, h, "nft", "list", "tables"); strings.Contains(out, "trace") {
+			t.Errorf("left on %s:\n%s", h.Name, out)
+		}
+	}
 }
