@@ -40,7 +40,7 @@ func remotes() map[string]remote {
 	}
 	return map[string]remote{
 		"apply": manifests, "create": manifests, "replace": manifests, "delete": manifests,
-		"get": look, "status": look, "history": look, "events": look, "undo": admin,
+		"get": look, "status": look, "history": look, "events": look, "undo": admin, "confirm": operate,
 		"backup":  {Rights: look.Rights, here: true},
 		"restore": {Rights: admin.Rights, reads: true},
 

@@ -3,7 +3,6 @@ package commands
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/big"
@@ -20,7 +19,6 @@ import (
 const (
 	traceReady = 3 * time.Second
 	traceTold  = 6 * time.Second
-	traceLook  = 20 * time.Millisecond
 )
 
 // flowTrace is what the kernels did with a packet, as it is printed.
@@ -187,28 +185,12 @@ func (x *explainer) flowOf(args []string) (f datastore.TraceFlow, nodes, words [
 
 // askTrace asks the agents of nodes what becomes of the packet of a flow.
 func askTrace(ctx context.Context, store datastore.Store, node string, nodes []string, flow datastore.TraceFlow) (map[string]datastore.Answer, error) {
-	id := make([]byte, 8)
-	if _, err := rand.Read(id); err != nil {
+	q := question{store: store, Ask: datastore.Ask{Nodes: nodes, Trace: &flow}}
+	if err := q.put(ctx, node); err != nil {
 		return nil, err
 	}
-	ask := datastore.Ask{ID: hex.EncodeToString(id), Nodes: nodes, Trace: &flow}
-	key, err := putAsk(ctx, store, datastore.Anybody, ask)
-	if errors.Is(err, datastore.ErrDenied) {
-		key, err = putAsk(ctx, store, node, ask)
-		ask.By = node
-	} else {
-		ask.By = datastore.Anybody
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), traceReady)
-		defer cancel()
-		_, _ = store.Commit(ctx, datastore.Txn{Then: []datastore.Op{{Key: key}}}) // else an agent does
-	}()
-	ready := func(a datastore.Answer) bool { return a.Ready || a.Error != "" }
-	answers, err := awaitAnswers(ctx, store, ask.ID, nodes, traceReady, ready)
+	defer q.remove(ctx)
+	answers, err := q.await(ctx, traceReady, func(a datastore.Answer) bool { return a.Ready || a.Error != "" })
 	if err != nil {
 		return nil, err
 	}
@@ -220,40 +202,11 @@ func askTrace(ctx context.Context, store datastore.Store, node string, nodes []s
 			return nil, fmt.Errorf("%s: %s", n, a.Error)
 		}
 	}
-	ask.Go = true
-	if _, err := putAsk(ctx, store, ask.By, ask); err != nil {
+	q.Go = true
+	if err := q.put(ctx, node); err != nil {
 		return nil, err
 	}
-	told := func(a datastore.Answer) bool { return a.Told || a.Error != "" }
-	return awaitAnswers(ctx, store, ask.ID, nodes, traceTold, told)
-}
-
-func putAsk(ctx context.Context, store datastore.Store, by string, ask datastore.Ask) (key string, err error) {
-	key = datastore.AskKey(by, ask.ID)
-	op, err := datastore.RecordOp(key, ask)
-	if err == nil {
-		_, err = store.Commit(ctx, datastore.Txn{Then: []datastore.Op{op}})
-	}
-	return key, err
-}
-
-// awaitAnswers reads answers until all are as wanted, for a time at most.
-func awaitAnswers(ctx context.Context, store datastore.Store, id string, nodes []string, most time.Duration, wanted func(datastore.Answer) bool) (map[string]datastore.Answer, error) {
-	for until := time.Now().Add(most); ; {
-		answers, err := datastore.ReadAnswers(ctx, store, id, nodes)
-		if err != nil {
-			return nil, err
-		}
-		missing := slices.ContainsFunc(nodes, func(n string) bool { a, ok := answers[n]; return !ok || !wanted(a) })
-		if !missing || time.Now().After(until) {
-			return answers, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(traceLook):
-		}
-	}
+	return q.await(ctx, traceTold, func(a datastore.Answer) bool { return a.Told || a.Error != "" })
 }
 
 // judge says what became of the packet, and whether the model agrees.

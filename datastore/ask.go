@@ -2,6 +2,7 @@ package datastore
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -34,10 +35,18 @@ type Ask struct {
 	Nodes []string `json:"nodes"`
 	// Trace is a flow to be watched in the kernel.
 	Trace *TraceFlow `json:"trace,omitempty"`
+	// Changes are of objects, and what is asked is how many flows they would cut.
+	Changes []AskedChange `json:"changes,omitempty"`
 	// Go says that all of them are ready: the packet may be sent.
 	Go bool `json:"go,omitempty"`
 	// By is whose it is, of its key: a node, or Anybody.
 	By string `json:"-"`
+}
+
+// AskedChange is an object as it would be stored; without Value it is deleted.
+type AskedChange struct {
+	Key   string          `json:"key"`
+	Value json.RawMessage `json:"value,omitempty"`
 }
 
 // TraceFlow is the flow of one packet, and of what may follow it.
@@ -81,6 +90,8 @@ type Answer struct {
 	Sent string `json:"sent,omitempty"`
 	// Answered says that somebody answered it.
 	Answered bool `json:"answered,omitempty"`
+	// Flows is how many Changes would cut.
+	Flows int `json:"flows,omitempty"`
 	// Steps are what it met, in order, and Fate what became of it on the node.
 	Steps []TraceStep `json:"steps,omitempty"`
 	Fate  Fate        `json:"fate,omitempty"`

@@ -32,7 +32,7 @@ type Grant struct {
 
 // readable are the prefixes and keys that nodes read.
 func readable() []string {
-	return []string{Prefix, ReportPrefix, EventsPrefix, HistoryPrefix, AsksPrefix, AnswersPrefix, MembersKey, AuthorityKey}
+	return []string{Prefix, ReportPrefix, EventsPrefix, HistoryPrefix, AsksPrefix, AnswersPrefix, ConfirmsPrefix, MembersKey, AuthorityKey}
 }
 
 // Read judges the reading of a key, or of those from key to before end.

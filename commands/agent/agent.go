@@ -243,11 +243,9 @@ func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
 		links: a.kernel, routes: a.fib, filter: a.nft, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.nft.Denied, counts: a.nft.Counts, counted: a.nft.Dropped, guard: a.guard, forget: a.forgetter.Forget, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
-		beside: append(join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log), control.Task{Name: "keep ways to the datastore's members open", Do: func(ctx context.Context) error {
+		beside: append(append(join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log), control.Task{Name: "keep ways to the datastore's members open", Do: func(ctx context.Context) error {
 			return a.store.FollowRecord(ctx, datastore.MembersKey, a.loop.heardMembers)
-		}}, control.Task{Name: "look for other programs' refusals", Do: a.lookForRefusals}, control.Task{Name: "trace packets", Do: func(ctx context.Context) error {
-			return (&tracer{loop: a.loop, nft: a.nft, store: a.guard.Fence(a.store), log: a.log}).Run(ctx)
-		}}),
+		}}), a.askedTasks()...),
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(serve.Serve(ctx, a.listener, h), errEnded)
 		},

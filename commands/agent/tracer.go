@@ -21,12 +21,12 @@ type tracer struct {
 	nft   *nft.Table
 	store datastore.Store
 	log   *slog.Logger
-	asks  map[string]*asked // by key
-	busy  atomic.Int32      // how many packets are watched
+	asks  map[string]*pendingAsk // by key
+	busy  atomic.Int32           // how many packets are watched
 }
 
-// asked is an Ask that this node has its part in.
-type asked struct {
+// pendingAsk is an Ask that this node has its part in.
+type pendingAsk struct {
 	datastore.Ask
 	stop func()        // takes it back
 	go_  chan struct{} // closed when the packet may be sent
@@ -36,51 +36,20 @@ type asked struct {
 const (
 	traceWait  = 3 * time.Second // for the packet, when it was or may be sent
 	maxTraces  = 4               // at a time
-	askRetry   = time.Second
 	answerTime = 2 * time.Second // of the datastore
 )
 
 // Run follows what is asked until ctx ends.
 func (t *tracer) Run(ctx context.Context) error {
-	t.asks = map[string]*asked{}
-	said := ""
-	for {
-		err := t.follow(ctx)
-		if ctx.Err() != nil {
-			return nil
+	t.asks = map[string]*pendingAsk{}
+	return besides{store: t.store, prefix: datastore.AsksPrefix, log: t.log, hear: t.hear, listed: func(there map[string]bool) {
+		for key, a := range t.asks {
+			if !there[key] {
+				a.stop()
+				delete(t.asks, key)
+			}
 		}
-		if text := fmt.Sprint(err); text != said {
-			said = text
-			t.log.Debug("nobody can ask for a trace for now", "error", err)
-		}
-		if !pause(ctx, askRetry) {
-			return nil
-		}
-	}
-}
-
-func (t *tracer) follow(ctx context.Context) error {
-	snap, err := t.store.List(ctx, datastore.AsksPrefix)
-	if err != nil {
-		return err
-	}
-	there := map[string]bool{}
-	for _, e := range snap.Entries {
-		there[e.Key] = true
-		t.hear(ctx, e)
-	}
-	for key, a := range t.asks {
-		if !there[key] {
-			a.stop()
-			delete(t.asks, key)
-		}
-	}
-	return t.store.Watch(ctx, []string{datastore.AsksPrefix}, snap.Revision, func(b datastore.Batch) error {
-		for _, e := range b.Events {
-			t.hear(ctx, e)
-		}
-		return nil
-	})
+	}}.run(ctx)
 }
 
 // hear takes an Ask that came, changed, or went.
@@ -94,12 +63,12 @@ func (t *tracer) hear(ctx context.Context, e datastore.Entry) {
 		return
 	}
 	ask, err := datastore.DecodeAsk(e)
-	if err != nil || ask.Trace == nil || !slices.Contains(ask.Nodes, t.loop.cfg.Node) {
+	if err != nil || ask.Trace == nil && ask.Changes == nil || !slices.Contains(ask.Nodes, t.loop.cfg.Node) {
 		return
 	}
 	if a == nil {
 		life, stop := context.WithTimeout(ctx, datastore.AskLife)
-		a = &asked{Ask: ask, stop: stop, go_: make(chan struct{})}
+		a = &pendingAsk{Ask: ask, stop: stop, go_: make(chan struct{})}
 		t.asks[e.Key] = a
 		old := ask.Go // what is asked was done, or is too late
 		t.loop.spawn(func(context.Context) error {
@@ -145,10 +114,19 @@ func (t *tracer) tell(ctx context.Context, id string, a datastore.Answer) {
 }
 
 // answer watches the packet of an Ask, and sends it.
-func (t *tracer) answer(ctx context.Context, a *asked) {
+func (t *tracer) answer(ctx context.Context, a *pendingAsk) {
 	defer t.busy.Add(-1)
 	if t.busy.Add(1) > maxTraces {
-		t.tell(ctx, a.ID, datastore.Answer{Error: "too many traces at a time"})
+		t.tell(ctx, a.ID, datastore.Answer{Error: "too much is asked at a time"})
+		return
+	}
+	if a.Trace == nil {
+		out := datastore.Answer{Ready: true, Told: true}
+		var err error
+		if out.Flows, err = t.wouldCut(ctx, a.Changes); err != nil {
+			out.Error = oneLine(err.Error())
+		}
+		t.tell(ctx, a.ID, out)
 		return
 	}
 	trace, send, err := t.arm(ctx, a)
@@ -192,7 +170,7 @@ func (t *tracer) answer(ctx context.Context, a *asked) {
 }
 
 // arm has the kernel watch, and opens where the packet is sent from (nil: elsewhere).
-func (t *tracer) arm(ctx context.Context, a *asked) (trace *nft.Trace, send *probe, err error) {
+func (t *tracer) arm(ctx context.Context, a *pendingAsk) (trace *nft.Trace, send *probe, err error) {
 	if a.Trace.From == t.loop.cfg.Node {
 		if a.By != datastore.Anybody && a.By != t.loop.cfg.Node {
 			return nil, nil, fmt.Errorf("%s does not send packets for %s: trace on %s itself, or on a member of the datastore", t.loop.cfg.Node, a.By, t.loop.cfg.Node)

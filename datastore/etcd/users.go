@@ -97,7 +97,7 @@ func (s *Store) entitle(ctx context.Context, node string, extras []string) error
 		return &authpb.Permission{PermType: authpb.READWRITE, Key: []byte(key)}
 	}
 	err := s.role(ctx, nodesRole, read(datastore.Prefix), read(datastore.ReportPrefix), read(datastore.EventsPrefix), read(datastore.HistoryPrefix),
-		read(datastore.AsksPrefix), read(datastore.AnswersPrefix),
+		read(datastore.AsksPrefix), read(datastore.AnswersPrefix), read(datastore.ConfirmsPrefix),
 		read(datastore.MembersKey), read(datastore.AuthorityKey), write(datastore.KindPrefix(datastore.KindBlock)))
 	if err != nil {
 		return err

@@ -1,0 +1,75 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"netctl/commands/control"
+	"netctl/datastore"
+)
+
+// askedTasks look at what is beside the model, and at other programs' packet filters.
+func (a *agent) askedTasks() []control.Task {
+	return []control.Task{
+		{Name: "look for other programs' refusals", Do: a.lookForRefusals},
+		{Name: "trace packets", Do: func(ctx context.Context) error {
+			return (&tracer{loop: a.loop, nft: a.nft, store: a.guard.Fence(a.store), log: a.log}).Run(ctx)
+		}},
+		{Name: "take back what nobody confirms", Do: func(ctx context.Context) error {
+			who := datastore.HistoryRecord{User: "agent", Host: a.cfg.Node, Node: a.cfg.Node, Command: "netctl agent: nobody confirmed a change"}
+			return (&keeper{node: a.cfg.Node, store: &datastore.Recorder{Store: a.guard.Fence(a.store), Who: who}, spawn: a.loop.spawn, log: a.log}).Run(ctx)
+		}},
+	}
+}
+
+// besideRetry is after how long a prefix beside the model is followed again.
+const besideRetry = time.Second
+
+// besides are entries beside the model that a task of the agent follows, until ctx ends.
+type besides struct {
+	store  datastore.Store
+	prefix string
+	log    *slog.Logger
+	// hear takes an entry that is there, or changed (nil Value: it went), and listed all
+	// keys that are there.
+	hear   func(ctx context.Context, e datastore.Entry)
+	listed func(there map[string]bool)
+}
+
+func (b besides) run(ctx context.Context) error {
+	said := ""
+	for {
+		err := b.follow(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if text := fmt.Sprint(err); text != said {
+			said = text
+			b.log.Debug("not followed for now", "prefix", b.prefix, "error", err)
+		}
+		if !pause(ctx, besideRetry) {
+			return nil
+		}
+	}
+}
+
+func (b besides) follow(ctx context.Context) error {
+	snap, err := b.store.List(ctx, b.prefix)
+	if err != nil {
+		return err
+	}
+	there := map[string]bool{}
+	for _, e := range snap.Entries {
+		there[e.Key] = true
+		b.hear(ctx, e)
+	}
+	b.listed(there)
+	return b.store.Watch(ctx, []string{b.prefix}, snap.Revision, func(batch datastore.Batch) error {
+		for _, e := range batch.Events {
+			b.hear(ctx, e)
+		}
+		return nil
+	})
+}
