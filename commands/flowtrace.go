@@ -206,7 +206,8 @@ func askTrace(ctx context.Context, store datastore.Store, node string, nodes []s
 	if err := q.put(ctx, node); err != nil {
 		return nil, err
 	}
-	return q.await(ctx, traceTold, func(a datastore.Answer) bool { return a.Told || a.Error != "" })
+	return q.await(ctx, traceTold, func(a datastore.Answer) bool { return a.Told || a.Error != "" },
+		func(a datastore.Answer) bool { return a.Fate != datastore.Forwarded }) // it goes no farther
 }
 
 // judge says what became of the packet, and whether the model agrees.

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"slices"
 	"time"
 
 	"netctl/datastore"
@@ -52,14 +51,21 @@ func (q *question) remove(ctx context.Context) {
 	_, _ = q.store.Commit(ctx, datastore.Txn{Then: []datastore.Op{{Key: datastore.AskKey(q.By, q.ID)}}})
 }
 
-// await reads answers until all are as wanted, for a time at most.
-func (q *question) await(ctx context.Context, most time.Duration, wanted func(datastore.Answer) bool) (map[string]datastore.Answer, error) {
+// await reads answers until those of all nodes are as wanted, or enough in their order, for
+// a time at most.
+func (q *question) await(ctx context.Context, most time.Duration, wanted func(datastore.Answer) bool, enough ...func(datastore.Answer) bool) (map[string]datastore.Answer, error) {
 	for until := time.Now().Add(most); ; {
 		answers, err := datastore.ReadAnswers(ctx, q.store, q.ID, q.Nodes)
 		if err != nil {
 			return nil, err
 		}
-		missing := slices.ContainsFunc(q.Nodes, func(n string) bool { a, ok := answers[n]; return !ok || !wanted(a) })
+		missing := false
+		for _, n := range q.Nodes {
+			a, ok := answers[n]
+			if missing = !ok || !wanted(a); missing || len(enough) > 0 && enough[0](a) {
+				break
+			}
+		}
 		if !missing || time.Now().After(until) {
 			return answers, nil
 		}

@@ -34,9 +34,9 @@ type pendingAsk struct {
 }
 
 const (
-	traceWait  = 3 * time.Second // for the packet, when it was or may be sent
-	maxTraces  = 4               // at a time
-	answerTime = 2 * time.Second // of the datastore
+	traceWait  = 1500 * time.Millisecond // for the packet, when it was or may be sent
+	maxTraces  = 4                       // at a time
+	answerTime = 2 * time.Second         // of the datastore
 )
 
 // Run follows what is asked until ctx ends.
