@@ -219,7 +219,7 @@ func newConfirmCommand(a *app) *cobra.Command {
 		Short: "Keep a change that was made with --confirm",
 		Long: "Keep a change that was made with --confirm, which would be taken back else. Without ID it is the one that waits; if there are several, they are\n" +
 			"listed. The agents take a change back, also when the command that made it, or its connection, is gone. What somebody else changed meanwhile stays.",
-		Example: "  netctl apply -f policies.yaml --confirm 60s && netctl confirm",
+		Example: "  netctl apply -f policies.yaml --confirm 60s && netctl confirm\n  netctl confirm 3fb2c07a",
 		Args:    cobra.MaximumNArgs(1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.confirm(cmd.Context(), args) },
 	}

@@ -212,7 +212,7 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 		"completion": "no datastore", "lab up": "no datastore", "lab down": "no datastore", "lab exec": "no datastore", "lab status": "no datastore",
 		"endpoint add": "asks the agent", "hook": "asks the agent", "endpoint remove": "asks the agent", "route show": "the kernel, or blocks and endpoints of --node",
 		"route trace": "the kernel, and who may have the address: nodes, pools, blocks, endpoints and peers",
-		"policy test": "as explain", "policy counters": "asks the agent", "policy promote": "policies by name, and what `policy create` reads", "policy stage": "as policy promote", "policy suggest": "as explain", "drops": "as explain, each second at most",
+		"policy test": "as explain", "trace": "as explain, and asks agents", "confirm": "changes that wait, which are few", "policy counters": "asks the agent", "policy promote": "policies by name, and what `policy create` reads", "policy stage": "as policy promote", "policy suggest": "as explain", "drops": "as explain, each second at most",
 		"ipam info": "as pool show -o wide", "ipam release": "as pool show -o wide",
 		"node drain": "refuses a node with endpoints", "node rotate-key": "refuses a node without a key", "bgp routes": "asks the speaker", "bgp session": "asks the speaker",
 		"node remove": "changes what others need here", "pool remove": "as node remove", "network remove": "as profile remove", "pool range": "as pool add", "help": "",

@@ -40,6 +40,9 @@ func judgedObjects(view *datastore.View) (list []datastore.Object) {
 // tellEffect says of plans between which endpoints they change what passes, and how many
 // flows they would cut.
 func (a *app) tellEffect(ctx context.Context, store datastore.Store, before []datastore.Object, view *datastore.View, plans []planned) error {
+	if len(view.Endpoints()) == 0 {
+		return nil
+	}
 	c := ui.Compare(ctx, before, judgedObjects(view))
 	if err := a.print(comparisonText(c)); err != nil {
 		return err
@@ -106,10 +109,7 @@ func (a *app) wouldCut(ctx context.Context, store datastore.Store, view *datasto
 			q.Nodes = append(q.Nodes, e.Spec.Node)
 		}
 	}
-	switch {
-	case len(q.Nodes) == 0:
-		return "Flows that would be cut: none, there is no endpoint\n", nil
-	case size > datastore.AskBytes*3/4:
+	if size > datastore.AskBytes*3/4 {
 		return "Flows that would be cut: not known, the change is too large to be asked about\n", nil
 	}
 	slices.Sort(q.Nodes)

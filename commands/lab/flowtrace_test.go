@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"regexp"
@@ -47,6 +48,12 @@ func TestTrace(t *testing.T) {
 	trace(n1, 0, "WEB NEAR tcp 5432", "Arrived:", "of node1\n")
 	trace(n1, 0, "node2 DB", "Arrived: icmp", "Sender: answered")
 	trace(n1, 0, "WEB DB sctp 9", "Arrived: sctp")
+
+	expected := fmt.Sprintf("allow %s %s tcp 5432\ndeny %[1]s %[2]s tcp 5434\n", web.ID, db.ID)
+	out, err := n1.Exec(t.Context(), netlab.Cmd{Args: []string{"netctl", "policy", "test", "-", "--live"}, Stdin: expected})
+	if err != nil || strings.Count(out, "ok     ") != 2 {
+		t.Errorf("policy test --live: %v\n%s", err, out)
+	}
 
 	// What netctl allows another table rejects.
 	netlab.Must(t, n2, "nft", "add table inet guard; add chain inet guard late { type filter hook forward priority 10; policy accept; }; add rule inet guard late ct state established accept; add rule inet guard late ip daddr 192.0.2.1 drop; add rule inet guard late counter reject")
