@@ -70,7 +70,7 @@ func (n tracedNode) lines() (list []string) {
 			list, said = append(list, head+":"), head
 			fallthrough
 		case rule:
-			list = append(list, "  "+stepVerdict(s)+" "+stepWords(s))
+			list = append(list, "  "+strings.Replace(stepVerdict(s)+" "+stepWords(s), " by because ", ": ", 1))
 		}
 	}
 	return list
@@ -109,6 +109,8 @@ func stepWords(s datastore.TraceStep) string {
 		return s.Rule.String()
 	case s.Position == 0:
 		return fmt.Sprintf("the policy of chain %s %s", s.Table, s.Chain)
+	case s.Comment != "" && s.Table == ours:
+		return "because " + s.Comment
 	case s.Comment != "":
 		return fmt.Sprintf("rule %d of chain %s %s: %s", s.Position, s.Table, s.Chain, s.Comment)
 	}

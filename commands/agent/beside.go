@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -24,8 +25,12 @@ func (a *agent) askedTasks() []control.Task {
 	}
 }
 
-// besideRetry is after how long a prefix beside the model is followed again.
-const besideRetry = time.Second
+// besideRetry is after how long a prefix beside the model is followed again, besideDenied
+// where the node has no right to.
+const (
+	besideRetry  = time.Second
+	besideDenied = 5 * time.Minute
+)
 
 // besides are entries beside the model that a task of the agent follows, until ctx ends.
 type besides struct {
@@ -49,7 +54,11 @@ func (b besides) run(ctx context.Context) error {
 			said = text
 			b.log.Debug("not followed for now", "prefix", b.prefix, "error", err)
 		}
-		if !pause(ctx, besideRetry) {
+		wait := besideRetry
+		if errors.Is(err, datastore.ErrDenied) { // an older member of the datastore, or an external one
+			wait = besideDenied
+		}
+		if !pause(ctx, wait) {
 			return nil
 		}
 	}
