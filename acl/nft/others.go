@@ -62,18 +62,18 @@ func BaseChains(prefix string) (list []BaseChain, err error) {
 }
 
 // judge says how the chain ends by its rules and policy.
-func (b *BaseChain) judge(rules []*nftables.Rule, prefix string) {
-	b.Surely = true
+func (c *BaseChain) judge(rules []*nftables.Rule, prefix string) {
+	c.Surely = true
 	for _, r := range rules {
 		in, out := accepts(r.Exprs, prefix)
-		b.In, b.Out = b.In || in, b.Out || out
-		if b.Refuses = refuses(r.Exprs); b.Refuses != "" {
+		c.In, c.Out = c.In || in, c.Out || out
+		if c.Refuses = refuses(r.Exprs); c.Refuses != "" {
 			return // nothing comes behind it
 		}
-		b.Surely = b.Surely && !mayAccept(r.Exprs)
+		c.Surely = c.Surely && !mayAccept(r.Exprs)
 	}
-	if b.Drop {
-		b.Refuses = "drop"
+	if c.Drop {
+		c.Refuses = "drop"
 	}
 }
 

@@ -190,6 +190,7 @@ func (tr *Trace) Follow(ctx context.Context) (steps []Step, fate datastore.Fate,
 			done = one.ends
 		}
 	}
+	lost = lost || len(list) == maxSteps
 	fate = fateOf(list)
 	steps, err = tr.describe(list)
 	return steps, fate, lost, err

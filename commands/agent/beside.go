@@ -52,7 +52,7 @@ func (b besides) run(ctx context.Context) error {
 		}
 		if text := fmt.Sprint(err); text != said {
 			said = text
-			b.log.Debug("not followed for now", "prefix", b.prefix, "error", err)
+			b.log.Debug("not followed for now", "key", b.prefix, "error", err)
 		}
 		wait := besideRetry
 		if errors.Is(err, datastore.ErrDenied) { // an older member of the datastore, or an external one

@@ -28,9 +28,9 @@ type tracer struct {
 // pendingAsk is an Ask that this node has its part in.
 type pendingAsk struct {
 	datastore.Ask
-	stop func()        // takes it back
-	go_  chan struct{} // closed when the packet may be sent
-	gone bool          // go_ is closed
+	stop  func()        // takes it back
+	send  chan struct{} // closed when the packet may be sent
+	begun bool          // send is closed
 }
 
 const (
@@ -68,7 +68,7 @@ func (t *tracer) hear(ctx context.Context, e datastore.Entry) {
 	}
 	if a == nil {
 		life, stop := context.WithTimeout(ctx, datastore.AskLife)
-		a = &pendingAsk{Ask: ask, stop: stop, go_: make(chan struct{})}
+		a = &pendingAsk{Ask: ask, stop: stop, send: make(chan struct{})}
 		t.asks[e.Key] = a
 		old := ask.Go // what is asked was done, or is too late
 		t.loop.spawn(func(context.Context) error {
@@ -81,9 +81,9 @@ func (t *tracer) hear(ctx context.Context, e datastore.Entry) {
 			return nil
 		})
 	}
-	if ask.Go && !a.gone {
-		a.gone = true
-		close(a.go_)
+	if ask.Go && !a.begun {
+		a.begun = true
+		close(a.send)
 	}
 }
 
@@ -142,7 +142,7 @@ func (t *tracer) answer(ctx context.Context, a *pendingAsk) {
 	select {
 	case <-ctx.Done():
 		return
-	case <-a.go_:
+	case <-a.send:
 	}
 	out := datastore.Answer{Ready: true, Told: true}
 	within, cancel := context.WithTimeout(ctx, traceWait)

@@ -38,7 +38,9 @@ type Comparison struct {
 const World = "world"
 
 // worldAddresses are for documentation (RFC 5737, RFC 3849).
-var worldAddresses = []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}
+func worldAddresses() []netip.Addr {
+	return []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}
+}
 
 // Compare judges what endpoints that are there before and after may send each other, and
 // the world: those that no rule tells apart once, for judgeTime.
@@ -86,7 +88,7 @@ func newCluster(objects []datastore.Object) *cluster {
 
 // likes are the endpoints of both that no rule of either tells apart, and the world.
 func likes(was, is *cluster) (list []Group) {
-	world := &datastore.Endpoint{Metadata: datastore.Metadata{Name: World}, Spec: datastore.EndpointSpec{Addresses: worldAddresses}}
+	world := &datastore.Endpoint{Metadata: datastore.Metadata{Name: World}, Spec: datastore.EndpointSpec{Addresses: worldAddresses()}}
 	was.endpoints[World], is.endpoints[World] = world, world
 	wanted, wants := was.asked(), is.asked()
 	found := map[string]*Group{}
