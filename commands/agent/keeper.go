@@ -66,7 +66,7 @@ func (k *keeper) hear(ctx context.Context, e datastore.Entry) {
 		k.log.Warn("entry of the datastore not used", "key", e.Key, "error", err)
 		return
 	}
-	if len(u.Changes) == 0 && !slices.Contains(u.Keepers, k.node) {
+	if len(u.Changes)+len(u.Keepers) == 0 {
 		k.claim(ctx, e, u)
 	}
 	wait := min(max(time.Duration(u.Seconds)*time.Second, time.Second), datastore.ConfirmMost)
@@ -84,7 +84,7 @@ func (k *keeper) hear(ctx context.Context, e datastore.Entry) {
 }
 
 // claim says that this agent may take the change back, if it may: whoever wants to make one
-// waits for that.
+// waits for that. One does, so that the record stays as whoever waits has read it.
 func (k *keeper) claim(ctx context.Context, e datastore.Entry, u datastore.Unconfirmed) {
 	ctx, cancel := context.WithTimeout(ctx, keeperTime)
 	defer cancel()
