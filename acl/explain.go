@@ -119,3 +119,23 @@ func (e Explanation) Passed() []Asked {
 	}
 	return slices.DeleteFunc(slices.Clone(e.Asked), func(a Asked) bool { return a.RulePlace == *e.By })
 }
+
+// Placed is a rule of a chain, and the rule of the model that it comes of.
+type Placed struct {
+	Rule  Rule
+	Place datastore.RulePlace
+}
+
+// Placed are the rules of a chain that come of rules of the model.
+func (x *Index) Placed(chain string) (list []Placed) {
+	c := x.chains[chain]
+	if c == nil {
+		return nil
+	}
+	for i, from := range c.program.origins {
+		if from.rule != nil {
+			list = append(list, Placed{c.program.rules[i], from.place(c.direction)})
+		}
+	}
+	return list
+}

@@ -40,7 +40,7 @@ func remotes() map[string]remote {
 	}
 	return map[string]remote{
 		"apply": manifests, "create": manifests, "replace": manifests, "delete": manifests,
-		"get": look, "status": look, "history": look, "events": look, "undo": admin,
+		"get": look, "status": look, "history": look, "events": look, "undo": admin, "confirm": operate,
 		"backup":  {Rights: look.Rights, here: true},
 		"restore": {Rights: admin.Rights, reads: true},
 
@@ -61,7 +61,7 @@ func remotes() map[string]remote {
 		"tier show": look, "tier create": operate, "tier remove": operate,
 		"networkset show": look, "networkset create": operate, "networkset remove": operate, "networkset cidr add": operate, "networkset cidr remove": operate,
 		"hostendpoint show": look, "hostendpoint create": admin, "hostendpoint remove": admin,
-		"explain":       look,
+		"explain": look, "trace": operate,
 		"endpoint show": look, "endpoint add": operate, "endpoint remove": operate,
 		"endpoint profile show": look, "endpoint profile append": operate, "endpoint profile remove": operate, "endpoint profile set": operate,
 		"ipam show": look, "ipam info": look, "ipam release": admin, "ipam check": raised(datastore.APIOperate, "repair"),

@@ -74,10 +74,15 @@ func (a *app) writeAndTell(cmd *cobra.Command, list []manifest, mode writeMode, 
 	if err != nil {
 		return err
 	}
-	view, err := a.list(cmd.Context(), s, neededToWrite(list))
+	n := neededToWrite(list)
+	if slices.ContainsFunc(list, func(m manifest) bool { return slices.Contains(judgedKinds(), m.object.Kind()) }) {
+		n.all(judgedKinds()...)
+	}
+	view, err := a.list(cmd.Context(), s, n)
 	if err != nil {
 		return err
 	}
+	before := judgedObjects(view)
 	slices.SortStableFunc(list, func(x, y manifest) int { return kindRank(x.object) - kindRank(y.object) })
 	plans, err := planWrite(view, list, mode)
 	if err != nil {
@@ -87,6 +92,9 @@ func (a *app) writeAndTell(cmd *cobra.Command, list []manifest, mode writeMode, 
 		if err := a.tell(p, " (dry run)"); err != nil {
 			return err
 		}
+	}
+	if judges(plans) {
+		return a.tellEffect(cmd.Context(), s, before, view, plans)
 	}
 	return nil
 }

@@ -17,6 +17,22 @@ const patience = time.Second
 
 // store opens the cluster's datastore once; run closes it. It need not answer.
 func (a *app) store(ctx context.Context) (clusterStore, error) {
+	s, err := a.open(ctx)
+	if err != nil || a.confirming == nil {
+		return s, err
+	}
+	set, err := a.settings()
+	if err != nil {
+		return nil, err
+	}
+	who := whoRuns(set, a.args)
+	if a.caller != nil {
+		who.User, who.Command = a.caller.name, "api "+a.caller.does
+	}
+	return confirmedStore{s, a.confirming, who}, nil
+}
+
+func (a *app) open(ctx context.Context) (clusterStore, error) {
 	if a.opened != nil {
 		return a.opened, nil
 	}

@@ -94,6 +94,7 @@ func newExplainCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		out.Notes = append(out.Notes, a.refusalsOn(cmd.Context(), out.Source.Node, out.Destination.Node)...)
 		if f.manifests() {
 			err = a.showPlain(*f, out)
 		} else {

@@ -4,10 +4,11 @@ import "github.com/spf13/cobra"
 
 // nouns are the commands that show and change the cluster.
 func nouns(a *app) []*cobra.Command {
-	return []*cobra.Command{
+	list := []*cobra.Command{
 		newApplyCommand(a),
 		newBackupCommand(a),
 		newBGPCommand(a),
+		newConfirmCommand(a),
 		newCreateCommand(a),
 		newDeleteCommand(a),
 		newDiagsCommand(a),
@@ -33,8 +34,13 @@ func nouns(a *app) []*cobra.Command {
 		newRestoreCommand(a),
 		newRouteCommand(a),
 		newStatusCommand(a),
+		newTraceCommand(a),
 		newTierCommand(a),
 		newTokenCommand(a),
 		newUndoCommand(a),
 	}
+	for _, cmd := range list {
+		addConfirms(a, cmd)
+	}
+	return list
 }

@@ -14,7 +14,7 @@ import (
 
 func newPolicyTestCommand(a *app) *cobra.Command {
 	var manifests []string
-	var offline, staged bool
+	var offline, staged, live bool
 	var junit string
 	cmd := &cobra.Command{
 		Use:   "test FILE",
@@ -22,7 +22,8 @@ func newPolicyTestCommand(a *app) *cobra.Command {
 		Long: "Hold what the rules say against what is expected. FILE (- is stdin) has one expectation a line; # begins a comment:\n" +
 			"    (allow|deny) SRC DST [PROTO [PORT]]\n" +
 			"SRC, DST, PROTO and PORT are those of `netctl explain`; without PORT, or PROTO, all of them have to fare so. --manifest adds objects to what the\n" +
-			"datastore has, or puts them in the place of those of the same name: what would be if they were applied. --offline asks no datastore.",
+			"datastore has, or puts them in the place of those of the same name: what would be if they were applied. --offline asks no datastore.\n" +
+			"--live sends a packet for each, as `netctl trace` does, and says what became of it in the kernels of the nodes.",
 		Example: "  netctl policy test expected.txt\n  netctl policy test expected.txt --manifest policies.yaml --offline --junit report.xml",
 		Args:    cobra.ExactArgs(1),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
@@ -37,11 +38,22 @@ func newPolicyTestCommand(a *app) *cobra.Command {
 	cmd.Flags().StringSliceVar(&manifests, "manifest", nil, "`file` of objects to test with; may be repeated")
 	cmd.Flags().BoolVar(&offline, "offline", false, "take nothing from the datastore")
 	cmd.Flags().BoolVar(&staged, "staged", false, "take staged policies for being in force")
+	cmd.Flags().BoolVar(&live, "live", false, "send packets, as netctl trace does")
 	cmd.Flags().StringVar(&junit, "junit", "", "`file` to write a JUnit report to")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if live && (offline || staged || len(manifests) > 0) {
+			return usage("--live: packets meet the rules that are in force: leave --offline, --staged and --manifest out")
+		}
 		expected, err := a.readExpectations(cmd.Context(), args[0])
 		if err != nil {
 			return err
+		}
+		if live {
+			var results []testResult
+			for _, e := range expected {
+				results = append(results, e.send(cmd.Context(), a))
+			}
+			return a.showResults(*f, results, junit)
 		}
 		s, err := a.settings()
 		if err != nil {
@@ -173,6 +185,25 @@ func (e expectation) hold(ctx context.Context, x *explainer) testResult {
 		}
 	}
 	out.Why = strings.Join(why, "; ")
+	return out
+}
+
+// send is what becomes of a packet beside what is expected of it.
+func (e expectation) send(ctx context.Context, a *app) testResult {
+	out := testResult{Line: e.line, Expectation: e.text}
+	t, err := a.trace(ctx, e.words)
+	switch {
+	case err != nil:
+		out.Error = oneLine(err)
+	case t.Verdict == traceUnknown:
+		out.Error = t.End
+	default:
+		out.Got, out.Why = verdictDenied, t.End
+		if t.Verdict == traceArrived {
+			out.Got = verdictAllowed
+		}
+		out.Passed = e.allowed == (out.Got == verdictAllowed)
+	}
 	return out
 }
 

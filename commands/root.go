@@ -26,6 +26,8 @@ type app struct {
 	started bool
 	loaded  *settings
 	opened  clusterStore
+	// confirming is set while what is changed is to be confirmed.
+	confirming *confirming
 	// server is the API that does what is asked, once something asked for it.
 	server *api.Client
 	// caller is set where this is an API's, and somebody else asks.

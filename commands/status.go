@@ -56,6 +56,8 @@ type nodeReport struct {
 	Lacks  []string `json:"lacks,omitempty"`
 	// Notes are what may be meant so: rules that name what does not exist.
 	Notes []string `json:"notes,omitempty"`
+	// Refusing are other programs' chains that may refuse what netctl allows.
+	Refusing []string `json:"refusing,omitempty"`
 
 	hangs  bool // the agent is there, but did not answer in time
 	remote bool // known by its reports, which have no numbers of prefixes
@@ -252,7 +254,7 @@ func (r *nodeReport) identity(view *datastore.View, n *datastore.Node) {
 func (r *nodeReport) fromAgent(st control.AgentStatus) {
 	r.Running, r.InSync, r.Started, r.Endpoints, r.Version = true, st.InSync, st.Started, st.Endpoints, st.Version
 	r.Filter, r.Lacks = st.Filter, st.Lacks
-	r.Waiting, r.Taps, r.Closed, r.Notes, r.Limited = st.Waiting, st.Taps, st.Closed, st.Notes, st.Limited
+	r.Waiting, r.Taps, r.Closed, r.Notes, r.Refusing, r.Limited = st.Waiting, st.Taps, st.Closed, st.Notes, st.Refusing, st.Limited
 	if len(r.Addresses) == 0 {
 		r.Addresses = st.Address
 	}
@@ -398,6 +400,9 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 		b.WriteString("\n" + r.familyText(v6, wide, now))
 	}
 	b.WriteString(r.refusedText())
+	if len(r.Refusing) > 0 {
+		b.WriteString("\nOther packet filters, which netctl cannot overrule:\n  " + strings.Join(r.Refusing, "\n  ") + "\n")
+	}
 	if len(r.Notes) > 0 {
 		b.WriteString("\nNamed, and taken for empty:\n  " + strings.Join(r.Notes, "\n  ") + "\n")
 	}

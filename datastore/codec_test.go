@@ -38,7 +38,7 @@ func samples() []Object {
 		&Node{Metadata{Name: "slave", Labels: map[string]string{"rack": "A 1"}},
 			NodeSpec{[]netip.Prefix{cidr("192.168.99.102/24"), cidr("fd00:99::2/64")}, 64512, &Reflector{ReflectorAlways, addr("1.2.3.4"), "rack == 'A'"}, &Drain{"new disks", true}, "QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE="},
 			NodeStatus{"ab12", "1.0.0", 1, []netip.Prefix{cidr("192.168.99.0/24")}, when, []Tunnel{{TunnelVXLAN, "02:00:00:00:00:01", "key", true}}}},
-		&Report{Metadata{Name: "slave/agent"}, ReportStatus{Seen: when, Started: when, Problems: []string{"drift"}, Behind: true, Endpoints: 3,
+		&Report{Metadata{Name: "slave/agent"}, ReportStatus{Seen: when, Started: when, Problems: []string{"drift"}, Refusing: []string{"chain inet corp late"}, Behind: true, Endpoints: 3,
 			Runtimes: []RuntimeStatus{{"docker", 2, 7, "does not answer", []NetworkState{{"web", NetworkDiffers, "made by hand"}}, 1}}}},
 		&Report{Metadata{Name: "slave/speaker"}, ReportStatus{Seen: when, Bare: true,
 			Sessions: []SessionStatus{{addr("192.168.99.103"), "node-to-node mesh", "up", when, "Established", true, "up", "eth1"}}}},

@@ -32,7 +32,7 @@ type Grant struct {
 
 // readable are the prefixes and keys that nodes read.
 func readable() []string {
-	return []string{Prefix, ReportPrefix, EventsPrefix, HistoryPrefix, MembersKey, AuthorityKey}
+	return []string{Prefix, ReportPrefix, EventsPrefix, HistoryPrefix, AsksPrefix, AnswersPrefix, ConfirmsPrefix, MembersKey, AuthorityKey}
 }
 
 // Read judges the reading of a key, or of those from key to before end.
@@ -98,6 +98,12 @@ func (g Grant) record(op Op, t Txn, at map[string]int64) bool {
 
 func (g Grant) op(op Op, conditional bool, revision int64) error {
 	if own, err := EventsKey(g.Node); err == nil && op.Key == own {
+		return nil
+	}
+	switch {
+	case Under(op.Key, AsksPrefix+g.Node+"/"), Under(op.Key, AnswersPrefix+g.Node+"/"):
+		return nil
+	case Under(op.Key, AsksPrefix) && op.Value == nil: // whoever asked is gone
 		return nil
 	}
 	kind, name, err := ParseKey(op.Key)

@@ -256,7 +256,7 @@ func TestGrantRest(t *testing.T) {
 	g := s.grant()
 	for key, allowed := range map[string]bool{
 		Prefix + "endpoints/n2/cni/a/eth0": true, Prefix + "endpoints/n22/cni/a/eth0": false, Prefix + "endpoints/n1/cni/a/eth0": false,
-		ReportPrefix + "n2/agent": true, ReportPrefix + "n1/agent": false, EventsPrefix + "n2/last": true, EventsPrefix + "n2/x": false, EventsPrefix + "n1/last": false, ClusterKey: false, PoolsKey: false, MembersKey: false, "/x": false,
+		ReportPrefix + "n2/agent": true, ReportPrefix + "n1/agent": false, EventsPrefix + "n2/last": true, EventsPrefix + "n2/x": false, EventsPrefix + "n1/last": false, AsksPrefix + "n2/x": true, AsksPrefix + "n1/x": false, AsksPrefix + Anybody + "/x": false, AnswersPrefix + "n2/x": true, AnswersPrefix + "n1/x": false, ConfirmsPrefix + "x": false, ClusterKey: false, PoolsKey: false, MembersKey: false, "/x": false,
 		Prefix + "endpoints/n2/../n1/cni/a": false, JoinPrefix + "nodes/n2": false, Prefix + "bgpconfigs/default": false,
 	} {
 		if err := g.Write(Txn{Then: []Op{{Key: key, Value: []byte("{}")}}}); (err == nil) != allowed {

@@ -62,7 +62,7 @@ func TestOthersTexts(t *testing.T) {
 	}
 
 	report := &Report{Metadata: Metadata{Name: ReportName("n1", ReportAgent)}, Status: ReportStatus{
-		Seen: time.Unix(1, 0), Problems: []string{evil}, Sessions: []SessionStatus{{Type: evil, State: evil, Reason: evil, BFD: evil, Interface: evil}},
+		Seen: time.Unix(1, 0), Problems: []string{evil}, Refusing: []string{evil}, Sessions: []SessionStatus{{Type: evil, State: evil, Reason: evil, BFD: evil, Interface: evil}},
 		Runtimes: []RuntimeStatus{{Runtime: evil, Error: evil, Wrong: []NetworkState{{Network: evil, State: evil, Reason: evil}}}},
 	}}
 	value, err := Encode(report)
@@ -74,7 +74,7 @@ func TestOthersTexts(t *testing.T) {
 		t.Fatal(err)
 	}
 	text, err := json.Marshal(o)
-	if err != nil || strings.Contains(string(text), `\u001b`) && !strings.Contains(string(text), `\\u001b`) || strings.Contains(string(text), `\n`) || strings.Count(string(text), "a; b") != 11 {
+	if err != nil || strings.Contains(string(text), `\u001b`) && !strings.Contains(string(text), `\\u001b`) || strings.Contains(string(text), `\n`) || strings.Count(string(text), "a; b") != 12 {
 		t.Errorf("%s, %v", text, err)
 	}
 

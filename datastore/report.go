@@ -29,6 +29,9 @@ type ReportStatus struct {
 	Problems []string `json:"problems,omitempty"`
 	// Behind says that the kernel is not what the datastore says. Of the agent only.
 	Behind bool `json:"behind,omitempty"`
+	// Refusing are other programs' chains that refuse what no rule in them accepts, whatever
+	// netctl allows, one line each. Of the agent only.
+	Refusing []string `json:"refusing,omitempty"`
 	// Endpoints is the number of endpoints of the node. Of the agent only.
 	Endpoints int `json:"endpoints,omitempty"`
 	// Runtimes are what the node's container runtimes have of the networks. Of the agent
@@ -53,6 +56,9 @@ func (r *Report) SetDefaults() {
 	st := &r.Status
 	for i := range st.Problems {
 		lines(&st.Problems[i])
+	}
+	for i := range st.Refusing {
+		lines(&st.Refusing[i])
 	}
 	for i := range st.Sessions {
 		s := &st.Sessions[i]

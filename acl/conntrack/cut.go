@@ -253,3 +253,25 @@ func (p *pass) packet(e *entry) (acl.Packet, bool) {
 func (c Cutter) host(a netip.Addr) bool {
 	return slices.Contains(c.Host, a) || a.IsLoopback() || a.Is6() && a.IsLinkLocalUnicast()
 }
+
+// Would counts the flows that Cut would cut, and that the rules of now do not deny. It
+// changes nothing.
+func (c Cutter) Would(by *Conn, now *acl.Ruleset) (n int, err error) {
+	if !c.Rules.Endpoints() {
+		return 0, nil
+	}
+	then, was := &pass{Cutter: c}, &pass{Cutter: c}
+	then.judgeBy(c.Rules)
+	was.judgeBy(now)
+	for _, w := range walks(c.Scope) {
+		if err := by.lister.list(w.family, w.filter, func(e *entry) error {
+			if then.meant(e) && e.status&statusExpected == 0 && then.denies(e) && !was.denies(e) {
+				n++
+			}
+			return nil
+		}); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}

@@ -19,6 +19,10 @@ type BaseChain struct {
 	Priority int32
 	// Drop says that what no rule decides about is dropped.
 	Drop bool
+	// Refuses is how it ends for what no rule accepts: "drop" or "reject"; "": it does not.
+	// Surely says that no rule before that can accept a packet that begins a flow.
+	Refuses string
+	Surely  bool
 	// In and Out say that a rule accepts what comes in, or goes out, by every interface
 	// whose name has the prefix that was asked for.
 	In, Out bool
@@ -47,19 +51,80 @@ func BaseChains(prefix string) (list []BaseChain, err error) {
 			b.Priority = int32(*chain.Priority)
 		}
 		b.Drop = chain.Policy != nil && *chain.Policy == nftables.ChainPolicyDrop
-		if b.Drop {
-			rules, err := c.GetRules(chain.Table, chain)
-			if err != nil {
-				return nil, fmt.Errorf("read nftables chain %s: %w", b, err)
-			}
-			for _, r := range rules {
-				in, out := accepts(r.Exprs, prefix)
-				b.In, b.Out = b.In || in, b.Out || out
-			}
+		rules, err := c.GetRules(chain.Table, chain)
+		if err != nil {
+			return nil, fmt.Errorf("read nftables chain %s: %w", b, err)
 		}
+		b.judge(rules, prefix)
 		list = append(list, b)
 	}
 	return list, nil
+}
+
+// judge says how the chain ends by its rules and policy.
+func (c *BaseChain) judge(rules []*nftables.Rule, prefix string) {
+	c.Surely = true
+	for _, r := range rules {
+		in, out := accepts(r.Exprs, prefix)
+		c.In, c.Out = c.In || in, c.Out || out
+		if c.Refuses = refuses(r.Exprs); c.Refuses != "" {
+			return // nothing comes behind it
+		}
+		c.Surely = c.Surely && !mayAccept(r.Exprs)
+	}
+	if c.Drop {
+		c.Refuses = "drop"
+	}
+}
+
+// refuses is what a rule without a condition does with every packet: "drop", "reject", or "".
+func refuses(rule []expr.Any) string {
+	for _, e := range rule {
+		switch e := e.(type) {
+		case *expr.Counter, *expr.Log:
+		case *expr.Reject:
+			return "reject"
+		case *expr.Target: // of iptables-nft
+			if e.Name == "REJECT" {
+				return "reject"
+			}
+			return ""
+		case *expr.Verdict:
+			if e.Kind == expr.VerdictDrop {
+				return "drop"
+			}
+			return ""
+		default:
+			return ""
+		}
+	}
+	return ""
+}
+
+// mayAccept says whether a rule may let a packet go on that begins a flow: by itself, or in
+// another chain.
+func mayAccept(rule []expr.Any) bool {
+	state := false
+	for _, e := range rule {
+		switch e := e.(type) {
+		case *expr.Ct:
+			state = state || e.Key == expr.CtKeySTATE // established and the like
+		case *expr.Match:
+			state = state || e.Name == "conntrack" || e.Name == "state"
+		case *expr.Lookup:
+			if e.IsDestRegSet { // a verdict map
+				return true
+			}
+		case *expr.Verdict:
+			switch e.Kind {
+			case expr.VerdictAccept:
+				return !state
+			case expr.VerdictJump, expr.VerdictGoto, expr.VerdictReturn:
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // accepts tells whether a rule is nothing but: from, or to, interfaces of the prefix,

@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -68,15 +67,8 @@ func (t *Table) makeTracking() error {
 	if err != nil {
 		return err
 	}
-	for i, m := range batch {
-		if m.Header.Type&0xff == unix.NFT_MSG_NEWTABLE { // the library knows no flags
-			flags := netlink.Attribute{Type: unix.NFTA_TABLE_FLAGS, Data: binary.BigEndian.AppendUint32(nil, tableOwner)}
-			list, err := netlink.MarshalAttributes([]netlink.Attribute{textAttribute(unix.NFTA_TABLE_NAME, trackingTable), flags})
-			if err != nil {
-				return err
-			}
-			batch[i].Data = append(batch[i].Data[:4:4], list...)
-		}
+	if err = own(batch, trackingTable); err != nil {
+		return err
 	}
 	if err = t.keeper.SetDeadline(time.Now().Add(answerTime)); err == nil {
 		err = transmit(t.keeper, batch)

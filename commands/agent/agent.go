@@ -104,6 +104,7 @@ type agent struct {
 	detaches *detaches
 	rehost   chan struct{} // holds one: the host's addresses changed
 	forward  chan struct{} // holds one: look after foreign FORWARD chains
+	foreign  chan struct{} // holds one: look whether others refuse what we allow
 }
 
 // open gets hold of everything that can be missing or taken, and changes
@@ -197,7 +198,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l.recallUnderstood()
 	l.recall()
 	l.spawn = spawn
-	a.rehost, a.forward = make(chan struct{}, 1), make(chan struct{}, 1)
+	a.rehost, a.forward, a.foreign = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	l.changedHost = func() { poke(a.rehost); poke(a.forward) }
 	a.loop = l
 	a.tunnels = &tunneller{loop: l, changed: make(chan struct{}, 1)}
@@ -243,9 +244,9 @@ func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
 		links: a.kernel, routes: a.fib, filter: a.filter, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.filter.Denied, counts: a.filter.Counts, counted: a.filter.Dropped, guard: a.guard, forget: a.forgetter.Forget, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
-		beside: append(join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log), control.Task{Name: "keep ways to the datastore's members open", Do: func(ctx context.Context) error {
+		beside: append(append(join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log), control.Task{Name: "keep ways to the datastore's members open", Do: func(ctx context.Context) error {
 			return a.store.FollowRecord(ctx, datastore.MembersKey, a.loop.heardMembers)
-		}}),
+		}}), a.askedTasks()...),
 		serve: func(ctx context.Context, h http.Handler) error {
 			return cmp.Or(serve.Serve(ctx, a.listener, h), errEnded)
 		},
@@ -290,7 +291,9 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 			return o.filter.Watch(ctx, func() { l.post(func() { l.filtering.resync = true }) })
 		}},
 		{Name: "take away another packet filter", Do: a.move},
-		{Name: "watch other packet filters", Do: func(ctx context.Context) error { return o.filter.WatchOthers(ctx, func() { poke(a.forward) }) }},
+		{Name: "watch other packet filters", Do: func(ctx context.Context) error {
+			return o.filter.WatchOthers(ctx, func() { poke(a.forward); poke(a.foreign) })
+		}},
 		{Name: "watch files", Do: func(ctx context.Context) error {
 			folders := append(slices.Clone(a.folders), a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost), l.filtering.debt.folder(), l.former.file.Folder())
 			return control.WatchFolders(ctx, a.log, folders...)

@@ -164,6 +164,7 @@ func (a *api) status(ctx context.Context, _ struct{}) (s control.AgentStatus, er
 		s = a.loop.status()
 		s.Filter, s.Lacks = a.filter.name, a.filter.lacks
 		s.Notes = few(a.loop.filtering.index.Missing())
+		s.Refusing = few(a.loop.refusing)
 	}); err == nil {
 		s.Limited, err = a.limited(ctx)
 	}

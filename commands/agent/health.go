@@ -33,7 +33,7 @@ func (l *loop) reportStatus(ctx context.Context) (r datastore.ReportStatus, ok b
 	_ = l.do(ctx, func() {
 		l.idle++
 		if ok = l.standing.stage == ready && !l.standing.frozen(); ok {
-			r = datastore.ReportStatus{Started: l.started.UTC().Truncate(time.Second), Problems: l.problemList(), Behind: !l.inSync(), Endpoints: l.endpoints(), Runtimes: l.runtimeStatus()}
+			r = datastore.ReportStatus{Started: l.started.UTC().Truncate(time.Second), Problems: l.problemList(), Refusing: few(l.refusing), Behind: !l.inSync(), Endpoints: l.endpoints(), Runtimes: l.runtimeStatus()}
 		}
 	})
 	return r, ok

@@ -101,6 +101,7 @@ type loop struct {
 	unsettled  map[string]*workload.Record // endpoints that the store has yet to hear of, by name
 	rule       string                      // which rule chose the node's address
 	own        addresses                   // the node's
+	refusing   []string                    // other programs' chains, see lookForRefusals
 
 	spawn func(func(ctx context.Context) error)
 	// enter starts what a complete view asks for first; it ends with ctx and

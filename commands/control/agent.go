@@ -161,8 +161,10 @@ type AgentStatus struct {
 	Problems []string `json:"problems,omitempty"`
 	// Notes are one line each that nothing is wrong by itself with: rules that name what
 	// does not exist.
-	Notes   []string     `json:"notes,omitempty"`
-	Address []netip.Addr `json:"address"`
+	Notes []string `json:"notes,omitempty"`
+	// Refusing are other programs' chains that may refuse what netctl allows.
+	Refusing []string     `json:"refusing,omitempty"`
+	Address  []netip.Addr `json:"address"`
 	// AddressRule says which rule chose the node's address.
 	AddressRule string `json:"addressRule,omitempty"`
 }

@@ -39,7 +39,11 @@ func (c *cluster) court(names []string) *court {
 	for name, p := range c.profiles {
 		x.Apply(datastore.Change{Kind: datastore.KindProfile, Name: name, New: p})
 	}
+	delete(t.links, World) // it is nobody's
 	for name, e := range c.endpoints {
+		if name == World {
+			continue
+		}
 		if link := t.links[name]; link != "" {
 			own := *e
 			own.Spec.Node, own.Spec.Link = here, link
@@ -116,7 +120,13 @@ func (t *court) one(p acl.Packet, k kind, from, to string) Judged {
 	out, in := p, p
 	out.InLink, out.InGroup, out.OutLink = from, group, "away"
 	in.InLink, in.OutLink, in.OutGroup = "away", to, group
-	j := Judged{Family: "IPv4", protocol: k.protocol, ports: k.ports, Outbound: ruling(t.rules.Eval(out)), Inbound: ruling(t.rules.Eval(in))}
+	j := Judged{Family: "IPv4", protocol: k.protocol, ports: k.ports, Outbound: Ruling{Allowed: true}, Inbound: Ruling{Allowed: true}}
+	if from != "" { // else nobody's rules are asked
+		j.Outbound = ruling(t.rules.Eval(out))
+	}
+	if to != "" {
+		j.Inbound = ruling(t.rules.Eval(in))
+	}
 	if p.Src.Is6() {
 		j.Family = "IPv6"
 	}

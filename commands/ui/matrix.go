@@ -99,19 +99,24 @@ func (j *judge) read(ctx context.Context) (*cluster, error) {
 		}
 		c.revision = max(c.revision, revision)
 		for _, o := range objects {
-			switch o := o.(type) {
-			case *datastore.Endpoint:
-				c.endpoints[o.Metadata.Name] = o
-			case *datastore.Profile:
-				c.profiles[o.Metadata.Name] = o
-			case *datastore.Policy:
-				c.policies, c.others = append(c.policies, o), append(c.others, o)
-			default:
-				c.others = append(c.others, o)
-			}
+			c.take(o)
 		}
 	}
 	return c, nil
+}
+
+// take adds an object.
+func (c *cluster) take(o datastore.Object) {
+	switch o := o.(type) {
+	case *datastore.Endpoint:
+		c.endpoints[o.Metadata.Name] = o
+	case *datastore.Profile:
+		c.profiles[o.Metadata.Name] = o
+	case *datastore.Policy:
+		c.policies, c.others = append(c.policies, o), append(c.others, o)
+	case *datastore.Tier, *datastore.NetworkSet:
+		c.others = append(c.others, o)
+	}
 }
 
 // matrix is that of the groups by profiles, or by network.

@@ -23,7 +23,11 @@ const anyProtocol = 253
 
 // traffic parts what one endpoint may send to another by what their rules ask for.
 func (c *cluster) traffic(from, to *datastore.Endpoint) []kind {
-	var rules []datastore.Rule
+	return kindsOf(c.between(from, to), to)
+}
+
+// between are the rules that may be asked of what one endpoint sends to another.
+func (c *cluster) between(from, to *datastore.Endpoint) (rules []datastore.Rule) {
 	for _, name := range from.Spec.Profiles {
 		if p := c.profiles[name]; p != nil {
 			rules = append(rules, p.Spec.Outbound...)
@@ -37,7 +41,11 @@ func (c *cluster) traffic(from, to *datastore.Endpoint) []kind {
 	for _, p := range c.policies { // whether it picks them or not: too many parts are no fault
 		rules = slices.Concat(rules, p.Spec.Egress, p.Spec.Ingress)
 	}
-	var list []kind
+	return rules
+}
+
+// kindsOf parts what an endpoint may be sent by what rules ask for.
+func kindsOf(rules []datastore.Rule, to *datastore.Endpoint) (list []kind) {
 	named := map[uint8]bool{}
 	for _, r := range rules {
 		named[r.Protocol.Number] = r.Protocol.Set || named[r.Protocol.Number]

@@ -97,13 +97,14 @@ func (s *Store) entitle(ctx context.Context, node string, extras []string) error
 		return &authpb.Permission{PermType: authpb.READWRITE, Key: []byte(key)}
 	}
 	err := s.role(ctx, nodesRole, read(datastore.Prefix), read(datastore.ReportPrefix), read(datastore.EventsPrefix), read(datastore.HistoryPrefix),
+		read(datastore.AsksPrefix), read(datastore.AnswersPrefix), read(datastore.ConfirmsPrefix),
 		read(datastore.MembersKey), read(datastore.AuthorityKey), write(datastore.KindPrefix(datastore.KindBlock)))
 	if err != nil {
 		return err
 	}
 	own := []*authpb.Permission{
 		write(datastore.KindPrefix(datastore.KindNode) + node), write(datastore.KindPrefix(datastore.KindEndpoint) + node + "/"), write(datastore.ReportPrefix + node + "/"),
-		write(datastore.EventsPrefix + node + "/"),
+		write(datastore.EventsPrefix + node + "/"), write(datastore.AsksPrefix + node + "/"), write(datastore.AnswersPrefix + node + "/"),
 	}
 	for _, extra := range extras {
 		prefix := datastore.Prefix + extra + "/"
