@@ -464,6 +464,7 @@ func (x *Index) Ruleset() *Ruleset {
 	for _, e := range x.onLink {
 		r.Sets[onLinkSet(e)].add(e)
 	}
+	x.kin(func(set string, e Element) { r.Sets[set].add(e) })
 	for name, c := range x.chains {
 		r.Chains[name] = &Chain{Name: name, Hook: c.hook, Rules: c.rules()}
 	}
@@ -482,6 +483,14 @@ func staticType(name string) (SetType, bool) {
 		return LinkAddr4, true
 	case setSrc6, setLL6:
 		return LinkAddr6, true
+	case setPool4:
+		return Net4, true
+	case setPool6:
+		return Net6, true
+	case setNode4:
+		return Addr4, true
+	case setNode6:
+		return Addr6, true
 	case setOnLink4:
 		return Net4, true
 	case setOnLink6:

@@ -238,6 +238,12 @@ func load(f acl.Field) []expr.Any {
 		return []expr.Any{&expr.Ct{Register: regValue, Key: expr.CtKeyDIRECTION}}
 	case acl.DstType:
 		return []expr.Any{&expr.Fib{Register: regValue, ResultADDRTYPE: true, FlagDADDR: true}}
+	case acl.SrcRoute:
+		return []expr.Any{&expr.Fib{Register: regValue, FlagSADDR: true, ResultOIF: true, FlagPRESENT: true}}
+	case acl.SrcReturn:
+		return []expr.Any{&expr.Fib{Register: regValue, FlagSADDR: true, FlagIIF: true, ResultOIF: true, FlagPRESENT: true}}
+	case acl.SrcLink:
+		return []expr.Any{&expr.Fib{Register: regValue, FlagSADDR: true, ResultOIFNAME: true}}
 	case acl.SrcPort:
 		return []expr.Any{transport(0, 2, regValue)}
 	case acl.DstPort:
