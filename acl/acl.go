@@ -37,7 +37,7 @@ const (
 	chainFromWL   = "from_wl"      // egress of workloads
 	chainToWL     = "to_wl"        // ingress of workloads
 	chainWLHost   = "wl_host"      // workload to host
-	chainReverse  = "reverse_path" // log and drop: a pool's source that comes from elsewhere
+	ChainReverse  = "reverse_path" // log and drop: a pool's source that comes from elsewhere
 	chainUnseen   = "unseen"       // flows that may have begun while the filter was not whole
 	chainDenyIn   = "deny_in"      // log and drop, ingress: no rule allows it
 	chainDenyOut  = "deny_out"     // log and drop, egress

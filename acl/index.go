@@ -483,17 +483,9 @@ func staticType(name string) (SetType, bool) {
 		return LinkAddr4, true
 	case setSrc6, setLL6:
 		return LinkAddr6, true
-	case setPool4:
+	case setOnLink4, setPool4, setNode4:
 		return Net4, true
-	case setPool6:
-		return Net6, true
-	case setNode4:
-		return Addr4, true
-	case setNode6:
-		return Addr6, true
-	case setOnLink4:
-		return Net4, true
-	case setOnLink6:
+	case setOnLink6, setPool6, setNode6:
 		return Net6, true
 	}
 	return 0, false

@@ -26,7 +26,7 @@ const (
 	ReversePathStrict
 )
 
-// ReversePathDrops is what such drops are counted as (DenyingChains).
+// ReversePathDrops is what the drops of ChainReverse are counted as (DenyingChains).
 const ReversePathDrops = "reverse path"
 
 const (
@@ -42,7 +42,7 @@ func reversePath(o Options) (list []Rule) {
 		pool, node string
 	}{{nfIPv4, SrcIP4, setPool4, setNode4}, {nfIPv6, SrcIP6, setPool6, setNode6}} {
 		for _, j := range o.elsewhere(f.proto) {
-			list = append(list, match(goTo(chainReverse), slices.Concat([]Term{{Field: InGroup, Number: o.Group, Not: true}, num(NFProto, f.proto),
+			list = append(list, match(goTo(ChainReverse), slices.Concat([]Term{{Field: InGroup, Number: o.Group, Not: true}, num(NFProto, f.proto),
 				inSet(f.src, f.pool), {Field: f.src, Set: f.node, Not: true}}, j)...))
 		}
 	}

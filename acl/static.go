@@ -62,8 +62,8 @@ func staticSets(o Options) []*Set {
 		newSet(meterReverse, LinkMeter, "log lines"),
 		newSet(setPool4, Net4, "pools"),
 		newSet(setPool6, Net6, "pools"),
-		newSet(setNode4, Addr4, "addresses of nodes"),
-		newSet(setNode6, Addr6, "addresses of nodes"),
+		newSet(setNode4, Net4, "addresses of nodes"),
+		newSet(setNode6, Net6, "addresses of nodes"),
 		newSet(meterLog, PairMeter, "log lines"),
 		newSet(meterEcho, LinkMeter, "echo requests to the host"),
 		newSet(meterND, LinkMeter, "neighbour discovery"),
@@ -193,7 +193,7 @@ func staticChains(o Options) []*Chain {
 			vmap(OutLink, NextMap(mapToEP)),
 			refuse("unknown endpoint"),
 		})},
-		{Name: chainReverse, Rules: []Rule{{Limit: few(meterReverse, InLink), Log: reverseLog}, refuse(reverseReason)}},
+		{Name: ChainReverse, Rules: []Rule{{Limit: few(meterReverse, InLink), Log: reverseLog}, refuse(reverseReason)}},
 		{Name: chainWLHost, Rules: toHost},
 		{Name: chainUnseen, Rules: unseenRules()},
 		{Name: chainRawOther, Rules: append(gatewayGuards(o), refuse(noGroup, Term{Field: InLink, Text: o.LinkPrefix + "*"}))},
@@ -324,6 +324,6 @@ func DenyingChains() map[string]string {
 	return map[string]string{
 		chainDenyIn: "inbound", chainDropIn: "inbound", chainDenyOut: "outbound", chainDropOut: "outbound", chainWLHost: "host",
 		chainFromWL: "guard", chainToWL: "guard", chainRawOther: "guard",
-		chainReverse: ReversePathDrops,
+		ChainReverse: ReversePathDrops,
 	}
 }

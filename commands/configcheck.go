@@ -55,6 +55,7 @@ func (s *settings) validate() error {
 		{"agent::lostAfter", between(int(s.Agent.LostAfter), 0, 1<<62)},
 		{"agent::newFlows", between(s.Agent.NewFlows, 0, 1<<24)},
 		{"agent::established", datastore.Established(s.Agent.Established).Check()},
+		{"agent::reversePath", agent.CheckReversePath(s.Agent.ReversePath)},
 		{"agent::runtimes", each(s.Agent.Runtimes, checkRuntime)},
 		{"agent::workloadToHost", each(s.Agent.WorkloadToHost, checkHostPort)},
 		{"agent::failsafeInbound", each(s.Agent.FailsafeInbound, checkHostPort)},

@@ -98,6 +98,7 @@ func (l *loop) readHost() {
 		if changed {
 			l.filtering.index.SetSubnets(l.links.subnets())
 			l.filtering.index.SetHostLinks(l.links.hostLinks())
+			l.judgeSources()
 			l.noteOverlaps()
 			l.tunnels.changed = true
 			l.changedHost()

@@ -152,6 +152,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.sizes = &sizes{stuck: map[string]bool{}, said: map[string]string{}}
 	options := cfg.FilterOptions()
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows, tracked(conntrack.Use))
+	options.ReversePath, _ = cfg.reversePath(true) // until the uplinks are known
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
 	l.filtering.repaired = func(r *acl.Ruleset) { _ = l.repaired(r) }
 	if cfg.Established != "" {
