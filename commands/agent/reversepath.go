@@ -2,11 +2,11 @@ package agent
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"netctl/acl"
 	"netctl/netdev"
+	"netctl/netdev/kernel"
 )
 
 // reversePathAuto is the setting agent.reversePath that goes by the host's uplinks.
@@ -33,9 +33,8 @@ func (c *Config) reversePath(uplinks bool) (acl.ReversePath, error) {
 // judgeSources has sources of pools judged as the host's uplinks allow.
 func (l *loop) judgeSources() {
 	f := l.filtering
-	uplinks := len(l.links.uplinks()) > 1
-	r, err := l.cfg.reversePath(uplinks)
-	if err != nil || r == f.options.ReversePath && uplinks == f.options.Uplinks { // Config.finish told of the error
+	r, uplinks := l.cfg.sources(l.links.addrs)
+	if r == f.options.ReversePath && uplinks == f.options.Uplinks {
 		return
 	}
 	f.options.ReversePath, f.options.Uplinks = r, uplinks
@@ -44,14 +43,18 @@ func (l *loop) judgeSources() {
 	f.restated()
 }
 
-// uplinks are the host's interfaces that may lead to other machines.
-func (k *links) uplinks() (names []string) {
-	for _, a := range k.addrs {
-		if !a.Loopback && !a.Prefix.Addr().IsLinkLocalUnicast() && !netdev.LeadsAway(a.Link) && !slices.Contains(names, a.Link) {
-			names = append(names, a.Link)
+// sources is how sources are judged on a host with the addresses, and whether several
+// interfaces with addresses may lead to other machines.
+func (c *Config) sources(host []kernel.Address) (r acl.ReversePath, uplinks bool) {
+	one := ""
+	for _, a := range host {
+		if !a.Loopback && !a.Prefix.Addr().IsLinkLocalUnicast() && !netdev.LeadsAway(a.Link) {
+			uplinks = uplinks || one != "" && one != a.Link
+			one = a.Link
 		}
 	}
-	return names
+	r, _ = c.reversePath(uplinks) // finish told of an error
+	return r, uplinks
 }
 
 // reversePath is what packets came with a pool's source by another way than that is reached by.
