@@ -50,6 +50,7 @@ type Index struct {
 	limits      [2]int                           // how many there are, by direction
 	mss         map[string]int                   // MTU that a link's connections are kept to
 	wireguard   uint16                           // port of WireGuard tunnels; 0: there are none
+	vxlan       uint32                           // virtual network of VXLAN tunnels; 0: there are none
 	hosts       hosts
 	pending     pending
 	gifts       map[string]*gifts       // by list of profiles

@@ -51,6 +51,7 @@ func (l *loop) flush(ctx context.Context) {
 	l.flushKey()
 	l.sizes.changed = l.sizes.changed || l.tunnels.changed
 	l.flushTunnels()
+	l.guardVXLAN()
 	l.flushWireGuard()
 	narrowed := l.narrowRoutes()
 	l.flushRoutes(ctx)
