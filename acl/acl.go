@@ -27,29 +27,34 @@ const (
 	TableName = "netctl"
 	ARPPrefix = "arp_"
 
-	ChainRawPre   = "raw_pre"   // prerouting, priority raw
-	ChainFwdFrom  = "fwd_from"  // forward: what workloads send
-	ChainFwdTo    = "fwd_to"    // forward: what workloads receive
-	ChainInHost   = "in_host"   // input: what workloads send to their own host
-	ChainOutHost  = "out_host"  // output: what the host sends to its workloads
-	ChainARP      = "arp_in"    // input of family arp: what workloads make the host learn
-	chainRawOther = "raw_other" // prerouting: what does not come from workloads
-	chainFromWL   = "from_wl"   // egress of workloads
-	chainToWL     = "to_wl"     // ingress of workloads
-	chainWLHost   = "wl_host"   // workload to host
-	chainUnseen   = "unseen"    // flows that may have begun while the filter was not whole
-	chainDenyIn   = "deny_in"   // log and drop, ingress: no rule allows it
-	chainDenyOut  = "deny_out"  // log and drop, egress
-	chainDropIn   = "drop_in"   // drop what was logged, ingress
-	chainDropOut  = "drop_out"  // drop what was logged, egress
-	setGateway4   = "gateway4"  // gateway addresses of workloads
-	setSrc4       = "src4"      // link and IPv4 address
-	setSrc6       = "src6"      // link and IPv6 address
-	setARP4       = "arp_src4"  // as setSrc4, for the table of family arp
-	setLL6        = "ll6"       // link and the link-local address made of its workload's MAC
-	setOnLink4    = "onlink4"   // subnets that the host is connected to
-	setOnLink6    = "onlink6"   //
-	setDHCP       = "port_dhcp" // ports DHCP servers send from
+	ChainRawPre   = "raw_pre"      // prerouting, priority raw
+	ChainFwdFrom  = "fwd_from"     // forward: what workloads send
+	ChainFwdTo    = "fwd_to"       // forward: what workloads receive
+	ChainInHost   = "in_host"      // input: what workloads send to their own host
+	ChainOutHost  = "out_host"     // output: what the host sends to its workloads
+	ChainARP      = "arp_in"       // input of family arp: what workloads make the host learn
+	chainRawOther = "raw_other"    // prerouting: what does not come from workloads
+	chainFromWL   = "from_wl"      // egress of workloads
+	chainToWL     = "to_wl"        // ingress of workloads
+	chainWLHost   = "wl_host"      // workload to host
+	ChainReverse  = "reverse_path" // log and drop: a pool's source that comes from elsewhere
+	chainUnseen   = "unseen"       // flows that may have begun while the filter was not whole
+	chainDenyIn   = "deny_in"      // log and drop, ingress: no rule allows it
+	chainDenyOut  = "deny_out"     // log and drop, egress
+	chainDropIn   = "drop_in"      // drop what was logged, ingress
+	chainDropOut  = "drop_out"     // drop what was logged, egress
+	setGateway4   = "gateway4"     // gateway addresses of workloads
+	setSrc4       = "src4"         // link and IPv4 address
+	setSrc6       = "src6"         // link and IPv6 address
+	setARP4       = "arp_src4"     // as setSrc4, for the table of family arp
+	setLL6        = "ll6"          // link and the link-local address made of its workload's MAC
+	setOnLink4    = "onlink4"      // subnets that the host is connected to
+	setOnLink6    = "onlink6"      //
+	setPool4      = "pool4"        // pools: whose sources the reverse path is judged of
+	setPool6      = "pool6"        //
+	setNode4      = "node4"        // addresses of nodes, whose sources it is not
+	setNode6      = "node6"        //
+	setDHCP       = "port_dhcp"    // ports DHCP servers send from
 	setLink6      = "icmp6_link"
 	setRouter6    = "icmp6_router"
 	setEphemeral  = "port_ephemeral"   // ports that clients send from
@@ -65,6 +70,7 @@ const (
 
 	meterDenyIn  = "m_deny_in"  // log lines of what is denied, ingress
 	meterDenyOut = "m_deny_out" // log lines of what is denied, egress
+	meterReverse = "m_reverse"  // log lines of reverse_path
 	meterHost    = "m_host"     // log lines of wl_host
 	meterLog     = "m_log"      // log lines of log rules
 	meterEcho    = "m_echoes"   // echo requests to the host
@@ -101,6 +107,12 @@ type Options struct {
 	WorkloadToHost []HostPort
 	// Strict has each packet judged that goes as its flow began, not only the first.
 	Strict bool
+	// ReversePath is how the sources of pools are judged that come from other machines.
+	ReversePath ReversePath
+	// Uplinks says that several interfaces of the host may lead to other machines.
+	Uplinks bool
+	// Tunnels are the names of the links of tunnels between nodes.
+	Tunnels []string
 	// BGPPort is the TCP port of BGP on every node; 0: 179.
 	BGPPort uint16
 	// FailsafeInbound and FailsafeOutbound are ports of the host, and of others that it speaks

@@ -37,6 +37,8 @@ type Log struct {
 	Rule  string
 	Whose string // its profile, or tier and policy; may be cut off
 	host  bool   // of a packet to the workload's own host
+	// elsewhere: it came from another machine with the source of a pool, by no way that leads there.
+	elsewhere bool
 }
 
 // ParseLog reads a log prefix.
@@ -44,6 +46,10 @@ func ParseLog(prefix string) Log {
 	what, rest, _ := strings.Cut(prefix, "|")
 	id, whose, _ := strings.Cut(rest, "|")
 	l := Log{Denied: strings.HasPrefix(what, "D"), Staged: strings.HasPrefix(what, "S"), Inbound: strings.HasSuffix(what, "I"), Whose: whose, host: what == "DPH"}
+	if l.elsewhere = prefix == reverseLog; l.elsewhere {
+		l.Inbound, l.Rule, l.Whose = true, "", ""
+		return l
+	}
 	if id != defaultID && !l.host {
 		l.Rule = id
 	}
@@ -57,6 +63,8 @@ func (l Log) Reason() string {
 		d = inbound
 	}
 	switch {
+	case l.elsewhere:
+		return reverseReason
 	case l.host:
 		return reason(chainWLHost)
 	case l.Whose != "":

@@ -1,6 +1,7 @@
 package acl
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -41,6 +42,10 @@ type Packet struct {
 	Type, Code        uint8  // of icmp, icmpv6
 	State             State
 	Reply             bool // it is an answer
+	// Route is the link that the host's route to the source leads to; "": that of InLink, or none
+	// if Unrouted.
+	Route    string
+	Unrouted bool
 }
 
 // Decision says whether a packet passes, and what decided.
@@ -245,6 +250,12 @@ func (w *walk) equal(t Term) bool {
 		return t.Number == p.OutGroup
 	case CTState:
 		return t.Number&uint32(p.State) != 0
+	case SrcRoute:
+		return p.Unrouted == (t.Number == 0)
+	case SrcReturn:
+		return (p.Unrouted || p.Route != "" && p.Route != p.InLink) == (t.Number == 0)
+	case SrcLink:
+		return !p.Unrouted && linkMatches(t.Text, cmp.Or(p.Route, p.InLink))
 	case DstType:
 		return p.OutLink == "" == (t.Number == typeLocal)
 	}

@@ -296,6 +296,9 @@ func (x *Index) setHostChain(c hostChain, rules []Rule) {
 		p.rules = append(p.rules, match(accept(), Term{Field: c.field, Text: "lo"}))
 		p.always(c, x.options, x.wireguard)
 	}
+	if c.d == inbound {
+		p.rules = append(p.rules, reversePath(x.options)...)
+	}
 	p.rules = append(p.rules, rules...)
 	chain := x.chains[c.name]
 	if chain == nil {

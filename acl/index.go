@@ -50,6 +50,7 @@ type Index struct {
 	limits      [2]int                           // how many there are, by direction
 	mss         map[string]int                   // MTU that a link's connections are kept to
 	wireguard   uint16                           // port of WireGuard tunnels; 0: there are none
+	vxlan       uint32                           // virtual network of VXLAN tunnels; 0: there are none
 	hosts       hosts
 	pending     pending
 	gifts       map[string]*gifts       // by list of profiles
@@ -464,6 +465,7 @@ func (x *Index) Ruleset() *Ruleset {
 	for _, e := range x.onLink {
 		r.Sets[onLinkSet(e)].add(e)
 	}
+	x.kin(func(set string, e Element) { r.Sets[set].add(e) })
 	for name, c := range x.chains {
 		r.Chains[name] = &Chain{Name: name, Hook: c.hook, Rules: c.rules()}
 	}
@@ -482,9 +484,9 @@ func staticType(name string) (SetType, bool) {
 		return LinkAddr4, true
 	case setSrc6, setLL6:
 		return LinkAddr6, true
-	case setOnLink4:
+	case setOnLink4, setPool4, setNode4:
 		return Net4, true
-	case setOnLink6:
+	case setOnLink6, setPool6, setNode6:
 		return Net6, true
 	}
 	return 0, false

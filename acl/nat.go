@@ -21,12 +21,13 @@ const bgpPort = 179
 type nat struct {
 	pools   map[string]*datastore.Pool
 	nodes   map[string][]netip.Addr // by name
+	held    map[netip.Addr]int      // by how many nodes
 	all     []netip.Prefix          // of the pools; none lies in another
 	sources []netip.Prefix          // of those with natOutgoing
 }
 
 func newNAT() nat {
-	return nat{pools: map[string]*datastore.Pool{}, nodes: map[string][]netip.Addr{}}
+	return nat{pools: map[string]*datastore.Pool{}, nodes: map[string][]netip.Addr{}, held: map[netip.Addr]int{}}
 }
 
 func (x *Index) setPool(name string, p *datastore.Pool) {
@@ -74,6 +75,9 @@ func (x *Index) recount(s source, was, now []netip.Prefix) []netip.Prefix {
 	}
 	count(was, now, -1)
 	count(now, was, +1)
+	if s == fromPools {
+		x.kinChange(elementsOf(was), elementsOf(now), poolSet)
+	}
 	return now
 }
 
@@ -91,6 +95,8 @@ func (x *Index) setNode(name string, n *datastore.Node) {
 	}
 	x.countAddrs(populationKey{source: fromNodes}, was, -1)
 	x.countAddrs(populationKey{source: fromNodes}, now, +1)
+	x.countNodes(was, -1)
+	x.countNodes(now, +1)
 	if x.nat.nodes[name] = now; len(now) == 0 {
 		delete(x.nat.nodes, name)
 	}

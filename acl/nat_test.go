@@ -80,6 +80,11 @@ func fullNAT(r *Ruleset, objects map[string]datastore.Object) {
 			}
 		}
 	}
+	for static, of := range map[string]string{setPool4: "pools4", setPool6: "pools6", setNode4: "nodes4", setNode6: "nodes6"} {
+		for e := range sets[of] {
+			r.Sets[static].add(e)
+		}
+	}
 	f := families{len(sets["nat4"]) > 0, len(sets["nat6"]) > 0}
 	if f == (families{}) {
 		return

@@ -277,6 +277,10 @@ func (t Term) value() string {
 	switch {
 	case t.Set != "":
 		return "@" + t.Set
+	case (t.Field == SrcRoute || t.Field == SrcReturn) && t.Number == 0:
+		return "missing"
+	case t.Field == SrcRoute || t.Field == SrcReturn:
+		return "exists"
 	case t.Text != "":
 		return strconv.Quote(t.Text)
 	case t.Prefix.IsValid() && t.Prefix.IsSingleIP():
@@ -346,6 +350,7 @@ func (f Field) String() string {
 		SrcNamedPort6: "ip6 saddr . meta l4proto . th sport", DstNamedPort6: "ip6 daddr . meta l4proto . th dport",
 		LinkPair: "iifname . oifname", LinkDstIP4: "iifname . ip daddr", LinkDstIP6: "iifname . ip6 daddr", LinkARPIP4: "iifname . arp saddr ip",
 		CTStatus: "ct status", CTDirection: "ct direction", TCPFlags: "tcp flags", DstType: "fib daddr type",
+		SrcRoute: "fib saddr oif", SrcReturn: "fib saddr . iif oif", SrcLink: "fib saddr oifname", VNI: "@th,96,24",
 		Flow4: "ip saddr . ip daddr . meta l4proto . th sport . th dport", Flow6: "ip6 saddr . ip6 daddr . meta l4proto . th sport . th dport",
 		Pair4: "ip saddr . ip daddr . meta l4proto", Pair6: "ip6 saddr . ip6 daddr . meta l4proto",
 	}

@@ -45,6 +45,10 @@ const (
 	Pair4                          // SrcIP4 . DstIP4 . L4Proto
 	Pair6                          // SrcIP6 . DstIP6 . L4Proto
 	CTDirection                    // 0: as the flow began, 1: its answers
+	SrcRoute                       // 1: there is a route to the source, 0: there is none
+	SrcReturn                      // 1: the route to the source may lead out by InLink, 0: it leads elsewhere
+	VNI                            // virtual network of a VXLAN packet (RFC 7348, section 5)
+	SrcLink                        // name of the link that the route to the source leads to; a trailing * as of InLink
 )
 
 // The values of NFProto.

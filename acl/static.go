@@ -59,6 +59,11 @@ func staticSets(o Options) []*Set {
 		newSet(meterDenyIn, PairMeter, "log lines"),
 		newSet(meterDenyOut, LinkMeter, "log lines"),
 		newSet(meterHost, LinkMeter, "log lines"),
+		newSet(meterReverse, LinkMeter, "log lines"),
+		newSet(setPool4, Net4, "pools"),
+		newSet(setPool6, Net6, "pools"),
+		newSet(setNode4, Net4, "addresses of nodes"),
+		newSet(setNode6, Net6, "addresses of nodes"),
 		newSet(meterLog, PairMeter, "log lines"),
 		newSet(meterEcho, LinkMeter, "echo requests to the host"),
 		newSet(meterND, LinkMeter, "neighbour discovery"),
@@ -182,13 +187,13 @@ func staticChains(o Options) []*Chain {
 			vmap(InLink, NextMap(mapFromEP)),
 			refuse("unknown endpoint"),
 		})},
-		{Name: chainToWL, Rules: []Rule{
-			invalid(),
+		{Name: chainToWL, Rules: slices.Concat([]Rule{invalid()}, reversePath(o), []Rule{
 			unseen,
 			vmap(OutLink, mapToEP),
 			vmap(OutLink, NextMap(mapToEP)),
 			refuse("unknown endpoint"),
-		}},
+		})},
+		{Name: ChainReverse, Rules: []Rule{{Limit: few(meterReverse, InLink), Log: reverseLog}, refuse(reverseReason)}},
 		{Name: chainWLHost, Rules: toHost},
 		{Name: chainUnseen, Rules: unseenRules()},
 		{Name: chainRawOther, Rules: append(gatewayGuards(o), refuse(noGroup, Term{Field: InLink, Text: o.LinkPrefix + "*"}))},
@@ -319,5 +324,6 @@ func DenyingChains() map[string]string {
 	return map[string]string{
 		chainDenyIn: "inbound", chainDropIn: "inbound", chainDenyOut: "outbound", chainDropOut: "outbound", chainWLHost: "host",
 		chainFromWL: "guard", chainToWL: "guard", chainRawOther: "guard",
+		ChainReverse: ReversePathDrops,
 	}
 }

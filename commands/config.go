@@ -94,6 +94,7 @@ func settingTable() []setting {
 		{"agent::newFlows", 0, "agent-new-flows", "NETCTL_AGENT_NEW_FLOWS", "`flows` that a workload may begin per second (0: a 256th of the connection tracking table)"},
 		{"agent::backend", "auto", "agent-backend", "NETCTL_AGENT_BACKEND", "auto, nftables, iptables, iptables-legacy or iptables-nft: `what` filters packets (auto: nftables where the kernel has it)"},
 		{"agent::established", "", "agent-established", "NETCTL_AGENT_ESTABLISHED", "`keep`, cut or strict: what becomes of flows that a change of policy denies (default: as in Config, else cut)"},
+		{"agent::reversePath", "auto", "agent-reverse-path", "NETCTL_AGENT_REVERSE_PATH", "`auto`, strict, loose or off: whether packets from other machines with a pool's source must come by the way to that source"},
 		{"agent::workloadToHost", []string(nil), "agent-workload-to-host", "NETCTL_AGENT_WORKLOAD_TO_HOST", "what workloads reach on their own host, as `udp/53`,…"},
 		{"agent::failsafeInbound", failsafeIn, "agent-failsafe-inbound", "NETCTL_AGENT_FAILSAFE_INBOUND", "`ports` of the host that no policy closes to host endpoints, beside those of the cluster"},
 		{"agent::failsafeOutbound", failsafeOut, "agent-failsafe-outbound", "NETCTL_AGENT_FAILSAFE_OUTBOUND", "`ports` of others that no policy closes to host endpoints, beside those of the cluster"},
@@ -156,6 +157,7 @@ type settings struct {
 		NewFlows         int
 		Backend          string
 		Established      string
+		ReversePath      string
 		WorkloadToHost   []string
 		FailsafeInbound  []string
 		FailsafeOutbound []string

@@ -49,6 +49,8 @@ func (s setting) sample(n int) (text, yaml string) {
 			text = []string{"nftables", "iptables", "iptables-nft"}[n-1]
 		case "agent::established":
 			text = []string{"keep", "cut", "strict"}[n-1]
+		case "agent::reversePath":
+			text = []string{"strict", "loose", "off"}[n-1]
 		case "metrics::listen":
 			text = fmt.Sprintf("127.0.0.%d", n)
 		case "agent::gateway":

@@ -56,6 +56,7 @@ func (s *settings) validate() error {
 		{"agent::newFlows", between(s.Agent.NewFlows, 0, 1<<24)},
 		{"agent::backend", agent.CheckBackend(s.Agent.Backend)},
 		{"agent::established", datastore.Established(s.Agent.Established).Check()},
+		{"agent::reversePath", agent.CheckReversePath(s.Agent.ReversePath)},
 		{"agent::runtimes", each(s.Agent.Runtimes, checkRuntime)},
 		{"agent::workloadToHost", each(s.Agent.WorkloadToHost, checkHostPort)},
 		{"agent::failsafeInbound", each(s.Agent.FailsafeInbound, checkHostPort)},

@@ -58,7 +58,7 @@ func newDropsCommand(a *app) *cobra.Command {
 		Short: "Show what the packet filter of this node drops, and by which rule",
 		Long: "Show the packets from and to endpoints of this node, and its host endpoints, that are dropped, those that rules `log`, and those that staged policies would deny (`staged`), with the\n" +
 			"endpoints' names and the rule that decides: for some seconds, counted, or with -f each as it comes. The kernel tells of 50 packets a second of each pair of\n" +
-			"interfaces, and one program at a time (NFLOG group 1); what guards drop it does not tell. As root.",
+			"interfaces, and one program at a time (NFLOG group 1); of what guards drop it tells the reverse path alone. As root.",
 		Example: "  netctl drops --for 30s\n  netctl drops -f -o json",
 		Args:    cobra.NoArgs,
 	}

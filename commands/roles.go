@@ -69,7 +69,7 @@ func (s *settings) agentConfig() (agent.Config, error) {
 		StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Agent.Socket,
 		Interface: s.Agent.Interface, LinkPrefix: s.Agent.LinkPrefix, MTU: s.Agent.MTU,
 		Gateway: netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
-		Metrics: s.metricsAt("agent"), LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, Backend: s.Agent.Backend, Established: datastore.Established(s.Agent.Established), RouteProtocol: s.Routes.AgentProtocol, RouteTable: s.Routes.Table, Tunnels: s.tunnels(),
+		Metrics: s.metricsAt("agent"), LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, Backend: s.Agent.Backend, ReversePath: s.Agent.ReversePath, Established: datastore.Established(s.Agent.Established), RouteProtocol: s.Routes.AgentProtocol, RouteTable: s.Routes.Table, Tunnels: s.tunnels(),
 		WireGuardPort: uint16(s.Tunnels.WireGuardPort), BGPPort: uint16(s.Speaker.Port), DatastorePorts: s.datastorePorts(),
 		Runtimes: runtimes.Config{Runtimes: s.Agent.Runtimes, DockerAPI: s.Docker.API, DockerDriver: s.Docker.Socket},
 	}

@@ -170,6 +170,8 @@ func (m *matching) term(t acl.Term) {
 		m.extend("-m addrtype %s", inverted(t.Not, "--dst-type "+typeName(t.Number)))
 	case acl.CTState, acl.CTStatus, acl.CTDirection:
 		m.tracked(t)
+	case acl.SrcRoute, acl.SrcReturn, acl.SrcLink, acl.VNI:
+		m.never = true // see Lacks: only what drops asks for them
 	default:
 		m.address(t)
 	}

@@ -468,6 +468,7 @@ func (t *Table) doubt() error {
 func Lacks() []string {
 	return []string{
 		"ARP: what workloads claim to be is not checked",
+		"other machines: that they send with the address of a member (agent.reversePath), or into the VXLAN network as if they were nodes, is not checked",
 		"limits of packets and connections: each family counts for itself, and maximums of connections count anew after each change of the table",
 		"rates of what is logged, and of new flows: of each address, not of each interface",
 		"reject by policies before DNAT, and untracked ones: drops",

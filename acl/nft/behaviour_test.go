@@ -17,7 +17,14 @@ func wiredLab(t *testing.T, on string) (*lab, *acl.Index) {
 	l.addHost("b", "ncb", testGroup, "10.0.0.2", "fd00::2")
 	l.addHost("c", "ncc", testGroup, "10.0.0.3", "fd00::3")
 	l.addHost("n", "up0", 0, "192.0.2.9", "2001:db8::9")
-	x := acl.NewIndex("n1", testOptions())
+	x := wiredIndex(t, testOptions())
+	l.apply(x.Flush())
+	return l, x
+}
+
+// wiredIndex knows what is wired there.
+func wiredIndex(t *testing.T, o acl.Options) *acl.Index {
+	x := acl.NewIndex("n1", o)
 	for _, c := range []datastore.Change{
 		profile(t, "web", []string{"web"}, []string{"allow from tag web"}, []string{"allow"}),
 		profile(t, "db", []string{"db"}, []string{"allow from tag db"}, []string{"allow"}),
@@ -27,8 +34,7 @@ func wiredLab(t *testing.T, on string) (*lab, *acl.Index) {
 	} {
 		x.Apply(c)
 	}
-	l.apply(x.Flush())
-	return l, x
+	return x
 }
 
 func TestTags(t *testing.T) { onEach(t, testTags) }

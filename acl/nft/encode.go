@@ -197,6 +197,8 @@ func termValue(t acl.Term) []byte {
 	switch t.Field {
 	case acl.SrcPort, acl.DstPort:
 		return binary.BigEndian.AppendUint16(nil, uint16(t.Number))
+	case acl.VNI:
+		return binary.BigEndian.AppendUint32(nil, t.Number<<8)[:3]
 	case acl.InGroup, acl.OutGroup, acl.CTState, acl.CTStatus, acl.DstType:
 		return binaryutil.NativeEndian.PutUint32(t.Number)
 	}
@@ -238,6 +240,14 @@ func load(f acl.Field) []expr.Any {
 		return []expr.Any{&expr.Ct{Register: regValue, Key: expr.CtKeyDIRECTION}}
 	case acl.DstType:
 		return []expr.Any{&expr.Fib{Register: regValue, ResultADDRTYPE: true, FlagDADDR: true}}
+	case acl.VNI: // after the ports, length and checksum, and flags
+		return []expr.Any{transport(12, 3, regValue)}
+	case acl.SrcRoute:
+		return []expr.Any{&expr.Fib{Register: regValue, FlagSADDR: true, ResultOIF: true, FlagPRESENT: true}}
+	case acl.SrcReturn:
+		return []expr.Any{&expr.Fib{Register: regValue, FlagSADDR: true, FlagIIF: true, ResultOIF: true, FlagPRESENT: true}}
+	case acl.SrcLink:
+		return []expr.Any{&expr.Fib{Register: regValue, FlagSADDR: true, ResultOIFNAME: true}}
 	case acl.SrcPort:
 		return []expr.Any{transport(0, 2, regValue)}
 	case acl.DstPort:

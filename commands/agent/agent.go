@@ -243,7 +243,7 @@ func poke(ch chan struct{}) {
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.filter, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.filter.Denied, counts: a.filter.Counts, counted: a.filter.Dropped, guard: a.guard, forget: a.forgetter.Forget, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.filter, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.filter.Denied, counts: a.filter.Counts, counted: a.filter.Dropped, astray: func(ctx context.Context) (uint64, error) { return a.filter.Dropped(ctx, acl.ChainReverse) }, guard: a.guard, forget: a.forgetter.Forget, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
 		beside: append(append(join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log), control.Task{Name: "keep ways to the datastore's members open", Do: func(ctx context.Context) error {
 			return a.store.FollowRecord(ctx, datastore.MembersKey, a.loop.heardMembers)
 		}}), a.askedTasks()...),
@@ -311,7 +311,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: "cut flows", Do: l.flows.Run},
 		{Name: "forget flows", Do: l.former.Run},
 		{Name: "tell virtual machines", Do: o.machines.Run},
-		{Name: "look for room", Do: (&room{loop: l, kernel: o.links, tracked: conntrack.Use, refused: map[string]uint64{}}).Run},
+		{Name: "look for room", Do: (&room{loop: l, kernel: o.links, tracked: conntrack.Use, refused: map[string]uint64{}, astray: o.astray}).Run},
 		{Name: "tell the service manager", Do: func(ctx context.Context) error {
 			return a.manager.Run(ctx, a.alive)
 		}},

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"net/url"
 	"path"
@@ -67,6 +68,9 @@ type Config struct {
 	Backend string
 	// Established is what becomes of flows that a change of policy denies; "": as in Config.
 	Established datastore.Established
+	// ReversePath is how sources of pools are judged that come from other machines: strict,
+	// loose or off; "" or auto: strict where one interface leads to them, else loose.
+	ReversePath string
 	// WorkloadToHost is what workloads may open on their own host.
 	WorkloadToHost []acl.HostPort
 	// FailsafeInbound and FailsafeOutbound are ports that no policy closes to host endpoints,
@@ -126,6 +130,9 @@ func (c *Config) finish() error {
 	if _, err := path.Match(c.Interface, ""); err != nil {
 		return fmt.Errorf("agent.interface %q: %w", c.Interface, err)
 	}
+	if _, err := c.reversePath(false); err != nil {
+		return fmt.Errorf("agent.reversePath %w", err)
+	}
 	switch {
 	case !c.Gateway.Is4():
 		return fmt.Errorf("agent.gateway %s: must be an IPv4 address", c.Gateway)
@@ -152,7 +159,7 @@ func (c *Config) filterFile() string { return filepath.Join(c.StateDir, "filter"
 
 // FilterOptions are those of the packet filter that the host does not decide.
 func (c *Config) FilterOptions() acl.Options {
-	o := acl.Options{LinkPrefix: c.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(c.Gateway), WorkloadToHost: c.WorkloadToHost, BGPPort: c.BGPPort}
+	o := acl.Options{Tunnels: slices.Sorted(maps.Values(c.Tunnels)), LinkPrefix: c.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(c.Gateway), WorkloadToHost: c.WorkloadToHost, BGPPort: c.BGPPort}
 	o.FailsafeInbound, o.FailsafeOutbound = c.failsafes(etcd.ReadMembers(c.Store.Members, c.Store.Endpoints))
 	return o
 }

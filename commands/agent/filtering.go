@@ -104,8 +104,14 @@ func (f *filtering) establish(e datastore.Established) {
 	f.established = e
 	if strict := e == datastore.EstablishedStrict; strict != f.options.Strict {
 		f.setStrict(strict)
-		f.held, f.behind, f.bounded = f.held || !f.resync && f.refused == nil, true, false
+		f.restated()
 	}
+}
+
+// restated notes that the static part is to be another one; what the kernel holds was right
+// until now.
+func (f *filtering) restated() {
+	f.held, f.behind, f.bounded = f.held || !f.resync && f.refused == nil, true, false
 }
 
 func (f *filtering) setStrict(strict bool) {

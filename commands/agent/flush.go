@@ -51,6 +51,7 @@ func (l *loop) flush(ctx context.Context) {
 	l.flushKey()
 	l.sizes.changed = l.sizes.changed || l.tunnels.changed
 	l.flushTunnels()
+	l.guardVXLAN()
 	l.flushWireGuard()
 	narrowed := l.narrowRoutes()
 	l.flushRoutes(ctx)
@@ -98,6 +99,7 @@ func (l *loop) readHost() {
 		if changed {
 			l.filtering.index.SetSubnets(l.links.subnets())
 			l.filtering.index.SetHostLinks(l.links.hostLinks())
+			l.judgeSources()
 			l.noteOverlaps()
 			l.tunnels.changed = true
 			l.changedHost()

@@ -48,6 +48,8 @@ type outside struct {
 	flowing func() ([]netip.Addr, error)
 	// denied counts the packets that the packet filter dropped.
 	denied func(ctx context.Context) (map[string]uint64, error)
+	// astray counts those of them that acl.ChainReverse dropped.
+	astray func(ctx context.Context) (uint64, error)
 	// counts is what rules of the packet filter have counted.
 	counts func(ctx context.Context, rules []acl.Rule) ([]acl.Count, error)
 	// counted is how many packets a chain of it dropped.

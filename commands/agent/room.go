@@ -27,6 +27,10 @@ type room struct {
 	tracked func() (count, most int, err error)
 	refused map[string]uint64
 	path    returnPath
+	// astray is how many packets came with a pool's source by another way than that is
+	// reached by; nil: nobody counts them.
+	astray  func(ctx context.Context) (uint64, error)
+	reverse reversePath
 }
 
 // Run looks from time to time and says what is nearly full.
@@ -49,10 +53,15 @@ func (r *room) look(ctx context.Context) error {
 	list, err := r.kernel.Neighbours()
 	path, pathErr := r.kernel.ReturnPath(incoming...)
 	count, most, trackErr := r.tracked()
+	var astray uint64
+	var astrayErr error
+	if r.astray != nil {
+		astray, astrayErr = r.astray(ctx)
+	}
 	if errors.Is(trackErr, fs.ErrNotExist) {
 		trackErr = nil // nothing is tracked
 	}
-	return errors.Join(err, trackErr, pathErr, r.loop.do(ctx, func() {
+	return errors.Join(err, trackErr, pathErr, astrayErr, r.loop.do(ctx, func() {
 		l := r.loop
 		l.tables = tablesSeen{list, count, most}
 		for _, t := range list {
@@ -64,6 +73,9 @@ func (r *room) look(ctx context.Context) error {
 		l.limitFlows(most)
 		if pathErr == nil {
 			l.problems.note("return path", r.path.seen(path, time.Now()))
+		}
+		if astrayErr == nil {
+			l.problems.note("reverse path", r.reverse.seen(astray, time.Now()))
 		}
 		l.idle++
 	}))

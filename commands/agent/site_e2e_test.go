@@ -412,11 +412,11 @@ func emptied(t *testing.T, s *site, c1, c2 *netlab.Container, to netip.Addr) {
 		}
 		s.synced()
 	})
-	s.until("the kernel is as before", func() string { return differ(before, s.kernel()) })
 	if n := len(s.endpoints()); n != alive {
 		t.Errorf("%d endpoints were written back, not %d", n, alive)
 	}
 	s.pool("10.0.0.0/24")
+	s.until("the kernel is as before", func() string { return differ(before, s.kernel()) })
 	s.until("pool seen", func() string {
 		_, err := s.tryAttach(s.container("c7-"+strconv.Itoa(int(time.Now().UnixNano()))), "dataman", wish(to.String()))
 		if e := control.ErrorOf(err); e == nil || e.Code != control.CodeConflict {

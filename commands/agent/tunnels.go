@@ -281,6 +281,19 @@ func (l *loop) setTunnel(k datastore.TunnelKind, d kernel.Tunnel) {
 	l.tunnels.there[k], l.tunnels.indexes[index] = d, true
 }
 
+// guardVXLAN has the packet filter keep strangers out of the VXLAN tunnels that there are.
+func (l *loop) guardVXLAN() {
+	id := uint32(0)
+	for _, k := range []datastore.TunnelKind{datastore.TunnelVXLAN, datastore.TunnelVXLAN6} {
+		if _, there := l.tunnels.there[k]; there {
+			id = kernel.VXLANID
+		}
+	}
+	if l.filtering.index.SetVXLAN(id) {
+		l.again()
+	}
+}
+
 // leaveTunnel lets a device go that is not asked for any more, once it has rested;
 // until then it stays what it is.
 func (l *loop) leaveTunnel(k datastore.TunnelKind, d kernel.Tunnel, resync bool) {

@@ -46,7 +46,7 @@ func Metrics() []Metric {
 		{"netctl_detach_seconds", histogram, nil, "agent", "Time of detaches that succeeded"},
 		{"netctl_detach_errors_total", counter, []string{"code"}, "agent", "Detaches that failed"},
 		{"netctl_flows_cut_total", counter, nil, "agent", "Connections cut because policy denies them"},
-		{"netctl_packets_denied_total", counter, []string{"rule"}, "agent", "Packets dropped by no rule that allows them (inbound, outbound, host), or by a guard"},
+		{"netctl_packets_denied_total", counter, []string{"rule"}, "agent", "Packets dropped by no rule that allows them (inbound, outbound, host), or by a guard (guard, reverse path)"},
 		{"netctl_packet_filter_refused", gauge, nil, "agent", "Objects of the packet filter that the kernel refused"},
 		{"netctl_blocks", gauge, []string{"pool"}, "agent", "Blocks of this node"},
 		{"netctl_block_addresses", gauge, []string{"pool"}, "agent", "Addresses of this node's blocks"},

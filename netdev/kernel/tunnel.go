@@ -87,10 +87,10 @@ func (k *Kernel) makeTunnel(t Tunnel) (*netlink.LinkAttrs, error) {
 	return linkByName(k.host, t.Name)
 }
 
-// vxlanID is the virtual network of all tunnels; vxlanPort is what IANA says (RFC 7348,
+// VXLANID is the virtual network of all tunnels; vxlanPort is what IANA says (RFC 7348,
 // section 5).
 const (
-	vxlanID   = 0x6e63
+	VXLANID   = 0x6e63
 	vxlanPort = 4789
 )
 
@@ -109,7 +109,7 @@ func (t Tunnel) link() netlink.Link {
 		return &netlink.Wireguard{LinkAttrs: attrs}
 	}
 	attrs.HardwareAddr, _ = net.ParseMAC(t.MAC)
-	return &netlink.Vxlan{LinkAttrs: attrs, VxlanId: vxlanID, SrcAddr: t.Local.AsSlice(), Port: vxlanPort, UDPCSum: true}
+	return &netlink.Vxlan{LinkAttrs: attrs, VxlanId: VXLANID, SrcAddr: t.Local.AsSlice(), Port: vxlanPort, UDPCSum: true}
 }
 
 // is says whether l has what cannot be changed of a device.
@@ -119,7 +119,7 @@ func (t Tunnel) is(l netlink.Link) bool {
 	case *netlink.Iptun:
 		return t.Kind == datastore.TunnelIPIP && (t.Name == kernelsIPIP || l.Local.Equal(local))
 	case *netlink.Vxlan:
-		return (t.Kind == datastore.TunnelVXLAN || t.Kind == datastore.TunnelVXLAN6) && l.VxlanId == vxlanID && l.Port == vxlanPort && !l.Learning && !l.FlowBased &&
+		return (t.Kind == datastore.TunnelVXLAN || t.Kind == datastore.TunnelVXLAN6) && l.VxlanId == VXLANID && l.Port == vxlanPort && !l.Learning && !l.FlowBased &&
 			l.SrcAddr.Equal(local) && l.HardwareAddr.String() == t.MAC
 	case *netlink.Wireguard:
 		return t.Kind == datastore.TunnelWireGuard

@@ -1,0 +1,140 @@
+package nft
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"netctl/acl"
+	"netctl/datastore"
+)
+
+// TestReversePath: what another machine sends with the source of a pool passes if the route to
+// that source leads back, for each of the ways to judge; what is established stays.
+func TestReversePath(t *testing.T) {
+	l, _ := wiredLab(t, onNFT)
+	options := testOptions()
+	options.Tunnels = []string{"vx6"}
+	x := wiredIndex(t, options)
+	l.addHost("m", "up1", 0, "198.51.100.9", "2001:db8:1::9")
+	l.addHost("v", "vx6", 0, "203.0.113.9", "2001:db8:2::9")
+	remote := endpoint("n2", "n2/cni/r/eth0", "ncr", []string{"web"}, "10.1.0.5", "fd00:1::5")
+	x.Apply(remote)
+	for _, cidr := range []string{"10.0.0.0/8", "fd00::/16"} {
+		p := netip.MustParsePrefix(cidr)
+		x.Apply(datastore.Change{Kind: datastore.KindPool, Name: cidr, New: &datastore.Pool{Spec: datastore.PoolSpec{CIDR: p}}})
+	}
+	l.apply(x.Flush())
+	judge := func(r acl.ReversePath, uplinks bool) {
+		t.Helper()
+		x.SetReversePath(r, uplinks)
+		l.rules = x.Ruleset()
+		l.sync()
+		if wrote, err := l.table.Sync(t.Context(), l.rules); err != nil || wrote {
+			t.Fatalf("read back as something else: %v, %v", wrote, err)
+		}
+	}
+	// route has the member's prefixes reached by uplinks, by none, or by a blackhole.
+	prefixes := map[string]string{"-4": "10.1.0.0/24", "-6": "fd00:1::/64"}
+	route := func(by ...string) {
+		t.Helper()
+		for family, prefix := range prefixes {
+			l.router.Run("ip", family, "route", "flush", prefix)
+			args := []string{"ip", family, "route", "add"}
+			for _, link := range by {
+				via := map[string]string{"-4up0": "192.0.2.9", "-6up0": "2001:db8::9", "-4up1": "198.51.100.9", "-6up1": "2001:db8:1::9", "-4vx6": "203.0.113.9", "-6vx6": "2001:db8:2::9"}[family+link]
+				switch {
+				case link == "blackhole":
+					args = append(args, link, prefix)
+				case len(by) == 1:
+					args = append(args, prefix, "via", via, "dev", link)
+				default:
+					if len(args) == 4 {
+						args = append(args, prefix)
+					}
+					args = append(args, "nexthop", "via", via, "dev", link)
+				}
+			}
+			if len(by) > 0 {
+				l.router.Run(args...)
+			}
+		}
+	}
+	// passes sends from both families' member elsewhere, which the route to leads by a link.
+	passes := func(want bool, from, leads string) {
+		t.Helper()
+		for src, dst := range map[string]string{"10.1.0.5": "10.0.0.1", "fd00:1::5": "fd00::1"} {
+			p := l.uniquePort(udp(src, dst, 7))
+			p.Route, p.Unrouted = leads, leads == "none"
+			l.expect(want, from, p)
+		}
+	}
+	local := func(want bool) {
+		t.Helper()
+		for src, dst := range map[string]string{"10.0.0.2": "10.0.0.1", "fd00::2": "fd00::1"} {
+			p := l.uniquePort(udp(src, dst, 7))
+			p.Route = "ncb"
+			l.expect(want, "n", p)
+		}
+	}
+
+	route("up0")
+	judge(acl.ReversePathOff, false)
+	local(true) // anyone is believed to be a member
+	passes(true, "m", "up0")
+
+	judge(acl.ReversePathStrict, false)
+	local(false)
+	passes(true, "n", "up0")
+	passes(false, "m", "up0")
+	judge(acl.ReversePathStrict, true)
+	local(false)
+	l.expect(true, "b", l.uniquePort(udp("10.0.0.2", "10.0.0.1", 7)))
+	route("up0", "up1")
+	for range 8 { // whichever path a flow's answers take
+		passes(true, "n", "")
+		passes(true, "m", "")
+	}
+	route("vx6")
+	passes(true, "v", "vx6")
+	passes(false, "n", "vx6")
+	route("up0")
+	passes(false, "v", "up0")
+	judge(acl.ReversePathStrict, false)
+	passes(false, "m", "up0")
+	route("blackhole")
+	passes(false, "n", "none")
+	x.Apply(node("n2", "10.1.0.5/24", "fd00:1::5/64")) // a node's own address, in a pool
+	l.apply(x.Flush())
+	l.rules = x.Ruleset()
+	passes(true, "n", "none")
+	x.Apply(datastore.Change{Kind: datastore.KindNode, Name: "n2"})
+	l.apply(x.Flush())
+	l.rules = x.Ruleset()
+
+	judge(acl.ReversePathLoose, false)
+	passes(false, "n", "none")
+	local(false)
+	route("up0")
+	passes(true, "m", "up0")
+
+	// The answer of a flow that began passes while no route leads to who answers.
+	judge(acl.ReversePathStrict, false)
+	n := l.hosts["n"]
+	n.addrs = append(n.addrs, netip.MustParseAddr("10.1.0.5"))
+	l.expect(true, "a", udp("10.0.0.1", "10.1.0.5", 4000))
+	route()
+	answer := udp("10.1.0.5", "10.0.0.1", 9)
+	answer.SrcPort, answer.State, answer.Unrouted = 4000, acl.Established, true
+	l.expect(true, "n", answer)
+	passes(false, "n", "none")
+
+	denied, err := l.table.Denied(t.Context())
+	if err != nil || denied[acl.ReversePathDrops] == 0 {
+		t.Errorf("denied: %v, %v", denied, err)
+	}
+	if text := l.rules.Chains["to_wl"].Rules[1].String(); !strings.Contains(text, "fib saddr . iif oif missing") {
+		t.Error(text)
+	}
+	listing(t, l.router)
+}
