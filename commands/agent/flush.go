@@ -170,7 +170,7 @@ func (l *loop) flushFilter(ctx context.Context) bool {
 	}
 	for name := range l.locals.dirty {
 		if lo := l.locals.named[name]; lo != nil {
-			lo.filtered = lo.ep != nil && (l.links.present[lo.link].Up || f.covers(lo.link))
+			lo.filtered = lo.ep != nil && (l.links.present[lo.link].Up && !l.links.adopted[lo.link] || f.covers(lo.link))
 		}
 	}
 	return true
@@ -217,6 +217,8 @@ func (l *loop) flushLinks() {
 				l.problems.drop("restore " + name)
 				l.problems.drop("endpoint " + name)
 				l.problems.drop(tapProblem(name))
+			} else if l.links.adopted[lo.link] {
+				l.changedAdopted() // somebody removed the endpoint alone
 			} else if !l.links.leftAlone[lo.link] && !l.retire(lo) {
 				continue
 			}
@@ -226,7 +228,7 @@ func (l *loop) flushLinks() {
 			l.missed(lo)
 		default:
 			lo.lost = time.Time{}
-			if (!link.Up || lo.raise) && lo.filtered && !lo.leaving {
+			if (!link.Up || lo.raise) && !l.links.adopted[lo.link] && lo.filtered && !lo.leaving {
 				l.raise(lo, link)
 			}
 		}
@@ -304,7 +306,7 @@ func (l *loop) retireOwnerless() {
 	for link := range l.links.ownerless {
 		_, present := l.links.present[link]
 		switch {
-		case !present || l.links.owners[link] != "" || l.links.leftAlone[link] || l.strangers(link):
+		case !present || l.links.owners[link] != "" || l.links.adopted[link] || l.links.leftAlone[link] || l.strangers(link):
 			delete(l.links.ownerless, link)
 			if !present {
 				l.problems.drop("link " + link)

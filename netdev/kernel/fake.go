@@ -34,7 +34,9 @@ type Fake struct {
 	path     ReturnPath
 	watchers map[int]chan Event
 	tunnels  map[string]fakeTunnel // by name
-	dropped  map[int]bool          // namespaces that are gone
+	others   []Interface
+	ways     []Route
+	dropped  map[int]bool // namespaces that are gone
 }
 
 type fakeWire struct {
@@ -354,6 +356,28 @@ func (f *Fake) Links(also ...int) ([]Link, error) {
 	}
 	slices.SortFunc(list, func(a, b Link) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
+}
+
+// SetOthers makes the interfaces and routes anew that are somebody else's.
+func (f *Fake) SetOthers(links []Interface, routes []Route) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.others, f.ways = links, routes
+	f.tell(Event{Change: HostChanged})
+}
+
+// Interfaces is Kernel.Interfaces, of those that SetOthers made.
+func (f *Fake) Interfaces() ([]Interface, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.others), nil
+}
+
+// MainRoutes is Kernel.MainRoutes, in the same way.
+func (f *Fake) MainRoutes() ([]Route, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.ways), nil
 }
 
 // SetAddresses makes the host's own addresses anew.
