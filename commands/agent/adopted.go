@@ -49,32 +49,30 @@ func (f found) equal(o found) bool {
 	return f.index == o.index && f.network == o.network && slices.Equal(f.addresses, o.addresses)
 }
 
-// adoptPause lets a burst of changes pass, adoptAgain is when what was refused is tried again.
+// adoptPause keeps bursts of changes cheap, adoptAgain is when what was refused is tried again.
 const (
 	adoptPause = 50 * time.Millisecond
-	adoptAgain = 2 * time.Second
+	adoptAgain = time.Second
 )
 
 // Run adopts and gives up until ctx ends.
 func (a *adopter) Run(ctx context.Context) error {
-	var again <-chan time.Time
-	for {
+	for wait := adoptPause; ; wait = adoptPause {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-again:
 		case <-a.changed:
-			if !pause(ctx, adoptPause) {
-				return nil
-			}
 		}
-		again = nil
 		err := a.loop.gate(ctx) // meanwhile what is adopted stays
 		if err == nil {
 			err = a.look(ctx)
 		}
-		if err != nil && ctx.Err() == nil {
-			again = time.After(adoptAgain)
+		if err != nil {
+			wait = adoptAgain
+			poke(a.changed)
+		}
+		if !pause(ctx, wait) {
+			return nil
 		}
 	}
 }

@@ -387,10 +387,9 @@ func (l *loop) programmed(lo *local) error {
 	case !l.links.present[lo.link].Up:
 		return errors.New("link " + lo.link + " is not up")
 	}
-	for _, a := range lo.ep.Spec.Addresses {
-		p := single(a)
-		if !l.table.holds(p) {
-			return errors.Join(errors.New("route "+a.String()+" is not in the kernel"), l.table.err)
+	for _, r := range endpointRoutes(lo.ep, lo.narrow) {
+		if !l.table.holds(r.Key()) {
+			return errors.Join(errors.New("route "+r.Prefix.Addr().String()+" is not in the kernel"), l.table.err)
 		}
 	}
 	return nil

@@ -47,10 +47,11 @@ func TestAdopted(t *testing.T) {
 	one, two := l.Hosts[0], l.Hosts[1]
 	netlab.Must(t, one, "netctl", "pool", "add", "10.0.0.0/16")
 	netlab.Must(t, one, "netctl", "pool", "add", pool6)
-	netlab.Must(t, one, "netctl", "network", "create", "web", "--runtime", "none")
-	friend, friend4, _ := attach(t, two, "friend", "web")
+	netlab.Must(t, one, "netctl", "network", "create", "web", "--ipv6", "--runtime", "none")
+	netlab.Must(t, one, "netctl", "network", "create", "other", "--ipv6", "--runtime", "none")
+	friend, friend4, friend6 := attach(t, two, "friend", "web")
 	other, other4, _ := attach(t, one, "other", "other")
-	v4, v6 := netip.MustParseAddr("10.0.7.7"), netip.MustParseAddr("fd00:10::77")
+	v4, v6 := netip.MustParseAddr("10.0.7.7"), netip.MustParseAddr("fd80:24e2:f998:72d6::77")
 	shown := func(what string) string { // what of it is somebody else's
 		return netlab.Must(t, one, "sh", "-ec", "ip -d -o link show "+what+" | sed 's/ qlen .*//'; ip -o addr show dev "+what+"; ip route show dev "+what+"; ip -6 route show dev "+what) +
 			netlab.Must(t, one, "sh", "-ec", "cd /proc/sys/net/ipv4; cat conf/"+what+"/* neigh/"+what+"/*; cd ../ipv6; cat conf/"+what+"/forwarding conf/"+what+"/accept_ra")
@@ -65,8 +66,8 @@ func TestAdopted(t *testing.T) {
 		t.Helper()
 		netlab.Until(t, patience, "endpoints "+want, func() string {
 			var have []string
-			for _, line := range strings.Split(netlab.Must(t, two, "netctl", "get", "endpoints", "-o", "name"), "\n") {
-				if _, name, ok := strings.Cut(line, "/adopted/"); ok {
+			for _, line := range strings.Split(netlab.Must(t, two, "netctl", "get", "endpoints", "-o", "yaml"), "\n") {
+				if _, name, ok := strings.Cut(line, "/adopted/"); ok && strings.Contains(line, " name: ") {
 					have = append(have, name)
 				}
 			}
@@ -94,12 +95,13 @@ func TestAdopted(t *testing.T) {
 	says(t, one, "interface in1 (agent.adopt): is not adopted: no route leads to a single address by it")
 	netlab.Must(t, one, "sh", "-ec", "ip addr replace fe80::1/128 dev in1 nodad; ip route replace "+v4.String()+" dev in1; ip route replace "+v6.String()+" dev in1")
 	endpoints("in1/in1")
-	out := netlab.Must(t, two, "netctl", "endpoint", "show", one.Name+"/adopted/in1/in1")
+	out := netlab.Must(t, two, "netctl", "endpoint", "show", "--detailed", "in1")
 	if !strings.Contains(out, v4.String()) || !strings.Contains(out, v6.String()) || !strings.Contains(out, "web") {
 		t.Errorf("endpoint show:\n%s", out)
 	}
 	pings(friend, v4, true)
 	pings(c, friend4, true)
+	pings(c, friend6, true)
 	pings(other, v4, false)
 	pings(other, v6, false)
 	pings(c, other4, false)
@@ -115,7 +117,7 @@ func TestAdopted(t *testing.T) {
 	before := strings.Join(notOurs(shown("in1")), "\n")
 
 	// What is somebody else's is neither given nor taken.
-	for _, try := range [][]string{{"netctl", "endpoint", "remove", one.Name + "/adopted/in1/in1"}} {
+	for _, try := range [][]string{{"netctl", "endpoint", "remove", "--force", one.Name + "/adopted/in1/in1"}} {
 		if out, failed := netlab.Try(t, one, try...); failed == nil || !strings.Contains(out+failed.Error(), "comes and goes with its interface") {
 			t.Errorf("%v: %s%v", try, out, failed)
 		}
