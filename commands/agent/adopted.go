@@ -41,8 +41,9 @@ type found struct {
 	index     int
 	mtu       int // bytes
 	network   string
-	addresses []netip.Addr // sorted
+	addresses []netip.Addr // one of each family at most, sorted
 	strange   []netip.Addr // that are in no pool
+	further   []netip.Addr // of a family that has one
 }
 
 func (f found) equal(o found) bool {
@@ -173,8 +174,11 @@ func (l *loop) unadopt(link string) {
 // note says what cannot be adopted, and of what is adopted what does not pass.
 func (a *adopter) note(ctx context.Context, want map[string]found, problems map[string]string) error {
 	for link, f := range want {
-		if _, is := a.seen[link]; is && len(f.strange) > 0 {
+		switch _, is := a.seen[link]; {
+		case is && len(f.strange) > 0:
 			problems[link] = fmt.Sprintf("has a route to %s, which is in no pool: nothing from there passes; add a pool, or take the route away", f.strange[0])
+		case is && len(f.further) > 0:
+			problems[link] = fmt.Sprintf("has a route to %s too, and an endpoint has one address of a family: nothing from there passes; take the route away", f.further[0])
 		}
 	}
 	return a.loop.do(ctx, func() {
@@ -284,6 +288,12 @@ func (a *adopter) judge(l kernel.Interface, routes []kernel.Route, pools []netip
 	}
 	slices.SortFunc(f.addresses, netip.Addr.Compare)
 	f.addresses = slices.Compact(f.addresses)
+	for i := len(f.addresses) - 1; i > 0; i-- {
+		if f.addresses[i].Is4() == f.addresses[i-1].Is4() {
+			f.further = append(f.further, f.addresses[i])
+			f.addresses = slices.Delete(f.addresses, i, i+1)
+		}
+	}
 	switch {
 	case l.Ours:
 		problem = "is netctl's own: make the pattern more exact"

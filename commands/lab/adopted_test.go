@@ -112,6 +112,7 @@ func TestAdopted(t *testing.T) {
 		t.Errorf("its host is open: %s", out)
 	}
 	netlab.Must(t, one, "netctl", "profile", "web", "rule", "add", "inbound", "allow", "icmp", "from", "tag", "other")
+	netlab.Must(t, one, "netctl", "profile", "web", "rule", "add", "inbound", "allow", "icmpv6", "from", "tag", "other")
 	pings(other, v4, true)
 	pings(other, v6, true)
 	before := strings.Join(notOurs(shown("in1")), "\n")
@@ -131,7 +132,7 @@ func TestAdopted(t *testing.T) {
 	pings(friend, v4, true)
 	pid(t, one, "agent", was)
 	pings(other, v4, true)
-	netlab.Must(t, one, "netctl", "delete", "endpoint", one.Name+"/adopted/in1/in1")
+	netlab.Must(t, one, "netctl", "delete", "endpoint", "--force", one.Name+"/adopted/in1/in1")
 	endpoints("in1/in1")
 	pings(friend, v4, true)
 	unchanged(before)
@@ -144,7 +145,7 @@ func TestAdopted(t *testing.T) {
 	netlab.Must(t, one, "ip", "link", "del", "in2")
 	e := newContainer(t, two, "e")
 	routedNIC(t, two, e, "vm2", v4)
-	says(t, two, "10.0.7.7: held by "+one.Name+"/adopted/in1/in1")
+	says(t, two, "10.0.7.7: in use: held by "+one.Name+"/adopted/in1/in1")
 	endpoints("in1/in1")
 
 	// A name that means nothing ends it; the other node's may have the address then.
