@@ -150,4 +150,3 @@ func (w *world) adoptedEndpoints() map[string]string {
 	}
 	return out
 }
-
