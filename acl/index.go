@@ -309,9 +309,7 @@ func (x *Index) rewire(link string) {
 			decides: className(tracked, inbound, deciding(in)) + className(tracked, outbound, deciding(out)),
 			sources: linkSources(e), linkLocal: linkLocal(e),
 		}
-		if _, adopted := datastore.AdoptedLink(e.Metadata.Name); adopted && x.options.Adopts {
-			w.adopted = link
-		}
+		w.adopted = x.adoptedLink(e)
 		x.wired[link] = w
 		x.wire(link, w, true)
 		x.countFamilies(w, +1)

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"netctl/datastore"
 )
 
 // IANA protocol numbers the static part and rules name.
@@ -205,6 +207,14 @@ func staticChains(o Options) []*Chain {
 		chains = append(chains, &Chain{Name: chainSpoof, Rules: spoofRules()})
 	}
 	return chains
+}
+
+// adoptedLink is an endpoint's link, if others made it; "": we did.
+func (x *Index) adoptedLink(e *datastore.Endpoint) string {
+	if _, is := datastore.AdoptedLink(e.Metadata.Name); is && x.options.Adopts {
+		return e.Spec.Link
+	}
+	return ""
 }
 
 // adopted are rules that are nothing where no link of others is an endpoint's.
