@@ -16,7 +16,7 @@ export NETCTL_BINARY := $(CURDIR)/netctl
 FUZZTIME := 10000x
 TIMEOUT  := 10m
 
-.PHONY: help promtool build demo test test-all fuzz race lint docs site completions bench budget install dist clean packages demo-packages guest debian chromium
+.PHONY: help promtool build demo test test-all test-trixie fuzz race lint docs site completions bench budget install dist clean packages demo-packages guest debian chromium
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,6 +40,11 @@ test: packages build ## everything CI runs
 
 test-all: race lint guest debian promtool chromium ## test with ten times the fuzzing, the race detector, the linter, another kernel and a browser
 	@NETCTL_FLOOD=600000 NETCTL_ABSENCE=10m NETCTL_GUEST=1 NETCTL_FLAVOURS=all $(MAKE) --no-print-directory test FUZZTIME=100000x TIMEOUT=60m
+
+test-trixie: packages build ## the runtimes of Debian 13 in a tree of it: Docker 26, Podman 5 with netavark, containerd
+	@bash .ci/packages debootstrap
+	@bash .ci/trixie
+	NETCTL_TRIXIE=/var/cache/netctl-test/trixie/root go test -count=1 -v -run 'TestTrixie$$' -timeout $(TIMEOUT) ./commands/lab
 
 fuzz: ## every fuzz target with FUZZTIME inputs
 	@bash .ci/fuzz $(FUZZTIME)

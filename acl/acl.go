@@ -48,13 +48,16 @@ const (
 	setSrc6       = "src6"         // link and IPv6 address
 	setARP4       = "arp_src4"     // as setSrc4, for the table of family arp
 	setLL6        = "ll6"          // link and the link-local address made of its workload's MAC
-	setOnLink4    = "onlink4"      // subnets that the host is connected to
-	setOnLink6    = "onlink6"      //
-	setPool4      = "pool4"        // pools: whose sources the reverse path is judged of
-	setPool6      = "pool6"        //
-	setNode4      = "node4"        // addresses of nodes, whose sources it is not
-	setNode6      = "node6"        //
-	setDHCP       = "port_dhcp"    // ports DHCP servers send from
+	chainSpoof    = "spoof"        // sources of what comes by adopted links
+	setAdopted    = "adopted"      // links of endpoints that are not in our group
+	setAdoptedARP = "arp_adopted"
+	setOnLink4    = "onlink4"   // subnets that the host is connected to
+	setOnLink6    = "onlink6"   //
+	setPool4      = "pool4"     // pools: whose sources the reverse path is judged of
+	setPool6      = "pool6"     //
+	setNode4      = "node4"     // addresses of nodes, whose sources it is not
+	setNode6      = "node6"     //
+	setDHCP       = "port_dhcp" // ports DHCP servers send from
 	setLink6      = "icmp6_link"
 	setRouter6    = "icmp6_router"
 	setEphemeral  = "port_ephemeral"   // ports that clients send from
@@ -105,6 +108,8 @@ type Options struct {
 	FlowRate, FlowBurst uint32
 	// WorkloadToHost lists what a workload may open on its own host.
 	WorkloadToHost []HostPort
+	// Adopts says that endpoints may have links that others made, which are in no group.
+	Adopts bool
 	// Strict has each packet judged that goes as its flow began, not only the first.
 	Strict bool
 	// ReversePath is how the sources of pools are judged that come from other machines.

@@ -292,6 +292,7 @@ func (x *Index) setHostChain(c hostChain, rules []Rule) {
 		p.rules = append(p.rules, known(x.options)...)
 	}
 	p.rules = append(p.rules, match(accept(), num(c.group, x.options.Group)))
+	p.rules = append(p.rules, adopted(x.options, match(accept(), inSet(c.field, setAdopted)))...)
 	if c.use != forwarded {
 		p.rules = append(p.rules, match(accept(), Term{Field: c.field, Text: "lo"}))
 		p.always(c, x.options, x.wireguard)

@@ -266,6 +266,7 @@ type wiring struct {
 	decides   string // the classes without their staged policies
 	sources   []Element
 	linkLocal Element // without a prefix: none is known
+	adopted   string  // the link, if others made it
 }
 
 func (x *Index) local(e *datastore.Endpoint) bool {
@@ -309,6 +310,7 @@ func (x *Index) rewire(link string) {
 			decides: className(tracked, inbound, deciding(in)) + className(tracked, outbound, deciding(out)),
 			sources: linkSources(e), linkLocal: linkLocal(e),
 		}
+		w.adopted = x.adoptedLink(e)
 		x.wired[link] = w
 		x.wire(link, w, true)
 		x.countFamilies(w, +1)
@@ -374,7 +376,7 @@ func linkSources(e *datastore.Endpoint) []Element {
 }
 
 // guards calls fn for each element of the static sets that says which sources the
-// link may use.
+// link may use, and that it is an endpoint's though it is not in our group.
 func (w wiring) guards(fn func(set string, e Element)) {
 	for _, e := range w.sources {
 		if e.Prefix.Addr().Is4() {
@@ -386,6 +388,10 @@ func (w wiring) guards(fn func(set string, e Element)) {
 	}
 	if w.linkLocal.Prefix.IsValid() {
 		fn(setLL6, w.linkLocal)
+	}
+	if w.adopted != "" {
+		fn(setAdopted, Element{Link: w.adopted})
+		fn(setAdoptedARP, Element{Link: w.adopted})
 	}
 }
 
@@ -480,6 +486,8 @@ func staticType(name string) (SetType, bool) {
 	switch name {
 	case mapFromEP, mapToEP:
 		return LinkVerdict, true
+	case setAdopted, setAdoptedARP:
+		return Links, true
 	case setSrc4, setARP4:
 		return LinkAddr4, true
 	case setSrc6, setLL6:

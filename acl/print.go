@@ -111,7 +111,7 @@ func (t SetType) String() string {
 		return "ipv6_addr"
 	case Port, PortRanges:
 		return "inet_service"
-	case LinkMeter:
+	case Links, LinkMeter:
 		return "ifname"
 	case PairMeter:
 		return "ifname . ifname"
@@ -152,6 +152,8 @@ func (e Element) Text(t SetType) string {
 		return fmt.Sprintf("%q . %s", e.Link, e.Prefix.Addr())
 	case NamedPort4, NamedPort6:
 		return fmt.Sprintf("%s . %d . %d", e.Prefix.Addr(), e.Proto, e.First)
+	case Links:
+		return strconv.Quote(e.Link)
 	case LinkVerdict:
 		return fmt.Sprintf("%q : %s", e.Link, e.Verdict)
 	}

@@ -194,9 +194,19 @@ func (r *Ruleset) Shut() *Ruleset {
 			continue
 		}
 		for _, rule := range c.Rules {
-			i := slices.IndexFunc(rule.Match, func(t Term) bool { return t.Field == InGroup || t.Field == OutGroup })
-			if i >= 0 && c.Hook.Name != "prerouting" {
-				out.Chains[c.Name] = &Chain{Name: c.Name, Hook: c.Hook, Rules: []Rule{refuse("shut for a moment", rule.Match[i])}}
+			i := slices.IndexFunc(rule.Match, func(t Term) bool { return t.Field == InGroup || t.Field == OutGroup || t.Set == setAdopted })
+			if i < 0 || c.Hook.Name == "prerouting" {
+				continue
+			}
+			shut := refuse("shut for a moment", rule.Match[i])
+			if out.Chains[c.Name] == nil {
+				out.Chains[c.Name] = &Chain{Name: c.Name, Hook: c.Hook}
+			}
+			if now := out.Chains[c.Name]; !slices.ContainsFunc(now.Rules, shut.Equal) {
+				now.Rules = append(now.Rules, shut)
+			}
+			if set := rule.Match[i].Set; set != "" {
+				out.Sets[set] = r.Sets[set]
 			}
 		}
 	}

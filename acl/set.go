@@ -24,6 +24,7 @@ const (
 	NamedPort4                         // address, protocol and port
 	NamedPort6                         //
 	ICMP6Types                         // ICMPv6 types
+	Links                              // link names
 	LinkVerdict                        // link name to verdict
 	LinkMeter                          // meter: link name
 	PairMeter                          // meter: names of two links
@@ -74,7 +75,7 @@ func (t SetType) MeterSize() uint32 {
 // OfEndpoints tells whether elements name links or subnets of this host; without
 // them fewer packets pass.
 func (t SetType) OfEndpoints() bool {
-	return t == LinkVerdict || t == LinkAddr4 || t == LinkAddr6 || t == Net4 || t == Net6
+	return t == Links || t == LinkVerdict || t == LinkAddr4 || t == LinkAddr6 || t == Net4 || t == Net6
 }
 
 // Element is a member of a set. Which fields are used depends on the SetType.

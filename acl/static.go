@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"netctl/datastore"
 )
 
 // IANA protocol numbers the static part and rules name.
@@ -83,6 +85,9 @@ func staticSets(o Options) []*Set {
 		newSet(setLink6, ICMP6Types, "neighbours and multicast listeners", numberElement(131), numberElement(132),
 			numberElement(133), numberElement(135), numberElement(136), numberElement(143)),
 		newSet(setRouter6, ICMP6Types, "router advertisement and redirect", numberElement(134), numberElement(137)),
+	}
+	if o.Adopts {
+		sets = append(sets, newSet(setAdopted, Links, "links of endpoints that others made"), newSet(setAdoptedARP, Links, "links of endpoints that others made"))
 	}
 	for _, p := range []uint32{protoTCP, protoUDP, protoSCTP} {
 		s := newSet(setHostPrefix+transportName(p), Port, "agent.workloadToHost")
@@ -176,7 +181,7 @@ func staticChains(o Options) []*Chain {
 		toHost = append(toHost, match(accept(), num(L4Proto, p), inSet(DstPort, setHostPrefix+transportName(p))))
 	}
 	toHost = append(toHost, Rule{Limit: few(meterHost, InLink), Log: "DPH|host"}, Rule{Counter: true, Verdict: drop()})
-	return []*Chain{
+	chains := []*Chain{
 		{Name: chainFromWL, Rules: slices.Concat([]Rule{invalid()}, gatewayGuards(o), []Rule{
 			refuse("encapsulation guard", num(L4Proto, protoUDP), num(DstPort, vxlanPort)),
 			refuse("encapsulation guard", num(L4Proto, protoIPIP)),
@@ -196,12 +201,33 @@ func staticChains(o Options) []*Chain {
 		{Name: ChainReverse, Rules: []Rule{{Limit: few(meterReverse, InLink), Log: reverseLog}, refuse(reverseReason)}},
 		{Name: chainWLHost, Rules: toHost},
 		{Name: chainUnseen, Rules: unseenRules()},
-		{Name: chainRawOther, Rules: append(gatewayGuards(o), refuse(noGroup, Term{Field: InLink, Text: o.LinkPrefix + "*"}))},
+		{Name: chainRawOther, Rules: slices.Concat(
+			adopted(o, match(goTo(chainSpoof), inSet(InLink, setAdopted))), gatewayGuards(o), []Rule{refuse(noGroup, Term{Field: InLink, Text: o.LinkPrefix + "*"})})},
 		{Name: chainDenyIn, Rules: denyRules(inbound, logPrefix("D", inbound, defaultID, ""))},
 		{Name: chainDenyOut, Rules: denyRules(outbound, logPrefix("D", outbound, defaultID, ""))},
 		{Name: chainDropIn, Rules: []Rule{{Counter: true, Verdict: drop()}}},
 		{Name: chainDropOut, Rules: []Rule{{Counter: true, Verdict: drop()}}},
 	}
+	if o.Adopts {
+		chains = append(chains, &Chain{Name: chainSpoof, Rules: spoofRules()})
+	}
+	return chains
+}
+
+// adoptedLink is an endpoint's link, if others made it; "": we did.
+func (x *Index) adoptedLink(e *datastore.Endpoint) string {
+	if _, is := datastore.AdoptedLink(e.Metadata.Name); is && x.options.Adopts {
+		return e.Spec.Link
+	}
+	return ""
+}
+
+// adopted are rules that are nothing where no link of others is an endpoint's.
+func adopted(o Options, rules ...Rule) []Rule {
+	if !o.Adopts {
+		return nil
+	}
+	return rules
 }
 
 // Unseen is for how long, once the packet filter is whole again after a time in which
@@ -303,18 +329,22 @@ func baseChains(o Options) []*Chain {
 	jump := func(chain string, t Term) Rule { return match(Verdict{Kind: Jump, Chain: chain}, t) }
 	foreign := Term{Field: InGroup, Number: o.Group, Not: true}
 	in, out := num(InGroup, o.Group), num(OutGroup, o.Group)
+	// Those of links that others made come behind: most packets are not theirs.
+	also := func(chain string, t Term) []Rule { return adopted(o, jump(chain, t), refuse(noVerdict, t)) }
+	unconfirmed := Term{Field: CTStatus, Number: statusConfirmed, Not: true}
+	adoptedIn, adoptedOut, adoptedARP := inSet(InLink, setAdopted), inSet(OutLink, setAdopted), inSet(InLink, setAdoptedARP)
 	return []*Chain{
 		{Name: ChainRawPre, Hook: &Hook{"prerouting", -300}, Rules: append([]Rule{match(goTo(chainRawOther), foreign)}, spoofRules()...)},
-		{Name: ChainFwdFrom, Hook: &Hook{"forward", -10}, Rules: append(known(o), jump(chainFromWL, in), refuse(noVerdict, in))},
-		{Name: ChainFwdTo, Hook: &Hook{"forward", -9}, Rules: append(known(o), jump(chainToWL, out), refuse(noVerdict, out),
-			refuse(noGroup, Term{Field: OutLink, Text: ours}))},
-		{Name: ChainARP, Hook: &Hook{"input", 0}, Rules: []Rule{
+		{Name: ChainFwdFrom, Hook: &Hook{"forward", -10}, Rules: slices.Concat(known(o), []Rule{jump(chainFromWL, in), refuse(noVerdict, in)}, also(chainFromWL, adoptedIn))},
+		{Name: ChainFwdTo, Hook: &Hook{"forward", -9}, Rules: slices.Concat(known(o), []Rule{jump(chainToWL, out), refuse(noVerdict, out),
+			refuse(noGroup, Term{Field: OutLink, Text: ours})}, also(chainToWL, adoptedOut))},
+		{Name: ChainARP, Hook: &Hook{"input", 0}, Rules: append([]Rule{
 			match(accept(), in, inSet(LinkARPIP4, setARP4)), refuse("spoofed sender", in),
 			refuse(noGroup, Term{Field: InLink, Text: ours}),
-		}},
-		{Name: ChainInHost, Hook: &Hook{"input", -10}, Rules: []Rule{jump(chainWLHost, in), refuse(noVerdict, in)}},
-		{Name: ChainOutHost, Hook: &Hook{"output", -10}, Rules: []Rule{match(Verdict{Kind: Jump, Chain: chainUnseen},
-			out, Term{Field: CTStatus, Number: statusConfirmed, Not: true})}},
+		}, adopted(o, match(accept(), adoptedARP, inSet(LinkARPIP4, setARP4)), refuse("spoofed sender", adoptedARP))...)},
+		{Name: ChainInHost, Hook: &Hook{"input", -10}, Rules: append([]Rule{jump(chainWLHost, in), refuse(noVerdict, in)}, also(chainWLHost, adoptedIn)...)},
+		{Name: ChainOutHost, Hook: &Hook{"output", -10}, Rules: append([]Rule{match(Verdict{Kind: Jump, Chain: chainUnseen},
+			out, unconfirmed)}, adopted(o, match(Verdict{Kind: Jump, Chain: chainUnseen}, adoptedOut, unconfirmed))...)},
 	}
 }
 

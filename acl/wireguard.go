@@ -1,5 +1,7 @@
 package acl
 
+import "slices"
+
 // The chains that keep the port of WireGuard tunnels to the nodes, while the host has
 // such tunnels: others cannot make it compute, and a workload cannot have it reach one.
 const (
@@ -17,7 +19,7 @@ func (x *Index) SetWireGuard(port uint16) bool {
 	x.hosts.doubt()
 	for _, c := range []struct {
 		name, hook string
-		compile    func(port uint16, group uint32) program
+		compile    func(port uint16, o Options) program
 	}{{ChainWireGuardIn, "input", compileWireGuardIn}, {ChainWireGuardFwd, "forward", compileWireGuardFwd}} {
 		if port == 0 {
 			x.release(c.name)
@@ -29,7 +31,7 @@ func (x *Index) SetWireGuard(port uint16) bool {
 			chain.hook = &Hook{c.hook, -11}
 		}
 		chain.refs = 1
-		x.recompile(chain, c.compile(port, x.options.Group))
+		x.recompile(chain, c.compile(port, x.options))
 	}
 	return true
 }
@@ -43,7 +45,7 @@ func (p *program) nodeTerms(field4, field6 Field, not bool) [2][]Term {
 	return [2][]Term{term(nfIPv4, field4, "nodes4", Addr4), term(nfIPv6, field6, "nodes6", Addr6)}
 }
 
-func compileWireGuardIn(port uint16, _ uint32) (p program) {
+func compileWireGuardIn(port uint16, _ Options) (p program) {
 	p.families = families{true, true}
 	for _, from := range p.nodeTerms(SrcIP4, SrcIP6, true) {
 		p.rules = append(p.rules, refuse("WireGuard: not from a node", append(from, num(L4Proto, protoUDP), num(DstPort, uint32(port)))...))
@@ -51,11 +53,17 @@ func compileWireGuardIn(port uint16, _ uint32) (p program) {
 	return p
 }
 
-func compileWireGuardFwd(port uint16, group uint32) (p program) {
+func compileWireGuardFwd(port uint16, o Options) (p program) {
 	p.families = families{true, true}
+	from := []Term{num(InGroup, o.Group)}
+	if o.Adopts {
+		from = append(from, inSet(InLink, setAdopted))
+	}
 	for _, to := range p.nodeTerms(DstIP4, DstIP6, false) {
-		match := append([]Term{num(InGroup, group)}, append(to, num(L4Proto, protoUDP), num(DstPort, uint32(port)))...)
-		p.rules = append(p.rules, refuse("encapsulation guard", match...))
+		for _, f := range from {
+			match := append([]Term{f}, append(slices.Clone(to), num(L4Proto, protoUDP), num(DstPort, uint32(port)))...)
+			p.rules = append(p.rules, refuse("encapsulation guard", match...))
+		}
 	}
 	return p
 }

@@ -98,6 +98,7 @@ func settingTable() []setting {
 		{"agent::workloadToHost", []string(nil), "agent-workload-to-host", "NETCTL_AGENT_WORKLOAD_TO_HOST", "what workloads reach on their own host, as `udp/53`,…"},
 		{"agent::failsafeInbound", failsafeIn, "agent-failsafe-inbound", "NETCTL_AGENT_FAILSAFE_INBOUND", "`ports` of the host that no policy closes to host endpoints, beside those of the cluster"},
 		{"agent::failsafeOutbound", failsafeOut, "agent-failsafe-outbound", "NETCTL_AGENT_FAILSAFE_OUTBOUND", "`ports` of others that no policy closes to host endpoints, beside those of the cluster"},
+		{"agent::adopt", []string(nil), "agent-adopt", "NETCTL_AGENT_ADOPT", "interfaces that others make and that are endpoints, as `PATTERN=NETWORK`,…"},
 		{"agent::runtimes", datastore.Runtimes(), "agent-runtimes", "NETCTL_AGENT_RUNTIMES", "container `runtimes` of this node that the cluster's networks are made in ([]: none)"},
 		{"speaker::socket", "", "speaker-socket", "NETCTL_SPEAKER_SOCKET", "the speaker's control `socket` (default RUNDIR/speaker.sock)"},
 		{"speaker::port", 179, "speaker-port", "NETCTL_SPEAKER_PORT", "TCP `port` of BGP"},
@@ -161,6 +162,7 @@ type settings struct {
 		WorkloadToHost   []string
 		FailsafeInbound  []string
 		FailsafeOutbound []string
+		Adopt            []string
 		Runtimes         []string
 	}
 	Speaker struct {

@@ -31,6 +31,7 @@ func (s setting) sample(n int) (text, yaml string) {
 			"api::listen":             fmt.Sprintf("https://10.0.0.%d:7443", n),
 			"etcd::listen":            fmt.Sprintf("https://10.0.0.%d:2379", n),
 			"agent::addresses":        fmt.Sprintf("10.0.0.%d,fd00::%d", n, n),
+			"agent::adopt":            fmt.Sprintf("vnet%d*=web,vm-*=db", n),
 			"agent::runtimes":         []string{"docker", "docker,podman", "cni,podman"}[n-1],
 			"docker::aliases":         fmt.Sprintf("calico%d,bird", n),
 			"agent::workloadToHost":   fmt.Sprintf("udp/%d,tcp/53", n),

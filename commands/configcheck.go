@@ -57,6 +57,7 @@ func (s *settings) validate() error {
 		{"agent::backend", agent.CheckBackend(s.Agent.Backend)},
 		{"agent::established", datastore.Established(s.Agent.Established).Check()},
 		{"agent::reversePath", agent.CheckReversePath(s.Agent.ReversePath)},
+		{"agent::adopt", each(s.Agent.Adopt, s.checkAdoption)},
 		{"agent::runtimes", each(s.Agent.Runtimes, checkRuntime)},
 		{"agent::workloadToHost", each(s.Agent.WorkloadToHost, checkHostPort)},
 		{"agent::failsafeInbound", each(s.Agent.FailsafeInbound, checkHostPort)},
@@ -232,6 +233,14 @@ func checkAddresses(list []string) error {
 		have[family] = true
 	}
 	return nil
+}
+
+func (s *settings) checkAdoption(text string) error {
+	a, err := netdev.ParseAdoption(text)
+	if err != nil {
+		return err
+	}
+	return a.Apart(s.Agent.LinkPrefix, s.Tunnels.IPIP, s.Tunnels.VXLAN, s.Tunnels.VXLAN6, s.Tunnels.WireGuard)
 }
 
 func checkPattern(pattern string) error {

@@ -3,6 +3,7 @@ package commands
 import (
 	"context"
 	"net/netip"
+	"netctl/netdev"
 	"os"
 	"slices"
 
@@ -69,7 +70,7 @@ func (s *settings) agentConfig() (agent.Config, error) {
 		StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Agent.Socket,
 		Interface: s.Agent.Interface, LinkPrefix: s.Agent.LinkPrefix, MTU: s.Agent.MTU,
 		Gateway: netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
-		Metrics: s.metricsAt("agent"), LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, Backend: s.Agent.Backend, ReversePath: s.Agent.ReversePath, Established: datastore.Established(s.Agent.Established), RouteProtocol: s.Routes.AgentProtocol, RouteTable: s.Routes.Table, Tunnels: s.tunnels(),
+		Metrics: s.metricsAt("agent"), LostAfter: s.Agent.LostAfter, NewFlows: s.Agent.NewFlows, Backend: s.Agent.Backend, ReversePath: s.Agent.ReversePath, Established: datastore.Established(s.Agent.Established), RouteProtocol: s.Routes.AgentProtocol, RouteTable: s.Routes.Table, Tunnels: s.tunnels(), Adopt: s.adoptions(),
 		WireGuardPort: uint16(s.Tunnels.WireGuardPort), BGPPort: uint16(s.Speaker.Port), DatastorePorts: s.datastorePorts(),
 		Runtimes: runtimes.Config{Runtimes: s.Agent.Runtimes, DockerAPI: s.Docker.API, DockerDriver: s.Docker.Socket},
 	}
@@ -100,6 +101,16 @@ func (s *settings) agentConfig() (agent.Config, error) {
 	return cfg, nil
 }
 
+// adoptions are which interfaces that others make are endpoints.
+func (s *settings) adoptions() (list []netdev.Adoption) {
+	for _, text := range s.Agent.Adopt {
+		if a, err := netdev.ParseAdoption(text); err == nil { // checked by settings.finish
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
 // datastorePorts are the TCP ports at which this node reaches the datastore, or serves it.
 func (s *settings) datastorePorts() (list []uint16) {
 	if s.Etcd.JoinPort > 0 {
@@ -111,7 +122,7 @@ func (s *settings) datastorePorts() (list []uint16) {
 func (s *settings) speakerConfig() speaker.Config {
 	return speaker.Config{
 		Store: s.storeOptions(), Node: s.Node, StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Speaker.Socket, Port: s.Speaker.Port,
-		AgentProtocol: s.Routes.AgentProtocol, SpeakerProtocol: s.Routes.SpeakerProtocol, LinkPrefix: s.Agent.LinkPrefix, Tunnels: s.tunnels(), Version: version,
+		AgentProtocol: s.Routes.AgentProtocol, SpeakerProtocol: s.Routes.SpeakerProtocol, LinkPrefix: s.Agent.LinkPrefix, Adopt: s.adoptions(), Tunnels: s.tunnels(), Version: version,
 		Table: s.Routes.Table, MaxPaths: s.Routes.MaxPaths, Resilient: s.Routes.Resilient,
 		Metrics:     s.metricsAt("speaker"),
 		Credentials: os.Getenv("CREDENTIALS_DIRECTORY"), // systemd.exec(5)

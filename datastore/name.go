@@ -91,6 +91,9 @@ func isAlnum(c byte) bool {
 // maxInterface is IFNAMSIZ without its final zero (linux/if.h).
 const maxInterface = 15
 
+// CheckInterface says what is wrong with the name of an endpoint's interface.
+func CheckInterface(s string) error { return checkInterface(s) }
+
 func checkInterface(s string) error {
 	if s == "" || len(s) > maxInterface || s == "." || s == ".." {
 		return &FieldError{Value: s, Reason: "is no interface name of 1 to 15 bytes"}
@@ -144,9 +147,27 @@ func EndpointName(node, orchestrator, workload, iface string) string {
 // LinkDigits is how many digits of its name's hash an endpoint's link has.
 const LinkDigits = 11
 
+// OrchestratorAdopted is that of endpoints whose interfaces others made, on the host:
+// they are only looked at, never changed.
+const OrchestratorAdopted = "adopted"
+
+// AdoptedLink is the interface that an endpoint of that name was adopted by; false: it
+// was not.
+func AdoptedLink(endpoint string) (link string, ok bool) {
+	_, rest, _ := strings.Cut(endpoint, "/")
+	if rest, ok = strings.CutPrefix(rest, OrchestratorAdopted+"/"); !ok {
+		return "", false
+	}
+	_, link, ok = strings.Cut(rest, "/")
+	return link, ok
+}
+
 // LinkName is the name of the host side of an endpoint: the prefix and 11 hex
-// digits of the SHA-256 of the endpoint's name.
+// digits of the SHA-256 of the endpoint's name; of an adopted one it is what it was.
 func LinkName(prefix, endpoint string) string {
+	if link, ok := AdoptedLink(endpoint); ok {
+		return link
+	}
 	var buf [LinkDigits]byte
 	return prefix + string(digitsOf(&buf, endpoint))
 }
@@ -154,6 +175,9 @@ func LinkName(prefix, endpoint string) string {
 // OwnsLink says whether a link, with whatever prefix, is the endpoint's. Nobody else's
 // name leads to it, so an endpoint that names another's link is none.
 func OwnsLink(endpoint, link string) bool {
+	if adopted, ok := AdoptedLink(endpoint); ok {
+		return link == adopted
+	}
 	var buf [LinkDigits]byte
 	return len(link) > LinkDigits && link[len(link)-LinkDigits:] == string(digitsOf(&buf, endpoint))
 }

@@ -10,8 +10,8 @@ import (
 // route inside a block costs a look-up; a block costs the endpoints' routes, which
 // it may cover. Not safe for concurrent use.
 type Announced struct {
-	prefix string // of the names of endpoints' links
-	pools  []netip.Prefix
+	ours  func(link string) bool // an endpoint's
+	pools []netip.Prefix
 
 	routes map[Key]Route
 	byLink map[string]map[Key]bool
@@ -22,10 +22,10 @@ type Announced struct {
 	added  map[netip.Prefix]bool // since Take; false: withdrawn
 }
 
-// NewAnnounced is without routes and pools.
-func NewAnnounced(linkPrefix string) *Announced {
+// NewAnnounced is without routes and pools; ours says which links are endpoints'.
+func NewAnnounced(ours func(link string) bool) *Announced {
 	return &Announced{
-		prefix: linkPrefix, routes: map[Key]Route{}, byLink: map[string]map[Key]bool{}, blocks: map[netip.Prefix]int{}, hosts: map[netip.Prefix]int{},
+		ours: ours, routes: map[Key]Route{}, byLink: map[string]map[Key]bool{}, blocks: map[netip.Prefix]int{}, hosts: map[netip.Prefix]int{},
 		out: map[netip.Prefix]bool{}, added: map[netip.Prefix]bool{},
 	}
 }
@@ -128,7 +128,7 @@ func (a *Announced) All() (all []netip.Prefix) {
 func (a *Announced) count(r Route, n int) {
 	defer a.judge(r.Prefix)
 	if r.Type != Blackhole {
-		if r.Prefix.IsSingleIP() && onLinks(r.NextHops, a.prefix) {
+		if r.Prefix.IsSingleIP() && onLinks(r.NextHops, a.ours) {
 			add(a.hosts, r.Prefix, n)
 		}
 		return

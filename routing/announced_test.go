@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -14,7 +15,7 @@ import (
 func TestAnnouncedIsExports(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	allPools := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("10.0.1.0/24"), netip.MustParsePrefix("fd00::/64")}
-	a := NewAnnounced("nc")
+	a := NewAnnounced(ours)
 	routes, told := map[Key]Route{}, map[netip.Prefix]bool{}
 	var pools []netip.Prefix
 	for step := range 5000 {
@@ -72,7 +73,7 @@ func TestAnnouncedIsExports(t *testing.T) {
 			}
 			delete(told, p)
 		}
-		want := Exports(slices.Collect(maps.Values(routes)), pools, "nc")
+		want := Exports(slices.Collect(maps.Values(routes)), pools, ours)
 		got := slices.SortedFunc(maps.Keys(told), ComparePrefixes)
 		if !slices.Equal(got, want) {
 			t.Fatalf("step %d: announced %v, want %v", step, got, want)
@@ -84,7 +85,7 @@ func TestAnnouncedIsExports(t *testing.T) {
 // itself, however many there are.
 func TestAnAttachIsALookUp(t *testing.T) {
 	for _, n := range []int{10, 10_000} {
-		a := NewAnnounced("nc")
+		a := NewAnnounced(ours)
 		a.SetPools([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")})
 		a.Put(Route{Prefix: netip.MustParsePrefix("10.0.0.0/16"), Type: Blackhole})
 		for i := range n {
@@ -100,3 +101,5 @@ func TestAnAttachIsALookUp(t *testing.T) {
 		}
 	}
 }
+
+func ours(link string) bool { return strings.HasPrefix(link, "nc") }

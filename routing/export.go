@@ -3,15 +3,14 @@ package routing
 import (
 	"net/netip"
 	"slices"
-	"strings"
 )
 
 // Exports returns the prefixes a node announces, sorted, given the kernel's
 // routes of the agent's protocol: the blackholes (its blocks), and the host
-// routes on interfaces whose name begins with linkPrefix that lie outside every
+// routes on interfaces that are endpoints', as ours says, that lie outside every
 // block (borrowed addresses). Nothing outside every pool is announced, and
 // nothing else: no gateway route, no connected subnet.
-func Exports(kernel []Route, pools []netip.Prefix, linkPrefix string) []netip.Prefix {
+func Exports(kernel []Route, pools []netip.Prefix, ours func(link string) bool) []netip.Prefix {
 	var out []netip.Prefix
 	blocks := map[netip.Prefix]bool{}
 	var lengths []int // of blocks, to look addresses up by masking
@@ -34,7 +33,7 @@ func Exports(kernel []Route, pools []netip.Prefix, linkPrefix string) []netip.Pr
 		return false
 	}
 	for _, r := range kernel {
-		if r.Type == Unicast && r.Prefix.IsSingleIP() && onLinks(r.NextHops, linkPrefix) &&
+		if r.Type == Unicast && r.Prefix.IsSingleIP() && onLinks(r.NextHops, ours) &&
 			inside(r.Prefix, pools) && !inBlock(r.Prefix.Addr()) {
 			out = append(out, r.Prefix)
 		}
@@ -43,9 +42,9 @@ func Exports(kernel []Route, pools []netip.Prefix, linkPrefix string) []netip.Pr
 	return slices.Compact(out)
 }
 
-func onLinks(hops []NextHop, prefix string) bool {
+func onLinks(hops []NextHop, ours func(link string) bool) bool {
 	for _, h := range hops {
-		if !strings.HasPrefix(h.Link, prefix) {
+		if !ours(h.Link) {
 			return false
 		}
 	}

@@ -106,12 +106,12 @@ func TestExports(t *testing.T) {
 		via("169.254.1.1/32", "", "lo"),
 		via("192.168.32.5/32", "", "lo"),
 	}
-	got := Exports(kernel, pools, "nc")
+	got := Exports(kernel, pools, ours)
 	want := prefixes("10.0.0.0/26 192.168.32.192/26 192.168.115.200/32 fd80:24e2:f998:72d6::/122 fd80:24e2:f998:72d6::1:5/128")
 	if !slices.Equal(got, want) {
 		t.Errorf("exports %v, want %v", got, want)
 	}
-	if got := Exports(kernel, nil, "nc"); len(got) > 0 {
+	if got := Exports(kernel, nil, ours); len(got) > 0 {
 		t.Errorf("without a pool it exports %v", got)
 	}
 }

@@ -318,7 +318,7 @@ func encodeSet(name string, typ acl.SetType, comment string) *nftables.Set {
 		s.KeyType = nftables.TypeICMP6Type
 	case acl.UnseenProtocols:
 		s.KeyType = nftables.TypeInetProto
-	case acl.LinkMeter:
+	case acl.Links, acl.LinkMeter:
 		s.KeyType, s.KeyByteOrder = nftables.TypeIFName, binaryutil.NativeEndian
 	case acl.PairMeter:
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)
@@ -375,6 +375,8 @@ func encodeElement(typ acl.SetType, e acl.Element) []nftables.SetElement {
 	case acl.NamedPort4, acl.NamedPort6:
 		key = append(e.Prefix.Addr().AsSlice(), e.Proto, 0, 0, 0)
 		key = append(binary.BigEndian.AppendUint16(key, e.First), 0, 0)
+	case acl.Links:
+		key = linkName(e.Link)
 	case acl.LinkVerdict:
 		return []nftables.SetElement{{Key: linkName(e.Link), VerdictData: encodeVerdict(e.Verdict)}}
 	}

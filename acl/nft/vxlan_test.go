@@ -18,7 +18,7 @@ import (
 // of ours, and a virtual network of others is as it was.
 func TestVXLANTunnels(t *testing.T) {
 	const id, others = 0x6e63, 77
-	l, x := wiredLab(t)
+	l, x := wiredLab(t, onNFT)
 	l.router.Run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
 	for name, vni := range map[string]string{"vx0": "28259", "vx1": "77"} {
 		l.router.Run("ip", "link", "add", name, "type", "vxlan", "id", vni, "local", "192.0.2.1", "dstport", "4789", "nolearning")

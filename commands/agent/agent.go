@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -95,6 +96,7 @@ type agent struct {
 	returner *returner
 	tunnels  *tunneller
 	settler  *settler
+	adopter  *adopter
 	copier   *copier
 	runtimes *runtimes.Keeper
 	reporter *control.Reporter
@@ -226,6 +228,8 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l.lostModel = func() { poke(a.copier.hurry) }
 	a.settler = &settler{loop: l, service: a.service, due: make(chan struct{}, 1)}
 	l.settleSoon = func() { poke(a.settler.due) }
+	a.adopter = &adopter{loop: l, kernel: o.links, service: a.service, changed: make(chan struct{}, 1), seen: map[string]found{}, said: map[string]bool{}}
+	l.changedAdopted = func() { poke(a.adopter.changed) }
 	l.enter, l.release, l.remade, l.tellMachines = a.joiner.enter, a.service.Release, a.service.Remake, o.machines.Serve
 	a.reporter = control.NewReporter(a.cfg.Node, datastore.ReportAgent, o.store, l.reportStatus, a.log)
 	l.report, l.reportAnew = a.reporter.Wake, a.reporter.Anew
@@ -304,6 +308,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: a.returner.String(), Do: a.returner.Run},
 		{Name: a.tunnels.String(), Do: a.tunnels.Run},
 		{Name: "settle endpoints", Do: a.settler.Run},
+		{Name: "adopt interfaces", Do: a.adopter.Run},
 		{Name: "keep a copy of the datastore", Do: a.copier.Run},
 		{Name: "keep the registration", Do: a.watchHost},
 		{Name: "let forwarding through", Do: func(ctx context.Context) error { return a.keepForward(ctx, o.forward) }},
@@ -330,6 +335,9 @@ func (a *agent) follow(ctx context.Context, o outside) error {
 // routeEvent is a change of the kernel's routes. Those that were taken are back
 // already; those of our protocol that nobody wants are removed.
 func (a *agent) routeEvent(e fib.Event) {
+	if e.Lost || len(e.Up)+len(e.Down) > 0 || slices.ContainsFunc(e.Foreign, netip.Prefix.IsSingleIP) {
+		a.loop.changedAdopted()
+	}
 	if e.Lost || slices.ContainsFunc(e.Changes, func(c fib.Change) bool { return !c.Gone }) {
 		a.loop.post(func() { a.loop.table.resync = true })
 	}

@@ -68,6 +68,9 @@ const (
 )
 
 func (a *api) attach(ctx context.Context, r control.AttachRequest) (control.Attachment, error) {
+	if err := refuseAdopted(r.Target); err != nil {
+		return control.Attachment{}, err
+	}
 	began := time.Now()
 	at, err := a.attachSoon(ctx, r)
 	a.meters.attaches.took(began, err)
@@ -116,6 +119,9 @@ func (a *api) tryAttach(ctx context.Context, r control.AttachRequest, ns *kernel
 // detach of a store that is away takes the interfaces out of service; the caller
 // keeps the request until the agent can release the addresses, if the store has any.
 func (a *api) detach(ctx context.Context, r control.DetachRequest) (struct{}, error) {
+	if err := refuseAdopted(r.Target); err != nil {
+		return struct{}{}, err
+	}
 	began := time.Now()
 	err := a.detachOrSever(ctx, r)
 	a.meters.detaches.took(began, err)

@@ -73,6 +73,9 @@ func (a *agent) openBackends(ctx context.Context) error {
 	}
 	a.filter.name = name
 	a.closers = append(a.closers, a.filter.Close)
+	if name != backendNFT && len(a.cfg.Adopt) > 0 {
+		return fmt.Errorf("agent.adopt: %s does not filter interfaces of others: nftables does (agent.backend)", name)
+	}
 	for _, other := range a.others() {
 		if stands, err := other.Standing(ctx); err != nil || !stands {
 			_ = other.Close()

@@ -50,6 +50,8 @@ type Config struct {
 	Interface string
 	// LinkPrefix starts the name of every link of an endpoint.
 	LinkPrefix string
+	// Adopt says which interfaces that others made are endpoints.
+	Adopt []netdev.Adoption
 	// Tunnels are the names of the tunnels' devices.
 	Tunnels map[datastore.TunnelKind]string
 	// WireGuardPort is the UDP port of WireGuard tunnels.
@@ -127,6 +129,11 @@ func (c *Config) finish() error {
 	if err := netdev.ValidPrefix(c.LinkPrefix); err != nil {
 		return fmt.Errorf("agent.linkPrefix: %w", err)
 	}
+	for _, a := range c.Adopt {
+		if err := a.Apart(c.LinkPrefix, slices.Collect(maps.Values(c.Tunnels))...); err != nil {
+			return fmt.Errorf("agent.adopt: %w", err)
+		}
+	}
 	if _, err := path.Match(c.Interface, ""); err != nil {
 		return fmt.Errorf("agent.interface %q: %w", c.Interface, err)
 	}
@@ -159,7 +166,7 @@ func (c *Config) filterFile() string { return filepath.Join(c.StateDir, "filter"
 
 // FilterOptions are those of the packet filter that the host does not decide.
 func (c *Config) FilterOptions() acl.Options {
-	o := acl.Options{Tunnels: slices.Sorted(maps.Values(c.Tunnels)), LinkPrefix: c.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(c.Gateway), WorkloadToHost: c.WorkloadToHost, BGPPort: c.BGPPort}
+	o := acl.Options{Tunnels: slices.Sorted(maps.Values(c.Tunnels)), LinkPrefix: c.LinkPrefix, Group: netdev.Group, Gateways: netdev.Gateways(c.Gateway), WorkloadToHost: c.WorkloadToHost, BGPPort: c.BGPPort, Adopts: len(c.Adopt) > 0}
 	o.FailsafeInbound, o.FailsafeOutbound = c.failsafes(etcd.ReadMembers(c.Store.Members, c.Store.Endpoints))
 	return o
 }

@@ -21,10 +21,18 @@ func blockRoute(b *datastore.Block) routing.Route {
 	return routing.Route{Prefix: b.Spec.CIDR, Type: routing.Blackhole}
 }
 
+// metricAdopted is that of routes to adopted endpoints, which come beside those that others
+// made: no route of theirs is replaced, and none of ours is in their way.
+const metricAdopted = 4087
+
 // endpointRoutes lead to an endpoint of this node; mtu is theirs, 0: the link's.
 func endpointRoutes(e *datastore.Endpoint, mtu int) (out []routing.Route) {
+	metric := 0
+	if e.Spec.Orchestrator == datastore.OrchestratorAdopted {
+		metric = metricAdopted
+	}
 	for _, a := range e.Spec.Addresses {
-		out = append(out, routing.Route{Prefix: single(a), NextHops: []routing.NextHop{{Link: e.Spec.Link}}, MTU: mtu})
+		out = append(out, routing.Route{Prefix: single(a), NextHops: []routing.NextHop{{Link: e.Spec.Link}}, MTU: mtu, Metric: metric})
 	}
 	return out
 }

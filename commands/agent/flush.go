@@ -172,7 +172,7 @@ func (l *loop) flushFilter(ctx context.Context) bool {
 	}
 	for name := range l.locals.dirty {
 		if lo := l.locals.named[name]; lo != nil {
-			lo.filtered = lo.ep != nil && (l.links.present[lo.link].Up || f.covers(lo.link))
+			lo.filtered = lo.ep != nil && (l.links.present[lo.link].Up && !l.links.adopted[lo.link] || f.covers(lo.link))
 		}
 	}
 	return true
@@ -219,6 +219,8 @@ func (l *loop) flushLinks() {
 				l.problems.drop("restore " + name)
 				l.problems.drop("endpoint " + name)
 				l.problems.drop(tapProblem(name))
+			} else if l.links.adopted[lo.link] {
+				l.changedAdopted() // somebody removed the endpoint alone
 			} else if !l.links.leftAlone[lo.link] && !l.retire(lo) {
 				continue
 			}
@@ -228,7 +230,7 @@ func (l *loop) flushLinks() {
 			l.missed(lo)
 		default:
 			lo.lost = time.Time{}
-			if (!link.Up || lo.raise) && lo.filtered && !lo.leaving {
+			if (!link.Up || lo.raise) && !l.links.adopted[lo.link] && lo.filtered && !lo.leaving {
 				l.raise(lo, link)
 			}
 		}
@@ -306,7 +308,7 @@ func (l *loop) retireOwnerless() {
 	for link := range l.links.ownerless {
 		_, present := l.links.present[link]
 		switch {
-		case !present || l.links.owners[link] != "" || l.links.leftAlone[link] || l.strangers(link):
+		case !present || l.links.owners[link] != "" || l.links.adopted[link] || l.links.leftAlone[link] || l.strangers(link):
 			delete(l.links.ownerless, link)
 			if !present {
 				l.problems.drop("link " + link)
@@ -387,10 +389,9 @@ func (l *loop) programmed(lo *local) error {
 	case !l.links.present[lo.link].Up:
 		return errors.New("link " + lo.link + " is not up")
 	}
-	for _, a := range lo.ep.Spec.Addresses {
-		p := single(a)
-		if !l.table.holds(p) {
-			return errors.Join(errors.New("route "+a.String()+" is not in the kernel"), l.table.err)
+	for _, r := range endpointRoutes(lo.ep, lo.narrow) {
+		if !l.table.holds(r.Key()) {
+			return errors.Join(errors.New("route "+r.Prefix.Addr().String()+" is not in the kernel"), l.table.err)
 		}
 	}
 	return nil

@@ -14,7 +14,12 @@ func (l *loop) event(e kernel.Event) {
 	switch e.Change {
 	case kernel.Resync:
 		l.links.resync, l.links.resyncHost, l.tunnels.resync = true, true, true
+		l.changedAdopted()
 	case kernel.HostChanged:
+		if l.links.adopted[e.Link] && (e.Gone || !e.Up) {
+			l.unadopt(e.Link)
+		}
+		l.changedAdopted()
 		l.tunnels.event(e)
 		switch _, ours := l.links.recorded(e.Index); {
 		case ours && e.Gone:
@@ -102,6 +107,11 @@ func (l *loop) touch(link string) {
 // another boot it is gone, else lost, and gone after a while.
 func (l *loop) missed(lo *local) {
 	if lo.busy > 0 || lo.leaving || lo.releasing || l.standing.stage == detached {
+		return
+	}
+	if _, adopted := datastore.AdoptedLink(lo.name); adopted {
+		l.locals.moved[lo.name] = true
+		l.changedAdopted()
 		return
 	}
 	if lo.ep != nil && lo.ep.Spec.Tap.Is() { // it goes with nothing

@@ -25,7 +25,12 @@ func (l *loop) recall() {
 	all, _ := l.records.All() // what cannot be read is reported by live
 	for _, rec := range all {
 		l.awaits(rec)
-		if rec.Refused == "" {
+		switch {
+		case rec.Refused != "":
+		case rec.Adopted(): // the adopter looks whether it is so still
+			l.links.adopted[rec.Endpoint.Spec.Link] = true
+			l.links.present[rec.Endpoint.Spec.Link] = kernel.Link{Name: rec.Endpoint.Spec.Link, Up: rec.Boot == l.boots.this}
+		default:
 			l.learn(rec)
 		}
 	}

@@ -27,6 +27,7 @@ type links struct {
 	leftAlone map[string]bool
 	// ownerless are links that may have no owner; they are looked at once.
 	ownerless map[string]bool
+	adopted   map[string]bool  // those of present that others made, by name: they are only looked at
 	addrs     []kernel.Address // of the host
 
 	resync, resyncHost bool // present, or addrs, is not known
@@ -50,8 +51,8 @@ func newLinks(k hostLinks) *links {
 	return &links{
 		kernel: k, present: map[string]kernel.Link{}, owners: map[string]string{}, leftAlone: map[string]bool{}, ownerless: map[string]bool{},
 		wires: map[string]attached{}, names: map[int]string{}, hold: map[string]bool{}, settle: map[string]bool{}, mend: map[string]bool{},
-		tussles: map[string]*tussle{},
-		resync:  true, resyncHost: true,
+		tussles: map[string]*tussle{}, adopted: map[string]bool{},
+		resync: true, resyncHost: true,
 	}
 }
 
@@ -66,7 +67,11 @@ func (k *links) read() error {
 		return err
 	}
 	k.resync = false
+	was := k.present
 	k.present = make(map[string]kernel.Link, len(list))
+	for link := range k.adopted {
+		k.present[link] = was[link]
+	}
 	k.names = make(map[int]string, len(list))
 	for link, w := range k.wires {
 		k.names[w.Index] = link
@@ -93,7 +98,7 @@ func (k *links) readHost() (changed bool, err error) {
 // lookForOwners has every link without an owner looked at.
 func (k *links) lookForOwners() {
 	for name := range k.present {
-		if k.owners[name] == "" {
+		if k.owners[name] == "" && !k.adopted[name] {
 			k.ownerless[name] = true
 		}
 	}
@@ -105,7 +110,7 @@ func (k *links) disown(link, endpoint string) {
 		return
 	}
 	delete(k.owners, link)
-	if _, ok := k.present[link]; ok {
+	if _, ok := k.present[link]; ok && !k.adopted[link] {
 		k.ownerless[link] = true
 	}
 }
@@ -121,7 +126,7 @@ func (k *links) own() (list []netip.Addr) {
 // subnets are those that the host is connected to.
 func (k *links) subnets() (list []netip.Prefix) {
 	for _, a := range k.addrs {
-		if !a.Loopback {
+		if !a.Loopback && !k.adopted[a.Link] {
 			list = append(list, a.Subnet)
 		}
 	}
@@ -132,7 +137,7 @@ func (k *links) subnets() (list []netip.Prefix) {
 func (k *links) hostLinks() map[string][]netip.Addr {
 	out := map[string][]netip.Addr{}
 	for _, a := range k.addrs {
-		if !a.Loopback {
+		if !a.Loopback && !k.adopted[a.Link] {
 			out[a.Link] = append(out[a.Link], a.Prefix.Addr())
 		}
 	}
@@ -184,7 +189,7 @@ func (k *links) mtuOf(own []netip.Prefix) (mtu int) {
 // there is none.
 func (k *links) overlapping(prefix netip.Prefix) *kernel.Address {
 	for i, a := range k.addrs {
-		if a.Subnet.Overlaps(prefix) {
+		if a.Subnet.Overlaps(prefix) && !k.adopted[a.Link] {
 			return &k.addrs[i]
 		}
 	}

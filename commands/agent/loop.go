@@ -117,6 +117,8 @@ type loop struct {
 	changedHost func()
 	// changedTunnels is told that addresses in tunnels may be needed, or not any more.
 	changedTunnels func()
+	// changedAdopted is told that other interfaces may be to be adopted.
+	changedAdopted func()
 	// changedNetworks is told that the runtimes may have to have others.
 	changedNetworks func()
 	// report is told that something that is reported may have changed.
@@ -139,7 +141,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 		queue: newQueue(), cfg: cfg, log: log, started: time.Now(), boots: &boots{},
 		view: datastore.NewView(), standing: &standing{outage: datastore.NewOutage(log)},
 		links: newLinks(k), table: newTable(r),
-		report: func() {}, reportAnew: func() {}, changedHost: func() {}, changedTunnels: func() {}, changedNetworks: func() {}, synced: func() {}, tellMachines: func(map[string]tap.Guest) {}, retryDetaches: func() {},
+		report: func() {}, reportAnew: func() {}, changedHost: func() {}, changedTunnels: func() {}, changedNetworks: func() {}, changedAdopted: func() {}, synced: func() {}, tellMachines: func(map[string]tap.Guest) {}, retryDetaches: func() {},
 		unsettled: map[string]*workload.Record{}, settleSoon: func() {}, changedModel: func() {}, lostModel: func() {},
 	}
 	l.copyLog = datastore.NewCopyLog(cfg.copyFile())
@@ -210,6 +212,7 @@ func (l *loop) compare() {
 		}
 	}
 	l.tunnels.resync, l.links.guests = true, true
+	l.changedAdopted()
 	l.sizes.again(l.locals)
 	l.compareRoutes()
 }

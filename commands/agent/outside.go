@@ -20,6 +20,7 @@ type outside struct {
 	links interface {
 		hostLinks
 		tables
+		everything
 		workload.Links
 		Run(ctx context.Context) error
 		Watch(ctx context.Context, fn func(kernel.Event)) error

@@ -83,8 +83,10 @@ func (l *loop) Program(ctx context.Context, rec *workload.Record, revision int64
 	// The link is there, whether or not its event has arrived.
 	if err := l.do(ctx, func() {
 		lo := l.locals.of(endpoint)
-		lo.created, lo.raise, lo.leaving = true, true, false
-		l.learn(rec)
+		lo.created, lo.raise, lo.leaving = true, !rec.Adopted(), false
+		if !rec.Adopted() {
+			l.learn(rec)
+		}
 		if ep := l.view.Endpoint(endpoint); ep != nil {
 			l.rerate(ep)
 		}
@@ -92,7 +94,7 @@ func (l *loop) Program(ctx context.Context, rec *workload.Record, revision int64
 			l.stand(rec)
 			l.settleSoon()
 		}
-		if _, ok := l.links.present[lo.link]; !ok {
+		if _, ok := l.links.present[lo.link]; !ok && !rec.Adopted() {
 			l.links.present[lo.link] = kernel.Link{Name: lo.link, Index: rec.Index}
 		}
 		l.locals.mark(endpoint)

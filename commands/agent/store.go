@@ -53,6 +53,9 @@ func (l *loop) live() (live []*workload.Record) {
 		l.log.Warn("attach records not used", "error", err)
 	}
 	for _, rec := range all {
+		if rec.Adopted() {
+			continue // it is made again by what the kernel has
+		}
 		_, linked := l.links.present[rec.Endpoint.Spec.Link]
 		same := rec.Cluster.UUID == l.standing.cluster.UUID && rec.Cluster.Generation == l.standing.cluster.Generation
 		if linked && !same && rec.Endpoint.Spec.Node == l.cfg.Node {
@@ -94,6 +97,7 @@ func (l *loop) settle() {
 	}
 	l.locals.markAll()
 	l.changedNetworks()
+	l.changedAdopted()
 	l.links.lookForOwners()
 	l.tidy()
 	l.settleSoon()
@@ -202,6 +206,8 @@ func (l *loop) changed(c datastore.Change) {
 			l.locals.set(c.Name, ep)
 			if ep != nil {
 				l.rerate(ep)
+			} else if _, adopted := datastore.AdoptedLink(c.Name); adopted {
+				l.changedAdopted()
 			}
 		}
 		l.former.moved(moved)
@@ -228,6 +234,7 @@ func (l *loop) changed(c datastore.Change) {
 		l.mixed.changed = true
 	case datastore.KindPool:
 		l.mixed.changed = true
+		l.changedAdopted()
 		l.noteGateway()
 		l.tunnels.changed = true
 		l.changedTunnels()

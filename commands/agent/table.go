@@ -152,10 +152,10 @@ func (t *table) read(ctx context.Context) error {
 	return nil
 }
 
-// holds says whether the kernel has the route to p, as far as is known.
-func (t *table) holds(p netip.Prefix) bool {
-	_, has := t.present[routing.Key{Prefix: p}]
-	return has && !t.missing[p]
+// holds says whether the kernel has the route under k, as far as is known.
+func (t *table) holds(k routing.Key) bool {
+	_, has := t.present[k]
+	return has && !t.missing[k.Prefix]
 }
 
 // routed says whether there is to be a route to p, in the kernel or missing.

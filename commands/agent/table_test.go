@@ -210,14 +210,14 @@ func TestAReadFindsWhatWasMissing(t *testing.T) {
 	r := routing.Route{Prefix: netip.MustParsePrefix("10.0.0.1/32"), NextHops: []routing.NextHop{{Link: "nc1"}}}
 	tab := newTable(kernel)
 	tab.want("endpoint 1", r)
-	if err := tab.flush(t.Context()); err != nil || tab.holds(r.Prefix) {
+	if err := tab.flush(t.Context()); err != nil || tab.holds(r.Key()) {
 		t.Fatalf("%v, missing %v", err, tab.missing)
 	}
 	if err := kernel.Table.Apply(t.Context(), routing.Changes{Put: []routing.Route{r}}); err != nil {
 		t.Fatal(err)
 	}
 	tab.resync = true
-	if err := tab.flush(t.Context()); err != nil || !tab.holds(r.Prefix) {
+	if err := tab.flush(t.Context()); err != nil || !tab.holds(r.Key()) {
 		t.Errorf("%v, missing %v", err, tab.missing)
 	}
 }

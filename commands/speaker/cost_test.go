@@ -58,7 +58,7 @@ func TestAnEventCostsTheSpeakerWhatItChanges(t *testing.T) {
 		if err := s.follower.Replace(datastore.Snapshot{Entries: entries, Revision: int64(nodes)}); err != nil {
 			t.Fatal(err)
 		}
-		l := &loop{speaker: s, announced: routing.NewAnnounced("nc")}
+		l := &loop{speaker: s, announced: routing.NewAnnounced(ours)}
 		l.plan = <-s.follower.plans
 		for _, a := range l.plan.Nodes { // next hops of what reflectors tell are no peers'
 			l.nextHops.resolve(a)

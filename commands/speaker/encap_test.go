@@ -34,7 +34,7 @@ func TestTravel(t *testing.T) {
 	own := &orderlyTable{Table: kernel.Table(88), t: t}
 	s := newSpeaker(t.Context(), Config{Node: "n1", StateDir: filepath.Dir(hostFile(t, "n1")), LinkPrefix: "nc", Tunnels: netdev.DefaultTunnels()},
 		kernel.Table(87), own, memory.New(), nil, quiet())
-	l := &loop{speaker: s, announced: routing.NewAnnounced("nc")}
+	l := &loop{speaker: s, announced: routing.NewAnnounced(ours)}
 	if err := l.readSubnets(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"strings"
 
 	"netctl/routing"
 )
@@ -28,7 +27,7 @@ func (l *loop) seek() {
 	}
 	tunnels := slices.Collect(maps.Values(l.cfg.Tunnels))
 	l.finder.Look(func(link string) bool {
-		return link != "lo" && !strings.HasPrefix(link, l.cfg.LinkPrefix) && !slices.Contains(tunnels, link) &&
+		return link != "lo" && !l.cfg.endpointLink(link) && !slices.Contains(tunnels, link) &&
 			slices.ContainsFunc(peers, func(p routing.Peer) bool { return p.OnLink(link) })
 	})
 }

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +29,7 @@ func (s *speaker) reconcile(ctx context.Context) error {
 		speaker: s, boot: boot, ranBefore: last.Boot != "", sameBoot: last.Boot == boot, leaving: map[netip.Addr]routing.Peer{},
 		passwords: passwords{credentials: s.cfg.Credentials},
 	}
-	l.announced = routing.NewAnnounced(s.cfg.LinkPrefix)
+	l.announced = routing.NewAnnounced(s.cfg.endpointLink)
 	due := make(chan struct{}, 1)
 	l.again = retry.New(retryMin, retryMax, func() {
 		select {
@@ -468,7 +467,7 @@ func (l *loop) readSubnets(ctx context.Context) error {
 	}
 	var subnets []netip.Prefix
 	for _, r := range routes {
-		ours := slices.ContainsFunc(r.NextHops, func(h routing.NextHop) bool { return strings.HasPrefix(h.Link, l.cfg.LinkPrefix) })
+		ours := slices.ContainsFunc(r.NextHops, func(h routing.NextHop) bool { return l.cfg.endpointLink(h.Link) })
 		if !ours {
 			subnets = append(subnets, r.Prefix)
 		}

@@ -23,6 +23,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -58,6 +59,8 @@ type Config struct {
 	AgentProtocol, SpeakerProtocol int
 	// LinkPrefix begins the names of the host sides of endpoints; "" is "nc".
 	LinkPrefix string
+	// Adopt says which interfaces that others made are endpoints' too.
+	Adopt []netdev.Adoption
 	// Reflector starts without an agent: where that has no route in the kernel, nothing
 	// is announced and installed, only reflected.
 	Reflector bool
@@ -105,6 +108,11 @@ func (c *Config) setDefaults() error {
 		c.BootFile = "/proc/sys/kernel/random/boot_id"
 	}
 	return routing.CheckProtocols(c.AgentProtocol, c.SpeakerProtocol)
+}
+
+// endpointLink says whether an interface is an endpoint's, by its name.
+func (c *Config) endpointLink(link string) bool {
+	return strings.HasPrefix(link, c.LinkPrefix) || netdev.Adopts(c.Adopt, link)
 }
 
 // table is what the role needs of the kernel's routes; *fib.Table is one.
@@ -224,7 +232,7 @@ func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datasto
 	s.follower.agentless = cfg.Reflector
 	s.warden = newWarden(cfg.Node, s.state, store, log)
 	s.finder = ra.New(log)
-	s.nextHops = newTracker(ctx, own, cfg.LinkPrefix, log)
+	s.nextHops = newTracker(ctx, own, cfg.endpointLink, log)
 	s.installer = newInstaller(own, s.nextHops, s.reporter.Wake, log)
 	return s
 }

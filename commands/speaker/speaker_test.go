@@ -78,7 +78,7 @@ func TestInstaller(t *testing.T) {
 	gateway.NextHops[0].Addr = netip.MustParseAddr("192.168.1.1")
 	kernel.Put(3, gateway)
 	base := kernel.String()
-	i := newInstaller(kernel.Table(88), newTracker(t.Context(), kernel.Table(88), "nc", quiet()), func() {}, quiet())
+	i := newInstaller(kernel.Table(88), newTracker(t.Context(), kernel.Table(88), ours, quiet()), func() {}, quiet())
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- i.run(ctx) }()
@@ -165,7 +165,7 @@ func TestInstallerBegins(t *testing.T) {
 	if err := table.Apply(t.Context(), routing.Changes{Put: []routing.Route{held}}); err != nil {
 		t.Fatal(err)
 	}
-	i := newInstaller(table, newTracker(context.Background(), table, "nc", quiet()), func() {}, quiet())
+	i := newInstaller(table, newTracker(context.Background(), table, ours, quiet()), func() {}, quiet())
 	step := func() {
 		t.Helper()
 		i.write(t.Context())
@@ -369,9 +369,9 @@ func FuzzMemory(f *testing.F) {
 		}
 		kernel := fib.NewFake()
 		s := &speaker{cfg: Config{Node: "a"}, log: quiet(), agent: kernel.Table(87), own: kernel.Table(88), state: &state{}}
-		s.installer = newInstaller(s.own, newTracker(context.Background(), s.own, "nc", quiet()), func() {}, s.log)
+		s.installer = newInstaller(s.own, newTracker(context.Background(), s.own, ours, quiet()), func() {}, s.log)
 		s.reporter = control.NewReporter("a", datastore.ReportSpeaker, nil, nil, s.log)
-		s.nextHops = newTracker(t.Context(), s.own, "nc", s.log)
+		s.nextHops = newTracker(t.Context(), s.own, ours, s.log)
 		l := &loop{speaker: s, plan: m.Plan}
 		l.believe()
 		l.cfg.Tunnels = netdev.DefaultTunnels()

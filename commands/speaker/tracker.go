@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 
 	"netctl/routing"
@@ -18,7 +17,7 @@ import (
 type tracker struct {
 	ctx       context.Context // of the role: the engine's hook has none
 	table     table
-	endpoints string // begins the names of endpoints' links
+	endpoints func(link string) bool // says which links are endpoints'
 	log       *slog.Logger
 
 	mu  sync.Mutex
@@ -32,7 +31,7 @@ type reach struct {
 	source netip.Addr
 }
 
-func newTracker(ctx context.Context, t table, endpoints string, log *slog.Logger) *tracker {
+func newTracker(ctx context.Context, t table, endpoints func(link string) bool, log *slog.Logger) *tracker {
 	return &tracker{ctx: ctx, table: t, endpoints: endpoints, log: log, via: map[netip.Addr]reach{}}
 }
 
@@ -47,7 +46,7 @@ func (t *tracker) check(a netip.Addr) (ok bool, reason string) {
 	switch {
 	case !ok:
 		return false, fmt.Sprintf("there are more than %d next hops", mostTracked)
-	case strings.HasPrefix(via.Link, t.endpoints):
+	case t.endpoints(via.Link):
 		return false, fmt.Sprintf("its next hop %s is behind the endpoint interface %s", a, via.Link)
 	}
 	return true, ""
@@ -101,7 +100,7 @@ func (t *tracker) recheck(prefixes []netip.Prefix, all bool) (moved, behind bool
 			continue
 		}
 		t.via[a], moved = now, true
-		behind = behind || strings.HasPrefix(now.Link, t.endpoints) != strings.HasPrefix(was.Link, t.endpoints)
+		behind = behind || t.endpoints(now.Link) != t.endpoints(was.Link)
 	}
 	return moved, behind
 }

@@ -3,6 +3,7 @@ package speaker
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"netctl/routing"
@@ -16,7 +17,7 @@ func TestNextHopBehindEndpoint(t *testing.T) {
 	kernel.Put(2, connected("192.168.99.0/24", "eth1"))
 	endpoint := connected("172.30.0.5/32", "nc0123456789a")
 	kernel.Put(87, endpoint)
-	tracker := newTracker(t.Context(), kernel.Table(88), "nc", quiet())
+	tracker := newTracker(t.Context(), kernel.Table(88), ours, quiet())
 	l := &loop{speaker: &speaker{own: kernel.Table(88), nextHops: tracker}}
 	l.plan.Pools = []routing.Pool{{CIDR: netip.MustParsePrefix("10.65.0.0/16"), BlockSize: 26}}
 	l.believe()
@@ -55,3 +56,5 @@ func TestNextHopBehindEndpoint(t *testing.T) {
 	}
 	expect("192.168.99.104", "")
 }
+
+func ours(link string) bool { return strings.HasPrefix(link, "nc") }

@@ -147,7 +147,8 @@ func (s *Service) recorded(rec *Record, ns *kernel.Netns) kernel.Wire {
 // they do not exist, in one transaction.
 func (s *Service) assign(ctx context.Context, name string, req control.AttachRequest, known Known) (*datastore.Endpoint, int64, error) {
 	mac := req.MAC
-	if mac == "" {
+	adopted := req.Orchestrator == datastore.OrchestratorAdopted
+	if mac == "" && !adopted { // else it is what it is
 		mac = netdev.NewMAC()
 	}
 	for try := 1; ; try++ {
@@ -156,7 +157,7 @@ func (s *Service) assign(ctx context.Context, name string, req control.AttachReq
 			return nil, 0, err
 		}
 		ask := plan.ask(name, req)
-		ask.Commit = plan.commit
+		ask.Commit, ask.Restore = plan.commit, adopted
 		res, err := s.given(ctx, ask)
 		if err == nil {
 			return plan.endpoint, res.Revision, nil

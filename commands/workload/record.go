@@ -76,6 +76,11 @@ func (rec *Record) Wire(boot string, gateway netip.Addr) kernel.Wire {
 	return w
 }
 
+// Adopted says that the link is somebody else's.
+func (rec *Record) Adopted() bool {
+	return rec.Endpoint.Spec.Orchestrator == datastore.OrchestratorAdopted
+}
+
 // Place is where the workload's namespace was found.
 func (rec *Record) Place() kernel.Place {
 	return kernel.Place{Path: rec.Netns, Dev: rec.Dev, Ino: rec.Ino}

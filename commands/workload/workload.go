@@ -202,7 +202,10 @@ func (s *Service) undo(ctx context.Context, ep *datastore.Endpoint) {
 func (s *Service) remove(ctx context.Context, ep *datastore.Endpoint) error {
 	name := ep.Metadata.Name
 	s.Reconciler.Retire(name)
-	err := s.sever(ep.Spec.Link)
+	var err error
+	if ep.Spec.Orchestrator != datastore.OrchestratorAdopted {
+		err = s.sever(ep.Spec.Link)
+	}
 	if err == nil {
 		if e := s.Forget(ep.Spec.Addresses...); e != nil {
 			s.Log.Warn("connection tracking entries not deleted", "endpoint", name, "error", e)
@@ -228,6 +231,9 @@ func (s *Service) remove(ctx context.Context, ep *datastore.Endpoint) error {
 // outlive it.
 func (s *Service) sever(link string) error {
 	rec, unread := s.Records.Read(link)
+	if unread == nil && rec.Adopted() {
+		return nil // it is somebody else's
+	}
 	index := 0
 	if unread == nil {
 		index = rec.Wire(s.Boot, s.Gateway).Index

@@ -34,7 +34,9 @@ type Fake struct {
 	path     ReturnPath
 	watchers map[int]chan Event
 	tunnels  map[string]fakeTunnel // by name
-	dropped  map[int]bool          // namespaces that are gone
+	others   []Interface
+	ways     []Route
+	dropped  map[int]bool // namespaces that are gone
 }
 
 type fakeWire struct {

@@ -33,6 +33,9 @@ type Route struct {
 	Prefix   netip.Prefix
 	Protocol int    // rtnetlink(7), rtm_protocol
 	Link     string // of its first next hop; "": it has none
+	// Direct says that it leads to what is at the other side of Link: it is unicast and has
+	// no gateway.
+	Direct bool
 }
 
 // Interfaces lists every interface of the host, by its index.
@@ -114,6 +117,7 @@ func parseMainRoute(m netlink.Message) (r Route, index int, ok bool, err error) 
 	}
 	family, bits, table := m.Data[0], int(m.Data[1]), uint32(m.Data[4])
 	r.Protocol = int(m.Data[5])
+	r.Direct = m.Data[7] == unix.RTN_UNICAST
 	flags := binary.NativeEndian.Uint32(m.Data[8:])
 	ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofRtMsg:])
 	if err != nil {
@@ -129,9 +133,12 @@ func parseMainRoute(m netlink.Message) (r Route, index int, ok bool, err error) 
 			to, _ = netip.AddrFromSlice(b)
 		case unix.RTA_TABLE:
 			table = ad.Uint32()
+		case unix.RTA_GATEWAY, unix.RTA_VIA:
+			r.Direct = false
 		case unix.RTA_OIF:
 			index = int(ad.Uint32())
 		case unix.RTA_MULTIPATH: // struct rtnexthop, of which ifindex is the last word
+			r.Direct = false
 			if len(b) >= unix.SizeofRtNexthop {
 				index = int(int32(binary.NativeEndian.Uint32(b[4:])))
 			}
