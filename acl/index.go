@@ -480,22 +480,3 @@ func (x *Index) Ruleset() *Ruleset {
 	}
 	return r
 }
-
-// staticType is the type of the static sets that endpoints have elements in.
-func staticType(name string) (SetType, bool) {
-	switch name {
-	case mapFromEP, mapToEP:
-		return LinkVerdict, true
-	case setAdopted, setAdoptedARP:
-		return Links, true
-	case setSrc4, setARP4:
-		return LinkAddr4, true
-	case setSrc6, setLL6:
-		return LinkAddr6, true
-	case setOnLink4, setPool4, setNode4:
-		return Net4, true
-	case setOnLink6, setPool6, setNode6:
-		return Net6, true
-	}
-	return 0, false
-}
