@@ -79,6 +79,7 @@ type agent struct {
 	fib       *fib.Table
 	filter    backend
 	left      []leftover      // back ends that are in force beside it
+	unread    bool            // whether there is another is not known
 	moves     atomic.Bool     // there are some
 	tracked   *conntrack.Conn // of cut; nil: none is open
 	forgetter conntrack.Forgetter

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -76,8 +77,13 @@ func (a *agent) openBackends(ctx context.Context) error {
 	if name != backendNFT && len(a.cfg.Adopt) > 0 {
 		return fmt.Errorf("agent.adopt: %s does not filter interfaces of others: nftables does (agent.backend)", name)
 	}
+	if last, err := os.ReadFile(a.cfg.backendFile()); err == nil && string(last) == name {
+		return nil // nobody else's rules are there, and looking for them takes longer than closing
+	}
 	for _, other := range a.others() {
-		if stands, err := other.Standing(ctx); err != nil || !stands {
+		stands, err := other.Standing(ctx)
+		if err != nil || !stands {
+			a.unread = a.unread || err != nil
 			_ = other.Close()
 			continue // what cannot be read holds nothing up
 		}
@@ -145,6 +151,14 @@ func (a *agent) others() (list []leftover) {
 
 // move takes away what another back end left, once this one is whole.
 func (a *agent) move(ctx context.Context) error {
+	defer func() {
+		if a.moves.Load() || a.unread {
+			return // the next start looks again
+		}
+		if err := datastore.WriteFile(a.cfg.backendFile(), []byte(a.filter.name), datastore.FileOptions{Volatile: true}); err != nil {
+			a.log.Warn("which packet filter it is not kept for the next start", "error", err)
+		}
+	}()
 	if len(a.left) == 0 {
 		return nil
 	}
@@ -167,6 +181,9 @@ func (a *agent) move(ctx context.Context) error {
 				break
 			}
 		}
+	}
+	if ctx.Err() != nil {
+		return nil
 	}
 	a.moves.Store(false)
 	a.log.Info("packet filter moved", "table", a.filter.name)

@@ -158,11 +158,12 @@ func (c *Config) finish() error {
 func (c *Config) pendingDir() string {
 	return filepath.Join(c.RunDir, filepath.Base(control.PendingDir))
 }
-func (c *Config) recordsDir() string { return filepath.Join(c.RunDir, "endpoints") }
-func (c *Config) hostIDFile() string { return filepath.Join(c.StateDir, hostIDFile) }
-func (c *Config) debtFile() string   { return filepath.Join(c.RunDir, "flows-to-cut") }
-func (c *Config) copyFile() string   { return filepath.Join(c.StateDir, datastore.CopyFile) }
-func (c *Config) filterFile() string { return filepath.Join(c.StateDir, "filter") }
+func (c *Config) recordsDir() string  { return filepath.Join(c.RunDir, "endpoints") }
+func (c *Config) hostIDFile() string  { return filepath.Join(c.StateDir, hostIDFile) }
+func (c *Config) backendFile() string { return filepath.Join(c.RunDir, "packet-filter") }
+func (c *Config) debtFile() string    { return filepath.Join(c.RunDir, "flows-to-cut") }
+func (c *Config) copyFile() string    { return filepath.Join(c.StateDir, datastore.CopyFile) }
+func (c *Config) filterFile() string  { return filepath.Join(c.StateDir, "filter") }
 
 // FilterOptions are those of the packet filter that the host does not decide.
 func (c *Config) FilterOptions() acl.Options {

@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -57,6 +58,12 @@ func TestBackends(t *testing.T) {
 		if st := s.status(); st.Filter != name || len(st.Problems) > 0 || (name == backendNFT) != (len(st.Lacks) == 0) {
 			t.Errorf("%+v", st)
 		}
+		s.until("noted for the next start", func() string {
+			if kept, err := os.ReadFile(s.node.Path("/run/netctl-node/packet-filter")); err != nil || string(kept) != name {
+				return fmt.Sprint(string(kept), err)
+			}
+			return ""
+		})
 		if s.ping(c3, to) {
 			t.Errorf("%s: another profile's endpoint gets through", name)
 		}
