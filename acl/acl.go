@@ -114,8 +114,6 @@ type Options struct {
 	Strict bool
 	// ReversePath is how the sources of pools are judged that come from other machines.
 	ReversePath ReversePath
-	// Uplinks says that several interfaces of the host may lead to other machines.
-	Uplinks bool
 	// Tunnels are the names of the links of tunnels between nodes.
 	Tunnels []string
 	// BGPPort is the TCP port of BGP on every node; 0: 179.

@@ -298,7 +298,7 @@ func (x *Index) setHostChain(c hostChain, rules []Rule) {
 		p.always(c, x.options, x.wireguard)
 	}
 	if c.d == inbound {
-		p.rules = append(p.rules, reversePath(x.options)...)
+		p.rules = append(p.rules, reversePath(x.options, c.use != forwarded)...)
 	}
 	p.rules = append(p.rules, rules...)
 	chain := x.chains[c.name]

@@ -19,10 +19,12 @@ const (
 	// ReversePathLoose wants a route to the source, and one that leads to no workload of
 	// this host.
 	ReversePathLoose
-	// ReversePathStrict wants a route to the source, one path of which leads out by the
-	// link that the packet came in by (RFC 3704, section 2.3). Of the paths of an IPv6 route
-	// the kernel looks at one, which the flow's hash chose: on a host with several uplinks
-	// they count as one way there, and each tunnel as another.
+	// ReversePathStrict wants of what is sent to endpoints a route to the source, one path of
+	// which leads out by the link that the packet came in by (RFC 3704, section 2.3). Of the
+	// paths of an IPv6 route the kernel looks at one, which the flow's hash chose: the host's
+	// uplinks count as one way there, and each tunnel as another. What is sent to an address
+	// of the host itself, and led on to an endpoint too, is judged as ReversePathLoose: the
+	// way to a node is another one than that to its endpoints, where these are tunnelled.
 	ReversePathStrict
 )
 
@@ -34,14 +36,15 @@ const (
 	reverseReason = "it came by another way than its source is reached by (agent.reversePath)"
 )
 
-// reversePath are the rules that judge what comes from other machines.
-func reversePath(o Options) (list []Rule) {
+// reversePath are the rules that judge what comes from other machines, to the host itself or
+// to endpoints.
+func reversePath(o Options, toHost bool) (list []Rule) {
 	for _, f := range []struct {
 		proto      uint32
 		src        Field
 		pool, node string
 	}{{nfIPv4, SrcIP4, setPool4, setNode4}, {nfIPv6, SrcIP6, setPool6, setNode6}} {
-		for _, j := range o.elsewhere(f.proto) {
+		for _, j := range o.elsewhere(f.proto, toHost) {
 			list = append(list, match(goTo(ChainReverse), slices.Concat([]Term{{Field: InGroup, Number: o.Group, Not: true}, num(NFProto, f.proto),
 				inSet(f.src, f.pool), {Field: f.src, Set: f.node, Not: true}}, j)...))
 		}
@@ -50,28 +53,30 @@ func reversePath(o Options) (list []Rule) {
 }
 
 // elsewhere are the alternatives of a source of the family that is reached by another way.
-func (o Options) elsewhere(family uint32) [][]Term {
-	loose := [][]Term{{num(SrcRoute, 0)}, {{Field: SrcLink, Text: o.LinkPrefix + "*"}}}
-	switch {
-	case o.ReversePath == ReversePathOff:
+func (o Options) elsewhere(family uint32, toHost bool) [][]Term {
+	if o.ReversePath == ReversePathOff {
 		return nil
-	case o.ReversePath == ReversePathLoose:
-		return loose
-	case family == nfIPv4 || !o.Uplinks:
-		return [][]Term{{num(SrcReturn, 0)}}
+	}
+	list := [][]Term{{num(SrcRoute, 0)}, {{Field: SrcLink, Text: o.LinkPrefix + "*"}}}
+	if o.ReversePath == ReversePathLoose || toHost {
+		return list
+	}
+	led := Term{Field: CTStatus, Number: statusDNAT, Not: true}
+	if family == nfIPv4 {
+		return append(list, []Term{num(SrcReturn, 0), led})
 	}
 	for _, name := range o.Tunnels {
-		loose = append(loose, []Term{{Field: InLink, Text: name, Not: true}, {Field: SrcLink, Text: name}},
-			[]Term{{Field: InLink, Text: name}, {Field: SrcLink, Text: name, Not: true}})
+		list = append(list, []Term{{Field: InLink, Text: name, Not: true}, {Field: SrcLink, Text: name}, led},
+			[]Term{{Field: InLink, Text: name}, {Field: SrcLink, Text: name, Not: true}, led})
 	}
-	return loose
+	return list
 }
 
-// SetReversePath sets Options.ReversePath and Uplinks. It is in what Ruleset returns from now on; of the
+// SetReversePath sets Options.ReversePath. It is in what Ruleset returns from now on; of the
 // chains of host endpoints Flush tells.
-func (x *Index) SetReversePath(r ReversePath, uplinks bool) {
-	if x.options.ReversePath != r || x.options.Uplinks != uplinks {
-		x.options.ReversePath, x.options.Uplinks = r, uplinks
+func (x *Index) SetReversePath(r ReversePath) {
+	if x.options.ReversePath != r {
+		x.options.ReversePath = r
 		x.hosts.doubt()
 	}
 }

@@ -192,7 +192,7 @@ func staticChains(o Options) []*Chain {
 			vmap(InLink, NextMap(mapFromEP)),
 			refuse("unknown endpoint"),
 		})},
-		{Name: chainToWL, Rules: slices.Concat([]Rule{invalid()}, reversePath(o), []Rule{
+		{Name: chainToWL, Rules: slices.Concat([]Rule{invalid()}, reversePath(o, false), []Rule{
 			unseen,
 			vmap(OutLink, mapToEP),
 			vmap(OutLink, NextMap(mapToEP)),

@@ -157,7 +157,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	options.FlowRate, options.FlowBurst = flowLimit(cfg.NewFlows, tracked(conntrack.Use))
 	// An error is told of by who reads them again.
 	if addrs, err := k.Addresses(); err == nil {
-		options.ReversePath, options.Uplinks = cfg.sources(addrs)
+		options.ReversePath = cfg.sources(addrs)
 	}
 	l.filtering = newFiltering(cfg.Node, options, f, cfg.filterFile(), log)
 	l.filtering.repaired = func(r *acl.Ruleset) { _ = l.repaired(r) }

@@ -33,28 +33,28 @@ func (c *Config) reversePath(uplinks bool) (acl.ReversePath, error) {
 // judgeSources has sources of pools judged as the host's uplinks allow.
 func (l *loop) judgeSources() {
 	f := l.filtering
-	r, uplinks := l.cfg.sources(l.links.addrs)
-	if r == f.options.ReversePath && uplinks == f.options.Uplinks {
+	r := l.cfg.sources(l.links.addrs)
+	if r == f.options.ReversePath {
 		return
 	}
-	f.options.ReversePath, f.options.Uplinks = r, uplinks
-	f.index.SetReversePath(r, uplinks)
+	f.options.ReversePath = r
+	f.index.SetReversePath(r)
 	f.judged.drop() // no delta tells of it
 	f.restated()
 }
 
-// sources is how sources are judged on a host with the addresses, and whether several
-// interfaces with addresses may lead to other machines.
-func (c *Config) sources(host []kernel.Address) (r acl.ReversePath, uplinks bool) {
-	one := ""
+// sources is how sources are judged on a host with the addresses: several interfaces that
+// have some may lead to other machines.
+func (c *Config) sources(host []kernel.Address) acl.ReversePath {
+	one, uplinks := "", false
 	for _, a := range host {
 		if !a.Loopback && !a.Prefix.Addr().IsLinkLocalUnicast() && !netdev.LeadsAway(a.Link) {
 			uplinks = uplinks || one != "" && one != a.Link
 			one = a.Link
 		}
 	}
-	r, _ = c.reversePath(uplinks) // finish told of an error
-	return r, uplinks
+	r, _ := c.reversePath(uplinks) // finish told of an error
+	return r
 }
 
 // reversePath is what packets came with a pool's source by another way than that is reached by.

@@ -279,11 +279,11 @@ func TestTo(t *testing.T) {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
-	// One that is a node is tried once.
+	// One that is a node is tried once, as no node: whatever its session says.
 	f, c = clean()
 	c.To = []netip.Addr{addr2()}
 	list, err := newScene(f, c).others()
-	if n := len(slices.DeleteFunc(list, func(o other) bool { return o.v4 != addr2() || o.node == nil || !o.alive })); n != 1 || len(list) != len(c.Cluster.Nodes)-1 || err != nil {
+	if n := len(slices.DeleteFunc(list, func(o other) bool { return o.v4 != addr2() || o.node != nil || !o.alive })); n != 1 || len(list) != len(c.Cluster.Nodes)-1 || err != nil {
 		t.Errorf("%d of %d: %v", n, len(list), err)
 	}
 }

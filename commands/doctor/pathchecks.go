@@ -50,17 +50,14 @@ func (o other) addr(v6 bool) netip.Addr {
 
 // others are the machines to try, those first that report.
 func (s *scene) others() (list []other, err error) {
-	c, err := s.cluster()
 	for _, a := range s.cfg.To {
-		if err == nil && slices.ContainsFunc(c.Nodes, func(n *datastore.Node) bool { return n.Address(a.Is6()) == a }) {
-			continue // a node's
-		}
 		o := other{name: a.String(), alive: true, v4: a}
 		if a.Is6() {
 			o.v4, o.v6 = netip.Addr{}, a
 		}
 		list = append(list, o)
 	}
+	c, err := s.cluster()
 	if err != nil {
 		if len(list) > 0 {
 			err = nil
@@ -71,7 +68,9 @@ func (s *scene) others() (list []other, err error) {
 	for _, n := range c.Nodes {
 		name := n.Metadata.Name
 		o := other{name: name, v4: n.Address(false), v6: n.Address(true), node: n, alive: c.alive(name, datastore.ReportAgent, now) || c.alive(name, datastore.ReportSpeaker, now)}
-		o.alive = o.alive || slices.Contains(s.cfg.To, o.v4) || slices.Contains(s.cfg.To, o.v6)
+		if slices.Contains(s.cfg.To, o.v4) || slices.Contains(s.cfg.To, o.v6) {
+			continue // all is tried, whatever its session says
+		}
 		if name != s.cfg.Node && (o.v4.IsValid() || o.v6.IsValid()) {
 			list = append(list, o)
 		}
