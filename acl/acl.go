@@ -75,7 +75,7 @@ const (
 	meterDenyOut = "m_deny_out" // log lines of what is denied, egress
 	meterReverse = "m_reverse"  // log lines of reverse_path
 	meterHost    = "m_host"     // log lines of wl_host
-	meterLog     = "m_log"      // log lines of log rules
+	MeterLog     = "m_log"      // log lines of log rules
 	meterEcho    = "m_echoes"   // echo requests to the host
 	meterND      = "m_nd"       // neighbour discovery from other link-local addresses
 	meterFlows   = "m_flows"    // flows that a workload begins; the rate follows

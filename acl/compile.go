@@ -142,7 +142,7 @@ func (p *program) add(from origin, d direction) {
 	case r.Action == datastore.Pass:
 		out.Verdict = Verdict{Kind: Return}
 	case r.Action == datastore.Log:
-		out.Limit = few(meterLog, LinkPair)
+		out.Limit = few(MeterLog, LinkPair)
 		out.Log = logPrefix("L", d, from.id, from.owner.whose())
 	default:
 		out.Verdict = p.finish(refusedBy(from, d))

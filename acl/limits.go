@@ -64,7 +64,7 @@ func (l limit) rules(d direction, link string) []Rule {
 		}
 		within.Limit = Limit{Rate: l.rate, Burst: max(burst, leastBurst)}
 	}
-	log := Rule{Limit: few(meterLog, LinkPair), Log: LimitPrefix + map[direction]string{inbound: "I|", outbound: "E|"}[d] + l.name}
+	log := Rule{Limit: few(MeterLog, LinkPair), Log: LimitPrefix + map[direction]string{inbound: "I|", outbound: "E|"}[d] + l.name}
 	return []Rule{within, log, refuse(fmt.Sprintf("%s: over %s %d", link, l.name, l.rate))}
 }
 

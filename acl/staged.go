@@ -82,7 +82,7 @@ func (t step) jump(d direction) Rule {
 // stagedLog is the end of what a rule of a staged policy, or the end of its tier, would
 // deny: it writes it, and goes on behind the staged policies.
 func stagedLog(name, id, whose string, d direction) end {
-	return end{name, []Rule{{Limit: few(meterLog, LinkPair), Log: logPrefix("S", d, id, whose)}}}
+	return end{name, []Rule{{Limit: few(MeterLog, LinkPair), Log: logPrefix("S", d, id, whose)}}}
 }
 
 func (p *program) wouldRefuse(from origin, d direction) Verdict {

@@ -66,7 +66,7 @@ func staticSets(o Options) []*Set {
 		newSet(setPool6, Net6, "pools"),
 		newSet(setNode4, Net4, "addresses of nodes"),
 		newSet(setNode6, Net6, "addresses of nodes"),
-		newSet(meterLog, PairMeter, "log lines"),
+		newSet(MeterLog, PairMeter, "log lines"),
 		newSet(meterEcho, LinkMeter, "echo requests to the host"),
 		newSet(meterND, LinkMeter, "neighbour discovery"),
 		newSet(flowMeter(o), LinkMeter, "flows begun"),

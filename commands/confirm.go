@@ -83,17 +83,23 @@ func (a *app) runConfirming(cmd *cobra.Command, args []string, within time.Durat
 		return err
 	}
 	if len(c.record.Changes) == 0 {
-		return errors.Join(err, a.forgetUnconfirmed(cmd.Context(), c))
+		failed := a.forgetUnconfirmed(cmd.Context(), c)
+		if !errors.Is(failed, datastore.ErrConflict) && !errors.Is(failed, datastore.ErrNotFound) {
+			return errors.Join(err, failed)
+		}
+		// It holds a change whose answer was lost.
 	}
 	text := fmt.Sprintf("Taken back in %s, unless this follows: netctl confirm %s\n", within, c.record.ID)
 	return errors.Join(err, a.print(text))
 }
 
-// forgetUnconfirmed removes a record of nothing.
+// forgetUnconfirmed removes a record of nothing; datastore.ErrConflict: it has something by
+// now, or is gone.
 func (a *app) forgetUnconfirmed(ctx context.Context, c *confirming) error {
 	s, err := a.store(ctx)
 	if err == nil {
-		_, err = s.Commit(ctx, datastore.Txn{Then: []datastore.Op{{Key: datastore.ConfirmsPrefix + c.record.ID}}})
+		key := datastore.ConfirmsPrefix + c.record.ID
+		_, err = s.Commit(ctx, datastore.Txn{If: []datastore.Condition{{Key: key, Revision: c.revision}}, Then: []datastore.Op{{Key: key}}})
 	}
 	return err
 }

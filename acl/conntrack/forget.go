@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -56,11 +57,16 @@ func (f *Forgetter) delete(addrs []netip.Addr) (err error) {
 			return err
 		}
 	}
-	if err = f.conn.Delete(addrs...); err != nil {
-		f.conn.Close()
-		f.conn = nil
+	if err = f.conn.Delete(addrs...); err == nil {
+		return nil
 	}
-	return err
+	f.conn.Close()
+	f.conn = nil
+	var errs []error
+	for _, a := range addrs { // of many callers: what fails for one is no other's
+		errs = append(errs, Delete(a))
+	}
+	return errors.Join(errs...)
 }
 
 // Close ends what was opened.

@@ -355,6 +355,7 @@ func (e *emitter) limits(chain string, r *acl.Rule) (text string) {
 			word = "above"
 		}
 		switch {
+		case l.Set == acl.MeterLog: // of all together: a table of addresses, of which there are too many, drops what it has no room for
 		case l.Set == "":
 			name = fmt.Sprintf("%s_%d_%d", chain, l.Rate, l.Burst)
 		case e.table == "raw":

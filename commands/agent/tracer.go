@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -15,14 +16,15 @@ import (
 )
 
 // tracer watches a packet in this node's kernel where somebody asks for it, and sends it
-// where an endpoint of this node is its sender. It does one after the other.
+// where an endpoint of this node is its sender: one at a time.
 type tracer struct {
 	loop  *loop
 	nft   *nft.Table
 	store datastore.Store
 	log   *slog.Logger
 	asks  map[string]*pendingAsk // by key
-	busy  atomic.Int32           // how many packets are watched
+	busy  atomic.Int32           // how many asks are worked on
+	one   atomic.Bool            // a packet is watched: the table for it has one owner
 }
 
 // pendingAsk is an Ask that this node has its part in.
@@ -49,6 +51,7 @@ func (t *tracer) Run(ctx context.Context) error {
 				delete(t.asks, key)
 			}
 		}
+		t.sweep(ctx, there)
 	}}.run(ctx)
 }
 
@@ -91,12 +94,34 @@ func (t *tracer) hear(ctx context.Context, e datastore.Entry) {
 func (t *tracer) forget(ctx context.Context, key, id string, late bool) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	ops := []datastore.Op{{Key: datastore.AnswerKey(t.loop.cfg.Node, id)}}
+	keys := []string{datastore.AnswerKey(t.loop.cfg.Node, id)}
 	if late {
-		ops = append(ops, datastore.Op{Key: key})
+		keys = append(keys, key)
 	}
-	if _, err := t.store.Commit(ctx, datastore.Txn{Then: ops}); err != nil {
-		t.log.Debug("answer to a trace not removed", "error", err)
+	for _, k := range keys { // each by itself: not every node may remove another's ask
+		if _, err := t.store.Commit(ctx, datastore.Txn{Then: []datastore.Op{{Key: k}}}); err != nil {
+			t.log.Debug("trace not removed", "key", k, "error", err)
+		}
+	}
+}
+
+// sweep removes this node's answers to what nobody asks any more, of an agent that was
+// killed meanwhile.
+func (t *tracer) sweep(ctx context.Context, asked map[string]bool) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	ids := map[string]bool{}
+	for key := range asked {
+		ids[key[strings.LastIndexByte(key, '/')+1:]] = true
+	}
+	snap, err := t.store.List(ctx, datastore.AnswerKey(t.loop.cfg.Node, ""))
+	for _, e := range snap.Entries {
+		if err == nil && !ids[e.Key[strings.LastIndexByte(e.Key, '/')+1:]] {
+			_, err = t.store.Commit(ctx, datastore.Txn{Then: []datastore.Op{{Key: e.Key}}})
+		}
+	}
+	if err != nil {
+		t.log.Debug("answers to traces not looked through", "error", err)
 	}
 }
 
@@ -129,6 +154,11 @@ func (t *tracer) answer(ctx context.Context, a *pendingAsk) {
 		t.tell(ctx, a.ID, out)
 		return
 	}
+	if !t.one.CompareAndSwap(false, true) {
+		t.tell(ctx, a.ID, datastore.Answer{Error: "another packet is traced there: try again in some seconds"})
+		return
+	}
+	defer t.one.Store(false)
 	trace, send, err := t.arm(ctx, a)
 	if err != nil {
 		t.tell(ctx, a.ID, datastore.Answer{Error: oneLine(err.Error())})
