@@ -218,6 +218,7 @@ type tableChange struct {
 	remove []string
 	hook   []string            // built-in chains whose first rule is to be ours
 	unhook map[string][]string // rules of ours to take out of a built-in chain first
+	want   *rendered           // what the table is to be
 }
 
 func (c *tableChange) empty() bool {

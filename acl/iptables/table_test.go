@@ -2,11 +2,13 @@ package iptables
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
 
 	"netctl/acl"
+	"netctl/datastore"
 )
 
 func openTable(t *testing.T, n *netns, mode Mode) *Table {
@@ -91,5 +93,41 @@ func TestRefused(t *testing.T) {
 		if !strings.Contains(text, `--comment "refused by the kernel" -j DROP`) || !strings.Contains(text, `"profile db inbound: allow udp" -j RETURN`) || strings.Contains(text, probeChain) {
 			t.Errorf("%s:\n%s", mode, text)
 		}
+	}
+}
+
+// TestTooManyTiers: nftables follows a packet through so many chains; with more tiers that pass
+// it ends there, that is said, and everything else is written.
+func TestTooManyTiers(t *testing.T) {
+	for _, c := range []struct {
+		mode  Mode
+		tiers int
+		deep  bool
+	}{{NFT, 9, false}, {NFT, 10, true}, {NFT, 20, true}, {Legacy, 20, false}} {
+		t.Run(fmt.Sprintf("%s %d", c.mode, c.tiers), func(t *testing.T) {
+			n := newNetns(t)
+			table := openTable(t, n, c.mode)
+			pass, err := datastore.ParseRule("pass tcp to ports 80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			changes := []datastore.Change{profile(t, "web", "allow tcp"), endpoint(1, "nc01", "web")}
+			for i := range c.tiers {
+				name := fmt.Sprintf("t%02d", i)
+				changes = append(changes,
+					datastore.Change{Kind: datastore.KindTier, Name: name, New: &datastore.Tier{Metadata: datastore.Metadata{Name: name}, Spec: datastore.TierSpec{Order: &i}}},
+					datastore.Change{Kind: datastore.KindPolicy, Name: name, New: &datastore.Policy{Metadata: datastore.Metadata{Name: name},
+						Spec: datastore.PolicySpec{Tier: name, Selector: "all()", Types: []datastore.PolicyType{datastore.Ingress}, Ingress: []datastore.Rule{pass}}}})
+			}
+			_, err = table.Sync(t.Context(), compiled(t, changes...))
+			var refused *acl.RefusedError
+			if is := errors.As(err, &refused); is != c.deep || !is && err != nil || is && !errors.Is(refused.Refusals[0].Err, errDeep) {
+				t.Errorf("%v", err)
+			}
+			text := n.Run("iptables-" + string(c.mode) + "-save")
+			if strings.Contains(text, errDeep.Error()) != c.deep || strings.Contains(text, probeChain) || strings.Contains(text, "shut for a moment") || !strings.Contains(text, "profile web inbound: allow tcp") && !c.deep {
+				t.Errorf("%s", text)
+			}
+		})
 	}
 }

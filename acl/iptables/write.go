@@ -76,7 +76,7 @@ func (t *Table) differences(want map[place]*rendered, have map[place]*held) (lis
 		if h == nil {
 			h = &held{}
 		}
-		c := &tableChange{place: p, write: map[string][]line{}, unhook: map[string][]string{}}
+		c := &tableChange{place: p, write: map[string][]line{}, unhook: map[string][]string{}, want: w}
 		for name, lines := range w.chains {
 			text := textOf(lines)
 			if is := h.chains[name]; is == nil || !t.prints(text, strings.Join(is.text, "\n")) {
@@ -192,6 +192,13 @@ func (t *Table) isolate(ctx context.Context, c *tableChange) (refused []acl.Refu
 			break
 		}
 	}
+	if len(refused) > 0 || t.mode != NFT {
+		return refused
+	}
+	for _, name := range c.want.tooDeep() {
+		refused = append(refused, acl.Refusal{Kind: "chain", Name: strings.TrimPrefix(name, chainPrefix), Err: errDeep})
+		c.write[name] = []line{{text: "-m comment --comment " + quote(errDeep.Error()) + " -j DROP"}}
+	}
 	return refused
 }
 
@@ -201,10 +208,8 @@ func probe(p place, lines []line) string {
 	fmt.Fprintf(&b, "*%s\n:%s - [0:0]\n", p.table, probeChain)
 	for _, l := range lines {
 		text := l.text
-		if at := strings.LastIndex(text, "-g "+chainPrefix); at >= 0 {
-			text = text[:at] + "-j RETURN"
-		} else if at := strings.LastIndex(text, "-j "+chainPrefix); at >= 0 {
-			text = text[:at] + "-j RETURN"
+		if next := l.leadsTo(); next != "" {
+			text = text[:len(text)-len("-g ")-len(next)] + "-j RETURN"
 		}
 		fmt.Fprintf(&b, "-A %s %s\n", probeChain, text)
 	}
