@@ -3,7 +3,6 @@ package commands
 import (
 	"context"
 	"net/netip"
-	"netctl/netdev"
 	"os"
 	"slices"
 
@@ -16,6 +15,7 @@ import (
 	"netctl/commands/speaker"
 	"netctl/commands/telemetry"
 	"netctl/datastore"
+	"netctl/netdev"
 )
 
 func newAgentCommand(a *app) *cobra.Command {

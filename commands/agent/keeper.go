@@ -122,6 +122,8 @@ func (k *keeper) takeBack(ctx context.Context, e datastore.Entry, u datastore.Un
 	switch {
 	case errors.Is(err, datastore.ErrDenied):
 		return true // another one's rights suffice
+	case errors.Is(err, datastore.ErrConflict):
+		return false // somebody was faster, which the next look tells
 	case err != nil:
 		k.log.Warn("change not taken back yet that nobody confirmed", "id", u.ID, "command", u.Command, "error", err)
 		return false
