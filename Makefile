@@ -14,7 +14,7 @@ export NETCTL_BINARY := $(CURDIR)/netctl
 # How many inputs each fuzz target tries in `make test`, and how long a package may
 # take. Not a time: with one, `go test -fuzz` fails now and then as it runs out.
 FUZZTIME := 10000x
-TIMEOUT  := 10m
+TIMEOUT  := 20m
 
 .PHONY: help promtool build demo test test-all test-trixie fuzz race lint docs site completions bench budget install dist clean packages demo-packages guest debian chromium
 
@@ -36,7 +36,7 @@ demo: demo-packages build ## two nodes on this machine, wired, routed and filter
 test: packages build ## everything CI runs
 	go vet ./...
 	@$(MAKE) --no-print-directory fuzz
-	go test -count=1 -p 2 -timeout $(TIMEOUT) ./...
+	go test -count=1 -p 2 -timeout $(TIMEOUT) ./commands/lab ./...  # the longest first
 
 test-all: race lint guest debian promtool chromium ## test with ten times the fuzzing, the race detector, the linter, another kernel and a browser
 	@NETCTL_FLOOD=600000 NETCTL_ABSENCE=10m NETCTL_GUEST=1 NETCTL_FLAVOURS=all $(MAKE) --no-print-directory test FUZZTIME=100000x TIMEOUT=60m
