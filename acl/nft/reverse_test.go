@@ -1,9 +1,11 @@
 package nft
 
 import (
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"netctl/acl"
 	"netctl/datastore"
@@ -143,4 +145,39 @@ func TestReversePath(t *testing.T) {
 		t.Error(text.String())
 	}
 	listing(t, l.router)
+	published(t, l, x)
+}
+
+// published has a member whose pool is tunnelled send to a port that is published at an address
+// of the host: to that it has no tunnel.
+func published(t *testing.T, l *lab, x *acl.Index) {
+	c := endpoint("n1", "n1/cni/a/eth0", "nca", []string{"web"}, "10.0.0.1", "fd00::1")
+	c.New.(*datastore.Endpoint).Spec.HostPorts = []datastore.HostPort{{Protocol: "udp", HostPort: 8080, Port: 80}}
+	x.Apply(c)
+	l.apply(x.Flush())
+	l.router.Run("ip", "addr", "add", "198.51.100.1/32", "dev", "lo")
+	l.router.Run("ip", "route", "replace", "10.1.0.0/24", "dev", "vx6")
+	m := l.hosts["m"]
+	m.Run("ip", "addr", "add", "10.1.0.5/32", "dev", "eth0")
+	var in net.PacketConn
+	var err error
+	l.hosts["a"].Do(func() { in, err = net.ListenPacket("udp4", "10.0.0.1:80") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	m.Do(func() {
+		var out net.Conn
+		if out, err = (&net.Dialer{LocalAddr: &net.UDPAddr{IP: net.IPv4(10, 1, 0, 5)}}).Dial("udp4", "198.51.100.1:8080"); err == nil {
+			_, err = out.Write([]byte("hello"))
+			_ = out.Close()
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = in.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if n, from, err := in.ReadFrom(make([]byte, 10)); err != nil || n != 5 || !strings.HasPrefix(from.String(), "10.1.0.5:") {
+		t.Errorf("what a member sends to a published port: %d bytes of %v, %v", n, from, err)
+	}
 }
