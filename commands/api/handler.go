@@ -222,7 +222,7 @@ func (s *server) turn(ctx context.Context) (leave func(), err error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-late.C:
-		return nil, fmt.Errorf("%d others read and write at once: try again: %w", maxTurns, datastore.ErrUnavailable)
+		return nil, datastore.As(datastore.ErrUnavailable, "%d others read and write at once: try again", maxTurns)
 	}
 	free := sync.OnceFunc(func() { <-s.turns })
 	end := time.AfterFunc(turnTime, free)
