@@ -113,14 +113,9 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 			return fmt.Errorf("install: nothing was changed: %w", err)
 		}
 	}
-	left, err := leftOut(ctx, o.Root, asked, m)
+	left, err := o.leftOut(ctx, s, asked, m)
 	if err != nil {
 		return err
-	}
-	if slices.Contains(left, "agent") && o.Root == "" && !o.ignoreChecks {
-		if err := s.agentNeeded(ctx); err != nil {
-			return err
-		}
 	}
 	if o.Share, err = shareFiles(a.cmd.Root()); err != nil {
 		return err
@@ -141,14 +136,9 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 			return fmt.Errorf("install: nothing was changed: %w", err)
 		}
 	}
-	roles := asked
-	if len(roles) == 0 {
-		if roles, err = install.Enabled(o.Root); err != nil {
-			return err
-		}
-	}
-	if len(roles) == 0 {
-		roles = []string{"node"}
+	roles, err := toStart(o.Root, asked)
+	if err != nil {
+		return err
 	}
 	if o.dryRun {
 		return a.print(installed(p, true, append(wouldEnd(left), o.wouldStart(roles)...)...))
@@ -166,13 +156,27 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 	return a.startInstalled(ctx, o, roles, m)
 }
 
+// toStart are the roles, or "node", whose units --enable and --now are about: those that
+// --roles asks for, or are enabled.
+func toStart(root string, asked []string) ([]string, error) {
+	if len(asked) > 0 {
+		return asked, nil
+	}
+	roles, err := install.Enabled(root)
+	if err == nil && len(roles) == 0 {
+		roles = []string{"node"}
+	}
+	return roles, err
+}
+
 // leftOut are the roles whose units are enabled or run although --roles does not ask for
 // them. The one unit for all roles is not among them: it goes when others take its place.
-func leftOut(ctx context.Context, root string, asked []string, m *services) (left []string, err error) {
+// The agent is not left out while endpoints live.
+func (o *installOptions) leftOut(ctx context.Context, s *settings, asked []string, m *services) (left []string, err error) {
 	if len(asked) == 0 {
 		return nil, nil
 	}
-	if left, err = install.Enabled(root); err != nil {
+	if left, err = install.Enabled(o.Root); err != nil {
 		return nil, fmt.Errorf("install: %w", err)
 	}
 	if m != nil {
@@ -183,7 +187,13 @@ func leftOut(ctx context.Context, root string, asked []string, m *services) (lef
 		left = append(left, running...)
 	}
 	slices.Sort(left)
-	return slices.DeleteFunc(slices.Compact(left), func(role string) bool { return role == "node" || slices.Contains(asked, role) }), nil
+	left = slices.DeleteFunc(slices.Compact(left), func(role string) bool { return role == "node" || slices.Contains(asked, role) })
+	// With --now the one unit for all roles ends too.
+	ends := slices.Contains(left, "agent") || o.now && !slices.Contains(asked, "agent")
+	if ends && o.Root == "" && !o.ignoreChecks && os.Geteuid() == 0 {
+		err = s.agentNeeded(ctx)
+	}
+	return left, err
 }
 
 // wouldEnd says which units would be ended.

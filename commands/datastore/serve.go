@@ -83,7 +83,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 			watched <- nil
 		}
 	}()
-	besideEnded, shared := d.runAfter(ctx, beside), c.share(ctx, beside, log)
+	besideEnded := d.runAfter(ctx, beside)
 	err = embed.Run(ctx, embed.Config{
 		Name: c.Node, Dir: filepath.Join(c.StateDir, "etcd"), Socket: c.Socket,
 		ListenTLS: c.Listen, PeerURL: c.PeerURL, Members: c.Members, Joins: len(c.Members) > 0, Token: c.Token,
@@ -103,7 +103,6 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	})
 	stop()
 	<-besideEnded
-	<-shared
 	telling.Wait()
 	if why := <-watched; err == nil {
 		err = why
