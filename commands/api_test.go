@@ -308,6 +308,13 @@ func TestAPIBadInput(t *testing.T) {
 		{http.MethodGet, "/v1/actions/nope", "", http.StatusNotFound, "is no action"},
 		{http.MethodGet, "/elsewhere", "", http.StatusNotFound, "below /v1"},
 		{http.MethodPatch, "/v1/pools", "", http.StatusMethodNotAllowed, "openapi"},
+		{http.MethodDelete, "/v1/pools", "", http.StatusMethodNotAllowed, "no such request, but GET, POST;"},
+		{http.MethodPost, "/v1/pools/a", "", http.StatusMethodNotAllowed, "but GET, PUT, DELETE;"},
+		{http.MethodPost, "/v1", "", http.StatusMethodNotAllowed, "but GET;"},
+		{http.MethodPut, "/v1/watch", "", http.StatusMethodNotAllowed, "no such request"},
+		{http.MethodPost, "/v1/watch", "", http.StatusMethodNotAllowed, "but GET;"},
+		{http.MethodDelete, "/v1/actions/backup", "", http.StatusMethodNotAllowed, "but GET, POST;"},
+		{http.MethodGet, "/v1/watch?%zz", "", http.StatusBadRequest, "invalid URL escape"},
 		{http.MethodGet, "/v1/pools?lable=x", "", http.StatusBadRequest, "not known here"},
 		{http.MethodGet, "/v1/pools?selector=((", "", http.StatusBadRequest, "selector"},
 		{http.MethodGet, "/v1/pools?watch&after=x", "", http.StatusBadRequest, "must be a revision"},
@@ -354,6 +361,12 @@ func TestAPIBadInput(t *testing.T) {
 		then(conn)
 		answer, _ := io.ReadAll(conn)
 		return string(answer)
+	}
+	for _, line := range []string{"GET *", "CONNECT x:1"} {
+		answer := raw(line+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", func(net.Conn) {})
+		if !strings.Contains(answer, "400 Bad Request") || !strings.Contains(answer, `{"error":"`+line+`: no path of this server`) {
+			t.Errorf("%s: %q", line, answer)
+		}
 	}
 	half := "POST /v1/profiles HTTP/1.1\r\nHost: n\r\nContent-Length: 1000\r\n\r\n{\"apiVersion\":"
 	for what, then := range map[string]func(net.Conn){

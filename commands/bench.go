@@ -178,7 +178,7 @@ func (a *app) benchEnd(ctx context.Context, name string) (*benchEnd, error) {
 			return nil, err
 		}
 		if e.node, err = read[*datastore.Node](ctx, a, name); err != nil {
-			return nil, err
+			return nil, noBenchEnd(name, err)
 		}
 		return e, e.addressOf(e.node)
 	}
@@ -187,7 +187,7 @@ func (a *app) benchEnd(ctx context.Context, name string) (*benchEnd, error) {
 	}
 	ep, err := read[*datastore.Endpoint](ctx, a, name)
 	if err != nil {
-		return nil, err
+		return nil, noBenchEnd(name, err)
 	}
 	if len(ep.Spec.Addresses) == 0 {
 		return nil, fmt.Errorf("bench: endpoint %s has no address", name)
@@ -207,6 +207,14 @@ func (a *app) benchEnd(ctx context.Context, name string) (*benchEnd, error) {
 		}
 	}
 	return nil, fmt.Errorf("bench: where the namespace of endpoint %s is, this node's agent was not told: name its file", name)
+}
+
+// noBenchEnd is err of reading what a name may mean, in words if there is nothing.
+func noBenchEnd(name string, err error) error {
+	if !errors.Is(err, datastore.ErrNotFound) {
+		return fmt.Errorf("bench: %w", err)
+	}
+	return datastore.As(datastore.ErrNotFound, "bench: there is no node or endpoint %s (`netctl get nodes`, `netctl get endpoints`), and it is no address and no absolute path of a network namespace", name)
 }
 
 // addressOf takes the address by which a node is reached.

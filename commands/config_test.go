@@ -234,3 +234,13 @@ func FuzzConfigFile(f *testing.F) {
 		_, _ = checkConfig("f", []byte(text))
 	})
 }
+
+// TestOnlyMember: where neither an agent nor a reflector shares the events, the member of the
+// datastore does.
+func TestOnlyMember(t *testing.T) {
+	for roles, want := range map[string]bool{"datastore": true, "datastore speaker": true, "datastore agent speaker": false, "datastore reflector": false, "agent": false, "": false} {
+		if s := (&settings{Roles: strings.Fields(roles)}); s.datastoreConfig().Shares != want {
+			t.Errorf("%q: want %v", roles, want)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -32,12 +33,19 @@ func (s *settings) datastoreConfig() role.Config {
 		Node:      s.Node, StateDir: s.StateDir, Socket: filepath.Join(s.RunDir, "etcd.sock"),
 		Listen: s.Etcd.Listen, PeerURL: s.Etcd.PeerURL,
 		CA: s.Etcd.TLS.CA, Cert: s.Etcd.TLS.Cert, Key: s.Etcd.TLS.Key,
+		Shares:   s.onlyMember(),
 		JoinPort: s.Etcd.JoinPort, CertificateLife: s.Etcd.CertificateLife, QuotaBytes: int64(s.Etcd.QuotaMiB) << 20,
 	}
 	if s.external() {
 		c.External = s.storeOptions()
 	}
 	return c
+}
+
+// onlyMember says whether this machine is a member of the datastore without a role that
+// shares the node's events.
+func (s *settings) onlyMember() bool {
+	return slices.Contains(s.Roles, "datastore") && !slices.Contains(s.Roles, "agent") && !slices.Contains(s.Roles, "reflector")
 }
 
 func newAdoptCommand(a *app) *cobra.Command {

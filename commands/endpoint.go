@@ -156,7 +156,7 @@ func newEndpointProfileCommand(a *app) *cobra.Command {
 			func(have, args []string) ([]string, error) {
 				for _, p := range args {
 					if !slices.Contains(have, p) {
-						return nil, notThere("the endpoint does not have the profile %s", p)
+						return nil, datastore.As(datastore.ErrNotFound, "the endpoint does not have the profile %s", p)
 					}
 				}
 				return slices.DeleteFunc(have, func(p string) bool { return slices.Contains(args, p) }), nil

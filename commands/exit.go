@@ -45,5 +45,5 @@ func oneLine(err error) string {
 	if err.Error() == errNo.Error() {
 		return ""
 	}
-	return datastore.Line(err.Error())
+	return datastore.Said(err)
 }

@@ -112,7 +112,7 @@ func (x *explainer) party(said string) (party, error) {
 		}
 		return p, nil
 	}
-	return party{}, notThere("there is no endpoint or node %q; an address, or %s, will do too", said, worldName)
+	return party{}, datastore.As(datastore.ErrNotFound, "there is no endpoint or node %q; an address, or %s, will do too", said, worldName)
 }
 
 // partyAt is who has an address: an endpoint, a node, or nobody that is known.

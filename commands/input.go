@@ -3,8 +3,10 @@ package commands
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 )
@@ -21,6 +23,9 @@ func (a *app) readInput(ctx context.Context, file string, limit int) ([]byte, er
 	}
 	return readInput(ctx, strings.NewReader(text), "-", limit)
 }
+
+// errFolder is what is said of a folder where a file is to be read.
+var errFolder = errors.New("is a folder: name a file")
 
 // readInput reads a file to its end, stdin if it is "-" and stdin is not nil. It gives up when ctx
 // ends, which a read from a terminal or a FIFO does not notice, and at more than
@@ -41,6 +46,10 @@ func readInput(ctx context.Context, stdin io.Reader, file string, limit int) ([]
 			}
 			defer f.Close()
 			in = f
+			if st, err := f.Stat(); err == nil && st.IsDir() {
+				read <- outcome{nil, &fs.PathError{Op: "read", Path: file, Err: errFolder}}
+				return
+			}
 		}
 		var b bytes.Buffer
 		_, err := b.ReadFrom(io.LimitReader(in, int64(limit)+1))

@@ -31,7 +31,8 @@ func newInstallCommand(a *app) *cobra.Command {
 			"units, the names of the route protocols, completions and man pages. What a person wrote is kept, and said. All of it happens or nothing,\n" +
 			"and doing it again changes nothing; `netctl uninstall` takes away what was laid down and nothing else.\n\n" +
 			"--now has the roles run now and at each boot: netctl-node.service for all of /etc/netctl.yaml, or with --roles a unit for each of those. After\n" +
-			"an upgrade it restarts the units that run an older file, one after the other; workloads notice nothing. --enable is for the next boot, and images.",
+			"an upgrade it restarts the units that run an older file, one after the other; workloads notice nothing. --enable is for the next boot, and images.\n" +
+			"Units of roles that --roles leaves out are stopped, and start at no boot any more; the agent's is not while endpoints live.",
 		Example: "  netctl install --now\n  netctl install --roles agent,speaker --now\n  netctl install --root /mnt/image --enable",
 		Args:    cobra.NoArgs,
 	}
@@ -112,6 +113,10 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 			return fmt.Errorf("install: nothing was changed: %w", err)
 		}
 	}
+	left, err := o.leftOut(ctx, s, asked, m)
+	if err != nil {
+		return err
+	}
 	if o.Share, err = shareFiles(a.cmd.Root()); err != nil {
 		return err
 	}
@@ -131,17 +136,12 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 			return fmt.Errorf("install: nothing was changed: %w", err)
 		}
 	}
-	roles := asked
-	if len(roles) == 0 {
-		if roles, err = install.Enabled(o.Root); err != nil {
-			return err
-		}
-	}
-	if len(roles) == 0 {
-		roles = []string{"node"}
+	roles, err := toStart(o.Root, asked)
+	if err != nil {
+		return err
 	}
 	if o.dryRun {
-		return a.print(installed(p, true, o.wouldStart(roles)...))
+		return a.print(installed(p, true, append(wouldEnd(left), o.wouldStart(roles)...)...))
 	}
 	if err := a.print(installed(p, false)); err != nil {
 		return err
@@ -150,7 +150,83 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 	if len(asked) > 0 && !slices.Equal(asked, s.Roles) && slices.ContainsFunc(p.Changes(), kept) {
 		a.warn("%s is kept: its roles are %s, and netctl node runs those", s.File, strings.Join(s.Roles, ", "))
 	}
+	if err := a.end(ctx, o.Root, left, m); err != nil {
+		return err
+	}
 	return a.startInstalled(ctx, o, roles, m)
+}
+
+// toStart are the roles, or "node", whose units --enable and --now are about: those that
+// --roles asks for, or are enabled.
+func toStart(root string, asked []string) ([]string, error) {
+	if len(asked) > 0 {
+		return asked, nil
+	}
+	roles, err := install.Enabled(root)
+	if err == nil && len(roles) == 0 {
+		roles = []string{"node"}
+	}
+	return roles, err
+}
+
+// leftOut are the roles whose units are enabled or run although --roles does not ask for
+// them. The one unit for all roles is not among them: it goes when others take its place.
+// The agent is not left out while endpoints live.
+func (o *installOptions) leftOut(ctx context.Context, s *settings, asked []string, m *services) (left []string, err error) {
+	if len(asked) == 0 {
+		return nil, nil
+	}
+	if left, err = install.Enabled(o.Root); err != nil {
+		return nil, fmt.Errorf("install: %w", err)
+	}
+	if m != nil {
+		running, err := m.activeRoles(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("install: %w", err)
+		}
+		left = append(left, running...)
+	}
+	slices.Sort(left)
+	left = slices.DeleteFunc(slices.Compact(left), func(role string) bool { return role == "node" || slices.Contains(asked, role) })
+	// With --now the one unit for all roles ends too.
+	ends := slices.Contains(left, "agent") || o.now && !slices.Contains(asked, "agent")
+	if ends && o.Root == "" && !o.ignoreChecks && os.Geteuid() == 0 {
+		err = s.agentNeeded(ctx)
+	}
+	return left, err
+}
+
+// wouldEnd says which units would be ended.
+func wouldEnd(roles []string) (lines []string) {
+	for _, role := range roles {
+		lines = append(lines, fmt.Sprintf("%-8s%s", "end", install.UnitName(role)))
+	}
+	return lines
+}
+
+// end stops the units of roles and has them start at no boot; m may be nil.
+func (a *app) end(ctx context.Context, root string, roles []string, m *services) error {
+	did, err := install.DisableRoles(root, roles...)
+	if err == nil && m != nil {
+		var stopped []string
+		stopped, err = m.stopRoles(ctx, roles...)
+		for _, unit := range stopped {
+			did = append(did, "stopped "+unit)
+		}
+	}
+	return errors.Join(a.print(linesOf(did)), err)
+}
+
+// agentNeeded refuses to end the agent while endpoints live.
+func (s *settings) agentNeeded(ctx context.Context) error {
+	survey, err := s.host().LookAt(ctx)
+	if err == nil && len(survey.Endpoints) > 0 {
+		err = fmt.Errorf("--roles leaves the agent out, and %s: name it too, remove them first (netctl endpoint remove), or say --ignore-checks and they stay as they are", living(survey.Endpoints))
+	}
+	if err != nil {
+		return fmt.Errorf("install: nothing was changed: %w", err)
+	}
+	return nil
 }
 
 // wouldStart says which units would be enabled and started.

@@ -154,10 +154,28 @@ func (a *app) removeMember(ctx context.Context, name string) error {
 	if err != nil {
 		return fmt.Errorf("%s is no member any more, but keeps the rights of one: %w", name, err)
 	}
+	if err := forgetEvents(ctx, s, list[at].Name); err != nil {
+		a.warn("its events stay in the datastore: %v", err)
+	}
 	if voters%2 == 0 {
 		a.warn("the datastore has %d members now, and an even number bears the loss of no more than one less does: add another", voters)
 	}
 	return a.print(fmt.Sprintf("%s is no member of the datastore any more; take datastore out of the roles in its configuration, and its etcd: section\n", list[at].Label()))
+}
+
+// forgetEvents removes what a machine shared that was a member and no node.
+func forgetEvents(ctx context.Context, s datastore.Store, name string) error {
+	if name == "" {
+		return nil // it never started
+	}
+	if _, err := datastore.Get[*datastore.Node](ctx, s, name); !errors.Is(err, datastore.ErrNotFound) {
+		return err
+	}
+	key, err := datastore.EventsKey(name)
+	if err == nil {
+		_, err = s.Commit(ctx, datastore.Txn{Then: []datastore.Op{{Key: key}}})
+	}
+	return err
 }
 
 // demote makes a member's node one like others: it keeps what every node may do.

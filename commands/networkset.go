@@ -26,7 +26,7 @@ func newNetworkSetCommand(a *app) *cobra.Command {
 				newNetworksCommand(a, "remove", "Remove networks from the set", func(list []netip.Prefix, c netip.Prefix) ([]netip.Prefix, error) {
 					i := slices.Index(list, c)
 					if i < 0 {
-						return nil, notThere("the set has no network %s", c)
+						return nil, datastore.As(datastore.ErrNotFound, "the set has no network %s", c)
 					}
 					return slices.Delete(list, i, i+1), nil
 				}))))

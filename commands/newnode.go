@@ -177,6 +177,9 @@ func (n *newNode) unconfigured() error {
 
 // unused refuses a state folder that is a node's.
 func (n *newNode) unused() error {
+	if st, err := os.Stat(n.s.StateDir); err == nil && !st.IsDir() {
+		return fmt.Errorf("%s: %s is a file, and is to be the state folder: name another one with --state-dir", n.command, n.s.StateDir)
+	}
 	for _, name := range []string{"cluster.json", "etcd", tlsFolder, "etcd-tls"} {
 		path := filepath.Join(n.s.StateDir, name)
 		if _, err := os.Lstat(path); err == nil {

@@ -150,7 +150,7 @@ func newProfileTagCommand(a *app) *cobra.Command {
 				return changeProfile(cmd, a, func(p *datastore.Profile) error {
 					i := slices.Index(p.Spec.Tags, args[0])
 					if i < 0 {
-						return notThere("profile %s has no tag %s", p.Metadata.Name, args[0])
+						return datastore.As(datastore.ErrNotFound, "profile %s has no tag %s", p.Metadata.Name, args[0])
 					}
 					p.Spec.Tags = slices.Delete(p.Spec.Tags, i, i+1)
 					return nil

@@ -134,13 +134,3 @@ func parseRuleSet(raw []byte) (ruleSet, error) {
 	p := o.(*datastore.Profile)
 	return ruleSet{ruleSource{p.Metadata.Name, p.Metadata.Revision}, p.Spec.Inbound, p.Spec.Outbound}, nil
 }
-
-// notThere is an error that wraps ErrNotFound without saying it once more.
-func notThere(format string, args ...any) error {
-	return missing{fmt.Sprintf(format, args...)}
-}
-
-type missing struct{ text string }
-
-func (m missing) Error() string { return m.text }
-func (missing) Unwrap() error   { return datastore.ErrNotFound }

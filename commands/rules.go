@@ -154,9 +154,9 @@ func newRuleRemoveCommand[T datastore.Object](a *app, r ruled[T]) *cobra.Command
 			}
 			if i < 0 || i >= len(*rules) {
 				if byPosition {
-					return notThere("%s %s has no %s rule %d, it has %d", r.noun, o.Meta().Name, args[0], at, len(*rules))
+					return datastore.As(datastore.ErrNotFound, "%s %s has no %s rule %d, it has %d", r.noun, o.Meta().Name, args[0], at, len(*rules))
 				}
-				return notThere("%s %s has no %s rule %q", r.noun, o.Meta().Name, args[0], rule)
+				return datastore.As(datastore.ErrNotFound, "%s %s has no %s rule %q", r.noun, o.Meta().Name, args[0], rule)
 			}
 			*rules = slices.Delete(*rules, i, i+1)
 			return nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -69,18 +70,27 @@ func (m *services) service(ctx context.Context, unit string) (s service, err err
 	return s, nil
 }
 
-// active are the units that run.
-func (m *services) active(ctx context.Context) (units []string, err error) {
+// activeRoles are the roles, or "node", whose units run.
+func (m *services) activeRoles(ctx context.Context) (roles []string, err error) {
 	for _, role := range append([]string{"node"}, install.Roles()...) {
 		s, err := m.service(ctx, install.UnitName(role))
 		if err != nil {
 			return nil, err
 		}
 		if s.active {
-			units = append(units, install.UnitName(role))
+			roles = append(roles, role)
 		}
 	}
-	return units, nil
+	return roles, nil
+}
+
+// active are the units that run.
+func (m *services) active(ctx context.Context) (units []string, err error) {
+	roles, err := m.activeRoles(ctx)
+	for _, role := range roles {
+		units = append(units, install.UnitName(role))
+	}
+	return units, err
 }
 
 // alone refuses to start units beside roles that somebody else started.
@@ -169,8 +179,22 @@ func (a *app) startUnits(ctx context.Context, m *services, o installOptions, rol
 
 // stop ends the units that run.
 func (m *services) stop(ctx context.Context) (units []string, err error) {
-	if units, err = m.active(ctx); err != nil || len(units) == 0 {
+	return m.stopRoles(ctx, append(install.Roles(), "node")...)
+}
+
+// stopRoles ends those units of roles that run.
+func (m *services) stopRoles(ctx context.Context, roles ...string) (units []string, err error) {
+	running, err := m.activeRoles(ctx)
+	if err != nil {
 		return nil, err
+	}
+	for _, role := range running {
+		if slices.Contains(roles, role) {
+			units = append(units, install.UnitName(role))
+		}
+	}
+	if len(units) == 0 {
+		return nil, nil
 	}
 	if _, err = m.run(ctx, append([]string{"stop"}, units...)...); err != nil {
 		return nil, err

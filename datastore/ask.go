@@ -67,11 +67,11 @@ type TraceFlow struct {
 // Check says what of it is impossible.
 func (f TraceFlow) Check() error {
 	if len(f.Sources) == 0 || len(f.Sources) > maxSources {
-		return fmt.Errorf("trace: %d sources: %w", len(f.Sources), ErrInvalid)
+		return fmt.Errorf("trace: %d sources: want 1 to %d: %w", len(f.Sources), maxSources, ErrInvalid)
 	}
 	for _, a := range append([]netip.Addr{f.Destination}, f.Sources...) {
 		if !a.IsValid() || a.Zone() != "" || a.Is4() != f.Destination.Is4() || a.IsMulticast() || a.IsUnspecified() {
-			return fmt.Errorf("trace: address %s: %w", a, ErrInvalid)
+			return fmt.Errorf("trace: address %s: want those of hosts, all IPv4 or all IPv6: %w", a, ErrInvalid)
 		}
 	}
 	return nil
@@ -139,7 +139,7 @@ func AnswerKey(node, id string) string { return AnswersPrefix + node + "/" + id 
 func DecodeAsk(e Entry) (a Ask, err error) {
 	by, id, is := strings.Cut(strings.TrimPrefix(e.Key, AsksPrefix), "/")
 	if len(e.Value) > AskBytes || !is {
-		return a, fmt.Errorf("%s: %w", e.Key, ErrInvalid)
+		return a, fmt.Errorf("%s: %w: is too large or has no ID", e.Key, ErrInvalid)
 	}
 	if err = decodeRecord(e, &a); err == nil && a.ID != id {
 		err = fmt.Errorf("%s: is of %q: %w", e.Key, a.ID, ErrInvalid)

@@ -23,6 +23,29 @@ func Line(s string) string {
 	return Visible(s)
 }
 
+// Said is an error for people: on one line, and without the word of ErrInvalid at the end
+// of it, or of one of joined errors, since what stands before says what is wrong.
+func Said(err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	for i, l := range lines {
+		lines[i] = strings.TrimSuffix(l, ": "+ErrInvalid.Error())
+	}
+	return Line(strings.Join(lines, "\n"))
+}
+
+// As is an error that is an outcome to errors.Is and does not say so: its text says more.
+// Format and args are those of fmt.Errorf.
+func As(outcome error, format string, args ...any) error {
+	return &as{fmt.Errorf(format, args...), outcome}
+}
+
+type as struct {
+	error
+	outcome error
+}
+
+func (e *as) Unwrap() []error { return []error{e.error, e.outcome} }
+
 // Visible is a text without what moves a terminal's cursor or turns the direction of
 // text; ends of lines and tabs stay. Each such character is written as JSON writes it,
 // so that JSON stays what it was.

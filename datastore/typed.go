@@ -54,7 +54,7 @@ func decodeAs[T Object](d *decoder, e Entry) (T, error) {
 	}
 	t, ok := o.(T)
 	if !ok {
-		return zero, fmt.Errorf("%s: %w", e.Key, ErrInvalid)
+		return zero, fmt.Errorf("%s: %w: holds another kind", e.Key, ErrInvalid)
 	}
 	t.Meta().Revision = e.Revision
 	return t, nil

@@ -2,14 +2,13 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"slices"
 
 	"netctl/datastore"
 )
 
 // errEnded is what callers of a loop that ended get.
-var errEnded = fmt.Errorf("the agent is ending: %w", datastore.ErrUnavailable)
+var errEnded = datastore.As(datastore.ErrUnavailable, "the agent is ending")
 
 // queue is how others reach what the loop owns: they send functions, which the loop
 // calls one after the other.

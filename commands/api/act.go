@@ -52,7 +52,7 @@ func (s *server) do(w http.ResponseWriter, r *http.Request, who Caller, action A
 	case s.busy <- struct{}{}:
 		defer func() { <-s.busy }()
 	default:
-		return fmt.Errorf("%d actions are under way: try again: %w", maxActions, datastore.ErrUnavailable)
+		return datastore.As(datastore.ErrUnavailable, "%d actions are under way: try again", maxActions)
 	}
 	deadline := http.NewResponseController(w)
 	_ = deadline.SetReadDeadline(time.Time{}) // a client that goes ends the action

@@ -131,7 +131,7 @@ func (c *Client) absent(ctx context.Context, err error) error {
 	if errors.As(err, &whole) {
 		err = whole.Err
 	}
-	hint := ""
+	does, hint := "does not answer", ""
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		return ctx.Err()
@@ -142,13 +142,13 @@ func (c *Client) absent(ctx context.Context, err error) error {
 	}
 	var authority x509.UnknownAuthorityError
 	if errors.As(err, &authority) {
-		hint = ": the server is of another authority than client.ca"
+		does, hint = "is not trusted", ": the server is of another authority than client.ca"
 	}
 	var alert *net.OpError
 	if errors.As(err, &alert) && alert.Op == "remote error" { // of TLS, by the server
-		hint = ": it does not take client.cert: it is of another authority than the API's clients, expired, or not for clients (`netctl api grant` makes one)"
+		does, hint = "refuses", ": it does not take client.cert: it is of another authority than the API's clients, expired, or not for clients (`netctl api grant` makes one)"
 	}
-	return fmt.Errorf("api at %s: %w: %w%s", c.url, err, datastore.ErrUnavailable, hint)
+	return datastore.As(datastore.ErrUnavailable, "the API at %s %s: %w%s", c.url, does, err, hint)
 }
 
 // do makes a request and decodes its answer into out, which may be nil.
@@ -169,7 +169,7 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) (http
 		return resp.Header, nil
 	}
 	if err := json.Unmarshal(text, out); err != nil {
-		return nil, fmt.Errorf("api at %s: answer to %s %s: %w", c.url, method, path, err)
+		return nil, fmt.Errorf("the API at %s: answer to %s %s: %w", c.url, method, path, err)
 	}
 	return resp.Header, nil
 }
@@ -338,7 +338,7 @@ func (c *Client) Watch(ctx context.Context, kinds []datastore.Kind, after int64,
 	if err := ReadEvents(resp.Body, fn); !errors.Is(err, io.EOF) {
 		return err
 	}
-	return fmt.Errorf("api at %s: the watch ended: %w", c.url, datastore.ErrUnavailable)
+	return datastore.As(datastore.ErrUnavailable, "the API at %s ended the watch", c.url)
 }
 
 // ReadEvents reads server-sent events to the end of r (io.EOF) or until fn fails.

@@ -41,7 +41,7 @@ func failureOf(err error) (Failure, int) {
 		return Failure{Error: err.Error(), Code: codeResync}, http.StatusServiceUnavailable
 	}
 	e := control.ErrorOf(err)
-	return Failure{Error: e.Message, Code: e.Code}, e.Status()
+	return Failure{Error: datastore.Said(e), Code: e.Code}, e.Status()
 }
 
 // handler answers everything. A function's error is answered as Failure.
@@ -81,11 +81,17 @@ func (s *server) handler() http.Handler {
 	handle("GET /v1/{kind}/{name...}", s.read)
 	handle("PUT /v1/{kind}/{name...}", s.put)
 	handle("DELETE /v1/{kind}/{name...}", s.remove)
-	handle("/", func(w http.ResponseWriter, r *http.Request, _ Caller) error {
-		if strings.HasPrefix(r.URL.Path, "/v1/") {
-			w.Header().Set("Allow", "GET, POST, PUT, DELETE")
-			return send(w, http.StatusMethodNotAllowed, Failure{Error: fmt.Sprintf("%s %s: there is no such request; GET /v1/openapi.json says which there are", r.Method, r.URL.Path), Code: control.CodeInvalid})
-		}
+	for _, path := range []string{"/v1/openapi.json", "/v1/watch"} { // else POST would make one of that kind
+		handle("POST "+path, allowing("GET"))
+	}
+	for _, method := range []string{"PUT", "DELETE"} {
+		handle(method+" /v1/actions/{path...}", allowing("GET, POST"))
+	}
+	handle("/v1", allowing("GET"))
+	handle("/v1/{$}", allowing("GET"))
+	handle("/v1/{kind}", allowing("GET, POST"))
+	handle("/v1/{kind}/{name...}", allowing("GET, PUT, DELETE"))
+	handle("/", func(_ http.ResponseWriter, r *http.Request, _ Caller) error {
 		return fmt.Errorf("%s: the API is below /v1: %w", r.URL.Path, datastore.ErrNotFound)
 	})
 	// A browser sends a user's certificate whatever page asks it to.
@@ -93,7 +99,21 @@ func (s *server) handler() http.Handler {
 	guard.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, fmt.Errorf("%s %s for a page of another origin: %w", r.Method, r.URL.Path, datastore.ErrDenied))
 	}))
-	return guard.Handler(mux)
+	return guard.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.URL.Path, "/") { // a proxy's, and *, which the mux answers as text
+			s.fail(w, datastore.As(datastore.ErrInvalid, "%s %s: no path of this server: the API is below /v1", r.Method, r.RequestURI))
+			return
+		}
+		mux.ServeHTTP(w, r)
+	}))
+}
+
+// allowing refuses a request whose path takes other methods.
+func allowing(methods string) func(http.ResponseWriter, *http.Request, Caller) error {
+	return func(w http.ResponseWriter, r *http.Request, _ Caller) error {
+		w.Header().Set("Allow", methods)
+		return send(w, http.StatusMethodNotAllowed, Failure{Error: fmt.Sprintf("%s %s: there is no such request, but %s; GET /v1/openapi.json says which there are", r.Method, r.URL.Path, methods), Code: control.CodeInvalid})
+	}
 }
 
 func (s *server) fail(w http.ResponseWriter, err error) {
@@ -222,7 +242,7 @@ func (s *server) turn(ctx context.Context) (leave func(), err error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-late.C:
-		return nil, fmt.Errorf("%d others read and write at once: try again: %w", maxTurns, datastore.ErrUnavailable)
+		return nil, datastore.As(datastore.ErrUnavailable, "%d others read and write at once: try again", maxTurns)
 	}
 	free := sync.OnceFunc(func() { <-s.turns })
 	end := time.AfterFunc(turnTime, free)

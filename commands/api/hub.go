@@ -364,7 +364,7 @@ func (h *hub) join(ctx context.Context, kinds []datastore.Kind, after int64) (w 
 	h.mu.Lock()
 	if len(h.watchers) >= maxWatchers {
 		h.mu.Unlock()
-		return nil, false, fmt.Errorf("%d clients watch already: %w", maxWatchers, datastore.ErrUnavailable)
+		return nil, false, datastore.As(datastore.ErrUnavailable, "%d clients watch already", maxWatchers)
 	}
 	h.watchers = append(h.watchers, w)
 	if h.idle != nil {

@@ -47,6 +47,8 @@ type Config struct {
 	// CertificateLife is how long the certificates hold that it signs.
 	CertificateLife time.Duration
 	Ready           func() // called once when clients are served; may be nil
+	// Shares has the role share the machine's events with other nodes, as no other role of it does.
+	Shares bool
 	// Telemetry says what is shown of the role; without a role in it nothing is.
 	Telemetry telemetry.Config
 }

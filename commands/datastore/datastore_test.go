@@ -16,6 +16,7 @@ import (
 	"time"
 
 	role "netctl/commands/datastore"
+	"netctl/commands/telemetry"
 	"netctl/datastore"
 	"netctl/datastore/etcd"
 	"netctl/datastore/pki"
@@ -99,6 +100,29 @@ func TestRole(t *testing.T) {
 	if _, err := s.Get(t.Context(), datastore.Prefix+"a"); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestSharesEvents: a machine that is a member alone tells the others what happens on it, in
+// a datastore that holds a cluster.
+func TestSharesEvents(t *testing.T) {
+	c := config(t)
+	c.Shares, c.Telemetry = true, telemetry.Config{Role: "datastore", Node: c.Node, StateDir: c.StateDir, RunDir: filepath.Dir(c.Socket)}
+	run(t, c)
+	s, err := etcd.Open(t.Context(), etcd.Options{Endpoints: []string{"unix://" + c.Socket}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: datastore.ClusterKey, Value: []byte("{}")}}}); err != nil {
+		t.Fatal(err)
+	}
+	netlab.Until(t, patience, "events", func() string {
+		list, _, err := datastore.ListEvents(t.Context(), s)
+		if err != nil || len(list) == 0 || list[0].Node != c.Node || list[0].Role != "datastore" {
+			return fmt.Sprint(list, err)
+		}
+		return ""
+	})
 }
 
 // TestSocketRemoved: a server that nobody can reach any more ends, so that it is

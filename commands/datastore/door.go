@@ -107,14 +107,17 @@ func (d *door) due() time.Duration {
 
 func (d *door) files() pki.Files { return pki.Files{CA: d.c.CA, Cert: d.c.Cert, Key: d.c.Key} }
 
-// runAfter runs the door once it may; the channel that it returns says that it ended.
+// runAfter runs the door, and what else is beside etcd, once it may; the channel that it returns says that it ended.
 func (d *door) runAfter(ctx context.Context, begin <-chan struct{}) <-chan struct{} {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		select {
 		case <-begin:
+			var shared sync.WaitGroup
+			shared.Go(func() { d.c.share(ctx, d.log) })
 			d.run(ctx)
+			shared.Wait()
 		case <-ctx.Done():
 		}
 	}()

@@ -31,9 +31,9 @@ func Enabled(root string) (roles []string, err error) {
 // Enable has the units of roles start with the machine, and those of no others. The
 // links are what `systemctl enable` makes. It returns what it changed, in words.
 func Enable(root, unitFolder string, roles ...string) (changed []string, err error) {
-	want := map[string]bool{}
-	for _, role := range roles {
-		want[role] = true
+	others := slices.DeleteFunc(append(Roles(), "node"), func(role string) bool { return slices.Contains(roles, role) })
+	if changed, err = DisableRoles(root, others...); err != nil {
+		return changed, err
 	}
 	for _, role := range append(Roles(), "node") {
 		name := UnitName(role)
@@ -43,12 +43,7 @@ func Enable(root, unitFolder string, roles ...string) (changed []string, err err
 		}
 		_, err = os.Lstat(at)
 		switch {
-		case err == nil && !want[role]:
-			if err := os.Remove(at); err != nil {
-				return changed, fmt.Errorf("disable %s: %w", name, err)
-			}
-			changed = append(changed, "disabled "+name)
-		case errors.Is(err, fs.ErrNotExist) && want[role]:
+		case errors.Is(err, fs.ErrNotExist) && slices.Contains(roles, role):
 			err := os.MkdirAll(filepath.Dir(at), 0o755)
 			if err == nil {
 				err = os.Symlink(path.Join(unitFolder, name), at)
@@ -60,6 +55,26 @@ func Enable(root, unitFolder string, roles ...string) (changed []string, err err
 		case err != nil && !errors.Is(err, fs.ErrNotExist):
 			return changed, err
 		}
+	}
+	return changed, nil
+}
+
+// DisableRoles has the units of roles start with the machine no more. It returns what it
+// changed, in words.
+func DisableRoles(root string, roles ...string) (changed []string, err error) {
+	for _, role := range roles {
+		name := UnitName(role)
+		at, err := place(root, path.Join(wants, name))
+		if err == nil {
+			err = os.Remove(at)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return changed, fmt.Errorf("disable %s: %w", name, err)
+		}
+		changed = append(changed, "disabled "+name)
 	}
 	return changed, nil
 }

@@ -77,5 +77,25 @@ func apiUnit(t *testing.T, m *netlab.Machine) {
 		t.Fatal(err)
 	}
 	m.Must(t, "rm", "-r", "/etc/netctl-pki")
-	m.Must(t, "systemctl", "disable", "--now", "netctl-api")
+	leftOut(t, m)
+}
+
+// leftOut has an install with fewer roles end the unit of the other one, and refuse to end
+// the agent's while endpoints live.
+func leftOut(t *testing.T, m *netlab.Machine) {
+	t.Helper()
+	if _, err := m.Run(t.Context(), "netctl", "install", "--roles", "datastore,speaker"); err == nil || !strings.Contains(err.Error(), "--roles leaves the agent out, and 1 endpoint lives") {
+		t.Errorf("without the agent: %v", err)
+	}
+	want := "disabled netctl-api.service\nstopped netctl-api.service\n"
+	if out := m.Must(t, "netctl", "install", "--roles", "datastore,agent,speaker"); !strings.Contains(out, want) {
+		t.Errorf("without the API: %s", out)
+	}
+	if out := m.Must(t, "netctl", "install", "--roles", "datastore,agent,speaker"); strings.Contains(out, "netctl-api.service") {
+		t.Errorf("again: %s", out)
+	}
+	if out, err := m.Run(t.Context(), "systemctl", "is-active", "netctl-api"); err == nil {
+		t.Errorf("the API's unit: %s", out)
+	}
+	m.Must(t, "systemctl", "is-active", "netctl-agent", "netctl-speaker", "netctl-datastore")
 }

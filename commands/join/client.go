@@ -141,7 +141,7 @@ func (c *Client) ask(ctx context.Context, path string, q Request) (*Answer, erro
 			return nil, errors.New(strings.Join(said, "; "))
 		}
 		if round == askRounds || ctx.Err() != nil {
-			return nil, fmt.Errorf("%s: %w", strings.Join(said, "; "), datastore.ErrUnavailable)
+			return nil, datastore.As(datastore.ErrUnavailable, "%s", strings.Join(said, "; "))
 		}
 		select {
 		case <-time.After(askPause):

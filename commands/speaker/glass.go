@@ -20,7 +20,7 @@ func (s *state) running() (*bgp.Speaker, routing.Plan, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.engine == nil {
-		return nil, s.plan, fmt.Errorf("the BGP engine does not run: this node has no address or AS number yet: %w", datastore.ErrUnavailable)
+		return nil, s.plan, datastore.As(datastore.ErrUnavailable, "the BGP engine does not run: this node has no address or AS number yet")
 	}
 	return s.engine, s.plan, nil
 }

@@ -123,8 +123,7 @@ func (s *Store) explain(ctx, probing context.Context, what string, err error) er
 		return fmt.Errorf("%s: %w: etcd's authentication is on and does not let the certificate's name in: %w", what, datastore.ErrUnavailable, said)
 	}
 	if status.Code(err) == codes.PermissionDenied { // of netctl's own, in its words
-		said := status.Convert(err).Message()
-		return fmt.Errorf("%s: %w", what, &denied{said})
+		return fmt.Errorf("%s: %w", what, &denied{unrepeated(what, status.Convert(err).Message())})
 	}
 	if reasons := s.probe(probing); reasons != nil {
 		return unavailable(what, reasons)
@@ -136,6 +135,15 @@ func (s *Store) explain(ctx, probing context.Context, what string, err error) er
 	s.client.ActiveConnection().ResetConnectBackoff()
 	s.log.Debug("call cut off", "call", what, "error", err)
 	return fmt.Errorf("%s: %w: %s: %s", what, datastore.ErrUnavailable, list(s.where()), verdict(err))
+}
+
+// unrepeated is what the datastore said of a call, without the key that the call names.
+func unrepeated(what, said string) string {
+	_, key, named := strings.Cut(what, " ")
+	if head, rest, ok := strings.Cut(said, ": "); ok && named && (head == "read "+key || head == "write "+key) {
+		return rest
+	}
+	return said
 }
 
 // denied is a refusal in the datastore's own words.

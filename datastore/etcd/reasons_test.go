@@ -354,3 +354,17 @@ func TestOptions(t *testing.T) {
 		}
 	}
 }
+
+// TestUnrepeated: what a member refuses names the key once.
+func TestUnrepeated(t *testing.T) {
+	for _, c := range []struct{ what, said, want string }{
+		{"write /netctl/v1/pools/a", "write /netctl/v1/pools/a: not allowed: node n1 has its own rights", "not allowed: node n1 has its own rights"},
+		{"list /netctl/v1/", "read /netctl/v1/: not allowed", "not allowed"},
+		{"write /netctl/v1/pools/a", "write /netctl/v1/pools/b: not allowed", "write /netctl/v1/pools/b: not allowed"},
+		{"watch", "no certificate: not allowed", "no certificate: not allowed"},
+	} {
+		if got := etcd.Unrepeated(c.what, c.said); got != c.want {
+			t.Errorf("%s: %q, want %q", c.what, got, c.want)
+		}
+	}
+}

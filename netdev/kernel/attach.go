@@ -77,7 +77,7 @@ func (w *Wire) prepare() (mac net.HardwareAddr, err error) {
 		w.Gateway6 = netdev.HostLinkLocal()
 	}
 	if !w.Gateway4.Is4() || !w.Gateway6.Is6() {
-		return nil, fmt.Errorf("interface %s: gateways %s, %s: %w", w.Interface, w.Gateway4, w.Gateway6, datastore.ErrInvalid)
+		return nil, fmt.Errorf("interface %s: gateways %s, %s: want one of IPv4 and one of IPv6: %w", w.Interface, w.Gateway4, w.Gateway6, datastore.ErrInvalid)
 	}
 	if w.MAC == "" {
 		w.MAC = netdev.NewMAC()
