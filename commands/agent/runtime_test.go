@@ -87,7 +87,7 @@ func TestLoose(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.until(func() string {
-		if strings.Contains(w.fib.String(), "169.254.1.2") || strings.Contains(w.nft.String(), "dnat") {
+		if strings.Contains(w.fib.String(), "169.254.1.2") || strings.Contains(w.nft.String(), "dnat ip") {
 			return w.fib.String() + w.nft.String()
 		}
 		return ""

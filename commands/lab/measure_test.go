@@ -67,7 +67,7 @@ func TestMeasure(t *testing.T) {
 		{"denied", []string{ends["a"], ends["d"], "--ssh", script}, "do the rules of both ends let TCP and UDP to port 19765 through?"},
 		{"nobody", []string{n2.Name}, "run `netctl bench serve` there"},
 		{"from elsewhere", []string{ends["c"], ends["a"]}, ends["c"] + " is not on this node"},
-		{"none", []string{"node1/manual/none/eth0"}, "node1/manual/none/eth0: not found"},
+		{"none", []string{"node1/manual/none/eth0"}, "there is no node or endpoint node1/manual/none/eth0 "},
 		{"no namespace", []string{"/etc/passwd"}, "network namespace /etc/passwd: not a namespace"},
 		{"ssh", []string{ends["a"], ends["c"], "--ssh", "false"}, "it does not serve"},
 	} {
