@@ -172,7 +172,7 @@ func (w *world) start() {
 		undirect: func(host []netip.Addr, ports []datastore.HostPort) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.undirected = append(w.undirected, fmt.Sprintf("%v to %v with %v", ports, host, strings.Contains(w.nft.String(), "dnat")))
+			w.undirected = append(w.undirected, fmt.Sprintf("%v to %v with %v", ports, host, strings.Contains(w.nft.String(), "dnat ip")))
 			return nil
 		},
 		forward: func(ctx context.Context, _ string, _ <-chan struct{}, report func(int, error)) error {
