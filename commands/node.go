@@ -13,6 +13,7 @@ import (
 
 	"netctl/datastore"
 
+	"netctl/commands/agent"
 	"netctl/commands/control"
 	"netctl/commands/node"
 	"netctl/commands/telemetry"
@@ -71,13 +72,16 @@ func runNode(ctx context.Context, a *app, s *settings) error {
 		defer stop()
 		watched <- control.WatchFolders(ctx, log, append(shown.Folders(), lock.Folder())...)
 	}()
-	var showing sync.WaitGroup
+	var beside sync.WaitGroup
 	for _, t := range shown.Tasks() {
-		showing.Go(func() { _ = t.Run(ctx) })
+		beside.Go(func() { _ = t.Run(ctx) })
+	}
+	if guarded, err := s.agentConfig(); err == nil && slices.Contains(cfg.Roles, "agent") {
+		beside.Go(func() { agent.Guard(ctx, guarded, log) })
 	}
 	err = node.Run(ctx, cfg, log)
 	stop()
-	showing.Wait()
+	beside.Wait()
 	return errors.Join(err, <-watched, <-told)
 }
 

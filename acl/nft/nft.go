@@ -285,15 +285,27 @@ func (k *kernel) inet() *kernel {
 
 // Block lets nothing pass from or to an endpoint, where there is no rule, until Sync, Adjust
 // or Shut: before it is known what the table is to be. Of one that holds something nothing
-// is changed.
+// is changed, also where another process puts it back meanwhile.
 func (t *Table) Block(ctx context.Context, static *acl.Ruleset) (wrote bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	have, err := t.snapshot()
-	if err != nil || have.tracks() {
-		return false, err
+	for range syncTries {
+		have, err := t.snapshot()
+		if err != nil || have.tracks() {
+			return false, err
+		}
+		tx, want, inet := newTransaction(), static.Shut(), have.inet()
+		if compare(tx, want, inet, learn(want, inet)); tx.empty() {
+			return false, nil
+		}
+		switch err = t.sendAt(t.at, tx.ops()); {
+		case err == nil:
+			return true, nil
+		case !errors.Is(err, unix.ERESTART): // what of it is refused keeps nothing else from being written
+			return true, t.commit(ctx, tx)
+		}
 	}
-	return true, t.block(ctx, static, have)
+	return false, errChanged
 }
 
 func (t *Table) block(ctx context.Context, want *acl.Ruleset, have *kernel) error {

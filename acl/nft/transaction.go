@@ -2,6 +2,7 @@ package nft
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -344,10 +345,21 @@ func (t *Table) batch(ops []op) (refused []acl.Refusal, err error) {
 
 // send commits ops as one batch. After an error the connection is made anew:
 // answers may be left in it.
-func (t *Table) send(ops []op) error {
+func (t *Table) send(ops []op) error { return t.sendAt(0, ops) }
+
+// sendAt is send for a table that was read at a generation: if anything was committed since,
+// by whomever, nothing is, and the error is ERESTART. 0: at any.
+func (t *Table) sendAt(generation uint32, ops []op) error {
 	messages, err := encode(ops)
 	if err != nil {
 		return err
+	}
+	if generation != 0 && len(messages) > 0 {
+		at, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: batchGeneration, Data: binary.BigEndian.AppendUint32(nil, generation)}})
+		if err != nil {
+			return err
+		}
+		messages[0].Data = append(messages[0].Data, at...)
 	}
 	if err = t.write.SetDeadline(time.Now().Add(answerTime)); err == nil {
 		err = transmit(t.write, messages)
@@ -358,6 +370,10 @@ func (t *Table) send(ops []op) error {
 	}
 	return err
 }
+
+// batchGeneration is NFNL_BATCH_GENID (linux/netfilter/nfnetlink.h), of the first message of a
+// batch.
+const batchGeneration = 1
 
 // encode makes the messages of one batch. The library is used for that only: its own
 // way of sending has the kernel echo and acknowledge each message, which costs as

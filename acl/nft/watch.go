@@ -14,15 +14,22 @@ import (
 // commit by which somebody else changed our table, or may have: also when
 // messages were lost. It blocks until ctx ends and returns its error, or why it
 // cannot go on. fn is called from Watch's goroutine.
-func (t *Table) Watch(ctx context.Context, fn func()) error { return t.watch(ctx, true, fn) }
+func (t *Table) Watch(ctx context.Context, fn func()) error { return t.watch(ctx, inOurTable, fn) }
+
+// WatchGone is Watch for commits that removed our table.
+func (t *Table) WatchGone(ctx context.Context, fn func()) error {
+	return t.watch(ctx, func(m netlink.Message) bool {
+		return m.Header.Type&0xff == unix.NFT_MSG_DELTABLE && inOurTable(m)
+	}, fn)
+}
 
 // WatchOthers is Watch for every other table of the namespace, of any family;
 // iptables-nft changes those, iptables-legacy does not.
 func (t *Table) WatchOthers(ctx context.Context, fn func()) error {
-	return t.watch(ctx, false, fn)
+	return t.watch(ctx, func(m netlink.Message) bool { return !inOurTable(m) }, fn)
 }
 
-func (t *Table) watch(ctx context.Context, ours bool, fn func()) error {
+func (t *Table) watch(ctx context.Context, meant func(netlink.Message) bool, fn func()) error {
 	c, err := t.dial()
 	if err != nil {
 		return err
@@ -51,7 +58,7 @@ func (t *Table) watch(ctx context.Context, ours bool, fn func()) error {
 			switch {
 			case m.Header.Type&0xff == unix.NFT_MSG_NEWGEN:
 				touched = false
-			case !touched && m.Header.PID != t.port.Load() && inOurTable(m) == ours:
+			case !touched && m.Header.PID != t.port.Load() && meant(m):
 				touched = true
 				fn()
 			}

@@ -80,6 +80,7 @@ func (a *agent) openBackends(ctx context.Context) error {
 	if last, err := os.ReadFile(a.cfg.backendFile()); err == nil && string(last) == name {
 		return nil // nobody else's rules are there, and looking for them takes longer than closing
 	}
+	_ = os.Remove(a.cfg.backendFile()) // what Guard goes by
 	for _, other := range a.others() {
 		stands, err := other.Standing(ctx)
 		if err != nil || !stands {

@@ -1,7 +1,7 @@
 // Package node owns the supervisor behind `netctl node`: it runs each role of
 // this node as a child process of the same file and starts it again when it ends.
 //
-// It never does a role's work, never kills what it did not start, and no two
+// It does no role's work, never kills what it did not start, and no two
 // roles share a process. Every child ends with the supervisor (PDEATHSIG).
 package node
 
