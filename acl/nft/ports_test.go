@@ -46,10 +46,10 @@ func testPublishedPorts(t *testing.T, on string) {
 			}
 		}()
 	}
-	answer := func(do func(func()), to string) string {
+	answer := func(do func(func()), to string, patience time.Duration) string {
 		var text []byte
 		do(func() {
-			c, err := net.DialTimeout("tcp", netip.AddrPortFrom(netip.MustParseAddr(to), 8080).String(), 2*time.Second)
+			c, err := net.DialTimeout("tcp", netip.AddrPortFrom(netip.MustParseAddr(to), 8080).String(), patience)
 			if err != nil {
 				return
 			}
@@ -65,10 +65,11 @@ func testPublishedPorts(t *testing.T, on string) {
 	check := func(who string, do func(func()), allowed bool) {
 		t.Helper()
 		for to, want := range hosts {
+			patience := 20 * time.Second
 			if !allowed {
-				want = ""
+				want, patience = "", 2*time.Second
 			}
-			if got := answer(do, to); got != want {
+			if got := answer(do, to, patience); got != want {
 				t.Errorf("%s at %s: %q answers, not %q", who, to, got, want)
 			}
 		}
