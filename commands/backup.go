@@ -42,7 +42,7 @@ func (a *app) backup(ctx context.Context, file string, now time.Time) error {
 		return usage("over the API a backup is written to -: the answer's output")
 	}
 	if err := writable(file); err != nil {
-		return fmt.Errorf("backup %s: %w", file, err)
+		return fmt.Errorf("%s: %w", strings.TrimSpace("backup "+file), err)
 	}
 	m, text, err := a.makeBackup(ctx, now)
 	if err != nil {
@@ -126,7 +126,7 @@ func writable(file string) error {
 		return nil
 	}
 	if file == "" {
-		return usage("name a file, or - for stdout")
+		return usage("the file has no name: give one, or - for stdout")
 	}
 	if st, err := os.Stat(file); err == nil && !st.Mode().IsRegular() {
 		return fmt.Errorf("is no regular file: name a file, or - for stdout")

@@ -20,6 +20,7 @@ import (
 type installOptions struct {
 	install.Options
 	dryRun, enable, now, ignoreChecks bool
+	brief                             bool // say in one line what was done: it is a part of something else
 }
 
 func newInstallCommand(a *app) *cobra.Command {
@@ -143,7 +144,11 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 	if o.dryRun {
 		return a.print(installed(p, true, append(wouldEnd(left), o.wouldStart(roles)...)...))
 	}
-	if err := a.print(installed(p, false)); err != nil {
+	text := installed(p, false)
+	if o.brief {
+		text = fmt.Sprintf("installed %s, its units, plugin, completions and man pages (netctl uninstall takes them away)\n", o.Binary())
+	}
+	if err := a.print(text); err != nil {
 		return err
 	}
 	kept := func(s install.Step) bool { return s.Path == install.ConfigFile && s.Action == install.Kept }
@@ -272,7 +277,7 @@ func (a *app) startInstalled(ctx context.Context, o installOptions, roles []stri
 		}
 		return err
 	}
-	if running, err := m.active(ctx); err != nil || len(running) > 0 {
+	if running, err := m.active(ctx); err != nil || len(running) > 0 || o.brief {
 		return err
 	}
 	return a.print("next: netctl install --now has the roles run now and at each boot\n")

@@ -84,6 +84,11 @@ func (n *newNode) enter(ctx context.Context, token datastore.Token) error {
 	if err != nil {
 		return err
 	}
+	if n.unfinished() {
+		if err := os.Remove(n.files("node").Key); err != nil {
+			return fmt.Errorf("join: %w", err)
+		}
+	}
 	if err := n.write(n.files("node").Key, keyText, 0o600); err != nil {
 		return err
 	}

@@ -164,7 +164,7 @@ func (n *newNode) unconfigured() error {
 		return nil
 	}
 	if strings.HasPrefix(string(text), madeBy) {
-		return fmt.Errorf("%s: this node is in a cluster already (%s): for another node run `netctl token create` on a machine that has the datastore, and what it prints there: %w", n.command, n.config, datastore.ErrExists)
+		return fmt.Errorf("%s: this node is in a cluster already (%s): for another node run `netctl token create` on a machine that has the datastore, and what it prints there", n.command, n.config)
 	}
 	if n.laid, err = install.Untouched(n.root, n.config); err != nil {
 		return fmt.Errorf("%s: %w", n.command, err)
@@ -172,7 +172,7 @@ func (n *newNode) unconfigured() error {
 	if n.laid {
 		return nil
 	}
-	return fmt.Errorf("%s: %s is somebody's configuration and stays as it is: move it away, or set the node up in it (docs/datastore.md): %w", n.command, n.config, datastore.ErrExists)
+	return fmt.Errorf("%s: %s is somebody's configuration and stays as it is: move it away, or set the node up in it (docs/datastore.md)", n.command, n.config)
 }
 
 // unused refuses a state folder that is a node's.
@@ -182,13 +182,24 @@ func (n *newNode) unused() error {
 	}
 	for _, name := range []string{"cluster.json", "etcd", tlsFolder, "etcd-tls"} {
 		path := filepath.Join(n.s.StateDir, name)
+		if name == tlsFolder && n.unfinished() {
+			continue
+		}
 		if _, err := os.Lstat(path); err == nil {
-			return fmt.Errorf("%s: %s is there: this machine is, or was, a node; when its cluster is done with it (`netctl node remove`), move %s away: %w", n.command, path, n.s.StateDir, datastore.ErrExists)
+			return fmt.Errorf("%s: %s is there: this machine is, or was, a node; when its cluster is done with it (`netctl node remove`), move %s away", n.command, path, n.s.StateDir)
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s: %w", n.command, err)
 		}
 	}
 	return nil
+}
+
+// unfinished tells whether all there is of certificates is the key of a join that was killed
+// before the cluster had answered.
+func (n *newNode) unfinished() bool {
+	f := n.files("node")
+	list, err := os.ReadDir(filepath.Dir(f.Key))
+	return err == nil && len(list) == 1 && list[0].Name() == filepath.Base(f.Key)
 }
 
 // place finds the node's address: the one that was given, that of the way to the
@@ -232,6 +243,8 @@ func (n *newNode) place(towards netip.Addr) error {
 	switch {
 	case !n.address.IsValid():
 		return fmt.Errorf("%s: this machine has no address that others reach: give it one", n.command)
+	case n.link == "" && n.address.IsLoopback():
+		return fmt.Errorf("%s: others do not reach %s: give it an address of this machine that they do", n.command, n.address)
 	case n.link == "":
 		return fmt.Errorf("%s: address %s is on no interface of this machine", n.command, n.address)
 	}
@@ -423,7 +436,7 @@ func (n *newNode) startUnit(ctx context.Context, m *services) error {
 		out := n.a.out
 		n.a.out = n.a.err // of init the output is the line for the next machine alone
 		defer func() { n.a.out = out }()
-		o := installOptions{Options: install.Options{Prefix: install.DefaultPrefix}, enable: true, ignoreChecks: true}
+		o := installOptions{Options: install.Options{Prefix: install.DefaultPrefix}, enable: true, ignoreChecks: true, brief: true}
 		if err := n.a.install(ctx, o); err != nil {
 			return err
 		}

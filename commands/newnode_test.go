@@ -168,3 +168,21 @@ func TestRolesOfInstall(t *testing.T) {
 		}
 	}
 }
+
+// TestUnfinishedJoin: what a join left that was killed is in nobody's way, a node's
+// certificates are.
+func TestUnfinishedJoin(t *testing.T) {
+	n := &newNode{command: "join", s: &settings{StateDir: t.TempDir()}}
+	if err := n.write(n.files("node").Key, []byte("key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.unused(); err != nil {
+		t.Errorf("a key alone: %v", err)
+	}
+	if err := n.write(n.files("node").Cert, []byte("certificate"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.unused(); err == nil || !strings.Contains(err.Error(), "this machine is, or was, a node") {
+		t.Errorf("key and certificate: %v", err)
+	}
+}

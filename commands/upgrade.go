@@ -146,7 +146,7 @@ func (a *app) upgradeHere(ctx context.Context, o upgradeOptions) error {
 	if err == nil {
 		return a.print("this node runs " + o.version + "\n")
 	}
-	a.warn("%v: what was there is put back", err)
+	a.warn("upgrade failed: what was there is put back")
 	// The file may have no name any more. What is put back is waited for even by somebody who is gone.
 	before := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), old.Fd())
 	if back := a.installFile(context.WithoutCancel(ctx), before, prefix); back != nil {
@@ -159,12 +159,12 @@ func (a *app) upgradeHere(ctx context.Context, o upgradeOptions) error {
 func (a *app) installFile(ctx context.Context, file, prefix string) error {
 	cmd := exec.CommandContext(ctx, file, "install", "--now", "--prefix", prefix)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = a.out, io.MultiWriter(a.err, &said)
+	said := &prefixed{to: a.err}
+	cmd.Stdout, cmd.Stderr = a.out, said
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("install: %s", cmp.Or(lastLine(said.String()), err.Error()))
+		return errors.New(cmp.Or(strings.TrimPrefix(said.last, "netctl: "), "install: "+err.Error()))
 	}
-	return nil
+	return said.end()
 }
 
 // becomesWell waits until the node's status is content.
@@ -283,10 +283,11 @@ func (a *app) upgradeThere(ctx context.Context, o upgradeOptions, r *nodeReport)
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s %s: %w: %s", words[0], r.Addresses[0], err, strings.TrimPrefix(cmp.Or(said.last, out.last), "netctl: "))
 	}
-	return nil
+	return errors.Join(out.end(), said.end())
 }
 
-// prefixed writes whole lines with something before each, and remembers the last.
+// prefixed writes whole lines with something before each. The last one it keeps until there
+// is another, or end: it may be the cause that is told with the failure.
 type prefixed struct {
 	to     io.Writer
 	prefix string
@@ -301,11 +302,20 @@ func (p *prefixed) Write(b []byte) (int, error) {
 		if !whole {
 			return len(b), nil
 		}
-		p.rest, p.last = rest, string(line)
-		if _, err := fmt.Fprintf(p.to, "%s%s\n", p.prefix, line); err != nil {
+		if err := p.end(); err != nil {
 			return 0, err
 		}
+		p.rest, p.last = rest, strings.TrimRight(string(line), "\r")
 	}
+}
+
+// end writes the last line.
+func (p *prefixed) end() (err error) {
+	if p.last != "" {
+		_, err = fmt.Fprintf(p.to, "%s%s\n", p.prefix, p.last)
+	}
+	p.last = ""
+	return err
 }
 
 // settleTime is how long a cluster may take to be healthy before an upgrade: a role that

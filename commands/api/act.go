@@ -119,6 +119,9 @@ func requestOf(w http.ResponseWriter, r *http.Request) (q Request, err error) {
 	dec.DisallowUnknownFields()
 	dec.UseNumber()
 	if err := dec.Decode(&q); err != nil {
+		if wrong := new(json.UnmarshalTypeError); errors.As(err, &wrong) && wrong.Field == "" {
+			return q, fmt.Errorf("request: %w: want a JSON object, and this is of type %s: GET /v1/openapi.json", datastore.ErrInvalid, wrong.Value)
+		}
 		return q, fmt.Errorf("request: %w: %w", datastore.ErrInvalid, err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {

@@ -51,6 +51,9 @@ func Listen(at netip.AddrPort) (*Receiver, error) {
 	c.SetMultipathTCP(false)
 	for range 10 { // a port that is free for TCP may not be so for UDP
 		l, err := c.Listen(context.Background(), "tcp", at.String())
+		if errors.Is(err, unix.EADDRINUSE) {
+			return nil, fmt.Errorf("port %d of %s is taken: end what listens there (ss -ltnp), or say another one with --port", at.Port(), at.Addr())
+		}
 		if err != nil {
 			return nil, err
 		}

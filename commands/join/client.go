@@ -27,8 +27,10 @@ import (
 // How long one member may take, and how often all are asked.
 const (
 	askTimeout = 20 * time.Second
-	askRounds  = 3
-	askPause   = time.Second
+	// reachTimeout is how long a connection to it may take.
+	reachTimeout = 3 * time.Second
+	askRounds    = 3
+	askPause     = time.Second
 )
 
 // Client asks members of the datastore, one after the other.
@@ -154,7 +156,7 @@ func (c *Client) askOne(ctx context.Context, e netip.AddrPort, path string, body
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	where := "https://" + e.String()
-	transport := &http.Transport{TLSClientConfig: c.tls(e.Addr().String()), DisableKeepAlives: true, Proxy: nil}
+	transport := &http.Transport{TLSClientConfig: c.tls(e.Addr().String()), DisableKeepAlives: true, Proxy: nil, DialContext: (&net.Dialer{Timeout: reachTimeout}).DialContext}
 	defer transport.CloseIdleConnections()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, where+path, bytes.NewReader(body))
 	if err != nil {
