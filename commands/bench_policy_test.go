@@ -160,4 +160,6 @@ func filterIn(t testing.TB, n *netlab.Netns, name string) packetFilter {
 // takes, beside connection tracking alone and the layout that Calico writes.
 func TestBenchPolicy(t *testing.T) {
 	t.Run("packets", func(t *testing.T) { report(t, packetRows(t)) })
+	t.Run("changes", func(t *testing.T) { report(t, changeRows(t)) })
+	t.Run("another node", func(t *testing.T) { report(t, effectiveRows(t)) })
 }
