@@ -55,6 +55,7 @@ func largeModel(t *testing.T) *acl.Index {
 type change struct {
 	what     string
 	may      float64 // ms, of nftables; 0: only printed
+	bound    float64
 	do, undo func(x *acl.Index, n int)
 }
 
@@ -65,21 +66,22 @@ func changesOf(t *testing.T) []change {
 	own, other := policyEndpointName(9000), datastore.EndpointName("n2", "cni", "w", "eth0")
 	at := netip.MustParseAddr("10.66.0.1")
 	return []change{
-		{"an endpoint of a profile that is there", 2, func(x *acl.Index, n int) {
+		// The kernel walks all rules that a map leads to: 1.5 ms where nobody else uses its caches.
+		{"an endpoint of a profile that is there", 2, 1.5, func(x *acl.Index, n int) {
 			put(x, policyEndpoint(policyNode, own, policyLink("nc", 9000), fmt.Sprint("p", n), at))
 		}, func(x *acl.Index, n int) { gone(x, datastore.KindEndpoint, own) }},
-		{"an endpoint with a profile of its own", 0, func(x *acl.Index, n int) {
+		{"an endpoint with a profile of its own", 0, 0, func(x *acl.Index, n int) {
 			put(x, largeProfile(t, "own", 7, 10))
 			put(x, policyEndpoint(policyNode, own, policyLink("nc", 9000), "own", at))
 		}, func(x *acl.Index, n int) {
 			gone(x, datastore.KindEndpoint, own)
 			gone(x, datastore.KindProfile, "own")
 		}},
-		{"a rule of a profile", 3, func(x *acl.Index, n int) { put(x, largeProfile(t, fmt.Sprint("p", n), 1000+n, 9)) },
+		{"a rule of a profile", 3, 1, func(x *acl.Index, n int) { put(x, largeProfile(t, fmt.Sprint("p", n), 1000+n, 9)) },
 			func(x *acl.Index, n int) { put(x, largeProfile(t, fmt.Sprint("p", n), 1000+n, 10)) }},
-		{"all ten rules of a profile", 0, func(x *acl.Index, n int) { put(x, largeProfile(t, fmt.Sprint("p", n), 5000+n, 10)) },
+		{"all ten rules of a profile", 0, 0, func(x *acl.Index, n int) { put(x, largeProfile(t, fmt.Sprint("p", n), 5000+n, 10)) },
 			func(x *acl.Index, n int) { put(x, largeProfile(t, fmt.Sprint("p", n), 1000+n, 10)) }},
-		{"a member of a set", 0.2, func(x *acl.Index, n int) { put(x, policyEndpoint("n2", other, "ncother", "p3", at)) },
+		{"a member of a set", 0.2, 1, func(x *acl.Index, n int) { put(x, policyEndpoint("n2", other, "ncother", "p3", at)) },
 			func(x *acl.Index, n int) { gone(x, datastore.KindEndpoint, other) }},
 	}
 }
@@ -133,7 +135,7 @@ func changeRows(t *testing.T) (rows []row) {
 	for _, c := range changesOf(t) {
 		nft := took["nftables"][c.what]
 		if c.may > 0 {
-			rows = append(rows, row{c.what, nft, c.may, "ms", wanted, 1})
+			rows = append(rows, row{c.what, nft, c.may, "ms", wanted, c.bound})
 		} else {
 			rows = append(rows, row{c.what, nft, took["nftables"]["cold"], "ms", "all rules anew", 0})
 		}
@@ -253,7 +255,7 @@ func startProbes(t *testing.T, from, at netlab.Place, to netip.AddrPort) *probes
 		}
 	})
 	both.Go(func() {
-		for tick := time.NewTicker(200 * time.Microsecond); ; <-tick.C {
+		for tick := time.NewTicker(300 * time.Microsecond); ; <-tick.C {
 			select {
 			case <-stop:
 				return
