@@ -29,7 +29,7 @@ func testUpdatesAreHitless(t *testing.T, on string) {
 
 	updates := 400
 	if on != onNFT {
-		updates = 30 // each takes as long as ten there
+		updates = 18 // each takes as long as ten there
 	}
 	done := make(chan error, 1)
 	go func() { done <- churn(t, l.filter, x, updates, rules, other) }()
