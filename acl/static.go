@@ -160,9 +160,12 @@ func staticChains(o Options) []*Chain {
 	excess := func(m ...Term) Rule {
 		return Rule{Match: m, Limit: echoes, Counter: true, Verdict: drop(), Comment: "too many echo requests"}
 	}
-	unseen := match(Verdict{Kind: Jump, Chain: chainUnseen})
-	if o.Strict {
-		unseen.Match = []Term{num(CTState, uint32(New))}
+	unseen := func(chain string) Rule {
+		r := match(Verdict{Kind: Jump, Chain: chain})
+		if o.Strict {
+			r.Match = []Term{num(CTState, uint32(New))}
+		}
+		return r
 	}
 	toHost := slices.Concat([]Rule{
 		// First, since an identifier that was answered once is established.
@@ -186,14 +189,14 @@ func staticChains(o Options) []*Chain {
 			refuse("encapsulation guard", num(L4Proto, protoUDP), num(DstPort, vxlanPort)),
 			refuse("encapsulation guard", num(L4Proto, protoIPIP)),
 			refuse("DHCP server guard", num(L4Proto, protoUDP), inSet(SrcPort, setDHCP)),
-			unseen,
+			unseen(chainUnseen),
 		}, flowGuards(o), []Rule{
 			vmap(InLink, mapFromEP),
 			vmap(InLink, NextMap(mapFromEP)),
 			refuse("unknown endpoint"),
 		})},
 		{Name: chainToWL, Rules: slices.Concat([]Rule{invalid()}, reversePath(o, false), []Rule{
-			unseen,
+			unseen(chainUnseenTo),
 			vmap(OutLink, mapToEP),
 			vmap(OutLink, NextMap(mapToEP)),
 			refuse("unknown endpoint"),
@@ -201,6 +204,7 @@ func staticChains(o Options) []*Chain {
 		{Name: ChainReverse, Rules: []Rule{{Limit: few(meterReverse, InLink), Log: reverseLog}, refuse(reverseReason)}},
 		{Name: chainWLHost, Rules: toHost},
 		{Name: chainUnseen, Rules: unseenRules()},
+		{Name: chainUnseenTo, Rules: append([]Rule{match(Verdict{Kind: Return}, num(InGroup, o.Group))}, unseenRules()...)}, // what our links send is asked in from_wl
 		{Name: chainRawOther, Rules: slices.Concat(
 			adopted(o, match(goTo(chainSpoof), inSet(InLink, setAdopted))), gatewayGuards(o), []Rule{refuse(noGroup, Term{Field: InLink, Text: o.LinkPrefix + "*"})})},
 		{Name: chainDenyIn, Rules: denyRules(inbound, logPrefix("D", inbound, defaultID, ""))},

@@ -13,8 +13,10 @@ import (
 // TestUpdatesAreHitless changes rules, members, classes and endpoints in a loop
 // while packets flow: none that is allowed all the time is lost, none that is
 // refused all the time leaks.
-func TestUpdatesAreHitless(t *testing.T) {
-	l, x := wiredLab(t, onNFT)
+func TestUpdatesAreHitless(t *testing.T) { onAll(t, testUpdatesAreHitless) }
+
+func testUpdatesAreHitless(t *testing.T, on string) {
+	l, x := wiredLab(t, on)
 	b := l.hosts["b"]
 	counters := "table inet count { chain in { type filter hook prerouting priority -400; udp dport 1000 counter; udp dport 2000 counter; udp dport 3000 counter; }\n}\n"
 	if out, err := b.input(counters, "nft", "-f", "-"); err != nil {
@@ -25,9 +27,12 @@ func TestUpdatesAreHitless(t *testing.T) {
 	x.Apply(profile(t, "web", []string{"web"}, rules, []string{"allow"}))
 	l.apply(x.Flush())
 
-	const updates = 400
+	updates := 400
+	if on != onNFT {
+		updates = 18 // each takes as long as ten there
+	}
 	done := make(chan error, 1)
-	go func() { done <- churn(t, l.table, x, updates, rules, other) }()
+	go func() { done <- churn(t, l.filter, x, updates, rules, other) }()
 	sent := 0
 	for finished := false; !finished; {
 		select {
@@ -62,16 +67,19 @@ func TestUpdatesAreHitless(t *testing.T) {
 	t.Logf("sent %d of each kind, arrived %v, dropped %d", sent, count(), l.dropped())
 	l.eventually("the last packet", func() bool {
 		n := count()
+		if on != onNFT { // what a chain has dropped is not counted on when it changes
+			return n[0]+n[2] >= 2*sent
+		}
 		return n[0]+n[1]+n[2]+l.dropped() >= 3*sent
 	})
 	if n := count(); n[0] != sent || n[1] != 0 || n[2] != sent {
 		t.Errorf("of %d packets each arrived: allowed %d, refused %d, lasting %d", sent, n[0], n[1], n[2])
 	}
-	listing(t, l.router)
+	l.list()
 }
 
 // churn makes n updates of every kind that leaves the two flows as they are.
-func churn(t *testing.T, table *Table, x *acl.Index, n int, rules, other []string) error {
+func churn(t *testing.T, table backEnd, x *acl.Index, n int, rules, other []string) error {
 	for i := range n {
 		switch i % 6 {
 		case 0:

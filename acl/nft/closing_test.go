@@ -13,7 +13,8 @@ import (
 // unseen is how many answers were dropped, in flows that were cut or that began unseen.
 func (l *lab) unseen(why string) (n int) {
 	l.t.Helper()
-	for line := range strings.Lines(l.router.Run("nft", "list", "chain", "inet", acl.TableName, "unseen")) {
+	list := func(chain string) string { return l.router.Run("nft", "list", "chain", "inet", acl.TableName, chain) }
+	for line := range strings.Lines(list("unseen") + list("unseen_to")) {
 		if _, text, counts := strings.Cut(line, "counter packets "); counts && strings.Contains(line, why) {
 			var packets int
 			if _, err := fmt.Sscan(text, &packets); err != nil {

@@ -88,7 +88,10 @@ func answersUnderWay(t *testing.T, s *site, denied, server *netlab.Container, to
 // unseen", or either.
 func (s *site) unseen(why string) (n int) {
 	s.t.Helper()
-	text := netlab.Must(s.t, s.node, "nft", "list", "chain", "inet", "netctl", "unseen")
+	list := func(chain string) string {
+		return netlab.Must(s.t, s.node, "nft", "list", "chain", "inet", "netctl", chain)
+	}
+	text := list("unseen") + list("unseen_to")
 	for _, m := range regexp.MustCompile(`counter packets (\d+) .*answer in a flow that.*`+why).FindAllStringSubmatch(text, -1) {
 		packets, err := strconv.Atoi(m[1])
 		if err != nil {
