@@ -76,6 +76,8 @@ type Table struct {
 	// that what is refused since others changed it is worked out anew.
 	at    uint32
 	again bool
+	// ports are the elements of the sets of ports, by name.
+	ports map[string][]acl.Element
 }
 
 // Open connects to the kernel in the current network namespace; the caller is
@@ -86,7 +88,7 @@ func Open(log *slog.Logger) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	t := &Table{log: log, netns: netns, handles: handles{}, cut: cutFlows{set: map[string]map[acl.Flow]time.Time{}}}
+	t := &Table{log: log, netns: netns, handles: handles{}, ports: map[string][]acl.Element{}, cut: cutFlows{set: map[string]map[acl.Flow]time.Time{}}}
 	if t.read, err = t.dial(); err == nil {
 		err = enlarge(t.read)
 	}
@@ -193,6 +195,7 @@ func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrot
 var errChanged = errors.New("packet filter: somebody else changed it meanwhile")
 
 func (t *Table) syncOnce(ctx context.Context, want *acl.Ruleset, doubted bool) (wrote bool, err error) {
+	t.learnPorts(want)
 	t.tracked = t.tracked && t.tracking()
 	defer func() {
 		var refused *acl.RefusedError
@@ -358,6 +361,7 @@ func (t *Table) doubt(tx *transaction) {
 
 // differences is what makes a table that was read what want says.
 func (t *Table) differences(want *acl.Ruleset, have *kernel) *transaction {
+	want = want.Packed()
 	t.handles = learn(want, have)
 	have.counts = t.countsOfWrong(have)
 	tx := newTransaction()
@@ -373,7 +377,14 @@ func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 	defer t.mu.Unlock()
 	tx := newTransaction()
 	var anew []acl.ChainChange
+	var lists []*list
+	t.addPorts(d)
+	defer t.dropPorts(d)
 	for _, c := range d.Chains {
+		if l := t.list(c); l != nil {
+			lists = append(lists, l)
+			continue
+		}
 		if o, ok := t.edit(c); ok {
 			tx.add(phaseChains, o)
 		} else {
@@ -381,9 +392,20 @@ func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 		}
 		delete(t.handles, c.Name) // until the edit is through
 	}
-	tx.counts = t.countsOfAnew(anew)
+	counted := anew
+	for _, l := range lists {
+		if o, ok := t.edit(l.ChainChange); ok {
+			l.edit = &o
+		}
+		delete(t.handles, l.Name)
+		counted = append(counted, l.counted()...)
+	}
+	tx.counts = t.countsOfAnew(counted)
 	for _, c := range anew {
 		tx.chain(c)
+	}
+	for _, l := range lists {
+		tx.list(l)
 	}
 	for _, c := range d.Sets {
 		tx.set(c)
