@@ -1,0 +1,405 @@
+package nft
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"netctl/acl"
+	"netctl/datastore"
+)
+
+// networksOf are n rules for a network each.
+func networksOf(n int) (rules []string) {
+	for i := range n {
+		rules = append(rules, fmt.Sprintf("%s from cidr 10.%d.%d.0/24", []string{"allow", "deny"}[i%2], 1+i/250, i%250))
+	}
+	return rules
+}
+
+// weigh counts what a kernel has that another had not: rules by their handles, and elements.
+func weigh(was, is *kernel) (rules, elements int) {
+	had, members := map[uint64]bool{}, map[string]map[kernelElement]bool{}
+	for _, c := range was.chains {
+		for _, h := range c.handles {
+			had[h] = true
+		}
+	}
+	for name, s := range was.sets {
+		members[name] = map[kernelElement]bool{}
+		for _, e := range s.elements {
+			members[name][e] = true
+		}
+	}
+	for _, c := range is.chains {
+		for _, h := range c.handles {
+			if !had[h] {
+				rules++
+			}
+		}
+	}
+	for name, s := range is.sets {
+		for _, e := range s.elements {
+			if !members[name][e] {
+				elements++
+			}
+		}
+	}
+	return rules, elements
+}
+
+// TestARunIsOneLookup: of a thousand rules for a network each a packet meets two look-ups, and
+// a rule more or less costs what it changes.
+func TestARunIsOneLookup(t *testing.T) {
+	n := newNetns(t)
+	table := open(t, n)
+	x := acl.NewIndex("n1", testOptions())
+	x.Apply(endpoint("n1", "e1", "nc1", []string{"web"}, "10.0.0.1", "fd00::1"))
+	rules := networksOf(1000)
+	x.Apply(profile(t, "web", []string{"web"}, rules, nil))
+	x.Flush()
+	if _, err := table.Sync(t.Context(), x.Ruleset()); err != nil {
+		t.Fatal(err)
+	}
+	chain := chainOf(t, x)
+	look := func() *kernel {
+		k, err := table.snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	was := look()
+	const middle = 500
+	for _, c := range []struct {
+		what  string
+		rules []string
+		asked int // rules that a packet meets
+		// What is in the kernel that was not, and what is not any more that was.
+		rulesCome, elementsCome, rulesGo, elementsGo int
+	}{
+		{"a network last", append(slices.Clone(rules), "allow from cidr 172.16.0.0/12"), 2, 1, 2, 0, 0},
+		{"without it", rules, 2, 0, 0, 1, 2},
+		{"an address of one of them first", slices.Insert(slices.Clone(rules), 0, "deny from cidr 10.1.4.7/32"), 2, 1 + 2, 4, 0, 0}, // and where what it denies ends
+		{"without it", rules, 2, 0, 0, 1 + 2, 4},
+		{"another rule first", slices.Insert(slices.Clone(rules), 0, "deny udp"), 3, 1 + 2, 0, 0, 0},
+		{"without it", rules, 2, 0, 0, 1 + 2, 0},
+		{"another rule in the middle", slices.Insert(slices.Clone(rules), middle, "allow udp"), 5, 5, 1000, 2, 1000}, // of a chain that short all
+	} {
+		x.Apply(profile(t, "web", []string{"web"}, c.rules, nil))
+		if err := table.Apply(t.Context(), x.Flush()); err != nil {
+			t.Fatalf("%s: %v", c.what, err)
+		}
+		is := look()
+		if asked := len(is.chains[chain].hashes); asked != c.asked {
+			t.Errorf("%s: %d rules in the chain, want %d", c.what, asked, c.asked)
+		}
+		rulesCome, elementsCome := weigh(was, is)
+		rulesGo, elementsGo := weigh(is, was)
+		got, want := []int{rulesCome, elementsCome, rulesGo, elementsGo}, []int{c.rulesCome, c.elementsCome, c.rulesGo, c.elementsGo}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: rules and elements that came and went %d, want %d", c.what, got, want)
+		}
+		if wrote, err := table.Sync(t.Context(), x.Ruleset()); wrote || err != nil {
+			t.Errorf("%s: what the delta made is not what is wanted: wrote %v, %v", c.what, wrote, err)
+		}
+		was = is
+	}
+	if text := listing(t, n); !strings.Contains(text, `10.1.7.0/24 : goto rule_`) || !strings.Contains(text, `comment "profile web inbound: deny from cidr 10.1.7.0/24"`) {
+		t.Errorf("it does not explain itself:\n%.3000s", text)
+	}
+}
+
+// TestKernelAgreesWithEvalOnRuns: random runs, of networks that lie in one another, of ports and
+// ranges, change by and by; each packet fares as the rules in turn say, and the one that
+// decides counts it.
+func TestKernelAgreesWithEvalOnRuns(t *testing.T) { onEach(t, testKernelAgreesWithEvalOnRuns) }
+
+func testKernelAgreesWithEvalOnRuns(t *testing.T, on string) {
+	l, x := wiredLab(t, on)
+	rng := rand.New(rand.NewPCG(16, 3))
+	x.Apply(profile(t, "web", []string{"web"}, []string{"allow from tag web"}, []string{"allow"}))
+	addresses := []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "192.0.2.9", "fd00::1", "fd00::2", "fd00::3", "2001:db8::9"}
+	owner := []string{"a", "b", "c", "n"}
+	nets := []string{"10.0.0.0/30", "10.0.0.0/8", "10.0.0.2/31", "10.0.0.2/32", "10.0.0.3/32", "10.0.0.1/32", "192.0.2.0/25", "192.0.2.8/29", "192.0.2.9/32", "0.0.0.0/0",
+		"fd00::/127", "fd00::2/127", "fd00::3/128", "fd00::2/128", "fd00::/64", "2001:db8::/32", "2001:db8::9/128", "::/0"}
+	action := func() string { return []string{"allow", "deny", "allow", "reject"}[rng.IntN(4)] }
+	one := []func() string{
+		func() string { return action() + " from cidr " + nets[rng.IntN(len(nets))] },
+		func() string { return action() + " udp from cidr " + nets[rng.IntN(len(nets))] },
+		func() string { return action() + " tcp to ports " + strconv.Itoa(1+rng.IntN(12)) },
+		func() string {
+			first := 1 + rng.IntN(12)
+			return fmt.Sprintf("%s udp to ports %d:%d", action(), first, first+rng.IntN(12))
+		},
+		func() string { return fmt.Sprintf("%s udp from tag web ports %d", action(), 1+rng.IntN(12)) },
+		func() string { return "deny icmp type 13" },
+	}
+	var rules []string
+	add := func() {
+		shape, at := one[rng.IntN(len(one))], rng.IntN(len(rules)+1)
+		for range 1 + rng.IntN(8) {
+			if r := shape(); !slices.Contains(rules, r) {
+				rules = slices.Insert(slices.Clone(rules), at, r)
+			}
+		}
+	}
+	want, runs, decided := map[string]uint64{}, 0, map[bool]int{}
+	for round := range 40 {
+		for range 1 + rng.IntN(3) {
+			if len(rules) > 30 || len(rules) > 1 && rng.IntN(3) == 0 {
+				at := rng.IntN(len(rules) - 1)
+				rules = slices.Delete(slices.Clone(rules), at, min(len(rules), at+1+rng.IntN(5)))
+			} else {
+				add()
+			}
+		}
+		maps.DeleteFunc(want, func(r string, _ uint64) bool { return !slices.Contains(rules, r) })
+		x.Apply(policy(t, "runs", "", 10, "role != 'none'", rules, nil))
+		if round%4 == 3 { // a tier that passes has one chain for all of its policies
+			x.Apply(policy(t, "last", "", 20+round, "all()", []string{[]string{"pass", "deny sctp"}[rng.IntN(2)]}, nil))
+		}
+		l.apply(x.Flush())
+		for name, s := range l.rules.Packed().Sets {
+			if s.Type.Run() && !strings.HasSuffix(name, "_next") {
+				runs++
+			}
+		}
+		var probes []probe
+		flows := map[acl.Packet]bool{}
+		for range 40 {
+			family := 4 * rng.IntN(2)
+			from, to := rng.IntN(4), rng.IntN(3)
+			if from == to {
+				continue
+			}
+			p := acl.Packet{Src: netip.MustParseAddr(addresses[from+family]), Dst: netip.MustParseAddr(addresses[to+family])}
+			p.Protocol = []uint8{6, 17, 17}[rng.IntN(3)]
+			p.SrcPort, p.DstPort = uint16(1+rng.IntN(14)), uint16(1+rng.IntN(14))
+			back := p
+			back.Src, back.Dst, back.SrcPort, back.DstPort = p.Dst, p.Src, p.DstPort, p.SrcPort
+			if flows[p] || flows[back] {
+				continue
+			}
+			flows[p] = true
+			probes = append(probes, probe{owner[from], p})
+		}
+		l.router.Run("conntrack", "-F")
+		for i, ok := range l.check(probes) {
+			decided[ok]++
+			if by := x.Explain(probes[i].p).By; by != nil && by.Name == "runs" {
+				want[by.Rule]++
+			}
+		}
+		for rule, n := range l.counted(x, "runs") {
+			if n != want[rule] {
+				t.Errorf("round %d: %q has counted %d packets, want %d", round, rule, n, want[rule])
+			}
+		}
+		if t.Failed() {
+			t.Fatalf("%s\n%s", strings.Join(rules, "\n"), l.listed())
+		}
+	}
+	l.list()
+	if wrote, err := l.filter.Sync(t.Context(), l.rules); wrote || err != nil {
+		t.Errorf("what the deltas made is not what is wanted: wrote %v, %v", wrote, err)
+	}
+	if runs < 40 || decided[true] < 100 || decided[false] < 100 {
+		t.Errorf("%d runs, packets passed and refused: %v", runs, decided)
+	}
+}
+
+// TestRunsAreRepaired: what others do to a run is put right, and nothing else is touched.
+func TestRunsAreRepaired(t *testing.T) {
+	l, x := wiredLab(t, onNFT)
+	rules := []string{"deny udp from cidr 10.0.0.2/32", "allow udp from cidr 10.0.0.0/30", "deny udp from cidr 172.16.0.0/12", "allow udp from cidr 192.0.2.0/24"}
+	x.Apply(profile(t, "web", []string{"web"}, rules, []string{"allow"}))
+	l.apply(x.Flush())
+	text := listing(t, l.router)
+	m, chain := regexp.MustCompile(`map (run_\w+) `).FindStringSubmatch(text)[1], regexp.MustCompile(`10\.0\.0\.2 : goto (rule_\w+)`).FindStringSubmatch(text)[1]
+	want := sorted(text)
+	for _, damage := range []string{
+		"flush map inet netctl " + m,
+		"delete element inet netctl " + m + " { 10.0.0.2 }",
+		"add element inet netctl " + m + " { 203.0.113.0/24 : accept }",
+		"add element inet netctl " + m + "_next { 10.0.0.2 : accept }",
+		"delete element inet netctl " + m + " { 10.0.0.2 }; add element inet netctl " + m + " { 10.0.0.2 : accept }",
+		"flush chain inet netctl " + chain,
+		"insert rule inet netctl " + chain + " accept",
+		"flush chain inet netctl " + chainOf(t, x),
+		"flush chain inet netctl " + chainOf(t, x) + "; delete map inet netctl " + m,
+		"flush chain inet netctl " + chainOf(t, x) + "; delete map inet netctl " + m + "; add set inet netctl " + m + " { type ipv4_addr; }",
+		"flush map inet netctl " + m + "; delete chain inet netctl " + chain,
+	} {
+		if out, err := l.router.input(damage+"\n", "nft", "-f", "-"); err != nil {
+			t.Fatalf("%s: %v\n%s", damage, err, out)
+		}
+		l.sync()
+		if got := sorted(listing(t, l.router)); !slices.Equal(got, want) {
+			t.Errorf("after %s", damage)
+			sameLines(t, got, want)
+		}
+		before := generationOf(t, l.table)
+		if _, err := l.table.Sync(t.Context(), l.rules); err != nil {
+			t.Fatal(err)
+		}
+		if after := generationOf(t, l.table); after != before {
+			t.Errorf("%s: second sync wrote", damage)
+		}
+		l.expect(false, "b", l.uniquePort(udp("10.0.0.2", "10.0.0.1", 7)))
+		l.expect(true, "c", l.uniquePort(udp("10.0.0.3", "10.0.0.1", 7)))
+
+		// A change that comes before the repair makes it.
+		if out, err := l.router.input(damage+"\n", "nft", "-f", "-"); err != nil {
+			t.Fatalf("%s: %v\n%s", damage, err, out)
+		}
+		for _, rules := range [][]string{append(slices.Clone(rules), "allow udp from cidr 10.0.0.0/8"), rules} {
+			x.Apply(profile(t, "web", []string{"web"}, rules, []string{"allow"}))
+			d := x.Flush()
+			l.rules.Apply(d)
+			if err := l.table.Apply(t.Context(), d); err != nil {
+				t.Logf("%s: %v", damage, err)
+			}
+			l.sync()
+		}
+		if got := sorted(listing(t, l.router)); !slices.Equal(got, want) {
+			t.Errorf("after %s and a change", damage)
+			sameLines(t, got, want)
+		}
+	}
+}
+
+// TestRunsComeAndGo: what a rule has counted it keeps when it comes to be in a run, and when
+// it is in one no more.
+func TestRunsComeAndGo(t *testing.T) { onEach(t, testRunsComeAndGo) }
+
+func testRunsComeAndGo(t *testing.T, on string) {
+	l, x := wiredLab(t, on)
+	others := []string{"deny icmp type 13", "deny icmp type 14", "deny sctp", "deny icmp type 15", "deny udp to ports 90 from cidr 10.0.0.0/8", "deny icmp type 17"}
+	one := []string{"allow udp from cidr 10.0.0.3/32", "deny udp from cidr 10.0.0.2/32"}
+	more := append(slices.Clone(one), "allow udp from cidr 172.16.0.0/12", "allow udp from cidr 10.0.0.0/8")
+	want := uint64(0)
+	for round, rules := range [][]string{
+		one, more, one, slices.Concat(others, one), slices.Concat(others, more), slices.Concat(one[:1], others, more[1:]), slices.Concat(more, others), one,
+	} {
+		x.Apply(profile(t, "web", []string{"web"}, rules, []string{"allow"}))
+		l.apply(x.Flush())
+		l.expect(true, "c", l.uniquePort(udp("10.0.0.3", "10.0.0.1", 7)))
+		l.expect(false, "b", l.uniquePort(udp("10.0.0.2", "10.0.0.1", 7)))
+		want++
+		for _, r := range one {
+			if got := l.counted(x, "web")[r]; got != want {
+				t.Fatalf("round %d: %q has counted %d packets, want %d\n%s", round, r, got, want, l.listed())
+			}
+		}
+		if wrote, err := l.filter.Sync(t.Context(), l.rules); wrote || err != nil {
+			t.Fatalf("round %d: wrote %v, %v", round, wrote, err)
+		}
+	}
+	l.list()
+}
+
+// TestRunsChangeHitless: while the elements of a run that hold two senders are cut anew again and
+// again, the one that is allowed loses no packet, and of the other none gets through. A
+// packet that met neither the old element nor the new one would.
+func TestRunsChangeHitless(t *testing.T) {
+	l, x := wiredLab(t, onNFT)
+	b := l.hosts["b"]
+	counters := "table inet count { chain in { type filter hook prerouting priority -400; udp dport 1000 counter; udp dport 2000 counter; }\n}\n"
+	if out, err := b.input(counters, "nft", "-f", "-"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	rules := []string{"deny from cidr 10.0.0.2/31", "allow from cidr 10.0.0.0/31", "allow from cidr 172.16.0.0/12", "deny from cidr 172.32.0.0/16", "deny udp to ports 1000", "allow udp to ports 2000"}
+	cuts := [][]string{
+		nil,
+		{"deny from cidr 10.0.0.2/32"},
+		{"allow from cidr 10.0.0.0/32"},
+		{"allow from cidr 10.0.0.1/32", "deny from cidr 10.0.0.3/32"},
+		{"deny sctp", "deny from cidr 10.0.0.2/32", "allow from cidr 10.0.0.0/32"},
+		{"deny from cidr 10.0.0.2/32", "deny sctp", "allow from cidr 10.0.0.0/32"},
+	}
+	change := func(i int) error {
+		x.Apply(profile(t, "web", []string{"web"}, slices.Concat(cuts[i%len(cuts)], rules), []string{"allow"}))
+		return l.table.Apply(t.Context(), x.Flush())
+	}
+	x.Apply(profile(t, "db", nil, nil, []string{"allow"}))
+	if err := change(0); err != nil {
+		t.Fatal(err)
+	}
+	const updates = 300
+	done := make(chan error, 1)
+	go func() {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for range updates {
+			if err := change(rng.IntN(len(cuts))); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	sent := 0
+	for finished := false; !finished; {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			finished = true
+		default:
+		}
+		for range 20 {
+			for from, p := range map[string]acl.Packet{"a": udp("10.0.0.1", "10.0.0.2", 1000), "c": udp("10.0.0.3", "10.0.0.2", 2000)} {
+				p.SrcPort = uint16(10000 + sent%50000)
+				l.transmit(l.hosts[from], p, uint64(sent))
+			}
+			sent++
+		}
+	}
+	count := func() (n []int) {
+		for _, m := range regexp.MustCompile(`counter packets (\d+)`).FindAllStringSubmatch(b.Run("nft", "list", "table", "inet", "count"), -1) {
+			v, _ := strconv.Atoi(m[1])
+			n = append(n, v)
+		}
+		return n
+	}
+	l.eventually("the last packet", func() bool {
+		n := count()
+		return n[0]+n[1]+l.dropped() >= 2*sent
+	})
+	if n := count(); sent < updates || n[0] != sent || n[1] != 0 {
+		t.Errorf("of %d packets each arrived: allowed %d, refused %d", sent, n[0], n[1])
+	}
+}
+
+// BenchmarkRunEdit is one network more in a run of so many.
+func BenchmarkRunEdit(b *testing.B) {
+	for _, size := range []int{10, 1000} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			table, t := open(b, newNetns(b)), &testing.T{}
+			x := acl.NewIndex("n1", testOptions())
+			x.Apply(endpoint("n1", "e1", "nc1", []string{"web"}, "10.0.0.1"))
+			changes := []datastore.Change{
+				profile(t, "web", []string{"web"}, networksOf(size), nil),
+				profile(t, "web", []string{"web"}, slices.Insert(networksOf(size), 0, "deny from cidr 10.1.4.7/32"), nil),
+			}
+			x.Apply(changes[0])
+			x.Flush()
+			if _, err := table.Sync(b.Context(), x.Ruleset()); err != nil {
+				b.Fatal(err)
+			}
+			for i := 1; b.Loop(); i++ {
+				x.Apply(changes[i%2])
+				if err := table.Apply(b.Context(), x.Flush()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
