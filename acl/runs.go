@@ -190,20 +190,22 @@ func familyOf(r Rule) uint32 {
 func (p *packer) pack(rules []Rule, by int) {
 	key := rules[0].Match[by].Field
 	ask := Rule{Match: slices.Delete(slices.Clone(rules[0].Match), by, by+1), Verdict: Verdict{Kind: Lookup, Key: key}}
-	m := p.name(runPrefix, ask.String())
+	text := ask.String()
+	m := p.name(runPrefix, text)
 	ask.Verdict.Chain, ask.Comment = m, "the next rules, which differ by "+key.String()
 	next := Rule{Match: ask.Match, Verdict: Verdict{Kind: Lookup, Key: key, Chain: NextMap(m)}}
 	p.out.Rules = append(p.out.Rules, ask, next)
 
 	set := newSet(m, runType(key), "rules that differ by "+key.String())
-	chains, spans := make([]string, len(rules)), []span{}
-	for i, r := range rules {
-		chains[i] = p.name(runRulePrefix, r.String())
-		p.out.Chains[chains[i]] = &Chain{Name: chains[i], Rules: []Rule{r}}
+	chains, spans := make([]Chain, len(rules)), make([]span, 0, len(rules))
+	for i, r := range rules { // named by all that may differ, so that it stays in whichever run it is
+		name := p.name(runRulePrefix, strings.Join([]string{text, r.Match[by].value(), r.Verdict.String(), r.Comment}, "\x00"))
+		chains[i] = Chain{Name: name, Rules: rules[i : i+1 : i+1]}
+		p.out.Chains[name] = &chains[i]
 		spans = append(spans, p.spans(r.Match[by], i)...)
 	}
 	for _, s := range firsts(spans) {
-		set.add(s.element(set.Type, goTo(chains[s.rule])))
+		set.add(s.element(set.Type, goTo(chains[s.rule].Name)))
 	}
 	p.out.Sets[m], p.out.Sets[NextMap(m)] = set, newSet(NextMap(m), set.Type, "while elements of "+m+" change")
 }

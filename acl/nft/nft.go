@@ -78,6 +78,8 @@ type Table struct {
 	again bool
 	// ports are the elements of the sets of ports, by name.
 	ports map[string][]acl.Element
+	// packed are the chains with runs that a delta wrote last, by name.
+	packed map[string]packed
 }
 
 // Open connects to the kernel in the current network namespace; the caller is
@@ -88,7 +90,7 @@ func Open(log *slog.Logger) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	t := &Table{log: log, netns: netns, handles: handles{}, ports: map[string][]acl.Element{}, cut: cutFlows{set: map[string]map[acl.Flow]time.Time{}}}
+	t := &Table{log: log, netns: netns, handles: handles{}, ports: map[string][]acl.Element{}, packed: map[string]packed{}, cut: cutFlows{set: map[string]map[acl.Flow]time.Time{}}}
 	if t.read, err = t.dial(); err == nil {
 		err = enlarge(t.read)
 	}

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"sort"
+	"strings"
 
 	"github.com/google/nftables"
 
@@ -32,9 +33,18 @@ func (t *Table) list(c acl.ChainChange) *list {
 	if c.Hook != nil {
 		return nil
 	}
-	l := &list{was: acl.Pack(c.Name, c.Before, t.ports), is: acl.Pack(c.Name, c.Rules, t.ports)}
+	l := &list{is: acl.Pack(c.Name, c.Rules, t.ports)}
+	if known, ok := t.packed[c.Name]; ok && same(known.rules, c.Before) {
+		l.was = known.Packed
+	} else {
+		l.was = acl.Pack(c.Name, c.Before, t.ports)
+	}
+	delete(t.packed, c.Name)
 	if len(l.was.Sets)+len(l.is.Sets) == 0 {
 		return nil
+	}
+	if len(l.is.Sets) > 0 {
+		t.packed[c.Name] = packed{l.is, c.Rules}
 	}
 	l.ChainChange = acl.ChainChange{Name: c.Name, New: c.New, Gone: c.Gone, Before: l.was.Rules, Rules: l.is.Rules}
 	for name, s := range l.is.Sets {
@@ -47,13 +57,25 @@ func (t *Table) list(c acl.ChainChange) *list {
 	return l
 }
 
+// packed is a chain as Pack made it of rules.
+type packed struct {
+	acl.Packed
+	rules []acl.Rule
+}
+
+// same says whether both are one list, which nobody changes.
+func same(a, b []acl.Rule) bool { return len(a) == len(b) && len(a) > 0 && &a[0] == &b[0] }
+
 // changeOf is what changes from was to is.
 func changeOf(was, is *acl.Set) mapChange {
-	without := func(a, b *acl.Set) []acl.Element {
-		return slices.DeleteFunc(a.Sorted(), func(e acl.Element) bool {
-			_, both := b.Elements[e]
-			return both
-		})
+	without := func(a, b *acl.Set) (list []acl.Element) {
+		for e := range a.Elements {
+			if _, both := b.Elements[e]; !both {
+				list = append(list, e)
+			}
+		}
+		slices.SortFunc(list, acl.Element.Compare)
+		return list
 	}
 	m := mapChange{set: is, del: without(was, is), add: without(is, was)}
 	for _, e := range m.del {
@@ -76,11 +98,12 @@ func endsBefore(a, b acl.Element) bool {
 
 // only are the chains of a that are not in b.
 func only(a, b map[string]*acl.Chain) (list []*acl.Chain) {
-	for _, name := range slices.Sorted(maps.Keys(a)) {
+	for name, c := range a {
 		if b[name] == nil {
-			list = append(list, a[name])
+			list = append(list, c)
 		}
 	}
+	slices.SortFunc(list, func(a, b *acl.Chain) int { return strings.Compare(a.Name, b.Name) })
 	return list
 }
 
@@ -162,11 +185,11 @@ func (l *list) change(c counts) op {
 	}
 	o.emit = func(n *nftables.Conn) error {
 		emitChains(n, came, fill)
-		for name, s := range l.is.Sets {
+		for _, name := range slices.Sorted(maps.Keys(l.is.Sets)) {
 			if l.was.Sets[name] != nil {
 				continue
 			}
-			if err := emitMap(n, s); err != nil {
+			if err := emitMap(n, l.is.Sets[name]); err != nil {
 				return err
 			}
 		}
@@ -192,8 +215,8 @@ func (l *list) anew(itself op) op {
 	return op{object: chainObject(l.Name), weight: 2*len(all) + itself.weight, emit: func(n *nftables.Conn) error {
 		n.AddChain(&nftables.Chain{Name: l.Name, Table: tableOf(l.Name)})
 		emitChains(n, all, countsOf(nil, all))
-		for _, s := range l.is.Sets {
-			if err := emitMap(n, s); err != nil {
+		for _, name := range slices.Sorted(maps.Keys(l.is.Sets)) {
+			if err := emitMap(n, l.is.Sets[name]); err != nil {
 				return err
 			}
 		}
@@ -247,7 +270,7 @@ func encodeElements(typ acl.SetType, elements []acl.Element) (list []nftables.Se
 
 // learnPorts notes the sets of ports that want has; addPorts those that a delta brings.
 func (t *Table) learnPorts(want *acl.Ruleset) {
-	t.ports = map[string][]acl.Element{}
+	t.ports, t.packed = map[string][]acl.Element{}, map[string]packed{}
 	for name, s := range want.Sets {
 		if s.Type == acl.Port || s.Type == acl.PortRanges {
 			t.ports[name] = s.Sorted()

@@ -222,7 +222,7 @@ func TestRunsAreRepaired(t *testing.T) {
 	x.Apply(profile(t, "web", []string{"web"}, rules, []string{"allow"}))
 	l.apply(x.Flush())
 	text := listing(t, l.router)
-	m, chain := regexp.MustCompile(`map (run_\w+) `).FindStringSubmatch(text)[1], regexp.MustCompile(`10\.0\.0\.2 : goto (rule_\w+)`).FindStringSubmatch(text)[1]
+	m, chain := regexp.MustCompile(`map (run_[0-9a-f]{12}) `).FindStringSubmatch(text)[1], regexp.MustCompile(`10\.0\.0\.2 : goto (rule_\w+)`).FindStringSubmatch(text)[1]
 	want := sorted(text)
 	for _, damage := range []string{
 		"flush map inet netctl " + m,
