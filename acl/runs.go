@@ -35,6 +35,9 @@ type Packed struct {
 	Sets   map[string]*Set
 }
 
+// Has says whether an object is of p, beside the chain itself.
+func (p Packed) Has(object string) bool { return p.Chains[object] != nil || p.Sets[object] != nil }
+
 // Pack packs the rules of a chain. ports are the elements of sets of ports by name.
 func Pack(chain string, rules []Rule, ports map[string][]Element) Packed {
 	if len(rules) < leastRun {

@@ -144,5 +144,10 @@ func TestRunsAreFound(t *testing.T) {
 		if asked != c.asked || maps != 2*c.runs {
 			t.Errorf("%s: %d rules and %d maps, want %d and %d\n%s", c.what, asked, maps, c.asked, 2*c.runs, runs)
 		}
+		for name, chain := range runs.Chains { // where a trace finds what a rule comes of
+			if plain.Chains[name] == nil && !slices.ContainsFunc(r.x.Placed(name), func(p Placed) bool { return p.Rule.Equal(chain.Rules[0]) }) {
+				t.Errorf("%s: nobody knows what %s comes of", c.what, chain.Rules[0].Comment)
+			}
+		}
 	}
 }

@@ -221,7 +221,8 @@ func (t *Table) syncOnce(ctx context.Context, want *acl.Ruleset, doubted bool) (
 			return true, err
 		}
 	}
-	tx := t.differences(want, have)
+	packed := want.Packed()
+	tx := t.differences(packed, have)
 	if tx.empty() {
 		t.right = true
 		return gone, nil
@@ -242,7 +243,7 @@ func (t *Table) syncOnce(ctx context.Context, want *acl.Ruleset, doubted bool) (
 		if have, err = t.snapshot(); err != nil {
 			return true, err
 		}
-		if tx = t.differences(want, have); tx.empty() {
+		if tx = t.differences(packed, have); tx.empty() {
 			return true, nil
 		}
 	}
@@ -255,7 +256,7 @@ func (t *Table) syncOnce(ctx context.Context, want *acl.Ruleset, doubted bool) (
 		t.doubt(tx)
 	}
 	tx.cut(t.cut.lost(have))
-	err = t.commit(ctx, tx)
+	err = t.blameRuns(t.commit(ctx, tx), want)
 	t.right = err == nil
 	return true, err
 }
@@ -269,7 +270,7 @@ func (t *Table) Shut(ctx context.Context, want *acl.Ruleset) (wrote bool, err er
 	if err != nil || have.tracks() {
 		return false, err
 	}
-	return true, t.commit(ctx, t.differences(want, have))
+	return true, t.commit(ctx, t.differences(want.Packed(), have))
 }
 
 // tracks tells whether rules are there that may need connections tracked: more than those
@@ -361,9 +362,8 @@ func (t *Table) doubt(tx *transaction) {
 	}))
 }
 
-// differences is what makes a table that was read what want says.
+// differences is what makes a table that was read what want, packed, says.
 func (t *Table) differences(want *acl.Ruleset, have *kernel) *transaction {
-	want = want.Packed()
 	t.handles = learn(want, have)
 	have.counts = t.countsOfWrong(have)
 	tx := newTransaction()
@@ -415,7 +415,7 @@ func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 	if tx.empty() {
 		return nil
 	}
-	return t.commit(ctx, tx)
+	return blameList(t.commit(ctx, tx), lists)
 }
 
 // Generation is the kernel's count of commits to any nftables table of the

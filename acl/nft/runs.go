@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"sort"
@@ -266,6 +267,57 @@ func encodeElements(typ acl.SetType, elements []acl.Element) (list []nftables.Se
 		list = append(list, encodeElement(typ, e)...)
 	}
 	return list
+}
+
+// has says whether an object in the kernel is of the list, beside the chain itself.
+func (l *list) has(name string) bool {
+	return l.was.Has(name) || l.is.Has(name)
+}
+
+// blame has an error that lists refusals name the chains that runs are of; of says which that
+// is, "": none.
+func blame(err error, of func(object string) string) error {
+	var refused *acl.RefusedError
+	if !errors.As(err, &refused) {
+		return err
+	}
+	var list []acl.Refusal
+	for _, r := range refused.Refusals {
+		if chain := of(r.Name); chain != "" {
+			r = acl.Refusal{Kind: "chain", Name: chain, Err: r.Err}
+		}
+		if !slices.ContainsFunc(list, func(o acl.Refusal) bool { return o.Kind == r.Kind && o.Name == r.Name && o.Element == r.Element }) {
+			list = append(list, r)
+		}
+	}
+	return &acl.RefusedError{Refusals: list}
+}
+
+// blameList does so of what a delta changes.
+func blameList(err error, lists []*list) error {
+	return blame(err, func(object string) string {
+		for _, l := range lists {
+			if l.has(object) {
+				return l.Name
+			}
+		}
+		return ""
+	})
+}
+
+// blameRuns does so of all that there is.
+func (t *Table) blameRuns(err error, want *acl.Ruleset) error {
+	return blame(err, func(object string) string {
+		if want.Chains[object] != nil || want.Sets[object] != nil {
+			return ""
+		}
+		for name, c := range want.Chains {
+			if c.Hook == nil && acl.Pack(name, c.Rules, t.ports).Has(object) {
+				return name
+			}
+		}
+		return ""
+	})
 }
 
 // learnPorts notes the sets of ports that want has; addPorts those that a delta brings.
