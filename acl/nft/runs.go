@@ -136,9 +136,16 @@ func (tx *transaction) list(l *list) {
 	if l.New || l.Gone {
 		tx.chain(acl.ChainChange{Name: l.Name, New: l.New, Gone: l.Gone})
 	}
+	came := only(l.is.Chains, l.was.Chains)
+	if l.New { // nobody comes to them yet
+		for _, c := range came {
+			tx.chain(acl.ChainChange{Name: c.Name, New: true, Rules: c.Rules})
+		}
+		came = nil
+	}
 	if !l.Gone {
 		tx.recut(l)
-		tx.add(phaseLists, l.change(tx.counts))
+		tx.add(phaseLists, l.change(came, tx.counts))
 	}
 	for _, c := range only(l.was.Chains, l.is.Chains) {
 		tx.chain(acl.ChainChange{Name: c.Name, Gone: true})
@@ -170,10 +177,9 @@ func (tx *transaction) recut(l *list) {
 	}
 }
 
-// change is what makes a list as it is to be, without what goes. If the kernel refuses it, all
-// of the list is made anew.
-func (l *list) change(c counts) op {
-	came := only(l.is.Chains, l.was.Chains)
+// change is what makes a list as it is to be, with the chains that come, and without what goes. If
+// the kernel refuses it, all of the list is made anew.
+func (l *list) change(came []*acl.Chain, c counts) op {
 	fill := countsOf(c, came)
 	refilled := refill(&nftables.Chain{Name: l.Name, Table: tableOf(l.Name)}, l.Rules, c.take(l.Rules))
 	itself := refilled

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"netctl/acl"
 	"netctl/datastore"
 )
@@ -424,6 +426,26 @@ func TestARecutIsCovered(t *testing.T) {
 	}
 }
 
+// TestALongRun takes several transactions when it comes, and is right then.
+func TestALongRun(t *testing.T) {
+	const size = 3000
+	table := open(t, newNetns(t))
+	x := acl.NewIndex("n1", testOptions())
+	if _, err := table.Sync(t.Context(), x.Ruleset()); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{size, size / 2, size} { // it comes, and half of it goes and comes
+		x.Apply(endpoint("n1", "e1", "nc1", []string{"web"}, "10.0.0.1"))
+		x.Apply(profile(t, "web", nil, networksOf(n), nil))
+		if err := table.Apply(t.Context(), x.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		if wrote, err := table.Sync(t.Context(), x.Ruleset()); wrote || err != nil {
+			t.Fatalf("%d rules: wrote %v, %v", n, wrote, err)
+		}
+	}
+}
+
 // TestARefusedRunIsNamed: what the kernel refuses of a run is the chain's that has it, and all
 // else is written.
 func TestARefusedRunIsNamed(t *testing.T) {
@@ -480,12 +502,14 @@ func BenchmarkRunEdit(b *testing.B) {
 			if _, err := table.Sync(b.Context(), x.Ruleset()); err != nil {
 				b.Fatal(err)
 			}
-			for i := 1; b.Loop(); i++ {
-				x.Apply(changes[i%2])
+			cpu, times := used(b, unix.RUSAGE_SELF), 0
+			for ; b.Loop(); times++ {
+				x.Apply(changes[1-times%2])
 				if err := table.Apply(b.Context(), x.Flush()); err != nil {
 					b.Fatal(err)
 				}
 			}
+			b.ReportMetric(float64((used(b, unix.RUSAGE_SELF)-cpu).Microseconds())/float64(1000*times), "ms-cpu")
 		})
 	}
 }
