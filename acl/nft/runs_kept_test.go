@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -136,6 +137,36 @@ func testRunsComeAndGo(t *testing.T, on string) {
 		}
 	}
 	l.list()
+}
+
+// TestRunsOfAnOlderTable: where the rules stand one after the other, as they did before there
+// were runs, what they have counted goes with them.
+func TestRunsOfAnOlderTable(t *testing.T) {
+	l, x := wiredLab(t, onNFT)
+	const allow, deny = "allow udp from cidr 10.0.0.3/32", "deny udp from cidr 10.0.0.0/8"
+	x.Apply(profile(t, "web", []string{"web"}, []string{allow, deny, "deny udp from cidr 172.16.0.0/12", "allow udp from cidr 192.0.2.0/24"}, []string{"allow"}))
+	l.rules.Apply(x.Flush())
+	have, err := l.table.snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	older := newTransaction()
+	compare(older, l.rules, have, handles{})
+	if err := l.table.commit(t.Context(), older); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		l.expect(true, "c", l.uniquePort(udp("10.0.0.3", "10.0.0.1", 7)))
+		l.expect(false, "b", l.uniquePort(udp("10.0.0.2", "10.0.0.1", 7)))
+		l.expect(false, "b", l.uniquePort(udp("10.0.0.2", "10.0.0.1", 8)))
+		l.sync()
+	}
+	if got := l.counted(x, "web"); got[allow] != 2 || got[deny] != 4 {
+		t.Errorf("counted %v", got)
+	}
+	if !strings.Contains(listing(t, l.router), "goto rule_") {
+		t.Error("they still stand one after the other")
+	}
 }
 
 // TestRunsChangeHitless: while the elements of a run that hold two senders are cut anew again and
