@@ -182,6 +182,9 @@ func (w *walk) chain(name string, depth int) VerdictKind {
 }
 
 func (w *walk) lookup(v Verdict) Verdict {
+	if s := w.rules.Sets[v.Chain]; s != nil && s.Type.Run() {
+		return w.inRun(s, v.Key)
+	}
 	m := w.verdicts[v.Chain]
 	if m == nil {
 		m = map[Element]Verdict{}
@@ -193,6 +196,18 @@ func (w *walk) lookup(v Verdict) Verdict {
 		w.verdicts[v.Chain] = m
 	}
 	return m[w.key(v.Key)]
+}
+
+// inRun is the verdict of a map of a run.
+func (w *walk) inRun(s *Set, f Field) Verdict {
+	if key := w.key(f); w.exists(f) {
+		for e := range s.Elements {
+			if e.holds(key) {
+				return e.Verdict
+			}
+		}
+	}
+	return Verdict{}
 }
 
 func (w *walk) matches(r *Rule) bool {

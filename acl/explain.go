@@ -126,8 +126,15 @@ type Placed struct {
 	Place datastore.RulePlace
 }
 
-// Placed are the rules of a chain that come of rules of the model.
+// Placed are the rules of a chain that come of rules of the model; of one for a rule of a
+// run, those of all chains.
 func (x *Index) Placed(chain string) (list []Placed) {
+	if inRun(chain) {
+		for _, name := range sortedKeys(x.chains) {
+			list = append(list, x.Placed(name)...)
+		}
+		return list
+	}
 	c := x.chains[chain]
 	if c == nil {
 		return nil

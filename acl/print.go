@@ -2,10 +2,13 @@ package acl
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"netctl/datastore"
 )
 
 // unknown is the name of a field or type that there is not.
@@ -137,6 +140,12 @@ func (t SetType) String() string {
 		return "ipv6_addr . ipv6_addr . inet_proto"
 	case LinkVerdict:
 		return "ifname : verdict"
+	case AddrVerdict4:
+		return "ipv4_addr : verdict"
+	case AddrVerdict6:
+		return "ipv6_addr : verdict"
+	case PortVerdict:
+		return "inet_service : verdict"
 	}
 	return unknown
 }
@@ -156,11 +165,28 @@ func (e Element) Text(t SetType) string {
 		return strconv.Quote(e.Link)
 	case LinkVerdict:
 		return fmt.Sprintf("%q : %s", e.Link, e.Verdict)
+	case AddrVerdict4, AddrVerdict6:
+		return fmt.Sprintf("%s : %s", rangeText(e.Prefix.Addr(), e.Until), e.Verdict)
+	case PortVerdict:
+		return fmt.Sprintf("%s : %s", e.Text(Port), e.Verdict)
 	}
 	if e.First != e.Last {
 		return fmt.Sprintf("%d-%d", e.First, e.Last)
 	}
 	return strconv.Itoa(int(e.First))
+}
+
+// rangeText is a range of addresses as nft writes it: as a network if it is one.
+func rangeText(first, last netip.Addr) string {
+	for bits := range first.BitLen() + 1 {
+		if p, err := first.Prefix(bits); err == nil && p.Addr() == first && datastore.LastAddr(p) == last {
+			if p.IsSingleIP() {
+				return first.String()
+			}
+			return p.String()
+		}
+	}
+	return first.String() + "-" + last.String()
 }
 
 // String is the verdict as nft writes it.

@@ -26,6 +26,9 @@ const (
 	ICMP6Types                         // ICMPv6 types
 	Links                              // link names
 	LinkVerdict                        // link name to verdict
+	AddrVerdict4                       // ranges of addresses that do not overlap, to verdict
+	AddrVerdict6                       //
+	PortVerdict                        // ranges of ports that do not overlap, to verdict
 	LinkMeter                          // meter: link name
 	PairMeter                          // meter: names of two links
 	LinkAddrMeter4                     // meter: link name and address
@@ -39,10 +42,13 @@ const (
 
 // Interval tells whether elements are ranges, kept in a tree in the kernel
 // instead of a hash table.
-func (t SetType) Interval() bool { return t == Net4 || t == Net6 || t == PortRanges }
+func (t SetType) Interval() bool { return t == Net4 || t == Net6 || t == PortRanges || t.Run() }
 
 // Map tells whether elements carry a verdict.
-func (t SetType) Map() bool { return t == LinkVerdict }
+func (t SetType) Map() bool { return t == LinkVerdict || t.Run() }
+
+// Run tells whether it is of the maps by which the rules of a run are found (Pack).
+func (t SetType) Run() bool { return t == AddrVerdict4 || t == AddrVerdict6 || t == PortVerdict }
 
 // Meter tells whether elements come and go by themselves: the kernel adds them as packets
 // come, and forgets them MeterTimeout after the last.
@@ -82,6 +88,7 @@ func (t SetType) OfEndpoints() bool {
 type Element struct {
 	Link        string
 	Prefix      netip.Prefix // a single address is a /32 or /128
+	Until       netip.Addr   // of a range of addresses the last; Prefix is the first
 	Proto       uint8
 	First, Last uint16 // ports or ICMPv6 type; Last = First for one
 	Verdict     Verdict
@@ -93,6 +100,7 @@ func (e Element) Compare(o Element) int {
 		cmp.Compare(e.Link, o.Link),
 		e.Prefix.Addr().Compare(o.Prefix.Addr()),
 		cmp.Compare(e.Prefix.Bits(), o.Prefix.Bits()),
+		e.Until.Compare(o.Until),
 		cmp.Compare(e.Proto, o.Proto),
 		cmp.Compare(e.First, o.First),
 		cmp.Compare(e.Last, o.Last),

@@ -11,7 +11,7 @@ import (
 
 // wiredLab has the endpoints a and b of profile web, c of profile db, and a
 // neighbour host n behind a link that is not ours.
-func wiredLab(t *testing.T, on string) (*lab, *acl.Index) {
+func wiredLab(t testing.TB, on string) (*lab, *acl.Index) {
 	l := newLab(t, on)
 	l.addHost("a", "nca", testGroup, "10.0.0.1", "fd00::1")
 	l.addHost("b", "ncb", testGroup, "10.0.0.2", "fd00::2")
@@ -23,7 +23,7 @@ func wiredLab(t *testing.T, on string) (*lab, *acl.Index) {
 }
 
 // wiredIndex knows what is wired there.
-func wiredIndex(t *testing.T, o acl.Options) *acl.Index {
+func wiredIndex(t testing.TB, o acl.Options) *acl.Index {
 	x := acl.NewIndex("n1", o)
 	for _, c := range []datastore.Change{
 		profile(t, "web", []string{"web"}, []string{"allow from tag web"}, []string{"allow"}),

@@ -59,7 +59,7 @@ func compare(tx *transaction, want *acl.Ruleset, have *kernel, right handles) {
 
 // closing makes the closed part of want whole, as one batch. It deletes nothing.
 func closing(want *acl.Ruleset, have *kernel) *transaction {
-	tx, part := newTransaction(), want.Closed()
+	tx, part := newTransaction(), want.Closed().Packed()
 	near := *have
 	near.chains, near.sets = map[string]*kernelChain{}, map[string]*kernelSet{}
 	for name := range part.Chains {
@@ -224,7 +224,11 @@ func kernelForm(n nftables.SetElement) kernelElement {
 
 // replaceElements empties the set and fills it, in one batch.
 func (tx *transaction) replaceElements(s *acl.Set) {
-	tx.add(phaseElements, op{object: setObject(s.Name), weight: 1 + len(s.Elements)/20, emit: func(c *nftables.Conn) error {
+	phase := phaseElements
+	if s.Type.Map() {
+		phase = phaseMaps
+	}
+	tx.add(phase, op{object: setObject(s.Name), weight: 1 + len(s.Elements)/20, emit: func(c *nftables.Conn) error {
 		def := encodeSet(s.Name, s.Type, "")
 		c.FlushSet(def)
 		for chunk := range slices.Chunk(s.Sorted(), maxElements) {

@@ -3,6 +3,7 @@ package nft
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 
 	"github.com/mdlayher/netlink"
@@ -50,6 +51,9 @@ func (t *Table) Counts(ctx context.Context, rules []acl.Rule) ([]acl.Count, erro
 	return list, nil
 }
 
+// fewChains is up to how many chains are asked for one by one, instead of for all that there are.
+const fewChains = 8
+
 // countsOfAnew is what the rules of chains have counted that a delta fills anew, or deletes
 // while others come.
 func (t *Table) countsOfAnew(changes []acl.ChainChange) counts {
@@ -59,11 +63,17 @@ func (t *Table) countsOfAnew(changes []acl.ChainChange) counts {
 	if !slices.ContainsFunc(changes, func(c acl.ChainChange) bool { return counting(c.Rules) }) {
 		return nil
 	}
-	out := counts{}
+	out, chains := counts{}, map[string]bool{}
 	for _, c := range changes {
-		if counting(c.Before) {
-			t.tellUncounted(t.readCounts(out, c.Name, func(string) bool { return true }))
-		}
+		chains[c.Name] = counting(c.Before)
+	}
+	maps.DeleteFunc(chains, func(_ string, counts bool) bool { return !counts })
+	if len(chains) > fewChains {
+		t.tellUncounted(t.readCounts(out, "", func(chain string) bool { return chains[chain] }))
+		return out
+	}
+	for c := range chains {
+		t.tellUncounted(t.readCounts(out, c, func(string) bool { return true }))
 	}
 	return out
 }

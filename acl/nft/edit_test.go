@@ -38,9 +38,10 @@ func kernelChainOf(t *testing.T, table *Table, name string) *kernelChain {
 	return k.chains[name]
 }
 
+// numbered are n rules of which no two that follow each other make a run.
 func numbered(n int) (rules []string) {
 	for i := range n {
-		rules = append(rules, fmt.Sprintf("allow tcp to ports %d", 1000+i))
+		rules = append(rules, fmt.Sprintf("allow %s to ports %d", []string{"tcp", "udp"}[i%2], 1000+i))
 	}
 	return rules
 }
@@ -84,7 +85,7 @@ func TestAnEditCostsThatRule(t *testing.T) {
 					t.Fatalf("%s: %v", c.what, err)
 				}
 				after := kernelChainOf(t, table, chain)
-				if !sameHashes(x.Ruleset().Chains[chain].Rules, after.hashes) {
+				if !sameHashes(x.Ruleset().Packed().Chains[chain].Rules, after.hashes) {
 					t.Fatalf("%s: the chain is not as it should be", c.what)
 				}
 				gone, coming := 0, 0
@@ -127,7 +128,7 @@ func TestEditsInAnyOrder(t *testing.T) {
 			at := rng.IntN(len(rules) + 1)
 			switch {
 			case rng.IntN(3) > 0 && len(rules) < 40:
-				rules = slices.Insert(slices.Clone(rules), at, fmt.Sprintf("allow tcp from tag t%d to ports %d", rng.IntN(4), rng.IntN(65535)))
+				rules = slices.Insert(slices.Clone(rules), at, fmt.Sprintf("allow tcp from tag t%d to ports %d", rng.IntN(4), 1+rng.IntN(65535)))
 			case len(rules) > 1 && at < len(rules):
 				rules = slices.Delete(slices.Clone(rules), at, at+1)
 			}
@@ -150,7 +151,7 @@ func TestEditsInAnyOrder(t *testing.T) {
 			}
 		}
 		if i%10 == 0 {
-			if have := kernelChainOf(t, table, chain); !sameHashes(x.Ruleset().Chains[chain].Rules, have.hashes) {
+			if have := kernelChainOf(t, table, chain); !sameHashes(x.Ruleset().Packed().Chains[chain].Rules, have.hashes) {
 				t.Fatalf("after %d edits the chain is not as it should be", i)
 			}
 		}
@@ -191,7 +192,7 @@ func TestHandlesOfARepairedTable(t *testing.T) {
 			t.Fatal(err)
 		}
 		after := kernelChainOf(t, table, chain)
-		if !sameHashes(x.Ruleset().Chains[chain].Rules, after.hashes) {
+		if !sameHashes(x.Ruleset().Packed().Chains[chain].Rules, after.hashes) {
 			t.Errorf("%s: the chain is not as it should be", damage)
 		}
 		if kept := slices.Delete(slices.Clone(after.handles), i, i+1); !slices.Equal(kept, before) {

@@ -308,11 +308,11 @@ func loadConcat(f acl.Field) []expr.Any {
 func encodeSet(name string, typ acl.SetType, comment string) *nftables.Set {
 	s := &nftables.Set{Table: tableOf(name), Name: name, Comment: comment, Interval: typ.Interval(), KeyByteOrder: binaryutil.BigEndian}
 	switch typ {
-	case acl.Addr4, acl.Net4:
+	case acl.Addr4, acl.Net4, acl.AddrVerdict4:
 		s.KeyType = nftables.TypeIPAddr
-	case acl.Addr6, acl.Net6:
+	case acl.Addr6, acl.Net6, acl.AddrVerdict6:
 		s.KeyType = nftables.TypeIP6Addr
-	case acl.Port, acl.PortRanges:
+	case acl.Port, acl.PortRanges, acl.PortVerdict:
 		s.KeyType = nftables.TypeInetService
 	case acl.ICMP6Types:
 		s.KeyType = nftables.TypeICMP6Type
@@ -360,12 +360,14 @@ func encodeElement(typ acl.SetType, e acl.Element) []nftables.SetElement {
 	case acl.Net4, acl.Net6:
 		first := e.Prefix.Masked().Addr()
 		return interval(first.AsSlice(), datastore.LastAddr(e.Prefix).Next().AsSlice())
-	case acl.PortRanges:
+	case acl.PortRanges, acl.PortVerdict:
 		end := binary.BigEndian.AppendUint16(nil, e.Last+1)
 		if e.Last == 0xffff {
 			end = nil
 		}
-		return interval(binary.BigEndian.AppendUint16(nil, e.First), end)
+		return leading(interval(binary.BigEndian.AppendUint16(nil, e.First), end), e.Verdict)
+	case acl.AddrVerdict4, acl.AddrVerdict6:
+		return leading(interval(e.Prefix.Addr().AsSlice(), e.Until.Next().AsSlice()), e.Verdict)
 	case acl.Port:
 		key = binary.BigEndian.AppendUint16(nil, e.First)
 	case acl.ICMP6Types:
@@ -391,6 +393,14 @@ func cutKey(typ acl.SetType, f acl.Flow) []byte {
 	}
 	key = append(binary.BigEndian.AppendUint16(key, f.SrcPort), 0, 0)
 	return append(binary.BigEndian.AppendUint16(key, f.DstPort), 0, 0)
+}
+
+// leading has an interval lead to a verdict, if there is one.
+func leading(list []nftables.SetElement, v acl.Verdict) []nftables.SetElement {
+	if v != (acl.Verdict{}) {
+		list[0].VerdictData = encodeVerdict(v)
+	}
+	return list
 }
 
 func interval(first, end []byte) []nftables.SetElement {

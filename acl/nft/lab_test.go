@@ -27,7 +27,7 @@ const hostMAC = "ee:ee:ee:ee:ee:ee"
 
 // lab is a router namespace with the packet filter, and hosts behind it.
 type lab struct {
-	t      *testing.T
+	t      testing.TB
 	router *netns
 	hosts  map[string]*host
 	on     string       // the back end that it tries
@@ -105,7 +105,7 @@ type host struct {
 	index   int
 }
 
-func newLab(t *testing.T, on string) *lab {
+func newLab(t testing.TB, on string) *lab {
 	t.Helper()
 	l := &lab{t: t, on: on, router: newNetns(t), hosts: map[string]*host{}, rules: acl.Static(testOptions())}
 	l.router.sysctl("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.rp_filter=0",

@@ -76,6 +76,10 @@ type Table struct {
 	// that what is refused since others changed it is worked out anew.
 	at    uint32
 	again bool
+	// ports are the elements of the sets of ports, by name.
+	ports map[string][]acl.Element
+	// packed are the chains with runs that a delta wrote last, by name.
+	packed map[string]packed
 }
 
 // Open connects to the kernel in the current network namespace; the caller is
@@ -86,7 +90,7 @@ func Open(log *slog.Logger) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	t := &Table{log: log, netns: netns, handles: handles{}, cut: cutFlows{set: map[string]map[acl.Flow]time.Time{}}}
+	t := &Table{log: log, netns: netns, handles: handles{}, ports: map[string][]acl.Element{}, packed: map[string]packed{}, cut: cutFlows{set: map[string]map[acl.Flow]time.Time{}}}
 	if t.read, err = t.dial(); err == nil {
 		err = enlarge(t.read)
 	}
@@ -193,6 +197,7 @@ func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrot
 var errChanged = errors.New("packet filter: somebody else changed it meanwhile")
 
 func (t *Table) syncOnce(ctx context.Context, want *acl.Ruleset, doubted bool) (wrote bool, err error) {
+	t.learnPorts(want)
 	t.tracked = t.tracked && t.tracking()
 	defer func() {
 		var refused *acl.RefusedError
@@ -216,7 +221,8 @@ func (t *Table) syncOnce(ctx context.Context, want *acl.Ruleset, doubted bool) (
 			return true, err
 		}
 	}
-	tx := t.differences(want, have)
+	packed := want.Packed()
+	tx := t.differences(packed, have)
 	if tx.empty() {
 		t.right = true
 		return gone, nil
@@ -237,7 +243,7 @@ func (t *Table) syncOnce(ctx context.Context, want *acl.Ruleset, doubted bool) (
 		if have, err = t.snapshot(); err != nil {
 			return true, err
 		}
-		if tx = t.differences(want, have); tx.empty() {
+		if tx = t.differences(packed, have); tx.empty() {
 			return true, nil
 		}
 	}
@@ -250,7 +256,7 @@ func (t *Table) syncOnce(ctx context.Context, want *acl.Ruleset, doubted bool) (
 		t.doubt(tx)
 	}
 	tx.cut(t.cut.lost(have))
-	err = t.commit(ctx, tx)
+	err = t.blameRuns(t.commit(ctx, tx), want)
 	t.right = err == nil
 	return true, err
 }
@@ -264,7 +270,7 @@ func (t *Table) Shut(ctx context.Context, want *acl.Ruleset) (wrote bool, err er
 	if err != nil || have.tracks() {
 		return false, err
 	}
-	return true, t.commit(ctx, t.differences(want, have))
+	return true, t.commit(ctx, t.differences(want.Packed(), have))
 }
 
 // tracks tells whether rules are there that may need connections tracked: more than those
@@ -368,7 +374,7 @@ func (t *Table) doubt(tx *transaction) {
 	}))
 }
 
-// differences is what makes a table that was read what want says.
+// differences is what makes a table that was read what want, packed, says.
 func (t *Table) differences(want *acl.Ruleset, have *kernel) *transaction {
 	t.handles = learn(want, have)
 	have.counts = t.countsOfWrong(have)
@@ -385,7 +391,14 @@ func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 	defer t.mu.Unlock()
 	tx := newTransaction()
 	var anew []acl.ChainChange
+	var lists []*list
+	t.addPorts(d)
+	defer t.dropPorts(d)
 	for _, c := range d.Chains {
+		if l := t.list(c); l != nil {
+			lists = append(lists, l)
+			continue
+		}
 		if o, ok := t.edit(c); ok {
 			tx.add(phaseChains, o)
 		} else {
@@ -393,9 +406,20 @@ func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 		}
 		delete(t.handles, c.Name) // until the edit is through
 	}
-	tx.counts = t.countsOfAnew(anew)
+	counted := anew
+	for _, l := range lists {
+		if o, ok := t.edit(l.ChainChange); ok {
+			l.edit = &o
+		}
+		delete(t.handles, l.Name)
+		counted = append(counted, l.counted()...)
+	}
+	tx.counts = t.countsOfAnew(counted)
 	for _, c := range anew {
 		tx.chain(c)
+	}
+	for _, l := range lists {
+		tx.list(l)
 	}
 	for _, c := range d.Sets {
 		tx.set(c)
@@ -403,7 +427,7 @@ func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 	if tx.empty() {
 		return nil
 	}
-	return t.commit(ctx, tx)
+	return blameList(t.commit(ctx, tx), lists)
 }
 
 // Generation is the kernel's count of commits to any nftables table of the

@@ -47,7 +47,7 @@ func open(t testing.TB, n *netns) *Table {
 }
 
 // listing is what nft shows, without counts; JSON output must work as well.
-func listing(t *testing.T, n *netns) string {
+func listing(t testing.TB, n *netns) string {
 	t.Helper()
 	if out := n.Run("nft", "-j", "list", "ruleset"); !strings.HasPrefix(out, "{") {
 		t.Errorf("nft -j: %s", out)
@@ -60,7 +60,7 @@ func listing(t *testing.T, n *netns) string {
 	return regexp.MustCompile(`packets \d+ bytes \d+`).ReplaceAllString(out, "packets 0 bytes 0")
 }
 
-func parseRules(t *testing.T, text ...string) []datastore.Rule {
+func parseRules(t testing.TB, text ...string) []datastore.Rule {
 	t.Helper()
 	var out []datastore.Rule
 	for _, s := range text {
@@ -73,7 +73,7 @@ func parseRules(t *testing.T, text ...string) []datastore.Rule {
 	return out
 }
 
-func profile(t *testing.T, name string, tags, in, out []string) datastore.Change {
+func profile(t testing.TB, name string, tags, in, out []string) datastore.Change {
 	t.Helper()
 	p := &datastore.Profile{Metadata: datastore.Metadata{Name: name}}
 	p.Spec.Tags, p.Spec.Inbound, p.Spec.Outbound = tags, parseRules(t, in...), parseRules(t, out...)

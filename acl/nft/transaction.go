@@ -25,7 +25,9 @@ const (
 	phaseSets
 	phaseElements
 	phaseNewChains
+	phaseNextRuns
 	phaseChains
+	phaseLists // chains with runs, and all that is of them
 	phaseNextMaps
 	phaseMaps
 	phaseBaseChains
@@ -62,7 +64,8 @@ func tableObject() acl.Refusal            { return acl.Refusal{Kind: "table", Na
 type transaction struct {
 	phases [phases][]op
 	whole  bool // one batch, however large
-	rekeys bool // some key of a map gets another verdict
+	rekeys bool // some key of a map of links gets another verdict
+	recuts bool // some of the map of a run
 	counts counts
 }
 
@@ -74,15 +77,15 @@ func (tx *transaction) ops() []op { return slices.Concat(tx.phases[:]...) }
 
 // parts are what may be committed together: everything, or, if a key of a map
 // gets another verdict, what comes before, the change, and what comes after.
-func (tx *transaction) parts() [][]op {
-	if !tx.rekeys || tx.whole {
-		return [][]op{tx.ops()}
+func (tx *transaction) parts() (list [][]op) {
+	from := 0
+	for phase := range phases {
+		if tx.whole || !(tx.recuts && phase == phaseNextRuns+1 || tx.rekeys && phase == phaseMaps || (tx.recuts || tx.rekeys) && phase == phaseDelNextMaps) {
+			continue
+		}
+		list, from = append(list, slices.Concat(tx.phases[from:phase]...)), phase
 	}
-	return [][]op{
-		slices.Concat(tx.phases[:phaseMaps]...),
-		slices.Concat(tx.phases[phaseMaps:phaseDelNextMaps]...),
-		slices.Concat(tx.phases[phaseDelNextMaps:]...),
-	}
+	return append(list, slices.Concat(tx.phases[from:]...))
 }
 
 // single says whether it is committed as one.
