@@ -193,7 +193,7 @@ func (a *api) open(ctx context.Context, fd int, path string) (*kernel.Netns, err
 		if path == "" {
 			path = fmt.Sprintf("of process %d, descriptor %d", pid, fd)
 		}
-		return nil, &control.Error{Code: control.CodeNamespace, Message: oneLine(fmt.Sprintf("network namespace %s: %v", path, err))}
+		return nil, &control.Error{Code: control.CodeNamespace, Message: fmt.Sprintf("network namespace %s: %s", path, datastore.Said(err))}
 	}
 	return ns, nil
 }

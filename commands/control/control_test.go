@@ -66,11 +66,11 @@ func TestErrorsKeepTheirCode(t *testing.T) {
 	for _, outcome := range control.Outcomes() {
 		mux := http.NewServeMux()
 		mux.Handle("POST /v1/detach", serve.Call(func(context.Context, control.DetachRequest) (struct{}, error) {
-			return struct{}{}, fmt.Errorf("detach cni/w: %w", outcome)
+			return struct{}{}, fmt.Errorf("detach cni/w: %w: so it is", outcome)
 		}))
 		err := control.NewAgentClient(served(t, mux)).Detach(t.Context(), control.DetachRequest{})
 		var e *control.Error
-		if !errors.As(err, &e) || !errors.Is(err, outcome) || e.Message != "detach cni/w: "+outcome.Error() {
+		if !errors.As(err, &e) || !errors.Is(err, outcome) || e.Message != "detach cni/w: "+outcome.Error()+": so it is" {
 			t.Errorf("%v came back as %v", outcome, err)
 		}
 	}

@@ -61,7 +61,7 @@ func ErrorOf(err error) *Error {
 	if errors.As(err, &e) {
 		return e
 	}
-	e = &Error{Code: CodeInternal, Message: strings.ReplaceAll(err.Error(), "\n", "; ")}
+	e = &Error{Code: CodeInternal, Message: datastore.Said(err)}
 	for _, s := range sentinels() {
 		if errors.Is(err, s.err) {
 			e.Code = s.code
