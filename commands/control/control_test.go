@@ -76,6 +76,23 @@ func TestErrorsKeepTheirCode(t *testing.T) {
 	}
 }
 
+// TestUnread: what is no JSON is said in words of the input.
+func TestUnread(t *testing.T) {
+	for body, says := range map[string]string{
+		"[]":                  "request: must be an object (it is of the type array)",
+		`{"network":7}`:       "request: network: is of the wrong type (number)",
+		`{,}`:                 "request: is no JSON: invalid character ',' looking for beginning of object key string",
+		`{"workload":"w`:      "request: is no JSON: unexpected end of JSON input",
+		`{"nonsense":1}`:      `request: unknown field "nonsense"`,
+		`{"workload":"w"} {}`: "request: more than one JSON value",
+	} {
+		err := control.Decode(strings.NewReader(body), new(control.AttachRequest))
+		if err == nil || err.Error() != says || !errors.Is(err, datastore.ErrInvalid) {
+			t.Errorf("%s: %v, want %q", body, err, says)
+		}
+	}
+}
+
 func TestStrictRequests(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/check", serve.Call(func(context.Context, control.CheckRequest) (struct{}, error) { return struct{}{}, nil }))
