@@ -105,6 +105,7 @@ state = "%[1]s/state"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "%[2]s"
   restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/opt/cni/bin"
     conf_dir = "%[1]s/net.d"
