@@ -143,15 +143,11 @@ func (a *app) attach(ctx context.Context, o *attachOptions, path string) (at con
 	if r.NetnsPath, err = filepath.Abs(path); err != nil {
 		return at, err
 	}
-	// Nothing is opened that could wait for somebody, or do something by being opened.
-	if st, err := os.Stat(r.NetnsPath); err == nil && !st.Mode().IsRegular() {
-		return at, fmt.Errorf("network namespace %s: is none: %w", r.NetnsPath, datastore.ErrInvalid)
-	}
 	// The agent opens the descriptor through this process: it stays open until
 	// the answer is there.
-	f, err := os.Open(r.NetnsPath)
+	f, err := control.OpenNetns(r.NetnsPath)
 	if err != nil {
-		return at, fmt.Errorf("network namespace: %w", err)
+		return at, err
 	}
 	defer f.Close()
 	r.NetnsFD = int(f.Fd())

@@ -187,12 +187,13 @@ func few(list []string) []string {
 }
 
 func (a *api) open(ctx context.Context, fd int, path string) (*kernel.Netns, error) {
-	ns, err := a.namespace(serve.PeerPID(ctx), fd)
+	pid := serve.PeerPID(ctx)
+	ns, err := a.namespace(pid, fd)
 	if err != nil {
-		if path != "" {
-			path = " " + path
+		if path == "" {
+			path = fmt.Sprintf("of process %d, descriptor %d", pid, fd)
 		}
-		return nil, &control.Error{Code: control.CodeNamespace, Message: oneLine(fmt.Sprintf("network namespace%s: %v", path, err))}
+		return nil, &control.Error{Code: control.CodeNamespace, Message: fmt.Sprintf("network namespace %s: %s", path, datastore.Said(err))}
 	}
 	return ns, nil
 }

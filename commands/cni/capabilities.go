@@ -33,7 +33,7 @@ func (b bandwidth) rates() (datastore.Bandwidth, error) {
 	}
 	r := datastore.Bandwidth{Ingress: rate(b.IngressRate, b.IngressBurst), Egress: rate(b.EgressRate, b.EgressBurst)}
 	if err := r.Validate(); err != nil {
-		return r, errorf(codeConfig, "runtimeConfig.bandwidth: %v", err)
+		return r, errorf(codeConfig, "runtimeConfig.bandwidth%v", err)
 	}
 	return r, nil
 }

@@ -325,7 +325,7 @@ func TestRefusals(t *testing.T) {
 		{"ipam", addEnv("ADD"), conf(`"ipam":{"type":"host-local"}`), 7, "no such plugin in /x"},
 		{"ipam path", addEnv("ADD"), conf(`"ipam":{"type":"../sh"}`), 7, "../sh"},
 		{"ipam nowhere", addEnv("ADD", "CNI_PATH="), conf(`"ipam":{"type":"host-local"}`), 4, "CNI_PATH"},
-		{"rate", addEnv("ADD"), conf(`"runtimeConfig":{"bandwidth":{"ingressRate":7999}}`), 7, "runtimeConfig.bandwidth: .ingress.bits \"7999\": must be"},
+		{"rate", addEnv("ADD"), conf(`"runtimeConfig":{"bandwidth":{"ingressRate":7999}}`), 7, "runtimeConfig.bandwidth.ingress.bits \"7999\": must be"},
 		{"negative rate", addEnv("ADD"), conf(`"runtimeConfig":{"bandwidth":{"egressRate":-1}}`), 6, "runtimeConfig.bandwidth.egressRate"},
 		{"aliases", addEnv("ADD"), conf(`"runtimeConfig":{"aliases":"a"}`), 6, "runtimeConfig.aliases"},
 		{"range", addEnv("ADD"), conf(`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0"}]]}`), 7, "ipRanges: subnet"},
@@ -385,7 +385,7 @@ func TestAgentErrors(t *testing.T) {
 	} {
 		f.err = fmt.Errorf("attach x: %w", err)
 		code, stdout, _ := f.run(addEnv("ADD"), plain)
-		refused(t, err.Error(), code, stdout, want, err.Error())
+		refused(t, err.Error(), code, stdout, want, datastore.Said(f.err))
 	}
 	for _, code := range []string{control.CodeInvalid, control.CodeNotFound, control.CodeExists, control.CodeConflict, control.CodeExhausted,
 		control.CodeUnavailable, control.CodeDetached, control.CodeNamespace, control.CodeInternal} {

@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -131,6 +132,10 @@ func TestBadInput(t *testing.T) {
 	text := func(s string) func(string) string { return func(string) string { return s } }
 	all := []string{"ADD", "CHECK", "GC", "STATUS"} // DEL needs no configuration
 	attaching := []string{"ADD", "CHECK", "DEL"}
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	bad := map[string]input{
 		"nothing":           {nil, text(""), all},
 		"no JSON":           {nil, text("{"), all},
@@ -151,7 +156,8 @@ func TestBadInput(t *testing.T) {
 		"no namespace":      {[]string{"CNI_NETNS="}, with(""), []string{"ADD", "CHECK"}},
 		"namespace gone":    {[]string{"CNI_NETNS=/proc/0/ns/net"}, with(""), []string{"ADD", "CHECK"}},
 		"namespace own":     {[]string{"CNI_NETNS=/proc/self/ns/net"}, with(""), []string{"ADD", "CHECK"}},
-		"namespace folder":  {[]string{"CNI_NETNS=/proc/self/ns"}, with(""), nil}, // the agent says so
+		"namespace folder":  {[]string{"CNI_NETNS=/proc/self/ns"}, with(""), []string{"ADD", "CHECK"}},
+		"namespace FIFO":    {[]string{"CNI_NETNS=" + fifo}, with(""), []string{"ADD", "CHECK"}}, // nobody writes into it
 		"types":             {nil, with(`,"mtu":"1500"`), all},
 		"runtimeConfig":     {nil, with(`,"runtimeConfig":{"ips":"10.0.0.1"}`), all},
 		"unknown argument":  {[]string{"CNI_ARGS=FOO=1"}, with(""), []string{"ADD"}},

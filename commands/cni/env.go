@@ -2,9 +2,10 @@ package cni
 
 import (
 	"errors"
-	"io/fs"
 	"os"
 	"strings"
+
+	"netctl/commands/control"
 )
 
 // require checks the variables that the verb needs (CNI specification, section
@@ -48,17 +49,14 @@ const ownNamespace = "/proc/self/ns/net"
 // the agent, which opens the same descriptor.
 func (c *call) namespace() (*os.File, error) {
 	path := c.env["CNI_NETNS"]
-	f, err := os.Open(path) // O_RDONLY|O_CLOEXEC
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errorf(codeNamespace, "network namespace %s is gone", path)
-	}
+	f, err := control.OpenNetns(path)
 	if err != nil {
-		return nil, errorf(codeNamespace, "network namespace: %v", err)
+		return nil, errorf(codeNamespace, "%v", err)
 	}
 	st, err := f.Stat()
 	if err == nil {
 		if own, e := os.Stat(ownNamespace); e == nil && os.SameFile(st, own) {
-			err = errors.New("is the host's own")
+			err = errors.New("is the host's own, and must be the container's")
 		}
 	}
 	if err != nil {

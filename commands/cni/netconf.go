@@ -3,7 +3,6 @@ package cni
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -94,14 +93,7 @@ func parseConf(raw []byte) (netConf, error) {
 }
 
 func decodeError(err error) error {
-	var kind *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &kind) && kind.Field == "":
-		return errorf(codeDecode, "network configuration: must be an object (it is of the type %s)", kind.Value)
-	case errors.As(err, &kind):
-		return errorf(codeDecode, "network configuration: %s: is of the wrong type (%s)", kind.Field, kind.Value)
-	}
-	return errorf(codeDecode, "network configuration: %v", err)
+	return errorf(codeDecode, "network configuration: %s", control.Unread(err))
 }
 
 func (c *netConf) check() error {

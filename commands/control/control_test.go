@@ -66,12 +66,29 @@ func TestErrorsKeepTheirCode(t *testing.T) {
 	for _, outcome := range control.Outcomes() {
 		mux := http.NewServeMux()
 		mux.Handle("POST /v1/detach", serve.Call(func(context.Context, control.DetachRequest) (struct{}, error) {
-			return struct{}{}, fmt.Errorf("detach cni/w: %w", outcome)
+			return struct{}{}, fmt.Errorf("detach cni/w: %w: so it is", outcome)
 		}))
 		err := control.NewAgentClient(served(t, mux)).Detach(t.Context(), control.DetachRequest{})
 		var e *control.Error
-		if !errors.As(err, &e) || !errors.Is(err, outcome) || e.Message != "detach cni/w: "+outcome.Error() {
+		if !errors.As(err, &e) || !errors.Is(err, outcome) || e.Message != "detach cni/w: "+outcome.Error()+": so it is" {
 			t.Errorf("%v came back as %v", outcome, err)
+		}
+	}
+}
+
+// TestUnread: what is no JSON is said in words of the input.
+func TestUnread(t *testing.T) {
+	for body, says := range map[string]string{
+		"[]":                  "request: must be an object (it is of the type array)",
+		`{"network":7}`:       "request: network: is of the wrong type (number)",
+		`{,}`:                 "request: is no JSON: invalid character ',' looking for beginning of object key string",
+		`{"workload":"w`:      "request: is no JSON: unexpected end of JSON input",
+		`{"nonsense":1}`:      `request: unknown field "nonsense"`,
+		`{"workload":"w"} {}`: "request: more than one JSON value",
+	} {
+		err := control.Decode(strings.NewReader(body), new(control.AttachRequest))
+		if err == nil || err.Error() != says || !errors.Is(err, datastore.ErrInvalid) {
+			t.Errorf("%s: %v, want %q", body, err, says)
 		}
 	}
 }

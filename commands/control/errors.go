@@ -61,7 +61,7 @@ func ErrorOf(err error) *Error {
 	if errors.As(err, &e) {
 		return e
 	}
-	e = &Error{Code: CodeInternal, Message: strings.ReplaceAll(err.Error(), "\n", "; ")}
+	e = &Error{Code: CodeInternal, Message: datastore.Said(err)}
 	for _, s := range sentinels() {
 		if errors.Is(err, s.err) {
 			e.Code = s.code
@@ -105,10 +105,27 @@ func Decode(r io.Reader, into any) error {
 	case errors.Is(err, io.EOF):
 		return nil
 	case err != nil:
-		return fmt.Errorf("request: %w: %w", datastore.ErrInvalid, err)
+		return datastore.As(datastore.ErrInvalid, "request: %s", Unread(err))
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("request: %w: more than one JSON value", datastore.ErrInvalid)
+		return datastore.As(datastore.ErrInvalid, "request: more than one JSON value")
 	}
 	return nil
+}
+
+// Unread is an error of encoding/json in words of the input, and of no program's types.
+func Unread(err error) string {
+	var kind *json.UnmarshalTypeError
+	var syntax *json.SyntaxError
+	switch {
+	case errors.As(err, &syntax):
+		return "is no JSON: " + err.Error()
+	case errors.As(err, &kind) && kind.Field == "":
+		return fmt.Sprintf("must be an object (it is of the type %s)", kind.Value)
+	case errors.As(err, &kind):
+		return fmt.Sprintf("%s: is of the wrong type (%s)", kind.Field, kind.Value)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return "is no JSON: unexpected end of JSON input"
+	}
+	return strings.TrimPrefix(strings.TrimPrefix(err.Error(), "json: "), "http: ")
 }

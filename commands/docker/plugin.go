@@ -240,7 +240,7 @@ func call[Q any](fn func(context.Context, Q) (any, error)) func(context.Context,
 	return func(ctx context.Context, body []byte) (any, error) {
 		var q Q
 		if err := json.Unmarshal(body, &q); err != nil {
-			return nil, fmt.Errorf("request: %w", err)
+			return nil, fmt.Errorf("request: %s", control.Unread(err))
 		}
 		return fn(ctx, q)
 	}

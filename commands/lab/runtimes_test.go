@@ -38,7 +38,7 @@ func newRootfs(t *testing.T, dir string) string {
 	if err == nil {
 		err = os.WriteFile(filepath.Join(root, "bin/busybox"), text, 0o755)
 	}
-	for _, name := range []string{"sh", "sleep", "ping", "ip", "cat"} {
+	for _, name := range []string{"sh", "sleep", "ping", "ip", "cat", "echo"} {
 		if err == nil {
 			err = os.Symlink("busybox", filepath.Join(root, "bin", name))
 		}

@@ -15,8 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -128,12 +126,9 @@ func (c *call) setup(path string, raw []byte) ([]byte, error) {
 	}
 	// That it is a network namespace, and not the host's own, is checked by the agent,
 	// which opens the same descriptor: it stays open until the answer is there.
-	ns, err := os.Open(path) // O_RDONLY|O_CLOEXEC
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("setup: network namespace %s is gone", path)
-	}
+	ns, err := control.OpenNetns(path)
 	if err != nil {
-		return nil, fmt.Errorf("setup: network namespace: %w", err)
+		return nil, fmt.Errorf("setup: %w", err)
 	}
 	defer ns.Close()
 	req.NetnsFD = int(ns.Fd())

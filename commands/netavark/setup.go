@@ -57,16 +57,10 @@ func decode(raw []byte, into any) error { return decodeError(json.Unmarshal(raw,
 
 // decodeError is an error of encoding/json in words of the input.
 func decodeError(err error) error {
-	var kind *json.UnmarshalTypeError
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case errors.As(err, &kind) && kind.Field == "":
-		return fmt.Errorf("stdin: must be an object (it is of the type %s)", kind.Value)
-	case errors.As(err, &kind):
-		return fmt.Errorf("stdin: %s: is of the wrong type (%s)", kind.Field, kind.Value)
 	}
-	return fmt.Errorf("stdin: is no JSON as netavark sends it: %w", err)
+	return fmt.Errorf("stdin: %s", control.Unread(err))
 }
 
 // named checks what makes the endpoint's name.

@@ -22,7 +22,7 @@ func (p *planner) eligible(v6 bool, n *datastore.Node) (pools []*datastore.Pool,
 	for _, cidr := range p.req.Pools {
 		pool := p.index.pools.get(cidr.Masked())
 		if pool == nil {
-			return nil, nil, fmt.Errorf("pool %s: %w", cidr, datastore.ErrNotFound)
+			return nil, nil, fmt.Errorf("pool %s: %w: name one that there is, or make it with `netctl pool add %s`", cidr, datastore.ErrNotFound, cidr.Masked())
 		}
 		candidates = append(candidates, pool.Pool)
 	}

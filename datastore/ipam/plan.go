@@ -160,7 +160,7 @@ func (p *planner) one(v6 bool, wish netip.Addr, n *datastore.Node) (netip.Addr, 
 	if wish.IsValid() {
 		i := slices.IndexFunc(pools, func(pool *datastore.Pool) bool { return pool.Spec.CIDR.Contains(wish) })
 		if i < 0 {
-			return netip.Addr{}, fmt.Errorf("%w: address %s is in none of the pools %s", datastore.ErrInvalid, wish, p.describe(v6, pools, refused))
+			return netip.Addr{}, datastore.As(datastore.ErrInvalid, "address %s is in none of the pools %s: ask for one of theirs, or add a pool that has it", wish, p.describe(v6, pools, refused))
 		}
 		return p.explicit(wish, pools[i])
 	}
@@ -176,5 +176,5 @@ func (p *planner) one(v6 bool, wish netip.Addr, n *datastore.Node) (netip.Addr, 
 	if p.req.Away {
 		return netip.Addr{}, fmt.Errorf("%w in the blocks of node %s of pools %s, and no other can be had while the datastore is away", datastore.ErrExhausted, p.node, p.describe(v6, pools, refused))
 	}
-	return netip.Addr{}, fmt.Errorf("%w in pools %s", datastore.ErrExhausted, p.describe(v6, pools, refused))
+	return netip.Addr{}, fmt.Errorf("%w in pools %s: add one with `netctl pool add CIDR`", datastore.ErrExhausted, p.describe(v6, pools, refused))
 }

@@ -163,7 +163,7 @@ func (k *Kernel) newPair(w Wire, peerMAC net.HardwareAddr, inside *netlink.Handl
 		return pair, nil
 	}
 	if _, found := linkByName(inside, pair.PeerName); found == nil {
-		return nil, fmt.Errorf("%s in the network namespace: %w", pair.PeerName, datastore.ErrExists)
+		return nil, fmt.Errorf("%s in the network namespace: %w, and is not netctl's: take it away, or ask for another name", pair.PeerName, datastore.ErrExists)
 	}
 	return nil, fmt.Errorf("%s on the host: %w", w.Link, datastore.ErrExists)
 }

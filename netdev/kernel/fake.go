@@ -382,7 +382,7 @@ func (f *Fake) Subnets() ([]netip.Prefix, error) {
 // OpenNetns is Kernel.OpenNetns.
 func (f *Fake) OpenNetns(pid, fd int) (*Netns, error) {
 	if err := f.fail("netns", fmt.Sprintf("%d/%d", pid, fd)); err != nil {
-		return nil, fmt.Errorf("network namespace of process %d, descriptor %d: %w", pid, fd, err)
+		return nil, err
 	}
 	return &Netns{fd: fd, close: func() error { return nil }, Ino: uint64(fd)}, nil
 }

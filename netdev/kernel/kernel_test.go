@@ -187,7 +187,7 @@ func TestCreateRefuses(t *testing.T) {
 		is     error
 		says   string
 	}{
-		"interface taken": {func(w *Wire) { w.Link = "ncb" }, datastore.ErrExists, "wire eth0: eth0 in the network namespace: already exists"},
+		"interface taken": {func(w *Wire) { w.Link = "ncb" }, datastore.ErrExists, "wire eth0: eth0 in the network namespace: already exists, and is not netctl's"},
 		"link taken":      {func(w *Wire) { w.Interface = "eth1" }, datastore.ErrExists, "wire eth1: ncaaaaaaaaaaa on the host: already exists"},
 		"address twice":   {func(w *Wire) { w.Link, w.Interface, w.Addresses = "ncb", "eth1", addrs("10.0.0.2", "10.0.0.2") }, datastore.ErrExists, "address 10.0.0.2"},
 		"no address":      {func(w *Wire) { w.Addresses = nil }, datastore.ErrInvalid, "no address"},

@@ -52,15 +52,15 @@ func identify(f *os.File) (*Netns, error) {
 
 // OpenNetns opens the network namespace that process pid has open as descriptor
 // fd. It must be one, and not the one this Kernel works in: else the error wraps
-// datastore.ErrInvalid.
+// datastore.ErrInvalid, and says what it is, but not where.
 func (k *Kernel) OpenNetns(pid, fd int) (*Netns, error) {
 	n, err := openNetns(fmt.Sprintf("/proc/%d/fd/%d", pid, fd))
 	if err != nil {
-		return nil, fmt.Errorf("network namespace of process %d, descriptor %d: %w", pid, fd, err)
+		return nil, err
 	}
 	if n.Same(k.own) {
 		_ = n.Close()
-		return nil, fmt.Errorf("network namespace of process %d, descriptor %d: is the host's own: %w", pid, fd, datastore.ErrInvalid)
+		return nil, fmt.Errorf("is the host's own, and must be the workload's: %w", datastore.ErrInvalid)
 	}
 	return n, nil
 }
@@ -84,7 +84,7 @@ func openNetns(path string) (*Netns, error) {
 		return nil, err
 	}
 	if fs.Type != unix.NSFS_MAGIC {
-		return nil, fmt.Errorf("not a namespace: %w", datastore.ErrInvalid)
+		return nil, fmt.Errorf("not a namespace, as /run/netns/NAME and /proc/PID/ns/net are: %w", datastore.ErrInvalid)
 	}
 	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", look))
 	if err != nil {
@@ -92,7 +92,7 @@ func openNetns(path string) (*Netns, error) {
 	}
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
 	if err == nil && kind != unix.CLONE_NEWNET {
-		err = fmt.Errorf("a namespace of another kind: %w", datastore.ErrInvalid)
+		err = fmt.Errorf("a namespace of another kind, no network namespace: %w", datastore.ErrInvalid)
 	}
 	var n *Netns
 	if err == nil {
