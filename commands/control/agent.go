@@ -169,6 +169,13 @@ type AgentStatus struct {
 	AddressRule string `json:"addressRule,omitempty"`
 }
 
+// What a problem begins with that is about the node's own address: it may be the cause of
+// any other.
+const (
+	OwnAddress4 = "IPv4 address"
+	OwnAddress6 = "IPv6 address"
+)
+
 // Limited is what one limit of an endpoint dropped.
 type Limited struct {
 	Endpoint string `json:"endpoint"`
