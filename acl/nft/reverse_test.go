@@ -35,8 +35,8 @@ func TestReversePath(t *testing.T) {
 		if wrote, err := l.table.Sync(t.Context(), l.rules); err != nil || wrote {
 			t.Fatalf("read back as something else: %v, %v", wrote, err)
 		}
-		// Whoever saves a host's rules for its next boot can load them.
-		if out, err := l.router.input(l.router.Run("nft", "list", "ruleset"), "nft", "-c", "-f", "-"); err != nil {
+		// Whoever saves a host's rules for its next boot can load them; not an element of a meter without a name.
+		if out, err := l.router.input(l.router.Run("nft", "-t", "list", "ruleset"), "nft", "-c", "-f", "-"); err != nil {
 			t.Fatalf("nft does not take what it lists: %v\n%s", err, out)
 		}
 	}
