@@ -325,26 +325,12 @@ func (r *nodeReport) finish() {
 		}
 	}
 	// An empty list is one in JSON too.
-	r.Problems, r.Refused = causesFirst(r.Problems), append([]string{}, r.Refused...)
+	r.Problems, r.Refused = control.CausesFirst(r.Problems), append([]string{}, r.Refused...)
 	r.Sessions = append([]control.Session{}, r.Sessions...)
 	slices.SortFunc(r.Sessions, func(x, y control.Session) int {
 		return cmp.Or(x.Peer.WithZone("").Compare(y.Peer.WithZone("")), strings.Compare(x.Interface, y.Interface))
 	})
 	r.Healthy = len(r.Problems) == 0
-}
-
-// causesFirst puts first what is wrong with the node's own address: without it the
-// datastore and the peers may be out of reach.
-func causesFirst(problems []string) []string {
-	causes, others := []string{}, []string(nil)
-	for _, p := range problems {
-		if strings.HasPrefix(p, control.OwnAddress4+": ") || strings.HasPrefix(p, control.OwnAddress6+": ") {
-			causes = append(causes, p)
-		} else {
-			others = append(others, p)
-		}
-	}
-	return append(causes, others...)
 }
 
 // established is the state of a session that is up (RFC 4271, section 8.2.2).
