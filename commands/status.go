@@ -325,7 +325,7 @@ func (r *nodeReport) finish() {
 		}
 	}
 	// An empty list is one in JSON too.
-	r.Problems, r.Refused = append([]string{}, r.Problems...), append([]string{}, r.Refused...)
+	r.Problems, r.Refused = control.CausesFirst(r.Problems), append([]string{}, r.Refused...)
 	r.Sessions = append([]control.Session{}, r.Sessions...)
 	slices.SortFunc(r.Sessions, func(x, y control.Session) int {
 		return cmp.Or(x.Peer.WithZone("").Compare(y.Peer.WithZone("")), strings.Compare(x.Interface, y.Interface))

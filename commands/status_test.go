@@ -185,6 +185,10 @@ func TestStatusDetached(t *testing.T) {
 			"away", control.AgentStatus{Store: "watch /netctl/v1/: datastore unavailable: refused"}, up,
 			fmt.Errorf("list /netctl/v1/: %w: refused", datastore.ErrUnavailable), []string{"datastore unavailable: refused", "speaker: " + empty},
 		},
+		{
+			"away for want of an address", control.AgentStatus{Store: "watch /netctl/v1/: datastore unavailable: refused", Problems: []string{"ACL", "IPv4 address: gone"}}, up,
+			fmt.Errorf("list /netctl/v1/: %w: refused", datastore.ErrUnavailable), []string{"IPv4 address: gone", "datastore unavailable: refused", "speaker: " + empty, "ACL"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -199,7 +199,7 @@ func termValue(t acl.Term) []byte {
 		return binary.BigEndian.AppendUint16(nil, uint16(t.Number))
 	case acl.VNI:
 		return binary.BigEndian.AppendUint32(nil, t.Number<<8)[:3]
-	case acl.InGroup, acl.OutGroup, acl.CTState, acl.CTStatus, acl.DstType:
+	case acl.InGroup, acl.OutGroup, acl.CTState, acl.CTStatus, acl.DstType, acl.SrcRoute, acl.SrcReturn:
 		return binaryutil.NativeEndian.PutUint32(t.Number)
 	}
 	return []byte{byte(t.Number)}

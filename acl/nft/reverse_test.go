@@ -35,6 +35,10 @@ func TestReversePath(t *testing.T) {
 		if wrote, err := l.table.Sync(t.Context(), l.rules); err != nil || wrote {
 			t.Fatalf("read back as something else: %v, %v", wrote, err)
 		}
+		// Whoever saves a host's rules for its next boot can load them; not an element of a meter without a name.
+		if out, err := l.router.input(l.router.Run("nft", "-t", "list", "ruleset"), "nft", "-c", "-f", "-"); err != nil {
+			t.Fatalf("nft does not take what it lists: %v\n%s", err, out)
+		}
 	}
 	// route has the member's prefixes reached by uplinks, by none, or by a blackhole.
 	prefixes := map[string]string{"-4": "10.1.0.0/24", "-6": "fd00:1::/64"}

@@ -231,7 +231,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l.settleSoon = func() { poke(a.settler.due) }
 	a.adopter = &adopter{loop: l, kernel: o.links, service: a.service, changed: make(chan struct{}, 1), seen: map[string]found{}, said: map[string]bool{}}
 	l.changedAdopted = func() { poke(a.adopter.changed) }
-	l.enter, l.release, l.remade, l.tellMachines = a.joiner.enter, a.service.Release, a.service.Remake, o.machines.Serve
+	l.enter, l.release, l.remade, l.tellMachines = a.joiner.enter, a.service.ReleaseGone, a.service.Remake, o.machines.Serve
 	a.reporter = control.NewReporter(a.cfg.Node, datastore.ReportAgent, o.store, l.reportStatus, a.log)
 	l.report, l.reportAnew = a.reporter.Wake, a.reporter.Anew
 }

@@ -131,3 +131,20 @@ func TestOtherRates(t *testing.T) {
 	profile(datastore.QoSControls{})
 	has("rate 4000000bit", 1)
 }
+
+// TestAReleaseThatComesTooLate: an endpoint of an earlier boot is to be released, and its
+// workload, which starts again, is attached first: it stays attached.
+func TestAReleaseThatComesTooLate(t *testing.T) {
+	w := newWorld(t)
+	w.pool("10.0.0.0/24")
+	w.start()
+	w.ready()
+	a := w.mustAttach("c1", "web", 101)
+	before := w.links.String() + w.fib.String()
+	if err := w.a.loop.release(t.Context(), a.Endpoint); err != nil {
+		t.Fatal(err)
+	}
+	if after := w.links.String() + w.fib.String(); after != before || len(w.endpoints()) != 1 || len(w.records()) != 1 {
+		t.Errorf("endpoints %v, records %v, before:\n%s\nafter:\n%s", w.endpoints(), w.records(), before, after)
+	}
+}

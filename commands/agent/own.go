@@ -3,6 +3,7 @@ package agent
 import (
 	"net/netip"
 
+	"netctl/commands/control"
 	"netctl/netdev/kernel"
 )
 
@@ -95,7 +96,7 @@ func (l *loop) noteOwn() {
 		default:
 			text = ip.String() + " is gone from " + a.Link + ", other nodes reach this one by the other family alone: add it again, or restart the agent to leave it at that"
 		}
-		l.problems.note([]string{"IPv4 address", "IPv6 address"}[i], text)
+		l.problems.note([]string{control.OwnAddress4, control.OwnAddress6}[i], text)
 	}
 }
 

@@ -9,6 +9,7 @@ package control
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"netctl/datastore"
@@ -167,6 +168,26 @@ type AgentStatus struct {
 	Address  []netip.Addr `json:"address"`
 	// AddressRule says which rule chose the node's address.
 	AddressRule string `json:"addressRule,omitempty"`
+}
+
+// What a problem begins with that is about the node's own address.
+const (
+	OwnAddress4 = "IPv4 address"
+	OwnAddress6 = "IPv6 address"
+)
+
+// CausesFirst puts first what is wrong with the node's own address: without it the datastore
+// and the peers may be out of reach. It returns a list of its own, never nil.
+func CausesFirst(problems []string) []string {
+	causes, others := []string{}, []string(nil)
+	for _, p := range problems {
+		if strings.HasPrefix(p, OwnAddress4+": ") || strings.HasPrefix(p, OwnAddress6+": ") {
+			causes = append(causes, p)
+		} else {
+			others = append(others, p)
+		}
+	}
+	return append(causes, others...)
 }
 
 // Limited is what one limit of an endpoint dropped.

@@ -29,7 +29,7 @@ func (s *Service) Collect(ctx context.Context, r control.CollectRequest) (done c
 		if !mine || slices.ContainsFunc(r.Valid, valid) {
 			continue
 		}
-		released, err := s.releaseDead(ctx, rec)
+		released, err := s.releaseDead(ctx, rec.Endpoint.Metadata.Name, func() bool { return rec.Ino != 0 && s.Links.Lives(rec.Place()) })
 		if released && err == nil {
 			done.Released = append(done.Released, rec.Endpoint.Metadata.Name)
 		}
@@ -38,9 +38,16 @@ func (s *Service) Collect(ctx context.Context, r control.CollectRequest) (done c
 	return done, errors.Join(errs...)
 }
 
-// releaseDead is Release of an endpoint whose link and namespace are gone, and of no other.
-func (s *Service) releaseDead(ctx context.Context, rec *Record) (released bool, err error) {
-	name := rec.Endpoint.Metadata.Name
+// ReleaseGone is Release of an endpoint whose link is gone. One that has a link by the time
+// it comes to that was attached anew, and stays.
+func (s *Service) ReleaseGone(ctx context.Context, name string) error {
+	_, err := s.releaseDead(ctx, name, func() bool { return false })
+	return err
+}
+
+// releaseDead is Release of an endpoint whose link is gone and which does not live without
+// it, and of no other.
+func (s *Service) releaseDead(ctx context.Context, name string, lives func() bool) (released bool, err error) {
 	release, err := s.turns.take(ctx, name)
 	if err != nil {
 		return false, err
@@ -48,10 +55,10 @@ func (s *Service) releaseDead(ctx context.Context, rec *Record) (released bool, 
 	defer release()
 	known, err := s.Reconciler.Begin(ctx, name, "", nil)
 	if err != nil {
-		return false, fmt.Errorf("collect %s: %w", name, err)
+		return false, fmt.Errorf("release %s: %w", name, err)
 	}
 	defer s.Reconciler.End(name)
-	if known.Endpoint == nil || known.Linked || rec.Ino != 0 && s.Links.Lives(rec.Place()) {
+	if known.Endpoint == nil || known.Linked || lives() {
 		return false, nil
 	}
 	return true, s.remove(ctx, known.Endpoint)
