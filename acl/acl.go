@@ -47,6 +47,9 @@ const (
 	setSrc4       = "src4"         // link and IPv4 address
 	setSrc6       = "src6"         // link and IPv6 address
 	setARP4       = "arp_src4"     // as setSrc4, for the table of family arp
+	setNets4      = "srcnet4"      // link and IPv4 network behind it
+	setNets6      = "srcnet6"      //
+	setARPNets4   = "arp_srcnet4"  // as setNets4, for the table of family arp
 	setLL6        = "ll6"          // link and the link-local address made of its workload's MAC
 	chainSpoof    = "spoof"        // sources of what comes by adopted links
 	setAdopted    = "adopted"      // links of endpoints that are not in our group

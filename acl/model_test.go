@@ -52,7 +52,7 @@ func (m model) owner(link string) *datastore.Endpoint {
 func (m model) allows(p Packet) bool {
 	if p.InGroup == 77 {
 		from := m.owner(p.InLink)
-		if from == nil || !slices.Contains(addresses(from), p.Src) {
+		if from == nil || !slices.Contains(addresses(from), p.Src) && !slices.ContainsFunc(allowedPrefixes(from), func(n netip.Prefix) bool { return n.Contains(p.Src) }) {
 			return false
 		}
 		if guarded(p) || !m.decides(from, p, outbound) {
@@ -151,7 +151,11 @@ func (m model) side(s datastore.Side, a netip.Addr, port uint16, proto uint8) bo
 func (m model) facts(a netip.Addr) []*facts {
 	var out []*facts
 	for _, e := range m.endpoints {
-		if f := gather(e, m.profiles); slices.Contains(f.addrs, a) {
+		f := gather(e, m.profiles)
+		if slices.ContainsFunc(allowedPrefixes(e), func(p netip.Prefix) bool { return p.Contains(a) }) {
+			f.ports = nil // those are of its addresses
+			out = append(out, f)
+		} else if slices.Contains(f.addrs, a) {
 			out = append(out, f)
 		}
 	}
@@ -252,7 +256,7 @@ func TestEvalNames(t *testing.T) {
 		{func(p *Packet) { p.DstPort = 22 }, "denied by drop_in rule 0 (profile web inbound: deny tcp to ports 22)", logTCP + " " + deny22},
 		{func(p *Packet) { p.DstPort, p.State = 22, Established }, "allowed by fwd_to rule 0 ()", ""},
 		{func(p *Packet) { p.State = Invalid }, "denied by from_wl rule 0 ()", ""},
-		{func(p *Packet) { p.Src = netip.MustParseAddr("10.0.0.9") }, "denied by raw_pre rule 7 (spoofed source)", ""},
+		{func(p *Packet) { p.Src = netip.MustParseAddr("10.0.0.9") }, "denied by raw_pre rule 9 (spoofed source)", ""},
 		{func(p *Packet) {
 			p.InLink, p.InGroup = "up0", 0
 			p.Src = netip.MustParseAddr("192.0.2.1")

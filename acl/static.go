@@ -55,6 +55,9 @@ func staticSets(o Options) []*Set {
 		newSet(setSrc4, LinkAddr4, "sources a link may use"),
 		newSet(setSrc6, LinkAddr6, "sources a link may use"),
 		newSet(setARP4, LinkAddr4, "senders a link may show"),
+		newSet(setNets4, LinkNet4, "networks behind a link"),
+		newSet(setNets6, LinkNet6, "networks behind a link"),
+		newSet(setARPNets4, LinkNet4, "networks behind a link"),
 		newSet(setLL6, LinkAddr6, "link-local addresses made of the MACs"),
 		newSet(setOnLink4, Net4, "subnets of the host"),
 		newSet(setOnLink6, Net6, "subnets of the host"),
@@ -312,6 +315,8 @@ func spoofRules() []Rule {
 			Limit: Limit{Set: meterND, Key: InLink, Rate: 1, Burst: 16}, Verdict: accept()},
 		match(accept(), ip6, unspecified6, num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)),
 		match(accept(), num(NFProto, nfIPv4), unspecified4, num(L4Proto, protoUDP), num(SrcPort, 68), num(DstPort, 67)),
+		match(accept(), num(NFProto, nfIPv4), inSet(LinkSrcIP4, setNets4)),
+		match(accept(), ip6, inSet(LinkSrcIP6, setNets6)),
 		refuse("spoofed source"),
 	}
 }
@@ -339,9 +344,9 @@ func baseChains(o Options) []*Chain {
 		{Name: ChainFwdTo, Hook: &Hook{"forward", -9}, Rules: slices.Concat(known(o), []Rule{jump(chainToWL, out), refuse(noVerdict, out),
 			refuse(noGroup, Term{Field: OutLink, Text: ours})}, also(chainToWL, adoptedOut))},
 		{Name: ChainARP, Hook: &Hook{"input", 0}, Rules: append([]Rule{
-			match(accept(), in, inSet(LinkARPIP4, setARP4)), refuse("spoofed sender", in),
+			match(accept(), in, inSet(LinkARPIP4, setARP4)), match(accept(), in, inSet(LinkARPIP4, setARPNets4)), refuse("spoofed sender", in),
 			refuse(noGroup, Term{Field: InLink, Text: ours}),
-		}, adopted(o, match(accept(), adoptedARP, inSet(LinkARPIP4, setARP4)), refuse("spoofed sender", adoptedARP))...)},
+		}, adopted(o, match(accept(), adoptedARP, inSet(LinkARPIP4, setARP4)), match(accept(), adoptedARP, inSet(LinkARPIP4, setARPNets4)), refuse("spoofed sender", adoptedARP))...)},
 		{Name: ChainInHost, Hook: &Hook{"input", -10}, Rules: append([]Rule{jump(chainWLHost, in), refuse(noVerdict, in)}, also(chainWLHost, adoptedIn)...)},
 		{Name: ChainOutHost, Hook: &Hook{"output", -10}, Rules: append([]Rule{match(Verdict{Kind: Jump, Chain: chainUnseen},
 			out, unconfirmed)}, adopted(o, match(Verdict{Kind: Jump, Chain: chainUnseen}, adoptedOut, unconfirmed))...)},

@@ -335,7 +335,7 @@ func (x *explainer) index(node string, promoted bool) (*acl.Index, error) {
 		}
 	}
 	for _, e := range x.view.Endpoints() {
-		if e == x.src.endpoint || e == x.dst.endpoint || slices.Contains(e.Spec.Addresses, x.src.Address) || slices.Contains(e.Spec.Addresses, x.dst.Address) {
+		if e == x.src.endpoint || e == x.dst.endpoint || e.Owns(x.src.Address) || e.Owns(x.dst.Address) {
 			put(e)
 		}
 	}

@@ -87,6 +87,8 @@ func (d *decoder) endpointSpec(s *EndpointSpec, key []byte) (bool, error) {
 		return true, d.string(&s.MAC)
 	case "addresses":
 		return true, list(d, &s.Addresses, func(a *netip.Addr) error { return d.parsed(a) })
+	case "allowedPrefixes":
+		return true, list(d, &s.AllowedPrefixes, func(p *netip.Prefix) error { return d.parsed(p) })
 	case "profiles":
 		return true, list(d, &s.Profiles, d.shared)
 	case "ports":

@@ -365,6 +365,9 @@ type EndpointSpec struct {
 	// MAC is the workload side's hardware address.
 	MAC       string       `json:"mac,omitempty"`
 	Addresses []netip.Addr `json:"addresses"`
+	// AllowedPrefixes are networks behind the workload, a router or a VPN: they are routed
+	// to it, it may send from them, and rules take them for its own.
+	AllowedPrefixes []netip.Prefix `json:"allowedPrefixes,omitempty"`
 	// Profiles apply in order; the first rule that matches decides.
 	Profiles []string `json:"profiles,omitempty"`
 	Ports    []Port   `json:"ports,omitempty"`

@@ -53,7 +53,7 @@ func (l *loop) explain(r control.ExplainRequest) (control.Explanation, error) {
 	if r.Inbound {
 		other = r.Src
 	}
-	here := func(e *datastore.Endpoint) bool { return slices.Contains(e.Spec.Addresses, other) }
+	here := func(e *datastore.Endpoint) bool { return e.Owns(other) }
 	if !r.ToHost && !slices.ContainsFunc(l.view.EndpointsOf(l.cfg.Node), here) { // else it is by no host endpoint
 		r.Via = l.links.linkTo(other, l.uplink().Link)
 	}
