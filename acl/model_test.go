@@ -49,10 +49,15 @@ func (m model) owner(link string) *datastore.Endpoint {
 	return nil
 }
 
+// sends says whether an endpoint may send from an address.
+func sends(from *datastore.Endpoint, a netip.Addr) bool {
+	return slices.Contains(addresses(from), a) || slices.ContainsFunc(allowedPrefixes(from), func(n netip.Prefix) bool { return n.Contains(a) })
+}
+
 func (m model) allows(p Packet) bool {
 	if p.InGroup == 77 {
 		from := m.owner(p.InLink)
-		if from == nil || !slices.Contains(addresses(from), p.Src) && !slices.ContainsFunc(allowedPrefixes(from), func(n netip.Prefix) bool { return n.Contains(p.Src) }) {
+		if from == nil || !sends(from, p.Src) {
 			return false
 		}
 		if guarded(p) || !m.decides(from, p, outbound) {
@@ -198,7 +203,11 @@ func (w *world) packet(m model, links []string) Packet {
 		if link == "up0" {
 			return 0, append(w.addresses(), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1"))
 		}
-		return 77, append(addresses(m.owner(link)), w.addresses()[0])
+		list := append(slices.Clone(addresses(m.owner(link))), w.addresses()[0])
+		for _, p := range m.owner(link).Spec.AllowedPrefixes {
+			list = append(list, p.Addr().Next())
+		}
+		return 77, list
 	}
 	var src, dst []netip.Addr
 	p.InGroup, src = of(p.InLink)

@@ -95,7 +95,7 @@ func TestStagedPoliciesTell(t *testing.T) {
 			var want []string
 			only := p
 			only.OutGroup, only.OutLink = 0, "up0" // whether it gets out
-			if from := m.owner(p.InLink); p.InGroup == 77 && slices.Contains(addresses(from), p.Src) && !guarded(p) {
+			if from := m.owner(p.InLink); p.InGroup == 77 && sends(from, p.Src) && !guarded(p) {
 				want = append(want, m.wouldLog(from, p, outbound)...)
 			}
 			if to := m.owner(p.OutLink); p.OutGroup == 77 && m.allows(only) {
