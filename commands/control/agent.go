@@ -69,6 +69,8 @@ type AttachRequest struct {
 	NetnsPath string `json:"netnsPath,omitempty"`
 	// Addresses are wishes, at most one of each family.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// AllowedPrefixes are networks behind it, which the caller has looked at.
+	AllowedPrefixes []netip.Prefix `json:"allowedPrefixes,omitempty"`
 	// Pools restricts the pools to draw from; empty: the network's.
 	Pools []netip.Prefix `json:"pools,omitempty"`
 	// Within restricts the addresses to these prefixes, which lie in pools; empty: any.
