@@ -9,10 +9,11 @@ import (
 // checkAllowedPrefixes wants networks that do not overlap, each of a family that the endpoint
 // has an address of: they are routed by that.
 func checkAllowedPrefixes(s EndpointSpec) error {
-	return each("spec.allowedPrefixes", s.AllowedPrefixes, func(p netip.Prefix) error {
-		if err := checkRoutable("", p); err != nil {
-			return err
-		}
+	const field = "spec.allowedPrefixes"
+	if err := each(field, s.AllowedPrefixes, func(p netip.Prefix) error { return checkRoutable("", p) }); err != nil {
+		return err
+	}
+	return each(field, s.AllowedPrefixes, func(p netip.Prefix) error {
 		for _, o := range s.AllowedPrefixes {
 			if o != p && o.Overlaps(p) {
 				return &FieldError{Value: p.String(), Reason: fmt.Sprintf("overlaps %s of the same list", o)}
