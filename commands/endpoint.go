@@ -218,14 +218,22 @@ func ofAnotherLink(e *datastore.Endpoint) bool {
 	return !strings.HasSuffix(e.Spec.Link, datastore.LinkName("", e.Metadata.Name))
 }
 
+// mayTake refuses to take an endpoint that is used, but by force.
+func mayTake(e *datastore.Endpoint, used error, force bool) error {
+	switch {
+	case used == nil || force && errors.Is(used, datastore.ErrInUse):
+		return nil
+	case errors.Is(used, datastore.ErrInUse):
+		used = fmt.Errorf("%w: it would lose its interface %s; end it there, or use --force", used, e.Spec.Interface)
+	}
+	return fmt.Errorf("%s: %w", label(e), used)
+}
+
 // takeEndpoint has take remove an endpoint that no workload uses, or any by force.
 func (a *app) takeEndpoint(ctx context.Context, e *datastore.Endpoint, force bool, take func() error) error {
 	used := a.endpointUsed(ctx, e)
-	if used != nil && (!force || !errors.Is(used, datastore.ErrInUse)) {
-		if errors.Is(used, datastore.ErrInUse) {
-			used = fmt.Errorf("%w: it would lose its interface %s; end it there, or use --force", used, e.Spec.Interface)
-		}
-		return fmt.Errorf("%s: %w", label(e), used)
+	if err := mayTake(e, used, force); err != nil {
+		return err
 	}
 	if err := take(); err != nil || used == nil {
 		return err

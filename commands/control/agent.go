@@ -214,7 +214,14 @@ type ExplainRequest struct {
 	// ToHost says that the packet is for the endpoint's own host.
 	ToHost bool `json:"toHost,omitempty"`
 	// Via is the host's interface that it comes or goes by; the agent knows by itself.
-	Via      string     `json:"-"`
+	Via string `json:"-"`
+	// In is that interface where somebody says that it comes by it, which may be another one than
+	// leads to its source; "": nobody does.
+	In string `json:"in,omitempty"`
+	// Route is the interface that the host's route to the source leads to, "": Via; Unrouted says
+	// that there is none. The agent knows by itself.
+	Route    string     `json:"-"`
+	Unrouted bool       `json:"-"`
 	Src      netip.Addr `json:"src"`
 	Dst      netip.Addr `json:"dst"`
 	Protocol uint8      `json:"protocol"`

@@ -41,6 +41,26 @@ func TestReversePath(t *testing.T) {
 		t.Errorf("drops -f: %v\n%s", err, p.Output())
 	}
 
+	const says = "denied: it came by another way than its source is reached by (agent.reversePath)"
+	explain := func(code int, says string, words ...string) {
+		t.Helper()
+		if out, got := exitOf(t, n1, append([]string{"netctl", "explain"}, words...)...); got != code || !strings.Contains(out, says) {
+			t.Errorf("explain %v: exit %d\n%s", words, got, out)
+		}
+	}
+	explain(3, "inbound of node1/cni/A/eth0 (as its agent has it): "+says, member.String(), "A", "udp", "7", "--live", "--in", "eth1")
+	explain(0, "Allowed", member.String(), "A", "udp", "7", "--live")
+	explain(0, "Allowed", b.ID, "A", "udp", "7", "--live", "--in", "eth1")
+	for a := a4; ; a = a.Next() { // the block's next that nobody has
+		if out, _ := netlab.Try(t, n1, "netctl", "ipam", "info", a.String()); !strings.Contains(out, "in use") {
+			explain(3, says, a.String(), "A", "udp", "7")
+			explain(3, says, a.String(), "A", "udp", "7", "--live")
+			break
+		}
+	}
+	explain(2, "--in takes --live", member.String(), "A", "--in", "eth1")
+	explain(1, "interface eth7 of this node: not found", member.String(), "A", "udp", "7", "--live", "--in", "eth7")
+
 	flood, err := netlab.StartFlood(b, a4, 5*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
@@ -61,6 +81,12 @@ func TestReversePath(t *testing.T) {
 	}
 	netlab.Until(t, patience, "status tells of it", func() string {
 		if out, _ := netlab.Try(t, n1, "netctl", "status"); !strings.Contains(out, "came by another way than that is reached by") {
+			return out
+		}
+		return ""
+	})
+	netlab.Until(t, patience, "explain tells of it", func() string {
+		if out, _ := exitOf(t, n1, "netctl", "explain", member.String(), "A", "udp", "7"); !strings.Contains(out, "Note: node1: ") || !strings.Contains(out, "agent.reversePath is to be") {
 			return out
 		}
 		return ""
