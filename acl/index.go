@@ -3,6 +3,7 @@ package acl
 import (
 	"net"
 	"net/netip"
+	"slices"
 
 	"netctl/datastore"
 )
@@ -268,6 +269,7 @@ type wiring struct {
 	decides   string // the classes without their staged policies
 	sources   []Element
 	nets      []Element // behind it
+	encap     bool      // they may send encapsulated packets
 	linkLocal Element   // without a prefix: none is known
 	adopted   string    // the link, if others made it
 }
@@ -311,7 +313,7 @@ func (x *Index) rewire(link string) {
 		w := wiring{
 			in: x.acquireClass(tracked, inbound, in), out: x.acquireClass(tracked, outbound, out),
 			decides: className(tracked, inbound, deciding(in)) + className(tracked, outbound, deciding(out)),
-			sources: linkSources(e), nets: linkNets(e), linkLocal: linkLocal(e),
+			sources: linkSources(e), nets: linkNets(e), encap: e.Spec.AllowEncapsulation, linkLocal: linkLocal(e),
 		}
 		w.adopted = x.adoptedLink(e)
 		x.wired[link] = w
@@ -387,6 +389,11 @@ func (w wiring) guards(fn func(set string, e Element)) {
 			fn(setARP4, e)
 		} else {
 			fn(setSrc6, e)
+		}
+	}
+	if w.encap {
+		for _, e := range slices.Concat(w.sources, w.nets) {
+			fn([...]string{setEncap4, setEncap6}[index4or6(e)], e)
 		}
 	}
 	for _, e := range w.nets {

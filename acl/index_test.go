@@ -146,6 +146,7 @@ func (w *world) step() datastore.Change {
 		if w.rng.IntN(4) == 0 {
 			e.Spec.AllowedPrefixes = w.behind(e.Spec.Addresses)
 		}
+		e.Spec.AllowEncapsulation = w.rng.IntN(6) == 0
 		if w.rng.IntN(10) == 0 {
 			e.Spec.Link = []string{"ncshared", "too long for a link", ""}[w.rng.IntN(3)]
 		}
@@ -200,7 +201,7 @@ func full(node string, o Options, objects map[string]datastore.Object) *Ruleset 
 			continue
 		}
 		taken[e.Spec.Link] = true
-		wiring{sources: linkSources(e), nets: linkNets(e), linkLocal: linkLocal(e)}.guards(func(set string, s Element) { r.Sets[set].add(s) })
+		wiring{sources: linkSources(e), nets: linkNets(e), encap: e.Spec.AllowEncapsulation, linkLocal: linkLocal(e)}.guards(func(set string, s Element) { r.Sets[set].add(s) })
 		for _, d := range []direction{inbound, outbound} {
 			class := className(tracked, d, lists[name][d])
 			prog, _ := classProgram(d, lists[name][d])

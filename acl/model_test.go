@@ -18,10 +18,11 @@ type model struct {
 	policies  map[string]*datastore.Policy
 	tiers     map[string]*datastore.Tier
 	networks  map[string]*datastore.NetworkSet
+	nodes     map[netip.Addr]bool // their addresses
 }
 
 func newModel(objects map[string]datastore.Object) model {
-	m := model{map[string]*datastore.Endpoint{}, map[string]*datastore.Profile{}, map[string]*datastore.Policy{}, map[string]*datastore.Tier{}, map[string]*datastore.NetworkSet{}}
+	m := model{map[string]*datastore.Endpoint{}, map[string]*datastore.Profile{}, map[string]*datastore.Policy{}, map[string]*datastore.Tier{}, map[string]*datastore.NetworkSet{}, map[netip.Addr]bool{}}
 	for _, v := range objects {
 		switch v := v.(type) {
 		case *datastore.Endpoint:
@@ -32,6 +33,10 @@ func newModel(objects map[string]datastore.Object) model {
 			m.policies[v.Metadata.Name] = v
 		case *datastore.Tier:
 			m.tiers[v.Metadata.Name] = v
+		case *datastore.Node:
+			for _, p := range v.Spec.Addresses {
+				m.nodes[p.Addr()] = true
+			}
 		case *datastore.NetworkSet:
 			m.networks[v.Metadata.Name] = v
 		}
@@ -60,7 +65,7 @@ func (m model) allows(p Packet) bool {
 		if from == nil || !sends(from, p.Src) {
 			return false
 		}
-		if guarded(p) || !m.decides(from, p, outbound) {
+		if m.guarded(from, p) || !m.decides(from, p, outbound) {
 			return false
 		}
 	}

@@ -156,9 +156,9 @@ func staticType(name string) (SetType, bool) {
 		return LinkAddr4, true
 	case setSrc6, setLL6:
 		return LinkAddr6, true
-	case setNets4, setARPNets4:
+	case setNets4, setARPNets4, setEncap4:
 		return LinkNet4, true
-	case setNets6:
+	case setNets6, setEncap6:
 		return LinkNet6, true
 	case setOnLink4, setPool4, setNode4:
 		return Net4, true

@@ -58,6 +58,8 @@ func staticSets(o Options) []*Set {
 		newSet(setNets4, LinkNet4, "networks behind a link"),
 		newSet(setNets6, LinkNet6, "networks behind a link"),
 		newSet(setARPNets4, LinkNet4, "networks behind a link"),
+		newSet(setEncap4, LinkNet4, "who may encapsulate"),
+		newSet(setEncap6, LinkNet6, "who may encapsulate"),
 		newSet(setLL6, LinkAddr6, "link-local addresses made of the MACs"),
 		newSet(setOnLink4, Net4, "subnets of the host"),
 		newSet(setOnLink6, Net6, "subnets of the host"),
@@ -186,8 +188,8 @@ func staticChains(o Options) []*Chain {
 	toHost = append(toHost, Rule{Limit: few(meterHost, InLink), Log: "DPH|host"}, Rule{Counter: true, Verdict: drop()})
 	chains := []*Chain{
 		{Name: chainFromWL, Rules: slices.Concat([]Rule{invalid()}, gatewayGuards(o), []Rule{
-			refuse("encapsulation guard", num(L4Proto, protoUDP), num(DstPort, vxlanPort)),
-			refuse("encapsulation guard", num(L4Proto, protoIPIP)),
+			match(Verdict{Kind: Jump, Chain: chainEncap}, num(L4Proto, protoUDP), num(DstPort, vxlanPort)),
+			match(Verdict{Kind: Jump, Chain: chainEncap}, num(L4Proto, protoIPIP)),
 			refuse("DHCP server guard", num(L4Proto, protoUDP), inSet(SrcPort, setDHCP)),
 			unseen,
 		}, flowGuards(o), []Rule{
@@ -201,6 +203,7 @@ func staticChains(o Options) []*Chain {
 			vmap(OutLink, NextMap(mapToEP)),
 			refuse("unknown endpoint"),
 		})},
+		{Name: chainEncap, Rules: encapRules()},
 		{Name: ChainReverse, Rules: []Rule{{Limit: few(meterReverse, InLink), Log: reverseLog}, refuse(reverseReason)}},
 		{Name: chainWLHost, Rules: toHost},
 		{Name: chainUnseen, Rules: unseenRules()},
@@ -215,6 +218,18 @@ func staticChains(o Options) []*Chain {
 		chains = append(chains, &Chain{Name: chainSpoof, Rules: spoofRules()})
 	}
 	return chains
+}
+
+// encapRules let encapsulated packets on of who may send them, but to nodes, whose tunnels would
+// take them for those of other nodes.
+func encapRules() []Rule {
+	ip4, ip6 := num(NFProto, nfIPv4), num(NFProto, nfIPv6)
+	const toNode = "encapsulation guard, to a node"
+	return []Rule{
+		refuse("encapsulation guard", ip4, Term{Field: LinkSrcIP4, Set: setEncap4, Not: true}),
+		refuse("encapsulation guard", ip6, Term{Field: LinkSrcIP6, Set: setEncap6, Not: true}),
+		refuse(toNode, ip4, inSet(DstIP4, setNode4)), refuse(toNode, ip6, inSet(DstIP6, setNode6)),
+	}
 }
 
 // adoptedLink is an endpoint's link, if others made it; "": we did.
@@ -359,6 +374,6 @@ func DenyingChains() map[string]string {
 	return map[string]string{
 		chainDenyIn: "inbound", chainDropIn: "inbound", chainDenyOut: "outbound", chainDropOut: "outbound", chainWLHost: "host",
 		chainFromWL: "guard", chainToWL: "guard", chainRawOther: "guard",
-		ChainReverse: ReversePathDrops,
+		chainEncap: "guard", ChainReverse: ReversePathDrops,
 	}
 }

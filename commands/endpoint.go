@@ -23,7 +23,7 @@ func newEndpointCommand(a *app) *cobra.Command {
 		newEndpointShowCommand(a), newEndpointAddCommand(a), newEndpointRemoveCommand(a),
 		named("ID", "Show and change one endpoint; its ID is node/orchestrator/workload/interface",
 			"  netctl endpoint slave/cni/3f2a/eth0 profile show\n  netctl endpoint slave/cni/3f2a/eth0 profile set web db",
-			newEndpointProfileCommand(a), newEndpointRateCommand(a), newEndpointPrefixCommand(a)))
+			newEndpointProfileCommand(a), newEndpointRateCommand(a), newEndpointPrefixCommand(a), newEndpointGuardCommand(a)))
 	cmd.ValidArgsFunction = a.completeFirst(datastore.KindEndpoint, endpointNames)
 	return cmd
 }

@@ -101,6 +101,8 @@ func (d *decoder) endpointSpec(s *EndpointSpec, key []byte) (bool, error) {
 		return true, d.object(&s.Tap)
 	case "qosControls":
 		return true, d.object(&s.QoSControls)
+	case "allowEncapsulation":
+		return true, d.bool(&s.AllowEncapsulation)
 	}
 	return false, nil
 }

@@ -380,6 +380,9 @@ type EndpointSpec struct {
 	Tap Tap `json:"tap,omitzero"`
 	// QoSControls limit it further, as those of its profiles do; what is least applies.
 	QoSControls QoSControls `json:"qosControls,omitzero"`
+	// AllowEncapsulation ends the guard that drops VXLAN and IPIP of the workload, for overlays
+	// among endpoints; to nodes they are dropped all the same.
+	AllowEncapsulation bool `json:"allowEncapsulation,omitempty"`
 }
 
 // HostPort is a port of a node that leads to one of an endpoint there.

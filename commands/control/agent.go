@@ -71,6 +71,8 @@ type AttachRequest struct {
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// AllowedPrefixes are networks behind it, which the caller has looked at.
 	AllowedPrefixes []netip.Prefix `json:"allowedPrefixes,omitempty"`
+	// AllowEncapsulation is that of the endpoint.
+	AllowEncapsulation bool `json:"allowEncapsulation,omitempty"`
 	// Pools restricts the pools to draw from; empty: the network's.
 	Pools []netip.Prefix `json:"pools,omitempty"`
 	// Within restricts the addresses to these prefixes, which lie in pools; empty: any.
