@@ -48,7 +48,7 @@ func TestReversePath(t *testing.T) {
 			t.Errorf("explain %v: exit %d\n%s", words, got, out)
 		}
 	}
-	explain(3, "inbound of node1/cni/" + a.ID + "/eth0 (as its agent has it): "+says, member.String(), a.ID, "udp", "7", "--live", "--in", "eth1")
+	explain(3, "inbound of node1/cni/"+a.ID+"/eth0 (as its agent has it): "+says, member.String(), a.ID, "udp", "7", "--live", "--in", "eth1")
 	explain(0, "Allowed", member.String(), a.ID, "udp", "7", "--live")
 	explain(0, "Allowed", b.ID, a.ID, "udp", "7", "--live", "--in", "eth1")
 	for free := a4; ; free = free.Next() { // the block's next that nobody has
