@@ -190,21 +190,6 @@ func (x *explainer) answer(ctx context.Context, args []string) (explained, error
 	return out, nil
 }
 
-// comesIn takes the source for a stranger that only has its address, if somebody says by which
-// interface the packet comes.
-func (x *explainer) comesIn(dst string) error {
-	switch {
-	case x.in == "":
-		return nil
-	case !x.live:
-		return usage("--in takes --live: only the agent knows which interface leads to whom")
-	case x.dst.Node != x.settings.Node:
-		return usage("--in: %s is not of this node (%s)", dst, x.settings.Node)
-	}
-	x.src = party{Said: x.src.Said, Address: x.src.Address, addresses: x.src.addresses}
-	return nil
-}
-
 // judge sums the flows up.
 func (e *explained) judge() {
 	allowed := func(f explainedFlow) bool { return f.Allowed }
