@@ -35,6 +35,7 @@ const (
 	ChainARP      = "arp_in"       // input of family arp: what workloads make the host learn
 	chainRawOther = "raw_other"    // prerouting: what does not come from workloads
 	chainFromWL   = "from_wl"      // egress of workloads
+	chainEncap    = "encap_wl"     // encapsulated packets of workloads
 	chainToWL     = "to_wl"        // ingress of workloads
 	chainWLHost   = "wl_host"      // workload to host
 	ChainReverse  = "reverse_path" // log and drop: a pool's source that comes from elsewhere
@@ -48,6 +49,11 @@ const (
 	setSrc4       = "src4"         // link and IPv4 address
 	setSrc6       = "src6"         // link and IPv6 address
 	setARP4       = "arp_src4"     // as setSrc4, for the table of family arp
+	setNets4      = "srcnet4"      // link and IPv4 network behind it
+	setNets6      = "srcnet6"      //
+	setEncap4     = "encap4"       // link and source that may send encapsulated packets
+	setEncap6     = "encap6"       //
+	setARPNets4   = "arp_srcnet4"  // as setNets4, for the table of family arp
 	setLL6        = "ll6"          // link and the link-local address made of its workload's MAC
 	chainSpoof    = "spoof"        // sources of what comes by adopted links
 	setAdopted    = "adopted"      // links of endpoints that are not in our group

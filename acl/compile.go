@@ -55,7 +55,8 @@ const (
 	fromSelector                   // endpoints that the selector matches
 	fromPort                       // endpoints that have the named port
 	fromSet                        // a network set
-	fromSelectorNets               // network sets that the selector matches
+	fromSelectorNets               // network sets, and networks behind endpoints, that the selector matches
+	fromTagNets                    // networks behind endpoints that have the tag
 	fromPools                      // every pool
 	fromNAT                        // pools with natOutgoing
 	fromNodes                      // addresses of nodes
@@ -74,10 +75,10 @@ type setRef struct {
 // constant says that the elements are those of the rule; networks, that they are of
 // network sets. All others are those of a population.
 func (r setRef) constant() bool { return r.source == fromRule }
-func (r setRef) networks() bool { return r.source == fromSet || r.source == fromSelectorNets }
+func (r setRef) networks() bool { return r.source >= fromSet && r.source <= fromTagNets }
 
 func (r setRef) comment() string {
-	words := [...]string{fromTag: "tag ", fromSelector: "selector ", fromPort: "port ", fromSet: "set ", fromSelectorNets: "networks of selector ", fromRule: "",
+	words := [...]string{fromTag: "tag ", fromSelector: "selector ", fromPort: "port ", fromSet: "set ", fromSelectorNets: "networks of selector ", fromTagNets: "networks of tag ", fromRule: "",
 		fromPools: "pools", fromNAT: "pools with natOutgoing", fromNodes: "addresses of nodes", fromLimits: "links that have limits "}
 	return clip(words[r.source] + r.arg)
 }
@@ -89,8 +90,9 @@ type program struct {
 	origins  []origin // of each rule
 	ends     []end    // that rules go to
 	staged   bool     // of staged policies
-	// nets says whether labels of a network set meet a selector; nil: none do.
-	nets func(selector string) bool
+	// nets says whether labels of a network set, or an endpoint with networks behind it, meet
+	// a selector or tag; nil: none do.
+	nets func(s source, arg string) bool
 	refs []setRef
 	used map[string]bool // by the name of a set or of an end
 }
@@ -352,11 +354,11 @@ func (p *program) addressTerms(r datastore.Rule, fam uint32) (out [][]Term) {
 }
 
 // sideTerms are the alternatives of one: a selector is met by an endpoint, or by the
-// networks of a set.
+// networks of a set or behind an endpoint, as a tag is by these.
 func (p *program) sideTerms(s datastore.Side, f Field, fam uint32) [][]Term {
 	term := func(kind string, t datastore.Term, src source) Term {
 		types := [2]SetType{Addr4, Addr6}
-		if src == fromSet || src == fromSelectorNets {
+		if (setRef{source: src}).networks() {
 			types = [2]SetType{Net4, Net6}
 		}
 		ref := setRef{name: hashName(kind+"4", t.Value), typ: types[0], source: src, arg: t.Value}
@@ -365,34 +367,40 @@ func (p *program) sideTerms(s datastore.Side, f Field, fam uint32) [][]Term {
 		}
 		return Term{Field: f, Not: t.Not, Set: p.use(ref)}
 	}
-	var out []Term
-	if s.Tag.Value != "" {
-		out = append(out, term("tag", s.Tag, fromTag))
+	out := [][]Term{nil}
+	and := func(either ...Term) {
+		var all [][]Term
+		for _, t := range either {
+			for _, terms := range out {
+				all = append(all, append(slices.Clone(terms), t))
+			}
+		}
+		out = all
 	}
-	if s.CIDR.IsValid() && family(s.CIDR.Addr()) == fam {
-		out = append(out, Term{Field: f, Not: s.NotCIDR, Prefix: cidrOf(s.CIDR)})
-	}
-	var nets *Term
-	if s.Selector.Value != "" {
-		out = append(out, term("sel", s.Selector, fromSelector))
-		if p.nets != nil && p.nets(s.Selector.Value) {
-			t := term("selnet", s.Selector, fromSelectorNets)
-			nets = &t
+	members := func(kind string, t datastore.Term, src, nets source) {
+		if t.Value == "" {
+			return
+		}
+		own := term(kind, t, src)
+		switch {
+		case p.nets == nil || !p.nets(src, t.Value):
+			and(own)
+		case t.Not: // neither may be
+			and(own)
+			and(term(kind+"net", t, nets))
+		default:
+			and(own, term(kind+"net", t, nets))
 		}
 	}
-	at := len(out) - 1 // of the selector
+	members("tag", s.Tag, fromTag, fromTagNets)
+	if s.CIDR.IsValid() && family(s.CIDR.Addr()) == fam {
+		and(Term{Field: f, Not: s.NotCIDR, Prefix: cidrOf(s.CIDR)})
+	}
+	members("sel", s.Selector, fromSelector, fromSelectorNets)
 	if s.Set.Value != "" {
-		out = append(out, term("set", s.Set, fromSet))
+		and(term("set", s.Set, fromSet))
 	}
-	switch {
-	case nets == nil:
-		return [][]Term{out}
-	case nets.Not: // neither may be
-		return [][]Term{append(out, *nets)}
-	}
-	other := slices.Clone(out)
-	other[at] = *nets
-	return [][]Term{out, other}
+	return out
 }
 
 // cidrOf is a rule's prefix as the kernel compares it. One needs no set: of those the

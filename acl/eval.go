@@ -334,6 +334,9 @@ func (w *walk) member(s *Set, f Field) bool {
 	if s.Type == Net4 || s.Type == Net6 {
 		return s.contains(key.Prefix.Addr())
 	}
+	if s.Type.Ranges() {
+		return s.containsBehind(key)
+	}
 	if !s.Type.Interval() {
 		_, ok := s.Elements[key]
 		return ok

@@ -3,6 +3,7 @@ package acl
 import (
 	"net"
 	"net/netip"
+	"slices"
 
 	"netctl/datastore"
 )
@@ -172,9 +173,11 @@ func (x *Index) setEndpoint(name string, e *datastore.Endpoint) {
 			x.byProfile[p][name] = struct{}{}
 		}
 		x.setFacts(m, x.gather(e))
+		x.setPrefixes(name, m)
 	case m != nil:
 		x.setFacts(m, x.absent)
 		x.leave(name, m)
+		x.setPrefixes(name, m)
 	}
 	if old != nil {
 		x.unlink(name, old)
@@ -265,8 +268,10 @@ type wiring struct {
 	in, out   string // class chains
 	decides   string // the classes without their staged policies
 	sources   []Element
-	linkLocal Element // without a prefix: none is known
-	adopted   string  // the link, if others made it
+	nets      []Element // behind it
+	encap     bool      // they may send encapsulated packets
+	linkLocal Element   // without a prefix: none is known
+	adopted   string    // the link, if others made it
 }
 
 func (x *Index) local(e *datastore.Endpoint) bool {
@@ -308,7 +313,7 @@ func (x *Index) rewire(link string) {
 		w := wiring{
 			in: x.acquireClass(tracked, inbound, in), out: x.acquireClass(tracked, outbound, out),
 			decides: className(tracked, inbound, deciding(in)) + className(tracked, outbound, deciding(out)),
-			sources: linkSources(e), linkLocal: linkLocal(e),
+			sources: linkSources(e), nets: linkNets(e), encap: e.Spec.AllowEncapsulation, linkLocal: linkLocal(e),
 		}
 		w.adopted = x.adoptedLink(e)
 		x.wired[link] = w
@@ -384,6 +389,19 @@ func (w wiring) guards(fn func(set string, e Element)) {
 			fn(setARP4, e)
 		} else {
 			fn(setSrc6, e)
+		}
+	}
+	if w.encap {
+		for _, e := range slices.Concat(w.sources, w.nets) {
+			fn([...]string{setEncap4, setEncap6}[index4or6(e)], e)
+		}
+	}
+	for _, e := range w.nets {
+		if e.Prefix.Addr().Is4() {
+			fn(setNets4, e)
+			fn(setARPNets4, e)
+		} else {
+			fn(setNets6, e)
 		}
 	}
 	if w.linkLocal.Prefix.IsValid() {

@@ -102,6 +102,15 @@ func (w *world) addresses() []netip.Addr {
 	return out
 }
 
+// behind are the networks behind an endpoint; those of several overlap, as they should not.
+func (w *world) behind(addrs []netip.Addr) []netip.Prefix {
+	list := []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(w.rng.IntN(3)), 0}), 24-w.rng.IntN(2)).Masked()}
+	if slices.ContainsFunc(addrs, netip.Addr.Is6) {
+		list = append(list, netip.MustParsePrefix("fd01::/64"))
+	}
+	return list
+}
+
 // step makes a random change and returns it.
 func (w *world) step() datastore.Change {
 	switch w.rng.IntN(8) {
@@ -134,6 +143,10 @@ func (w *world) step() datastore.Change {
 			Node: c.Name[:5], Link: fmt.Sprintf("nc%s%d", c.Name[10:12], w.rng.IntN(2)), Addresses: w.addresses(),
 			Profiles: w.some(3, func() string { return fmt.Sprintf("p%d", w.rng.IntN(w.profiles)) }),
 		}
+		if w.rng.IntN(4) == 0 {
+			e.Spec.AllowedPrefixes = w.behind(e.Spec.Addresses)
+		}
+		e.Spec.AllowEncapsulation = w.rng.IntN(6) == 0
 		if w.rng.IntN(10) == 0 {
 			e.Spec.Link = []string{"ncshared", "too long for a link", ""}[w.rng.IntN(3)]
 		}
@@ -188,7 +201,7 @@ func full(node string, o Options, objects map[string]datastore.Object) *Ruleset 
 			continue
 		}
 		taken[e.Spec.Link] = true
-		wiring{sources: linkSources(e), linkLocal: linkLocal(e)}.guards(func(set string, s Element) { r.Sets[set].add(s) })
+		wiring{sources: linkSources(e), nets: linkNets(e), encap: e.Spec.AllowEncapsulation, linkLocal: linkLocal(e)}.guards(func(set string, s Element) { r.Sets[set].add(s) })
 		for _, d := range []direction{inbound, outbound} {
 			class := className(tracked, d, lists[name][d])
 			prog, _ := classProgram(d, lists[name][d])
@@ -217,6 +230,13 @@ func fullSet(ref setRef, m model, endpoints map[string]*datastore.Endpoint, prof
 			sel, err := datastore.ParseSelector(ref.arg)
 			if ref.source == fromSet && name == ref.arg || ref.source == fromSelectorNets && err == nil && sel.Matches(n.Metadata.Labels) {
 				all = append(all, n.Spec.CIDRs...)
+			}
+		}
+		for _, e := range endpoints {
+			f := gather(e, profiles)
+			sel, err := datastore.ParseSelector(ref.arg)
+			if ref.source == fromTagNets && slices.Contains(f.tags, ref.arg) || ref.source == fromSelectorNets && err == nil && sel.Matches(f.labels) {
+				all = append(all, e.Spec.AllowedPrefixes...)
 			}
 		}
 		for _, p := range all { // but what another one holds

@@ -82,6 +82,7 @@ func (x *Index) gatherAgain(m *member) {
 	x.left--
 	was := m.facts.labels
 	x.setFacts(m, x.gather(m.endpoint))
+	x.setPrefixes(m.endpoint.Metadata.Name, m)
 	if !maps.Equal(was, m.facts.labels) {
 		x.hosts.doubt()
 	}

@@ -52,7 +52,7 @@ func (x *Index) missingOf(s datastore.Side, tags map[string]bool) (list []string
 		list = append(list, "network set "+n+", which does not exist")
 	}
 	if text := s.Selector.Value; text != "" {
-		if p := x.selectors[text]; p != nil && p.upto == whole && len(p.count) == 0 && !x.selectsNets(text) {
+		if p := x.selectors[text]; p != nil && p.upto == whole && len(p.count) == 0 && !x.selectsNets(fromSelector, text) {
 			list = append(list, fmt.Sprintf("selector %q, which picks nobody", text))
 		}
 	}

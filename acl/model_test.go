@@ -18,10 +18,11 @@ type model struct {
 	policies  map[string]*datastore.Policy
 	tiers     map[string]*datastore.Tier
 	networks  map[string]*datastore.NetworkSet
+	nodes     map[netip.Addr]bool // their addresses
 }
 
 func newModel(objects map[string]datastore.Object) model {
-	m := model{map[string]*datastore.Endpoint{}, map[string]*datastore.Profile{}, map[string]*datastore.Policy{}, map[string]*datastore.Tier{}, map[string]*datastore.NetworkSet{}}
+	m := model{map[string]*datastore.Endpoint{}, map[string]*datastore.Profile{}, map[string]*datastore.Policy{}, map[string]*datastore.Tier{}, map[string]*datastore.NetworkSet{}, map[netip.Addr]bool{}}
 	for _, v := range objects {
 		switch v := v.(type) {
 		case *datastore.Endpoint:
@@ -32,6 +33,10 @@ func newModel(objects map[string]datastore.Object) model {
 			m.policies[v.Metadata.Name] = v
 		case *datastore.Tier:
 			m.tiers[v.Metadata.Name] = v
+		case *datastore.Node:
+			for _, p := range v.Spec.Addresses {
+				m.nodes[p.Addr()] = true
+			}
 		case *datastore.NetworkSet:
 			m.networks[v.Metadata.Name] = v
 		}
@@ -49,13 +54,18 @@ func (m model) owner(link string) *datastore.Endpoint {
 	return nil
 }
 
+// sends says whether an endpoint may send from an address.
+func sends(from *datastore.Endpoint, a netip.Addr) bool {
+	return slices.Contains(addresses(from), a) || slices.ContainsFunc(allowedPrefixes(from), func(n netip.Prefix) bool { return n.Contains(a) })
+}
+
 func (m model) allows(p Packet) bool {
 	if p.InGroup == 77 {
 		from := m.owner(p.InLink)
-		if from == nil || !slices.Contains(addresses(from), p.Src) {
+		if from == nil || !sends(from, p.Src) {
 			return false
 		}
-		if guarded(p) || !m.decides(from, p, outbound) {
+		if m.guarded(from, p) || !m.decides(from, p, outbound) {
 			return false
 		}
 	}
@@ -151,7 +161,11 @@ func (m model) side(s datastore.Side, a netip.Addr, port uint16, proto uint8) bo
 func (m model) facts(a netip.Addr) []*facts {
 	var out []*facts
 	for _, e := range m.endpoints {
-		if f := gather(e, m.profiles); slices.Contains(f.addrs, a) {
+		f := gather(e, m.profiles)
+		if slices.ContainsFunc(allowedPrefixes(e), func(p netip.Prefix) bool { return p.Contains(a) }) {
+			f.ports = nil // those are of its addresses
+			out = append(out, f)
+		} else if slices.Contains(f.addrs, a) {
 			out = append(out, f)
 		}
 	}
@@ -194,7 +208,11 @@ func (w *world) packet(m model, links []string) Packet {
 		if link == "up0" {
 			return 0, append(w.addresses(), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1"))
 		}
-		return 77, append(addresses(m.owner(link)), w.addresses()[0])
+		list := append(slices.Clone(addresses(m.owner(link))), w.addresses()[0])
+		for _, p := range m.owner(link).Spec.AllowedPrefixes {
+			list = append(list, p.Addr().Next())
+		}
+		return 77, list
 	}
 	var src, dst []netip.Addr
 	p.InGroup, src = of(p.InLink)
@@ -252,7 +270,7 @@ func TestEvalNames(t *testing.T) {
 		{func(p *Packet) { p.DstPort = 22 }, "denied by drop_in rule 0 (profile web inbound: deny tcp to ports 22)", logTCP + " " + deny22},
 		{func(p *Packet) { p.DstPort, p.State = 22, Established }, "allowed by fwd_to rule 0 ()", ""},
 		{func(p *Packet) { p.State = Invalid }, "denied by from_wl rule 0 ()", ""},
-		{func(p *Packet) { p.Src = netip.MustParseAddr("10.0.0.9") }, "denied by raw_pre rule 7 (spoofed source)", ""},
+		{func(p *Packet) { p.Src = netip.MustParseAddr("10.0.0.9") }, "denied by raw_pre rule 9 (spoofed source)", ""},
 		{func(p *Packet) {
 			p.InLink, p.InGroup = "up0", 0
 			p.Src = netip.MustParseAddr("192.0.2.1")

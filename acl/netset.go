@@ -8,10 +8,11 @@ import (
 	"netctl/datastore"
 )
 
-// networks is a NetworkSet of the store.
+// networks is a NetworkSet of the store, or what is behind an endpoint.
 type networks struct {
 	nets   [2][]netip.Prefix // IPv4, IPv6
 	labels map[string]string
+	tags   []string // of the endpoint
 }
 
 func newNetworks(n *datastore.NetworkSet) *networks {
@@ -36,6 +37,22 @@ func (n *networks) matches(selector string) bool {
 	return err == nil && sel.Matches(n.labels)
 }
 
+// tagged says whether it is behind an endpoint with the tag.
+func (n *networks) tagged(tag string) bool { return n != nil && slices.Contains(n.tags, tag) }
+
+// in says whether the networks called name are in a set.
+func (n *networks) in(r setRef, name string) bool {
+	switch r.source {
+	case fromSet:
+		return r.arg == name
+	case fromSelectorNets:
+		return n.matches(r.arg)
+	case fromTagNets:
+		return n.tagged(r.arg)
+	}
+	return false
+}
+
 // cover is the fewest of the networks that hold them all: the kernel's sets take none that
 // overlap. It orders them.
 func cover(list []netip.Prefix) (out []Element) {
@@ -53,38 +70,51 @@ func cover(list []netip.Prefix) (out []Element) {
 func (x *Index) netElements(r setRef) []Element {
 	var all []netip.Prefix
 	for name, n := range x.networks {
-		if r.source == fromSet && name == r.arg || r.source == fromSelectorNets && n.matches(r.arg) {
+		if n.in(r, name) {
 			all = append(all, n.nets[r.typ.index()]...)
 		}
 	}
 	return cover(all)
 }
 
-// selectsNets says whether a selector picks a network set.
-func (x *Index) selectsNets(selector string) bool {
+// selectsNets says whether a selector picks a network set, or either picks an endpoint with
+// networks behind it.
+func (x *Index) selectsNets(s source, arg string) bool {
 	for _, n := range x.networks {
-		if n.matches(selector) {
+		if s == fromSelector && n.matches(arg) || s == fromTag && n.tagged(arg) {
 			return true
 		}
 	}
 	return false
 }
 
-// setNetworks takes a network set. What changes is worked out from the whole of the sets
-// that it is in, as one network may come to cover others.
+// setNetworks takes a network set.
 func (x *Index) setNetworks(name string, object *datastore.NetworkSet) {
-	was, is := x.networks[name], newNetworks(object)
+	x.replaceNetworks(name, newNetworks(object))
+}
+
+// replaceNetworks takes networks (nil: there are none any more). What changes is worked out from the whole of the sets
+// that it is in, as one network may come to cover others.
+func (x *Index) replaceNetworks(name string, is *networks) {
+	was := x.networks[name]
 	var touched []setRef
-	before, selected := map[string][]Element{}, map[string]bool{}
+	before, selected := map[string][]Element{}, map[populationKey]bool{}
 	for n, s := range x.sets {
-		if r := s.ref; r.source == fromSet && r.arg == name || r.source == fromSelectorNets && (was.matches(r.arg) || is.matches(r.arg)) {
+		if r := s.ref; was.in(r, name) || is.in(r, name) {
 			touched = append(touched, r)
 			before[n] = x.netElements(r)
 		}
 	}
 	for text := range x.selectors {
 		if was.matches(text) || is.matches(text) {
-			selected[text] = x.selectsNets(text)
+			selected[populationKey{fromSelector, text}] = x.selectsNets(fromSelector, text)
+		}
+	}
+	for _, n := range []*networks{was, is} {
+		if n != nil {
+			for _, tag := range n.tags {
+				selected[populationKey{fromTag, tag}] = x.selectsNets(fromTag, tag)
+			}
 		}
 	}
 	if is != nil {
@@ -95,7 +125,7 @@ func (x *Index) setNetworks(name string, object *datastore.NetworkSet) {
 	for _, r := range touched {
 		x.replaceElements(r.name, before[r.name], x.netElements(r))
 	}
-	maps.DeleteFunc(selected, func(text string, did bool) bool { return x.selectsNets(text) == did })
+	maps.DeleteFunc(selected, func(k populationKey, did bool) bool { return x.selectsNets(k.source, k.arg) == did })
 	if len(selected) == 0 {
 		return
 	}
@@ -107,12 +137,12 @@ func (x *Index) setNetworks(name string, object *datastore.NetworkSet) {
 }
 
 // selects says whether the chain's rules, or those that it is to have, have one of the
-// selectors.
-func (c *liveChain) selects(texts map[string]bool) bool {
+// selectors or tags.
+func (c *liveChain) selects(those map[populationKey]bool) bool {
 	has := func(p *program) bool {
 		return p != nil && slices.ContainsFunc(p.refs, func(r setRef) bool {
-			_, is := texts[r.arg]
-			return is && r.source == fromSelector
+			_, is := those[populationKey{r.source, r.arg}]
+			return is
 		})
 	}
 	return has(&c.program) || has(c.next)

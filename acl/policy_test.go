@@ -197,11 +197,18 @@ func addEnds(r *Ruleset, p program) {
 	}
 }
 
-// selectsNets says whether a network set's labels meet a selector.
-func (m model) selectsNets(selector string) bool {
-	sel, err := datastore.ParseSelector(selector)
+// selectsNets says whether a network set's labels, or an endpoint with networks behind it, meet
+// a selector or tag.
+func (m model) selectsNets(s source, arg string) bool {
+	sel, err := datastore.ParseSelector(arg)
 	for _, n := range m.networks {
-		if err == nil && sel.Matches(n.Metadata.Labels) {
+		if s == fromSelector && err == nil && sel.Matches(n.Metadata.Labels) {
+			return true
+		}
+	}
+	for _, e := range m.endpoints {
+		f := gather(e, m.profiles)
+		if len(e.Spec.AllowedPrefixes) > 0 && (s == fromSelector && err == nil && sel.Matches(f.labels) || s == fromTag && slices.Contains(f.tags, arg)) {
 			return true
 		}
 	}

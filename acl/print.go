@@ -72,7 +72,7 @@ func (s *Set) print(b *strings.Builder) {
 		word = "map"
 	}
 	fmt.Fprintf(b, " %s %s { type %s;", word, s.Name, s.Type)
-	if s.Type.Interval() {
+	if s.Type.Interval() || s.Type.Ranges() {
 		b.WriteString(" flags interval;")
 	}
 	if s.Type.Meter() {
@@ -118,9 +118,9 @@ func (t SetType) String() string {
 		return "ifname"
 	case PairMeter:
 		return "ifname . ifname"
-	case LinkAddr4, LinkAddrMeter4:
+	case LinkAddr4, LinkNet4, LinkAddrMeter4:
 		return "ifname . ipv4_addr"
-	case LinkAddr6, LinkAddrMeter6:
+	case LinkAddr6, LinkNet6, LinkAddrMeter6:
 		return "ifname . ipv6_addr"
 	case NamedPort4:
 		return "ipv4_addr . inet_proto . inet_service"
@@ -159,6 +159,8 @@ func (e Element) Text(t SetType) string {
 		return e.Prefix.String()
 	case LinkAddr4, LinkAddr6:
 		return fmt.Sprintf("%q . %s", e.Link, e.Prefix.Addr())
+	case LinkNet4, LinkNet6:
+		return fmt.Sprintf("%q . %s", e.Link, e.Prefix)
 	case NamedPort4, NamedPort6:
 		return fmt.Sprintf("%s . %d . %d", e.Prefix.Addr(), e.Proto, e.First)
 	case Links:

@@ -125,6 +125,7 @@ func (x *Index) turned() (out Scope) {
 			for _, s := range now.sources {
 				x.held(out, s.Prefix.Addr())
 			}
+			out.All = out.All || len(now.nets) > 0
 		}
 	}
 	return out

@@ -99,7 +99,7 @@ func (r *Ruleset) owns(link string, a netip.Addr) bool {
 	e.Link = link
 	_, four := r.Sets[setSrc4].Elements[e]
 	_, six := r.Sets[setSrc6].Elements[e]
-	return four || six || link == "up0"
+	return four || six || link == "up0" || r.Sets[setNets4].containsBehind(e) || r.Sets[setNets6].containsBehind(e)
 }
 
 // TestTightenedBy: what may deny, whom, and what may not.

@@ -21,6 +21,8 @@ const (
 	PortRanges                         // ranges that do not overlap or touch
 	LinkAddr4                          // link name and address
 	LinkAddr6                          //
+	LinkNet4                           // link name and prefix; those of one link do not overlap
+	LinkNet6                           //
 	NamedPort4                         // address, protocol and port
 	NamedPort6                         //
 	ICMP6Types                         // ICMPv6 types
@@ -43,6 +45,10 @@ const (
 // Interval tells whether elements are ranges, kept in a tree in the kernel
 // instead of a hash table.
 func (t SetType) Interval() bool { return t == Net4 || t == Net6 || t == PortRanges || t.Run() }
+
+// Ranges tells whether elements are of several values, of which an element of Interval has
+// one key and those of other types two: the first and the last.
+func (t SetType) Ranges() bool { return t == LinkNet4 || t == LinkNet6 }
 
 // Map tells whether elements carry a verdict.
 func (t SetType) Map() bool { return t == LinkVerdict || t.Run() }
@@ -81,7 +87,7 @@ func (t SetType) MeterSize() uint32 {
 // OfEndpoints tells whether elements name links or subnets of this host; without
 // them fewer packets pass.
 func (t SetType) OfEndpoints() bool {
-	return t == Links || t == LinkVerdict || t == LinkAddr4 || t == LinkAddr6 || t == Net4 || t == Net6
+	return t == Links || t == LinkVerdict || t == LinkAddr4 || t == LinkAddr6 || t == LinkNet4 || t == LinkNet6 || t == Net4 || t == Net6
 }
 
 // Element is a member of a set. Which fields are used depends on the SetType.
@@ -158,6 +164,10 @@ func staticType(name string) (SetType, bool) {
 		return LinkAddr4, true
 	case setSrc6, setLL6:
 		return LinkAddr6, true
+	case setNets4, setARPNets4, setEncap4:
+		return LinkNet4, true
+	case setNets6, setEncap6:
+		return LinkNet6, true
 	case setOnLink4, setPool4, setNode4:
 		return Net4, true
 	case setOnLink6, setPool6, setNode6:

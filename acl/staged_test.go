@@ -95,7 +95,7 @@ func TestStagedPoliciesTell(t *testing.T) {
 			var want []string
 			only := p
 			only.OutGroup, only.OutLink = 0, "up0" // whether it gets out
-			if from := m.owner(p.InLink); p.InGroup == 77 && slices.Contains(addresses(from), p.Src) && !guarded(p) {
+			if from := m.owner(p.InLink); p.InGroup == 77 && sends(from, p.Src) && !m.guarded(from, p) {
 				want = append(want, m.wouldLog(from, p, outbound)...)
 			}
 			if to := m.owner(p.OutLink); p.OutGroup == 77 && m.allows(only) {
@@ -122,6 +122,7 @@ func TestStagedPoliciesTell(t *testing.T) {
 	}
 }
 
-func guarded(p Packet) bool {
-	return p.Protocol == 4 || p.Protocol == 17 && (p.DstPort == 4789 || p.SrcPort == 67 || p.SrcPort == 547)
+func (m model) guarded(from *datastore.Endpoint, p Packet) bool {
+	encap := p.Protocol == 4 || p.Protocol == 17 && p.DstPort == 4789
+	return encap && (!from.Spec.AllowEncapsulation || m.nodes[p.Dst]) || p.Protocol == 17 && (p.SrcPort == 67 || p.SrcPort == 547)
 }

@@ -55,6 +55,11 @@ func staticSets(o Options) []*Set {
 		newSet(setSrc4, LinkAddr4, "sources a link may use"),
 		newSet(setSrc6, LinkAddr6, "sources a link may use"),
 		newSet(setARP4, LinkAddr4, "senders a link may show"),
+		newSet(setNets4, LinkNet4, "networks behind a link"),
+		newSet(setNets6, LinkNet6, "networks behind a link"),
+		newSet(setARPNets4, LinkNet4, "networks behind a link"),
+		newSet(setEncap4, LinkNet4, "who may encapsulate"),
+		newSet(setEncap6, LinkNet6, "who may encapsulate"),
 		newSet(setLL6, LinkAddr6, "link-local addresses made of the MACs"),
 		newSet(setOnLink4, Net4, "subnets of the host"),
 		newSet(setOnLink6, Net6, "subnets of the host"),
@@ -186,8 +191,8 @@ func staticChains(o Options) []*Chain {
 	toHost = append(toHost, Rule{Limit: few(meterHost, InLink), Log: "DPH|host"}, Rule{Counter: true, Verdict: drop()})
 	chains := []*Chain{
 		{Name: chainFromWL, Rules: slices.Concat([]Rule{invalid()}, gatewayGuards(o), []Rule{
-			refuse("encapsulation guard", num(L4Proto, protoUDP), num(DstPort, vxlanPort)),
-			refuse("encapsulation guard", num(L4Proto, protoIPIP)),
+			match(Verdict{Kind: Jump, Chain: chainEncap}, num(L4Proto, protoUDP), num(DstPort, vxlanPort)),
+			match(Verdict{Kind: Jump, Chain: chainEncap}, num(L4Proto, protoIPIP)),
 			refuse("DHCP server guard", num(L4Proto, protoUDP), inSet(SrcPort, setDHCP)),
 			unseen(chainUnseen),
 		}, flowGuards(o), []Rule{
@@ -201,6 +206,7 @@ func staticChains(o Options) []*Chain {
 			vmap(OutLink, NextMap(mapToEP)),
 			refuse("unknown endpoint"),
 		})},
+		{Name: chainEncap, Rules: encapRules()},
 		{Name: ChainReverse, Rules: []Rule{{Limit: few(meterReverse, InLink), Log: reverseLog}, refuse(reverseReason)}},
 		{Name: chainWLHost, Rules: toHost},
 		{Name: chainUnseen, Rules: unseenRules()},
@@ -216,6 +222,18 @@ func staticChains(o Options) []*Chain {
 		chains = append(chains, &Chain{Name: chainSpoof, Rules: spoofRules()})
 	}
 	return chains
+}
+
+// encapRules let encapsulated packets on of who may send them, but to nodes, whose tunnels would
+// take them for those of other nodes.
+func encapRules() []Rule {
+	ip4, ip6 := num(NFProto, nfIPv4), num(NFProto, nfIPv6)
+	const toNode = "encapsulation guard, to a node"
+	return []Rule{
+		refuse("encapsulation guard", ip4, Term{Field: LinkSrcIP4, Set: setEncap4, Not: true}),
+		refuse("encapsulation guard", ip6, Term{Field: LinkSrcIP6, Set: setEncap6, Not: true}),
+		refuse(toNode, ip4, inSet(DstIP4, setNode4)), refuse(toNode, ip6, inSet(DstIP6, setNode6)),
+	}
 }
 
 // adoptedLink is an endpoint's link, if others made it; "": we did.
@@ -316,6 +334,8 @@ func spoofRules() []Rule {
 			Limit: Limit{Set: meterND, Key: InLink, Rate: 1, Burst: 16}, Verdict: accept()},
 		match(accept(), ip6, unspecified6, num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)),
 		match(accept(), num(NFProto, nfIPv4), unspecified4, num(L4Proto, protoUDP), num(SrcPort, 68), num(DstPort, 67)),
+		match(accept(), num(NFProto, nfIPv4), inSet(LinkSrcIP4, setNets4)),
+		match(accept(), ip6, inSet(LinkSrcIP6, setNets6)),
 		refuse("spoofed source"),
 	}
 }
@@ -343,9 +363,9 @@ func baseChains(o Options) []*Chain {
 		{Name: ChainFwdTo, Hook: &Hook{"forward", -9}, Rules: slices.Concat(known(o), []Rule{jump(chainToWL, out), refuse(noVerdict, out),
 			refuse(noGroup, Term{Field: OutLink, Text: ours})}, also(chainToWL, adoptedOut))},
 		{Name: ChainARP, Hook: &Hook{"input", 0}, Rules: append([]Rule{
-			match(accept(), in, inSet(LinkARPIP4, setARP4)), refuse("spoofed sender", in),
+			match(accept(), in, inSet(LinkARPIP4, setARP4)), match(accept(), in, inSet(LinkARPIP4, setARPNets4)), refuse("spoofed sender", in),
 			refuse(noGroup, Term{Field: InLink, Text: ours}),
-		}, adopted(o, match(accept(), adoptedARP, inSet(LinkARPIP4, setARP4)), refuse("spoofed sender", adoptedARP))...)},
+		}, adopted(o, match(accept(), adoptedARP, inSet(LinkARPIP4, setARP4)), match(accept(), adoptedARP, inSet(LinkARPIP4, setARPNets4)), refuse("spoofed sender", adoptedARP))...)},
 		{Name: ChainInHost, Hook: &Hook{"input", -10}, Rules: append([]Rule{jump(chainWLHost, in), refuse(noVerdict, in)}, also(chainWLHost, adoptedIn)...)},
 		{Name: ChainOutHost, Hook: &Hook{"output", -10}, Rules: append([]Rule{match(Verdict{Kind: Jump, Chain: chainUnseen},
 			out, unconfirmed)}, adopted(o, match(Verdict{Kind: Jump, Chain: chainUnseen}, adoptedOut, unconfirmed))...)},
@@ -358,6 +378,6 @@ func DenyingChains() map[string]string {
 	return map[string]string{
 		chainDenyIn: "inbound", chainDropIn: "inbound", chainDenyOut: "outbound", chainDropOut: "outbound", chainWLHost: "host",
 		chainFromWL: "guard", chainToWL: "guard", chainRawOther: "guard",
-		ChainReverse: ReversePathDrops,
+		chainEncap: "guard", ChainReverse: ReversePathDrops,
 	}
 }

@@ -63,6 +63,8 @@ func remotes() map[string]remote {
 		"hostendpoint show": look, "hostendpoint create": admin, "hostendpoint remove": admin,
 		"explain": look, "trace": operate,
 		"endpoint show": look, "endpoint add": operate, "endpoint remove": operate,
+		"endpoint prefix show": look, "endpoint prefix add": operate, "endpoint prefix remove": operate,
+		"endpoint guard show": look, "endpoint guard set": admin,
 		"endpoint profile show": look, "endpoint profile append": operate, "endpoint profile remove": operate, "endpoint profile set": operate,
 		"ipam show": look, "ipam info": look, "ipam release": admin, "ipam check": raised(datastore.APIOperate, "repair"),
 		"route show": look, "route trace": look,

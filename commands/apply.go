@@ -88,15 +88,7 @@ func (a *app) writeAndTell(cmd *cobra.Command, list []manifest, mode writeMode, 
 	if err != nil {
 		return err
 	}
-	for _, p := range plans {
-		if err := a.tell(p, " (dry run)"); err != nil {
-			return err
-		}
-	}
-	if judges(plans) {
-		return a.tellEffect(cmd.Context(), s, before, view, plans)
-	}
-	return nil
+	return a.tellPlans(cmd.Context(), s, before, view, plans)
 }
 
 func newApplyCommand(a *app) *cobra.Command {
@@ -116,16 +108,17 @@ func newReplaceCommand(a *app) *cobra.Command {
 
 func newDeleteCommand(a *app) *cobra.Command {
 	var files []string
-	var force bool
+	var force, dryRun bool
 	cmd := &cobra.Command{
 		Use:                   "delete (KIND NAME… | -f FILE)",
 		Short:                 "Delete objects that nothing uses",
-		Example:               "  netctl delete profile web\n  netctl delete -f cluster.yaml",
+		Example:               "  netctl delete profile web\n  netctl delete -f cluster.yaml --dry-run",
 		DisableFlagsInUseLine: true,
 		ValidArgsFunction:     a.completeKindAndName,
 	}
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "manifest `file` that names the objects, - for stdin")
 	cmd.Flags().BoolVar(&force, "force", false, "delete them whatever uses them")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check, and say what would happen")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var list []manifest
 		switch {
@@ -158,16 +151,19 @@ func newDeleteCommand(a *app) *cobra.Command {
 		default:
 			return usage("delete wants either KIND and NAME or -f FILE; usage: %s", cmd.UseLine())
 		}
-		return a.deleteAndTell(cmd, list, force)
+		return a.deleteAndTell(cmd, list, force, dryRun)
 	}
 	return cmd
 }
 
-func (a *app) deleteAndTell(cmd *cobra.Command, list []manifest, force bool) error {
+func (a *app) deleteAndTell(cmd *cobra.Command, list []manifest, force, dryRun bool) error {
 	for _, m := range list {
 		if err := a.may(m.object.Kind()); err != nil {
 			return fmt.Errorf("%s%s: %w", m.where(), label(m.object), err)
 		}
+	}
+	if dryRun {
+		return a.tellDelete(cmd.Context(), list, force)
 	}
 	for i, m := range list {
 		o := m.object

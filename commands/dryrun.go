@@ -37,6 +37,98 @@ func judgedObjects(view *datastore.View) (list []datastore.Object) {
 	return list
 }
 
+// tellPlans says what would become of each object, and what that would change; before is what
+// decided until then.
+func (a *app) tellPlans(ctx context.Context, store datastore.Store, before []datastore.Object, view *datastore.View, plans []planned) error {
+	for _, p := range plans {
+		if err := a.tell(p, " (dry run)"); err != nil {
+			return err
+		}
+	}
+	if judges(plans) {
+		return a.tellEffect(ctx, store, before, view, plans)
+	}
+	return nil
+}
+
+// tellDelete says so of objects that would be deleted.
+func (a *app) tellDelete(ctx context.Context, list []manifest, force bool) error {
+	store, err := a.store(ctx)
+	if err != nil {
+		return err
+	}
+	n := needed{}
+	for _, m := range list {
+		kind, name := m.object.Kind(), m.object.Meta().Name
+		for k, names := range neededToDelete(kind, name) {
+			if names == nil {
+				n.all(k)
+			}
+			for one := range names {
+				n.one(k, one)
+			}
+		}
+		if kind == datastore.KindNode {
+			n.one(datastore.KindReport, datastore.ReportName(name, datastore.ReportAgent))
+		}
+		if slices.Contains(judgedKinds(), kind) || kind == datastore.KindNode {
+			n.all(judgedKinds()...)
+		}
+	}
+	view, err := a.list(ctx, store, n)
+	if err != nil {
+		return err
+	}
+	before := judgedObjects(view)
+	plans, err := a.planDelete(ctx, view, list, force)
+	if err != nil {
+		return err
+	}
+	return a.tellPlans(ctx, store, before, view, plans)
+}
+
+// planDelete refuses what delete would, and takes the objects, and endpoints with their node, out
+// of the view.
+func (a *app) planDelete(ctx context.Context, view *datastore.View, list []manifest, force bool) (plans []planned, err error) {
+	for _, m := range list {
+		kind, name := m.object.Kind(), m.object.Meta().Name
+		o := view.Object(kind, name)
+		if err := view.Unreadable(kind, name); err != nil {
+			return nil, fmt.Errorf("%s%s: %w", m.where(), labelOf(kind, name), err)
+		}
+		if o == nil {
+			return nil, fmt.Errorf("%s%s: %w", m.where(), labelOf(kind, name), datastore.ErrNotFound)
+		}
+		gone := []datastore.Object{o}
+		used := view.CheckDelete(o)
+		switch o := o.(type) {
+		case *datastore.Endpoint:
+			if err := mayTake(o, a.endpointUsed(ctx, o), force); err != nil {
+				return nil, fmt.Errorf("%s%w", m.where(), err)
+			}
+		case *datastore.Node:
+			if err := nodeAlive(view, name); err != nil && !force {
+				return nil, fmt.Errorf("%s%w", m.where(), err)
+			}
+			gone = append(asObjects(view.EndpointsOf(name)), o)
+		}
+		if used != nil && !force {
+			return nil, fmt.Errorf("%s%s: %w", m.where(), label(o), used)
+		}
+		for _, o := range gone {
+			p := planned{manifest: manifest{object: o}, verb: "deleted"}
+			if p.cond, p.op, err = datastore.OpDelete(o); err != nil {
+				return nil, err
+			}
+			if _, err := view.Apply(datastore.Entry{Key: p.op.Key}); err != nil {
+				return nil, err
+			}
+			plans = append(plans, p)
+		}
+	}
+	return plans, nil
+}
+
 // tellEffect says of plans between which endpoints they change what passes, and how many
 // flows they would cut.
 func (a *app) tellEffect(ctx context.Context, store datastore.Store, before []datastore.Object, view *datastore.View, plans []planned) error {

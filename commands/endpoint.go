@@ -23,7 +23,7 @@ func newEndpointCommand(a *app) *cobra.Command {
 		newEndpointShowCommand(a), newEndpointAddCommand(a), newEndpointRemoveCommand(a),
 		named("ID", "Show and change one endpoint; its ID is node/orchestrator/workload/interface",
 			"  netctl endpoint slave/cni/3f2a/eth0 profile show\n  netctl endpoint slave/cni/3f2a/eth0 profile set web db",
-			newEndpointProfileCommand(a), newEndpointRateCommand(a)))
+			newEndpointProfileCommand(a), newEndpointRateCommand(a), newEndpointPrefixCommand(a), newEndpointGuardCommand(a)))
 	cmd.ValidArgsFunction = a.completeFirst(datastore.KindEndpoint, endpointNames)
 	return cmd
 }
@@ -218,14 +218,22 @@ func ofAnotherLink(e *datastore.Endpoint) bool {
 	return !strings.HasSuffix(e.Spec.Link, datastore.LinkName("", e.Metadata.Name))
 }
 
+// mayTake refuses to take an endpoint that is used, but by force.
+func mayTake(e *datastore.Endpoint, used error, force bool) error {
+	switch {
+	case used == nil || force && errors.Is(used, datastore.ErrInUse):
+		return nil
+	case errors.Is(used, datastore.ErrInUse):
+		used = fmt.Errorf("%w: it would lose its interface %s; end it there, or use --force", used, e.Spec.Interface)
+	}
+	return fmt.Errorf("%s: %w", label(e), used)
+}
+
 // takeEndpoint has take remove an endpoint that no workload uses, or any by force.
 func (a *app) takeEndpoint(ctx context.Context, e *datastore.Endpoint, force bool, take func() error) error {
 	used := a.endpointUsed(ctx, e)
-	if used != nil && (!force || !errors.Is(used, datastore.ErrInUse)) {
-		if errors.Is(used, datastore.ErrInUse) {
-			used = fmt.Errorf("%w: it would lose its interface %s; end it there, or use --force", used, e.Spec.Interface)
-		}
-		return fmt.Errorf("%s: %w", label(e), used)
+	if err := mayTake(e, used, force); err != nil {
+		return err
 	}
 	if err := take(); err != nil || used == nil {
 		return err

@@ -34,6 +34,7 @@ type endpointAddOptions struct {
 // attachOptions are what an endpoint is to be, however it comes to be attached.
 type attachOptions struct {
 	addresses []string
+	prefixes  []string
 	labels    []string
 	request   control.AttachRequest
 }
@@ -74,6 +75,8 @@ func (o *attachOptions) flags(a *app, cmd *cobra.Command) {
 	fs.StringVar(&r.Network, "network", "", "`name` of its network; made if there is none")
 	fs.StringSliceVar(&r.Profiles, "profile", nil, "its `profiles` (default: the network's)")
 	fs.StringSliceVar(&o.addresses, "ip", nil, "`address` it is to have, at most one a family")
+	fs.StringSliceVar(&o.prefixes, "allow-prefix", nil, "`CIDR` of a network behind it, of a router or a VPN: routed to it")
+	fs.BoolVar(&r.AllowEncapsulation, "allow-encapsulation", false, "let it send VXLAN and IPIP, but to nodes")
 	fs.BoolVar(&r.IPv6, "ipv6", false, "give it an IPv6 address too")
 	fs.StringVar(&r.MAC, "mac", "", "`address` of its interface")
 	fs.IntVar(&r.MTU, "mtu", 0, "`bytes` of its interface's MTU (default: the agent's)")
@@ -127,6 +130,24 @@ func (a *app) attach(ctx context.Context, o *attachOptions, path string) (at con
 			return at, usage("--ip %q is no IP address", text)
 		}
 		r.Addresses = append(r.Addresses, addr)
+	}
+	if len(o.prefixes) > 0 {
+		if r.AllowedPrefixes, err = parseCIDRs(o.prefixes); err != nil {
+			return at, fmt.Errorf("--allow-prefix: %w", err)
+		}
+		e := &datastore.Endpoint{Metadata: datastore.Metadata{Name: datastore.EndpointName(s.Node, r.Orchestrator, r.Workload, r.Interface)}}
+		e.Spec.AllowedPrefixes = r.AllowedPrefixes
+		store, err := a.store(ctx)
+		if err != nil {
+			return at, err
+		}
+		view, err := a.list(ctx, store, neededToPut(e))
+		if err == nil {
+			err = argument(view.CheckAllowedPrefixes(e))
+		}
+		if err != nil {
+			return at, err
+		}
 	}
 	given, err := parseLabels(o.labels)
 	if err != nil {

@@ -61,6 +61,7 @@ const defaultSourcePort = 40000
 
 func newExplainCommand(a *app) *cobra.Command {
 	var verbose, live bool
+	var in string
 	var sourcePort uint16
 	cmd := &cobra.Command{
 		Use:   "explain SRC DST [PROTO [PORT]]",
@@ -79,6 +80,7 @@ func newExplainCommand(a *app) *cobra.Command {
 	f := addFormat(cmd)
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "show the rules that were passed, too")
 	cmd.Flags().BoolVar(&live, "live", false, "ask this node's agent for the side that is here")
+	cmd.Flags().StringVar(&in, "in", "", "`interface` of this node that a packet for DST comes in by, whoever may send it; with --live")
 	cmd.Flags().Uint16Var(&sourcePort, "source-port", defaultSourcePort, "`port` that the packet is sent from")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		s, err := a.settings()
@@ -89,7 +91,7 @@ func newExplainCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		x := explainer{settings: s, view: view, live: live, sourcePort: sourcePort}
+		x := explainer{settings: s, view: view, live: live, in: in, sourcePort: sourcePort}
 		out, err := x.explain(cmd.Context(), args)
 		if err != nil {
 			return err
@@ -131,6 +133,7 @@ type explainer struct {
 	settings   *settings
 	view       *datastore.View
 	live       bool
+	in         string // interface that it comes in by; "": by the way to its source
 	sourcePort uint16
 
 	src, dst party
@@ -169,6 +172,9 @@ func (x *explainer) answer(ctx context.Context, args []string) (explained, error
 		return (p.endpoint != nil || x.hasHosts(p.Node)) && p.Node == x.settings.Node
 	}) {
 		return explained{}, fmt.Errorf("--live: neither %s nor %s is an endpoint of this node (%s), or the node itself with a host endpoint", args[0], args[1], x.settings.Node)
+	}
+	if err := x.comesIn(args[1]); err != nil {
+		return explained{}, err
 	}
 	if err := wanted.named(x.dst, args); err != nil {
 		return explained{}, err
@@ -229,6 +235,7 @@ func (x *explainer) flow(ctx context.Context, t traffic) (explainedFlow, error) 
 func (x *explainer) side(ctx context.Context, own, other party, inward bool, t traffic) (explainedSide, error) {
 	side := explainedSide{Direction: outbound, Node: own.Node, Endpoint: own.Endpoint, From: fromStore}
 	r := t.request(own.Endpoint, x.src.Address, x.dst.Address, x.sourcePort)
+	r.In = x.in
 	ownHost := own.endpoint != nil && other.endpoint == nil && other.Node == own.Node && own.Node != ""
 	if inward {
 		side.Direction, r.Inbound = inbound, true
@@ -274,6 +281,11 @@ func (x *explainer) judged(own, other party, r control.ExplainRequest, promoted 
 	if !r.ToHost && !(other.endpoint != nil && other.Node == own.Node) {
 		r.Via = x.via(own.Node)
 	}
+	if r.Inbound && other.endpoint == nil && other.Node == "" {
+		t := tracer{view: x.view, addr: other.Address}
+		b := t.block() // what nobody has of a node's own blocks it has no route to
+		r.Unrouted = b != nil && b.Spec.Affinity == own.Node
+	}
 	e := agent.Explain(index, link, r)
 	for i := range e.Passed {
 		x.markStaged(&e.Passed[i].RulePlace)
@@ -312,6 +324,7 @@ func (x *explainer) index(node string, promoted bool) (*acl.Index, error) {
 		return nil, err
 	}
 	index := acl.NewIndex(node, cfg.FilterOptions())
+	index.SetReversePath(cfg.Sources())
 	if x.hasHosts(node) {
 		index.SetHostLinks(x.nodeLinks(node))
 		if node != x.settings.Node {
@@ -329,13 +342,13 @@ func (x *explainer) index(node string, promoted bool) (*acl.Index, error) {
 			put(o)
 		}
 	}
-	for _, kind := range []datastore.Kind{datastore.KindHostEndpoint, datastore.KindNode} {
+	for _, kind := range []datastore.Kind{datastore.KindHostEndpoint, datastore.KindNode, datastore.KindPool} {
 		for _, o := range x.view.Objects(kind) {
 			put(o)
 		}
 	}
 	for _, e := range x.view.Endpoints() {
-		if e == x.src.endpoint || e == x.dst.endpoint || slices.Contains(e.Spec.Addresses, x.src.Address) || slices.Contains(e.Spec.Addresses, x.dst.Address) {
+		if e == x.src.endpoint || e == x.dst.endpoint || e.Owns(x.src.Address) || e.Owns(x.dst.Address) {
 			put(e)
 		}
 	}

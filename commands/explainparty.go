@@ -81,6 +81,21 @@ func (x *explainer) between(src, dst string, t traffic) (err error) {
 	return fmt.Errorf("%s (%s) and %s (%s) do not both have %s", src, joined(x.src.addresses), dst, joined(x.dst.addresses), what)
 }
 
+// comesIn takes the source for a stranger that only has its address, if somebody says by which
+// interface the packet comes.
+func (x *explainer) comesIn(dst string) error {
+	switch {
+	case x.in == "":
+		return nil
+	case !x.live:
+		return usage("--in takes --live: only the agent knows which interface leads to whom")
+	case x.dst.Node != x.settings.Node:
+		return usage("--in: %s is not of this node (%s)", dst, x.settings.Node)
+	}
+	x.src = party{Said: x.src.Said, Address: x.src.Address, addresses: x.src.addresses}
+	return nil
+}
+
 // party is who is called so.
 func (x *explainer) party(said string) (party, error) {
 	if said == worldName {

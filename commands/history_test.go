@@ -90,6 +90,15 @@ func TestHistoryAndUndo(t *testing.T) {
 	}
 	c.has("history profile web -o yaml", "command: netctl profile web rule add", "before:", "after:")
 
+	// A dry run says so, and changes nothing.
+	c.has(fmt.Sprintf("undo %d --dry-run", rule), "profile web updated (dry run)\n")
+	c.has("delete profile web --dry-run", "profile web deleted (dry run)\n")
+	c.refuses("delete profile nope --dry-run", "profile nope: not found")
+	if now := c.revision(); now != rule {
+		t.Errorf("dry runs made revision %d of %d", now, rule)
+	}
+	c.has("get profile web -o yaml", "allow tcp to ports 80")
+
 	// Back, and that back.
 	c.must(fmt.Sprint("undo ", rule))
 	undone := c.revision()
@@ -127,6 +136,8 @@ func TestHistoryAndUndo(t *testing.T) {
 		}
 	}
 	c.refuses(fmt.Sprintf("undo %d --force", created), "in use by network net")
+	c.refuses(fmt.Sprintf("undo %d --force --dry-run", created), "in use by network net")
+	c.refuses("delete profile web --dry-run", "profile web: in use by network net")
 	c.must(fmt.Sprint("undo ", network))
 	c.must(fmt.Sprint("undo ", pool))
 	if out := c.must("get pools") + c.must("get networks"); strings.Contains(out, "10.0") || strings.Contains(out, "net ") {

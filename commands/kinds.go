@@ -196,13 +196,18 @@ func endpointColumns() []column {
 		col("Orchestrator ID", func(e *datastore.Endpoint) string { return e.Spec.Orchestrator }),
 		col("Workload ID", func(e *datastore.Endpoint) string { return e.Spec.Workload }),
 		col("Endpoint ID", func(e *datastore.Endpoint) string { return e.Spec.Interface }),
-		col("Addresses", func(e *datastore.Endpoint) string { return joined(e.Spec.Addresses) }),
+		col("Addresses", func(e *datastore.Endpoint) string {
+			return strings.TrimSuffix(joined(e.Spec.Addresses)+","+joined(e.Spec.AllowedPrefixes), ",")
+		}),
 		col("MAC", func(e *datastore.Endpoint) string { return e.Spec.MAC }),
 		col("Profiles", func(e *datastore.Endpoint) string { return strings.Join(e.Spec.Profiles, ",") }),
 		lookup("State", endpointState, datastore.KindNode, datastore.KindReport),
 	}, wide(
 		col("ID", name[*datastore.Endpoint]),
 		col("Network", func(e *datastore.Endpoint) string { return e.Spec.Network }),
+		col("Guards off", func(e *datastore.Endpoint) string {
+			return map[bool]string{true: guardEncapsulation}[e.Spec.AllowEncapsulation]
+		}),
 		col("Host interface", func(e *datastore.Endpoint) string { return e.Spec.Link }),
 		col("Labels", labels[*datastore.Endpoint]))...)
 }

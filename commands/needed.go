@@ -80,6 +80,9 @@ func neededToPut(list ...datastore.Object) needed {
 			}
 		case *datastore.Pool:
 			n.all(datastore.KindPool, datastore.KindBlock)
+			if !o.Spec.Disabled {
+				n.all(datastore.KindEndpoint)
+			}
 		case *datastore.Network:
 			for _, p := range o.Spec.Pools {
 				n.one(datastore.KindPool, datastore.PoolName(p))
@@ -87,6 +90,9 @@ func neededToPut(list ...datastore.Object) needed {
 		case *datastore.Endpoint:
 			for _, p := range o.Spec.Profiles {
 				n.one(datastore.KindProfile, p)
+			}
+			if len(o.Spec.AllowedPrefixes) > 0 {
+				n.all(datastore.KindPool, datastore.KindBlock, datastore.KindEndpoint, datastore.KindNode)
 			}
 		}
 	}
@@ -101,7 +107,7 @@ func neededToDelete(kind datastore.Kind, names ...string) needed {
 	}
 	switch kind {
 	case datastore.KindPool:
-		n.all(datastore.KindBlock, datastore.KindNetwork)
+		n.all(datastore.KindBlock, datastore.KindNetwork, datastore.KindEndpoint)
 	case datastore.KindBGPFilter:
 		n.all(datastore.KindPeer, datastore.KindBGPConfig)
 	case datastore.KindProfile:

@@ -83,6 +83,16 @@ func newNodeRemoveCommand(a *app) *cobra.Command {
 	return cmd
 }
 
+// nodeAlive refuses to remove a node whose agent runs.
+func nodeAlive(view *datastore.View, name string) error {
+	ago := time.Since(lastSeen(view, name))
+	if view.Node(name) == nil || ago >= control.Silence {
+		return nil
+	}
+	return fmt.Errorf("node %s: %w: its agent reported %s ago and would register again: end netctl there, then remove the node with --force",
+		name, datastore.ErrInUse, ago.Round(time.Second))
+}
+
 func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	s, err := a.store(ctx)
 	if err != nil {
@@ -98,9 +108,8 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	if err != nil {
 		return err
 	}
-	if ago := time.Since(lastSeen(view, name)); view.Node(name) != nil && !force && ago < control.Silence {
-		return fmt.Errorf("node %s: %w: its agent reported %s ago and would register again: end netctl there, then remove the node with --force",
-			name, datastore.ErrInUse, ago.Round(time.Second))
+	if err := nodeAlive(view, name); err != nil && !force {
+		return err
 	}
 	joined := false
 	if force {

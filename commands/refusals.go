@@ -3,7 +3,9 @@ package commands
 import (
 	"context"
 	"slices"
+	"strings"
 
+	"netctl/commands/agent"
 	"netctl/datastore"
 )
 
@@ -21,6 +23,11 @@ func (a *app) refusalsOn(ctx context.Context, nodes ...string) (notes []string) 
 		}
 		for _, text := range r.Status.Refusing {
 			notes = append(notes, n+": "+text)
+		}
+		for _, text := range r.Status.Problems {
+			if strings.Contains(text, agent.ReversePathSetting) {
+				notes = append(notes, n+": "+text)
+			}
 		}
 	}
 	return notes

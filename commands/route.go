@@ -154,6 +154,13 @@ func (a *app) routesOf(ctx context.Context, node string) ([]shownRoute, error) {
 				via(e.Spec.Node, p)
 			}
 		}
+		for _, r := range routing.Behind(e) {
+			if e.Spec.Node == node {
+				out = append(out, shown(r, agent))
+			} else {
+				via(e.Spec.Node, r.Prefix)
+			}
+		}
 	}
 	return out, nil
 }

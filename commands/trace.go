@@ -241,7 +241,7 @@ func (t *tracer) follow(m fib.Match, peers []netip.Addr) traced {
 	switch {
 	case m.Local:
 		out.Arrives, out.Node, out.End = true, host.Host, "an address of "+host.Host+" itself"
-	case direct && m.Protocol == t.settings.Routes.AgentProtocol:
+	case (direct || t.behind()) && len(m.Route.NextHops) > 0 && m.Protocol == t.settings.Routes.AgentProtocol:
 		t.arrive(&out, host.Host, m.Route.NextHops[0].Link)
 	case direct:
 		out.Arrives, out.End = true, "a machine on the subnet of "+m.Route.NextHops[0].Link
@@ -299,7 +299,7 @@ func (t *tracer) goOn(out *traced, node string, been []string) {
 		out.End = "in a circle: back at " + node
 		return
 	case e != nil && e.Spec.Node == node:
-		host.Prefix, host.Protocol = netip.PrefixFrom(t.addr, t.addr.BitLen()), t.protocol(t.settings.Routes.AgentProtocol)
+		host.Prefix, host.Protocol = t.routed(), t.protocol(t.settings.Routes.AgentProtocol)
 		host.NextHops = []tracedGoing{{Link: e.Spec.Link}}
 		out.Hops = append(out.Hops, host)
 		t.arrive(out, node, e.Spec.Link)
@@ -310,7 +310,7 @@ func (t *tracer) goOn(out *traced, node string, been []string) {
 	case e != nil || b != nil && b.Spec.Affinity != node:
 		var next string
 		if e != nil {
-			next, host.Prefix = e.Spec.Node, netip.PrefixFrom(t.addr, t.addr.BitLen())
+			next, host.Prefix = e.Spec.Node, t.routed()
 		} else {
 			next, host.Prefix = b.Spec.Affinity, b.Spec.CIDR
 		}
@@ -368,12 +368,27 @@ func (t *tracer) arrive(out *traced, node, link string) {
 
 func (t *tracer) endpoint() *datastore.Endpoint {
 	for _, e := range t.view.Endpoints() {
-		if slices.Contains(e.Spec.Addresses, t.addr) {
+		if e.Owns(t.addr) {
 			return e
 		}
 	}
 	return nil
 }
+
+// routed is what the route to the address is of: itself, or the network behind an endpoint.
+func (t *tracer) routed() netip.Prefix {
+	if e := t.endpoint(); e != nil {
+		for _, p := range e.Spec.AllowedPrefixes {
+			if p.Contains(t.addr) {
+				return p
+			}
+		}
+	}
+	return netip.PrefixFrom(t.addr, t.addr.BitLen())
+}
+
+// behind says whether the address is of a network behind an endpoint.
+func (t *tracer) behind() bool { return t.endpoint() != nil && !t.routed().IsSingleIP() }
 
 func (t *tracer) block() *datastore.Block {
 	for _, b := range t.view.Blocks() {

@@ -13,23 +13,24 @@ import (
 )
 
 func newUndoCommand(a *app) *cobra.Command {
-	var force bool
+	var force, dryRun bool
 	cmd := &cobra.Command{
 		Use:   "undo REVISION",
 		Short: "Take one change back that netctl history shows",
 		Long: "Write the objects of one change again as they were before it, all of them or none; those that it created are deleted. It is checked as any\n" +
 			"write is, and is in the history itself, so that it can be undone as well. An object that was changed since is not touched, and nothing else\n" +
 			"is either, but with --force, which undoes those changes too.",
-		Example: "  netctl history profile web\n  netctl undo 4711",
+		Example: "  netctl history profile web\n  netctl undo 4711\n  netctl undo 4711 --dry-run",
 		Args:    cobra.ExactArgs(1),
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "also what was changed since")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check, and say what would happen")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		revision, err := strconv.ParseInt(args[0], 10, 64)
 		if err != nil || revision <= 0 {
 			return usage("%q is no revision: netctl history shows them", args[0])
 		}
-		if err := a.undo(cmd.Context(), revision, force); err != nil {
+		if err := a.undo(cmd.Context(), revision, force, dryRun); err != nil {
 			return fmt.Errorf("undo %d: %w", revision, err)
 		}
 		return nil
@@ -37,7 +38,7 @@ func newUndoCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-func (a *app) undo(ctx context.Context, revision int64, force bool) error {
+func (a *app) undo(ctx context.Context, revision int64, force, dryRun bool) error {
 	store, err := a.store(ctx)
 	if err != nil {
 		return err
@@ -56,12 +57,16 @@ func (a *app) undo(ctx context.Context, revision int64, force bool) error {
 		if err != nil {
 			return err
 		}
+		before := judgedObjects(view)
 		plans, err := planUndo(view, list, list[i], force)
 		if err != nil {
 			return err
 		}
 		if n, _ := firstTxn(view, plans); n < len(plans) {
 			return fmt.Errorf("it is too large for one transaction: %w", datastore.ErrInvalid)
+		}
+		if dryRun {
+			return a.tellPlans(ctx, store, before, view, plans)
 		}
 		err = commitPlans(ctx, store, view, plans, func(p planned) { _ = a.tell(p, "") })
 		if !errors.Is(err, datastore.ErrConflict) && !errors.Is(err, datastore.ErrExists) || races == maxRaces {

@@ -62,6 +62,9 @@ func (v *View) CheckPut(o Object) error {
 		if err := v.checkAddresses(o); err != nil {
 			return err
 		}
+		if err := v.CheckAllowedPrefixes(o); err != nil {
+			return err
+		}
 		for i, p := range o.Spec.Profiles {
 			if v.Profile(p) == nil {
 				return &FieldError{Field: indexed("spec.profiles", i), Value: p, Reason: "there is no such profile"}
@@ -143,6 +146,9 @@ func (v *View) checkPool(p *Pool) error {
 				Reason: fmt.Sprintf("overlaps the pool %s", other.Spec.CIDR)}
 		}
 	}
+	if err := v.checkRouted(p); err != nil {
+		return err
+	}
 	// Those of no pool count too: their pool was removed.
 	others := slices.DeleteFunc(v.BlocksIn(p), func(b *Block) bool { return b.Spec.CIDR.Bits() == p.Spec.BlockSize })
 	if len(others) > 0 {
@@ -208,7 +214,7 @@ func (v *View) CheckDelete(o Object) error {
 	switch o := o.(type) {
 	case *Pool:
 		held := slices.DeleteFunc(v.BlocksIn(o), func(b *Block) bool { return !b.InUse() })
-		by = append(by, users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }),
+		by = append(by, users("addresses of block", held, func(b *Block) string { return b.Spec.CIDR.String() }), endpoints(v.routedIn(o)),
 			networks(func(n *Network) bool { return slices.Contains(n.Spec.Pools, o.Spec.CIDR) }))
 	case *Profile:
 		hosts := slices.DeleteFunc(v.HostEndpoints(), func(h *HostEndpoint) bool { return !slices.Contains(h.Spec.Profiles, name) })

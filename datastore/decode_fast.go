@@ -87,6 +87,8 @@ func (d *decoder) endpointSpec(s *EndpointSpec, key []byte) (bool, error) {
 		return true, d.string(&s.MAC)
 	case "addresses":
 		return true, list(d, &s.Addresses, func(a *netip.Addr) error { return d.parsed(a) })
+	case "allowedPrefixes":
+		return true, list(d, &s.AllowedPrefixes, func(p *netip.Prefix) error { return d.parsed(p) })
 	case "profiles":
 		return true, list(d, &s.Profiles, d.shared)
 	case "ports":
@@ -99,6 +101,8 @@ func (d *decoder) endpointSpec(s *EndpointSpec, key []byte) (bool, error) {
 		return true, d.object(&s.Tap)
 	case "qosControls":
 		return true, d.object(&s.QoSControls)
+	case "allowEncapsulation":
+		return true, d.bool(&s.AllowEncapsulation)
 	}
 	return false, nil
 }

@@ -42,6 +42,7 @@ func (e *Endpoint) Validate() error {
 	return firstError(
 		at("spec.link", checkInterface(s.Link)),
 		each("spec.addresses", s.Addresses, func(a netip.Addr) error { return checkAddr("", a) }),
+		checkAllowedPrefixes(s),
 		each("spec.profiles", s.Profiles, CheckName),
 		each("spec.ports", s.Ports, checkPort),
 		each("spec.hostPorts", s.HostPorts, HostPort.Validate),

@@ -365,6 +365,9 @@ type EndpointSpec struct {
 	// MAC is the workload side's hardware address.
 	MAC       string       `json:"mac,omitempty"`
 	Addresses []netip.Addr `json:"addresses"`
+	// AllowedPrefixes are networks behind the workload, a router or a VPN: they are routed
+	// to it, it may send from them, and rules take them for its own.
+	AllowedPrefixes []netip.Prefix `json:"allowedPrefixes,omitempty"`
 	// Profiles apply in order; the first rule that matches decides.
 	Profiles []string `json:"profiles,omitempty"`
 	Ports    []Port   `json:"ports,omitempty"`
@@ -377,6 +380,9 @@ type EndpointSpec struct {
 	Tap Tap `json:"tap,omitzero"`
 	// QoSControls limit it further, as those of its profiles do; what is least applies.
 	QoSControls QoSControls `json:"qosControls,omitzero"`
+	// AllowEncapsulation ends the guard that drops VXLAN and IPIP of the workload, for overlays
+	// among endpoints; to nodes they are dropped all the same.
+	AllowEncapsulation bool `json:"allowEncapsulation,omitempty"`
 }
 
 // HostPort is a port of a node that leads to one of an endpoint there.

@@ -16,7 +16,7 @@ type Announced struct {
 	routes map[Key]Route
 	byLink map[string]map[Key]bool
 	blocks map[netip.Prefix]int // how many blackholes there are; metrics differ
-	hosts  map[netip.Prefix]int // how many routes to one address over endpoints' links
+	hosts  map[netip.Prefix]int // how many routes over endpoints' links
 	widths [129]int             // how many blocks there are of each length, of both families
 	out    map[netip.Prefix]bool
 	added  map[netip.Prefix]bool // since Take; false: withdrawn
@@ -128,7 +128,7 @@ func (a *Announced) All() (all []netip.Prefix) {
 func (a *Announced) count(r Route, n int) {
 	defer a.judge(r.Prefix)
 	if r.Type != Blackhole {
-		if r.Prefix.IsSingleIP() && onLinks(r.NextHops, a.ours) {
+		if onLinks(r.NextHops, a.ours) {
 			add(a.hosts, r.Prefix, n)
 		}
 		return
@@ -140,7 +140,7 @@ func (a *Announced) count(r Route, n int) {
 	}
 	a.widths[r.Prefix.Bits()] += n
 	for p := range a.hosts {
-		if r.Prefix.Contains(p.Addr()) {
+		if r.Prefix.Contains(p.Addr()) { // also where it is shorter, which it does not cover
 			a.judge(p)
 		}
 	}
@@ -171,15 +171,15 @@ func (a *Announced) judge(p netip.Prefix) {
 }
 
 func (a *Announced) announces(p netip.Prefix) bool {
-	return (a.blocks[p] > 0 || a.hosts[p] > 0 && !a.inBlock(p.Addr())) && inside(p, a.pools)
+	return (a.blocks[p] > 0 || a.hosts[p] > 0 && !a.inBlock(p)) && inside(p, a.pools)
 }
 
-func (a *Announced) inBlock(addr netip.Addr) bool {
-	for bits, n := range a.widths[:addr.BitLen()+1] {
+func (a *Announced) inBlock(of netip.Prefix) bool {
+	for bits, n := range a.widths[:of.Bits()+1] {
 		if n == 0 {
 			continue
 		}
-		if p, err := addr.Prefix(bits); err == nil && a.blocks[p] > 0 {
+		if p, err := of.Addr().Prefix(bits); err == nil && a.blocks[p] > 0 {
 			return true
 		}
 	}

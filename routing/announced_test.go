@@ -39,7 +39,7 @@ func TestAnnouncedIsExports(t *testing.T) {
 			routes[r.Key()] = r
 			a.Put(r)
 		case 5, 6, 7, 8:
-			r := Route{Prefix: netip.PrefixFrom(addr, addr.BitLen()), NextHops: []NextHop{{Link: link}}, Metric: rng.IntN(2)}
+			r := Route{Prefix: netip.PrefixFrom(addr, addr.BitLen()-rng.IntN(2)*rng.IntN(7)).Masked(), NextHops: []NextHop{{Link: link}}, Metric: rng.IntN(2)}
 			routes[r.Key()] = r
 			a.Put(r)
 		case 9:

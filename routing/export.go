@@ -6,9 +6,9 @@ import (
 )
 
 // Exports returns the prefixes a node announces, sorted, given the kernel's
-// routes of the agent's protocol: the blackholes (its blocks), and the host
+// routes of the agent's protocol: the blackholes (its blocks), and the
 // routes on interfaces that are endpoints', as ours says, that lie outside every
-// block (borrowed addresses). Nothing outside every pool is announced, and
+// block (borrowed addresses, and prefixes behind endpoints). Nothing outside every pool is announced, and
 // nothing else: no gateway route, no connected subnet.
 func Exports(kernel []Route, pools []netip.Prefix, ours func(link string) bool) []netip.Prefix {
 	var out []netip.Prefix
@@ -24,17 +24,16 @@ func Exports(kernel []Route, pools []netip.Prefix, ours func(link string) bool) 
 			lengths = append(lengths, r.Prefix.Bits())
 		}
 	}
-	inBlock := func(a netip.Addr) bool {
+	inBlock := func(of netip.Prefix) bool {
 		for _, n := range lengths {
-			if p, err := a.Prefix(n); err == nil && blocks[p] {
+			if p, err := of.Addr().Prefix(n); err == nil && n <= of.Bits() && blocks[p] {
 				return true
 			}
 		}
 		return false
 	}
 	for _, r := range kernel {
-		if r.Type == Unicast && r.Prefix.IsSingleIP() && onLinks(r.NextHops, ours) &&
-			inside(r.Prefix, pools) && !inBlock(r.Prefix.Addr()) {
+		if r.Type == Unicast && onLinks(r.NextHops, ours) && inside(r.Prefix, pools) && !inBlock(r.Prefix) {
 			out = append(out, r.Prefix)
 		}
 	}

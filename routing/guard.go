@@ -11,7 +11,7 @@ import (
 // Pool is what routing needs to know of a pool.
 type Pool struct {
 	CIDR netip.Prefix `json:"cidr"`
-	// BlockSize is the length of its blocks, in bits.
+	// BlockSize is the length of its blocks, in bits; of a disabled pool its own.
 	BlockSize int `json:"blockSize"`
 	// Communities are what nodes announce its blocks and addresses with.
 	Communities []string `json:"communities,omitempty"`

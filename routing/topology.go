@@ -115,7 +115,11 @@ func Mesh(node string, nodes []*datastore.Node, pools []*datastore.Pool, bgp *da
 	p.DefaultAS, p.NoMesh = bgp.Spec.DefaultAS, !*bgp.Spec.Mesh
 	p.Topology, p.PeerFilters, p.BFD = bgp.Spec.Topology, bgp.Spec.Filters, bgp.Spec.BFD
 	for _, pool := range pools {
-		p.Pools = append(p.Pools, Pool{CIDR: pool.Spec.CIDR, BlockSize: pool.Spec.BlockSize, Communities: pool.Spec.Communities, Encap: pool.Spec.Encap})
+		size := pool.Spec.BlockSize
+		if pool.Spec.Disabled { // prefixes behind endpoints may be of it
+			size = pool.Spec.CIDR.Bits()
+		}
+		p.Pools = append(p.Pools, Pool{CIDR: pool.Spec.CIDR, BlockSize: size, Communities: pool.Spec.Communities, Encap: pool.Spec.Encap})
 	}
 	var self *datastore.Node
 	for _, n := range nodes {

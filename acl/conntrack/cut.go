@@ -108,6 +108,7 @@ type pass struct {
 	deleter *deleter
 	judge   *acl.Judge
 	links   map[netip.Addr]string // of endpoints of this host
+	nets    []acl.Element         // behind them
 	denied  []entry               // to be cut next
 	// masters are the keys of what was cut of which others may have come, expected what came
 	// of some flow.
@@ -117,8 +118,11 @@ type pass struct {
 
 // judgeBy makes r the rules.
 func (p *pass) judgeBy(r *acl.Ruleset) {
-	p.judge, p.links = r.Judge(), map[netip.Addr]string{}
+	p.judge, p.links, p.nets = r.Judge(), map[netip.Addr]string{}, nil
 	for _, s := range r.Sets {
+		if s.Type.Ranges() {
+			p.nets = append(p.nets, s.Sorted()...)
+		}
 		if s.Type != acl.LinkAddr4 && s.Type != acl.LinkAddr6 {
 			continue
 		}
@@ -126,6 +130,19 @@ func (p *pass) judgeBy(r *acl.Ruleset) {
 			p.links[e.Prefix.Addr()] = e.Link
 		}
 	}
+}
+
+// link is that of the endpoint of this host whose address it is, or which it is behind; "": none.
+func (p *pass) link(a netip.Addr) string {
+	if link, is := p.links[a]; is || len(p.nets) == 0 {
+		return link
+	}
+	for _, n := range p.nets {
+		if n.Prefix.Contains(a) {
+			return n.Link
+		}
+	}
+	return ""
 }
 
 // look takes one entry of a list.
@@ -230,7 +247,7 @@ func (t tuple) flow() acl.Flow {
 func (p *pass) packet(e *entry) (acl.Packet, bool) {
 	out := acl.Packet{
 		Src: e.orig.src, Dst: e.reply.src, Protocol: e.orig.protocol, SrcPort: e.orig.srcPort, DstPort: e.reply.srcPort,
-		Type: e.orig.kind, Code: e.orig.code, State: acl.New, InLink: p.links[e.orig.src], OutLink: p.links[e.reply.src],
+		Type: e.orig.kind, Code: e.orig.code, State: acl.New, InLink: p.link(e.orig.src), OutLink: p.link(e.reply.src),
 	}
 	if out.InLink == "" && out.OutLink == "" {
 		return out, false

@@ -81,6 +81,8 @@ func kindOf(t acl.SetType) *ipset {
 		return s
 	case acl.LinkAddr4, acl.LinkAddr6:
 		return is("hash:net,iface", acl.LinkAddr6)
+	case acl.LinkNet4, acl.LinkNet6:
+		return is("hash:net,iface", acl.LinkNet6)
 	case acl.NamedPort4, acl.NamedPort6:
 		return is("hash:ip,port", acl.NamedPort6)
 	case acl.LinkAddrMeter4, acl.LinkAddrMeter6:

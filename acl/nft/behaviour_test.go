@@ -114,10 +114,10 @@ func testAntiSpoofing(t *testing.T, on string) {
 	l.expect(false, "c", forged)
 }
 
-func TestGuards(t *testing.T) { onEach(t, testGuards) }
+func TestGuards(t *testing.T) { onAll(t, testGuards) }
 
 func testGuards(t *testing.T, on string) {
-	l, _ := wiredLab(t, on)
+	l, x := wiredLab(t, on)
 	l.expect(false, "a", udp("10.0.0.1", "192.0.2.9", 4789))
 	dhcp := udp("10.0.0.1", "192.0.2.9", 68)
 	dhcp.SrcPort = 67
@@ -126,6 +126,23 @@ func testGuards(t *testing.T, on string) {
 	l.expect(false, "a", ipip)
 	ipip.Protocol = 99
 	l.expect(true, "a", ipip)
+	// But where an overlay is allowed; a node's tunnels are not reached by it.
+	open := endpoint("n1", "n1/cni/a/eth0", "nca", []string{"web"}, "10.0.0.1", "fd00::1")
+	open.New.(*datastore.Endpoint).Spec.AllowEncapsulation = true
+	x.Apply(open)
+	x.Apply(node("n2", "192.0.2.10/24"))
+	l.apply(x.Flush())
+	ipip.Protocol = 4
+	l.expect(true, "a", ipip)
+	l.expect(true, "a", udp("10.0.0.1", "192.0.2.9", 4789))
+	l.expect(true, "a", udp("fd00::1", "2001:db8::9", 4789))
+	l.expect(false, "c", udp("10.0.0.3", "192.0.2.9", 4789))
+	x.Apply(node("n2", "192.0.2.9/24", "2001:db8::9/64"))
+	l.apply(x.Flush())
+	l.expect(false, "a", ipip)
+	l.expect(false, "a", l.uniquePort(udp("10.0.0.1", "192.0.2.9", 4789)))
+	l.expect(false, "a", l.uniquePort(udp("fd00::1", "2001:db8::9", 4789)))
+	l.expect(true, "a", l.uniquePort(udp("10.0.0.1", "192.0.2.9", 4790)))
 	ra := acl.Packet{Src: netip.MustParseAddr("fe80::1"), Dst: netip.MustParseAddr("ff02::1"), Protocol: 58, Type: 134}
 	l.expect(false, "a", ra)
 	ra.Src = netip.MustParseAddr("fd00::1")

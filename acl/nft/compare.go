@@ -215,7 +215,7 @@ func isZero(key string) bool {
 }
 
 func kernelForm(n nftables.SetElement) kernelElement {
-	k := kernelElement{key: string(n.Key), end: n.IntervalEnd}
+	k := kernelElement{key: string(n.Key), last: string(n.KeyEnd), end: n.IntervalEnd}
 	if v := n.VerdictData; v != nil {
 		k.verdict = verdictText(int32(v.Kind), v.Chain)
 	}
@@ -252,7 +252,7 @@ func (tx *transaction) deleteRaw(s *acl.Set, elements map[kernelElement]bool) {
 	}
 	var out []nftables.SetElement
 	for e := range elements {
-		out = append(out, nftables.SetElement{Key: []byte(e.key)})
+		out = append(out, nftables.SetElement{Key: []byte(e.key), KeyEnd: []byte(e.last)})
 	}
 	phase := phaseDelElements
 	if s.Type.Map() {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -326,6 +327,10 @@ func encodeSet(name string, typ acl.SetType, comment string) *nftables.Set {
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr)
 	case acl.LinkAddr6, acl.LinkAddrMeter6:
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIP6Addr)
+	case acl.LinkNet4:
+		s.KeyType, s.Interval, s.Concatenation = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr), true, true
+	case acl.LinkNet6:
+		s.KeyType, s.Interval, s.Concatenation = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIP6Addr), true, true
 	case acl.NamedPort4:
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
 	case acl.NamedPort6:
@@ -374,6 +379,10 @@ func encodeElement(typ acl.SetType, e acl.Element) []nftables.SetElement {
 		key = []byte{byte(e.First)}
 	case acl.LinkAddr4, acl.LinkAddr6:
 		key = append(linkName(e.Link), e.Prefix.Addr().AsSlice()...)
+	case acl.LinkNet4, acl.LinkNet6:
+		link := linkName(e.Link)
+		return []nftables.SetElement{{Key: append(link, e.Prefix.Masked().Addr().AsSlice()...),
+			KeyEnd: append(slices.Clone(link), datastore.LastAddr(e.Prefix).AsSlice()...)}}
 	case acl.NamedPort4, acl.NamedPort6:
 		key = append(e.Prefix.Addr().AsSlice(), e.Proto, 0, 0, 0)
 		key = append(binary.BigEndian.AppendUint16(key, e.First), 0, 0)

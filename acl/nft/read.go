@@ -39,6 +39,7 @@ type kernelSet struct {
 // kernelElement is an element as encodeElement makes it.
 type kernelElement struct {
 	key, verdict string
+	last         string // of a concatenation of ranges
 	end          bool
 }
 
@@ -320,6 +321,12 @@ func readElement(a attribute) (e kernelElement) {
 			a.walk(func(a attribute) {
 				if a.kind == unix.NFTA_DATA_VALUE {
 					e.key = string(a.data)
+				}
+			})
+		case nftables.NFTA_SET_ELEM_KEY_END:
+			a.walk(func(a attribute) {
+				if a.kind == unix.NFTA_DATA_VALUE {
+					e.last = string(a.data)
 				}
 			})
 		case unix.NFTA_SET_ELEM_DATA:

@@ -214,7 +214,7 @@ func (tx *transaction) set(c acl.SetChange) {
 	}
 	// What is added may be in the way of what is deleted: another verdict of the
 	// same key, an overlapping interval. Then the deletion comes first.
-	if c.Type.Map() || c.Type.Interval() {
+	if c.Type.Map() || c.Type.Interval() || c.Type.Ranges() {
 		delPhase = addPhase
 	}
 	if c.Type == acl.LinkVerdict {

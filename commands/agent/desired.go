@@ -34,6 +34,10 @@ func endpointRoutes(e *datastore.Endpoint, mtu int) (out []routing.Route) {
 	for _, a := range e.Spec.Addresses {
 		out = append(out, routing.Route{Prefix: single(a), NextHops: []routing.NextHop{{Link: e.Spec.Link}}, MTU: mtu, Metric: metric})
 	}
+	for _, r := range routing.Behind(e) {
+		r.MTU, r.Metric = mtu, metric
+		out = append(out, r)
+	}
 	return out
 }
 

@@ -391,7 +391,11 @@ func (l *loop) programmed(lo *local) error {
 	}
 	for _, r := range endpointRoutes(lo.ep, lo.narrow) {
 		if !l.table.holds(r.Key()) {
-			return errors.Join(errors.New("route "+r.Prefix.Addr().String()+" is not in the kernel"), l.table.err)
+			what := r.Prefix.String()
+			if r.Prefix.IsSingleIP() {
+				what = r.Prefix.Addr().String()
+			}
+			return errors.Join(errors.New("route "+what+" is not in the kernel"), l.table.err)
 		}
 	}
 	return nil

@@ -57,6 +57,12 @@ func (c *Config) sources(host []kernel.Address) acl.ReversePath {
 	return r
 }
 
+// Sources is how sources are judged where the host's uplinks are not known.
+func (c *Config) Sources() acl.ReversePath { return c.sources(nil) }
+
+// ReversePathSetting is in what a node says of packets that the reverse path had dropped.
+const ReversePathSetting = "agent.reversePath"
+
 // reversePath is what packets came with a pool's source by another way than that is reached by.
 type reversePath struct {
 	known           bool

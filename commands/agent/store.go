@@ -198,11 +198,11 @@ func (l *loop) changed(c datastore.Change) {
 	switch c.Kind {
 	case datastore.KindEndpoint:
 		moved := c
+		ep, _ := c.New.(*datastore.Endpoint)
 		if l.isHere(c.Name) {
 			if lo := l.locals.named[c.Name]; lo != nil && (lo.leaving || lo.busy > 0) || l.standing.restoring {
 				moved.Old = nil // its flows are forgotten as it is detached, or it is written back
 			}
-			ep, _ := c.New.(*datastore.Endpoint)
 			l.locals.set(c.Name, ep)
 			if ep != nil {
 				l.rerate(ep)
@@ -210,6 +210,7 @@ func (l *loop) changed(c datastore.Change) {
 				l.changedAdopted()
 			}
 		}
+		l.wireguard.endpoint(c.Name, ep)
 		l.former.moved(moved)
 		if c.Old == nil && !l.isHere(c.Name) {
 			l.former.arrived(addressesOf(c.New))

@@ -35,6 +35,7 @@ type wireguard struct {
 
 	peers    map[string]kernel.WireGuardPeer  // in the kernel, by node
 	borrowed map[string]map[netip.Addr]string // by block: addresses in it and which other node has them
+	behind   map[string]behind                // by endpoint of another node: networks behind it
 	changed  map[string]bool                  // nodes that may be other peers now
 	own      bool                             // this node's object changed
 	resync   bool                             // what peers the kernel has is not known
@@ -74,7 +75,7 @@ type wireguardLinks interface {
 
 func newWireguard(k wireguardLinks) *wireguard {
 	return &wireguard{
-		kernel: k, peers: map[string]kernel.WireGuardPeer{}, borrowed: map[string]map[netip.Addr]string{}, changed: map[string]bool{},
+		kernel: k, peers: map[string]kernel.WireGuardPeer{}, borrowed: map[string]map[netip.Addr]string{}, behind: map[string]behind{}, changed: map[string]bool{},
 		silent: map[string]*handshake{}, resync: true, pending: true,
 	}
 }
@@ -226,6 +227,11 @@ func (l *loop) peer(self *datastore.Node, name string) (p kernel.WireGuardPeer, 
 			if node == name {
 				p.Allowed = append(p.Allowed, single(a))
 			}
+		}
+	}
+	for _, of := range l.wireguard.behind {
+		if of.node == name {
+			p.Allowed = append(p.Allowed, of.prefixes...)
 		}
 	}
 	slices.SortFunc(p.Allowed, datastore.ComparePrefix)

@@ -70,6 +70,10 @@ type AttachRequest struct {
 	NetnsPath string `json:"netnsPath,omitempty"`
 	// Addresses are wishes, at most one of each family.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// AllowedPrefixes are networks behind it, which the caller has looked at.
+	AllowedPrefixes []netip.Prefix `json:"allowedPrefixes,omitempty"`
+	// AllowEncapsulation is that of the endpoint.
+	AllowEncapsulation bool `json:"allowEncapsulation,omitempty"`
 	// Pools restricts the pools to draw from; empty: the network's.
 	Pools []netip.Prefix `json:"pools,omitempty"`
 	// Within restricts the addresses to these prefixes, which lie in pools; empty: any.
@@ -233,7 +237,14 @@ type ExplainRequest struct {
 	// ToHost says that the packet is for the endpoint's own host.
 	ToHost bool `json:"toHost,omitempty"`
 	// Via is the host's interface that it comes or goes by; the agent knows by itself.
-	Via      string     `json:"-"`
+	Via string `json:"-"`
+	// In is that interface where somebody says that it comes by it, which may be another one than
+	// leads to its source; "": nobody does.
+	In string `json:"in,omitempty"`
+	// Route is the interface that the host's route to the source leads to, "": Via; Unrouted says
+	// that there is none. The agent knows by itself.
+	Route    string     `json:"-"`
+	Unrouted bool       `json:"-"`
 	Src      netip.Addr `json:"src"`
 	Dst      netip.Addr `json:"dst"`
 	Protocol uint8      `json:"protocol"`

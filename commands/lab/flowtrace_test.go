@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
@@ -119,6 +120,22 @@ func changes(t *testing.T, n1, n2 *netlab.Host, web, db *netlab.Container, to ne
 	}
 	if out := run(before, "apply", "-f", "-", "--dry-run"); strings.Contains(out, "Who may") || get("db") != before {
 		t.Errorf("of no change:\n%s", out)
+	}
+
+	var history []struct{ Revision int64 }
+	if err := json.Unmarshal([]byte(run("", "history", "profile", "db", "-o", "json")), &history); err != nil || len(history) == 0 {
+		t.Fatalf("history: %v, %v", history, err)
+	}
+	for pairs, args := range map[int][]string{2: {"undo", fmt.Sprint(history[0].Revision), "--dry-run"}, 6: {"delete", "profile", "db", "--force", "--dry-run"}} {
+		out := run("", args...)
+		for _, says := range []string{"profile db ", " (dry run)\n", fmt.Sprintf("Who may talk to whom: %d of 12 pairs", pairs), " (IPv4): denied now: no inbound rule allows it", "Flows that would be cut: "} {
+			if !strings.Contains(out, says) {
+				t.Errorf("%v: no %q in\n%s", args, says, out)
+			}
+		}
+	}
+	if get("db") != before {
+		t.Error("a dry run changed something")
 	}
 
 	// Nobody confirms this; what somebody else changes meanwhile stays.

@@ -21,7 +21,7 @@ func TestReversePath(t *testing.T) {
 	netlab.Must(t, n1, "netctl", "pool", "add", "10.0.0.0/16")
 	netlab.Must(t, n1, "netctl", "network", "create", "web")
 	waitHealthy(t, l)
-	_, a4, _ := attach(t, n1, "a", "web")
+	a, a4, _ := attach(t, n1, "a", "web")
 	_, member, _ := attach(t, n1, "member", "web")
 	b, _, _ := attach(t, n2, "b", "web")
 	pings(t, b, a4)
@@ -40,6 +40,26 @@ func TestReversePath(t *testing.T) {
 	if err := p.Stop(); err != nil {
 		t.Errorf("drops -f: %v\n%s", err, p.Output())
 	}
+
+	const says = "denied: it came by another way than its source is reached by (agent.reversePath)"
+	explain := func(code int, says string, words ...string) {
+		t.Helper()
+		if out, got := exitOf(t, n1, append([]string{"netctl", "explain"}, words...)...); got != code || !strings.Contains(out, says) {
+			t.Errorf("explain %v: exit %d\n%s", words, got, out)
+		}
+	}
+	explain(3, "inbound of node1/cni/"+a.ID+"/eth0 (as its agent has it): "+says, member.String(), a.ID, "udp", "7", "--live", "--in", "eth1")
+	explain(0, "Allowed", member.String(), a.ID, "udp", "7", "--live")
+	explain(0, "Allowed", b.ID, a.ID, "udp", "7", "--live", "--in", "eth1")
+	for free := a4; ; free = free.Next() { // the block's next that nobody has
+		if out, _ := netlab.Try(t, n1, "netctl", "ipam", "info", free.String()); !strings.Contains(out, "in use") {
+			explain(3, says, free.String(), a.ID, "udp", "7")
+			explain(3, says, free.String(), a.ID, "udp", "7", "--live")
+			break
+		}
+	}
+	explain(2, "--in takes --live", member.String(), a.ID, "--in", "eth1")
+	explain(1, "interface eth7 of this node: not found", member.String(), a.ID, "udp", "7", "--live", "--in", "eth7")
 
 	flood, err := netlab.StartFlood(b, a4, 5*time.Millisecond)
 	if err != nil {
@@ -61,6 +81,12 @@ func TestReversePath(t *testing.T) {
 	}
 	netlab.Until(t, patience, "status tells of it", func() string {
 		if out, _ := netlab.Try(t, n1, "netctl", "status"); !strings.Contains(out, "came by another way than that is reached by") {
+			return out
+		}
+		return ""
+	})
+	netlab.Until(t, patience, "explain tells of it", func() string {
+		if out, _ := exitOf(t, n1, "netctl", "explain", member.String(), a.ID, "udp", "7"); !strings.Contains(out, "Note: node1: ") || !strings.Contains(out, "agent.reversePath is to be") {
 			return out
 		}
 		return ""

@@ -130,7 +130,7 @@ func matters(c datastore.Change) bool {
 			!slices.Equal(was.Status.Tunnels, now.Status.Tunnels)
 	case *datastore.Pool:
 		now, _ := c.New.(*datastore.Pool)
-		return now == nil || was.Spec.CIDR != now.Spec.CIDR || was.Spec.BlockSize != now.Spec.BlockSize || was.Spec.Encap != now.Spec.Encap ||
+		return now == nil || was.Spec.CIDR != now.Spec.CIDR || was.Spec.BlockSize != now.Spec.BlockSize || was.Spec.Disabled != now.Spec.Disabled || was.Spec.Encap != now.Spec.Encap ||
 			!slices.Equal(was.Spec.Communities, now.Spec.Communities)
 	}
 	return true
