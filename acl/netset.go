@@ -12,13 +12,15 @@ import (
 type networks struct {
 	nets   [2][]netip.Prefix // IPv4, IPv6
 	labels map[string]string
+	// domains are names whose addresses are in it as they are learned (domains.go).
+	domains []string
 }
 
 func newNetworks(n *datastore.NetworkSet) *networks {
 	if n == nil {
 		return nil
 	}
-	out := &networks{labels: n.Metadata.Labels}
+	out := &networks{labels: n.Metadata.Labels, domains: n.Spec.Domains}
 	for _, c := range n.Spec.CIDRs {
 		c = cidrOf(c)
 		i := index4or6(Element{Prefix: c})
@@ -52,9 +54,16 @@ func cover(list []netip.Prefix) (out []Element) {
 // netElements are the elements of a set of networks.
 func (x *Index) netElements(r setRef) []Element {
 	var all []netip.Prefix
+	takes := takes(r)
 	for name, n := range x.networks {
-		if r.source == fromSet && name == r.arg || r.source == fromSelectorNets && n.matches(r.arg) {
-			all = append(all, n.nets[r.typ.index()]...)
+		if !takes(name, n) {
+			continue
+		}
+		all = append(all, n.nets[r.typ.index()]...)
+		for a := range x.learned[name] {
+			if e := addrElement(a); index4or6(e) == r.typ.index() {
+				all = append(all, e.Prefix)
+			}
 		}
 	}
 	return cover(all)
@@ -74,6 +83,8 @@ func (x *Index) selectsNets(selector string) bool {
 // that it is in, as one network may come to cover others.
 func (x *Index) setNetworks(name string, object *datastore.NetworkSet) {
 	was, is := x.networks[name], newNetworks(object)
+	x.hasDomains(name, is)
+	clear(x.expired) // what goes now does so by the change
 	var touched []setRef
 	before, selected := map[string][]Element{}, map[string]bool{}
 	for n, s := range x.sets {
