@@ -167,6 +167,7 @@ func (x *Index) namedBy(p *program, out map[string][]string) {
 }
 
 // Learning are the domains of the network sets that any rule here names, as of the last Flush.
+// Nobody may change them. Relearn says whether they may be others than when it was called last.
 func (x *Index) Learning() map[string][]string {
 	out := map[string][]string{}
 	for kernel := range x.netSets {
@@ -175,12 +176,19 @@ func (x *Index) Learning() map[string][]string {
 	return out
 }
 
+// Relearn says whether Learning may be something else than at its last call.
+func (x *Index) Relearn() bool {
+	is := x.relearn
+	x.relearn = false
+	return is
+}
+
 // arrange brings up to date what others follow from.
 func (x *Index) arrange() {
 	x.settle()
 	x.collect()
 	if x.doubtDNS {
-		x.doubtDNS = false
+		x.doubtDNS, x.relearn = false, true
 		x.logDNS(len(x.Learning()) > 0)
 		x.collect()
 	}

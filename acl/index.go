@@ -27,6 +27,7 @@ type Index struct {
 	netSets   map[string]struct{}            // live sets of networks
 	named     map[string]struct{}            // network sets that have domains
 	doubtDNS  bool                           // somebody else may learn domains now
+	relearn   bool                           // Relearn
 	logsDNS   bool                           // somebody does
 	byProfile map[string]map[string]struct{} // profile to endpoint names
 
