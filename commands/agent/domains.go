@@ -295,6 +295,15 @@ func (d *domains) write() {
 	}
 }
 
+// end brings the file up to date for the next agent.
+func (d *domains) end() {
+	if d.timer != nil {
+		d.timer.Stop()
+	}
+	d.writeAt = time.Time{}
+	d.write()
+}
+
 // fullSets are problems of sets that had no room.
 func (d *domains) fullSets() (list []string) {
 	for set, s := range d.sets {

@@ -184,6 +184,7 @@ func (l *loop) repaired(r *acl.Ruleset) (done <-chan struct{}) {
 func (l *loop) run(ctx context.Context) error {
 	defer close(l.ended)
 	defer l.problems.again.Stop()
+	defer l.domains.end()
 	for {
 		changes, ok := l.burst(ctx)
 		if !ok {

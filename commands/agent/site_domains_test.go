@@ -235,6 +235,7 @@ func TestDomains(t *testing.T) {
 	if why := refused(world(2)); why != "" {
 		t.Error(why)
 	}
+	toldOf(t, s, a1.Addresses[0], world(1), world(2))
 
 	ask(c1, good, "short.example.org.")
 	var flow net.Conn
@@ -306,6 +307,28 @@ func TestDomains(t *testing.T) {
 	}
 	if st := s.status(); len(st.Problems) > 0 {
 		t.Error(st.Problems)
+	}
+}
+
+// toldOf wants what people are told of a learned address, and of one that is not.
+func toldOf(t *testing.T, s *site, from, is, isNot netip.Addr) {
+	t.Helper()
+	netctl := func(code string, args ...string) string {
+		t.Helper()
+		return netlab.Must(t, s.node, append([]string{"sh", "-c", `"$@"; test $? = ` + code, "sh", netlab.Binary(t)}, args...)...)
+	}
+	for _, c := range []struct {
+		told string
+		want string
+	}{
+		{netctl("0", "networkset", "show", "names"), "www.example.com\n*.example.org\nLearned on node1: 2\n  later.example.org 198.51.100.4, "},
+		{netctl("0", "explain", from.String(), is.String(), "tcp", "80"), "names network set names: 198.51.100.1 is www.example.com on node1, for "},
+		{netctl("0", "explain", "--live", from.String(), is.String(), "tcp", "80"), "names network set names: 198.51.100.1 is www.example.com on node1, for "},
+		{netctl("3", "explain", from.String(), isNot.String(), "tcp", "80"), "names network set names: of its domains node1 has learned 2 addresses, none of these two"},
+	} {
+		if !strings.Contains(c.told, c.want) {
+			t.Errorf("lacks %q:\n%s", c.want, c.told)
+		}
 	}
 }
 
