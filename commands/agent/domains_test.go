@@ -226,8 +226,8 @@ func TestAnswersAreHeard(t *testing.T) {
 					got = append(got, k.Name+" "+k.Address.String())
 				}
 			})
-			if text := strings.Join(got, ", "); text != want || !strings.Contains(w.nft.String(), "192.0.2.1") {
-				return text
+			if text := strings.Join(got, ", "); text != want || !strings.Contains(w.nft.String(), "{ 192.0.2.1") {
+				return "learned: " + text
 			}
 			return ""
 		})
