@@ -214,7 +214,9 @@ func (x *Index) newChain(name string) *liveChain {
 // whole.
 func (x *Index) recompile(c *liveChain, p program) {
 	x.abandon(c)
-	if sameRules(c.program.rules, p.rules) {
+	// A rule of the model that comes to none here has an end all the same.
+	sameEnds := slices.EqualFunc(c.program.ends, p.ends, func(a, b end) bool { return a.name == b.name })
+	if sameRules(c.program.rules, p.rules) && sameEnds {
 		x.pending.chain(c.name, c)
 		c.closed, c.program.origins = families{}, p.origins
 		return

@@ -23,6 +23,13 @@ type Index struct {
 	policies  map[string]*policy
 	tiers     map[string]*datastore.Tier
 	networks  map[string]*networks
+	learned   learned                        // addresses of their domains
+	expired   map[elementOf]struct{}         // those that went for their time since the last Flush
+	netSets   map[string]struct{}            // live sets of networks
+	named     map[string]struct{}            // network sets that have domains
+	doubtDNS  bool                           // somebody else may learn domains now
+	relearn   bool                           // Relearn
+	logsDNS   bool                           // somebody does
 	byProfile map[string]map[string]struct{} // profile to endpoint names
 
 	bySelector map[string]*picker // policies by their selectors
@@ -74,6 +81,10 @@ func NewIndex(node string, o Options) *Index {
 		policies:    map[string]*policy{},
 		tiers:       map[string]*datastore.Tier{},
 		networks:    map[string]*networks{},
+		learned:     learned{},
+		expired:     map[elementOf]struct{}{},
+		netSets:     map[string]struct{}{},
+		named:       map[string]struct{}{},
 		bySelector:  map[string]*picker{},
 		pickers:     audience{terms: map[term][]*population{}},
 		tierChains:  map[string]*liveChain{},
@@ -427,8 +438,7 @@ func linkLocal(e *datastore.Endpoint) Element {
 
 // Flush returns what changed since the last Flush and starts anew.
 func (x *Index) Flush() Delta {
-	x.settle()
-	x.collect()
+	x.arrange()
 	p := x.pending
 	x.pending = newPending()
 	var d Delta
@@ -478,8 +488,7 @@ func (x *Index) setChange(name string, p pendingSet) (SetChange, bool) {
 // Ruleset is everything the table should hold now. It leaves what Flush will
 // return as it is: who hands a Ruleset to a back end flushes first.
 func (x *Index) Ruleset() *Ruleset {
-	x.settle()
-	x.collect()
+	x.arrange()
 	r := Static(x.options)
 	for link, w := range x.wired {
 		r.Sets[mapFromEP].add(Element{Link: link, Verdict: goTo(w.out)})

@@ -287,6 +287,7 @@ func (x *Index) acquireSet(r setRef) {
 		s = &liveSet{ref: r}
 		x.sets[r.name] = s
 		x.pending.set(r.name, true)
+		x.noteNetSet(r, true)
 		if !r.constant() && !r.networks() && r.source != fromLimits {
 			x.populate(r)
 		}
@@ -329,6 +330,7 @@ func (x *Index) releaseSet(name string) {
 // dropSet ends a live set; a selector's members are forgotten with its last.
 func (x *Index) dropSet(s *liveSet) {
 	delete(x.sets, s.ref.name)
+	x.noteNetSet(s.ref, false)
 	if s.ref.constant() || s.ref.networks() || s.ref.source == fromLimits {
 		return
 	}

@@ -13,13 +13,15 @@ type networks struct {
 	nets   [2][]netip.Prefix // IPv4, IPv6
 	labels map[string]string
 	tags   []string // of the endpoint
+	// domains are names whose addresses are in it as they are learned (domains.go).
+	domains []string
 }
 
 func newNetworks(n *datastore.NetworkSet) *networks {
 	if n == nil {
 		return nil
 	}
-	out := &networks{labels: n.Metadata.Labels}
+	out := &networks{labels: n.Metadata.Labels, domains: n.Spec.Domains}
 	for _, c := range n.Spec.CIDRs {
 		c = cidrOf(c)
 		i := index4or6(Element{Prefix: c})
@@ -41,17 +43,7 @@ func (n *networks) matches(selector string) bool {
 func (n *networks) tagged(tag string) bool { return n != nil && slices.Contains(n.tags, tag) }
 
 // in says whether the networks called name are in a set.
-func (n *networks) in(r setRef, name string) bool {
-	switch r.source {
-	case fromSet:
-		return r.arg == name
-	case fromSelectorNets:
-		return n.matches(r.arg)
-	case fromTagNets:
-		return n.tagged(r.arg)
-	}
-	return false
-}
+func (n *networks) in(r setRef, name string) bool { return takes(r)(name, n) }
 
 // cover is the fewest of the networks that hold them all: the kernel's sets take none that
 // overlap. It orders them.
@@ -69,9 +61,16 @@ func cover(list []netip.Prefix) (out []Element) {
 // netElements are the elements of a set of networks.
 func (x *Index) netElements(r setRef) []Element {
 	var all []netip.Prefix
+	takes := takes(r)
 	for name, n := range x.networks {
-		if n.in(r, name) {
-			all = append(all, n.nets[r.typ.index()]...)
+		if !takes(name, n) {
+			continue
+		}
+		all = append(all, n.nets[r.typ.index()]...)
+		for a := range x.learned[name] {
+			if e := addrElement(a); index4or6(e) == r.typ.index() {
+				all = append(all, e.Prefix)
+			}
 		}
 	}
 	return cover(all)
@@ -97,6 +96,8 @@ func (x *Index) setNetworks(name string, object *datastore.NetworkSet) {
 // that it is in, as one network may come to cover others.
 func (x *Index) replaceNetworks(name string, is *networks) {
 	was := x.networks[name]
+	x.hasDomains(name, is)
+	clear(x.expired) // what goes now does so by the change
 	var touched []setRef
 	before, selected := map[string][]Element{}, map[populationKey]bool{}
 	for n, s := range x.sets {

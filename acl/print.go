@@ -256,7 +256,7 @@ func (r *Rule) String() string {
 		words = append(words, fmt.Sprintf("ct count %d", r.Connections))
 	}
 	if r.Log != "" {
-		words = append(words, fmt.Sprintf("log group %d prefix %q", NFLogGroup, r.Log))
+		words = append(words, fmt.Sprintf("log group %d prefix %q", LogGroup(r.Log), r.Log))
 	}
 	if r.MSS != 0 {
 		words = append(words, fmt.Sprintf("tcp option maxseg size set %d", r.MSS))

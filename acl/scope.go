@@ -112,6 +112,7 @@ func (x *Index) tighten(d Delta) {
 		}
 	}
 	x.tightened.Add(x.turned())
+	clear(x.expired)
 	clear(x.moved)
 	clear(x.classes)
 }
@@ -174,8 +175,9 @@ func (x *Index) denies(c SetChange) (out Scope) {
 	out.Addrs = map[netip.Addr]struct{}{}
 	changed := func(list []Element, rules int) {
 		for _, e := range list {
+			_, expired := x.expired[elementOf{c.Name, e.Prefix.Addr()}]
 			switch {
-			case rules == 0:
+			case rules == 0, expired && e.Prefix.IsSingleIP():
 			case !e.Prefix.IsSingleIP():
 				out.All = true
 			default:

@@ -67,6 +67,7 @@ func staticSets(o Options) []*Set {
 		newSet(meterDenyOut, LinkMeter, "log lines"),
 		newSet(meterHost, LinkMeter, "log lines"),
 		newSet(meterReverse, LinkMeter, "log lines"),
+		newSet(meterDNS, LinkMeter, "answers of DNS servers"),
 		newSet(setPool4, Net4, "pools"),
 		newSet(setPool6, Net6, "pools"),
 		newSet(setNode4, Net4, "addresses of nodes"),

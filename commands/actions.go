@@ -60,6 +60,7 @@ func remotes() map[string]remote {
 		"policy test": {Rights: look.Rights, here: true}, "policy suggest": {Rights: look.Rights, here: true},
 		"tier show": look, "tier create": operate, "tier remove": operate,
 		"networkset show": look, "networkset create": operate, "networkset remove": operate, "networkset cidr add": operate, "networkset cidr remove": operate,
+		"networkset domain add": operate, "networkset domain remove": operate,
 		"hostendpoint show": look, "hostendpoint create": admin, "hostendpoint remove": admin,
 		"explain": look, "trace": operate,
 		"endpoint show": look, "endpoint add": operate, "endpoint remove": operate,

@@ -32,7 +32,7 @@ func confirmable() []string {
 		"apply", "create", "replace", "delete", "undo",
 		"profile rule add", "profile rule remove", "profile rule update", "profile tag add", "profile tag remove",
 		"policy create", "policy remove", "policy rule add", "policy rule remove", "policy promote", "policy stage",
-		"tier create", "tier remove", "networkset cidr add", "networkset cidr remove",
+		"tier create", "tier remove", "networkset cidr add", "networkset cidr remove", "networkset domain add", "networkset domain remove",
 	}
 }
 

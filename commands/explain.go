@@ -136,6 +136,10 @@ type explainer struct {
 	in         string // interface that it comes in by; "": by the way to its source
 	sourcePort uint16
 
+	// learned is what this node knows of domains, or why it cannot be told; nil: nobody asked.
+	learned   *control.Learned
+	unlearned error
+
 	src, dst party
 	notes    []string
 	indexes  map[string]*acl.Index // by node, and whether staged policies are in force
@@ -179,6 +183,7 @@ func (x *explainer) answer(ctx context.Context, args []string) (explained, error
 	if err := wanted.named(x.dst, args); err != nil {
 		return explained{}, err
 	}
+	x.readLearned(ctx)
 	out := explained{Source: x.src, Destination: x.dst}
 	out.Flows, err = wanted.survey(x.dst.ports(), func(t traffic) (explainedFlow, error) { return x.flow(ctx, t) })
 	if err != nil {
@@ -354,6 +359,7 @@ func (x *explainer) index(node string, promoted bool) (*acl.Index, error) {
 	}
 	for index.Work() {
 	}
+	x.learn(index, node)
 	if x.indexes == nil {
 		x.indexes = map[string]*acl.Index{}
 	}
@@ -402,7 +408,7 @@ func (x *explainer) noteMissing(flows []explainedFlow) {
 	for _, f := range flows {
 		for _, s := range f.Sides {
 			for _, p := range s.places() {
-				x.noteMissingOf(p)
+				x.noteMissingOf(s.Node, p)
 			}
 		}
 	}
@@ -422,7 +428,7 @@ func (x *explainer) noteMissing(flows []explainedFlow) {
 }
 
 // noteMissingOf notes what a rule names and is not there.
-func (x *explainer) noteMissingOf(p datastore.RulePlace) {
+func (x *explainer) noteMissingOf(node string, p datastore.RulePlace) {
 	r, err := datastore.ParseRule(p.Rule)
 	if err != nil {
 		return
@@ -430,6 +436,8 @@ func (x *explainer) noteMissingOf(p datastore.RulePlace) {
 	for _, s := range []datastore.Side{r.From, r.To} {
 		if set := s.Set.Value; set != "" && x.view.NetworkSet(set) == nil {
 			x.note("%s names network set %s, which does not exist: it is taken for empty", p, set)
+		} else if set != "" {
+			x.noteDomains(node, p, x.view.NetworkSet(set))
 		}
 		if tag := s.Tag.Value; tag != "" && !slices.Contains(tagNames(x.view), tag) {
 			x.note("%s names tag %s, which no profile has", p, tag)

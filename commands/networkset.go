@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -12,32 +13,48 @@ import (
 )
 
 func newNetworkSetCommand(a *app) *cobra.Command {
-	cmd := group("networkset", "Show and change network sets: named networks that rules refer to",
-		"  netctl networkset create blocked 192.0.2.0/24 198.51.100.7/32\n  netctl networkset blocked cidr add 203.0.113.0/24",
+	cidrs := func(n *datastore.NetworkSet) *[]netip.Prefix { return &n.Spec.CIDRs }
+	domains := func(n *datastore.NetworkSet) *[]string { return &n.Spec.Domains }
+	const cidrExample = "  netctl networkset blocked cidr add 203.0.113.0/24\n  netctl networkset blocked cidr remove 192.0.2.0/24"
+	const domainExample = "  netctl networkset updates domain add example.com '*.example.org'\n  netctl networkset updates domain remove example.com"
+	cmd := group("networkset", "Show and change network sets: named networks and domains that rules refer to",
+		"  netctl networkset create blocked 192.0.2.0/24 198.51.100.7/32\n  netctl networkset blocked cidr add 203.0.113.0/24\n  netctl networkset create updates --domain example.com",
 		newNetworkSetShowCommand(a), newNetworkSetCreateCommand(a), newNetworkSetRemoveCommand(a),
-		named("NAME", "Change the networks of one set", "  netctl networkset blocked cidr add 203.0.113.0/24\n  netctl networkset blocked cidr remove 192.0.2.0/24",
-			group("cidr", "Change the networks of the set", "  netctl networkset blocked cidr add 203.0.113.0/24\n  netctl networkset blocked cidr remove 192.0.2.0/24",
-				newNetworksCommand(a, "add", "Add networks to the set", func(list []netip.Prefix, c netip.Prefix) ([]netip.Prefix, error) {
-					if slices.Contains(list, c) {
-						return list, nil
-					}
-					return append(list, c), nil
-				}),
-				newNetworksCommand(a, "remove", "Remove networks from the set", func(list []netip.Prefix, c netip.Prefix) ([]netip.Prefix, error) {
-					i := slices.Index(list, c)
-					if i < 0 {
-						return nil, datastore.As(datastore.ErrNotFound, "the set has no network %s", c)
-					}
-					return slices.Delete(list, i, i+1), nil
+		named("NAME", "Change the networks and domains of one set", cidrExample+"\n  netctl networkset updates domain add example.com",
+			group("cidr", "Change the networks of the set", cidrExample,
+				inSetCommand(a, "add CIDR…", "Add networks to the set", "  netctl networkset blocked cidr add 203.0.113.0/24\n  netctl networkset blocked cidr add 203.0.113.0/24 2001:db8::/32", parseNetworks, cidrs, addTo),
+				inSetCommand(a, "remove CIDR…", "Remove networks from the set", "  netctl networkset blocked cidr remove 203.0.113.0/24\n  netctl networkset blocked cidr remove 203.0.113.0/24 2001:db8::/32", parseNetworks, cidrs, func(list []netip.Prefix, c netip.Prefix) ([]netip.Prefix, error) {
+					return removeFrom(list, c, "network")
+				})),
+			group("domain", "Change the domains of the set", domainExample,
+				inSetCommand(a, "add DOMAIN…", "Add domains to the set", "  netctl networkset updates domain add example.com\n  netctl networkset updates domain add example.com '*.example.org'", parseDomains, domains, addTo),
+				inSetCommand(a, "remove DOMAIN…", "Remove domains from the set", "  netctl networkset updates domain remove example.com\n  netctl networkset updates domain remove '*.example.org'", parseDomains, domains, func(list []string, d string) ([]string, error) {
+					return removeFrom(list, d, "domain")
 				}))))
 	cmd.ValidArgsFunction = a.completeFirst(datastore.KindNetworkSet, networkSetNames)
 	return cmd
 }
 
+func addTo[T comparable](list []T, v T) ([]T, error) {
+	if slices.Contains(list, v) {
+		return list, nil
+	}
+	return append(list, v), nil
+}
+
+func removeFrom[T comparable](list []T, v T, what string) ([]T, error) {
+	i := slices.Index(list, v)
+	if i < 0 {
+		return nil, datastore.As(datastore.ErrNotFound, "the set has no %s %v", what, v)
+	}
+	return slices.Delete(list, i, i+1), nil
+}
+
 func newNetworkSetShowCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "show [NAME]",
-		Short:             "Show the network sets, or the networks of one",
+		Short:             "Show the network sets, or what is in one",
+		Long:              "Show the network sets, or the networks and domains of one; of domains also the addresses that this node has learned, and for how long they are in the set.",
 		Example:           "  netctl networkset show\n  netctl networkset show blocked",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeFirst(datastore.KindNetworkSet, networkSetNames),
@@ -59,6 +76,9 @@ func newNetworkSetShowCommand(a *app) *cobra.Command {
 			for _, c := range n.Spec.CIDRs {
 				text += c.String() + "\n"
 			}
+			if len(n.Spec.Domains) > 0 {
+				text += strings.Join(n.Spec.Domains, "\n") + "\n" + a.learnedText(cmd.Context(), args[0])
+			}
 			return text
 		})
 	}
@@ -66,19 +86,25 @@ func newNetworkSetShowCommand(a *app) *cobra.Command {
 }
 
 func newNetworkSetCreateCommand(a *app) *cobra.Command {
-	var labels []string
+	var labels, domains []string
 	cmd := &cobra.Command{
-		Use:   "create NAME CIDR…",
+		Use:   "create NAME [CIDR…]",
 		Short: "Create a network set",
 		Long: "Create a network set. Rules refer to it by its name (`from set NAME`) and, with their selectors, by its labels, as to endpoints. Networks may lie in\n" +
-			"one another.",
-		Example:           "  netctl networkset create blocked 192.0.2.0/24 198.51.100.7/32\n  netctl networkset create offices 203.0.113.0/24 --label kind=office",
+			"one another. A domain is a name, or *. and a name for all names below that; what it stands for each node learns from the answers that DNS servers give\n" +
+			"to its endpoints.",
+		Example: "  netctl networkset create blocked 192.0.2.0/24 198.51.100.7/32\n  netctl networkset create offices 203.0.113.0/24 --label kind=office\n" +
+			"  netctl networkset create updates --domain example.com --domain '*.example.org'",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.Flags().StringSliceVar(&labels, "label", nil, "`NAME=VALUE` labels")
+	cmd.Flags().StringSliceVar(&domains, "domain", nil, "`names` whose addresses are in the set")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
-		n := &datastore.NetworkSet{Metadata: datastore.Metadata{Name: args[0]}}
+		if len(args) == 1 && len(domains) == 0 {
+			return usage("networkset %s: name what is in it: networks, or --domain", args[0])
+		}
+		n := &datastore.NetworkSet{Metadata: datastore.Metadata{Name: args[0]}, Spec: datastore.NetworkSetSpec{Domains: domains}}
 		if n.Spec.CIDRs, err = parseNetworks(args[1:]); err != nil {
 			return err
 		}
@@ -113,32 +139,53 @@ func newNetworkSetRemoveCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// newNetworksCommand changes the networks of a set one by one.
-func newNetworksCommand(a *app, verb, short string, change func([]netip.Prefix, netip.Prefix) ([]netip.Prefix, error)) *cobra.Command {
+// inSetCommand changes what is in a list of a set one by one.
+func inSetCommand[T any](a *app, use, short, example string, parse func([]string) ([]T, error), list func(*datastore.NetworkSet) *[]T, change func([]T, T) ([]T, error)) *cobra.Command {
 	return &cobra.Command{
-		Use:     verb + " CIDR…",
+		Use:     use,
 		Short:   short,
-		Example: "  netctl networkset blocked cidr " + verb + " 203.0.113.0/24\n  netctl networkset blocked cidr " + verb + " 203.0.113.0/24 2001:db8::/32",
+		Example: example,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := nameOf(cmd)
 			if err := checkNames(datastore.KindNetworkSet, name); err != nil {
 				return err
 			}
-			cidrs, err := parseNetworks(args)
+			values, err := parse(args)
+			if err != nil {
+				return err
+			}
+			s, err := a.store(cmd.Context())
 			if err != nil {
 				return err
 			}
 			return modify(cmd.Context(), a, name, func(n *datastore.NetworkSet) (err error) {
-				for _, c := range cidrs {
-					if n.Spec.CIDRs, err = change(n.Spec.CIDRs, c); err != nil {
+				in := list(n)
+				for _, v := range values {
+					if *in, err = change(*in, v); err != nil {
 						return err
 					}
 				}
-				return argument(n.Validate())
+				n.SetDefaults()
+				if err := n.Validate(); err != nil || len(n.Spec.Domains) == 0 {
+					return argument(err)
+				}
+				return a.checkPut(cmd.Context(), s, n)
 			})
 		},
 	}
+}
+
+// parseDomains reads names.
+func parseDomains(args []string) (list []string, err error) {
+	for _, d := range args {
+		d = datastore.CanonicalDomain(d)
+		if err := datastore.CheckDomain(d); err != nil {
+			return nil, argument(fmt.Errorf("domain %w", err))
+		}
+		list = append(list, d)
+	}
+	return list, nil
 }
 
 // parseNetworks reads CIDRs; an address is one of its own.
@@ -157,10 +204,14 @@ func networkSetColumns() []column {
 		col("Name", name[*datastore.NetworkSet]),
 		col("Networks", func(n *datastore.NetworkSet) string {
 			const few = 3
-			if len(n.Spec.CIDRs) <= few {
-				return joined(n.Spec.CIDRs)
+			var list []string
+			for _, c := range n.Spec.CIDRs {
+				list = append(list, c.String())
 			}
-			return joined(n.Spec.CIDRs[:few]) + " and " + strconv.Itoa(len(n.Spec.CIDRs)-few) + " more"
+			if list = append(list, n.Spec.Domains...); len(list) <= few {
+				return strings.Join(list, ",")
+			}
+			return strings.Join(list[:few], ",") + " and " + strconv.Itoa(len(list)-few) + " more"
 		}),
 		col("Labels", labels[*datastore.NetworkSet]),
 	}

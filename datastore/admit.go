@@ -42,7 +42,12 @@ func (v *View) CheckPut(o Object) error {
 			return v.knowPolicies(needsStaged, "spec.staged", "staged policies are")
 		}
 		return v.knowPolicies(needsPolicies, "kind", policiesAre)
-	case *Tier, *NetworkSet:
+	case *NetworkSet:
+		if len(o.Spec.Domains) > 0 {
+			return v.knowPolicies(needsDomains, "spec.domains", "domains of network sets are")
+		}
+		return v.knowPolicies(needsPolicies, "kind", policiesAre)
+	case *Tier:
 		return v.knowPolicies(needsPolicies, "kind", policiesAre)
 	case *HostEndpoint:
 		if err := v.checkHostEndpoint(o); err != nil {

@@ -286,6 +286,15 @@ func TestPolicyIsKeptByAll(t *testing.T) {
 	if err := v.CheckPut(policy); err != nil {
 		t.Error(err)
 	}
+	names := &datastore.NetworkSet{Metadata: datastore.Metadata{Name: "names"}, Spec: datastore.NetworkSetSpec{Domains: []string{"example.com"}}}
+	names.SetDefaults()
+	if err := v.CheckPut(names); !errors.Is(err, datastore.ErrInvalid) || !strings.HasPrefix(err.Error(), "spec.domains: domains of network sets are passed over by the older netctl of node near, old") {
+		t.Errorf("put a network set with domains: %v", err)
+	}
+	names.Spec.Domains = nil
+	if names.SetDefaults(); names.Metadata.Needs != 0 || v.CheckPut(names) != nil {
+		t.Errorf("without domains it needs %d: %v", names.Metadata.Needs, v.CheckPut(names))
+	}
 	both := &datastore.Policy{Metadata: datastore.Metadata{Name: "both"}, Spec: datastore.PolicySpec{Staged: true, ApplyOnForward: true, PreDNAT: true}}
 	both.SetDefaults()
 	for _, o := range []datastore.Object{host, forward, both} {

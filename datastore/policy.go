@@ -75,16 +75,20 @@ const (
 	Egress  PolicyType = "egress"
 )
 
-// NetworkSet is a named list of networks. Rules refer to it by its name, and their
+// NetworkSet is a named list of networks and domains. Rules refer to it by its name, and their
 // selectors by its labels.
 type NetworkSet struct {
 	Metadata Metadata       `json:"metadata"`
 	Spec     NetworkSetSpec `json:"spec"`
 }
 
-// NetworkSetSpec lists the networks; they may overlap.
+// NetworkSetSpec lists the networks, which may overlap.
 type NetworkSetSpec struct {
 	CIDRs []netip.Prefix `json:"cidrs"`
+	// Domains are names, and with `*.` before one all names below it, whose addresses are in
+	// the set: on each node those that its own endpoints were told by DNS, for as long as that
+	// said.
+	Domains []string `json:"domains,omitempty"`
 }
 
 // The default actions of tiers.
@@ -224,6 +228,16 @@ func (n *NetworkSet) SetDefaults() {
 	if n.Spec.CIDRs == nil {
 		n.Spec.CIDRs = []netip.Prefix{}
 	}
+	for i, d := range n.Spec.Domains {
+		n.Spec.Domains[i] = CanonicalDomain(d)
+	}
+	switch needs := n.Metadata.Needs; {
+	case needs < 0 || needs > ModelVersion: // it stays for Validate
+	case len(n.Spec.Domains) > 0:
+		n.Metadata.Needs = needsDomains
+	default:
+		n.Metadata.Needs = 0
+	}
 }
 
 // Validate implements Object.
@@ -240,6 +254,16 @@ func (n *NetworkSet) Validate() error {
 			return &FieldError{Field: indexed("spec.cidrs", i), Value: c.String(), Reason: "is in the list twice"}
 		}
 		seen[c] = true
+	}
+	names := make(map[string]bool, len(n.Spec.Domains))
+	for i, d := range n.Spec.Domains {
+		if err := CheckDomain(d); err != nil {
+			return at(indexed("spec.domains", i), err)
+		}
+		if names[d] {
+			return &FieldError{Field: indexed("spec.domains", i), Value: d, Reason: "is in the list twice"}
+		}
+		names[d] = true
 	}
 	return nil
 }

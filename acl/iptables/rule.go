@@ -359,7 +359,7 @@ func (e *emitter) limits(chain string, r *acl.Rule) (text string) {
 		case l.Set == "":
 			name = fmt.Sprintf("%s_%d_%d", chain, l.Rate, l.Burst)
 		case e.table == "raw":
-		case l.Key == acl.LinkPair:
+		case l.Key == acl.LinkPair, l.Key == acl.OutLink:
 			mode = " --hashlimit-mode dstip"
 		default:
 			mode = " --hashlimit-mode srcip"
@@ -380,7 +380,7 @@ func (e *emitter) targets(r *acl.Rule, next *frame, after func() *frame) (list [
 		list = append(list, addTargets(r.Limit)...)
 	}
 	if r.Log != "" {
-		list = append(list, fmt.Sprintf("-j NFLOG --nflog-prefix %s --nflog-group %d", quote(r.Log), acl.NFLogGroup))
+		list = append(list, fmt.Sprintf("-j NFLOG --nflog-prefix %s --nflog-group %d", quote(r.Log), acl.LogGroup(r.Log)))
 	}
 	if r.MSS != 0 {
 		list = append(list, fmt.Sprintf("-j TCPMSS --set-mss %d", r.MSS))

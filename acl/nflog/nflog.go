@@ -33,9 +33,10 @@ const (
 	attrPayload   = 9
 	attrPrefix    = 10
 
-	configCommand = 1
-	configMode    = 2
-	configTimeout = 4
+	configCommand   = 1
+	configMode      = 2
+	configTimeout   = 4
+	configThreshold = 5
 
 	commandBind = 1 // NFULNL_CFG_CMD_BIND
 	copyPacket  = 2 // NFULNL_COPY_PACKET
@@ -43,6 +44,10 @@ const (
 
 // copied is how much of each packet is looked at, in bytes: the headers.
 const copied = 128
+
+// copiedDatagram is the longest datagram that is looked at, with its headers, in bytes: more
+// than DNS servers answer by UDP (RFC 9715).
+const copiedDatagram = 4096 + copied
 
 // readBuffer in bytes, forced: a burst must not overrun.
 const readBuffer = 4 << 20
@@ -60,21 +65,61 @@ type Entry struct {
 	acl.Packet
 }
 
+// Datagram is a UDP datagram that was logged.
+type Datagram struct {
+	// OutIndex is the link that it leaves by.
+	OutIndex int
+	acl.Packet
+	// Payload is fn's until it returns.
+	Payload []byte
+}
+
 // Listen calls fn for each packet that is logged to the group in the current network
 // namespace, until ctx ends (nil) or fn fails. It is root's.
 func Listen(ctx context.Context, group uint16, fn func(Entry) error) error {
+	names := links{}
+	return listen(ctx, group, reading{copied: copied}, func(data []byte) error {
+		if e, ok := parse(data, names); ok {
+			return fn(e)
+		}
+		return nil
+	})
+}
+
+// Datagrams calls fn for each UDP datagram that is logged to the group, as Listen does, and as
+// soon as it is; bound, if set, once it is the group's reader.
+func Datagrams(ctx context.Context, group uint16, bound func(), fn func(Datagram) error) error {
+	return listen(ctx, group, reading{copied: copiedDatagram, atOnce: true, bound: bound}, func(data []byte) error {
+		if d, ok := parseDatagram(data); ok {
+			return fn(d)
+		}
+		return nil
+	})
+}
+
+// reading is how a group is read.
+type reading struct {
+	copied uint32 // of each packet, in bytes
+	atOnce bool   // each by itself, not several together
+	bound  func()
+}
+
+// listen calls fn for each message of the group.
+func listen(ctx context.Context, group uint16, how reading, fn func(data []byte) error) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("open NFLOG socket: %w", err)
 	}
 	defer c.Close()
 	_ = c.SetReadBuffer(readBuffer)
-	if err := bind(c, group); err != nil {
+	if err := bind(c, group, how); err != nil {
 		return err
+	}
+	if how.bound != nil {
+		how.bound()
 	}
 	// The deadline of a context that ended lies in the past: reads end.
 	defer context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })()
-	names := links{}
 	for {
 		messages, err := c.Receive()
 		switch {
@@ -89,25 +134,25 @@ func Listen(ctx context.Context, group uint16, fn func(Entry) error) error {
 			if m.Header.Type != subsystem<<8|msgPacket {
 				continue
 			}
-			e, ok := parse(m.Data, names)
-			if !ok {
-				continue
-			}
-			if err := fn(e); err != nil {
+			if err := fn(m.Data); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// bind makes the socket the reader of the group, at once and of headers only.
-func bind(c *netlink.Conn, group uint16) error {
-	mode := append(binary.BigEndian.AppendUint32(nil, copied), copyPacket, 0)
-	for _, config := range []netlink.Attribute{
+// bind makes the socket the reader of the group.
+func bind(c *netlink.Conn, group uint16, how reading) error {
+	mode := append(binary.BigEndian.AppendUint32(nil, how.copied), copyPacket, 0)
+	configs := []netlink.Attribute{
 		{Type: configCommand, Data: []byte{commandBind}},
 		{Type: configMode, Data: mode},
 		{Type: configTimeout, Data: binary.BigEndian.AppendUint32(nil, 1)}, // hundredths of a second
-	} {
+	}
+	if how.atOnce {
+		configs = append(configs, netlink.Attribute{Type: configThreshold, Data: binary.BigEndian.AppendUint32(nil, 1)})
+	}
+	for _, config := range configs {
 		attr, err := netlink.MarshalAttributes([]netlink.Attribute{config})
 		if err != nil {
 			return err
@@ -174,4 +219,27 @@ func parse(data []byte, names links) (e Entry, ok bool) {
 		}
 	}
 	return e, ok
+}
+
+// parseDatagram reads a message about a UDP datagram; false: it is none.
+func parseDatagram(data []byte) (d Datagram, ok bool) {
+	const head = 4 // struct nfgenmsg
+	if len(data) < head {
+		return d, false
+	}
+	attrs, err := netlink.UnmarshalAttributes(data[head:])
+	if err != nil {
+		return d, false
+	}
+	for _, a := range attrs {
+		switch a.Type {
+		case attrOutDevice:
+			if len(a.Data) == 4 {
+				d.OutIndex = int(binary.BigEndian.Uint32(a.Data))
+			}
+		case attrPayload:
+			d.Payload, ok = datagram(a.Data, &d.Packet)
+		}
+	}
+	return d, ok
 }

@@ -1,6 +1,7 @@
 package nflog
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -76,6 +77,53 @@ func TestListen(t *testing.T) {
 	}
 }
 
+// TestDatagrams has long ones read whole, each as it comes, from the link that they leave by.
+func TestDatagrams(t *testing.T) {
+	ns := netlab.NetnsForTest(t)
+	ns.Run("nft", "table inet t { chain c { type filter hook output priority 0; udp dport 9 log group 2; tcp dport 9 log group 2; }; }")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	bound, got, ended := make(chan struct{}), make(chan Datagram, 10), make(chan error, 1)
+	go ns.Do(func() {
+		ended <- Datagrams(ctx, 2, func() { close(bound) }, func(d Datagram) error {
+			d.Payload = bytes.Clone(d.Payload)
+			got <- d
+			return nil
+		})
+	})
+	<-bound
+	for _, to := range []string{"127.0.0.1:9", "[::1]:9"} {
+		for _, size := range []int{0, 3000, 5000} {
+			ns.Do(func() {
+				if c, err := net.Dial("tcp", to); err == nil {
+					c.Close()
+				}
+				c, err := net.Dial("udp", to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				_, _ = c.Write(bytes.Repeat([]byte("x"), size))
+			})
+			if size > copiedDatagram {
+				continue // it is not looked at
+			}
+			select {
+			case d := <-got:
+				if len(d.Payload) != size || d.OutIndex != 1 || d.DstPort != 9 || d.Dst != netip.MustParseAddrPort(to).Addr() {
+					t.Errorf("%d bytes to %s: got %d, %+v", size, to, len(d.Payload), d.Packet)
+				}
+			case err := <-ended:
+				t.Fatal(err)
+			}
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil || len(got) > 0 {
+		t.Errorf("%v, %d more", err, len(got))
+	}
+}
+
 // TestHeaders reads packets that are cut short, fragments and extension headers.
 func TestHeaders(t *testing.T) {
 	const four, six = "450000200000000040110000 0a000001 0a000002", "60000000 0010 11 40 fd000000000000000000000000000001 fd000000000000000000000000000002"
@@ -108,9 +156,13 @@ func TestHeaders(t *testing.T) {
 func FuzzHeaders(f *testing.F) {
 	f.Add([]byte{0x45, 0, 0, 20})
 	f.Add(append([]byte{0x60, 0, 0, 0, 0, 8, 44, 1}, make([]byte, 60)...))
-	f.Fuzz(func(_ *testing.T, b []byte) {
+	f.Fuzz(func(t *testing.T, b []byte) {
 		var p acl.Packet
 		headers(b, &p)
 		parse(b, links{})
+		if payload, ok := datagram(b, &p); ok && len(payload) > len(b)-28 {
+			t.Errorf("%x of %x", payload, b)
+		}
+		parseDatagram(b)
 	})
 }

@@ -89,7 +89,7 @@ func encodeRule(chain *nftables.Chain, r *acl.Rule, c acl.Count) *nftables.Rule 
 	}
 	if r.Log != "" {
 		out.Exprs = append(out.Exprs, &expr.Log{
-			Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX, Group: acl.NFLogGroup, Data: []byte(r.Log),
+			Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX, Group: acl.LogGroup(r.Log), Data: []byte(r.Log),
 		})
 	}
 	if r.MSS != 0 {

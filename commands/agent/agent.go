@@ -198,6 +198,7 @@ func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l.records = workload.NewRecords(a.cfg.recordsDir())
 	l.filtering.wired = l.records.Any
 	l.state, l.boots = a.state, readBoots(a.state, a.boot)
+	l.domains.recall(a.boot)
 	l.recallUnderstood()
 	l.recall()
 	l.spawn = spawn
@@ -248,7 +249,7 @@ func poke(ch chan struct{}) {
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.filter, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.filter.Denied, counts: a.filter.Counts, counted: a.filter.Dropped, astray: func(ctx context.Context) (uint64, error) { return a.filter.Dropped(ctx, acl.ChainReverse) }, guard: a.guard, forget: a.forgetter.Forget, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.filter, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.filter.Denied, counts: a.filter.Counts, counted: a.filter.Dropped, astray: func(ctx context.Context) (uint64, error) { return a.filter.Dropped(ctx, acl.ChainReverse) }, guard: a.guard, forget: a.forgetter.Forget, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, answers: readDatagrams, forward: iptables.Run,
 		beside: append(append(join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log), control.Task{Name: "keep ways to the datastore's members open", Do: func(ctx context.Context) error {
 			return a.store.FollowRecord(ctx, datastore.MembersKey, a.loop.heardMembers)
 		}}), a.askedTasks()...),
@@ -300,7 +301,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 			return o.filter.WatchOthers(ctx, func() { poke(a.forward); poke(a.foreign) })
 		}},
 		{Name: "watch files", Do: func(ctx context.Context) error {
-			folders := append(slices.Clone(a.folders), a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost), l.filtering.debt.folder(), l.former.file.Folder())
+			folders := append(slices.Clone(a.folders), a.detaches.folder(), l.records.Folder(), a.keyFolder(), l.filtering.folder(l.filterLost), l.filtering.debt.folder(), l.former.file.Folder(), l.domains.file.Folder())
 			return control.WatchFolders(ctx, a.log, folders...)
 		}},
 		{Name: "work off pending detaches", Do: a.detaches.run},
@@ -316,6 +317,7 @@ func (a *agent) tasks(o outside, serving context.Context) []control.Task {
 		{Name: "compare", Do: a.compare},
 		{Name: "cut flows", Do: l.flows.Run},
 		{Name: "forget flows", Do: l.former.Run},
+		{Name: "learn domains", Do: (&learner{loop: l, datagrams: o.answers}).Run},
 		{Name: "tell virtual machines", Do: o.machines.Run},
 		{Name: "look for room", Do: (&room{loop: l, kernel: o.links, tracked: conntrack.Use, refused: map[string]uint64{}, astray: o.astray}).Run},
 		{Name: "tell the service manager", Do: func(ctx context.Context) error {

@@ -57,6 +57,7 @@ func (a *api) routes() http.Handler {
 	mux.Handle("POST /v1/ports", serve.Call(a.ports))
 	mux.Handle("POST /v1/explain", serve.Call(a.explain))
 	mux.Handle("POST /v1/counters", serve.Call(a.counters))
+	mux.Handle("POST /v1/learned", serve.Call(a.learned))
 	return mux
 }
 

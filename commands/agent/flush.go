@@ -170,6 +170,7 @@ func (l *loop) flushFilter(ctx context.Context) bool {
 		l.former.filtered()
 		l.cutTightened()
 	}
+	l.flushDomains(!more)
 	for name := range l.locals.dirty {
 		if lo := l.locals.named[name]; lo != nil {
 			lo.filtered = lo.ep != nil && (l.links.present[lo.link].Up && !l.links.adopted[lo.link] || f.covers(lo.link))

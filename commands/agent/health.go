@@ -54,6 +54,7 @@ func (l *loop) problemList() []string {
 	for what, text := range l.problems.text {
 		list = append(list, oneLine(what+": "+text))
 	}
+	list = append(list, l.domains.fullSets()...)
 	if text := l.tooLarge(); text != "" {
 		list = append(list, "mtu: "+text)
 	}

@@ -83,6 +83,19 @@ func (k *links) read() error {
 	return nil
 }
 
+// at is the name of a link by its index; "": there is none of ours.
+func (k *links) at(index int) string {
+	if link, ok := k.names[index]; ok {
+		return link
+	}
+	for link := range k.adopted {
+		if k.present[link].Index == index {
+			return link
+		}
+	}
+	return ""
+}
+
 // readHost reads the host's addresses anew and says whether they are others.
 func (k *links) readHost() (changed bool, err error) {
 	list, err := k.kernel.Addresses()

@@ -93,6 +93,7 @@ type loop struct {
 	sizes      *sizes
 	flows      *flows
 	former     *former
+	domains    *domains
 	problems   *problems
 	networks   runtimeNetworks
 	mixed      mixed
@@ -167,6 +168,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.filtering.debt = newDebt(cfg.debtFile(), log)
 	l.flows = newFlows(log, l.filtering.debt, func(conntrack.Cutter) (int, error) { return 0, nil })
 	l.flows.verdicts, l.flows.version = l.verdicts, l.filtering.version.Load
+	l.domains = newDomains(cfg.RunDir, l.filtering.index, log, l.post)
 	l.former = newFormer(cfg.RunDir, l.unheld, log)
 	l.wantGateways()
 	return l
@@ -182,6 +184,7 @@ func (l *loop) repaired(r *acl.Ruleset) (done <-chan struct{}) {
 func (l *loop) run(ctx context.Context) error {
 	defer close(l.ended)
 	defer l.problems.again.Stop()
+	defer l.domains.end()
 	for {
 		changes, ok := l.burst(ctx)
 		if !ok {

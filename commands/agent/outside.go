@@ -7,6 +7,7 @@ import (
 
 	"netctl/acl"
 	"netctl/acl/conntrack"
+	"netctl/acl/nflog"
 	"netctl/commands/control"
 	"netctl/commands/workload"
 	"netctl/datastore"
@@ -60,6 +61,8 @@ type outside struct {
 	machines machines
 	// undirect is conntrack.DeleteDirect.
 	undirect func(host []netip.Addr, ports []datastore.HostPort) error
+	// answers are what DNS servers answer to endpoints: readDatagrams.
+	answers func(ctx context.Context, bound func(), fn func(nflog.Datagram) error) error
 	// forward is iptables.Run.
 	forward func(ctx context.Context, prefix string, changed <-chan struct{}, report func(added int, err error)) error
 	// serve answers on the control socket until ctx ends.

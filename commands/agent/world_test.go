@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netctl/acl/conntrack"
+	"netctl/acl/nflog"
 	"netctl/acl/nft"
 	"netctl/commands/control"
 	"netctl/datastore"
@@ -46,7 +47,8 @@ type world struct {
 	log      *slog.Logger                          // nil: the test's
 	mu       sync.Mutex
 	forgot   []netip.Addr
-	flowing  []netip.Addr // that the kernel remembers flows of
+	answers  chan nflog.Datagram // that DNS servers give to endpoints
+	flowing  []netip.Addr        // that the kernel remembers flows of
 	cuts     []conntrack.Cutter
 	// undirected are the ports whose flows to the host were ended, and whether the rules
 	// that publish them were there.
@@ -92,7 +94,7 @@ func (m *toldMachines) told(link string) (tap.Guest, bool) {
 
 func newWorld(t *testing.T) *world {
 	w := &world{
-		t: t, boot: "boot-1", links: &kernel.Fake{}, fib: fib.NewFake(), nft: &nft.Fake{}, store: memory.New(),
+		t: t, answers: make(chan nflog.Datagram, 100), boot: "boot-1", links: &kernel.Fake{}, fib: fib.NewFake(), nft: &nft.Fake{}, store: memory.New(),
 		cfg: Config{Node: "n1", StateDir: t.TempDir(), RunDir: t.TempDir(), LostAfter: time.Hour},
 	}
 	w.links.SetAddresses(kernel.Address{Prefix: netip.MustParsePrefix("192.168.99.102/24"), Subnet: netip.MustParsePrefix("192.168.99.0/24"), Link: "eth1", Index: 2})
@@ -160,6 +162,19 @@ func (w *world) start() {
 			defer w.mu.Unlock()
 			w.forgot = append(w.forgot, addrs...)
 			return nil
+		},
+		answers: func(ctx context.Context, bound func(), fn func(nflog.Datagram) error) error {
+			bound()
+			for {
+				select {
+				case <-ctx.Done():
+					return nil
+				case g := <-w.answers:
+					if err := fn(g); err != nil {
+						return err
+					}
+				}
+			}
 		},
 		counted: func(context.Context, string) (uint64, error) { return 0, nil },
 		flowing: func() ([]netip.Addr, error) { return w.flowing, nil },

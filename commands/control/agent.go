@@ -293,3 +293,23 @@ type RuleCounter struct {
 	Packets uint64 `json:"packets"`
 	Bytes   uint64 `json:"bytes"`
 }
+
+// LearnedRequest asks what the agent's node knows of the domains of a network set, or with ""
+// of all (POST /v1/learned).
+type LearnedRequest struct {
+	Set string `json:"set,omitempty"`
+}
+
+// Learned is what a node has learned from the answers that its endpoints got.
+type Learned struct {
+	Node      string           `json:"node"`
+	Addresses []LearnedAddress `json:"addresses"`
+}
+
+// LearnedAddress is an address of a name that is in a network set, for so many more seconds.
+type LearnedAddress struct {
+	Set     string     `json:"set"`
+	Name    string     `json:"name"`
+	Address netip.Addr `json:"address"`
+	Seconds float64    `json:"seconds"`
+}

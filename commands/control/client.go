@@ -93,6 +93,12 @@ func (c *AgentClient) Counters(ctx context.Context, r CountersRequest) (Counters
 	return out, c.insist(ctx, func() error { return c.call(ctx, methodPost, "/v1/counters", r, &out) })
 }
 
+// Learned returns what is known of the domains of network sets; see LearnedRequest.
+func (c *AgentClient) Learned(ctx context.Context, r LearnedRequest) (Learned, error) {
+	var out Learned
+	return out, c.insist(ctx, func() error { return c.call(ctx, methodPost, "/v1/learned", r, &out) })
+}
+
 // insist makes a call that may be made several times, until somebody answers it or
 // the client's wait is over.
 func (c *client) insist(ctx context.Context, ask func() error) error {
