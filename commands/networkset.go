@@ -22,30 +22,25 @@ func newNetworkSetCommand(a *app) *cobra.Command {
 		newNetworkSetShowCommand(a), newNetworkSetCreateCommand(a), newNetworkSetRemoveCommand(a),
 		named("NAME", "Change the networks and domains of one set", cidrExample+"\n  netctl networkset updates domain add example.com",
 			group("cidr", "Change the networks of the set", cidrExample,
-				inSetCommand(a, "add CIDR…", "Add networks to the set", "  netctl networkset blocked cidr add 203.0.113.0/24\n  netctl networkset blocked cidr add 203.0.113.0/24 2001:db8::/32", parseNetworks, cidrs, addTo),
-				inSetCommand(a, "remove CIDR…", "Remove networks from the set", "  netctl networkset blocked cidr remove 203.0.113.0/24\n  netctl networkset blocked cidr remove 203.0.113.0/24 2001:db8::/32", parseNetworks, cidrs, func(list []netip.Prefix, c netip.Prefix) ([]netip.Prefix, error) {
-					return removeFrom(list, c, "network")
-				})),
+				inSetCommand(a, "add CIDR…", "Add networks to the set", "  netctl networkset blocked cidr add 203.0.113.0/24\n  netctl networkset blocked cidr add 203.0.113.0/24 2001:db8::/32", parseNetworks, cidrs, ""),
+				inSetCommand(a, "remove CIDR…", "Remove networks from the set", "  netctl networkset blocked cidr remove 203.0.113.0/24\n  netctl networkset blocked cidr remove 203.0.113.0/24 2001:db8::/32", parseNetworks, cidrs, "network")),
 			group("domain", "Change the domains of the set", domainExample,
-				inSetCommand(a, "add DOMAIN…", "Add domains to the set", "  netctl networkset updates domain add example.com\n  netctl networkset updates domain add example.com '*.example.org'", parseDomains, domains, addTo),
-				inSetCommand(a, "remove DOMAIN…", "Remove domains from the set", "  netctl networkset updates domain remove example.com\n  netctl networkset updates domain remove '*.example.org'", parseDomains, domains, func(list []string, d string) ([]string, error) {
-					return removeFrom(list, d, "domain")
-				}))))
+				inSetCommand(a, "add DOMAIN…", "Add domains to the set", "  netctl networkset updates domain add example.com\n  netctl networkset updates domain add example.com '*.example.org'", parseDomains, domains, ""),
+				inSetCommand(a, "remove DOMAIN…", "Remove domains from the set", "  netctl networkset updates domain remove example.com\n  netctl networkset updates domain remove '*.example.org'", parseDomains, domains, "domain"))))
 	cmd.ValidArgsFunction = a.completeFirst(datastore.KindNetworkSet, networkSetNames)
 	return cmd
 }
 
-func addTo[T comparable](list []T, v T) ([]T, error) {
-	if slices.Contains(list, v) {
-		return list, nil
-	}
-	return append(list, v), nil
-}
-
-func removeFrom[T comparable](list []T, v T, what string) ([]T, error) {
+// changed is a list with a value more or, if gone says what it is, one less.
+func changed[T comparable](list []T, v T, gone string) ([]T, error) {
 	i := slices.Index(list, v)
-	if i < 0 {
-		return nil, datastore.As(datastore.ErrNotFound, "the set has no %s %v", what, v)
+	switch {
+	case gone == "" && i < 0:
+		return append(list, v), nil
+	case gone == "":
+		return list, nil
+	case i < 0:
+		return nil, datastore.As(datastore.ErrNotFound, "the set has no %s %v", gone, v)
 	}
 	return slices.Delete(list, i, i+1), nil
 }
@@ -139,8 +134,8 @@ func newNetworkSetRemoveCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// inSetCommand changes what is in a list of a set one by one.
-func inSetCommand[T any](a *app, use, short, example string, parse func([]string) ([]T, error), list func(*datastore.NetworkSet) *[]T, change func([]T, T) ([]T, error)) *cobra.Command {
+// inSetCommand changes what is in a list of a set one by one; gone is that of changed.
+func inSetCommand[T comparable](a *app, use, short, example string, parse func([]string) ([]T, error), list func(*datastore.NetworkSet) *[]T, gone string) *cobra.Command {
 	return &cobra.Command{
 		Use:     use,
 		Short:   short,
@@ -162,7 +157,7 @@ func inSetCommand[T any](a *app, use, short, example string, parse func([]string
 			return modify(cmd.Context(), a, name, func(n *datastore.NetworkSet) (err error) {
 				in := list(n)
 				for _, v := range values {
-					if *in, err = change(*in, v); err != nil {
+					if *in, err = changed(*in, v, gone); err != nil {
 						return err
 					}
 				}
