@@ -43,7 +43,7 @@ func (n *networks) matches(selector string) bool {
 func (n *networks) tagged(tag string) bool { return n != nil && slices.Contains(n.tags, tag) }
 
 // in says whether the networks called name are in a set.
-func (n *networks) in(r setRef, name string) bool { return takes(r)(name, n) }
+func (n *networks) in(r setRef, name string) bool { return r.networks() && takes(r)(name, n) }
 
 // cover is the fewest of the networks that hold them all: the kernel's sets take none that
 // overlap. It orders them.
