@@ -183,7 +183,7 @@ func (n *newNode) unused() error {
 	for _, name := range []string{"cluster.json", "etcd", tlsFolder, "etcd-tls"} {
 		path := filepath.Join(n.s.StateDir, name)
 		if _, err := os.Lstat(path); err == nil {
-			return fmt.Errorf("%s: %s is there: this machine is, or was, a node; when its cluster is done with it (`netctl node remove`), move %s away: %w", n.command, path, n.s.StateDir, datastore.ErrExists)
+			return fmt.Errorf("%s: %s is there: this machine is, or was, a node; when its cluster is done with it (`netctl node remove`), run `netctl cleanup` and move %s away: %w", n.command, path, n.s.StateDir, datastore.ErrExists)
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s: %w", n.command, err)
 		}

@@ -156,6 +156,14 @@ func faults() []fault {
 				}
 			}
 		}},
+		{check: "route-protocols", what: "routes of an earlier netctl are here (to 169.254.1.1/32, protocol number 87)", fix: "netctl cleanup", fatal: true, inject: func(f *fake, _ *Config) {
+			for name := range f.files {
+				if strings.HasPrefix(name, "/var/lib/netctl-node/") {
+					delete(f.files, name)
+				}
+			}
+			f.routes = append(f.routes, kernel.Route{Prefix: netip.MustParsePrefix("169.254.1.1/32"), Protocol: 87, Link: "lo"})
+		}},
 		{check: "path-mtu", what: "may have 1430 bytes, and eth1 lets them have 1500", fix: "spec: {mtu: 1350}", inject: func(f *fake, _ *Config) { f.machines[addr2()].mtu = 1430 }},
 		{check: "path-mtu", what: "may have 1372 bytes", fix: "spec: {mtu: 1292}", inject: func(f *fake, _ *Config) { f.machines[addr2()].mtu, f.machines[addr2()].tells = 1372, true }},
 		{check: "path-bgp", what: "no answer, though it answers echo requests", fix: "iptables -I INPUT -p tcp --dport 179 -j ACCEPT   # on node2", inject: func(f *fake, _ *Config) { f.machines[addr2()].tcp[179] = Silent }},

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"netctl/datastore"
+	"netctl/netdev/kernel"
 )
 
 // port is one that a role listens on.
@@ -383,10 +384,22 @@ func routeProtocols(_ context.Context, s *scene) (found []Finding, err error) {
 	if err != nil {
 		return found, err
 	}
+	var foreign []kernel.Route
 	for _, r := range routes {
-		if names[r.Protocol] != "" {
-			return append(found, Finding{What: fmt.Sprintf("netctl has never run here, and the route to %s has its protocol number %d", r.Prefix, r.Protocol), Fix: fix, Fatal: true}), nil
+		if names[r.Protocol] == "" {
+			continue
 		}
+		// The gateway's route is made by the agent alone: netctl ran, and its folder was moved.
+		if r.Prefix.Addr() == s.cfg.Gateway && r.Prefix.IsSingleIP() {
+			return append(found, Finding{What: fmt.Sprintf("routes of an earlier netctl are here (to %s, protocol number %d), and what it knew of them in %s is not", r.Prefix, r.Protocol, s.cfg.StateDir), Fatal: true,
+				Fix: []string{"netctl cleanup", "netctl cleanup --dry-run   # says what that takes off"}}), nil
+		}
+		foreign = append(foreign, r)
+	}
+	if len(foreign) > 0 {
+		r := foreign[0]
+		found = append(found, Finding{What: fmt.Sprintf("netctl has never run here, and the route to %s has its protocol number %d", r.Prefix, r.Protocol), Fatal: true,
+			Fix: append(fix, "netctl cleanup --dry-run   # if an earlier netctl left it: without --dry-run it is taken off")})
 	}
 	return found, nil
 }
