@@ -279,6 +279,20 @@ func TestTo(t *testing.T) {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
+	// A node answers peers alone: to a machine that is none yet its silence says nothing.
+	f.machines[addr2()].tcp[179], f.machines[addr2()].udp[51820] = Silent, Refused
+	r = examine(t, f, c, false)
+	for name, want := range map[string]State{"path-mtu": Fine, "path-bgp": Unknown, "path-ipip": Unknown, "path-vxlan": Unknown, "path-wireguard": Fine} {
+		if got := state(r, name); got.State != want || want == Unknown && !strings.Contains(got.Reason, "once this machine is one") {
+			t.Errorf("of a stranger: %s: %+v", name, got)
+		}
+	}
+	// Where it has this one as a peer, it means something.
+	f, c = clean()
+	c.To, f.machines[addr2()].tcp[179] = []netip.Addr{addr2()}, Silent
+	if got := state(examine(t, f, c, false), "path-bgp"); got.State != Wrong {
+		t.Errorf("of a peer: %+v", got)
+	}
 	// One that is a node is tried once, as no node: whatever its session says.
 	f, c = clean()
 	c.To = []netip.Addr{addr2()}
