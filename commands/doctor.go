@@ -76,6 +76,8 @@ func (a *app) examine(ctx context.Context, s *settings, to []netip.Addr, fix boo
 	cfg.To = to
 	if s.hasStore() {
 		cfg.Cluster, cfg.ClusterErr = a.doctorCluster(ctx, s.Node)
+	} else {
+		cfg.MayFound = true
 	}
 	defer a.waiting("answers of other nodes")()
 	return doctor.Run(ctx, host, cfg, fix)

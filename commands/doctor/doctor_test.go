@@ -172,6 +172,10 @@ func TestNoFalseAlarm(t *testing.T) {
 		"a route to more than a pool": func(f *fake, _ *Config) {
 			f.routes = append(f.routes, kernel.Route{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Protocol: 4, Link: "eth0"})
 		},
+		"an etcd of loopback": func(f *fake, c *Config) {
+			c.MayFound = true
+			f.sockets = append(f.sockets, Socket{Addr: netip.MustParseAddrPort("127.0.0.1:2380"), PID: 301, Name: "etcd"})
+		},
 		"a small disk":       func(f *fake, _ *Config) { f.disk = Disk{Free: 400 << 20, Size: 600 << 20} },
 		"one slow write":     func(f *fake, _ *Config) { f.timing.Worst = 400 * time.Millisecond },
 		"firewalld forwards": firewalldForwards,

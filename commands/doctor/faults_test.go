@@ -103,6 +103,7 @@ func faults() []fault {
 			runsToo("containerd")(f, c)
 			f.files["/etc/cni/net.d/05-lo.conf"] = `{"type":"loopback"}`
 		}},
+		{check: "calico", what: "/etc/cni/net.d/10-calico.conflist: a network of plugin calico", fix: "mv /etc/cni/net.d/10-calico.conflist", inject: setFile("/etc/cni/net.d/10-calico.conflist", `{"plugins":[{"type":"calico"},{"type":"portmap"}]}`)},
 		{check: "calico", what: "calico-felix (PID 300) runs", fix: "systemctl disable", inject: runsToo("calico-felix")},
 		{check: "calico", what: "interfaces of Calico's are here: cali1", fix: "ip link del", inject: func(f *fake, _ *Config) {
 			f.interfaces = append(f.interfaces, kernel.Interface{Name: "cali1", Index: 30, Kind: "veth"})
@@ -120,6 +121,10 @@ func faults() []fault {
 		}},
 		{check: "ports", what: "TCP port 2379, which the datastore needs, is held by etcd", fix: "etcd: {listen", fatal: true, inject: func(f *fake, _ *Config) {
 			f.sockets = append(f.sockets, Socket{Addr: netip.MustParseAddrPort("[::]:2379"), PID: 301, Name: "etcd"})
+		}},
+		{check: "ports", what: "TCP port 2380, which the datastore of `netctl init`", fix: "init --datastore-endpoints", inject: func(f *fake, c *Config) {
+			c.MayFound = true
+			f.sockets = append(f.sockets, Socket{Addr: netip.MustParseAddrPort("192.168.99.102:2380"), PID: 301, Name: "etcd"})
 		}},
 		{check: "ports", what: "UDP port 51820", fix: "tunnels: {wireguardPort: N}", fatal: true, inject: func(f *fake, _ *Config) {
 			f.sockets = append(f.sockets, Socket{UDP: true, Addr: netip.MustParseAddrPort("0.0.0.0:51820"), PID: 301, Name: "boringtun"})

@@ -36,6 +36,11 @@ func (s *scene) ports() (list []port) {
 			list = append(list, port{roleDatastore, false, a, "etcd: {listen: […], peerURL: …}"})
 		}
 	}
+	if s.cfg.MayFound {
+		for _, n := range []uint16{2378, 2379, 2380} { // of joining, of clients, of members
+			list = append(list, port{mayBeMember, false, every(n), ""})
+		}
+	}
 	if s.has(roleAgent) && s.cfg.Cluster != nil {
 		if len(s.cfg.Cluster.tunnelled(datastore.TunnelVXLAN)) > 0 {
 			list = append(list, port{roleAgent, true, every(vxlanPort), ""})
@@ -48,6 +53,10 @@ func (s *scene) ports() (list []port) {
 }
 
 const vxlanPort = 4789
+
+// mayBeMember is who needs the ports of etcd on a machine of which nobody said yet what it
+// is to be.
+const mayBeMember = "datastore of `netctl init` and of `join --datastore`"
 
 func ports(_ context.Context, s *scene) (found []Finding, err error) {
 	wanted := s.ports()
@@ -63,6 +72,9 @@ func ports(_ context.Context, s *scene) (found []Finding, err error) {
 			meets := !p.at.Addr().IsValid() || x.Addr.Addr().IsUnspecified() || p.at.Addr().IsUnspecified() || x.Addr.Addr() == p.at.Addr()
 			if x.UDP != p.udp || x.Addr.Port() != p.at.Port() || !meets || strings.HasPrefix(x.Name, "netctl") {
 				continue
+			}
+			if p.role == mayBeMember && x.Addr.Addr().IsLoopback() {
+				continue // a member listens on the machine's address
 			}
 			if p.udp && x.PID == 0 {
 				continue // the kernel's own, of a tunnel: devices share a port
@@ -80,7 +92,10 @@ func ports(_ context.Context, s *scene) (found []Finding, err error) {
 			if p.key != "" {
 				fix = append(fix, "# or `"+p.key+"` in /etc/netctl.yaml")
 			}
-			found = append(found, Finding{What: fmt.Sprintf("%s port %d, which the %s needs, is held by %s at %s", protocol, p.at.Port(), p.role, holder, x.Addr), Fix: fix, Fatal: true})
+			if p.role == mayBeMember {
+				fix = append(fix, "# not needed where the cluster is in an external etcd (`init --datastore-endpoints`), or the machine just joins")
+			}
+			found = append(found, Finding{What: fmt.Sprintf("%s port %d, which the %s needs, is held by %s at %s", protocol, p.at.Port(), p.role, holder, x.Addr), Fix: fix, Fatal: p.role != mayBeMember})
 			break
 		}
 	}

@@ -42,6 +42,9 @@ type Config struct {
 	// Cluster is what the datastore holds; nil with a nil ClusterErr: there is none yet.
 	Cluster    *Cluster
 	ClusterErr error
+	// MayFound says that nothing chose the roles yet: the machine may become the first node,
+	// or another member of the datastore, with etcd at its standard ports.
+	MayFound bool
 	// To are machines that are no nodes yet, to which all paths are tried.
 	To []netip.Addr
 }
