@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -366,5 +368,21 @@ func TestPage(t *testing.T) {
 		if strings.HasSuffix(c.Meaning, ".") || c.Meaning == "" {
 			t.Errorf("check %s means %q", c.Name, c.Meaning)
 		}
+	}
+}
+
+// TestDate: the date of who answers with HTTPS, whatever certificate that shows.
+func TestDate(t *testing.T) {
+	there := time.Now().AddDate(-1, 0, 0).UTC().Truncate(time.Second)
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Date", there.Format(http.TimeFormat))
+	}))
+	of := netip.MustParseAddrPort(server.Listener.Addr().String())
+	if got := (&machine{}).Date(t.Context(), of); !got.Equal(there) {
+		t.Errorf("%s, want %s", got, there)
+	}
+	server.Close()
+	if got := (&machine{}).Date(t.Context(), of); !got.IsZero() {
+		t.Errorf("of nobody: %s", got)
 	}
 }

@@ -80,6 +80,15 @@ func faults() []fault {
 		{check: "clock", what: "is 1m30s ahead of this one", fix: "chrony", inject: func(f *fake, _ *Config) { f.machines[addr2()].ahead = 90 * time.Second }},
 		{check: "clock", what: "node node2 reported at 2027-", fix: "chrony", inject: func(_ *fake, c *Config) { c.Cluster.Reports[2].Status.Seen = now().AddDate(1, 0, 0) }},
 		{check: "clock", what: "the clock says 1970-", fix: "chrony", fatal: true, inject: func(f *fake, _ *Config) { f.now = time.Unix(1000, 0) }},
+		{check: "clock", what: "that of 192.168.99.103:2378, where nodes join, 2027-", fix: "chronyc makestep", inject: func(f *fake, c *Config) {
+			c.Cluster, c.To = nil, []netip.Addr{addr2()}
+			f.machines[addr2()].ahead, f.machines[addr2()].dated = 365*24*time.Hour, true
+		}},
+		{check: "clock", what: "one of them is wrong by 8760h0m0s", fix: "chronyc makestep", inject: func(f *fake, c *Config) {
+			c.Cluster, c.ClusterErr, c.Members = nil, datastore.ErrUnavailable, []netip.AddrPort{netip.AddrPortFrom(addr1(), joinPort), netip.AddrPortFrom(addr2(), joinPort)}
+			f.machines[addr2()].ahead, f.machines[addr2()].dated = -365*24*time.Hour, true
+		}},
+		{check: "certificates", what: "and the clock here says 2026-", fix: "date -u", fatal: true, inject: certificate(now().AddDate(-1, 0, 0), now().AddDate(0, 0, -1))},
 		{check: "certificates", what: "ended 2026-03-03", fix: "openssl x509", fatal: true, inject: certificate(now().AddDate(-1, 0, 0), now().AddDate(0, 0, -1))},
 		{check: "certificates", what: "and every certificate of the cluster with it", fix: "netctl datastore ca rotate", inject: authority(now().AddDate(0, 5, 0))},
 		{check: "certificates", what: "ends 2026-03-05", fix: "openssl x509", inject: certificate(now().AddDate(-1, 0, 0), now().AddDate(0, 0, 1))},

@@ -37,6 +37,8 @@ type Config struct {
 	AgentProtocol, SpeakerProtocol int
 	// EtcdListen is where the datastore role listens with TCP.
 	EtcdListen []netip.AddrPort
+	// Members are where members of the datastore let nodes in, and tell the date.
+	Members []netip.AddrPort
 	// Certificates are the files of those that are used here.
 	Certificates []string
 	// Cluster is what the datastore holds; nil with a nil ClusterErr: there is none yet.
