@@ -7,8 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 
 	"netctl/datastore"
 )
@@ -59,8 +58,8 @@ func (s *settings) fullDisk() string {
 	if _, err := os.Stat(filepath.Join(dir, "member")); err != nil {
 		return ""
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
 		return ""
 	}
 	mib := func(blocks uint64) uint64 { return blocks * uint64(st.Bsize) >> 20 }

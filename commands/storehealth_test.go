@@ -6,9 +6,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // TestFullDisk: a datastore whose disk is full is said by status, and by what cannot reach
@@ -32,15 +31,15 @@ func TestFullDisk(t *testing.T) {
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // and never unlocked: the thread ends, and its namespace
-		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		if err := syscall.Unshare(syscall.CLONE_FS | syscall.CLONE_NEWNS); err != nil {
 			t.Error(err)
 			return
 		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 			t.Error(err)
 			return
 		}
-		if err := unix.Mount("disk", state, "tmpfs", 0, "size=8m"); err != nil {
+		if err := syscall.Mount("disk", state, "tmpfs", 0, "size=8m"); err != nil {
 			t.Error(err)
 			return
 		}
