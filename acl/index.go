@@ -2,7 +2,6 @@ package acl
 
 import (
 	"net/netip"
-	"slices"
 
 	"netctl/datastore"
 )

@@ -70,6 +70,9 @@ func newBenchCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if err := canWrite(o.chart); err != nil {
+			return fmt.Errorf("--chart: %w", err)
+		}
 		all, err := a.measure(cmd.Context(), args, &o, p)
 		if err != nil {
 			return err
@@ -109,6 +112,22 @@ func (o *benchOptions) plan(args []string) (p bench.Plan, err error) {
 		return p, usage("--sizes: %w", err)
 	}
 	return p, nil
+}
+
+// canWrite says why a file cannot be written, and leaves what is there; "" can.
+func canWrite(name string) error {
+	if name == "" {
+		return nil
+	}
+	_, missing := os.Lstat(name)
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	if err = f.Close(); missing != nil {
+		err = errors.Join(err, os.Remove(name))
+	}
+	return err
 }
 
 // measure measures the path that the command line names.
@@ -412,17 +431,18 @@ func newBenchServeCommand(a *app) *cobra.Command {
 
 // showBench prints the figures, and draws them.
 func (a *app) showBench(f format, o *benchOptions, p bench.Plan, all []bench.Series) error {
+	var drawn error
 	if o.chart != "" {
 		draw := bench.SVG
 		if filepath.Ext(o.chart) == ".html" {
 			draw = bench.HTML
 		}
-		if err := os.WriteFile(o.chart, draw(p, all), 0o644); err != nil {
-			return fmt.Errorf("bench: %w", err)
+		if drawn = os.WriteFile(o.chart, draw(p, all), 0o644); drawn != nil {
+			drawn = fmt.Errorf("bench: %w", drawn)
 		}
 	}
 	if f.manifests() {
-		return a.showPlain(f, all)
+		return errors.Join(a.showPlain(f, all), drawn)
 	}
-	return a.print(bench.Text(p, all))
+	return errors.Join(a.print(bench.Text(p, all)), drawn)
 }

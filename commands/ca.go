@@ -429,7 +429,7 @@ func (s *settings) authorityState(ctx context.Context, store clusterStore) (line
 	}
 	if c, err := pki.ReadCertificate(s.Datastore.Cert); err == nil {
 		soon := min(7*24*time.Hour, c.NotAfter.Sub(c.NotBefore)/6) // it is renewed with two fifths left
-		ends("this node's certificate "+s.Datastore.Cert, c, soon, "the logs of its roles say why it was not renewed")
+		ends("this node's certificate "+s.Datastore.Cert, c, soon, "the logs of its roles say why it was not renewed, if the clock here is right ("+now.UTC().Format("2006-01-02 15:04 MST")+"; `netctl doctor` says, too)")
 	}
 	if len(trusted) == 1 {
 		return "", problems

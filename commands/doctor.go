@@ -19,7 +19,9 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"netctl/commands/doctor"
+	"netctl/commands/join"
 	"netctl/datastore"
+	"netctl/datastore/etcd"
 )
 
 func newDoctorCommand(a *app) *cobra.Command {
@@ -76,6 +78,8 @@ func (a *app) examine(ctx context.Context, s *settings, to []netip.Addr, fix boo
 	cfg.To = to
 	if s.hasStore() {
 		cfg.Cluster, cfg.ClusterErr = a.doctorCluster(ctx, s.Node)
+	} else {
+		cfg.MayFound = true
 	}
 	defer a.waiting("answers of other nodes")()
 	return doctor.Run(ctx, host, cfg, fix)
@@ -167,6 +171,10 @@ func (s *settings) doctorConfig() doctor.Config {
 				c.EtcdListen = append(c.EtcdListen, addr)
 			}
 		}
+	}
+	if s.Datastore.Cert != "" && !s.external() {
+		members := etcd.ReadMembers(s.storeOptions().Members, s.Datastore.Endpoints)
+		c.Members = join.Endpoints(slices.Compact(slices.Sorted(slices.Values(slices.Concat(s.Datastore.Endpoints, members.Endpoints)))), cmp.Or(members.JoinPort, s.Etcd.JoinPort))
 	}
 	for _, file := range []string{s.Datastore.CA, s.Datastore.Cert, s.Etcd.TLS.CA, s.Etcd.TLS.Cert} {
 		if file != "" && !slices.Contains(c.Certificates, file) {

@@ -2,6 +2,7 @@ package commands
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"netctl/commands/lab"
+	"netctl/netdev/netlab"
 )
 
 func newLabCommand(a *app) *cobra.Command {
@@ -61,6 +63,9 @@ func newLabUpCommand(a *app, dir *string) *cobra.Command {
 			if err := readLabFile(file, cmd, &cfg); err != nil {
 				return usageError{err}
 			}
+		}
+		if err := netlab.CheckSize(cfg.Nodes, cmp.Or(cfg.Subnets, 1)); err != nil {
+			return usageError{err}
 		}
 		self, err := os.Executable()
 		if err != nil {

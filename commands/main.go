@@ -64,7 +64,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	code := a.exitCode(err)
 	if text := oneLine(err); text != "" {
-		fmt.Fprintf(stderr, "netctl: %s\n", text)
+		fmt.Fprintf(stderr, "netctl: %s%s\n", text, a.andDisk(err))
 	}
 	return code
 }

@@ -175,10 +175,24 @@ func (n *newNode) unconfigured() error {
 	return fmt.Errorf("%s: %s is somebody's configuration and stays as it is: move it away, or set the node up in it (docs/datastore.md)", n.command, n.config)
 }
 
+// canBeFolder is nil where a folder is, or can be made.
+func canBeFolder(dir string) error {
+	st, err := os.Stat(dir)
+	if err == nil && !st.IsDir() {
+		return fmt.Errorf("%s is a file", dir)
+	}
+	if _, there := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) && there == nil {
+		return fmt.Errorf("%s is a link to what is not there", dir)
+	}
+	return nil
+}
+
 // unused refuses a state folder that is a node's.
 func (n *newNode) unused() error {
-	if st, err := os.Stat(n.s.StateDir); err == nil && !st.IsDir() {
-		return fmt.Errorf("%s: %s is a file, and is to be the state folder: name another one with --state-dir", n.command, n.s.StateDir)
+	for _, x := range []struct{ dir, what, flag string }{{n.s.StateDir, "state folder", "--state-dir"}, {n.s.RunDir, "folder of sockets", "--run-dir"}} {
+		if err := canBeFolder(x.dir); err != nil {
+			return fmt.Errorf("%s: %w, and is to be the %s: move it away, or name another folder with %s", n.command, err, x.what, x.flag)
+		}
 	}
 	for _, name := range []string{"cluster.json", "etcd", tlsFolder, "etcd-tls"} {
 		path := filepath.Join(n.s.StateDir, name)
@@ -186,7 +200,7 @@ func (n *newNode) unused() error {
 			continue
 		}
 		if _, err := os.Lstat(path); err == nil {
-			return fmt.Errorf("%s: %s is there: this machine is, or was, a node; when its cluster is done with it (`netctl node remove`), move %s away", n.command, path, n.s.StateDir)
+			return fmt.Errorf("%s: %s is there: this machine is, or was, a node; when its cluster is done with it (`netctl node remove`), run `netctl cleanup` and move %s away", n.command, path, n.s.StateDir)
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s: %w", n.command, err)
 		}

@@ -129,6 +129,9 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 		for _, w := range append(how.full, wrong...) {
 			r.problem("%s", w)
 		}
+		if full := s.fullDisk(); full != "" {
+			r.problem("%s", full)
+		}
 		r.Healthy = len(r.Problems) == 0
 		return []*nodeReport{r}, nil
 	case storeErr != nil:

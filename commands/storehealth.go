@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 
 	"netctl/datastore"
 )
@@ -42,4 +45,42 @@ func storeLine(ctx context.Context, s clusterStore) (how storeHealth) {
 		how.line += ", not " + strings.Join(sick, "; ")
 	}
 	return how
+}
+
+// roomToWrite is how much of its disk etcd needs to go on, in MiB: the next segment of its
+// log, which it makes beside the one it writes to, and what it compacts.
+const roomToWrite = 128
+
+// fullDisk says that the datastore of this node has no room to write, which ends it; "": it
+// has, or there is none here.
+func (s *settings) fullDisk() string {
+	dir := filepath.Join(s.StateDir, "etcd")
+	if _, err := os.Stat(filepath.Join(dir, "member")); err != nil {
+		return ""
+	}
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return ""
+	}
+	mib := func(blocks uint64) uint64 { return blocks * uint64(st.Bsize) >> 20 }
+	free := mib(st.Bfree)
+	if free >= min(roomToWrite, mib(st.Blocks)/4) { // of a small one
+		return ""
+	}
+	return fmt.Sprintf("the disk of %s is full (%d MiB are free), and the datastore here ends when it can write no more: make room there (`netctl doctor`: disk-space)", dir, free)
+}
+
+// andDisk is what to add to an error of the datastore's where this node's own is the cause.
+func (a *app) andDisk(err error) string {
+	if !errors.Is(err, datastore.ErrUnavailable) {
+		return ""
+	}
+	s, err := a.settings()
+	if err != nil || s.Client.Server != "" {
+		return ""
+	}
+	if full := s.fullDisk(); full != "" {
+		return ": " + full
+	}
+	return ""
 }

@@ -160,16 +160,24 @@ func send(w http.ResponseWriter, status int, v any) error {
 	return nil
 }
 
+// mostUnwanted is how much of a body that is too large is read all the same, in bytes,
+// within the time that a body may take.
+const mostUnwanted = 64 << 20
+
 // body reads a request's body of at most limit bytes, which must say that it is JSON if
 // it says anything.
 func body(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
 	if kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); kind == "multipart/form-data" {
 		return nil, fmt.Errorf("the body is a form: send JSON (curl --data-binary): %w", datastore.ErrInvalid)
 	}
-	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	whole := r.Body
+	text, err := io.ReadAll(http.MaxBytesReader(w, whole, limit))
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
+		// A connection that is closed with something unread in it is reset (RFC 9112, section
+		// 9.6), and who is still writing never reads the answer.
+		_, _ = io.CopyN(io.Discard, whole, mostUnwanted)
 		return nil, fmt.Errorf("the body is larger than %d bytes, which is the most that is taken here: %w", limit, errTooLarge)
 	case err != nil:
 		return nil, fmt.Errorf("the body ended early or came too slowly: %w: %w", datastore.ErrInvalid, err)

@@ -1,13 +1,17 @@
 package api
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -154,5 +158,36 @@ func TestObjectsInTurns(t *testing.T) {
 			cancel() // watches
 			all.Wait()
 		})
+	}
+}
+
+// TestTooLargeIsAnswered: who writes all of a body that is too large before it reads gets
+// the answer, and no reset.
+func TestTooLargeIsAnswered(t *testing.T) {
+	s, err := newServer(Config{Store: memory.New(), Backend: &slow{}, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(s.handler())
+	defer server.Close()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	const size = 10 << 20
+	if _, err := fmt.Fprintf(conn, "PUT /v1/profiles/web HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", size); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusRequestEntityTooLarge || !resp.Close || !strings.Contains(string(text), "larger than") {
+		t.Errorf("%s, close %v: %s %v", resp.Status, resp.Close, text, err)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -172,6 +174,10 @@ func TestNoFalseAlarm(t *testing.T) {
 		"a route to more than a pool": func(f *fake, _ *Config) {
 			f.routes = append(f.routes, kernel.Route{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Protocol: 4, Link: "eth0"})
 		},
+		"an etcd of loopback": func(f *fake, c *Config) {
+			c.MayFound = true
+			f.sockets = append(f.sockets, Socket{Addr: netip.MustParseAddrPort("127.0.0.1:2380"), PID: 301, Name: "etcd"})
+		},
 		"a small disk":       func(f *fake, _ *Config) { f.disk = Disk{Free: 400 << 20, Size: 600 << 20} },
 		"one slow write":     func(f *fake, _ *Config) { f.timing.Worst = 400 * time.Millisecond },
 		"firewalld forwards": firewalldForwards,
@@ -279,6 +285,20 @@ func TestTo(t *testing.T) {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
+	// A node answers peers alone: to a machine that is none yet its silence says nothing.
+	f.machines[addr2()].tcp[179], f.machines[addr2()].udp[51820] = Silent, Refused
+	r = examine(t, f, c, false)
+	for name, want := range map[string]State{"path-mtu": Fine, "path-bgp": Unknown, "path-ipip": Unknown, "path-vxlan": Unknown, "path-wireguard": Fine} {
+		if got := state(r, name); got.State != want || want == Unknown && !strings.Contains(got.Reason, "once this machine is one") {
+			t.Errorf("of a stranger: %s: %+v", name, got)
+		}
+	}
+	// Where it has this one as a peer, it means something.
+	f, c = clean()
+	c.To, f.machines[addr2()].tcp[179] = []netip.Addr{addr2()}, Silent
+	if got := state(examine(t, f, c, false), "path-bgp"); got.State != Wrong {
+		t.Errorf("of a peer: %+v", got)
+	}
 	// One that is a node is tried once, as no node: whatever its session says.
 	f, c = clean()
 	c.To = []netip.Addr{addr2()}
@@ -348,5 +368,21 @@ func TestPage(t *testing.T) {
 		if strings.HasSuffix(c.Meaning, ".") || c.Meaning == "" {
 			t.Errorf("check %s means %q", c.Name, c.Meaning)
 		}
+	}
+}
+
+// TestDate: the date of who answers with HTTPS, whatever certificate that shows.
+func TestDate(t *testing.T) {
+	there := time.Now().AddDate(-1, 0, 0).UTC().Truncate(time.Second)
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Date", there.Format(http.TimeFormat))
+	}))
+	of := netip.MustParseAddrPort(server.Listener.Addr().String())
+	if got := (&machine{}).Date(t.Context(), of); !got.Equal(there) {
+		t.Errorf("%s, want %s", got, there)
+	}
+	server.Close()
+	if got := (&machine{}).Date(t.Context(), of); !got.IsZero() {
+		t.Errorf("of nobody: %s", got)
 	}
 }

@@ -53,6 +53,7 @@ type farEnd struct {
 	tells    bool // somebody on the way says that a packet is too large
 	mute     bool // it answers no echo requests
 	ahead    time.Duration
+	dated    bool // it is a member of the datastore, which tells its date
 	tcp, udp map[uint16]Reply
 	tunnel   map[datastore.TunnelKind]Reply
 }
@@ -173,7 +174,16 @@ func (f *fake) Clock(_ context.Context, _, to netip.Addr) (time.Duration, Answer
 	if f.at(to).mute {
 		return 0, Answer{}, nil
 	}
-	return f.at(to).ahead, Answer{Reply: Answered, From: to}, nil
+	const day = 24 * time.Hour // it tells the time of day alone
+	return (f.at(to).ahead+day/2).Abs()%day - day/2, Answer{Reply: Answered, From: to}, nil
+}
+
+func (f *fake) Date(_ context.Context, of netip.AddrPort) time.Time {
+	m := f.machines[of.Addr()]
+	if m == nil || !m.dated || of.Port() != joinPort {
+		return time.Time{}
+	}
+	return f.now.Add(m.ahead).Truncate(time.Second)
 }
 
 func (f *fake) Connect(_ context.Context, _, to netip.AddrPort) (Answer, error) {

@@ -80,6 +80,15 @@ func faults() []fault {
 		{check: "clock", what: "is 1m30s ahead of this one", fix: "chrony", inject: func(f *fake, _ *Config) { f.machines[addr2()].ahead = 90 * time.Second }},
 		{check: "clock", what: "node node2 reported at 2027-", fix: "chrony", inject: func(_ *fake, c *Config) { c.Cluster.Reports[2].Status.Seen = now().AddDate(1, 0, 0) }},
 		{check: "clock", what: "the clock says 1970-", fix: "chrony", fatal: true, inject: func(f *fake, _ *Config) { f.now = time.Unix(1000, 0) }},
+		{check: "clock", what: "that of 192.168.99.103:2378, where nodes join, 2027-", fix: "chronyc makestep", inject: func(f *fake, c *Config) {
+			c.Cluster, c.To = nil, []netip.Addr{addr2()}
+			f.machines[addr2()].ahead, f.machines[addr2()].dated = 365*24*time.Hour, true
+		}},
+		{check: "clock", what: "one of them is wrong by 8760h0m0s", fix: "chronyc makestep", inject: func(f *fake, c *Config) {
+			c.Cluster, c.ClusterErr, c.Members = nil, datastore.ErrUnavailable, []netip.AddrPort{netip.AddrPortFrom(addr1(), joinPort), netip.AddrPortFrom(addr2(), joinPort)}
+			f.machines[addr2()].ahead, f.machines[addr2()].dated = -365*24*time.Hour, true
+		}},
+		{check: "certificates", what: "and the clock here says 2026-", fix: "date -u", fatal: true, inject: certificate(now().AddDate(-1, 0, 0), now().AddDate(0, 0, -1))},
 		{check: "certificates", what: "ended 2026-03-03", fix: "openssl x509", fatal: true, inject: certificate(now().AddDate(-1, 0, 0), now().AddDate(0, 0, -1))},
 		{check: "certificates", what: "and every certificate of the cluster with it", fix: "netctl datastore ca rotate", inject: authority(now().AddDate(0, 5, 0))},
 		{check: "certificates", what: "ends 2026-03-05", fix: "openssl x509", inject: certificate(now().AddDate(-1, 0, 0), now().AddDate(0, 0, 1))},
@@ -103,6 +112,7 @@ func faults() []fault {
 			runsToo("containerd")(f, c)
 			f.files["/etc/cni/net.d/05-lo.conf"] = `{"type":"loopback"}`
 		}},
+		{check: "calico", what: "/etc/cni/net.d/10-calico.conflist: a network of plugin calico", fix: "mv /etc/cni/net.d/10-calico.conflist", inject: setFile("/etc/cni/net.d/10-calico.conflist", `{"plugins":[{"type":"calico"},{"type":"portmap"}]}`)},
 		{check: "calico", what: "calico-felix (PID 300) runs", fix: "systemctl disable", inject: runsToo("calico-felix")},
 		{check: "calico", what: "interfaces of Calico's are here: cali1", fix: "ip link del", inject: func(f *fake, _ *Config) {
 			f.interfaces = append(f.interfaces, kernel.Interface{Name: "cali1", Index: 30, Kind: "veth"})
@@ -120,6 +130,10 @@ func faults() []fault {
 		}},
 		{check: "ports", what: "TCP port 2379, which the datastore needs, is held by etcd", fix: "etcd: {listen", fatal: true, inject: func(f *fake, _ *Config) {
 			f.sockets = append(f.sockets, Socket{Addr: netip.MustParseAddrPort("[::]:2379"), PID: 301, Name: "etcd"})
+		}},
+		{check: "ports", what: "TCP port 2380, which the datastore of `netctl init`", fix: "init --datastore-endpoints", inject: func(f *fake, c *Config) {
+			c.MayFound = true
+			f.sockets = append(f.sockets, Socket{Addr: netip.MustParseAddrPort("192.168.99.102:2380"), PID: 301, Name: "etcd"})
 		}},
 		{check: "ports", what: "UDP port 51820", fix: "tunnels: {wireguardPort: N}", fatal: true, inject: func(f *fake, _ *Config) {
 			f.sockets = append(f.sockets, Socket{UDP: true, Addr: netip.MustParseAddrPort("0.0.0.0:51820"), PID: 301, Name: "boringtun"})
@@ -155,6 +169,14 @@ func faults() []fault {
 					delete(f.files, name)
 				}
 			}
+		}},
+		{check: "route-protocols", what: "routes of an earlier netctl are here (to 169.254.1.1/32, protocol number 87)", fix: "netctl cleanup", fatal: true, inject: func(f *fake, _ *Config) {
+			for name := range f.files {
+				if strings.HasPrefix(name, "/var/lib/netctl-node/") {
+					delete(f.files, name)
+				}
+			}
+			f.routes = append(f.routes, kernel.Route{Prefix: netip.MustParsePrefix("169.254.1.1/32"), Protocol: 87, Link: "lo"})
 		}},
 		{check: "path-mtu", what: "may have 1430 bytes, and eth1 lets them have 1500", fix: "spec: {mtu: 1350}", inject: func(f *fake, _ *Config) { f.machines[addr2()].mtu = 1430 }},
 		{check: "path-mtu", what: "may have 1372 bytes", fix: "spec: {mtu: 1292}", inject: func(f *fake, _ *Config) { f.machines[addr2()].mtu, f.machines[addr2()].tells = 1372, true }},

@@ -72,6 +72,9 @@ type Paths interface {
 	Echo(ctx context.Context, from, to netip.Addr, bytes int) (Answer, error)
 	// Clock asks for the other's time of day (RFC 792, timestamp).
 	Clock(ctx context.Context, from, to netip.Addr) (ahead time.Duration, a Answer, err error)
+	// Date asks who answers with HTTPS for its date (RFC 9110, section 6.6.1) to the second,
+	// whoever that is: it is to be compared with, and not to be trusted. Zero: it tells none.
+	Date(ctx context.Context, of netip.AddrPort) time.Time
 	// Connect opens a TCP connection and closes it.
 	Connect(ctx context.Context, from, to netip.AddrPort) (Answer, error)
 	// Datagram sends one UDP packet to a port where nobody is expected to listen.

@@ -9,9 +9,11 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"netctl/datastore"
+	"netctl/netdev/kernel"
 )
 
 func nodeName(_ context.Context, s *scene) ([]Finding, error) {
@@ -111,8 +113,15 @@ func clock(ctx context.Context, s *scene) (found []Finding, err error) {
 			return []Finding{{What: fmt.Sprintf("the clock says %s, and certificate %s is valid from %s: it is slow, or that of who made it is fast", now.UTC().Format(time.RFC3339), file, c.NotBefore.UTC().Format(time.RFC3339)), Fix: fix, Fatal: true}}, nil
 		}
 	}
+	dated, off := s.dates(ctx)
+	if off != "" {
+		return []Finding{{What: off, Fix: fix}}, nil
+	}
 	others, err := s.others()
 	if err != nil {
+		if dated {
+			err = nil
+		}
 		return nil, err
 	}
 	for _, n := range others {
@@ -143,6 +152,9 @@ func clock(ctx context.Context, s *scene) (found []Finding, err error) {
 		return asked{o, ahead, err, a.Reply}
 	})
 	told := 0
+	if dated {
+		told++
+	}
 	for _, a := range answers {
 		if a.err != nil {
 			err = a.err
@@ -170,6 +182,49 @@ func clock(ctx context.Context, s *scene) (found []Finding, err error) {
 		err = nil
 	}
 	return found, err
+}
+
+// joinPort is where members of the datastore let nodes in, unless a setting says otherwise.
+const joinPort = 2378
+
+// mostDateSkew is by how much a date may differ, which comes in whole seconds and by TCP.
+const mostDateSkew = 10 * time.Second
+
+// dates compares the date with that of members of the datastore, where nodes join: they
+// tell it to whoever asks, also where no certificate is good any more, and ICMP knows the
+// time of day alone. off says what is wrong; dated: somebody else told one.
+func (s *scene) dates(ctx context.Context) (dated bool, off string) {
+	ask := slices.Clone(s.cfg.Members)
+	for _, to := range s.cfg.To {
+		ask = append(ask, netip.AddrPortFrom(to, joinPort))
+	}
+	links, _ := s.interfaces()
+	ask = slices.DeleteFunc(ask, func(at netip.AddrPort) bool { // itself
+		return slices.ContainsFunc(links, func(l kernel.Interface) bool {
+			return slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Addr() == at.Addr() })
+		})
+	})
+	type answer struct{ here, there time.Time }
+	answers := make([]answer, len(ask))
+	var all sync.WaitGroup
+	for i, at := range ask {
+		all.Go(func() {
+			there := s.Date(ctx, at)
+			answers[i] = answer{s.Now(), there}
+		})
+	}
+	all.Wait()
+	for i, a := range answers {
+		if a.there.IsZero() {
+			continue
+		}
+		dated = true
+		if by := a.there.Sub(a.here); by.Abs() > mostDateSkew {
+			return true, fmt.Sprintf("the clock here says %s, that of %s, where nodes join, %s: one of them is wrong by %s",
+				a.here.UTC().Format(time.RFC3339), ask[i], a.there.UTC().Format(time.RFC3339), by.Abs().Round(time.Second))
+		}
+	}
+	return dated, ""
 }
 
 func (s *scene) certificate(file string) (*x509.Certificate, error) {
@@ -207,7 +262,8 @@ func certificates(_ context.Context, s *scene) (found []Finding, err error) {
 		case err != nil:
 			found = append(found, Finding{What: fmt.Sprintf("certificate: %v", err), Fix: []string{"ls -l " + file, "# and name the right file in /etc/netctl.yaml"}, Fatal: true})
 		case now.After(c.NotAfter):
-			found = append(found, Finding{What: fmt.Sprintf("certificate %s ended %s", file, c.NotAfter.UTC().Format(time.RFC3339)), Fix: fix, Fatal: true})
+			found = append(found, Finding{What: fmt.Sprintf("certificate %s ended %s, and the clock here says %s", file, c.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339)), Fatal: true,
+				Fix: append(fix, "date -u   # is it wrong? then set the clock, and nothing else: apt-get install chrony && systemctl enable --now chrony; chronyc makestep")})
 		case c.IsCA && c.NotAfter.Sub(now) < authoritySoon:
 			found = append(found, Finding{What: fmt.Sprintf("the authority %s ends %s, and every certificate of the cluster with it", file, c.NotAfter.UTC().Format(time.RFC3339)), Fix: []string{"netctl datastore ca rotate   # on a member of the datastore"}})
 		case c.NotAfter.Sub(now) < certificateSoon:

@@ -190,6 +190,8 @@ func (s *scene) lost(ctx context.Context, o other, from own, to netip.Addr, a An
 		switch {
 		case err != nil:
 			return said{untold: fmt.Errorf("%s: %w", o.name, err)}
+		case echo.Reply == Answered && s.shy(ctx, o, from, to):
+			return said{untold: fmt.Errorf("%s to %s: no answer; a node answers that to nodes that it knows alone, so `netctl doctor` tells once this machine is one; if nothing of netctl's runs there, it is filtered", what, to)}
 		case echo.Reply == Answered:
 			text += ", though it answers echo requests: filtered on the way, or there"
 		case o.node == nil:
@@ -199,6 +201,21 @@ func (s *scene) lost(ctx context.Context, o other, from own, to netip.Addr, a An
 		}
 	}
 	return said{tried: true, found: &Finding{What: text, Fix: fix}}
+}
+
+// shy says that a machine that is no node here may be one of a cluster's, whose silence to
+// strangers means nothing: its port of BGP is silent too, and it does not expect this one.
+func (s *scene) shy(ctx context.Context, o other, from own, to netip.Addr) bool {
+	if o.node != nil {
+		return false
+	}
+	if c := s.cfg.Cluster; c != nil && slices.ContainsFunc(c.Nodes, func(n *datastore.Node) bool {
+		return n.Address(to.Is6()) == to && c.hasSession(n.Metadata.Name, from.addr, false)
+	}) {
+		return false
+	}
+	a, err := s.Connect(ctx, netip.AddrPortFrom(from.addr, 0), netip.AddrPortFrom(to, s.cfg.BGPPort))
+	return err != nil || a.Reply == Silent
 }
 
 // allow are commands for the other end, and a word on what is between.

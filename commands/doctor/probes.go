@@ -2,12 +2,14 @@ package doctor
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"slices"
@@ -190,6 +192,31 @@ func skew(sent, received, back, now int64) time.Duration {
 	const day = 24 * 60 * 60 * 1000
 	wrap := func(d int64) int64 { return (d%day+day+day/2)%day - day/2 }
 	return time.Duration((wrap(received-sent) + wrap(back-now)) / 2 * int64(time.Millisecond))
+}
+
+func (m *machine) Date(ctx context.Context, of netip.AddrPort) time.Time {
+	ctx, cancel := context.WithTimeout(ctx, tcpWait)
+	defer cancel()
+	transport := &http.Transport{
+		// A wrong clock refuses good certificates, and nothing is told to whoever answers.
+		TLSClientConfig:   &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true}, //nolint:gosec // see above
+		DisableKeepAlives: true, Proxy: nil,
+	}
+	defer transport.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(ctx, http.MethodHead, "https://"+of.String()+"/", nil)
+	if err != nil {
+		return time.Time{}
+	}
+	resp, err := transport.RoundTrip(r)
+	if err != nil {
+		return time.Time{}
+	}
+	_ = resp.Body.Close()
+	there, err := http.ParseTime(resp.Header.Get("Date"))
+	if err != nil {
+		return time.Time{}
+	}
+	return there
 }
 
 func (m *machine) Connect(ctx context.Context, from, to netip.AddrPort) (Answer, error) {

@@ -36,15 +36,12 @@ func otherCNI(_ context.Context, s *scene) (found []Finding, err error) {
 				Fix: []string{"systemctl disable --now " + daemon, "# remove " + plugin + "'s files from /etc/cni/net.d"}})
 		}
 	}
-	files, err := s.Names("/etc/cni/net.d/*")
+	files, err := s.networkFilesOfCNI()
 	if err != nil {
 		return found, err
 	}
 	first, ours := "", ""
 	for _, f := range files {
-		if ext := path.Ext(f); ext != ".conf" && ext != ".conflist" && ext != ".json" {
-			continue
-		}
 		text, err := s.Read(f)
 		if err != nil {
 			return found, err
@@ -75,6 +72,15 @@ func otherCNI(_ context.Context, s *scene) (found []Finding, err error) {
 	return found, nil
 }
 
+// networkFilesOfCNI are the files that runtimes read networks from.
+func (s *scene) networkFilesOfCNI() ([]string, error) {
+	files, err := s.Names("/etc/cni/net.d/*")
+	return slices.DeleteFunc(files, func(f string) bool {
+		ext := path.Ext(f)
+		return ext != ".conf" && ext != ".conflist" && ext != ".json"
+	}), err
+}
+
 // pluginTypes are those of a CNI configuration, or of a list of them.
 func pluginTypes(text string) ([]string, error) {
 	var conf struct {
@@ -98,6 +104,20 @@ func calico(_ context.Context, s *scene) (found []Finding, err error) {
 	}
 	if runs = slices.DeleteFunc(runs, func(p Process) bool { return p.Name == "confd" }); len(runs) > 0 {
 		found = append(found, Finding{What: who(runs) + " runs", Fix: []string{"systemctl disable --now calico-node calico-felix", "docker rm -f calico-node"}})
+	}
+	files, err := s.networkFilesOfCNI()
+	if err != nil {
+		return found, err
+	}
+	for _, f := range files {
+		text, err := s.Read(f)
+		if err != nil {
+			return found, err
+		}
+		// One that is no configuration is named by other-cni.
+		if types, err := pluginTypes(text); err == nil && slices.ContainsFunc(types, func(t string) bool { return t == "calico" || t == "calico-ipam" }) {
+			found = append(found, Finding{What: f + ": a network of plugin calico", Fix: []string{"mv " + f + " " + f + ".off"}})
+		}
 	}
 	links, err := s.foreign()
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"netctl/datastore"
+	"netctl/netdev/kernel"
 )
 
 // port is one that a role listens on.
@@ -35,6 +36,11 @@ func (s *scene) ports() (list []port) {
 			list = append(list, port{roleDatastore, false, a, "etcd: {listen: […], peerURL: …}"})
 		}
 	}
+	if s.cfg.MayFound {
+		for _, n := range []uint16{2378, 2379, 2380} { // of joining, of clients, of members
+			list = append(list, port{mayBeMember, false, every(n), ""})
+		}
+	}
 	if s.has(roleAgent) && s.cfg.Cluster != nil {
 		if len(s.cfg.Cluster.tunnelled(datastore.TunnelVXLAN)) > 0 {
 			list = append(list, port{roleAgent, true, every(vxlanPort), ""})
@@ -47,6 +53,10 @@ func (s *scene) ports() (list []port) {
 }
 
 const vxlanPort = 4789
+
+// mayBeMember is who needs the ports of etcd on a machine of which nobody said yet what it
+// is to be.
+const mayBeMember = "datastore of `netctl init` and of `join --datastore`"
 
 func ports(_ context.Context, s *scene) (found []Finding, err error) {
 	wanted := s.ports()
@@ -62,6 +72,9 @@ func ports(_ context.Context, s *scene) (found []Finding, err error) {
 			meets := !p.at.Addr().IsValid() || x.Addr.Addr().IsUnspecified() || p.at.Addr().IsUnspecified() || x.Addr.Addr() == p.at.Addr()
 			if x.UDP != p.udp || x.Addr.Port() != p.at.Port() || !meets || strings.HasPrefix(x.Name, "netctl") {
 				continue
+			}
+			if p.role == mayBeMember && x.Addr.Addr().IsLoopback() {
+				continue // a member listens on the machine's address
 			}
 			if p.udp && x.PID == 0 {
 				continue // the kernel's own, of a tunnel: devices share a port
@@ -79,7 +92,10 @@ func ports(_ context.Context, s *scene) (found []Finding, err error) {
 			if p.key != "" {
 				fix = append(fix, "# or `"+p.key+"` in /etc/netctl.yaml")
 			}
-			found = append(found, Finding{What: fmt.Sprintf("%s port %d, which the %s needs, is held by %s at %s", protocol, p.at.Port(), p.role, holder, x.Addr), Fix: fix, Fatal: true})
+			if p.role == mayBeMember {
+				fix = append(fix, "# not needed where the cluster is in an external etcd (`init --datastore-endpoints`), or the machine just joins")
+			}
+			found = append(found, Finding{What: fmt.Sprintf("%s port %d, which the %s needs, is held by %s at %s", protocol, p.at.Port(), p.role, holder, x.Addr), Fix: fix, Fatal: p.role != mayBeMember})
 			break
 		}
 	}
@@ -383,10 +399,22 @@ func routeProtocols(_ context.Context, s *scene) (found []Finding, err error) {
 	if err != nil {
 		return found, err
 	}
+	var foreign []kernel.Route
 	for _, r := range routes {
-		if names[r.Protocol] != "" {
-			return append(found, Finding{What: fmt.Sprintf("netctl has never run here, and the route to %s has its protocol number %d", r.Prefix, r.Protocol), Fix: fix, Fatal: true}), nil
+		if names[r.Protocol] == "" {
+			continue
 		}
+		// The gateway's route is made by the agent alone: netctl ran, and its folder was moved.
+		if r.Prefix.Addr() == s.cfg.Gateway && r.Prefix.IsSingleIP() {
+			return append(found, Finding{What: fmt.Sprintf("routes of an earlier netctl are here (to %s, protocol number %d), and what it knew of them in %s is not", r.Prefix, r.Protocol, s.cfg.StateDir), Fatal: true,
+				Fix: []string{"netctl cleanup", "netctl cleanup --dry-run   # says what that takes off"}}), nil
+		}
+		foreign = append(foreign, r)
+	}
+	if len(foreign) > 0 {
+		r := foreign[0]
+		found = append(found, Finding{What: fmt.Sprintf("netctl has never run here, and the route to %s has its protocol number %d", r.Prefix, r.Protocol), Fatal: true,
+			Fix: append(fix, "netctl cleanup --dry-run   # if an earlier netctl left it: without --dry-run it is taken off")})
 	}
 	return found, nil
 }

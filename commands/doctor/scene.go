@@ -37,11 +37,16 @@ type Config struct {
 	AgentProtocol, SpeakerProtocol int
 	// EtcdListen is where the datastore role listens with TCP.
 	EtcdListen []netip.AddrPort
+	// Members are where members of the datastore let nodes in, and tell the date.
+	Members []netip.AddrPort
 	// Certificates are the files of those that are used here.
 	Certificates []string
 	// Cluster is what the datastore holds; nil with a nil ClusterErr: there is none yet.
 	Cluster    *Cluster
 	ClusterErr error
+	// MayFound says that nothing chose the roles yet: the machine may become the first node,
+	// or another member of the datastore, with etcd at its standard ports.
+	MayFound bool
 	// To are machines that are no nodes yet, to which all paths are tried.
 	To []netip.Addr
 }

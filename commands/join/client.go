@@ -2,6 +2,7 @@ package join
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/sha256"
@@ -11,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -31,6 +33,9 @@ const (
 	reachTimeout = 3 * time.Second
 	askRounds    = 3
 	askPause     = time.Second
+	// crowdRounds is how often who has no room for a connection is asked: those that ask
+	// nothing are closed after Serve's ReadTimeout.
+	crowdRounds = 15
 )
 
 // Client asks members of the datastore, one after the other.
@@ -41,6 +46,7 @@ type Client struct {
 	// Certificate is the client's own, nil for who has none yet.
 	Certificate *tls.Certificate
 	Now         func() time.Time // nil: time.Now
+	pause       time.Duration    // 0: askPause
 }
 
 func (c *Client) now() time.Time {
@@ -125,7 +131,7 @@ func (c *Client) ask(ctx context.Context, path string, q Request) (*Answer, erro
 	}
 	for round := 1; ; round++ {
 		var said []string
-		again := false
+		again, rounds := false, askRounds
 		for _, e := range c.Endpoints {
 			a, err := c.askOne(ctx, e, path, body)
 			var no *Refused
@@ -134,6 +140,8 @@ func (c *Client) ask(ctx context.Context, path string, q Request) (*Answer, erro
 			case err == nil || errors.As(err, &no) && !no.later:
 				return a, err
 			case errors.As(err, &other):
+			case errors.Is(err, errCrowd):
+				again, rounds = true, crowdRounds
 			default:
 				again = true
 			}
@@ -142,11 +150,11 @@ func (c *Client) ask(ctx context.Context, path string, q Request) (*Answer, erro
 		if !again { // who answers, but is not to be trusted
 			return nil, errors.New(strings.Join(said, "; "))
 		}
-		if round == askRounds || ctx.Err() != nil {
+		if round >= rounds || ctx.Err() != nil {
 			return nil, datastore.As(datastore.ErrUnavailable, "%s", strings.Join(said, "; "))
 		}
 		select {
-		case <-time.After(askPause):
+		case <-time.After(cmp.Or(c.pause, askPause)):
 		case <-ctx.Done():
 		}
 	}
@@ -265,6 +273,9 @@ func (c *Client) told(ctx context.Context, where, host string, old *outdated) er
 	return fmt.Errorf("says that this machine's clock is wrong: it says %s, the cluster's %s: set it, then try again", clock(old.now), clock(there))
 }
 
+// errCrowd is a connection that was closed without an answer.
+var errCrowd = errors.New("closes the connection without an answer: too many others are open there, or it is starting or ending: try again in ten seconds")
+
 // reason is why nobody answered, in words.
 func reason(err error) error {
 	var (
@@ -272,6 +283,8 @@ func reason(err error) error {
 		op   *net.OpError
 	)
 	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return errCrowd
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return errors.New("connection refused: no member of the datastore lets nodes in there")
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):

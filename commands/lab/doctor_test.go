@@ -41,9 +41,9 @@ func TestDoctor(t *testing.T) {
 
 // examine is what doctor finds on a host, and what became of each check. How slow the disk
 // of a test's machine is does not count.
-func examine(t *testing.T, h *netlab.Host) (bad []string, states map[string]doctor.State) {
+func examine(t *testing.T, h *netlab.Host, args ...string) (bad []string, states map[string]doctor.State) {
 	t.Helper()
-	out, failed := netlab.Try(t, h, "netctl", "doctor", "-o", "json")
+	out, failed := netlab.Try(t, h, append([]string{"netctl", "doctor", "-o", "json"}, args...)...)
 	if failed != nil {
 		out = failed.Stdout
 	}

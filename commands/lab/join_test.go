@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"netctl/commands/doctor"
 	"netctl/datastore"
 	"netctl/netdev/netlab"
 )
@@ -98,6 +99,10 @@ func TestJoin(t *testing.T) {
 	a, a4, _ := attach(t, n1, "a", "web")
 	t.Logf("%.1f s from init to the first container", time.Since(began).Seconds())
 
+	// Before it joins: the node's silence to strangers is no finding, and its clock is told.
+	if bad, states := examine(t, n2, "--to", n1.Addr.Addr().String()); len(bad) != 1 || !strings.HasPrefix(bad[0], "path-bgp: could not tell: ") || states["clock"] != doctor.Fine {
+		t.Errorf("doctor --to a node: %q, clock %s", bad, states["clock"])
+	}
 	for cut := range len(token) {
 		if _, err := datastore.ParseToken(token[:cut]); err == nil {
 			t.Errorf("a token of %d of %d letters is one", cut, len(token))
@@ -175,7 +180,14 @@ func TestJoin(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused(t, n3, 1, "port 2380 of 192.168.99.104 is taken", "netctl", "init", "--address", n3.Addr.Addr().String())
+	if bad, _ := examine(t, n3); len(bad) != 1 || !strings.HasPrefix(bad[0], "ports: TCP port 2380, which the datastore of `netctl init`") {
+		t.Errorf("doctor before init, with a port taken: %q", bad)
+	}
 	taken.Close()
+	// A node that begins anew with its old routes in the kernel.
+	netlab.Must(t, n3, "ip", "route", "add", "169.254.1.1/32", "dev", "lo", "protocol", "87")
+	refused(t, n3, 1, "routes of an earlier netctl are here (to 169.254.1.1/32, protocol number 87), and what it knew of them in /var/lib/netctl-node is not (fix: netctl cleanup)", "netctl", "join", third)
+	netlab.Must(t, n3, "netctl", "cleanup")
 	netlab.Must(t, n3, "netctl", "join", third)
 	starts(t, n3)
 	sound(t, n1, n2, n3)

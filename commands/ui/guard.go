@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"netctl/datastore"
@@ -17,8 +18,8 @@ func NewToken() string { return rand.Text() }
 
 // CheckListen refuses an address that is not loopback's: what is served is not encrypted.
 func CheckListen(address string) error {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
+	host, port, err := net.SplitHostPort(address)
+	if _, wrong := strconv.ParseUint(port, 10, 16); err != nil || wrong != nil {
 		return fmt.Errorf("%q: %w: want an address and a port, like 127.0.0.1:7444", address, datastore.ErrInvalid)
 	}
 	if a, err := netip.ParseAddr(host); err != nil || !a.IsLoopback() {

@@ -151,7 +151,7 @@ func TestPageIsWhole(t *testing.T) {
 // TestListen refuses all but loopback.
 func TestListen(t *testing.T) {
 	for address, good := range map[string]bool{"127.0.0.1:7444": true, "[::1]:0": true, "127.8.9.1:1": true, "0.0.0.0:7444": false, ":7444": false, "[::]:1": false,
-		"192.168.1.1:7444": false, "localhost:7444": false, "127.0.0.1": false, "": false} {
+		"192.168.1.1:7444": false, "localhost:7444": false, "127.0.0.1": false, "": false, "127.0.0.1:7443x": false, "127.0.0.1:65536": false, "127.0.0.1:": false} {
 		if err := CheckListen(address); (err == nil) != good || err != nil && !errors.Is(err, datastore.ErrInvalid) {
 			t.Errorf("%q: %v", address, err)
 		}

@@ -123,14 +123,21 @@ func (o Options) check() error {
 	switch {
 	case o.Dir == "":
 		return fmt.Errorf("lab: no folder")
-	case o.Nodes < 1 || o.Nodes > maxNodes:
-		return fmt.Errorf("lab: %d nodes: must be 1 to %d", o.Nodes, maxNodes)
-	case o.Subnets < 1 || o.Subnets > maxSubnets:
-		return fmt.Errorf("lab: %d subnets: must be 1 to %d", o.Subnets, maxSubnets)
 	case o.IPv6 && o.IPv6Only:
 		return fmt.Errorf("lab: IPv6 beside IPv4 and IPv6 only: choose one")
 	case os.Geteuid() != 0:
 		return fmt.Errorf("lab: needs root, for namespaces and mounts")
+	}
+	return CheckSize(o.Nodes, o.Subnets)
+}
+
+// CheckSize says why no lab can have so many nodes and subnets.
+func CheckSize(nodes, subnets int) error {
+	switch {
+	case nodes < 1 || nodes > maxNodes:
+		return fmt.Errorf("lab: %d nodes: must be 1 to %d", nodes, maxNodes)
+	case subnets < 1 || subnets > maxSubnets:
+		return fmt.Errorf("lab: %d subnets: must be 1 to %d", subnets, maxSubnets)
 	}
 	return nil
 }
