@@ -3,6 +3,7 @@ package commands
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -125,7 +126,7 @@ func newDeleteCommand(a *app) *cobra.Command {
 		ValidArgsFunction:     a.completeKindAndName,
 	}
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "manifest `file` that names the objects, - for stdin")
-	cmd.Flags().BoolVar(&force, "force", false, "delete them whatever uses them")
+	cmd.Flags().BoolVar(&force, "force", false, "delete them whatever uses them, and what cannot be read")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var list []manifest
 		switch {
@@ -150,7 +151,7 @@ func newDeleteCommand(a *app) *cobra.Command {
 					return err
 				}
 				o.Meta().Name = nameOfKind(kind, n)
-				if err := checkNames(kind, o.Meta().Name); err != nil {
+				if err := checkNames(kind, o.Meta().Name); err != nil && !(force && a.stored(cmd.Context(), kind, o.Meta().Name)) {
 					return err
 				}
 				list = append(list, manifest{object: o})
@@ -161,6 +162,15 @@ func newDeleteCommand(a *app) *cobra.Command {
 		return a.deleteAndTell(cmd, list, force)
 	}
 	return cmd
+}
+
+// stored says whether there is something under the key of an object, whatever its name is.
+func (a *app) stored(ctx context.Context, kind datastore.Kind, name string) bool {
+	store, err := a.store(ctx)
+	if err == nil {
+		_, err = store.Get(ctx, datastore.KindPrefix(kind)+name)
+	}
+	return err == nil
 }
 
 func (a *app) deleteAndTell(cmd *cobra.Command, list []manifest, force bool) error {
@@ -183,6 +193,15 @@ func (a *app) deleteAndTell(cmd *cobra.Command, list []manifest, force bool) err
 
 // delete removes one object and what goes with it.
 func (a *app) delete(ctx context.Context, kind datastore.Kind, name string, force bool) error {
+	if force && kind != datastore.KindNode { // with a node goes more
+		store, err := a.store(ctx)
+		if err != nil {
+			return err
+		}
+		if done, err := a.discard(ctx, store, kind, name); done || err != nil {
+			return err
+		}
+	}
 	switch kind {
 	case datastore.KindPool:
 		return a.removePool(ctx, name, force)
@@ -190,6 +209,9 @@ func (a *app) delete(ctx context.Context, kind datastore.Kind, name string, forc
 		return a.removeNode(ctx, name, force)
 	case datastore.KindEndpoint:
 		e, err := read[*datastore.Endpoint](ctx, a, name)
+		if errors.Is(err, datastore.ErrInvalid) {
+			err = fmt.Errorf("%w; --force removes it", err)
+		}
 		if err != nil {
 			return err
 		}

@@ -48,9 +48,9 @@ func (a *agent) sharing(store datastore.Store) control.Task {
 	return control.Task{Name: s.String(), Do: s.Run}
 }
 
-// problemList is one line for each thing that is wrong.
+// problemList is one line for each thing that is wrong with this node.
 func (l *loop) problemList() []string {
-	list := l.view.Problems()
+	list, _ := l.view.ProblemsOf(l.cfg.Node)
 	for what, text := range l.problems.text {
 		list = append(list, oneLine(what+": "+text))
 	}
@@ -100,6 +100,7 @@ func (l *loop) status() control.AgentStatus {
 		Endpoints: l.endpoints(), Waiting: len(l.unsettled), Lost: l.locals.lost(), Problems: l.problemList(), AddressRule: l.rule,
 	}
 	s.Closed, s.Taps = l.closed()
+	_, s.Unread = l.view.ProblemsOf(l.cfg.Node)
 	switch l.standing.stage {
 	case detached:
 		s.Detached = oneLine(l.standing.reason.Error())
