@@ -77,7 +77,7 @@ func TestRebuildRefusesAndChooses(t *testing.T) {
 	for what, c := range map[string]struct {
 		files string
 		store func(*memory.Store)
-		own   string // becomes this node's copy
+		own   string // becomes this node's copy; "cluster U": the node is of that one
 		want  string // the profile's port, or what is refused
 	}{
 		"own copy":             {"", nil, "old", "ports 1"},
@@ -88,11 +88,16 @@ func TestRebuildRefusesAndChooses(t *testing.T) {
 		"no backup":            {"junk", nil, "", "is no backup"},
 		"another's datastore":  {"new", func(s *memory.Store) { cluster(s, "w") }, "", "holds cluster w, and the copy is of cluster u"},
 		"its own datastore":    {"new", func(s *memory.Store) { cluster(s, "u") }, "", "ports 2"},
+		"another's node":       {"new", nil, "cluster w", "this node belongs to cluster w: name copies of that one's nodes, or `netctl restore FILE --force` takes"},
 		"somebody's datastore": {"new", stranger, "", "is not empty, and names no cluster"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			_ = os.Remove(own)
-			if c.own != "" {
+			if uuid, is := strings.CutPrefix(c.own, "cluster "); is {
+				if err := os.WriteFile(filepath.Join(dir, "cluster.json"), []byte(`{"uuid":"`+uuid+`","generation":1}`), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			} else if c.own != "" {
 				text, err := os.ReadFile(file(c.own))
 				if err == nil {
 					err = os.WriteFile(own, text, 0o600)

@@ -23,6 +23,7 @@ const restoreWait = time.Minute
 
 type restoreOptions struct {
 	dryRun, force bool
+	rebuilding    bool // by netctl datastore rebuild, which knows no force
 	wait          time.Duration
 	without       []string // nodes that are gone for good
 }
@@ -161,6 +162,8 @@ func (r *restore) identify(ctx context.Context, backup datastore.Cluster) error 
 	case here == nil || here.UUID == backup.UUID:
 	case backup.UUID == "":
 		r.cluster = *here
+	case !r.force && r.rebuilding:
+		return fmt.Errorf("is of cluster %s, and %s cluster %s: name copies of that one's nodes, or `netctl restore FILE --force` takes all of this one but its nodes, blocks and endpoints", backup.UUID, where, here.UUID)
 	case !r.force:
 		return fmt.Errorf("is of cluster %s, and %s cluster %s: use that one's backup, or --force to take all of this one but its nodes, blocks and endpoints", backup.UUID, where, here.UUID)
 	default:
