@@ -2,7 +2,9 @@ package commands
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -191,5 +193,36 @@ func TestAdoptAtOnce(t *testing.T) {
 		if err := a.run(t.Context(), []string{"datastore", "adopt"}); err != nil || !strings.Contains(out.String(), c.want) {
 			t.Errorf("want %q: %v, %s", c.want, err, out)
 		}
+	}
+}
+
+// byRights is a store as the node n7 has it that joined.
+type byRights struct {
+	datastore.Store
+	asked int
+}
+
+func (s *byRights) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
+	s.asked++
+	g := datastore.Grant{Node: "n7", Get: func(key string, _ int64) (datastore.Entry, error) { return s.Get(ctx, key) }}
+	if err := g.Write(t); err != nil {
+		return 0, err
+	}
+	return s.Store.Commit(ctx, t)
+}
+
+// TestRestoreWithoutTheRights: a node that is no member is told so before anything is tried.
+func TestRestoreWithoutTheRights(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("NETCTL_NODE", "n7")
+	t.Setenv("NETCTL_STATE_DIR", dir)
+	t.Setenv("NETCTL_RUN_DIR", dir)
+	file := filepath.Join(dir, "backup")
+	copyOf(t, file, "u", 1, 7, "allow")
+	s := &byRights{Store: memory.New()}
+	a := &app{in: strings.NewReader(""), out: io.Discard, err: io.Discard, opened: &readStore{Store: s, kinds: map[string]bool{}}}
+	err := a.run(t.Context(), []string{"restore", file})
+	if err == nil || s.asked != 1 || !strings.Contains(err.Error(), ": nothing was written: it takes the rights of a member of the datastore, ") || strings.Contains(err.Error(), "again") {
+		t.Errorf("asked %d times: %v", s.asked, err)
 	}
 }
