@@ -177,8 +177,7 @@ func (b *Backup) change(text []byte) error {
 			if bytes.Equal(e.Value, []byte("null")) {
 				e.Value = nil
 			} else if _, err = Decode(e.Key, e.Value); err != nil && needsOf(e.Value) <= ModelVersion {
-				err = nil // what was last understood stays, as in a copy that is made anew
-				continue
+				continue // what was last understood stays, as in a copy that is made anew
 			}
 			last[e.Key] = e
 		}
