@@ -3,6 +3,7 @@ package commands
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -117,7 +118,7 @@ func newDeleteCommand(a *app) *cobra.Command {
 		ValidArgsFunction:     a.completeKindAndName,
 	}
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "manifest `file` that names the objects, - for stdin")
-	cmd.Flags().BoolVar(&force, "force", false, "delete them whatever uses them")
+	cmd.Flags().BoolVar(&force, "force", false, "delete them whatever uses them, and what cannot be read")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check, and say what would happen")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var list []manifest
@@ -143,7 +144,7 @@ func newDeleteCommand(a *app) *cobra.Command {
 					return err
 				}
 				o.Meta().Name = nameOfKind(kind, n)
-				if err := checkNames(kind, o.Meta().Name); err != nil {
+				if err := checkNames(kind, o.Meta().Name); err != nil && !(force && a.stored(cmd.Context(), kind, o.Meta().Name)) {
 					return err
 				}
 				list = append(list, manifest{object: o})
@@ -154,6 +155,15 @@ func newDeleteCommand(a *app) *cobra.Command {
 		return a.deleteAndTell(cmd, list, force, dryRun)
 	}
 	return cmd
+}
+
+// stored says whether there is something under the key of an object, whatever its name is.
+func (a *app) stored(ctx context.Context, kind datastore.Kind, name string) bool {
+	store, err := a.store(ctx)
+	if err == nil {
+		_, err = store.Get(ctx, datastore.KindPrefix(kind)+name)
+	}
+	return err == nil
 }
 
 func (a *app) deleteAndTell(cmd *cobra.Command, list []manifest, force, dryRun bool) error {
@@ -179,6 +189,15 @@ func (a *app) deleteAndTell(cmd *cobra.Command, list []manifest, force, dryRun b
 
 // delete removes one object and what goes with it.
 func (a *app) delete(ctx context.Context, kind datastore.Kind, name string, force bool) error {
+	if force && kind != datastore.KindNode { // with a node goes more
+		store, err := a.store(ctx)
+		if err != nil {
+			return err
+		}
+		if done, err := a.discard(ctx, store, kind, name); done || err != nil {
+			return err
+		}
+	}
 	switch kind {
 	case datastore.KindPool:
 		return a.removePool(ctx, name, force)
@@ -186,6 +205,9 @@ func (a *app) delete(ctx context.Context, kind datastore.Kind, name string, forc
 		return a.removeNode(ctx, name, force)
 	case datastore.KindEndpoint:
 		e, err := read[*datastore.Endpoint](ctx, a, name)
+		if errors.Is(err, datastore.ErrInvalid) {
+			err = fmt.Errorf("%w; --force removes it", err)
+		}
 		if err != nil {
 			return err
 		}

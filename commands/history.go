@@ -226,7 +226,7 @@ func changeText(c datastore.HistoryChange, unknown bool) string {
 	verb := "changed"
 	switch {
 	case c.Omitted:
-		verb = "changed (too large to be kept)"
+		verb = "changed (not kept: too large, or nobody could read it)"
 	case c.Before == nil && unknown:
 		verb = "written"
 	case c.Before == nil:

@@ -68,7 +68,7 @@ func newNodeRemoveCommand(a *app) *cobra.Command {
 		Use:   "remove NAME",
 		Short: "Remove a node that is gone for good, and its empty blocks",
 		Long: "Remove a node and its empty blocks. A node that reported lately, or has endpoints or addresses in use, is not removed; with\n" +
-			"--force its endpoints are removed with it and their addresses given back.",
+			"--force its endpoints are removed with it and their addresses given back; so is what of it cannot be read.",
 		Example:           "  netctl node remove slave3\n  netctl node remove slave3 --force",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeFirst(datastore.KindNode, nodeNames),
@@ -111,10 +111,13 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 	if err := nodeAlive(view, name); err != nil && !force {
 		return err
 	}
-	joined := false
+	joined, discarded := false, false
 	if force {
 		// First of all: its agent, if it runs, would write everything back.
 		if joined, err = forgetJoined(ctx, s, s, name); err != nil {
+			return err
+		}
+		if discarded, err = a.discardOf(ctx, s, name); err != nil {
 			return err
 		}
 		for _, e := range view.EndpointsOf(name) {
@@ -140,10 +143,32 @@ func (a *app) removeNode(ctx context.Context, name string, force bool) error {
 			return failed
 		}
 	}
-	if err != nil && !joined { // one that joined and never ran is gone with its name
+	if err != nil && !joined && !discarded { // one that joined and never ran is gone with its name
 		return err
 	}
 	return a.removeReports(ctx, name)
+}
+
+// discardOf discards what a node has that nobody can read: the node itself, its endpoints,
+// whatever else is stored under its name; done: there was something.
+func (a *app) discardOf(ctx context.Context, s datastore.Store, node string) (done bool, err error) {
+	nodes, endpoints := datastore.KindPrefix(datastore.KindNode), datastore.KindPrefix(datastore.KindEndpoint)
+	snap, err := s.List(ctx, nodes+node, nodes+node+"/", endpoints+node+"/")
+	if err != nil {
+		return false, err
+	}
+	for _, e := range snap.Entries {
+		kind, at := datastore.KindEndpoint, endpoints
+		if strings.HasPrefix(e.Key, nodes) {
+			kind, at = datastore.KindNode, nodes
+		}
+		gone, err := a.discard(ctx, s, kind, strings.TrimPrefix(e.Key, at))
+		if err != nil {
+			return done, err
+		}
+		done = done || gone
+	}
+	return done, nil
 }
 
 // forgetJoined makes certificates of a node that is gone, its user in an external etcd, and

@@ -16,7 +16,7 @@ import (
 )
 
 func newRebuildCommand(a *app) *cobra.Command {
-	o := restoreOptions{}
+	o := restoreOptions{rebuilding: true}
 	cmd := &cobra.Command{
 		Use:   "rebuild [FILE...]",
 		Short: "Write a lost datastore again from what the nodes keep of it",

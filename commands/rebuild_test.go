@@ -2,7 +2,9 @@ package commands
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -77,7 +79,7 @@ func TestRebuildRefusesAndChooses(t *testing.T) {
 	for what, c := range map[string]struct {
 		files string
 		store func(*memory.Store)
-		own   string // becomes this node's copy
+		own   string // becomes this node's copy; "cluster U": the node is of that one
 		want  string // the profile's port, or what is refused
 	}{
 		"own copy":             {"", nil, "old", "ports 1"},
@@ -88,11 +90,16 @@ func TestRebuildRefusesAndChooses(t *testing.T) {
 		"no backup":            {"junk", nil, "", "is no backup"},
 		"another's datastore":  {"new", func(s *memory.Store) { cluster(s, "w") }, "", "holds cluster w, and the copy is of cluster u"},
 		"its own datastore":    {"new", func(s *memory.Store) { cluster(s, "u") }, "", "ports 2"},
+		"another's node":       {"new", nil, "cluster w", "this node belongs to cluster w: name copies of that one's nodes, or `netctl restore FILE --force` takes"},
 		"somebody's datastore": {"new", stranger, "", "is not empty, and names no cluster"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			_ = os.Remove(own)
-			if c.own != "" {
+			if uuid, is := strings.CutPrefix(c.own, "cluster "); is {
+				if err := os.WriteFile(filepath.Join(dir, "cluster.json"), []byte(`{"uuid":"`+uuid+`","generation":1}`), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			} else if c.own != "" {
 				text, err := os.ReadFile(file(c.own))
 				if err == nil {
 					err = os.WriteFile(own, text, 0o600)
@@ -186,5 +193,36 @@ func TestAdoptAtOnce(t *testing.T) {
 		if err := a.run(t.Context(), []string{"datastore", "adopt"}); err != nil || !strings.Contains(out.String(), c.want) {
 			t.Errorf("want %q: %v, %s", c.want, err, out)
 		}
+	}
+}
+
+// byRights is a store as the node n7 has it that joined.
+type byRights struct {
+	datastore.Store
+	asked int
+}
+
+func (s *byRights) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
+	s.asked++
+	g := datastore.Grant{Node: "n7", Get: func(key string, _ int64) (datastore.Entry, error) { return s.Get(ctx, key) }}
+	if err := g.Write(t); err != nil {
+		return 0, err
+	}
+	return s.Store.Commit(ctx, t)
+}
+
+// TestRestoreWithoutTheRights: a node that is no member is told so before anything is tried.
+func TestRestoreWithoutTheRights(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("NETCTL_NODE", "n7")
+	t.Setenv("NETCTL_STATE_DIR", dir)
+	t.Setenv("NETCTL_RUN_DIR", dir)
+	file := filepath.Join(dir, "backup")
+	copyOf(t, file, "u", 1, 7, "allow")
+	s := &byRights{Store: memory.New()}
+	a := &app{in: strings.NewReader(""), out: io.Discard, err: io.Discard, opened: &readStore{Store: s, kinds: map[string]bool{}}}
+	err := a.run(t.Context(), []string{"restore", file})
+	if err == nil || s.asked != 1 || !strings.Contains(err.Error(), ": nothing was written: it takes the rights of a member of the datastore, ") || strings.Contains(err.Error(), "again") {
+		t.Errorf("asked %d times: %v", s.asked, err)
 	}
 }

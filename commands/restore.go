@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"slices"
 	"time"
 
@@ -23,6 +24,7 @@ const restoreWait = time.Minute
 
 type restoreOptions struct {
 	dryRun, force bool
+	rebuilding    bool // by netctl datastore rebuild, which knows no force
 	wait          time.Duration
 	without       []string // nodes that are gone for good
 }
@@ -161,6 +163,8 @@ func (r *restore) identify(ctx context.Context, backup datastore.Cluster) error 
 	case here == nil || here.UUID == backup.UUID:
 	case backup.UUID == "":
 		r.cluster = *here
+	case !r.force && r.rebuilding:
+		return fmt.Errorf("is of cluster %s, and %s cluster %s: name copies of that one's nodes, or `netctl restore FILE --force` takes all of this one but its nodes, blocks and endpoints", backup.UUID, where, here.UUID)
 	case !r.force:
 		return fmt.Errorf("is of cluster %s, and %s cluster %s: use that one's backup, or --force to take all of this one but its nodes, blocks and endpoints", backup.UUID, where, here.UUID)
 	default:
@@ -170,7 +174,26 @@ func (r *restore) identify(ctx context.Context, backup datastore.Cluster) error 
 	return nil
 }
 
+// entitled says before anything is written that this machine may not write all of it: by a
+// transaction that may, and does nothing, as its condition never holds.
+func (r *restore) entitled(ctx context.Context) error {
+	_, err := r.store.Commit(ctx, datastore.Txn{
+		If:   []datastore.Condition{{Key: datastore.ClusterKey, Revision: math.MaxInt64}},
+		Then: []datastore.Op{{Key: datastore.ClusterKey, Value: []byte("{}")}},
+	})
+	switch {
+	case errors.Is(err, datastore.ErrDenied):
+		return fmt.Errorf("nothing was written: it takes the rights of a member of the datastore, or in an external etcd of a user who may write everything: %w", err)
+	case errors.Is(err, datastore.ErrConflict):
+		return nil
+	}
+	return err
+}
+
 func (r *restore) run(ctx context.Context) error {
+	if err := r.entitled(ctx); err != nil {
+		return err
+	}
 	// A pool that cannot be read cannot be kept from giving out addresses either.
 	if _, err := datastore.List[*datastore.Pool](ctx, r.store); err != nil {
 		return err

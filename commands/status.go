@@ -56,6 +56,8 @@ type nodeReport struct {
 	Lacks  []string `json:"lacks,omitempty"`
 	// Notes are what may be meant so: rules that name what does not exist.
 	Notes []string `json:"notes,omitempty"`
+	// Unread is what other nodes have in the datastore that cannot be read: theirs to put right.
+	Unread []string `json:"unread,omitempty"`
 	// Refusing are other programs' chains that may refuse what netctl allows.
 	Refusing []string `json:"refusing,omitempty"`
 
@@ -257,7 +259,7 @@ func (r *nodeReport) identity(view *datastore.View, n *datastore.Node) {
 func (r *nodeReport) fromAgent(st control.AgentStatus) {
 	r.Running, r.InSync, r.Started, r.Endpoints, r.Version = true, st.InSync, st.Started, st.Endpoints, st.Version
 	r.Filter, r.Lacks = st.Filter, st.Lacks
-	r.Waiting, r.Taps, r.Closed, r.Notes, r.Refusing, r.Limited = st.Waiting, st.Taps, st.Closed, st.Notes, st.Refusing, st.Limited
+	r.Waiting, r.Taps, r.Closed, r.Notes, r.Unread, r.Refusing, r.Limited = st.Waiting, st.Taps, st.Closed, st.Notes, st.Unread, st.Refusing, st.Limited
 	if len(r.Addresses) == 0 {
 		r.Addresses = st.Address
 	}
@@ -405,6 +407,13 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 	b.WriteString(r.refusedText())
 	if len(r.Refusing) > 0 {
 		b.WriteString("\nOther packet filters, which netctl cannot overrule:\n  " + strings.Join(r.Refusing, "\n  ") + "\n")
+	}
+	if len(r.Unread) > 0 {
+		text := "\nOf other nodes, and passed over here because it cannot be read:\n  " + strings.Join(r.Unread[:min(len(r.Unread), mostRefused)], "\n  ") + "\n"
+		if more := len(r.Unread) - mostRefused; more > 0 {
+			text += fmt.Sprintf("  and %d more, which `netctl ipam check` names\n", more)
+		}
+		b.WriteString(text)
 	}
 	if len(r.Notes) > 0 {
 		b.WriteString("\nNamed, and taken for empty:\n  " + strings.Join(r.Notes, "\n  ") + "\n")

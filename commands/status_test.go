@@ -380,3 +380,16 @@ func TestConcerns(t *testing.T) {
 		}
 	}
 }
+
+// TestStatusOfWhatOthersHave: what cannot be read of another node is named, and the node that
+// passes it over is healthy.
+func TestStatusOfWhatOthersHave(t *testing.T) {
+	bad := "/netctl/v1/endpoints/n2/a/b/c: apiVersion: must be netctl/v1; `netctl delete endpoint n2/a/b/c --force` removes it"
+	r := &nodeReport{Node: "n1"}
+	r.fromAgent(control.AgentStatus{InSync: true, Unread: slices.Repeat([]string{bad}, mostRefused+2)})
+	r.finish()
+	text := (&app{}).reportText(r, false, time.Now())
+	if !r.Healthy || strings.Contains(text, "! ") || strings.Count(text, "\n  "+bad) != mostRefused || !strings.Contains(text, "\n  and 2 more, which `netctl ipam check` names\n") {
+		t.Errorf("healthy %v\n%s", r.Healthy, text)
+	}
+}

@@ -82,7 +82,7 @@ func planUndo(view *datastore.View, list []datastore.HistoryRecord, r datastore.
 	var gone []datastore.Object
 	for _, c := range r.Changes {
 		if c.Omitted {
-			return nil, fmt.Errorf("%s: what it was is not kept, for its size: %w", keyLabel(c.Key), datastore.ErrInvalid)
+			return nil, fmt.Errorf("%s: what it was is not kept, for its size or because nobody could read it: %w", keyLabel(c.Key), datastore.ErrInvalid)
 		}
 		kind, name, err := datastore.ParseKey(c.Key)
 		if err != nil {

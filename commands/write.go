@@ -302,6 +302,10 @@ func (a *app) removeOne(ctx context.Context, store datastore.Store, view *datast
 	extra func(*datastore.View, datastore.Object) ([]datastore.Object, error)) error {
 	o := view.Object(kind, name)
 	if err := view.Unreadable(kind, name); err != nil {
+		if force {
+			_, err = a.discard(ctx, store, kind, name)
+			return err
+		}
 		return fmt.Errorf("%s: %w", labelOf(kind, name), err)
 	}
 	if o == nil {
@@ -326,6 +330,29 @@ func (a *app) removeOne(ctx context.Context, store datastore.Store, view *datast
 		a.warn("%s was %v: %s", label(o), used, afterRemoval(kind))
 	}
 	return nil
+}
+
+// discard deletes what is stored under the key of an object if nobody can read it; done:
+// it was so. What refers to it, and what it refers to, nobody can know.
+func (a *app) discard(ctx context.Context, store datastore.Store, kind datastore.Kind, name string) (done bool, err error) {
+	e, err := store.Get(ctx, datastore.KindPrefix(kind)+name)
+	if errors.Is(err, datastore.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if _, wrong := datastore.Decode(e.Key, e.Value); wrong == nil {
+		return false, nil
+	}
+	_, err = store.Commit(ctx, datastore.Txn{If: []datastore.Condition{{Key: e.Key, Revision: e.Revision}}, Then: []datastore.Op{{Key: e.Key}}})
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", labelOf(kind, name), err)
+	}
+	if kind == datastore.KindEndpoint || kind == datastore.KindBlock {
+		a.warn("%s could not be read: `netctl ipam check --repair` puts right which addresses are held", labelOf(kind, name))
+	}
+	return true, nil
 }
 
 // afterRemoval says what stops when an object is removed that is in use.

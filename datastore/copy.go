@@ -124,6 +124,9 @@ func (l *CopyLog) Note(events []Entry) error {
 	enc := json.NewEncoder(&out)
 	enc.SetEscapeHTML(false)
 	for _, e := range events {
+		if e.Value != nil && !json.Valid(e.Value) {
+			continue // nobody can read it
+		}
 		if err := enc.Encode(backupLine{e.Key, e.Revision, e.Value}); err != nil {
 			return errors.Join(fmt.Errorf("%s: %w", e.Key, err), l.Miss())
 		}
@@ -173,8 +176,8 @@ func (b *Backup) change(text []byte) error {
 		if e := (Entry{Key: l.Key, Value: l.Value, Revision: l.Revision}); err == nil && e.Revision > b.Revision {
 			if bytes.Equal(e.Value, []byte("null")) {
 				e.Value = nil
-			} else {
-				_, err = Decode(e.Key, e.Value)
+			} else if _, err = Decode(e.Key, e.Value); err != nil && needsOf(e.Value) <= ModelVersion {
+				continue // what was last understood stays, as in a copy that is made anew
 			}
 			last[e.Key] = e
 		}

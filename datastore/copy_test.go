@@ -88,6 +88,10 @@ func TestCopyLog(t *testing.T) {
 		t.Error("another process changed it by looking on")
 	}
 
+	// What nobody can read leaves what was there.
+	ok(l.Note([]Entry{{Key: Prefix + "profiles/c", Revision: 11, Value: []byte("{}")}, {Key: Prefix + "endpoints/n2/x", Revision: 12, Value: []byte("x")}}))
+	is("c d e")
+
 	// Killed in the middle of a line: nothing went by it yet.
 	changes, err := os.ReadFile(path + copyChanges)
 	ok(err)

@@ -112,10 +112,10 @@ func (g Grant) op(op Op, conditional bool, revision int64) error {
 	}
 	switch kind {
 	case KindEndpoint, KindReport: // the node's name is the first part of theirs
-		if strings.HasPrefix(name, g.Node+"/") {
-			return nil
+		if !strings.HasPrefix(name, g.Node+"/") {
+			return g.denied("write", op.Key)
 		}
-		return g.denied("write", op.Key)
+		return sound(op)
 	case KindNode, KindBlock, KindNetwork, KindProfile, KindPool:
 	default:
 		return g.denied("write", op.Key)
@@ -148,6 +148,21 @@ func (g Grant) op(op Op, conditional bool, revision int64) error {
 		return nil
 	}
 	return g.denied("write", op.Key)
+}
+
+// sound refuses what others could not read, or would have to pass over.
+func sound(op Op) error {
+	if op.Value == nil {
+		return nil
+	}
+	o, err := Decode(op.Key, op.Value)
+	if e, ok := o.(*Endpoint); ok {
+		err = checkLink(e)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w, not even to the node that it belongs to: nobody could read it: %w", op.Key, ErrDenied, err)
+	}
+	return nil
 }
 
 func (g Grant) denied(what, key string) error {

@@ -255,8 +255,8 @@ func TestGrantRest(t *testing.T) {
 	}
 	g := s.grant()
 	for key, allowed := range map[string]bool{
-		Prefix + "endpoints/n2/cni/a/eth0": true, Prefix + "endpoints/n22/cni/a/eth0": false, Prefix + "endpoints/n1/cni/a/eth0": false,
-		ReportPrefix + "n2/agent": true, ReportPrefix + "n1/agent": false, EventsPrefix + "n2/last": true, EventsPrefix + "n2/x": false, EventsPrefix + "n1/last": false, AsksPrefix + "n2/x": true, AsksPrefix + "n1/x": false, AsksPrefix + Anybody + "/x": false, AnswersPrefix + "n2/x": true, AnswersPrefix + "n1/x": false, ConfirmsPrefix + "x": false, ClusterKey: false, PoolsKey: false, MembersKey: false, "/x": false,
+		Prefix + "endpoints/n22/cni/a/eth0": false, Prefix + "endpoints/n1/cni/a/eth0": false,
+		ReportPrefix + "n1/agent": false, EventsPrefix + "n2/last": true, EventsPrefix + "n2/x": false, EventsPrefix + "n1/last": false, AsksPrefix + "n2/x": true, AsksPrefix + "n1/x": false, AsksPrefix + Anybody + "/x": false, AnswersPrefix + "n2/x": true, AnswersPrefix + "n1/x": false, ConfirmsPrefix + "x": false, ClusterKey: false, PoolsKey: false, MembersKey: false, "/x": false,
 		Prefix + "endpoints/n2/../n1/cni/a": false, JoinPrefix + "nodes/n2": false, Prefix + "bgpconfigs/default": false,
 	} {
 		if err := g.Write(Txn{Then: []Op{{Key: key, Value: []byte("{}")}}}); (err == nil) != allowed {
@@ -278,6 +278,44 @@ func TestGrantRest(t *testing.T) {
 		}
 		if err := g.Read(c.key, end); (err == nil) != c.allowed {
 			t.Errorf("read %q to %q: %v", c.key, c.end, err)
+		}
+	}
+}
+
+// TestGrantSound: what a node writes of its own is what others can read, and act on.
+func TestGrantSound(t *testing.T) {
+	endpoint := &Endpoint{Metadata: Metadata{Name: "n2/cni/a/eth0"}, Spec: EndpointSpec{Node: "n2", Orchestrator: "cni", Workload: "a", Interface: "eth0",
+		Link: LinkName("cali", "n2/cni/a/eth0"), Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}}
+	_, op, err := OpPut(endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	endpoint.Spec.Link = LinkName("cali", "n2/cni/b/eth0")
+	_, others, err := OpPut(endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, report, err := OpPut(&Report{Metadata: Metadata{Name: ReportName("n2", ReportAgent)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		op      Op
+		allowed bool
+	}{
+		"an endpoint":         {op, true},
+		"none":                {Op{Key: op.Key}, true},
+		"an empty object":     {Op{Key: op.Key, Value: []byte("{}")}, false},
+		"no object":           {Op{Key: op.Key, Value: []byte("x")}, false},
+		"nothing":             {Op{Key: op.Key, Value: []byte{}}, false},
+		"another's link":      {others, false},
+		"another's value":     {Op{Key: Prefix + "endpoints/n2/cni/b/eth0", Value: op.Value}, false},
+		"a name of few parts": {Op{Key: Prefix + "endpoints/n2/a", Value: op.Value}, false},
+		"a report":            {report, true},
+		"an empty report":     {Op{Key: report.Key, Value: []byte("{}")}, false},
+	} {
+		if err := (shelf{}).grant().Write(Txn{Then: []Op{c.op}}); (err == nil) != c.allowed || err != nil && !errors.Is(err, ErrDenied) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -62,7 +62,7 @@ type HistoryRecord struct {
 
 // HistoryChange is an object before and after a change, as it is stored; nil: it was not
 // there. Sum is in the place of a large After: its SHA-256 in hex, which is enough to undo
-// the change. Omitted says that nothing is kept, for its size.
+// the change. Omitted says that nothing is kept, for its size or because it was no JSON.
 type HistoryChange struct {
 	Key     string          `json:"key"`
 	Before  json.RawMessage `json:"before,omitempty"`
@@ -218,7 +218,10 @@ func (r *Recorder) changes(ctx context.Context, t Txn) (list []HistoryChange, er
 		}
 		if !bytes.Equal(before, op.Value) {
 			c := HistoryChange{Key: op.Key, Before: before, After: op.Value}
-			if len(c.After) > maxAfter {
+			switch {
+			case before != nil && !json.Valid(before): // nobody wants that back
+				c = HistoryChange{Key: op.Key, Omitted: true}
+			case len(c.After) > maxAfter:
 				c.After, c.Sum = nil, HistorySum(op.Value)
 			}
 			list = append(list, c)

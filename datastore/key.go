@@ -95,20 +95,25 @@ func checkObjectName(k Kind, name string) error {
 // ParseKey is the inverse of Key; name is as in metadata.name and shares the
 // key's memory.
 func ParseKey(key string) (k Kind, name string, err error) {
-	if rest, ok := strings.CutPrefix(key, ReportPrefix); ok {
-		k, name = KindReport, rest
-	} else if rest, ok := strings.CutPrefix(key, Prefix); ok {
-		var word string
-		word, name, _ = strings.Cut(rest, "/")
-		k = kindOf(word)
-	}
-	if k == "" {
+	if k, name = kindAndName(key); k == "" {
 		return "", "", &FieldError{Value: key, Reason: "is no key of netctl"}
 	}
 	if err := checkObjectName(k, name); err != nil {
 		return "", "", at(key, err)
 	}
 	return k, name, nil
+}
+
+// kindAndName are those of a key, the name not checked; k is "" if there are none.
+func kindAndName(key string) (k Kind, name string) {
+	if rest, ok := strings.CutPrefix(key, ReportPrefix); ok {
+		return KindReport, rest
+	}
+	if rest, ok := strings.CutPrefix(key, Prefix); ok {
+		word, name, _ := strings.Cut(rest, "/")
+		return kindOf(word), name
+	}
+	return "", ""
 }
 
 // kindOf is the kind whose keys begin with Prefix and word, "" if there is none.

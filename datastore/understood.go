@@ -3,6 +3,7 @@ package datastore
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -88,8 +89,21 @@ func (v *View) fallBack(kind Kind, name string, e Entry, err error) (c Change) {
 	if v.Object(kind, name) != nil {
 		text += "; what this node last understood of it stays in force"
 	}
-	v.problems[e.Key] = text
+	v.problems[e.Key] = text + removes(e)
 	return c
+}
+
+// removes says how to be rid of a value that cannot be read; "" of one that a newer netctl
+// can, and of a key that no command names.
+func removes(e Entry) string {
+	kind, name := kindAndName(e.Key)
+	odd := func(r rune) bool {
+		return !strings.ContainsRune("./_-:", r) && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+	}
+	if kind == "" || name == "" || name[0] == '-' || strings.ContainsFunc(name, odd) || needsOf(e.Value) > ModelVersion {
+		return ""
+	}
+	return fmt.Sprintf("; `netctl delete %s %s --force` removes it", strings.ToLower(string(kind)), name)
 }
 
 // Unreadable says why the present value of an object cannot be read; nil: it can, or

@@ -18,7 +18,7 @@ import (
 type View struct {
 	revision int64
 	objects  map[Kind]map[string]held
-	problems map[string]string // by key
+	problems map[string]string // of values that are not used, by key
 	pools    int64             // revision of PoolsKey
 	decoder  decoder
 	seed     maphash.Seed
@@ -89,8 +89,8 @@ func NewView() *View {
 }
 
 // Apply takes one event. If the value does not decode, the object stays as it
-// was, or becomes what Recall was given for it; the error says why, and Problems
-// lists it until the key changes again. An endpoint that names another's link counts as
+// was, or becomes what Recall was given for it; the error says why, and Problems and
+// ProblemsOf list it until the key changes again. An endpoint that names another's link counts as
 // one that does not decode: who acted on it would act on the other. ClusterKey and
 // PoolsKey are no objects and change nothing, and neither do objects of kinds that only
 // a newer netctl knows.
@@ -120,12 +120,12 @@ func (v *View) Apply(e Entry) (Change, error) {
 			v.meet("objects under " + Prefix + word + "/: a kind that this netctl does not know")
 			return Change{}, nil
 		}
-		v.problems[e.Key] = err.Error()
+		v.problems[e.Key] = err.Error() + removes(e)
 		return Change{}, err
 	}
 	o, news, err := v.decoder.stored(e.Key, e.Value)
 	if ep, ok := o.(*Endpoint); ok && checkLink(ep) != nil {
-		err = fmt.Errorf("%s: %w; `netctl delete endpoint %s` removes it", e.Key, checkLink(ep), name)
+		err = fmt.Errorf("%s: %w", e.Key, checkLink(ep))
 	}
 	if err != nil {
 		return v.fallBack(kind, name, e, err), err
@@ -258,6 +258,37 @@ func (v *View) Revision() int64 { return v.revision }
 
 // Problems are one line for each key whose value is not used, sorted.
 func (v *View) Problems() []string { return slices.Sorted(maps.Values(v.problems)) }
+
+// ProblemsOf are those Problems that a node has: of what is its own, and of what all nodes
+// have. Others' are of objects that belong to other nodes, or that nobody can say a node of.
+func (v *View) ProblemsOf(node string) (own, others []string) {
+	for _, key := range slices.Sorted(maps.Keys(v.problems)) {
+		if v.concerns(key, node) {
+			own = append(own, v.problems[key])
+		} else {
+			others = append(others, v.problems[key])
+		}
+	}
+	return own, others
+}
+
+// concerns says whether a node is to act on what is stored under a key, by the key and
+// by what was last understood of it.
+func (v *View) concerns(key, node string) bool {
+	kind, name := kindAndName(key)
+	switch kind {
+	case KindNode, KindEndpoint, KindReport:
+		owner, _, _ := strings.Cut(name, "/")
+		return owner == node
+	case KindBlock:
+		b := v.Block(name)
+		return b != nil && b.Spec.Affinity == node
+	case KindHostEndpoint:
+		h := v.HostEndpoint(name)
+		return h == nil || h.Spec.Node == node
+	}
+	return true
+}
 
 func one[T Object](v *View, name string) T {
 	var zero T

@@ -176,7 +176,7 @@ func TestViewKeepsTheOldObjectWhenAValueIsBroken(t *testing.T) {
 	if err == nil || c != (Change{}) || v.Profile("p") == nil || len(v.Problems()) != 1 {
 		t.Fatalf("got %+v, %v, %v", c, err, v.Problems())
 	}
-	if want := `/netctl/v1/profiles/p: apiVersion: must be netctl/v1; what this node last understood of it stays in force`; v.Problems()[0] != want {
+	if want := `/netctl/v1/profiles/p: apiVersion: must be netctl/v1; what this node last understood of it stays in force; ` + "`netctl delete profile p --force` removes it"; v.Problems()[0] != want {
 		t.Errorf("got %s, want %s", v.Problems()[0], want)
 	}
 	if _, err := apply(op.Value); err != nil || len(v.Problems()) != 0 {
@@ -260,11 +260,42 @@ func TestLinkOfAnother(t *testing.T) {
 		t.Errorf("another's: %+v, %v", c, err)
 	}
 	if want := "/netctl/v1/endpoints/n/cni/copy/eth0: spec.link \"calif4d00df0362\": is another endpoint's: that of this name ends in f070fbe7c66" +
-		"; `netctl delete endpoint n/cni/copy/eth0` removes it"; !slices.Equal(v.Problems(), []string{want}) {
+		"; `netctl delete endpoint n/cni/copy/eth0 --force` removes it"; !slices.Equal(v.Problems(), []string{want}) {
 		t.Errorf("problems: %q", v.Problems())
 	}
 	// The endpoint that it overwrites stays what it was.
 	if _, err := put("w", "n/cni/copy/eth0"); err == nil || v.Endpoint("n/cni/w/eth0").Spec.Link != "calif4d00df0362" {
 		t.Errorf("overwritten: %v, %+v", err, v.Endpoint("n/cni/w/eth0"))
+	}
+}
+
+// TestProblemsOf: what cannot be read is the problem of the node that it belongs to, and
+// says how to be rid of it.
+func TestProblemsOf(t *testing.T) {
+	v := NewView()
+	_, block, err := OpPut(blockOf("10.0.0.0/26", "n2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Apply(Entry{Key: block.Key, Value: block.Value, Revision: 1}); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"endpoints/n2/a/b/c", "endpoints/n2/x", "nodes/n2", "blocks/10.0.0.0-26", "blocks/10.0.0.64-26", "profiles/web", "endpoints/n22/a b"} {
+		if _, err := v.Apply(Entry{Key: Prefix + key, Value: []byte("{}"), Revision: 2}); err == nil {
+			t.Errorf("%s is read", key)
+		}
+	}
+	for node, want := range map[string]string{"n1": "profile web", "n2": "block 10.0.0.0-26,endpoint n2/a/b/c,endpoint n2/x,node n2,profile web", "n22": ",profile web"} {
+		own, others := v.ProblemsOf(node)
+		if len(own)+len(others) != 7 || !slices.Equal(slices.Sorted(slices.Values(slices.Concat(own, others))), v.Problems()) {
+			t.Errorf("of %s %q, of others %q", node, own, others)
+		}
+		for i, p := range own {
+			_, remedy, _ := strings.Cut(p, "; `netctl delete ")
+			own[i], _, _ = strings.Cut(remedy, " --force` removes it")
+		}
+		if is := strings.Join(own, ","); is != want {
+			t.Errorf("of %s %s, want %s", node, is, want)
+		}
 	}
 }

@@ -35,6 +35,15 @@ func TestCopyOfAnEndpoint(t *testing.T) {
 	w.settled()
 	w.a.loop.post(w.a.loop.compare)
 	w.settled()
+	// What another node has there and cannot be read is said, and makes nothing wrong here.
+	key := datastore.KindPrefix(datastore.KindEndpoint) + "n2/a/b/c"
+	if _, err := w.store.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: key, Value: []byte("{}")}}}); err != nil {
+		t.Fatal(err)
+	}
+	w.settled()
+	if u := w.status().Unread; len(u) != 1 || !strings.HasPrefix(u[0], key+": apiVersion: ") {
+		t.Errorf("unread: %q", u)
+	}
 	if w.links.String() != links || w.fib.String() != routes || len(w.status().Problems) != 0 {
 		t.Errorf("links:\n%s\nroutes:\n%s\nproblems: %q", w.links, w.fib, w.status().Problems)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"netctl/commands/control"
@@ -48,29 +49,45 @@ func (a *agent) sharing(store datastore.Store) control.Task {
 	return control.Task{Name: s.String(), Do: s.Run}
 }
 
-// problemList is one line for each thing that is wrong.
+// problemList is one line for each thing that is wrong with this node. What of it is not in
+// problems, which tells by itself, is told here.
 func (l *loop) problemList() []string {
-	list := l.view.Problems()
+	list, _ := l.view.ProblemsOf(l.cfg.Node)
+	shown := map[string]telemetry.Problem{}
+	add := func(what, text, line string) {
+		list = append(list, line)
+		shown[what] = telemetry.Problem{What: what, Text: text}
+	}
+	for _, line := range list {
+		key, why, _ := strings.Cut(line, ": ")
+		shown[line] = telemetry.Problem{What: key, Text: why}
+	}
 	for what, text := range l.problems.text {
 		list = append(list, oneLine(what+": "+text))
 	}
 	list = append(list, l.domains.fullSets()...)
 	if text := l.tooLarge(); text != "" {
-		list = append(list, "mtu: "+text)
+		add("mtu", text, "mtu: "+text)
 	}
 	for _, name := range l.locals.lost() {
 		switch {
 		case !l.detached(name):
-			list = append(list, fmt.Sprintf("endpoint %s lost its link; it is released after %s", name, l.cfg.LostAfter))
+			text := fmt.Sprintf("lost its link; it is released after %s", l.cfg.LostAfter)
+			add("endpoint "+name, text, "endpoint "+name+" "+text)
 		case l.problems.text[pending] == "": // else that says it
-			list = append(list, fmt.Sprintf("endpoint %s was detached, and is released once the datastore takes that", name))
+			text := "was detached, and is released once the datastore takes that"
+			add("endpoint "+name, text, "endpoint "+name+" "+text)
 		}
 	}
-	if l.standing.stage == renamed {
+	if l.standing.stage == renamed { // of which there is an event
 		list = append(list, l.standing.reason.Error())
 	} else {
-		list = append(list, l.twins()...)
+		for _, line := range l.twins() {
+			what, text, _ := strings.Cut(line, ": ")
+			add(what, text, line)
+		}
 	}
+	l.shown.Set(shown)
 	slices.Sort(list)
 	return list
 }
@@ -101,6 +118,7 @@ func (l *loop) status() control.AgentStatus {
 		Endpoints: l.endpoints(), Waiting: len(l.unsettled), Lost: l.locals.lost(), Problems: l.problemList(), AddressRule: l.rule,
 	}
 	s.Closed, s.Taps = l.closed()
+	_, s.Unread = l.view.ProblemsOf(l.cfg.Node)
 	switch l.standing.stage {
 	case detached:
 		s.Detached = oneLine(l.standing.reason.Error())

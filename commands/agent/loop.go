@@ -11,6 +11,7 @@ import (
 	"netctl/acl"
 	"netctl/acl/conntrack"
 	"netctl/commands/control"
+	"netctl/commands/telemetry"
 	"netctl/commands/workload"
 	"netctl/datastore"
 	"netctl/datastore/ipam"
@@ -95,6 +96,7 @@ type loop struct {
 	former     *former
 	domains    *domains
 	problems   *problems
+	shown      telemetry.Shown // of what is wrong beside problems
 	networks   runtimeNetworks
 	mixed      mixed
 	tables     tablesSeen
@@ -148,6 +150,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.copyLog = datastore.NewCopyLog(cfg.copyFile())
 	l.networks.status = map[string][]datastore.RuntimeStatus{}
 	l.problems = newProblems(log, func() { l.post(func() {}) })
+	l.shown = telemetry.Shown{Log: log}
 	l.locals = newLocals(cfg.LinkPrefix, l.links)
 	l.blocks = &blocks{node: cfg.Node, view: l.view, table: l.table, returning: map[netip.Prefix]bool{}}
 	l.forwarding = newForwarding(k, l.problems, log)
@@ -197,6 +200,7 @@ func (l *loop) run(ctx context.Context) error {
 		if l.flush(ctx); l.inSync() {
 			l.synced()
 		}
+		l.problems.settle()
 		l.wake()
 		if changes > 0 {
 			l.tell()

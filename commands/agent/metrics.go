@@ -115,7 +115,8 @@ func (l *loop) measure(p *telemetry.Page) {
 	p.Put("netctl_routes", float64(len(l.table.present)-v6), "ipv4")
 	p.Put("netctl_routes", float64(v6), "ipv6")
 	p.Put("netctl_routes_missing", float64(len(l.table.missing)))
-	kinds := map[string]int{"datastore": len(l.view.Problems())}
+	unread, _ := l.view.ProblemsOf(l.cfg.Node)
+	kinds := map[string]int{"datastore": len(unread)}
 	for what := range l.problems.text {
 		kinds[problemKind(what)]++
 	}

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 
 	"netctl/commands/retry"
+	"netctl/commands/telemetry"
 	"netctl/datastore"
 )
 
@@ -12,21 +13,22 @@ import (
 type problems struct {
 	log   *slog.Logger
 	text  map[string]string // by what is wrong
+	told  map[string]string // what was said of it, until its end is
 	again *retry.Schedule
 }
 
 // newProblems calls wake when something is to be tried again.
 func newProblems(log *slog.Logger, wake func()) *problems {
-	return &problems{log: log, text: map[string]string{}, again: retry.New(retryMin, retryMax, wake)}
+	return &problems{log: log, text: map[string]string{}, told: map[string]string{}, again: retry.New(retryMin, retryMax, wake)}
 }
 
 // failed books a write or read of the kernel that failed; it is tried again when
 // due says so.
 func (p *problems) failed(what string, err error) {
-	if p.text[what] != err.Error() {
+	if p.told[what] != err.Error() {
 		p.log.Error("kernel not up to date", "what", what, "error", err, datastore.EventProblem.Mark())
 	}
-	p.text[what] = err.Error()
+	p.text[what], p.told[what] = err.Error(), err.Error()
 	p.again.Failed(what)
 }
 
@@ -34,6 +36,7 @@ func (p *problems) failed(what string, err error) {
 func (p *problems) solved(what string) {
 	if _, ok := p.text[what]; ok {
 		p.log.Info("kernel up to date again", "what", what, datastore.EventProblem.Mark())
+		delete(p.told, what)
 		p.drop(what)
 	}
 }
@@ -44,13 +47,23 @@ func (p *problems) note(what, text string) {
 		p.drop(what)
 		return
 	}
-	if p.text[what] != text {
+	if p.told[what] != text {
 		p.log.Warn("problem", "what", what, "cause", text, datastore.EventProblem.Mark())
 	}
-	p.text[what] = text
+	p.text[what], p.told[what] = text, text
 }
 
-// drop removes a problem without a word.
+// settle tells of those that are over, which nobody did yet.
+func (p *problems) settle() {
+	for what, text := range p.told {
+		if _, is := p.text[what]; !is {
+			telemetry.Over(p.log, telemetry.Problem{What: what, Text: text})
+			delete(p.told, what)
+		}
+	}
+}
+
+// drop removes a problem; settle says so, unless it is noted again before.
 func (p *problems) drop(what string) {
 	delete(p.text, what)
 	p.again.Solved(what)

@@ -167,6 +167,8 @@ type AgentStatus struct {
 	// Notes are one line each that nothing is wrong by itself with: rules that name what
 	// does not exist.
 	Notes []string `json:"notes,omitempty"`
+	// Unread is what others have in the datastore that cannot be read, one line each.
+	Unread []string `json:"unread,omitempty"`
 	// Refusing are other programs' chains that may refuse what netctl allows.
 	Refusing []string     `json:"refusing,omitempty"`
 	Address  []netip.Addr `json:"address"`

@@ -20,7 +20,7 @@ func (f *follower) claim() {
 	case why == "":
 		f.log.Info("node is this host's", "node", f.node)
 	case registered(n):
-		f.log.Warn("node is not this host's, nothing is changed", "reason", why, datastore.EventProblem.Mark())
+		f.log.Warn("node is not this host's, nothing is changed", "reason", why)
 	default:
 		f.log.Info("node is not registered, nothing is changed", "reason", why)
 	}

@@ -230,7 +230,8 @@ func (f *follower) plan() {
 	p.AddPeers(nodes, f.kept.withPeers(f.view.Peers()))
 	p.AddFilters(slices.Concat(f.view.BGPFilters(), f.kept.filters))
 	p.AddDrains(nodes)
-	p.Problems = append(p.Problems, f.view.Problems()...)
+	unread, _ := f.view.ProblemsOf(f.node)
+	p.Problems = append(p.Problems, unread...)
 	p.Understood, _ = f.view.Understood()
 	if p.Kept = !f.kept.empty(); p.Kept {
 		p.Problems = append(p.Problems, fmt.Sprintf("gone from the datastore, kept until %s: %s; put back what is to stay", f.kept.until.Format(time.TimeOnly), &f.kept))

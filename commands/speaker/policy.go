@@ -97,7 +97,7 @@ func (l *loop) configure(c *bgp.PeerConfig, s datastore.PeerSpec) {
 	if s.Password != nil {
 		var err error
 		if c.Password, err = l.passwords.read(*s.Password); err != nil {
-			l.log.Warn("password not read", "peer", c.Address, "error", err, datastore.EventProblem.Mark())
+			l.log.Warn("password not read", "peer", c.Address, "error", err)
 			if l.unread = append(l.unread, fmt.Sprintf("peer %s: %v", c.Description, err)); c.Password == "" {
 				c.Wrong = err.Error()
 			}

@@ -216,6 +216,7 @@ type speaker struct {
 	kept       *control.Kept  // lastRunFile
 	beside     []control.Task // what keeps the way to the datastore open
 	requests   *telemetry.Requests
+	shown      telemetry.Shown
 }
 
 func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datastore.Store, guard datastore.Guard, log *slog.Logger) *speaker {
@@ -227,7 +228,12 @@ func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datasto
 	s.detector = bfd.New(bfd.Config{OnDown: s.state.pathDown, OnChange: s.sessionChanged, Log: log})
 	s.state.detector = s.detector
 	s.kept = control.Keep(cfg.StateDir, datastore.FileOptions{})
-	s.reporter = control.NewReporter(cfg.Node, datastore.ReportSpeaker, store, s.state.report(time.Now(), s.bare), log)
+	s.shown.Log = log
+	report := s.state.report(time.Now(), s.bare)
+	s.reporter = control.NewReporter(cfg.Node, datastore.ReportSpeaker, store, func(ctx context.Context) (datastore.ReportStatus, bool) {
+		s.tell()
+		return report(ctx)
+	}, log)
 	s.follower = newFollower(cfg.Node, s.hostFile(), s.state, s.reporter.Wake, log)
 	s.follower.agentless = cfg.Reflector
 	s.warden = newWarden(cfg.Node, s.state, store, log)

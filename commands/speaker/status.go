@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"netctl/commands/control"
+	"netctl/commands/telemetry"
 	"netctl/datastore"
 	"netctl/routing"
 	"netctl/routing/bfd"
@@ -163,7 +164,7 @@ func (s *speaker) status() control.SpeakerStatus {
 	if engine != nil {
 		details = engine.Status()
 	}
-	for _, p := range s.problems(engine, plan, details) {
+	for _, p := range s.told(s.problems(engine, plan, details)) {
 		st.Problems = append(st.Problems, p.text)
 	}
 	for _, e := range details {
@@ -174,14 +175,39 @@ func (s *speaker) status() control.SpeakerStatus {
 	return st
 }
 
-// problem is something that is wrong, of one of few kinds.
-type problem struct{ kind, text string }
+// problem is something that is wrong, of one of few kinds; id is the same for as long as it
+// is the same problem, "" where who sees it come and go tells of it.
+type problem struct{ kind, text, id string }
+
+// told has problems told of as events, and returns them.
+func (s *speaker) told(list []problem) []problem {
+	shown := map[string]telemetry.Problem{}
+	for _, p := range list {
+		if p.id != "" {
+			shown[p.kind+" "+p.id] = telemetry.Problem{What: p.kind, Text: p.text}
+		}
+	}
+	s.shown.Set(shown)
+	return list
+}
+
+// tell is told for those who ask nothing.
+func (s *speaker) tell() {
+	s.state.mu.Lock()
+	engine, plan := s.state.engine, s.state.plan
+	s.state.mu.Unlock()
+	var details []bgp.Session
+	if engine != nil {
+		details = engine.Status()
+	}
+	s.told(s.problems(engine, plan, details))
+}
 
 // problems are what is wrong with this node's routing; engine may be nil.
 func (s *speaker) problems(engine *bgp.Speaker, plan routing.Plan, details []bgp.Session) (list []problem) {
 	add := func(kind string, texts ...string) {
 		for _, t := range texts {
-			list = append(list, problem{kind, t})
+			list = append(list, problem{kind, t, t})
 		}
 	}
 	s.state.mu.Lock()
@@ -215,11 +241,11 @@ func (s *speaker) problems(engine *bgp.Speaker, plan routing.Plan, details []bgp
 	add("bfd", unwatched(plan, details, s.state.watched())...)
 	for _, e := range details {
 		if e.Full {
-			add("limit", fmt.Sprintf("peer %s sends %d prefixes; its limit is %d", plan.Names([]netip.Addr{e.Peer}), e.Received, e.Limit))
+			list = append(list, problem{"limit", fmt.Sprintf("peer %s sends %d prefixes; its limit is %d", plan.Names([]netip.Addr{e.Peer}), e.Received, e.Limit), e.Peer.String()})
 		}
 		if n, budget := burden(engine, plan, e.Peer); budget > 0 && 100*n >= nearlyFull*budget {
-			add("limit", fmt.Sprintf("peer %s is told %d routes by the nodes that have it; it has room for %d (routeBudget): "+
-				"have it told aggregates, or less by a filter", plan.Names([]netip.Addr{e.Peer}), n, budget))
+			list = append(list, problem{kind: "limit", text: fmt.Sprintf("peer %s is told %d routes by the nodes that have it; it has room for %d (routeBudget): "+
+				"have it told aggregates, or less by a filter", plan.Names([]netip.Addr{e.Peer}), n, budget)})
 		}
 	}
 	return list

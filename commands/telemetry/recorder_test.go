@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -259,4 +260,37 @@ func TestHangs(t *testing.T) {
 			t.Errorf("works again, and is said not to: %v", err)
 		}
 	})
+}
+
+// TestProblemsAreEvents: that each came and went, once, and of very many the first.
+func TestProblemsAreEvents(t *testing.T) {
+	g := newRig(t.TempDir(), slog.LevelError)
+	s := &Shown{Log: g.log}
+	for _, now := range []map[string]Problem{
+		{"a": {"tunnel", "no end"}},
+		{"a": {"tunnel", "no end of 2"}, "b": {"routes", "gone"}},
+		{"b": {"routes", "gone"}},
+		{},
+	} {
+		s.Set(now)
+	}
+	var words []string
+	for _, e := range g.events(t) {
+		words = append(words, e.Object+" "+e.Words())
+		if e.Kind != datastore.EventProblem {
+			t.Errorf("%+v", e)
+		}
+	}
+	want := []string{"tunnel problem: no end", "routes problem: gone", "tunnel problem is over (was no end of 2)", "routes problem is over (was gone)"}
+	if !slices.Equal(words, want) {
+		t.Errorf("%q", words)
+	}
+	many := map[string]Problem{}
+	for i := range 10 * mostShown {
+		many[fmt.Sprint(i)] = Problem{"routes", "gone"}
+	}
+	s.Set(many)
+	if n := len(g.events(t)); n != len(want)+mostShown {
+		t.Errorf("%d events", n)
+	}
 }

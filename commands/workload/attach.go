@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"netctl/commands/control"
@@ -163,12 +164,29 @@ func (s *Service) assign(ctx context.Context, name string, req control.AttachReq
 			return plan.endpoint, res.Revision, nil
 		}
 		if !raced(err) || try == maxTries {
-			return nil, 0, err
+			return nil, 0, plan.unmade(err)
 		}
 		if known, err = s.reread(ctx, name, req, known); err != nil {
 			return nil, 0, err
 		}
 	}
+}
+
+// unmade says of an attach that was not allowed which command makes what this node may not.
+func (p *plan) unmade(err error) error {
+	if !errors.Is(err, datastore.ErrDenied) {
+		return err
+	}
+	for _, o := range p.create {
+		if key, e := datastore.KeyOf(o); e == nil && strings.Contains(err.Error(), "write "+key+":") {
+			verb := "network create"
+			if o.Kind() == datastore.KindProfile {
+				verb = "profile add"
+			}
+			return fmt.Errorf("%w; there is none, and `netctl %s %s` where that is allowed makes it", err, verb, o.Meta().Name)
+		}
+	}
+	return err
 }
 
 // given is Assign within half of the time that ctx has: the rest is for what can be done

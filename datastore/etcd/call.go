@@ -125,8 +125,9 @@ func (s *Store) explain(ctx, probing context.Context, what string, err error) er
 	if status.Code(err) == codes.PermissionDenied { // of netctl's own, in its words
 		return fmt.Errorf("%s: %w", what, &denied{unrepeated(what, status.Convert(err).Message())})
 	}
-	if reasons := s.probe(probing); reasons != nil {
-		return unavailable(what, reasons)
+	some, words := s.probeAll(probing, errors.New(verdict(err)))
+	if !some {
+		return unavailable(what, errors.New(words))
 	}
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: %w", what, ctx.Err())
@@ -134,7 +135,7 @@ func (s *Store) explain(ctx, probing context.Context, what string, err error) er
 	// Somebody answers now: a member that starts, ends, or has no leader.
 	s.client.ActiveConnection().ResetConnectBackoff()
 	s.log.Debug("call cut off", "call", what, "error", err)
-	return fmt.Errorf("%s: %w: %s: %s", what, datastore.ErrUnavailable, list(s.where()), verdict(err))
+	return fmt.Errorf("%s: %w: %s", what, datastore.ErrUnavailable, words)
 }
 
 // unrepeated is what the datastore said of a call, without the key that the call names.

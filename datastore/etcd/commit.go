@@ -2,10 +2,13 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
 	"netctl/datastore"
 )
@@ -17,11 +20,10 @@ func (s *Store) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
 	if err := t.Check(); err != nil {
 		return 0, err
 	}
-	var r *etcdserverpb.TxnResponse
-	err := s.write(ctx, describe(t), func(ctx context.Context) (err error) {
-		r, err = s.kv.Txn(ctx, request(t), callOptions()...)
-		return err
-	})
+	r, byRoles, err := s.txn(ctx, t)
+	if byRoles && len(t.Then) > 1 {
+		err = s.denying(ctx, t, err)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -39,6 +41,29 @@ func (s *Store) Commit(ctx context.Context, t datastore.Txn) (int64, error) {
 		}
 	}
 	return 0, fmt.Errorf("%s: %w", describe(t), datastore.ErrConflict)
+}
+
+// txn is one try; byRoles says of an error that etcd's roles do not let it.
+func (s *Store) txn(ctx context.Context, t datastore.Txn) (r *etcdserverpb.TxnResponse, byRoles bool, err error) {
+	err = s.write(ctx, describe(t), func(ctx context.Context) (err error) {
+		r, err = s.kv.Txn(ctx, request(t), callOptions()...)
+		byRoles = errors.Is(rpctypes.Error(err), rpctypes.ErrPermissionDenied)
+		return err
+	})
+	return r, byRoles, err
+}
+
+// denying is the error of a transaction that etcd's roles do not let, with the key that it
+// is about: etcd does not say. It asks with each operation alone, on a condition that never
+// holds, so that nothing is written.
+func (s *Store) denying(ctx context.Context, t datastore.Txn, err error) error {
+	for _, op := range t.Then {
+		never := datastore.Condition{Key: op.Key, Revision: math.MaxInt64}
+		if _, byRoles, one := s.txn(ctx, datastore.Txn{If: []datastore.Condition{never}, Then: []datastore.Op{op}}); byRoles {
+			return one
+		}
+	}
+	return err
 }
 
 // request compares every condition's key and, if one fails, reads all of their

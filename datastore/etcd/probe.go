@@ -95,6 +95,16 @@ func (f fresh) OverrideServerName(string) error { return errors.New("nobody is t
 // probe dials every endpoint once and tells why those that do not answer do
 // not; nil if one answers.
 func (s *Store) probe(ctx context.Context) error {
+	some, words := s.probeAll(ctx, nil)
+	if some {
+		return nil
+	}
+	return errors.New(words)
+}
+
+// probeAll dials every endpoint once, and tells whether some answer; words are those that do
+// with the answer's, and why the others do not.
+func (s *Store) probeAll(ctx context.Context, answer error) (some bool, words string) {
 	ctx, cancel := context.WithTimeout(ctx, s.dial)
 	defer cancel()
 	endpoints := s.where()
@@ -104,14 +114,21 @@ func (s *Store) probe(ctx context.Context) error {
 		wg.Go(func() { reasons[i] = s.probeOne(ctx, e) })
 	}
 	wg.Wait()
-	var words []string
+	same := true
+	for _, err := range reasons {
+		some, same = some || err == nil, same && err == nil
+	}
+	if same {
+		return some, fmt.Sprintf("%s: %v", list(endpoints), answer)
+	}
+	var each []string
 	for i, err := range reasons {
 		if err == nil {
-			return nil
+			err = answer
 		}
-		words = append(words, fmt.Sprintf("%s: %v", endpoints[i], err))
+		each = append(each, fmt.Sprintf("%s: %v", endpoints[i], err))
 	}
-	return errors.New(strings.Join(words, "; "))
+	return some, strings.Join(each, "; ")
 }
 
 func (s *Store) probeOne(ctx context.Context, endpoint string) error {

@@ -2,6 +2,7 @@ package etcd_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -119,6 +120,32 @@ func TestReasons(t *testing.T) {
 				t.Errorf("health: %v", h[0].Err)
 			}
 		})
+	}
+}
+
+// TestReasonOfEach: of several endpoints each has its own reason, where one of them takes
+// calls and answers none: a member without a majority.
+func TestReasonOfEach(t *testing.T) {
+	m := newMember(t)
+	pair, err := tls.LoadX509KeyPair(m.config.Cert, m.config.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	silent := "https://" + serve(t, func(c net.Conn) {
+		c = tls.Server(c, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2"}})
+		io.ReadFull(c, make([]byte, 24))
+		io.WriteString(c, "\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+		io.Copy(io.Discard, c)
+	})
+	gone := "https://" + netlab.FreeAddress(t)
+	o := withEndpoint(m.secure(m.issue(t, pki.Node{Name: "client"})), gone)
+	o.Endpoints, o.DialTimeout = append(o.Endpoints, silent), time.Second
+	s := open(t, o)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	_, err = s.Get(ctx, datastore.Prefix+"a")
+	if want := gone + ": connection refused: nothing listens there; " + silent + ": accepts connections, but does not answer ("; !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v\nwant %s", err, want)
 	}
 }
 

@@ -92,6 +92,15 @@ func TestCertificateDenied(t *testing.T) {
 			t.Errorf("%s: %v", key, err)
 		}
 	}
+	// Of several, the key is named that is not let, and nothing is written.
+	block, network := datastore.KindPrefix(datastore.KindBlock)+"10.0.0.0-26", datastore.KindPrefix(datastore.KindNetwork)+"shop"
+	_, err := s.Commit(t.Context(), datastore.Txn{Then: []datastore.Op{{Key: block, Value: []byte("1")}, {Key: network, Value: []byte("1")}}})
+	if !errors.Is(err, datastore.ErrDenied) || !strings.HasPrefix(err.Error(), "write "+network+": ") {
+		t.Errorf("a network: %v", err)
+	}
+	if _, err := s.Get(t.Context(), block); !errors.Is(err, datastore.ErrNotFound) {
+		t.Errorf("a block is written: %v", err)
+	}
 }
 
 func second(_ any, err error) error { return err }

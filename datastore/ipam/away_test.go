@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -253,5 +254,20 @@ func holders(t *testing.T, store *memory.Store, nodes []*cutNode, seed uint64) {
 				t.Errorf("seed %d: %s runs with %s, the store has %v", seed, h, a, stored[h])
 			}
 		}
+	}
+}
+
+// TestAwayWithoutABlock: a node that has none is not told that its blocks are full.
+func TestAwayWithoutABlock(t *testing.T) {
+	s := memory.New()
+	if err := datastore.Create(t.Context(), s, &datastore.Pool{Spec: datastore.PoolSpec{CIDR: netip.MustParsePrefix("10.0.0.0/24")}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := datastore.Create(t.Context(), s, &datastore.Node{Metadata: datastore.Metadata{Name: "n6"}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := New(Config{Node: "n6", Store: s}).Away(t.Context(), Request{Handle: "n6/cni/a/eth0"})
+	if !errors.Is(err, datastore.ErrExhausted) || !strings.Contains(err.Error(), "node n6 has no block yet") {
+		t.Error(err)
 	}
 }

@@ -130,9 +130,12 @@ func (c *checker) block(b *datastore.Block) {
 }
 
 // endpointOf is the endpoint that a handle names; judged is false for handles of
-// another kind.
+// another kind, and of an endpoint that cannot be read.
 func endpointOf(v *datastore.View, handle string) (ep *datastore.Endpoint, judged bool) {
 	if _, err := datastore.Key(datastore.KindEndpoint, handle); err != nil {
+		return nil, false
+	}
+	if v.Unreadable(datastore.KindEndpoint, handle) != nil { // it may have the address
 		return nil, false
 	}
 	return v.Endpoint(handle), true

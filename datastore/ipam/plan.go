@@ -174,6 +174,9 @@ func (p *planner) one(v6 bool, wish netip.Addr, n *datastore.Node) (netip.Addr, 
 		return a, nil
 	}
 	if p.req.Away {
+		if len(p.index.blocksOf[p.node]) == 0 {
+			return netip.Addr{}, fmt.Errorf("%w: node %s has no block yet to give one out of, and none can be had while the datastore is away", datastore.ErrExhausted, p.node)
+		}
 		return netip.Addr{}, fmt.Errorf("%w in the blocks of node %s of pools %s, and no other can be had while the datastore is away", datastore.ErrExhausted, p.node, p.describe(v6, pools, refused))
 	}
 	return netip.Addr{}, fmt.Errorf("%w in pools %s: add one with `netctl pool add CIDR`", datastore.ErrExhausted, p.describe(v6, pools, refused))

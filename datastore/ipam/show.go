@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/big"
 	"net/netip"
@@ -183,7 +184,7 @@ func ReleaseAddress(ctx context.Context, s datastore.Store, a netip.Addr, force 
 // it had to leave because addresses of them are in use.
 func FreeBlocks(ctx context.Context, s datastore.Store, pool netip.Prefix, node string) (left []*datastore.Block, err error) {
 	blocks, err := datastore.List[*datastore.Block](ctx, s)
-	if err != nil {
+	if err != nil && !errors.Is(err, datastore.ErrInvalid) { // what cannot be read stays
 		return nil, fmt.Errorf("free blocks of %s: %w", pool, err)
 	}
 	for _, b := range blocks {

@@ -3,7 +3,6 @@ package bgp
 import (
 	"time"
 
-	"netctl/datastore"
 	"netctl/routing"
 )
 
@@ -28,7 +27,7 @@ func (r *rib) fill(p *peer) {
 		return
 	}
 	if p.full {
-		r.log.Warn("peer sends many prefixes", "peer", p.config.Address, "prefixes", len(p.in), "limit", p.config.PrefixLimit, datastore.EventProblem.Mark())
+		r.log.Warn("peer sends many prefixes", "peer", p.config.Address, "prefixes", len(p.in), "limit", p.config.PrefixLimit)
 	}
 	if r.config.OnSessionChange != nil {
 		r.config.OnSessionChange()

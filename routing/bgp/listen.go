@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"netctl/datastore"
 	"netctl/routing/gate"
 )
 
@@ -108,7 +107,7 @@ func (s *Speaker) problem(a netip.AddrPort, words string) {
 	}
 	s.mu.Unlock()
 	if words != "" && words != old {
-		s.log.Warn("no connections are accepted", "address", a, "cause", words, datastore.EventProblem.Mark())
+		s.log.Warn("no connections are accepted", "address", a, "cause", words)
 	}
 }
 
