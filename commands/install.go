@@ -144,11 +144,7 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 	if o.dryRun {
 		return a.print(installed(p, true, append(wouldEnd(left), o.wouldStart(roles)...)...))
 	}
-	text := installed(p, false)
-	if o.brief {
-		text = fmt.Sprintf("installed %s, its units, plugin, completions and man pages (netctl uninstall takes them away)\n", o.Binary())
-	}
-	if err := a.print(text); err != nil {
+	if err := a.print(o.did(p)); err != nil {
 		return err
 	}
 	kept := func(s install.Step) bool { return s.Path == install.ConfigFile && s.Action == install.Kept }
@@ -159,6 +155,14 @@ func (a *app) install(ctx context.Context, o installOptions) error {
 		return err
 	}
 	return a.startInstalled(ctx, o, roles, m)
+}
+
+// did is what to say of an install that is done.
+func (o *installOptions) did(p *install.Plan) string {
+	if o.brief {
+		return fmt.Sprintf("installed %s, its units, plugin, completions and man pages (netctl uninstall takes them away)\n", o.Binary())
+	}
+	return installed(p, false)
 }
 
 // toStart are the roles, or "node", whose units --enable and --now are about: those that
