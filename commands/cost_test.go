@@ -128,7 +128,7 @@ func TestCommandsReadWhatTheyPrint(t *testing.T) {
 		{"node n0 set ip 172.16.0.77/16", "node", false},
 		{"pool show", "pools", false},
 		{"pool show -o wide", "blocks nodes pools reservations", true},
-		{"pool add 192.168.0.0/16", "blocks nodes pools", true},
+		{"pool add 192.168.0.0/16", "blocks endpoints nodes pools", true},
 		{"profile show", "profiles", true},
 		{"profile show --detailed", "endpoints nodes profiles reports", true},
 		{"profile add fresh", "profile", false},
