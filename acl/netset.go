@@ -97,13 +97,13 @@ func (x *Index) setNetworks(name string, object *datastore.NetworkSet) {
 func (x *Index) replaceNetworks(name string, is *networks) {
 	was := x.networks[name]
 	x.hasDomains(name, is)
-	clear(x.expired) // what goes now does so by the change
 	var touched []setRef
 	before, selected := map[string][]Element{}, map[populationKey]bool{}
 	for n, s := range x.sets {
 		if r := s.ref; was.in(r, name) || is.in(r, name) {
 			touched = append(touched, r)
 			before[n] = x.netElements(r)
+			maps.DeleteFunc(x.expired, func(e elementOf, _ struct{}) bool { return e.set == n }) // what goes now does so by the change
 		}
 	}
 	for text := range x.selectors {

@@ -213,6 +213,16 @@ func (r *Ruleset) Shut() *Ruleset {
 	return out
 }
 
+// Adopt has r, which Static made for a host that adopts, know the link of an endpoint that
+// others made.
+func (r *Ruleset) Adopt(link string) {
+	for _, name := range []string{setAdopted, setAdoptedARP} {
+		if s := r.Sets[name]; s != nil {
+			s.add(Element{Link: link})
+		}
+	}
+}
+
 // Closed is the part of r that lets nothing new pass to or from a workload: the base
 // chains, and what they refer to by rules. Its maps of links are empty, so that no
 // endpoint is known. It stands by itself.

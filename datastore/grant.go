@@ -3,6 +3,7 @@ package datastore
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -115,7 +116,7 @@ func (g Grant) op(op Op, conditional bool, revision int64) error {
 		if !strings.HasPrefix(name, g.Node+"/") {
 			return g.denied("write", op.Key)
 		}
-		return sound(op)
+		return g.sound(op)
 	case KindNode, KindBlock, KindNetwork, KindProfile, KindPool:
 	default:
 		return g.denied("write", op.Key)
@@ -150,14 +151,26 @@ func (g Grant) op(op Op, conditional bool, revision int64) error {
 	return g.denied("write", op.Key)
 }
 
-// sound refuses what others could not read, or would have to pass over.
-func sound(op Op) error {
+// sound refuses what others could not read, or would have to pass over, and networks behind
+// an endpoint that it did not have: others send to them, and take them for the endpoint's.
+func (g Grant) sound(op Op) error {
 	if op.Value == nil {
 		return nil
 	}
 	o, err := Decode(op.Key, op.Value)
 	if e, ok := o.(*Endpoint); ok {
-		err = checkLink(e)
+		if err = checkLink(e); err == nil && len(e.Spec.AllowedPrefixes) > 0 {
+			had, err := g.Get(op.Key, 0)
+			if err != nil {
+				return err
+			}
+			old, _ := decoded[*Endpoint](had)
+			if slices.ContainsFunc(e.Spec.AllowedPrefixes, func(p netip.Prefix) bool {
+				return old == nil || !slices.Contains(old.Spec.AllowedPrefixes, p)
+			}) {
+				return fmt.Errorf("%w (spec.allowedPrefixes)", g.denied("write", op.Key))
+			}
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w, not even to the node that it belongs to: nobody could read it: %w", op.Key, ErrDenied, err)

@@ -44,6 +44,9 @@ func (v *View) CheckAllowedPrefixes(e *Endpoint) error {
 		if old != nil && slices.Contains(old.Spec.AllowedPrefixes, p) {
 			continue
 		}
+		if err := v.knowPolicies(needsDomains, "spec.allowedPrefixes", "networks behind endpoints are"); err != nil {
+			return err
+		}
 		if reason := v.notAllowed(e.Metadata.Name, p); reason != "" {
 			return &FieldError{Field: indexed("spec.allowedPrefixes", i), Value: p.String(), Reason: reason}
 		}

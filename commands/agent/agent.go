@@ -166,7 +166,7 @@ func (a *agent) openFilter(ctx context.Context) (err error) {
 	if !workload.NewRecords(a.cfg.recordsDir()).Any() || a.moves.Load() {
 		return a.filter.track()
 	}
-	blocked, err := a.filter.Block(ctx, acl.Static(a.cfg.FilterOptions()))
+	blocked, err := a.filter.Block(ctx, a.cfg.static())
 	if blocked {
 		a.log.Warn("packet filter is gone, closed first", "table", a.filter.name)
 	}

@@ -46,12 +46,11 @@ func guard(ctx context.Context, cfg *Config, log *slog.Logger) error {
 		return err
 	}
 	defer t.Close()
-	static := acl.Static(cfg.FilterOptions())
 	return t.WatchGone(ctx, func() {
 		if !pause(ctx, guardGrace) || !cfg.guarded() {
 			return
 		}
-		wrote, err := t.Block(ctx, static)
+		wrote, err := t.Block(ctx, cfg.static())
 		switch {
 		case err != nil:
 			log.Warn("packet filter is gone, and cannot be closed", "error", err)
@@ -59,6 +58,22 @@ func guard(ctx context.Context, cfg *Config, log *slog.Logger) error {
 			log.Warn("packet filter is gone, closed until the agent puts it back")
 		}
 	})
+}
+
+// static is the packet filter that knows of endpoints no more than which links of others are
+// theirs.
+func (c *Config) static() *acl.Ruleset {
+	r := acl.Static(c.FilterOptions())
+	if len(c.Adopt) == 0 {
+		return r
+	}
+	records, _ := workload.NewRecords(c.recordsDir()).All() // as far as they can be read
+	for _, rec := range records {
+		if rec.Adopted() {
+			r.Adopt(rec.Endpoint.Spec.Link)
+		}
+	}
+	return r
 }
 
 // guarded tells whether nftables is what keeps endpoints here from others.

@@ -337,7 +337,7 @@ func (l *loop) takeKey(self *datastore.Node) {
 func (l *loop) setPeers(self *datastore.Node, device string) error {
 	w := l.wireguard
 	now := maps.Clone(w.peers)
-	var was []netip.Prefix // that may be nobody's now
+	var was, lost []netip.Prefix // that may be nobody's now; that a peer has no more
 	var remove []kernel.WireGuardKey
 	shaken := map[kernel.WireGuardKey]bool{}
 	if w.resync {
@@ -370,6 +370,11 @@ func (l *loop) setPeers(self *datastore.Node, device string) error {
 		case had:
 			was = append(was, old.Allowed...)
 		}
+		for _, a := range old.Allowed {
+			if !ok || !slices.Contains(p.Allowed, a) {
+				lost = append(lost, a)
+			}
+		}
 		if ok {
 			if now[name] = p; !had || !samePeer(old, p) {
 				set = append(set, p)
@@ -387,6 +392,14 @@ func (l *loop) setPeers(self *datastore.Node, device string) error {
 		}
 		return false
 	})
+	// What one peer has lost and another has too the kernel may have given to the first, and
+	// gives to the other only when it is told again.
+	for _, p := range now {
+		isLost := func(a netip.Prefix) bool { return slices.Contains(p.Allowed, a) }
+		if slices.ContainsFunc(lost, isLost) && !slices.ContainsFunc(set, func(o kernel.WireGuardPeer) bool { return o.Key == p.Key }) {
+			set = append(set, p)
+		}
+	}
 	if len(set) > 0 || len(nobodys) > 0 || len(remove) > 0 {
 		if err := w.kernel.SetWireGuardPeers(device, set, nobodys, remove); err != nil {
 			return err

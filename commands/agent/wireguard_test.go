@@ -227,6 +227,28 @@ func TestWireGuardPeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.peered("2 192.168.99.103:51820 [10.0.2.64/26 192.168.99.103/32]", "3 [fd00:99::104]:51820 [10.0.2.0/26 fd00:99::104/128]")
+	// A network behind endpoints of both, which should not be, is the one's that still has it.
+	vpn := func(node string) *datastore.Endpoint {
+		e := &datastore.Endpoint{Metadata: datastore.Metadata{Name: node + "/manual/vpn/eth0"}}
+		e.Spec = datastore.EndpointSpec{
+			Node: node, Orchestrator: "manual", Workload: "vpn", Interface: "eth0", Network: "vpn", Link: datastore.LinkName("nc", e.Metadata.Name),
+			Addresses: []netip.Addr{netip.MustParseAddr("10.0.2.70")}, AllowedPrefixes: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")},
+		}
+		e.SetDefaults()
+		return e
+	}
+	w.create(vpn("n2"))
+	w.peered("2 192.168.99.103:51820 [10.0.2.64/26 10.9.0.0/24 192.168.99.103/32]", "3 [fd00:99::104]:51820 [10.0.2.0/26 fd00:99::104/128]")
+	other := vpn("n3")
+	w.create(other)
+	w.peered("2 192.168.99.103:51820 [10.0.2.64/26 192.168.99.103/32]", "3 [fd00:99::104]:51820 [10.0.2.0/26 10.9.0.0/24 fd00:99::104/128]")
+	if err := datastore.Delete(t.Context(), w.db(), other); err != nil {
+		t.Fatal(err)
+	}
+	w.peered("2 192.168.99.103:51820 [10.0.2.64/26 10.9.0.0/24 192.168.99.103/32]", "3 [fd00:99::104]:51820 [10.0.2.0/26 fd00:99::104/128]")
+	if err := datastore.Delete(t.Context(), w.db(), vpn("n2")); err != nil {
+		t.Fatal(err)
+	}
 	// Another key of a node is another peer.
 	key := wgKey(4)
 	three.Status.Tunnels[0].Key = base64.StdEncoding.EncodeToString(key[:])

@@ -129,10 +129,12 @@ func (c *Client) ask(ctx context.Context, path string, q Request) (*Answer, erro
 	if err != nil {
 		return nil, err
 	}
+	asked := c.Endpoints
 	for round := 1; ; round++ {
 		var said []string
+		var crowded []netip.AddrPort
 		again, rounds := false, askRounds
-		for _, e := range c.Endpoints {
+		for _, e := range asked {
 			a, err := c.askOne(ctx, e, path, body)
 			var no *Refused
 			var other *stranger
@@ -141,7 +143,7 @@ func (c *Client) ask(ctx context.Context, path string, q Request) (*Answer, erro
 				return a, err
 			case errors.As(err, &other):
 			case errors.Is(err, errCrowd):
-				again, rounds = true, crowdRounds
+				again, rounds, crowded = true, crowdRounds, append(crowded, e)
 			default:
 				again = true
 			}
@@ -152,6 +154,9 @@ func (c *Client) ask(ctx context.Context, path string, q Request) (*Answer, erro
 		}
 		if round >= rounds || ctx.Err() != nil {
 			return nil, datastore.As(datastore.ErrUnavailable, "%s", strings.Join(said, "; "))
+		}
+		if round >= askRounds { // the others have had their time
+			asked = crowded
 		}
 		select {
 		case <-time.After(cmp.Or(c.pause, askPause)):

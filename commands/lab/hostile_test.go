@@ -167,6 +167,8 @@ func TestHostile(t *testing.T) {
 		"a reflector":                 swap(p+"nodes/node2", `"spec":{`, `"spec":{"reflector":{"mode":"always"},`),
 		"an AS number":                swap(p+"nodes/node2", `"spec":{`, `"spec":{"as":65000,`),
 		"its node's end":              change(p+"nodes/node2", ""),
+		"what nobody can read":        put(endpoint2, "{}"),
+		"a network behind it":         change(endpoint2, strings.Replace(objects[endpoint2], `"spec":{`, `"spec":{"allowedPrefixes":["10.99.1.0/24"],`, 1)),
 		"another's endpoint":          change(endpoint1, objects[endpoint1]),
 		"another's endpoint's end":    change(endpoint1, ""),
 		"another's block":             swap(block1, `"affinity":"node1"`, `"affinity":"node2"`),
@@ -234,7 +236,7 @@ func TestHostile(t *testing.T) {
 	// What is its own it may do, and so its agent could above.
 	for name, do := range map[string]func() error{
 		"its endpoint": change(endpoint2, objects[endpoint2]),
-		"its report":   put(datastore.ReportPrefix+"node2/speaker", "{}"),
+		"its report":   put(datastore.ReportPrefix+"node2/speaker", `{"apiVersion":"netctl/v1","kind":"Report","metadata":{"name":"node2/speaker"},"spec":{}}`),
 		"its events":   put(datastore.EventsPrefix+"node2/last", "{}"),
 		"its block":    change(block2, objects[block2]),
 		"its node":     change(p+"nodes/node2", objects[p+"nodes/node2"]),

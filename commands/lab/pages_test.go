@@ -146,7 +146,9 @@ func newPageRun(t *testing.T, page string) (*pageRun, []step) {
 	r.lab = bareHosts(t, nodes)
 	for _, h := range append(slices.Clone(r.lab.Hosts), r.lab.Fabric) {
 		netlab.Must(t, h, "sh", "-c", "mount -t tmpfs none /run/netns; mkdir -p /run/frr /run/bird; "+
-			"for d in /etc/frr /etc/bird /root /var/tmp; do [ ! -d $d ] || mount -t tmpfs none $d; done; [ ! -d /etc/frr ] || touch /etc/frr/vtysh.conf; chmod 755 /etc/frr /run/frr 2>/dev/null; echo 1 >/proc/sys/net/ipv4/ip_forward")
+			"for d in /etc/frr /etc/bird /var/tmp; do [ ! -d $d ] || mount -t tmpfs none $d; done; "+
+			// What runs may be below /root.
+			"mkdir /var/tmp/.upper /var/tmp/.work; mount -t overlay none -o lowerdir=/root,upperdir=/var/tmp/.upper,workdir=/var/tmp/.work /root; [ ! -d /etc/frr ] || touch /etc/frr/vtysh.conf; chmod 755 /etc/frr /run/frr 2>/dev/null; echo 1 >/proc/sys/net/ipv4/ip_forward")
 	}
 	if strings.Contains(string(raw), " swp1") { // the fabric is a switch with a port for each node's eth0
 		for i := range r.lab.Hosts {
