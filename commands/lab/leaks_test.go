@@ -301,9 +301,9 @@ func (c *churn) state() string {
 	return b.String()
 }
 
-// counters are what changes by itself; elements of sets stand in lines of their own, in no order.
+// counters are what changes, or goes, by itself; elements of sets stand in lines of their own, in no order.
 var (
-	counters = regexp.MustCompile(`packets \d+ bytes \d+|\[\d+:\d+\] |expires \w+`)
+	counters = regexp.MustCompile(`packets \d+ bytes \d+|\[\d+:\d+\] |\S+ timeout \w+ expires \w+|expires \w+`)
 	elements = regexp.MustCompile(`elements = \{|,\s|\}`)
 	flows    = regexp.MustCompile(`\s*"(nc[0-9a-f]+)" limit rate `)
 )
