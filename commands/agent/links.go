@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"netctl/commands/workload"
 	"netctl/datastore"
 	"netctl/netdev"
 	"netctl/netdev/kernel"
@@ -177,25 +178,25 @@ func (k *links) address(ip netip.Addr) *kernel.Address {
 	return nil
 }
 
-// mtuOf is the MTU in bytes of the interface that has one of the addresses; of an
-// address on lo the least of those that may lead to other nodes. 0: none has.
-func (k *links) mtuOf(own []netip.Prefix) (mtu int) {
+// uplink is the interface that has one of the addresses; of an address on lo the one
+// with the least MTU of those that may lead to other nodes.
+func (k *links) uplink(own []netip.Prefix) (u workload.Uplink) {
 	for _, o := range own {
 		a := k.address(o.Addr())
 		switch {
 		case a == nil:
 			continue
 		case !a.Loopback:
-			return a.MTU
+			return workload.Uplink{Link: a.Link, MTU: a.MTU}
 		}
 		for _, a := range k.addrs {
-			if !a.Loopback && !netdev.LeadsAway(a.Link) && (mtu == 0 || a.MTU < mtu) {
-				mtu = a.MTU
+			if !a.Loopback && !netdev.LeadsAway(a.Link) && (u.MTU == 0 || a.MTU < u.MTU) {
+				u = workload.Uplink{Link: a.Link, MTU: a.MTU}
 			}
 		}
-		return mtu
+		return u
 	}
-	return 0
+	return u
 }
 
 // overlapping is an address of the host whose subnet has addresses of a prefix; nil:

@@ -38,18 +38,10 @@ func (s *sizes) forget(endpoint string) {
 // sizeSlice is how many endpoints get another MTU before calls that wait go first.
 const sizeSlice = 32
 
-// uplink is the interface with the node's address; the zero Uplink: not known.
+// uplink is the interface that leads to the other nodes; the zero Uplink: not known.
 func (l *loop) uplink() (u workload.Uplink) {
-	node := l.view.Node(l.cfg.Node)
-	if node == nil {
-		return u
-	}
-	for _, own := range node.Spec.Addresses {
-		for _, a := range l.links.addrs {
-			if a.Prefix.Addr() == own.Addr() {
-				return workload.Uplink{Link: a.Link, MTU: a.MTU}
-			}
-		}
+	if node := l.view.Node(l.cfg.Node); node != nil {
+		u = l.links.uplink(node.Spec.Addresses)
 	}
 	return u
 }

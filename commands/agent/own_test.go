@@ -194,7 +194,7 @@ func TestMTUOfLo(t *testing.T) {
 	k := newLinks(nil)
 	k.addrs = []kernel.Address{lo, a, b, c}
 	for want, own := range map[int]kernel.Address{1500: lo, 9000: a, 1420: c, 0: on("eth9", "10.1.1.1/24")} {
-		if got := k.mtuOf([]netip.Prefix{own.Prefix}); got != want {
+		if got := k.uplink([]netip.Prefix{own.Prefix}).MTU; got != want {
 			t.Errorf("of %s: %d, want %d", own.Link, got, want)
 		}
 	}

@@ -278,16 +278,6 @@ func warnings(h http.Header) (list []string) {
 	return list
 }
 
-// Delete deletes an object; force: whatever uses it.
-func (c *Client) Delete(ctx context.Context, k datastore.Kind, name string, force bool) (warned []string, err error) {
-	path := objectPath(k, name)
-	if force {
-		path += "?force=true"
-	}
-	head, err := c.do(ctx, http.MethodDelete, path, nil, nil)
-	return warnings(head), err
-}
-
 // Do asks for an action. That the action failed is in the Answer; the error is that
 // nobody did it.
 func (c *Client) Do(ctx context.Context, path string, q Request) (a Answer, err error) {

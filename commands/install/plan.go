@@ -55,13 +55,6 @@ func (p *Plan) Changes() []Step {
 	return slices.DeleteFunc(slices.Clone(p.Steps), func(s Step) bool { return s.Action == Same })
 }
 
-// Installed says whether anything of an install is in the folder root ("" is the
-// machine's own).
-func Installed(root string) (bool, error) {
-	m, err := readManifest(root)
-	return m != nil, err
-}
-
 // Prefix is the folder of bin and share of the install in the folder root; "": there is
 // none.
 func Prefix(root string) (string, error) {

@@ -193,26 +193,6 @@ func TestInfoAndReleaseAddress(t *testing.T) {
 	}
 }
 
-func TestFreeBlocks(t *testing.T) {
-	w := newWorld(t, pool("10.0.0.0/24"), pool("10.1.0.0/24"))
-	n1, n2 := w.on("n1"), w.on("n2")
-	for _, a := range []string{"10.0.0.1", "10.0.0.65", "10.1.0.1"} {
-		w.one(n1, a, a)
-	}
-	w.one(n2, "b", "10.0.0.129")
-	w.release(n1, "10.0.0.1")
-	w.release(n1, "10.1.0.1")
-	w.release(n2, "b")
-	left, err := FreeBlocks(t.Context(), w.store, netip.MustParsePrefix("10.0.0.0/24"), "n1")
-	if err != nil || len(left) != 1 || left[0].Spec.CIDR.String() != "10.0.0.64/26" {
-		t.Errorf("left %v, %v", left, err)
-	}
-	blocks, err := datastore.List[*datastore.Block](t.Context(), w.store)
-	if err != nil || len(blocks) != 3 {
-		t.Errorf("%d blocks are left, %v", len(blocks), err)
-	}
-}
-
 // TestRepairLosesRaces: what is judged wrong may be put right by its owner before
 // the repair is written.
 func TestRepairLosesRaces(t *testing.T) {

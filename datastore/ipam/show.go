@@ -2,7 +2,6 @@ package ipam
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/big"
 	"net/netip"
@@ -177,31 +176,4 @@ func ReleaseAddress(ctx context.Context, s datastore.Store, a netip.Addr, force 
 		return handle, fmt.Errorf("release %s: %w", a, err)
 	}
 	return handle, nil
-}
-
-// FreeBlocks deletes the empty blocks inside a pool, before the pool is
-// removed, or those of one node if node is not "". It returns the blocks that
-// it had to leave because addresses of them are in use.
-func FreeBlocks(ctx context.Context, s datastore.Store, pool netip.Prefix, node string) (left []*datastore.Block, err error) {
-	blocks, err := datastore.List[*datastore.Block](ctx, s)
-	if err != nil && !errors.Is(err, datastore.ErrInvalid) { // what cannot be read stays
-		return nil, fmt.Errorf("free blocks of %s: %w", pool, err)
-	}
-	for _, b := range blocks {
-		if !pool.Overlaps(b.Spec.CIDR) || node != "" && b.Spec.Affinity != node {
-			continue
-		}
-		if len(b.Spec.Allocations) > 0 {
-			left = append(left, b)
-			continue
-		}
-		switch err := datastore.Delete(ctx, s, b); {
-		case err == nil:
-		case isRace(err):
-			left = append(left, b) // somebody just took an address of it
-		default:
-			return left, fmt.Errorf("free blocks of %s: %w", pool, err)
-		}
-	}
-	return left, nil
 }

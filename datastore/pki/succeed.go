@@ -30,19 +30,6 @@ func Hash(cert *x509.Certificate) string {
 // Hash is that of the authority's certificate.
 func (a *Authority) Hash() string { return Hash(a.cert) }
 
-// ReadPool reads the authorities of a file.
-func ReadPool(file string) (*x509.CertPool, error) {
-	list, err := ReadCertificates(file)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	for _, cert := range list {
-		pool.AddCert(cert)
-	}
-	return pool, nil
-}
-
 // OpenNext reads the authority that is to replace the one in dir. If there is none the
 // error wraps datastore.ErrNotFound.
 func OpenNext(dir string) (*Authority, error) { return open(In(dir, nextName)) }
