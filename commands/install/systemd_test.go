@@ -153,6 +153,7 @@ func TestSystemd(t *testing.T) {
 	}
 	everywhere(t, m)
 	tapped(t, m)
+	spaced(t, m)
 	unhurt(t, m, addr, "netctl-node is killed", func() { killed(t, m, "netctl-node.service") })
 	unhurt(t, m, addr, "netctl-node restarts", func() { m.Must(t, "systemctl", "restart", "netctl-node") })
 	unhurt(t, m, addr, "units of their own", func() { m.Must(t, "netctl", "install", "--roles", "datastore,agent,speaker", "--now") })
@@ -181,6 +182,18 @@ func tapped(t *testing.T, m *netlab.Machine) {
 		return ""
 	})
 	m.Must(t, "netctl", "endpoint", "remove", id)
+}
+
+// spaced makes a namespace after the unit started, which the unit must see.
+func spaced(t *testing.T, m *netlab.Machine) {
+	t.Helper()
+	m.Must(t, "ip", "netns", "add", "later")
+	id := strings.Fields(m.Must(t, "netctl", "endpoint", "add", "--workload", "later", "--netns", "/run/netns/later", "--network", "web"))[0]
+	m.Must(t, "netctl", "endpoint", "remove", id)
+	m.Must(t, "ip", "netns", "del", "later")
+	if log, _ := m.Run(t.Context(), "journalctl", "--no-pager", "-q", "-u", "netctl-*", "-g", "rules of a workload"); log != "" {
+		t.Error(log)
+	}
 }
 
 // byHand starts a role by hand: units are not started beside it, nothing is laid down.

@@ -61,7 +61,7 @@ hostname $N
 ip link set lo up
 mkdir run/old; pivot_root . run/old
 echo ready; read wired
-umount -l /run/old
+umount -l /run/old; mount --make-rshared /  # as systemd has it on a host: namespaces made later are seen in units
 exec env -i container=netctl PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin ` + SystemdPath + ` --log-target=journal </dev/null >/dev/null 2>&1
 `
 
