@@ -36,7 +36,7 @@ demo: demo-packages build ## two nodes on this machine, wired, routed and filter
 test: packages build ## everything CI runs
 	go vet ./...
 	@$(MAKE) --no-print-directory fuzz
-	go test -count=1 -p 2 -timeout $(TIMEOUT) ./commands/lab ./...  # the longest first
+	go test -count=1 -p 3 -timeout $(TIMEOUT) ./commands/lab ./...  # the longest first
 
 test-all: race lint guest debian promtool chromium ## test with ten times the fuzzing, the race detector, the linter, another kernel and a browser
 	@NETCTL_FLOOD=600000 NETCTL_ABSENCE=10m NETCTL_LEAKS=500 NETCTL_GUEST=1 NETCTL_FLAVOURS=all $(MAKE) --no-print-directory test FUZZTIME=100000x TIMEOUT=60m
