@@ -13,7 +13,6 @@ import (
 
 	"netctl/datastore"
 
-	"netctl/commands/agent"
 	"netctl/commands/control"
 	"netctl/commands/node"
 	"netctl/commands/telemetry"
@@ -76,8 +75,8 @@ func runNode(ctx context.Context, a *app, s *settings) error {
 	for _, t := range shown.Tasks() {
 		beside.Go(func() { _ = t.Run(ctx) })
 	}
-	if guarded, err := s.agentConfig(); err == nil && slices.Contains(cfg.Roles, "agent") {
-		beside.Go(func() { agent.Guard(ctx, guarded, log) })
+	if slices.Contains(cfg.Roles, "agent") {
+		defer s.guard(ctx, log)()
 	}
 	err = node.Run(ctx, cfg, log)
 	stop()

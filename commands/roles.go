@@ -2,14 +2,17 @@ package commands
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/spf13/cobra"
 
 	"netctl/acl"
 	"netctl/commands/agent"
+	"netctl/commands/control"
 	"netctl/commands/docker"
 	"netctl/commands/runtimes"
 	"netctl/commands/speaker"
@@ -36,8 +39,25 @@ func newSpeakerCommand(a *app) *cobra.Command {
 		"  netctl speaker --config /etc/netctl.yaml\n  netctl speaker --config /etc/netctl.yaml --speaker-port 1179",
 		[]string{"metrics", "speaker", "routes", "tunnels"},
 		func(ctx context.Context, s *settings) error {
-			return speaker.Run(ctx, s.speakerConfig(), newLogger(a.err, "speaker", s))
+			log := newLogger(a.err, "speaker", s)
+			if os.Getenv(control.SupervisorVariable) == "" { // the supervisor does it
+				defer s.guard(ctx, log)()
+			}
+			return speaker.Run(ctx, s.speakerConfig(), log)
 		})
+}
+
+// guard keeps the packet filter closed beside an agent that is another process, until what
+// it returns is called.
+func (s *settings) guard(ctx context.Context, log *slog.Logger) (end func()) {
+	cfg, err := s.agentConfig()
+	if err != nil {
+		return func() {} // no agent runs with that either
+	}
+	ctx, stop := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { agent.Guard(ctx, cfg, log) })
+	return func() { stop(); running.Wait() }
 }
 
 func newReflectorCommand(a *app) *cobra.Command {

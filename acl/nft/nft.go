@@ -107,6 +107,9 @@ func Open(log *slog.Logger) (*Table, error) {
 
 func (t *Table) dial() (*netlink.Conn, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: t.netns})
+	if errors.Is(err, unix.EPERM) { // who may enter no namespace is in the process's own
+		c, err = netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open netfilter socket: %w", err)
 	}

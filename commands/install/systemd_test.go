@@ -157,6 +157,7 @@ func TestSystemd(t *testing.T) {
 	unhurt(t, m, addr, "netctl-node is killed", func() { killed(t, m, "netctl-node.service") })
 	unhurt(t, m, addr, "netctl-node restarts", func() { m.Must(t, "systemctl", "restart", "netctl-node") })
 	unhurt(t, m, addr, "units of their own", func() { m.Must(t, "netctl", "install", "--roles", "datastore,agent,speaker", "--now") })
+	shut(t, m, addr)
 	for _, role := range []string{"datastore", "agent", "speaker"} {
 		unhurt(t, m, addr, role+" restarts", func() { m.Must(t, "systemctl", "restart", "netctl-"+role) })
 	}
@@ -194,6 +195,29 @@ func spaced(t *testing.T, m *netlab.Machine) {
 	if log, _ := m.Run(t.Context(), "journalctl", "--no-pager", "-q", "-u", "netctl-*", "-g", "rules of a workload"); log != "" {
 		t.Error(log)
 	}
+}
+
+// shut flushes the packet filter while the agent's unit cannot look: another one closes it.
+func shut(t *testing.T, m *netlab.Machine, addr netip.Addr) {
+	t.Helper()
+	m.Must(t, "systemctl", "kill", "-s", "STOP", "netctl-agent")
+	m.Must(t, "nft", "flush", "ruleset")
+	netlab.Until(t, patience, "the packet filter is closed", func() string {
+		out, err := m.Run(t.Context(), "nft", "list", "table", "inet", "netctl")
+		if err == nil && strings.Contains(out, "shut for a moment") {
+			return ""
+		}
+		return fmt.Sprint(out, err)
+	})
+	m.Must(t, "systemctl", "kill", "-s", "CONT", "netctl-agent")
+	netlab.Until(t, patience, "it is the agent's again", func() string {
+		out, err := m.Run(t.Context(), "ping", "-n", "-c1", "-W1", addr.String())
+		if err != nil {
+			return fmt.Sprint(out, err)
+		}
+		return ""
+	})
+	healthy(t, m)
 }
 
 // byHand starts a role by hand: units are not started beside it, nothing is laid down.
