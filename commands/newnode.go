@@ -164,7 +164,7 @@ func (n *newNode) unconfigured() error {
 		return nil
 	}
 	if strings.HasPrefix(string(text), madeBy) {
-		return fmt.Errorf("%s: this node is in a cluster already (%s): for another node run `netctl token create` on a machine that has the datastore, and what it prints there", n.command, n.config)
+		return fmt.Errorf("%s: this node is in a cluster already (%s): for another node run `netctl token create` on a machine that has the datastore, and what it prints there; to begin anew here end the roles, run `netctl cleanup`, and move that file and %s away", n.command, n.config, n.s.StateDir)
 	}
 	if n.laid, err = install.Untouched(n.root, n.config); err != nil {
 		return fmt.Errorf("%s: %w", n.command, err)

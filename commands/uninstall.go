@@ -96,7 +96,13 @@ func (a *app) uninstall(ctx context.Context, s *settings, root string, dryRun, f
 			return err
 		}
 	}
-	return a.print(installed(p, false, networks...))
+	if err := a.print(installed(p, false, networks...)); err != nil || root != "" {
+		return err
+	}
+	if left, err := s.host().LookAt(ctx); err == nil && len(left.Lines()) > 0 {
+		a.warn("what runs on this host keeps %s: `cleanup` of any copy of netctl's file takes that off", strings.Join(left.Lines(), ", "))
+	}
+	return nil
 }
 
 // wouldRemove says which networks in runtimes would go, or why they would not.
