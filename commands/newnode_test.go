@@ -172,7 +172,7 @@ func TestRolesOfInstall(t *testing.T) {
 // TestUnfinishedJoin: what a join left that was killed is in nobody's way, a node's
 // certificates are.
 func TestUnfinishedJoin(t *testing.T) {
-	n := &newNode{s: &settings{}, command: "join", s: &settings{StateDir: t.TempDir()}}
+	n := &newNode{command: "join", s: &settings{StateDir: t.TempDir()}}
 	if err := n.write(n.files("node").Key, []byte("key"), 0o600); err != nil {
 		t.Fatal(err)
 	}
