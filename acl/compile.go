@@ -174,13 +174,15 @@ func (p *program) add(from origin, d direction) {
 // does not look at addresses.
 func ruleFamilies(r datastore.Rule) []uint32 {
 	out := []uint32{nfIPv4, nfIPv6}
-	keep := func(f uint32) { out = slices.DeleteFunc(out, func(o uint32) bool { return o != f }) }
+	drop := func(f uint32) { out = slices.DeleteFunc(out, func(o uint32) bool { return o == f }) }
 	split := false
 	for _, s := range []datastore.Side{r.From, r.To} {
-		if s.CIDR.IsValid() {
+		if len(s.CIDRs) > 0 {
 			split = true
-			if !s.NotCIDR {
-				keep(family(s.CIDR.Addr()))
+		}
+		for _, f := range []uint32{nfIPv4, nfIPv6} {
+			if len(s.CIDRs) > 0 && !s.NotCIDRs && len(cidrsOf(s, f)) == 0 {
+				drop(f)
 			}
 		}
 		named := slices.ContainsFunc(s.Ports, func(p datastore.PortRange) bool { return p.Name != "" })
@@ -190,10 +192,10 @@ func ruleFamilies(r datastore.Rule) []uint32 {
 		switch r.Protocol.Number {
 		case protoICMP:
 			split = true
-			keep(nfIPv4)
+			drop(nfIPv6)
 		case protoICMP6:
 			split = true
-			keep(nfIPv6)
+			drop(nfIPv4)
 		}
 	}
 	if !split {
@@ -393,14 +395,43 @@ func (p *program) sideTerms(s datastore.Side, f Field, fam uint32) [][]Term {
 		}
 	}
 	members("tag", s.Tag, fromTag, fromTagNets)
-	if s.CIDR.IsValid() && family(s.CIDR.Addr()) == fam {
-		and(Term{Field: f, Not: s.NotCIDR, Prefix: cidrOf(s.CIDR)})
+	switch list := cidrsOf(s, fam); len(list) {
+	case 0:
+	case 1:
+		and(Term{Field: f, Not: s.NotCIDRs, Prefix: list[0].Prefix})
+	default:
+		and(Term{Field: f, Not: s.NotCIDRs, Set: p.use(cidrSet(list, fam))})
 	}
 	members("sel", s.Selector, fromSelector, fromSelectorNets)
 	if s.Set.Value != "" {
 		and(term("set", s.Set, fromSet))
 	}
 	return out
+}
+
+// cidrsOf are the fewest networks that are a side's of a family.
+func cidrsOf(s datastore.Side, fam uint32) []Element {
+	var list []netip.Prefix
+	for _, c := range s.CIDRs {
+		if c = cidrOf(c); family(c.Addr()) == fam {
+			list = append(list, c)
+		}
+	}
+	return cover(list)
+}
+
+// cidrSet is the set of several networks; equal content, equal name.
+func cidrSet(list []Element, fam uint32) setRef {
+	typ := Net4
+	if fam == nfIPv6 {
+		typ = Net6
+	}
+	words := make([]string, len(list))
+	for i, e := range list {
+		words[i] = e.Text(typ)
+	}
+	text := strings.Join(words, ",")
+	return setRef{name: hashName("cidr", text), typ: typ, arg: "cidr " + text, elements: list}
 }
 
 // cidrOf is a rule's prefix as the kernel compares it. One needs no set: of those the

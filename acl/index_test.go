@@ -37,6 +37,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 		"allow tcp from tag t3 to ports 5432", "allow udp to ports 53,1000:2000", "log tcp from tag t1", "allow icmp",
 		"allow icmp type 8", "deny not icmp type 8 code 0", "allow icmpv6 type 128", "allow from cidr 10.0.0.0/8",
 		"allow from not cidr 10.0.0.0/30", "deny from cidr 10.0.0.1/32", "allow from cidr fd00::/64",
+		"allow from cidr 10.0.0.0/30,10.0.0.5/32,fd00::/126", "deny udp from not cidr 10.0.0.2/31,10.0.0.3/32,192.0.2.0/24 to cidr 10.0.0.0/8,fd00::/64", "allow to cidr 0.0.0.0/0,10.0.0.0/8",
 		"allow tcp to ports http", "allow tcp to not ports http,22", "allow tcp from tag t0 and cidr 10.0.0.0/29 to ports http,80:90",
 		"allow from selector \"role == 'web'\"", "deny from not selector \"role == 'db'\"", "allow not tcp", "allow 132 from tag t2 to tag t1",
 		"allow udp from ports 53", "allow tcp to ports 80,82:85,84:90,1000", "allow from selector \"has(zone)\" to tag t0",

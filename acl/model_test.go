@@ -138,7 +138,7 @@ func (m model) side(s datastore.Side, a netip.Addr, port uint16, proto uint8) bo
 	if !term(s.Set, m.inNetworks(a, func(n *datastore.NetworkSet) bool { return n.Metadata.Name == s.Set.Value })) {
 		return false
 	}
-	if s.CIDR.IsValid() && s.CIDR.Contains(a) == s.NotCIDR {
+	if len(s.CIDRs) > 0 && slices.ContainsFunc(s.CIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) == s.NotCIDRs {
 		return false
 	}
 	if len(s.Ports) == 0 {

@@ -82,7 +82,7 @@ func (a *app) importCalico(name string, raw []byte) error {
 		}
 	}
 	if len(remarks) > 0 {
-		return fmt.Errorf("%s: %d objects made; left out or changed, see above: %d", name, len(objects), len(remarks))
+		return fmt.Errorf("%s: %s made; left out or changed, see above: %d", name, count(len(objects), "object"), len(remarks))
 	}
 	return nil
 }

@@ -212,4 +212,4 @@ func (a *app) completeWord(cmd *cobra.Command, sides, actions, args []string, wo
 const ruleGrammar = `RULE  = (allow|deny|reject|log|pass) [PROTO] [from SIDE] [to SIDE]; pass in policies only
 PROTO = tcp | udp | sctp | icmp [type T [code C]] | icmpv6 [type T [code C]] | NUMBER, each after an optional not; T = NUMBER | NAME
 SIDE  = [not] TERM {[and] [not] TERM}, each kind of term at most once
-TERM  = tag TAG | [cidr] CIDR | selector "EXPR" | set NAME | ports PORT{,PORT}; PORT = N | N:M | NAME (a named port of the endpoint)`
+TERM  = tag TAG | [cidr] CIDR{,CIDR} | selector "EXPR" | set NAME | ports PORT{,PORT}; PORT = N | N:M | NAME (a named port of the endpoint)`

@@ -309,7 +309,7 @@ func (s *suggester) name(p party) (side datastore.Side) {
 		}
 	}
 	if bits == 0 {
-		side.CIDR = netip.PrefixFrom(p.Address, p.Address.BitLen())
+		side.CIDRs = []netip.Prefix{netip.PrefixFrom(p.Address, p.Address.BitLen())}
 	}
 	return side
 }

@@ -36,12 +36,18 @@ func (v *View) CheckPut(o Object) error {
 			return &FieldError{Field: "spec.tier", Value: o.Spec.Tier, Reason: "there is no such tier"}
 		}
 		switch {
+		case slices.ContainsFunc(slices.Concat(o.Spec.Ingress, o.Spec.Egress), ofLists):
+			return v.knowPolicies(needsCIDRs, "spec", listsAre)
 		case o.Metadata.Needs >= needsHostEndpoints:
 			return v.knowPolicies(needsHostEndpoints, "spec", "policies with applyOnForward, preDNAT or doNotTrack are")
 		case o.Spec.Staged:
 			return v.knowPolicies(needsStaged, "spec.staged", "staged policies are")
 		}
 		return v.knowPolicies(needsPolicies, "kind", policiesAre)
+	case *Profile:
+		if slices.ContainsFunc(slices.Concat(o.Spec.Inbound, o.Spec.Outbound), ofLists) {
+			return v.knowPolicies(needsCIDRs, "spec", listsAre)
+		}
 	case *NetworkSet:
 		if len(o.Spec.Domains) > 0 {
 			return v.knowPolicies(needsDomains, "spec.domains", "domains of network sets are")
@@ -79,7 +85,12 @@ func (v *View) CheckPut(o Object) error {
 	return nil
 }
 
-const policiesAre = "policies, tiers and network sets are"
+const (
+	policiesAre = "policies, tiers and network sets are"
+	listsAre    = "rules with several CIDRs are"
+)
+
+func ofLists(r Rule) bool { return r.needs() >= needsCIDRs }
 
 // knowPolicies refuses what a field says while a node has an agent that would pass it over.
 func (v *View) knowPolicies(model int, field, what string) error {

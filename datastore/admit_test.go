@@ -291,6 +291,20 @@ func TestPolicyIsKeptByAll(t *testing.T) {
 	if err := v.CheckPut(names); !errors.Is(err, datastore.ErrInvalid) || !strings.HasPrefix(err.Error(), "spec.domains: domains of network sets are passed over by the older netctl of node near, old") {
 		t.Errorf("put a network set with domains: %v", err)
 	}
+	listed, err := datastore.ParseRule("deny from cidr 192.0.2.0/25,198.51.100.0/24")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lists := []datastore.Object{
+		&datastore.Policy{Metadata: datastore.Metadata{Name: "lists"}, Spec: datastore.PolicySpec{Egress: []datastore.Rule{listed}}},
+		&datastore.Profile{Metadata: datastore.Metadata{Name: "lists"}, Spec: datastore.ProfileSpec{Inbound: []datastore.Rule{listed}}},
+	}
+	for _, o := range lists {
+		o.SetDefaults()
+		if err := v.CheckPut(o); o.Meta().Needs != 7 || !errors.Is(err, datastore.ErrInvalid) || !strings.HasPrefix(err.Error(), "spec: rules with several CIDRs are passed over by the older netctl of node near, old") {
+			t.Errorf("put a %s with a list of networks, which needs %d: %v", o.Kind(), o.Meta().Needs, err)
+		}
+	}
 	names.Spec.Domains = nil
 	if names.SetDefaults(); names.Metadata.Needs != 0 || v.CheckPut(names) != nil {
 		t.Errorf("without domains it needs %d: %v", names.Metadata.Needs, v.CheckPut(names))

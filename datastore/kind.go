@@ -12,7 +12,7 @@ const APIVersion = "netctl/v1"
 // ModelVersion is the version of the model that this netctl knows. Additions that an
 // older netctl may pass over do not change it; whoever uses one that it must not
 // pass over sets the object's Metadata.Needs to the version that brought it.
-const ModelVersion = 6
+const ModelVersion = 7
 
 // Kind names a kind of object, as in a manifest's kind field.
 type Kind string

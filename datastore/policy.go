@@ -97,8 +97,14 @@ const (
 	TierPass = Pass
 )
 
+// needsCIDRs is the ModelVersion that brought several CIDRs of a side.
+const needsCIDRs = 7
+
 // needs is the ModelVersion that a netctl must know to read the rule; 0: every one can.
 func (r Rule) needs() int {
+	if len(r.From.CIDRs) > 1 || len(r.To.CIDRs) > 1 {
+		return needsCIDRs
+	}
 	if r.Action == Reject || r.From.Set.Value != "" || r.To.Set.Value != "" {
 		return needsPolicies
 	}
@@ -154,10 +160,9 @@ func (p *Policy) Meta() *Metadata { return &p.Metadata }
 // setNeeds says what the policy needs as it is now, so that what it no longer says is not
 // asked of anybody. What this netctl cannot read stays for Validate.
 func (p *Policy) setNeeds() {
-	if p.Metadata.Needs < 0 || p.Metadata.Needs > ModelVersion {
+	if !p.Metadata.needRules(p.Spec.Ingress, p.Spec.Egress) {
 		return
 	}
-	p.Metadata.Needs = 0
 	need := func(is bool, model int) {
 		if is {
 			p.Metadata.Needs = max(p.Metadata.Needs, model)
@@ -165,9 +170,19 @@ func (p *Policy) setNeeds() {
 	}
 	need(p.Spec.Staged, needsStaged)
 	need(p.Spec.ApplyOnForward || p.onlyForHosts(), needsHostEndpoints)
-	for _, r := range slices.Concat(p.Spec.Ingress, p.Spec.Egress) {
-		need(true, r.needs())
+}
+
+// needRules says what an object's rules need, and nothing else; false: it is of a model
+// that this netctl does not know, which stays for Validate.
+func (m *Metadata) needRules(lists ...[]Rule) bool {
+	if m.Needs < 0 || m.Needs > ModelVersion {
+		return false
 	}
+	m.Needs = 0
+	for _, r := range slices.Concat(lists...) {
+		m.Needs = max(m.Needs, r.needs())
+	}
+	return true
 }
 
 // SetDefaults implements Object.

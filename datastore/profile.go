@@ -2,7 +2,6 @@ package datastore
 
 import (
 	"fmt"
-	"slices"
 )
 
 // MaxRules is the largest number of rules of a profile in one direction.
@@ -16,9 +15,7 @@ func (p *Profile) Meta() *Metadata { return &p.Metadata }
 
 // SetDefaults implements Object.
 func (p *Profile) SetDefaults() {
-	if news := func(r Rule) bool { return r.needs() > 0 }; slices.ContainsFunc(p.Spec.Inbound, news) || slices.ContainsFunc(p.Spec.Outbound, news) {
-		p.Metadata.Needs = max(p.Metadata.Needs, needsPolicies)
-	}
+	p.Metadata.needRules(p.Spec.Inbound, p.Spec.Outbound)
 	if p.Spec.Tags == nil {
 		p.Spec.Tags = []string{p.Metadata.Name}
 	}

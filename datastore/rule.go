@@ -53,8 +53,8 @@ type Term struct {
 // must hold.
 type Side struct {
 	Tag      Term
-	CIDR     netip.Prefix
-	NotCIDR  bool
+	CIDRs    []netip.Prefix
+	NotCIDRs bool
 	Selector Term
 	Set      Term
 	Ports    []PortRange
@@ -141,8 +141,8 @@ func (s Side) String() string {
 	if s.Tag.Value != "" {
 		add(s.Tag.Not, "tag "+s.Tag.Value)
 	}
-	if s.CIDR.IsValid() {
-		add(s.NotCIDR, "cidr "+s.CIDR.String())
+	if len(s.CIDRs) > 0 {
+		add(s.NotCIDRs, "cidr "+joined(s.CIDRs))
 	}
 	if s.Selector.Value != "" {
 		add(s.Selector.Not, "selector "+quoteSelector(s.Selector.Value))
@@ -154,15 +154,20 @@ func (s Side) String() string {
 	if len(s.Ports) == 0 {
 		return text
 	}
-	var ports []string
-	for _, p := range s.Ports {
-		ports = append(ports, p.String())
-	}
-	list := "ports " + strings.Join(ports, ",")
+	list := "ports " + joined(s.Ports)
 	if s.NotPorts {
 		list = "not " + list
 	}
 	return strings.TrimPrefix(text+" "+list, " ")
+}
+
+// joined is the text of a list.
+func joined[T fmt.Stringer](list []T) string {
+	words := make([]string, len(list))
+	for i, w := range list {
+		words[i] = w.String()
+	}
+	return strings.Join(words, ",")
 }
 
 // String is N, N:M or the name.

@@ -15,11 +15,11 @@ import (
 //	RULE = (allow|deny|reject|log|pass) [PROTO] [from SIDE] [to SIDE]
 //	PROTO = tcp | udp | sctp | icmp [type T [code C]] | icmpv6 [type T [code C]] | NUMBER, each after an optional "not"
 //	SIDE = [not] TERM {[and] [not] TERM}
-//	TERM = tag TAG | [cidr] CIDR | selector "EXPR" | set NAME | ports PORT{,PORT}; PORT = N | N:M | NAME
+//	TERM = tag TAG | [cidr] CIDR{,CIDR} | selector "EXPR" | set NAME | ports PORT{,PORT}; PORT = N | N:M | NAME
 //
 // Each kind of term stands at most once on a side, in any order, as the sides may be; ports
-// need tcp, udp or sctp, and all CIDRs and an ICMP are of one family. T is a number or a
-// name of nft(8). The error is a *SyntaxError.
+// need tcp, udp or sctp. Both sides have CIDRs of one family, that of an ICMP; lists may have
+// those of the other besides. T is a number or a name of nft(8). The error is a *SyntaxError.
 func ParseRule(s string) (Rule, error) {
 	words, err := lexRule(languageRule, s)
 	if err != nil {
@@ -91,8 +91,8 @@ type ruleParser struct {
 	words    []ruleWord // ends with one that has end set
 	pos      int
 	r        Rule
-	family   netip.Addr // any address of the family the rule is bound to
-	bound    string     // the word that bound it
+	families int    // that it can match, of inIPv4 and inIPv6; 0: both
+	bound    string // the word that left fewer
 }
 
 func (p *ruleParser) peek() ruleWord { return p.words[p.pos] }
@@ -109,11 +109,15 @@ func (p *ruleParser) accept(keyword string) bool {
 
 func (p *ruleParser) expected(what string) error {
 	w := p.peek()
-	e := &SyntaxError{Language: p.language, Word: w.text, Expected: what, Column: w.column}
-	if p.pos > 0 {
-		e.After = p.words[p.pos-1].text
+	return &SyntaxError{Language: p.language, Word: w.text, Expected: what, After: p.before(), Column: w.column}
+}
+
+// before is the word before the next one.
+func (p *ruleParser) before() string {
+	if p.pos == 0 {
+		return ""
 	}
-	return e
+	return p.words[p.pos-1].text
 }
 
 func (p *ruleParser) rule() (Rule, error) {
@@ -184,9 +188,9 @@ func (p *ruleParser) protocol() error {
 		return nil
 	}
 	if !m.Not {
-		p.family, p.bound = netip.IPv4Unspecified(), word
+		p.families, p.bound = inIPv4, word
 		if m.Number == ProtocolICMPv6 {
-			p.family = netip.IPv6Unspecified()
+			p.families = inIPv6
 		}
 	}
 	var err error
@@ -247,9 +251,9 @@ func (p *ruleParser) atTerm() bool {
 	return w.bareCIDR()
 }
 
-// bareCIDR says whether the word can only be meant as a CIDR, which needs no keyword.
+// bareCIDR says whether the word can only be meant as CIDRs, which need no keyword.
 func (w ruleWord) bareCIDR() bool {
-	return !w.quoted && strings.ContainsAny(w.text, ".:/") && strings.Trim(w.text, "0123456789abcdefABCDEF.:/") == ""
+	return !w.quoted && strings.ContainsAny(w.text, ".:/") && strings.Trim(w.text, "0123456789abcdefABCDEF.:/,") == ""
 }
 
 func (p *ruleParser) term(s *Side, not bool) error {
@@ -272,10 +276,10 @@ func (p *ruleParser) term(s *Side, not bool) error {
 		}
 		return p.selector(&s.Selector, not)
 	case p.accept("cidr"):
-		if s.CIDR.IsValid() {
+		if len(s.CIDRs) > 0 {
 			return again()
 		}
-		return p.cidr(s, not)
+		return p.cidrs(s, not)
 	}
 	if p.accept("ports") {
 		if len(s.Ports) > 0 {
@@ -284,11 +288,11 @@ func (p *ruleParser) term(s *Side, not bool) error {
 		return p.ports(s, not)
 	}
 	if p.peek().bareCIDR() {
-		if s.CIDR.IsValid() {
+		if len(s.CIDRs) > 0 {
 			p.pos++
 			return again()
 		}
-		return p.cidr(s, not)
+		return p.cidrs(s, not)
 	}
 	return p.expected(someTerm)
 }
@@ -320,22 +324,50 @@ func (p *ruleParser) selector(t *Term, not bool) error {
 	return nil
 }
 
-func (p *ruleParser) cidr(s *Side, not bool) error {
+// Families of addresses.
+const (
+	inIPv4 = 1 << iota
+	inIPv6
+)
+
+func (p *ruleParser) cidrs(s *Side, not bool) error {
 	w := p.peek()
-	c, err := netip.ParsePrefix(w.text)
-	if a, aerr := netip.ParseAddr(w.text); aerr == nil && a.Zone() == "" {
-		c, err = netip.PrefixFrom(a, a.BitLen()), nil
+	has, column := 0, w.column
+	for item := range strings.SplitSeq(w.text, ",") {
+		c, err := netip.ParsePrefix(item)
+		if a, aerr := netip.ParseAddr(item); aerr == nil && a.Zone() == "" {
+			c, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		wrong := ""
+		switch {
+		case err != nil || w.quoted || c.Addr().Is4In6():
+			wrong = "a CIDR"
+		case c != c.Masked():
+			wrong = c.Masked().String() + " (no bits behind the prefix length)"
+		case c.Addr().Is4():
+			has |= inIPv4
+		default:
+			has |= inIPv6
+		}
+		if wrong != "" {
+			return &SyntaxError{Language: p.language, Word: item, Expected: wrong, After: p.before(), Column: column}
+		}
+		s.CIDRs = append(s.CIDRs, c)
+		column += len(item) + 1
 	}
-	switch {
-	case err != nil || w.quoted || c.Addr().Is4In6():
-		return p.expected("a CIDR")
-	case c != c.Masked():
-		return p.expected(c.Masked().String() + " (no bits behind the prefix length)")
-	case p.bound != "" && p.family.Is4() != c.Addr().Is4():
+	if p.families == 0 {
+		p.families = inIPv4 | inIPv6
+	}
+	switch has &= p.families; has {
+	case 0:
 		return p.expected("the same address family as " + p.bound)
+	case p.families:
+	default:
+		p.families, p.bound = has, w.text
 	}
-	p.family, p.bound = c.Addr(), w.text
-	s.CIDR, s.NotCIDR = c, not
+	s.NotCIDRs = not
+	slices.SortFunc(s.CIDRs, ComparePrefix)
+	s.CIDRs = slices.Compact(s.CIDRs)
 	p.pos++
 	return nil
 }

@@ -64,7 +64,7 @@ func TestUnderstoodAcrossRestarts(t *testing.T) {
 		t.Fatalf("got %+v, %v", changes, err)
 	}
 	check(again, "x", false, 1)
-	if want := `/netctl/v1/profiles/p: metadata.needs "9": the object is for a newer netctl, this one knows the model up to version 6; what this node last understood of it stays in force`; len(again.Problems()) != 1 || again.Problems()[0] != want {
+	if want := `/netctl/v1/profiles/p: metadata.needs "9": the object is for a newer netctl, this one knows the model up to version 7; what this node last understood of it stays in force`; len(again.Problems()) != 1 || again.Problems()[0] != want {
 		t.Fatalf("got %q", again.Problems())
 	}
 	if changes, _ := again.Replace(Snapshot{Revision: 3, Entries: []Entry{{Key: key, Value: newer("p"), Revision: 3}}}); len(changes) != 0 {

@@ -264,6 +264,7 @@ func testKernelAgreesWithEval(t *testing.T, on string) {
 		"allow", "deny from tag web", "allow from tag web", "allow from tag db", "deny from not tag web", "allow tcp to ports 80,443",
 		"allow udp to ports 53,1000:2000", "allow icmp", "allow icmp type 8 code 0", "deny not icmp type 8 code 0", "allow icmpv6",
 		"deny not icmpv6 type 128", "allow from cidr 10.0.0.0/30", "allow from not cidr 10.0.0.1/32", "deny to cidr 10.0.0.2/31",
+		"allow from cidr 10.0.0.1/32,10.0.0.3/32,fd00::2/127", "deny udp from not cidr 10.0.0.2/31,192.0.2.0/24,fd00::/126", "allow to cidr 0.0.0.0/0,10.0.0.0/8,fd00::1/128,fd00::3/128",
 		"allow from cidr fd00::/64", "deny from not cidr fd00::2/127", "allow tcp to ports http", "allow tcp to not ports http,80",
 		"allow tcp from tag web and cidr 10.0.0.0/29 to ports http,80", "allow not tcp", "allow 99", "log udp from tag db",
 		"allow from selector \"role == 'web'\"", "deny from not selector \"role == 'db'\"", "allow udp from ports 53 to tag db")

@@ -128,7 +128,7 @@ func matchesRule(r datastore.Rule, sets map[string][]netip.Prefix, p packet) boo
 	}
 	in := slices.ContainsFunc(r.To.Ports, func(q datastore.PortRange) bool { return p.port >= q.First && p.port <= q.Last })
 	return (!r.Protocol.Set || (r.Protocol.Number == p.protocol) != r.Protocol.Not) &&
-		(!r.From.CIDR.IsValid() || holds([]netip.Prefix{r.From.CIDR}) != r.From.NotCIDR) &&
+		(len(r.From.CIDRs) == 0 || holds(r.From.CIDRs) != r.From.NotCIDRs) &&
 		(r.From.Set.Value == "" || holds(sets[r.From.Set.Value]) != r.From.Set.Not) &&
 		(len(r.To.Ports) == 0 || in != r.To.NotPorts)
 }

@@ -131,13 +131,17 @@ func family(f *fields, proto string, from, to []string) []string {
 		return from
 	}
 	said := strings.HasPrefix(proto+" ", icmp+" ")
-	taken := false
-	for i, term := range slices.Concat(from, to) {
-		if cidr, ok := strings.CutPrefix(term, "cidr "); ok && strings.Contains(cidr, ":") == (version == "6") {
-			said = true
+	for _, terms := range [][]string{from, to} {
+		for i, term := range terms {
+			if list, ok := strings.CutPrefix(term, "cidr "); ok {
+				of := slices.DeleteFunc(strings.Split(list, ","), func(c string) bool { return strings.Contains(c, ":") != (version == "6") })
+				if len(of) > 0 {
+					terms[i], said = "cidr "+strings.Join(of, ","), true
+				}
+			}
 		}
-		taken = taken || i < len(from) && strings.Contains(term, "cidr ")
 	}
+	taken := slices.ContainsFunc(from, func(term string) bool { return strings.Contains(term, "cidr ") })
 	if said || !taken {
 		delete(f.m, "ipVersion")
 	}
@@ -156,20 +160,21 @@ func side(f *fields, name, namespace string) (terms []string, set *datastore.Net
 		terms = append(terms, "not tag "+tag)
 	}
 	terms = append(terms, selectors(f, namespace)...)
-	// One network is a term of its own, several are a set.
+	// The first networks are a term of their own, unless they are many; others are a set.
 	hasCIDR := false
 	for _, not := range []string{"", "not "} {
 		keys := []string{"net", "nets"}
 		if not != "" {
 			keys = []string{"notNet", "notNets"}
 		}
-		if set != nil && (hasCIDR || several(f, keys)) {
+		if set != nil && (hasCIDR || count(f, keys) > maxListed) {
 			break
 		}
 		switch list := f.nets(keys...); {
-		case len(list) == 1 && !hasCIDR:
-			terms, hasCIDR = append(terms, not+"cidr "+list[0].String()), true
-		case len(list) > 0:
+		case len(list) == 0:
+		case len(list) <= maxListed && !hasCIDR:
+			terms, hasCIDR = append(terms, not+"cidr "+joined(list)), true
+		default:
 			set = newSet(name, list)
 			terms = append(terms, not+"set "+set.Metadata.Name)
 		}
@@ -182,9 +187,19 @@ func side(f *fields, name, namespace string) (terms []string, set *datastore.Net
 	return terms, set
 }
 
-// several says whether the fields name more than one network.
-func several(f *fields, keys []string) bool {
-	n := 0
+// maxListed is how many networks a rule lists itself.
+const maxListed = 20
+
+func joined(nets []netip.Prefix) string {
+	words := make([]string, len(nets))
+	for i, n := range nets {
+		words[i] = n.String()
+	}
+	return strings.Join(words, ",")
+}
+
+// count is how many networks the fields name.
+func count(f *fields, keys []string) (n int) {
 	for _, key := range keys {
 		switch v := f.m[key].(type) {
 		case string:
@@ -193,7 +208,7 @@ func several(f *fields, keys []string) bool {
 			n += len(v)
 		}
 	}
-	return n > 1
+	return n
 }
 
 func newSet(name string, nets []netip.Prefix) *datastore.NetworkSet {

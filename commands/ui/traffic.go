@@ -152,8 +152,8 @@ func (a asked) of(rules []datastore.Rule) {
 	for _, r := range rules {
 		for _, s := range []datastore.Side{r.From, r.To} {
 			a.selector(s.Selector.Value)
-			if s.CIDR.IsValid() {
-				a.cidrs[s.CIDR.String()] = s.CIDR
+			for _, c := range s.CIDRs {
+				a.cidrs[c.String()] = c
 			}
 			for _, q := range s.Ports {
 				a.ports[q.Name] = q.Name != ""
