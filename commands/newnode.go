@@ -164,7 +164,7 @@ func (n *newNode) unconfigured() error {
 		return nil
 	}
 	if strings.HasPrefix(string(text), madeBy) {
-		return fmt.Errorf("%s: this node is in a cluster already (%s): for another node run `netctl token create` on a machine that has the datastore, and what it prints there; to begin anew here end the roles, run `netctl cleanup`, and move that file and %s away", n.command, n.config, n.s.StateDir)
+		return fmt.Errorf("%s: this node is in a cluster already (%s): for another node run `netctl token create` on a machine that has the datastore, and what it prints there; to begin anew here end the roles, run `netctl cleanup`, and move that file and its state folder (/var/lib/netctl-node if it names no other) away", n.command, n.config)
 	}
 	if n.laid, err = install.Untouched(n.root, n.config); err != nil {
 		return fmt.Errorf("%s: %w", n.command, err)

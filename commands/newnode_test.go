@@ -61,7 +61,7 @@ func TestInstalledThenJoined(t *testing.T) {
 	root := t.TempDir()
 	file := filepath.Join(root, install.ConfigFile)
 	node := func() *newNode {
-		return &newNode{s: &settings{}, command: "join", config: file, root: root, address: netip.MustParseAddr("192.0.2.2")}
+		return &newNode{command: "join", config: file, root: root, address: netip.MustParseAddr("192.0.2.2")}
 	}
 	installedIn(t, root, "datastore", "agent", "speaker")
 	n := node()
@@ -121,7 +121,7 @@ func TestInstalledThenJoined(t *testing.T) {
 // TestPackagedThenJoined: a package lays down the same configuration, and no manifest.
 func TestPackagedThenJoined(t *testing.T) {
 	root := t.TempDir()
-	n := &newNode{s: &settings{}, command: "join", config: filepath.Join(root, install.ConfigFile), root: root}
+	n := &newNode{command: "join", config: filepath.Join(root, install.ConfigFile), root: root}
 	installedIn(t, root, install.DefaultRoles()...)
 	if err := os.Remove(filepath.Join(root, install.Manifest)); err != nil {
 		t.Fatal(err)
@@ -156,7 +156,7 @@ func TestRolesOfInstall(t *testing.T) {
 	} {
 		root := t.TempDir()
 		installedIn(t, root, strings.Split(c.installed, ",")...)
-		n := &newNode{s: &settings{}, command: "join", config: filepath.Join(root, install.ConfigFile), root: root, member: c.member}
+		n := &newNode{command: "join", config: filepath.Join(root, install.ConfigFile), root: root, member: c.member}
 		if err := n.unconfigured(); err != nil {
 			t.Error(err)
 			continue
