@@ -58,6 +58,13 @@ const (
 	chainSpoof    = "spoof"        // sources of what comes by adopted links
 	setAdopted    = "adopted"      // links of endpoints that are not in our group
 	setAdoptedARP = "arp_adopted"
+	setGuarded    = "mac_links"     // links whose frames are judged by their MAC
+	setMACs       = "mac"           // link and MAC of those
+	setMACSrc4    = "mac_src4"      // as setSrc4, of those
+	setMACSrc6    = "mac_src6"      //
+	setARPGuarded = "arp_mac_links" // the same for the table of family arp
+	setARPMACs    = "arp_mac"
+	setARPMACSrc4 = "arp_mac_src4"
 	setOnLink4    = "onlink4"   // subnets that the host is connected to
 	setOnLink6    = "onlink6"   //
 	setPool4      = "pool4"     // pools: whose sources the reverse path is judged of

@@ -263,6 +263,8 @@ func (w *walk) equal(t Term) bool {
 		return t.Number == p.InGroup
 	case OutGroup:
 		return t.Number == p.OutGroup
+	case InType:
+		return t.Number == typeEther
 	case CTState:
 		return t.Number&uint32(p.State) != 0
 	case SrcRoute:
@@ -329,6 +331,9 @@ func (w *walk) key(f Field) Element {
 func (w *walk) member(s *Set, f Field) bool {
 	if s == nil {
 		return false
+	}
+	if s.Type == LinkMAC { // a packet has its sender's
+		return true
 	}
 	key := w.key(f)
 	if s.Type == Net4 || s.Type == Net6 {

@@ -279,6 +279,7 @@ type wiring struct {
 	sources   []Element
 	nets      []Element // behind it
 	encap     bool      // they may send encapsulated packets
+	mac       bool      // they are judged by the MAC that linkLocal is made of
 	linkLocal Element   // without a prefix: none is known
 	adopted   string    // the link, if others made it
 }
@@ -322,7 +323,7 @@ func (x *Index) rewire(link string) {
 		w := wiring{
 			in: x.acquireClass(tracked, inbound, in), out: x.acquireClass(tracked, outbound, out),
 			decides: className(tracked, inbound, deciding(in)) + className(tracked, outbound, deciding(out)),
-			sources: linkSources(e), nets: linkNets(e), encap: e.Spec.AllowEncapsulation, linkLocal: linkLocal(e),
+			sources: linkSources(e), nets: linkNets(e), encap: e.Spec.AllowEncapsulation, mac: e.Spec.GuardMAC, linkLocal: linkLocal(e),
 		}
 		w.adopted = x.adoptedLink(e)
 		x.wired[link] = w

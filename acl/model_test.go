@@ -270,7 +270,7 @@ func TestEvalNames(t *testing.T) {
 		{func(p *Packet) { p.DstPort = 22 }, "denied by drop_in rule 0 (profile web inbound: deny tcp to ports 22)", logTCP + " " + deny22},
 		{func(p *Packet) { p.DstPort, p.State = 22, Established }, "allowed by fwd_to rule 0 ()", ""},
 		{func(p *Packet) { p.State = Invalid }, "denied by from_wl rule 0 ()", ""},
-		{func(p *Packet) { p.Src = netip.MustParseAddr("10.0.0.9") }, "denied by raw_pre rule 9 (spoofed source)", ""},
+		{func(p *Packet) { p.Src = netip.MustParseAddr("10.0.0.9") }, "denied by raw_pre rule 12 (spoofed source)", ""},
 		{func(p *Packet) {
 			p.InLink, p.InGroup = "up0", 0
 			p.Src = netip.MustParseAddr("192.0.2.1")

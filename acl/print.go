@@ -122,6 +122,8 @@ func (t SetType) String() string {
 		return "ifname . ipv4_addr"
 	case LinkAddr6, LinkNet6, LinkAddrMeter6:
 		return "ifname . ipv6_addr"
+	case LinkMAC:
+		return "ifname . ether_addr"
 	case NamedPort4:
 		return "ipv4_addr . inet_proto . inet_service"
 	case NamedPort6:
@@ -165,6 +167,8 @@ func (e Element) Text(t SetType) string {
 		return fmt.Sprintf("%s . %d . %d", e.Prefix.Addr(), e.Proto, e.First)
 	case Links:
 		return strconv.Quote(e.Link)
+	case LinkMAC:
+		return fmt.Sprintf("%q . %s", e.Link, e.MAC())
 	case LinkVerdict:
 		return fmt.Sprintf("%q : %s", e.Link, e.Verdict)
 	case AddrVerdict4, AddrVerdict6:
@@ -374,11 +378,11 @@ func (f Field) String() string {
 		NFProto: "meta nfproto", L4Proto: "meta l4proto", SrcPort: "th sport", DstPort: "th dport",
 		ICMPType: "icmp type", ICMPCode: "icmp code", ICMP6Type: "icmpv6 type", ICMP6Code: "icmpv6 code",
 		SrcIP4: "ip saddr", DstIP4: "ip daddr", SrcIP6: "ip6 saddr", DstIP6: "ip6 daddr",
-		InLink: "iifname", OutLink: "oifname", InGroup: "iifgroup", OutGroup: "oifgroup", CTState: "ct state",
+		InLink: "iifname", OutLink: "oifname", InGroup: "iifgroup", InType: "iiftype", OutGroup: "oifgroup", CTState: "ct state",
 		LinkSrcIP4: "iifname . ip saddr", LinkSrcIP6: "iifname . ip6 saddr",
 		SrcNamedPort4: "ip saddr . meta l4proto . th sport", DstNamedPort4: "ip daddr . meta l4proto . th dport",
 		SrcNamedPort6: "ip6 saddr . meta l4proto . th sport", DstNamedPort6: "ip6 daddr . meta l4proto . th dport",
-		LinkPair: "iifname . oifname", LinkDstIP4: "iifname . ip daddr", LinkDstIP6: "iifname . ip6 daddr", LinkARPIP4: "iifname . arp saddr ip",
+		LinkPair: "iifname . oifname", LinkDstIP4: "iifname . ip daddr", LinkDstIP6: "iifname . ip6 daddr", LinkARPIP4: "iifname . arp saddr ip", LinkSrcMAC: "iifname . ether saddr", LinkARPMAC: "iifname . arp saddr ether",
 		CTStatus: "ct status", CTDirection: "ct direction", TCPFlags: "tcp flags", DstType: "fib daddr type",
 		SrcRoute: "fib saddr oif", SrcReturn: "fib saddr . iif oif", SrcLink: "fib saddr oifname", VNI: "@th,96,24",
 		Flow4: "ip saddr . ip daddr . meta l4proto . th sport . th dport", Flow6: "ip6 saddr . ip6 daddr . meta l4proto . th sport . th dport",

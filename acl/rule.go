@@ -49,6 +49,9 @@ const (
 	SrcReturn                      // 1: the route to the source may lead out by InLink, 0: it leads elsewhere
 	VNI                            // virtual network of a VXLAN packet (RFC 7348, section 5)
 	SrcLink                        // name of the link that the route to the source leads to; a trailing * as of InLink
+	LinkSrcMAC                     // InLink . sender of the frame
+	LinkARPMAC                     // InLink . sender's hardware address, of an ARP packet
+	InType                         // ARPHRD_… of InLink
 )
 
 // The values of NFProto.
@@ -71,6 +74,9 @@ const statusConfirmed = 8
 // statusExpected is the CTStatus of a flow that came of another one (IPS_EXPECTED), and is
 // judged by that.
 const statusExpected = 1
+
+// typeEther is the InType of links whose frames have MACs (ARPHRD_ETHER).
+const typeEther = 1
 
 // directionReply is the CTDirection of answers.
 const directionReply = 1

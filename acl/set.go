@@ -27,6 +27,7 @@ const (
 	NamedPort6                         //
 	ICMP6Types                         // ICMPv6 types
 	Links                              // link names
+	LinkMAC                            // link name and MAC, as the link-local address that is made of it
 	LinkVerdict                        // link name to verdict
 	AddrVerdict4                       // ranges of addresses that do not overlap, to verdict
 	AddrVerdict6                       //
@@ -87,7 +88,7 @@ func (t SetType) MeterSize() uint32 {
 // OfEndpoints tells whether elements name links or subnets of this host; without
 // them fewer packets pass.
 func (t SetType) OfEndpoints() bool {
-	return t == Links || t == LinkVerdict || t == LinkAddr4 || t == LinkAddr6 || t == LinkNet4 || t == LinkNet6 || t == Net4 || t == Net6
+	return t == Links || t == LinkVerdict || t == LinkAddr4 || t == LinkAddr6 || t == LinkNet4 || t == LinkNet6 || t == LinkMAC || t == Net4 || t == Net6
 }
 
 // Element is a member of a set. Which fields are used depends on the SetType.
@@ -158,11 +159,13 @@ func staticType(name string) (SetType, bool) {
 	switch name {
 	case mapFromEP, mapToEP:
 		return LinkVerdict, true
-	case setAdopted, setAdoptedARP:
+	case setAdopted, setAdoptedARP, setGuarded, setARPGuarded:
 		return Links, true
-	case setSrc4, setARP4:
+	case setMACs, setARPMACs:
+		return LinkMAC, true
+	case setSrc4, setARP4, setMACSrc4, setARPMACSrc4:
 		return LinkAddr4, true
-	case setSrc6, setLL6:
+	case setSrc6, setLL6, setMACSrc6:
 		return LinkAddr6, true
 	case setNets4, setARPNets4, setEncap4:
 		return LinkNet4, true

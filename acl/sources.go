@@ -22,12 +22,22 @@ func linkSources(e *datastore.Endpoint) []Element {
 // guards calls fn for each element of the static sets that says which sources the
 // link may use, and that it is an endpoint's though it is not in our group.
 func (w wiring) guards(fn func(set string, e Element)) {
+	src4, src6, arp4 := setSrc4, setSrc6, setARP4
+	if w.mac { // what passes first is not theirs
+		src4, src6, arp4 = setMACSrc4, setMACSrc6, setARPMACSrc4
+		for _, set := range []string{setMACs, setARPMACs} {
+			fn(set, w.linkLocal)
+		}
+		for _, set := range []string{setGuarded, setARPGuarded} {
+			fn(set, Element{Link: w.linkLocal.Link})
+		}
+	}
 	for _, e := range w.sources {
 		if e.Prefix.Addr().Is4() {
-			fn(setSrc4, e)
-			fn(setARP4, e)
+			fn(src4, e)
+			fn(arp4, e)
 		} else {
-			fn(setSrc6, e)
+			fn(src6, e)
 		}
 	}
 	if w.encap {
@@ -50,6 +60,12 @@ func (w wiring) guards(fn func(set string, e Element)) {
 		fn(setAdopted, Element{Link: w.adopted})
 		fn(setAdoptedARP, Element{Link: w.adopted})
 	}
+}
+
+// MAC is that of an element of a LinkMAC.
+func (e Element) MAC() net.HardwareAddr {
+	a := e.Prefix.Addr().As16()
+	return net.HardwareAddr{a[8] ^ 2, a[9], a[10], a[13], a[14], a[15]}
 }
 
 // linkLocal is the link-local address that the workload's kernel makes of its MAC

@@ -58,6 +58,13 @@ func staticSets(o Options) []*Set {
 		newSet(setNets4, LinkNet4, "networks behind a link"),
 		newSet(setNets6, LinkNet6, "networks behind a link"),
 		newSet(setARPNets4, LinkNet4, "networks behind a link"),
+		newSet(setGuarded, Links, "links judged by their MAC"),
+		newSet(setMACs, LinkMAC, "MACs a link may use"),
+		newSet(setMACSrc4, LinkAddr4, "sources a link may use, with its MAC"),
+		newSet(setMACSrc6, LinkAddr6, "sources a link may use, with its MAC"),
+		newSet(setARPGuarded, Links, "links judged by their MAC"),
+		newSet(setARPMACs, LinkMAC, "MACs a link may use"),
+		newSet(setARPMACSrc4, LinkAddr4, "senders a link may show, with its MAC"),
 		newSet(setEncap4, LinkNet4, "who may encapsulate"),
 		newSet(setEncap6, LinkNet6, "who may encapsulate"),
 		newSet(setLL6, LinkAddr6, "link-local addresses made of the MACs"),
@@ -330,6 +337,9 @@ func spoofRules() []Rule {
 	return []Rule{
 		match(accept(), num(NFProto, nfIPv4), inSet(LinkSrcIP4, setSrc4)),
 		match(accept(), ip6, inSet(LinkSrcIP6, setSrc6)),
+		refuse(macGuard, inSet(InLink, setGuarded), num(InType, typeEther), Term{Field: LinkSrcMAC, Set: setMACs, Not: true}),
+		match(accept(), num(NFProto, nfIPv4), inSet(LinkSrcIP4, setMACSrc4)),
+		match(accept(), ip6, inSet(LinkSrcIP6, setMACSrc6)),
 		match(accept(), ip6, inSet(LinkSrcIP6, setLL6), num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)),
 		{Match: []Term{ip6, linkLocal, num(L4Proto, protoICMP6), inSet(ICMP6Type, setLink6)},
 			Limit: Limit{Set: meterND, Key: InLink, Rate: 1, Burst: 16}, Verdict: accept()},
@@ -341,7 +351,24 @@ func spoofRules() []Rule {
 	}
 }
 
-const noGroup = "our prefix without our group"
+// arpRules judge what the ARP packets of a workload make the host learn; of is whose they
+// are.
+func arpRules(of Term) []Rule {
+	guarded := inSet(InLink, setARPGuarded)
+	return []Rule{
+		match(accept(), of, inSet(LinkARPIP4, setARP4)),
+		refuse(macGuard, of, guarded, num(InType, typeEther), Term{Field: LinkSrcMAC, Set: setARPMACs, Not: true}),
+		refuse(macGuard, of, guarded, Term{Field: LinkARPMAC, Set: setARPMACs, Not: true}),
+		match(accept(), of, inSet(LinkARPIP4, setARPMACSrc4)),
+		match(accept(), of, inSet(LinkARPIP4, setARPNets4)),
+		refuse("spoofed sender", of),
+	}
+}
+
+const (
+	noGroup  = "our prefix without our group"
+	macGuard = "MAC guard"
+)
 
 // baseChains hook the static chains. Every packet that is forwarded passes three of them,
 // and each rule on its way costs about as much as a look-up in a set: what ends the way
@@ -363,10 +390,8 @@ func baseChains(o Options) []*Chain {
 		{Name: ChainFwdFrom, Hook: &Hook{"forward", -10}, Rules: slices.Concat(known(o), []Rule{jump(chainFromWL, in), refuse(noVerdict, in)}, also(chainFromWL, adoptedIn))},
 		{Name: ChainFwdTo, Hook: &Hook{"forward", -9}, Rules: slices.Concat(known(o), []Rule{jump(chainToWL, out), refuse(noVerdict, out),
 			refuse(noGroup, Term{Field: OutLink, Text: ours})}, also(chainToWL, adoptedOut))},
-		{Name: ChainARP, Hook: &Hook{"input", 0}, Rules: append([]Rule{
-			match(accept(), in, inSet(LinkARPIP4, setARP4)), match(accept(), in, inSet(LinkARPIP4, setARPNets4)), refuse("spoofed sender", in),
-			refuse(noGroup, Term{Field: InLink, Text: ours}),
-		}, adopted(o, match(accept(), adoptedARP, inSet(LinkARPIP4, setARP4)), match(accept(), adoptedARP, inSet(LinkARPIP4, setARPNets4)), refuse("spoofed sender", adoptedARP))...)},
+		{Name: ChainARP, Hook: &Hook{"input", 0}, Rules: slices.Concat(arpRules(in), []Rule{refuse(noGroup, Term{Field: InLink, Text: ours})},
+			adopted(o, arpRules(adoptedARP)...))},
 		{Name: ChainInHost, Hook: &Hook{"input", -10}, Rules: append([]Rule{jump(chainWLHost, in), refuse(noVerdict, in)}, also(chainWLHost, adoptedIn)...)},
 		{Name: ChainOutHost, Hook: &Hook{"output", -10}, Rules: append([]Rule{match(Verdict{Kind: Jump, Chain: chainUnseen},
 			out, unconfirmed)}, adopted(o, match(Verdict{Kind: Jump, Chain: chainUnseen}, adoptedOut, unconfirmed))...)},

@@ -77,6 +77,7 @@ func (o *attachOptions) flags(a *app, cmd *cobra.Command) {
 	fs.StringSliceVar(&o.addresses, "ip", nil, "`address` it is to have, at most one a family")
 	fs.StringSliceVar(&o.prefixes, "allow-prefix", nil, "`CIDR` of a network behind it, of a router or a VPN: routed to it")
 	fs.BoolVar(&r.AllowEncapsulation, "allow-encapsulation", false, "let it send VXLAN and IPIP, but to nodes")
+	fs.BoolVar(&r.GuardMAC, "guard-mac", false, "drop what it sends with another MAC than its own")
 	fs.BoolVar(&r.IPv6, "ipv6", false, "give it an IPv6 address too")
 	fs.StringVar(&r.MAC, "mac", "", "`address` of its interface")
 	fs.IntVar(&r.MTU, "mtu", 0, "`bytes` of its interface's MTU (default: the agent's)")

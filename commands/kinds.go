@@ -205,9 +205,7 @@ func endpointColumns() []column {
 	}, wide(
 		col("ID", name[*datastore.Endpoint]),
 		col("Network", func(e *datastore.Endpoint) string { return e.Spec.Network }),
-		col("Guards off", func(e *datastore.Endpoint) string {
-			return map[bool]string{true: guardEncapsulation}[e.Spec.AllowEncapsulation]
-		}),
+		col("Guards", switchedGuards),
 		col("Host interface", func(e *datastore.Endpoint) string { return e.Spec.Link }),
 		col("Labels", labels[*datastore.Endpoint]))...)
 }

@@ -87,7 +87,14 @@ func neededToPut(list ...datastore.Object) needed {
 			for _, p := range o.Spec.Pools {
 				n.one(datastore.KindPool, datastore.PoolName(p))
 			}
+		case *datastore.Profile:
+			if o.Metadata.Needs > 0 {
+				n.all(datastore.KindNode)
+			}
 		case *datastore.Endpoint:
+			if o.Spec.GuardMAC {
+				n.one(datastore.KindNode, o.Spec.Node)
+			}
 			for _, p := range o.Spec.Profiles {
 				n.one(datastore.KindProfile, p)
 			}

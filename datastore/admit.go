@@ -76,6 +76,9 @@ func (v *View) CheckPut(o Object) error {
 		if err := v.CheckAllowedPrefixes(o); err != nil {
 			return err
 		}
+		if n := v.Node(o.Spec.Node); o.Spec.GuardMAC && n != nil && n.Status.Host != "" && n.Status.Model < needsGuardMAC {
+			return &FieldError{Field: "spec.guardMAC", Reason: "is passed over by the older netctl of node " + o.Spec.Node + ": upgrade it there first"}
+		}
 		for i, p := range o.Spec.Profiles {
 			if v.Profile(p) == nil {
 				return &FieldError{Field: indexed("spec.profiles", i), Value: p, Reason: "there is no such profile"}

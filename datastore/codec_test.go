@@ -51,7 +51,7 @@ func samples() []Object {
 		&Endpoint{Metadata{Name: "slave/cni/0a1b/eth0", Labels: map[string]string{"org.x/y": "ü"}},
 			EndpointSpec{"slave", "cni", "0a1b", "eth0", "dataman", "nc0123456789a", "02:00:00:00:00:01",
 				[]netip.Addr{addr("10.0.0.48"), addr("fd00::1")}, []netip.Prefix{cidr("10.9.0.0/24")}, []string{"dataman"}, []Port{{"http", "tcp", 80}}, []HostPort{{"udp", addr("192.0.2.1"), 5353, 53}, {"tcp", netip.Addr{}, 8080, 80}},
-				Bandwidth{Rate{1e6, 8000}, Rate{2e6, 1}}, Tap{"vm1", 64055, 104, true, 1400, []netip.Addr{addr("192.0.2.53")}, []string{"example.org"}}, QoSControls{8001, 1, 8002, 2, 3, 4, 5, 6, 7, 8, 9, 10}, true}},
+				Bandwidth{Rate{1e6, 8000}, Rate{2e6, 1}}, Tap{"vm1", 64055, 104, true, 1400, []netip.Addr{addr("192.0.2.53")}, []string{"example.org"}}, QoSControls{8001, 1, 8002, 2, 3, 4, 5, 6, 7, 8, 9, 10}, true, true}},
 		&Profile{Metadata{Name: "dataman"}, ProfileSpec{[]string{"dataman", "x"}, map[string]string{"k": "v"},
 			[]Rule{rule("allow from tag app-A"), rule(`deny tcp from not selector "a == 'b'" to ports 1:2,http`)}, []Rule{}, QoSControls{8001, 1, 8002, 2, 3, 4, 5, 6, 7, 8, 9, 10}}},
 		&BGPConfig{Metadata{Name: "default", Needs: needsFilters}, BGPConfigSpec{64513, new(false), Topology{TopologyReflectors, 7}, new(0), 10, 3600, []PeerFilters{{"role == 'tor'", []string{"tor"}}}, &BFD{20, 1}}},

@@ -103,6 +103,8 @@ func (d *decoder) endpointSpec(s *EndpointSpec, key []byte) (bool, error) {
 		return true, d.object(&s.QoSControls)
 	case "allowEncapsulation":
 		return true, d.bool(&s.AllowEncapsulation)
+	case "guardMAC":
+		return true, d.bool(&s.GuardMAC)
 	}
 	return false, nil
 }

@@ -6,6 +6,9 @@ import (
 	"slices"
 )
 
+// needsGuardMAC is the ModelVersion that brought the guard of MACs.
+const needsGuardMAC = 7
+
 // Kind returns KindEndpoint.
 func (*Endpoint) Kind() Kind { return KindEndpoint }
 
@@ -38,6 +41,8 @@ func (e *Endpoint) Validate() error {
 		if mac, err := net.ParseMAC(s.MAC); err != nil || len(mac) != 6 {
 			return &FieldError{Field: "spec.mac", Value: s.MAC, Reason: "is no MAC address"}
 		}
+	} else if s.GuardMAC {
+		return &FieldError{Field: "spec.guardMAC", Reason: "needs spec.mac"}
 	}
 	return firstError(
 		at("spec.link", checkInterface(s.Link)),

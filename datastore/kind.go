@@ -383,6 +383,8 @@ type EndpointSpec struct {
 	// AllowEncapsulation ends the guard that drops VXLAN and IPIP of the workload, for overlays
 	// among endpoints; to nodes they are dropped all the same.
 	AllowEncapsulation bool `json:"allowEncapsulation,omitempty"`
+	// GuardMAC drops frames of the workload with another source than MAC.
+	GuardMAC bool `json:"guardMAC,omitempty"`
 }
 
 // HostPort is a port of a node that leads to one of an endpoint there.

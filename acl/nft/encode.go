@@ -202,6 +202,8 @@ func termValue(t acl.Term) []byte {
 		return binary.BigEndian.AppendUint32(nil, t.Number<<8)[:3]
 	case acl.InGroup, acl.OutGroup, acl.CTState, acl.CTStatus, acl.DstType, acl.SrcRoute, acl.SrcReturn:
 		return binaryutil.NativeEndian.PutUint32(t.Number)
+	case acl.InType:
+		return binaryutil.NativeEndian.PutUint16(uint16(t.Number))
 	}
 	return []byte{byte(t.Number)}
 }
@@ -231,6 +233,8 @@ func load(f acl.Field) []expr.Any {
 		return []expr.Any{meta(expr.MetaKeyOIFNAME, regValue)}
 	case acl.InGroup:
 		return []expr.Any{meta(expr.MetaKeyIIFGROUP, regValue)}
+	case acl.InType:
+		return []expr.Any{meta(expr.MetaKeyIIFTYPE, regValue)}
 	case acl.OutGroup:
 		return []expr.Any{meta(expr.MetaKeyOIFGROUP, regValue)}
 	case acl.CTState:
@@ -283,6 +287,10 @@ func loadConcat(f acl.Field) []expr.Any {
 		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue), network(24, 16, regAfterLink)}
 	case acl.LinkARPIP4:
 		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue), network(14, 4, regAfterLink)}
+	case acl.LinkSrcMAC:
+		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue), &expr.Payload{DestRegister: regAfterLink, Base: expr.PayloadBaseLLHeader, Offset: 6, Len: 6}}
+	case acl.LinkARPMAC:
+		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue), network(8, 6, regAfterLink)}
 	case acl.LinkPair:
 		return []expr.Any{meta(expr.MetaKeyIIFNAME, regValue), meta(expr.MetaKeyOIFNAME, regAfterLink)}
 	case acl.SrcNamedPort4:
@@ -327,6 +335,8 @@ func encodeSet(name string, typ acl.SetType, comment string) *nftables.Set {
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr)
 	case acl.LinkAddr6, acl.LinkAddrMeter6:
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIP6Addr)
+	case acl.LinkMAC:
+		s.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr)
 	case acl.LinkNet4:
 		s.KeyType, s.Interval, s.Concatenation = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr), true, true
 	case acl.LinkNet6:
@@ -379,6 +389,8 @@ func encodeElement(typ acl.SetType, e acl.Element) []nftables.SetElement {
 		key = []byte{byte(e.First)}
 	case acl.LinkAddr4, acl.LinkAddr6:
 		key = append(linkName(e.Link), e.Prefix.Addr().AsSlice()...)
+	case acl.LinkMAC:
+		key = append(append(linkName(e.Link), e.MAC()...), 0, 0)
 	case acl.LinkNet4, acl.LinkNet6:
 		link := linkName(e.Link)
 		return []nftables.SetElement{{Key: append(link, e.Prefix.Masked().Addr().AsSlice()...),

@@ -74,6 +74,8 @@ type AttachRequest struct {
 	AllowedPrefixes []netip.Prefix `json:"allowedPrefixes,omitempty"`
 	// AllowEncapsulation is that of the endpoint.
 	AllowEncapsulation bool `json:"allowEncapsulation,omitempty"`
+	// GuardMAC is that of the endpoint.
+	GuardMAC bool `json:"guardMAC,omitempty"`
 	// Pools restricts the pools to draw from; empty: the network's.
 	Pools []netip.Prefix `json:"pools,omitempty"`
 	// Within restricts the addresses to these prefixes, which lie in pools; empty: any.

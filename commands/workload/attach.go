@@ -308,7 +308,7 @@ func (s *Service) plan(name, mac string, req control.AttachRequest, known Known)
 		Spec: datastore.EndpointSpec{
 			Node: s.Node, Orchestrator: req.Orchestrator, Workload: req.Workload, Interface: req.Interface,
 			Network: req.Network, Link: netdev.LinkName(s.LinkPrefix, name), MAC: mac, Profiles: profiles, Ports: req.Ports, Bandwidth: req.Bandwidth, Tap: req.Tap,
-			AllowedPrefixes: req.AllowedPrefixes, AllowEncapsulation: req.AllowEncapsulation,
+			AllowedPrefixes: req.AllowedPrefixes, AllowEncapsulation: req.AllowEncapsulation, GuardMAC: req.GuardMAC,
 		},
 	}
 	return p, nil
