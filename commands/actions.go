@@ -59,6 +59,7 @@ func remotes() map[string]remote {
 		"policy counters": look, "policy promote": operate, "policy stage": operate,
 		"policy test": {Rights: look.Rights, here: true}, "policy suggest": {Rights: look.Rights, here: true},
 		"tier show": look, "tier create": operate, "tier remove": operate,
+		"tenant show": look, "tenant add": admin, "tenant remove": admin,
 		"networkset show": look, "networkset create": operate, "networkset remove": operate, "networkset cidr add": operate, "networkset cidr remove": operate,
 		"networkset domain add": operate, "networkset domain remove": operate,
 		"hostendpoint show": look, "hostendpoint create": admin, "hostendpoint remove": admin,

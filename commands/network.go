@@ -21,7 +21,7 @@ func newNetworkCommand(a *app) *cobra.Command {
 
 func newNetworkCreateCommand(a *app) *cobra.Command {
 	var pools []string
-	var profile string
+	var profile, tenant string
 	var v4, v6 bool
 	made := datastore.Runtimes()
 	cmd := &cobra.Command{
@@ -37,6 +37,8 @@ func newNetworkCreateCommand(a *app) *cobra.Command {
 	}
 	cmd.Flags().StringSliceVar(&pools, "pool", nil, "`CIDR` of a pool its addresses come from (default: every pool of the node)")
 	cmd.Flags().StringVar(&profile, "profile", "", "`name` of its endpoints' profile (default: the network's name)")
+	a.tenantFlag(cmd, &tenant)
+	cmd.MarkFlagsMutuallyExclusive("tenant", "profile")
 	cmd.Flags().BoolVar(&v6, "ipv6", false, "give endpoints an IPv6 address too")
 	cmd.Flags().BoolVar(&v4, "ipv4", true, "give endpoints an IPv4 address; false: IPv6 alone")
 	cmd.Flags().StringSliceVar(&made, "runtime", made, "`runtimes` that get it: docker, podman, cni; or none")
@@ -48,7 +50,16 @@ func newNetworkCreateCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		n := &datastore.Network{Metadata: datastore.Metadata{Name: args[0]}, Spec: datastore.NetworkSpec{Pools: cidrs, Profile: profile, IPv6: v6, Runtimes: made}}
+		name := args[0]
+		if tenant != "" {
+			if name, err = tenantsOwn(tenant, name); err == nil {
+				err = a.checkTenant(cmd.Context(), tenant)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		n := &datastore.Network{Metadata: datastore.Metadata{Name: name}, Spec: datastore.NetworkSpec{Pools: cidrs, Profile: profile, IPv6: v6, Runtimes: made}}
 		if !v4 {
 			n.Spec.IPv4 = &v4
 			if !cmd.Flags().Changed("runtime") { // Docker knows no network without IPv4
@@ -60,25 +71,29 @@ func newNetworkCreateCommand(a *app) *cobra.Command {
 		}
 		n.SetDefaults()
 		if err := n.Validate(); err != nil {
-			return argument(fmt.Errorf("network %s: %w", args[0], err))
+			return argument(fmt.Errorf("network %s: %w", name, err))
 		}
-		return a.createNetwork(cmd.Context(), n)
+		return a.createNetwork(cmd.Context(), n, tenant)
 	}
 	return cmd
 }
 
-// createNetwork creates a network, and its profile if there is none. Somebody else may
-// make either at the same time.
-func (a *app) createNetwork(ctx context.Context, n *datastore.Network) error {
+// createNetwork creates a network, and its profile if there is none, of a tenant ("":
+// nobody's). Somebody else may make either at the same time.
+func (a *app) createNetwork(ctx context.Context, n *datastore.Network, tenant string) error {
 	for races := 0; ; races++ {
 		list := []manifest{{object: n}}
-		switch _, err := read[*datastore.Profile](ctx, a, n.Spec.Profile); {
+		switch have, err := read[*datastore.Profile](ctx, a, n.Spec.Profile); {
 		case errors.Is(err, datastore.ErrNotFound):
-			p := &datastore.Profile{Metadata: datastore.Metadata{Name: n.Spec.Profile}}
-			p.SetDefaults()
+			p, err := newProfile(tenant, n.Spec.Profile)
+			if err != nil {
+				return err
+			}
 			list = append(list, manifest{object: p})
 		case err != nil:
 			return err
+		case have.Spec.Labels[datastore.LabelTenant] != tenant && tenant != "":
+			return fmt.Errorf("profile %s: %w, and is not of tenant %s: give it the label %s: %s", n.Spec.Profile, datastore.ErrExists, tenant, datastore.LabelTenant, tenant)
 		}
 		err := a.write(ctx, list, modeCreate, func(planned) {})
 		if !errors.Is(err, datastore.ErrExists) {

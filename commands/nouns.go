@@ -36,6 +36,7 @@ func nouns(a *app) []*cobra.Command {
 		newStatusCommand(a),
 		newTraceCommand(a),
 		newTierCommand(a),
+		newTenantCommand(a),
 		newTokenCommand(a),
 		newUndoCommand(a),
 	}

@@ -52,7 +52,8 @@ func profileEndpoints(view *datastore.View, profiles []datastore.Object) string 
 }
 
 func newProfileAddCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var tenant string
+	cmd := &cobra.Command{
 		Use:   "add NAME…",
 		Short: "Add profiles",
 		Long: "Add profiles. A new profile has its own name as tag, lets in what comes from endpoints with that tag, and lets out\n" +
@@ -64,15 +65,37 @@ func newProfileAddCommand(a *app) *cobra.Command {
 			if err := checkNames(datastore.KindProfile, args...); err != nil {
 				return err
 			}
+			if tenant != "" {
+				if err := a.checkTenant(cmd.Context(), tenant); err != nil {
+					return err
+				}
+			}
 			var list []manifest
 			for _, name := range args {
-				p := &datastore.Profile{Metadata: datastore.Metadata{Name: name}}
-				p.SetDefaults()
+				p, err := newProfile(tenant, name)
+				if err != nil {
+					return err
+				}
 				list = append(list, manifest{object: p})
 			}
 			return a.write(cmd.Context(), list, modeCreate, func(planned) {})
 		},
 	}
+	a.tenantFlag(cmd, &tenant)
+	return cmd
+}
+
+// newProfile is a profile with the usual rules, of a tenant ("": nobody's).
+func newProfile(tenant, name string) (p *datastore.Profile, err error) {
+	p = &datastore.Profile{Metadata: datastore.Metadata{Name: name}}
+	if tenant != "" {
+		if p.Metadata.Name, err = tenantsOwn(tenant, name); err != nil {
+			return nil, err
+		}
+		p.Spec.Labels = map[string]string{datastore.LabelTenant: tenant}
+	}
+	p.SetDefaults()
+	return p, nil
 }
 
 func newProfileRemoveCommand(a *app) *cobra.Command {

@@ -114,6 +114,9 @@ const (
 	LabelAliases   = "netctl/aliases"
 )
 
+// LabelTenant is the label of profiles that names the tenant whose they are.
+const LabelTenant = "netctl/tenant"
+
 // ForeignName returns s if it is a valid name, else "x-" and 20 hex digits of
 // its SHA-256. Who carries a foreign name keeps the original in a label.
 func ForeignName(s string) string {
