@@ -45,8 +45,8 @@ type wireguard struct {
 	told     time.Time                        // since when others know of it; zero: they do not
 
 	paths map[string]*wgPath // by node: the ways to those that have two
-	look  bool             // they are looked at
-	looks bool             // they will be
+	look  bool               // they are looked at
+	looks bool               // they will be
 	// routed and echoes are outside's.
 	routed, echoes func(from, to netip.Addr) bool
 }

@@ -90,7 +90,9 @@ func TestGuestWireGuardFamily(t *testing.T) {
 			t.Errorf("on the wire of %s:\n%s", h.Name, wire)
 		}
 	}
-	moved := func(what string, since time.Time) { t.Logf("%s: %s", what, time.Since(since).Round(100*time.Millisecond)) }
+	moved := func(what string, since time.Time) {
+		t.Logf("%s: %s", what, time.Since(since).Round(100*time.Millisecond))
+	}
 	all()
 	by(n1, n2.Addr.Addr())
 

@@ -30,10 +30,7 @@ func TestBenchIPIP(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := qemulab.Guest{
-		Modules: []string{
-			"veth", "bridge", "nf_tables", "nft_ct", "nft_masq", "nft_chain_nat", "nft_limit", "nft_log", "nft_connlimit", "nf_log_syslog", "nfnetlink_log",
-			"nf_conntrack", "nf_conntrack_netlink", "nf_defrag_ipv6", "ipip", "vxlan", "tun",
-		},
+		Modules: guestModules,
 		Tools: []string{"ip", "ping", "nft"},
 		Files: map[string]string{"/bin/netctl": netlab.Binary(t), "/bin/tests": self},
 		Script: `mkdir -p /etc/cni/net.d /etc/iproute2/rt_protos.d /var/lib/netctl-node /var/lib/cni /opt/cni/bin && touch /etc/netctl.yaml &&
