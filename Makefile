@@ -70,7 +70,7 @@ bench: packages build guest ## ratios against references measured in the same ru
 	go test -count=1 -tags bench -run "TestBenchRoutes|TestBenchCrowd" -v -timeout 30m ./commands/speaker
 	go test -count=1 -tags bench -run TestBenchCluster -v -timeout 30m ./commands/agent
 	go test -count=1 -tags bench -run TestBenchPolicy -v -timeout 30m ./commands
-	NETCTL_GUEST=1 go test -count=1 -tags bench -run TestBenchIPIP -v -timeout 30m ./commands/lab
+	NETCTL_GUEST=1 go test -count=1 -tags bench -run 'TestBenchIPIP|TestBenchFlowtable' -v -timeout 30m ./commands/lab
 
 budget: packages build ## size, start-up and memory against their limits
 	go test -count=1 -tags bench -run TestBudget -v -timeout 10m ./commands

@@ -114,31 +114,15 @@ func (r *rates) medians() (width, wait float64) {
 	return r.width[len(r.width)/2], r.wait[len(r.wait)/2]
 }
 
-// handmade is a workload, its router, a bridge, another router and its workload.
+// handmade is what endpoints of two nodes are, without netctl.
 func handmade(t *testing.T) (from, to place, at netip.Addr) {
 	t.Helper()
-	bridge := netlab.NetnsForTest(t)
-	bridge.Run("ip", "link", "add", "name", "fabric", "up", "type", "bridge")
 	enter := func(n *netlab.Netns) place {
 		return func(fn func() error) (err error) {
 			n.Do(func() { err = fn() })
 			return err
 		}
 	}
-	ends := []struct{ own, router, other, next string }{
-		{"10.1.0.2", "192.168.5.1/24", "10.2.0.2", "192.168.5.2"},
-		{"10.2.0.2", "192.168.5.2/24", "10.1.0.2", "192.168.5.1"},
-	}
-	var places []place
-	for i, e := range ends {
-		router, work := netlab.NetnsForTest(t), netlab.NetnsForTest(t)
-		router.Run("sh", "-ec", "echo 1 > /proc/sys/net/ipv4/ip_forward; ip addr add 169.254.1.1/32 dev lo")
-		router.Run("ip", "link", "add", "name", "wl", "up", "type", "veth", "peer", "name", "eth0", "netns", work.Name)
-		router.Run("ip", "link", "add", "name", "eth0", "up", "type", "veth", "peer", "name", []string{"p0", "p1"}[i], "netns", bridge.Name)
-		bridge.Run("ip", "link", "set", []string{"p0", "p1"}[i], "master", "fabric", "up")
-		work.Run("sh", "-ec", "ip addr add "+e.own+"/32 dev eth0; ip link set eth0 up; ip route add 169.254.1.1 dev eth0; ip route add default via 169.254.1.1")
-		router.Run("sh", "-ec", "ip addr add "+e.router+" dev eth0; ip route add "+e.own+" dev wl; ip route add "+e.other+" via "+e.next)
-		places = append(places, enter(work))
-	}
-	return places[0], places[1], netip.MustParseAddr(ends[1].own)
+	h := netlab.RoutedByHand(t)
+	return enter(h.From), enter(h.To), h.At
 }

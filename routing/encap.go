@@ -21,6 +21,9 @@ type Tunnel struct {
 	Gateway netip.Addr `json:"gateway"`
 	// MAC is the hardware address of the node's end, of VXLAN.
 	MAC string `json:"mac,omitempty"`
+	// Spare is the address that packets are sent to if Remote is not reached: of WireGuard,
+	// where both nodes have both families.
+	Spare netip.Addr `json:"spare,omitzero"`
 }
 
 // gatewayOf is what routes to hop through the tunnel to mac name.
@@ -58,13 +61,17 @@ func tunnels(self *datastore.Node, nodes []*datastore.Node) (list []Tunnel) {
 			_, ours := endOf(self, kind)
 			end, theirs := endOf(n, kind)
 			remote := n.Address(v6)
+			var spare netip.Addr
+			if kind == datastore.TunnelWireGuard && self.Address(!v6).IsValid() {
+				spare = n.Address(!v6)
+			}
 			if !ours || !theirs || !remote.IsValid() || kind == datastore.TunnelVXLAN6 && vxlan {
 				continue
 			}
 			vxlan = vxlan || kind == datastore.TunnelVXLAN
 			for _, hop := range addresses(n) {
 				if gateway, ok := gatewayOf(hop, end.MAC); ok {
-					list = append(list, Tunnel{Kind: kind, Hop: hop, Remote: remote, Gateway: gateway, MAC: end.MAC})
+					list = append(list, Tunnel{Kind: kind, Hop: hop, Remote: remote, Gateway: gateway, MAC: end.MAC, Spare: spare})
 				}
 			}
 		}
@@ -161,6 +168,24 @@ func (f *Fabric) Via(pool netip.Prefix, hop netip.Addr, plain NextHop) (via Next
 		}
 	}
 	return plain, true
+}
+
+// Spares are the addresses that a way by a next hop goes by where no way leads to the next
+// hop itself: see Tunnel.Spare.
+func (f *Fabric) Spares(hop netip.Addr, via NextHop) (list []netip.Addr) {
+	if f == nil {
+		return nil
+	}
+	for _, t := range f.tunnels[hop] {
+		if v, ok := t.via(f.links); ok && v == via {
+			for _, a := range []netip.Addr{t.Remote, t.Spare} {
+				if t.Spare.IsValid() && a != hop {
+					list = append(list, a)
+				}
+			}
+		}
+	}
+	return list
 }
 
 // Source is the address that this node's own packets to addresses of a pool are to leave

@@ -55,6 +55,29 @@ func TestTunnels(t *testing.T) {
 	}
 }
 
+// TestSpare: a WireGuard tunnel between nodes that have both families may go by either.
+func TestSpare(t *testing.T) {
+	both := withTunnels(node("both", 0, "192.168.99.1/24", "fd00:99::1/64"), datastore.TunnelWireGuard)
+	other := withTunnels(node("other", 0, "192.168.98.2/24", "fd00:98::2/64"), datastore.TunnelWireGuard, datastore.TunnelIPIP)
+	four := withTunnels(node("four", 0, "192.168.98.4/24"), datastore.TunnelWireGuard)
+	links := map[datastore.TunnelKind]string{datastore.TunnelWireGuard: "wg", datastore.TunnelIPIP: "tunl0"}
+	f := NewFabric(Plan{Tunnels: tunnels(both, []*datastore.Node{both, other, four})}, nil, links)
+	for hop, want := range map[string]string{"192.168.98.2": "[fd00:98::2]", "fd00:98::2": "[192.168.98.2]", "192.168.98.4": "[]"} {
+		hop := netip.MustParseAddr(hop)
+		for _, x := range f.tunnels[hop] {
+			if via, _ := x.via(links); fmt.Sprint(f.Spares(hop, via)) != want {
+				t.Errorf("to %s: %v, want %s", hop, f.Spares(hop, via), want)
+			}
+		}
+	}
+	hop := netip.MustParseAddr("192.168.98.2")
+	for _, via := range []NextHop{{}, {Addr: hop, Link: "tunl0", Onlink: true}, {Addr: hop, Link: "eth1"}} {
+		if got := f.Spares(hop, via); len(got) > 0 {
+			t.Errorf("by %v: %v", via, got)
+		}
+	}
+}
+
 // TestFabric: which way packets go, by the pool's setting, what both nodes have, and
 // whether the next hop is in a connected subnet.
 func TestFabric(t *testing.T) {

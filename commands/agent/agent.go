@@ -187,6 +187,7 @@ func (a *agent) close() error {
 // build joins the parts; it starts nothing.
 func (a *agent) build(o outside, spawn func(func(context.Context) error)) {
 	l := newLoop(a.cfg, a.log, o.links, o.routes, o.filter)
+	l.wireguard.routed, l.wireguard.echoes = o.routed, o.echoes
 	l.flows.cut = o.cut
 	l.former.forget, l.former.flowing = o.forget, o.flowing
 	a.detaches = newDetaches(a.cfg.pendingDir(), l)
@@ -249,7 +250,7 @@ func poke(ch chan struct{}) {
 func (a *agent) run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
 	o := outside{
-		links: a.kernel, routes: a.fib, filter: a.filter, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.filter.Denied, counts: a.filter.Counts, counted: a.filter.Dropped, astray: func(ctx context.Context) (uint64, error) { return a.filter.Dropped(ctx, acl.ChainReverse) }, guard: a.guard, forget: a.forgetter.Forget, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, answers: readDatagrams, forward: iptables.Run,
+		links: a.kernel, routes: a.fib, filter: a.filter, followed: a.meters.requests.Store(a.store), store: a.guard.Fence(a.store), denied: a.filter.Denied, counts: a.filter.Counts, counted: a.filter.Dropped, astray: func(ctx context.Context) (uint64, error) { return a.filter.Dropped(ctx, acl.ChainReverse) }, guard: a.guard, forget: a.forgetter.Forget, flowing: conntrack.Addresses, cut: a.cut, machines: tap.New(a.log), undirect: conntrack.DeleteDirect, answers: readDatagrams, forward: iptables.Run, routed: routed, echoes: echoes,
 		beside: append(append(join.Tasks(a.store, a.cfg.Store, a.cfg.StateDir, a.log), control.Task{Name: "keep ways to the datastore's members open", Do: func(ctx context.Context) error {
 			return a.store.FollowRecord(ctx, datastore.MembersKey, a.loop.heardMembers)
 		}}), a.askedTasks()...),

@@ -91,6 +91,7 @@ type Config struct {
 
 	quarantine time.Duration // of released addresses; 0: ipam.Quarantine, but in tests
 	tunnelRest time.Duration // of tunnels' devices; 0: the constant of that name, but in tests
+	pathEvery  time.Duration // how often WireGuard's ways are looked at; 0: as tunnelRest
 }
 
 // finish fills in the defaults and checks the rest; errors name the setting.
@@ -117,6 +118,7 @@ func (c *Config) finish() error {
 	if c.WireGuardPort == 0 {
 		c.WireGuardPort = netdev.WireGuardPort
 	}
+	c.pathEvery = cmp.Or(c.pathEvery, pathEvery)
 	if !c.Gateway.IsValid() {
 		c.Gateway = netdev.Gateway4()
 	}

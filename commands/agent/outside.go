@@ -56,6 +56,8 @@ type outside struct {
 	counts func(ctx context.Context, rules []acl.Rule) ([]acl.Count, error)
 	// counted is how many packets a chain of it dropped.
 	counted func(ctx context.Context, chain string) (uint64, error)
+	// routed and echoes are the functions of those names, for the ways of WireGuard.
+	routed, echoes func(from, to netip.Addr) bool
 	// cut deletes those of flows that policy denies.
 	cut      func(conntrack.Cutter) (int, error)
 	machines machines

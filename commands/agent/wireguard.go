@@ -43,6 +43,12 @@ type wireguard struct {
 	silent   map[string]*handshake            // peers that have not shaken hands yet
 	waits    bool                             // it is looked again whether they have
 	told     time.Time                        // since when others know of it; zero: they do not
+
+	paths map[string]*wgPath // by node: the ways to those that have two
+	look  bool               // they are looked at
+	looks bool               // they will be
+	// routed and echoes are outside's.
+	routed, echoes func(from, to netip.Addr) bool
 }
 
 // handshake is one that is waited for.
@@ -76,7 +82,7 @@ type wireguardLinks interface {
 func newWireguard(k wireguardLinks) *wireguard {
 	return &wireguard{
 		kernel: k, peers: map[string]kernel.WireGuardPeer{}, borrowed: map[string]map[netip.Addr]string{}, behind: map[string]behind{}, changed: map[string]bool{},
-		silent: map[string]*handshake{}, resync: true, pending: true,
+		silent: map[string]*handshake{}, resync: true, pending: true, paths: map[string]*wgPath{},
 	}
 }
 
@@ -212,6 +218,9 @@ func (l *loop) peer(self *datastore.Node, name string) (p kernel.WireGuardPeer, 
 	end, _ := n.TunnelOf(datastore.TunnelWireGuard)
 	key, err := parseKey(end.Key)
 	remote := routing.Between(self, n)
+	if bothFamilies(self, n) {
+		remote = l.wireguard.pathTo(n)
+	}
 	if err != nil || !remote.IsValid() {
 		return p, false
 	}
@@ -284,6 +293,9 @@ func (l *loop) flushWireGuard() {
 	if w.resync || len(w.changed) > 0 {
 		err = l.setPeers(self, device.Name)
 	}
+	if err == nil {
+		err = l.lookAtPaths(self, device.Name)
+	}
 	if len(w.silent) > 0 && err == nil && !w.waits {
 		err = l.listen(device.Name)
 		l.lookSoon()
@@ -351,6 +363,7 @@ func (l *loop) setPeers(self *datastore.Node, device string) error {
 		}
 		for name := range w.changed {
 			if p, ok := l.peer(self, name); ok {
+				w.keepPath(l.view.Node(name), have[p.Key].Endpoint.Addr())
 				was = append(was, have[p.Key].Allowed...)
 				shaken[p.Key] = !have[p.Key].Answered.IsZero()
 				delete(have, p.Key)
@@ -377,6 +390,9 @@ func (l *loop) setPeers(self *datastore.Node, device string) error {
 		}
 		if ok {
 			if now[name] = p; !had || !samePeer(old, p) {
+				if had && old.Key == p.Key && old.Endpoint == p.Endpoint {
+					p.Endpoint = netip.AddrPort{} // the kernel may know better by now
+				}
 				set = append(set, p)
 			}
 			if (!had || old.Key != p.Key) && !shaken[p.Key] {

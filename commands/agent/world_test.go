@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,6 +51,7 @@ type world struct {
 	answers  chan nflog.Datagram // that DNS servers give to endpoints
 	flowing  []netip.Addr        // that the kernel remembers flows of
 	cuts     []conntrack.Cutter
+	broken   atomic.Pointer[netip.Addr] // nothing leads there; nil: something does everywhere
 	// undirected are the ports whose flows to the host were ended, and whether the rules
 	// that publish them were there.
 	undirected []string
@@ -178,6 +180,8 @@ func (w *world) start() {
 		},
 		counted: func(context.Context, string) (uint64, error) { return 0, nil },
 		flowing: func() ([]netip.Addr, error) { return w.flowing, nil },
+		routed:  func(_, to netip.Addr) bool { a := w.broken.Load(); return a == nil || *a != to },
+		echoes:  func(_, to netip.Addr) bool { a := w.broken.Load(); return a == nil || *a != to },
 		cut: func(c conntrack.Cutter) (int, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()

@@ -24,6 +24,12 @@ import (
 // inGuest is set where the kernel has the tunnels that the tests below need.
 const inGuest = "NETCTL_IN_GUEST"
 
+// guestModules are what nodes need of Debian's kernel: nobody loads one there on demand.
+var guestModules = []string{
+	"veth", "bridge", "nf_tables", "nft_ct", "nft_nat", "nft_masq", "nft_chain_nat", "nft_limit", "nft_log", "nft_connlimit", "nft_fib_inet", "nft_reject_inet",
+	"nf_log_syslog", "nfnetlink_log", "nf_conntrack", "nf_conntrack_netlink", "nf_defrag_ipv6", "ipip", "vxlan", "wireguard", "tun",
+}
+
 // TestInGuest runs, on Debian's cloud kernel in QEMU, the tests of tunnels that the
 // kernel of this machine need not have: this very binary does, in the guest.
 func TestInGuest(t *testing.T) {
@@ -38,12 +44,9 @@ func TestInGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := qemulab.Guest{
-		Modules: []string{
-			"veth", "bridge", "nf_tables", "nft_ct", "nft_masq", "nft_chain_nat", "nft_limit", "nft_log", "nft_connlimit", "nf_log_syslog", "nfnetlink_log",
-			"nf_conntrack", "nf_conntrack_netlink", "nf_defrag_ipv6", "ipip", "vxlan", "wireguard", "tun",
-		},
-		Tools: []string{"ip", "ping", "tcpdump", "nft"},
-		Files: map[string]string{"/bin/netctl": netlab.Binary(t), "/bin/tests": self},
+		Modules: guestModules,
+		Tools:   []string{"ip", "ping", "tcpdump", "nft"},
+		Files:   map[string]string{"/bin/netctl": netlab.Binary(t), "/bin/tests": self},
 		Script: `mkdir -p /etc/cni/net.d /etc/iproute2/rt_protos.d /var/lib/netctl-node /var/lib/cni /opt/cni/bin && touch /etc/netctl.yaml &&
 			/bin/tests -test.count=1 -test.v -test.timeout=25m -test.run='^TestGuest'`,
 		Env:       []string{inGuest + "=1", "NETCTL_BINARY=/bin/netctl"},
@@ -57,7 +60,7 @@ func TestInGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"IPIP", "WireGuard", "WireGuardIPv6", "Doctor"} {
+	for _, name := range []string{"IPIP", "WireGuard", "WireGuardIPv6", "WireGuardFamily", "Doctor"} {
 		if !strings.Contains(out.String(), "--- PASS: TestGuest"+name+" ") {
 			t.Errorf("%s did not run", name)
 		}

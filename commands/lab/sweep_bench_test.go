@@ -3,7 +3,6 @@
 package lab
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,47 +10,16 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
 	"netctl/netdev/netlab"
-	"netctl/netdev/qemulab"
 )
 
 // TestBenchIPIP has the sweep run on a kernel that has IPIP; the machine is emulated,
 // which says little of speed and something of ratios.
 func TestBenchIPIP(t *testing.T) {
-	if os.Getenv("NETCTL_GUEST") == "" {
-		t.Skip("boots a guest: set NETCTL_GUEST once `make guest` was run")
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := qemulab.Guest{
-		Modules: []string{
-			"veth", "bridge", "nf_tables", "nft_ct", "nft_masq", "nft_chain_nat", "nft_limit", "nft_log", "nft_connlimit", "nf_log_syslog", "nfnetlink_log",
-			"nf_conntrack", "nf_conntrack_netlink", "nf_defrag_ipv6", "ipip", "vxlan", "tun",
-		},
-		Tools: []string{"ip", "ping", "nft"},
-		Files: map[string]string{"/bin/netctl": netlab.Binary(t), "/bin/tests": self},
-		Script: `mkdir -p /etc/cni/net.d /etc/iproute2/rt_protos.d /var/lib/netctl-node /var/lib/cni /opt/cni/bin && touch /etc/netctl.yaml &&
-			/bin/tests -test.count=1 -test.v -test.timeout=18m -test.run='^TestSweep$'`,
-		Env:       []string{inGuest + "=1", "NETCTL_BINARY=/bin/netctl"},
-		MemoryMiB: 1536,
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
-	defer cancel()
-	var out strings.Builder
-	err = g.Run(ctx, &out)
-	t.Log(out.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(out.String(), "--- PASS: TestSweep ") {
-		t.Error("the sweep did not run")
-	}
+	benchInGuest(t, "TestSweep")
 }
 
 // way is one way from a sender to a receiver, and what went by it: MiB a second by size

@@ -183,3 +183,39 @@ func TestAdoptThroughTunnels(t *testing.T) {
 		t.Errorf("adopted %v, foreign %v", stale, foreign)
 	}
 }
+
+// TestTravelByTheOtherFamily: a WireGuard tunnel to a next hop that nothing leads to is a
+// way as long as something leads to the node's other address; another tunnel is none.
+func TestTravelByTheOtherFamily(t *testing.T) {
+	kernel := fib.NewFake()
+	kernel.Put(2, connected("fd00:99::/64", "eth1"))
+	pools := map[datastore.Encap]netip.Prefix{
+		datastore.EncapWireGuard: netip.MustParsePrefix("10.65.0.0/16"), datastore.EncapVXLAN: netip.MustParsePrefix("10.66.0.0/16"), datastore.EncapNone: netip.MustParsePrefix("10.67.0.0/16"),
+	}
+	var list []*datastore.Pool
+	for e, p := range pools {
+		list = append(list, &datastore.Pool{Spec: datastore.PoolSpec{CIDR: p, Encap: e}})
+	}
+	nodes := []*datastore.Node{machine("n1", "192.168.99.1/24"), machine("n2", "192.168.99.2/24"), machine("n3", "192.168.99.3/24")}
+	for i, n := range nodes {
+		if i < 2 {
+			n.Spec.Addresses = append(n.Spec.Addresses, netip.MustParsePrefix(fmt.Sprintf("fd00:99::%d/64", i+1)))
+		}
+		n.Status.Tunnels = []datastore.Tunnel{{Kind: datastore.TunnelVXLAN, MAC: "02:00:00:00:00:02"}, {Kind: datastore.TunnelWireGuard, MAC: "02:00:00:00:00:02"}}
+	}
+	var bgp datastore.BGPConfig
+	bgp.SetDefaults()
+	i := newInstaller(kernel.Table(88), newTracker(t.Context(), kernel.Table(88), func(string) bool { return false }, quiet()), func() {}, quiet())
+	i.by = routing.NewFabric(routing.Mesh("n1", nodes, list, &bgp), nil, netdev.DefaultTunnels())
+	for _, c := range []struct {
+		encap   datastore.Encap
+		hop, by string
+	}{
+		{datastore.EncapWireGuard, "192.168.99.2", "[via 192.168.99.2 dev wg.netctl onlink]"}, {datastore.EncapVXLAN, "192.168.99.2", "[]"}, {datastore.EncapNone, "192.168.99.2", "[]"},
+		{datastore.EncapWireGuard, "192.168.99.3", "[]"}, {datastore.EncapWireGuard, "192.168.99.4", "[]"},
+	} {
+		if got := fmt.Sprint(i.via(pools[c.encap], []netip.Addr{netip.MustParseAddr(c.hop)}).hops); got != c.by {
+			t.Errorf("%s to %s: %s, want %s", c.encap, c.hop, got, c.by)
+		}
+	}
+}

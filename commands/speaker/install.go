@@ -285,10 +285,10 @@ func (i *installer) via(pool netip.Prefix, hops []netip.Addr) (out passage) {
 			return passage{}
 		}
 		plain, _ := i.nextHops.resolve(addr)
-		if plain.Link == "" {
+		via, _ := i.by.Via(pool, addr, plain.NextHop)
+		if plain.Link == "" && !slices.ContainsFunc(i.by.Spares(addr, via), i.nextHops.reached) {
 			continue
 		}
-		via, _ := i.by.Via(pool, addr, plain.NextHop)
 		tunnelled = tunnelled || via != plain.NextHop
 		if source := i.by.Source(pool, addr, plain.source); source.IsValid() {
 			out.source = source

@@ -72,6 +72,12 @@ func (t *tracker) resolve(a netip.Addr) (via reach, ok bool) {
 	return via, true
 }
 
+// reached says whether something leads to a.
+func (t *tracker) reached(a netip.Addr) bool {
+	via, _ := t.resolve(a)
+	return via.Link != ""
+}
+
 func (t *tracker) ask(a netip.Addr) reach {
 	via, source, err := t.table.Reach(t.ctx, a)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"netctl/datastore"
 	"netctl/netdev"
@@ -24,6 +25,8 @@ type Fake struct {
 	Fail func(op, object string) error
 	// Silent, if set, says which peers of WireGuard do not answer.
 	Silent func(key WireGuardKey) bool
+	// Sent is what every peer of WireGuard was sent, in bytes.
+	Sent atomic.Uint64
 
 	mu       sync.Mutex
 	index    int

@@ -94,6 +94,9 @@ func (f *Fake) SetWireGuardPeers(device string, peers []WireGuardPeer, nobodys [
 	for _, p := range peers {
 		take(p.Allowed)
 		p.Allowed = append(slices.Clone(have[p.Key].Allowed), p.Allowed...)
+		if !p.Endpoint.IsValid() {
+			p.Endpoint = have[p.Key].Endpoint
+		}
 		have[p.Key] = p
 		t.told++
 	}
@@ -106,18 +109,28 @@ func (f *Fake) SetWireGuardPeers(device string, peers []WireGuardPeer, nobodys [
 	return nil
 }
 
-// WireGuardPeers is Kernel.WireGuardPeers: a peer answers unless f.Silent says otherwise.
+// WireGuardPeers is Kernel.WireGuardPeers: a peer answers unless f.Silent says otherwise,
+// and is sent what f.Sent says, which nobody answers.
 func (f *Fake) WireGuardPeers(device string) (map[WireGuardKey]WireGuardState, error) {
 	peers, _ := f.Peers(device)
 	have := map[WireGuardKey]WireGuardState{}
 	for _, p := range peers {
-		is := WireGuardState{Allowed: p.Allowed}
+		is := WireGuardState{Allowed: p.Allowed, Endpoint: p.Endpoint, Sent: f.Sent.Load()}
 		if f.Silent == nil || !f.Silent(p.Key) {
 			is.Answered = time.Now()
 		}
 		have[p.Key] = is
 	}
 	return have, nil
+}
+
+// Roam has a peer's packets come from another address.
+func (f *Fake) Roam(device string, key WireGuardKey, from netip.AddrPort) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p := f.tunnels[device].peers[key]
+	p.Endpoint = from
+	f.tunnels[device].peers[key] = p
 }
 
 // Peers are those of a device of WireGuard tunnels, by their endpoints, and how often

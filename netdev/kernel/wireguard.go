@@ -19,7 +19,7 @@ type WireGuardKey [32]byte
 // WireGuardPeer is another node as the device of WireGuard tunnels has to know it.
 type WireGuardPeer struct {
 	Key WireGuardKey
-	// Endpoint is where packets to it go.
+	// Endpoint is where packets to it go; the zero AddrPort: to where the kernel sends them.
 	Endpoint netip.AddrPort
 	// Allowed are the addresses behind it: packets to them go there, and others are not
 	// taken from there.
@@ -33,6 +33,10 @@ type WireGuardPeer struct {
 type WireGuardState struct {
 	Answered time.Time // the last handshake; zero: there was none
 	Allowed  []netip.Prefix
+	// Endpoint is where packets to it go: where its last one came from, if it sent any.
+	Endpoint netip.AddrPort
+	// Sent and Received are all bytes so far, WireGuard's own packets among them.
+	Sent, Received uint64
 }
 
 // The generic netlink family of WireGuard (include/uapi/linux/wireguard.h), and what is
@@ -53,6 +57,8 @@ const (
 	wgPeerEndpoint  = 4
 	wgPeerKeepalive = 5
 	wgPeerHandshake = 6
+	wgPeerReceived  = 7
+	wgPeerSent      = 8
 	wgPeerAllowed   = 9
 
 	wgPeerRemove = 1
@@ -265,6 +271,21 @@ func sockaddr(a netip.AddrPort) []byte {
 	return append(append(append(b, 0, 0, 0, 0), a.Addr().AsSlice()...), 0, 0, 0, 0)
 }
 
+// addrPort is what sockaddr makes; the zero AddrPort: b is something else.
+func addrPort(b []byte) netip.AddrPort {
+	if len(b) < 4 {
+		return netip.AddrPort{}
+	}
+	port := binary.BigEndian.Uint16(b[2:])
+	switch family := binary.NativeEndian.Uint16(b); {
+	case family == unix.AF_INET && len(b) >= 8:
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), port)
+	case family == unix.AF_INET6 && len(b) >= 24:
+		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[8:24])), port)
+	}
+	return netip.AddrPort{}
+}
+
 // WireGuardPeers are the peers that a device has.
 func (k *Kernel) WireGuardPeers(device string) (map[WireGuardKey]WireGuardState, error) {
 	g, err := k.wireguard()
@@ -324,6 +345,17 @@ func parsePeer(ad *netlink.AttributeDecoder, peers map[WireGuardKey]WireGuardSta
 			if len(b) == 16 && binary.NativeEndian.Uint64(b) != 0 {
 				is.Answered = time.Unix(int64(binary.NativeEndian.Uint64(b)), int64(binary.NativeEndian.Uint64(b[8:])))
 			}
+		case wgPeerEndpoint:
+			is.Endpoint = addrPort(b)
+		case wgPeerReceived, wgPeerSent:
+			if len(b) != 8 {
+				return errWireGuard
+			}
+			if n := binary.NativeEndian.Uint64(b); ad.Type() == wgPeerSent {
+				is.Sent = n
+			} else {
+				is.Received = n
+			}
 		case wgPeerAllowed:
 			ad.Nested(func(ad *netlink.AttributeDecoder) error {
 				for ad.Next() {
@@ -334,11 +366,11 @@ func parsePeer(ad *netlink.AttributeDecoder, peers map[WireGuardKey]WireGuardSta
 		}
 	}
 	if known {
-		was := peers[key]
-		if was.Answered.After(is.Answered) {
-			is.Answered = was.Answered
+		if was, more := peers[key]; more { // only its addresses are in the further ones
+			was.Allowed = append(was.Allowed, is.Allowed...)
+			is = was
 		}
-		peers[key] = WireGuardState{is.Answered, append(was.Allowed, is.Allowed...)}
+		peers[key] = is
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ func TestWireGuardMessages(t *testing.T) {
 		}
 	}
 	for _, p := range peers {
-		if is, ok := have[p.Key]; !ok || !slices.Equal(is.Allowed, p.Allowed) || !is.Answered.IsZero() {
+		if is, ok := have[p.Key]; !ok || !slices.Equal(is.Allowed, p.Allowed) || !is.Answered.IsZero() || is.Endpoint != p.Endpoint {
 			t.Errorf("peer %d: %+v", p.Key[0], is)
 		}
 	}
@@ -42,14 +42,18 @@ func TestWireGuardMessages(t *testing.T) {
 		ae.Nested(wgDevicePeers, func(ae *netlink.AttributeEncoder) error {
 			ae.Nested(0, func(ae *netlink.AttributeEncoder) error {
 				ae.Bytes(wgPeerKey, peers[2].Key[:])
+				ae.Uint64(wgPeerReceived, 8)
+				ae.Uint64(wgPeerSent, 9)
 				ae.Bytes(wgPeerHandshake, binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, 7), 5))
 				return nil
 			})
 			return nil
 		})
 	})
-	if err := parsePeers(answered.Data, have); err != nil || have[peers[2].Key].Answered.UnixNano() != 7e9+5 {
-		t.Errorf("answered: %v, %v", have[peers[2].Key].Answered, err)
+	delete(have, peers[2].Key)
+	err := parsePeers(answered.Data, have)
+	if is := have[peers[2].Key]; err != nil || is.Answered.UnixNano() != 7e9+5 || is.Received != 8 || is.Sent != 9 {
+		t.Errorf("answered: %+v, %v", is, err)
 	}
 	for n := range len(answered.Data) {
 		_ = parsePeers(answered.Data[:n], map[WireGuardKey]WireGuardState{}) // must not panic

@@ -393,7 +393,8 @@ func (s *session) lookFor(c PeerConfig) outlook {
 	for _, a := range c.NextHopSelf {
 		look.nextHop[FamilyOf(a)] = a
 	}
-	if s.crossing && !look.nextHop[IPv4].IsValid() {
+	// Over the other ends of a session between nodes IPv4 does not get through.
+	if lost := len(c.Spare) > 0 && s.local.Is6(); s.crossing && (lost || !look.nextHop[IPv4].IsValid()) {
 		look.nextHop[IPv4] = look.nextHop[IPv6]
 	}
 	return look
