@@ -105,6 +105,7 @@ func settingTable() []setting {
 		{"docker::socket", docker.DefaultSocket, "docker-socket", "NETCTL_DOCKER_SOCKET", "`socket` that Docker finds the driver at; its name is the driver's"},
 		{"docker::aliases", []string{"calico"}, "docker-aliases", "NETCTL_DOCKER_ALIASES", "further `names` of the driver"},
 		{"docker::api", docker.DefaultAPI, "docker-api", "NETCTL_DOCKER_API", "`socket` of Docker's own API"},
+		{"docker::scope", docker.ScopeLocal, "docker-scope", "NETCTL_DOCKER_SCOPE", "local: each node makes its networks; `global`: a swarm does, of a plugin that Docker manages"},
 		{"routes::agentProtocol", 87, "routes-agent-protocol", "NETCTL_ROUTES_AGENT_PROTOCOL", "route protocol `number` of the agent"},
 		{"routes::speakerProtocol", 88, "routes-speaker-protocol", "NETCTL_ROUTES_SPEAKER_PROTOCOL", "route protocol `number` of the speaker"},
 		{"routes::table", 0, "routes-table", "NETCTL_ROUTES_TABLE", "`number` of the kernel's table that routes are in (0: the main one)"},
@@ -173,6 +174,7 @@ type settings struct {
 		Socket  string
 		Aliases []string
 		API     string
+		Scope   string
 	}
 	Routes struct {
 		AgentProtocol, SpeakerProtocol int

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"netctl/commands/agent"
+	"netctl/commands/docker"
 	"netctl/commands/telemetry"
 	"netctl/datastore"
 	"netctl/netdev"
@@ -67,6 +68,7 @@ func (s *settings) validate() error {
 		{"docker::socket", checkPluginSocket(s.Docker.Socket)},
 		{"docker::aliases", each(s.Docker.Aliases, datastore.CheckName)},
 		{"docker::api", absolute(s.Docker.API)},
+		{"docker::scope", oneOf(s.Docker.Scope, docker.ScopeLocal, docker.ScopeGlobal)},
 		{"routes::agentProtocol", between(s.Routes.AgentProtocol, 5, 255)},
 		{"routes::speakerProtocol", between(s.Routes.SpeakerProtocol, 5, 255)},
 		{"routes::table", checkTable(s.Routes.Table)},

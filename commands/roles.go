@@ -77,7 +77,7 @@ func newDockerCommand(a *app) *cobra.Command {
 		[]string{"metrics", "docker"},
 		func(ctx context.Context, s *settings) error {
 			return docker.Run(ctx, docker.Config{
-				StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Docker.Socket, Aliases: s.Docker.Aliases, API: s.Docker.API,
+				StateDir: s.StateDir, RunDir: s.RunDir, Socket: s.Docker.Socket, Aliases: s.Docker.Aliases, API: s.Docker.API, Scope: s.Docker.Scope,
 				AgentSocket: s.Agent.Socket, Gateway: netip.MustParseAddr(s.Agent.Gateway), // checked by settings.finish
 				Telemetry: s.telemetry("docker"), Log: newLogger(a.err, "docker", s),
 			})

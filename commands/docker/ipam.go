@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -100,6 +101,9 @@ func (p *plugin) requestPool(ctx context.Context, r requestPool) (any, error) {
 	ctx, cancel := short(ctx)
 	defer cancel()
 	id := poolID{v6: r.V6}
+	if r.Pool == "" && p.cfg.Scope == ScopeGlobal { // managers and workers share nothing but what a network was asked with
+		return nil, errors.New("network: one of a swarm needs a --subnet in a pool")
+	}
 	if r.Pool == "" {
 		if r.SubPool != "" {
 			return nil, fmt.Errorf("--ip-range %s: needs a --subnet", r.SubPool)
@@ -191,6 +195,14 @@ func (p *plugin) requestAddress(ctx context.Context, r addressCall) (any, error)
 	}
 	ctx, cancel := short(ctx)
 	defer cancel()
+	if p.cfg.Scope == ScopeGlobal && req.Address.IsValid() {
+		// A manager chose it and its node may hold it, or have it in a container if the manager
+		// has started since: whether anybody else has it is found out when the container joins.
+		if _, err := p.poolsOf(ctx, id.subnet); err != nil {
+			return nil, err
+		}
+		return requestedAddress{Address: host(req.Address)}, nil
+	}
 	held, err := p.agent.Waiting(callTimeout/2).Hold(ctx, req)
 	if err != nil && id.subnet.IsValid() { // its pool may have been removed since
 		if _, why := p.poolsOf(ctx, id.subnet); why != nil {

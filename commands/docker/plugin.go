@@ -11,6 +11,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -46,6 +47,8 @@ type Config struct {
 	AgentSocket string
 	// API is the socket of Docker's own API, as a path.
 	API string
+	// Scope is whose the networks are: ScopeLocal ("" too) or ScopeGlobal.
+	Scope string
 	// Gateway is the workloads' first IPv4 next hop, as the agent has it.
 	Gateway netip.Addr
 	// Telemetry says what is shown of the role; without a role in it nothing is.
@@ -58,6 +61,13 @@ const DefaultSocket = "/run/docker/plugins/netctl.sock"
 
 // DefaultAPI is where dockerd listens.
 const DefaultAPI = "/run/docker.sock"
+
+// The scopes of networks: a node's own, or a swarm's. The swarm's managers choose addresses
+// then, and each node is told of a network when it gets the first container in it.
+const (
+	ScopeLocal  = "local"
+	ScopeGlobal = "global"
+)
 
 // How long calls may take. Docker waits 30 s, and with it whoever uses Docker.
 const (
@@ -152,6 +162,7 @@ func open(cfg Config) *plugin {
 	if !cfg.Gateway.IsValid() {
 		cfg.Gateway = netdev.Gateway4()
 	}
+	cfg.Scope = cmp.Or(cfg.Scope, ScopeLocal)
 	s, err := openState(cfg.StateDir, cfg.RunDir)
 	if err != nil {
 		cfg.Log.Warn("networks or endpoints not remembered", "error", err)
@@ -166,7 +177,7 @@ func (p *plugin) calls() map[string]func(context.Context, []byte) (any, error) {
 	return map[string]func(context.Context, []byte) (any, error){
 		"/Plugin.Activate": answer(activation{Implements: []string{"NetworkDriver", "IpamDriver"}}),
 
-		"/NetworkDriver.GetCapabilities":             answer(driverCapabilities{Scope: "local", ConnectivityScope: "global", GwAllocChecker: true}),
+		"/NetworkDriver.GetCapabilities":             answer(driverCapabilities{Scope: p.cfg.Scope, ConnectivityScope: "global", GwAllocChecker: true}),
 		"/NetworkDriver.GwAllocCheck":                answer(gatewayCheck{SkipIPv4: true, SkipIPv6: true}),
 		"/NetworkDriver.CreateNetwork":               call(p.createNetwork),
 		"/NetworkDriver.DeleteNetwork":               call(p.deleteNetwork),
