@@ -210,6 +210,9 @@ func TestAPIRoles(t *testing.T) {
 	if status != http.StatusBadRequest || !strings.Contains(text, "POST it") {
 		t.Errorf("a change by GET: %d %s", status, text)
 	}
+	if status, text := ask(t, users[2], http.MethodGet, r.url+"/v1/actions/token/list", ""); status != http.StatusBadRequest || !strings.Contains(text, "token/list is not for GET") {
+		t.Errorf("what only admin sees, by GET: %d %s", status, text)
+	}
 }
 
 // TestAPIKnowsItsUsers shows it certificates that are not good for it.

@@ -20,6 +20,12 @@ const nameHolder = "netctl/name"
 func named(placeholder, short, example string, subs ...*cobra.Command) *cobra.Command {
 	c := group(placeholder, short, example, subs...)
 	c.Annotations = map[string]string{nameHolder: "true"}
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		if cmd.Name() == "list" { // as of tokens and members
+			return usage("%s: `%s show` lists them", cmd.CommandPath(), cmd.Parent().CommandPath())
+		}
+		return cmd.Help()
+	}
 	return c
 }
 

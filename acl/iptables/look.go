@@ -25,6 +25,10 @@ type Flavour struct {
 	// that it asks DOCKER-USER first; Accepts that what comes from and goes to our links
 	// is accepted in it, or there.
 	ForwardDrop, Docker, Accepts bool
+	// ForwardEnds is the target of a rule with which the FORWARD chain ends for every
+	// packet, DROP or REJECT, if surely no rule before that accepts what begins a flow;
+	// else "".
+	ForwardEnds string
 }
 
 // Look reads every flavour that this machine has a program for, and creates nothing. A
@@ -75,6 +79,7 @@ func (f *Flavour) read(text, prefix string) {
 	in, out := map[string]bool{}, map[string]bool{}
 	own := " -m comment --comment " + comment + " -j ACCEPT"
 	current, judged := "", false
+	ended, opens := false, false // FORWARD, by a rule for every packet; it may accept
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
 		words := strings.Fields(line)
@@ -86,6 +91,8 @@ func (f *Flavour) read(text, prefix string) {
 			if current == table && words[0] == ":"+forward {
 				f.ForwardDrop = true
 			}
+		case ended && current == table && len(words) > 1 && words[1] == forward: // nothing comes here
+			f.Rules++
 		case current == table && line == "-A "+forward+" "+hookRule(forward):
 			judged = true
 		case strings.HasPrefix(line, "-A ") && (strings.Contains(line, " "+chainPrefix) || strings.Contains(line, "-j "+chainPrefix)):
@@ -97,9 +104,16 @@ func (f *Flavour) read(text, prefix string) {
 		case strings.HasPrefix(line, "-A "):
 			f.Rules++
 			f.InUse = true
-			if current == table && line == "-A "+forward+" -j "+dockerUser {
+			if current != table || words[1] != forward {
+				continue
+			}
+			if line == "-A "+forward+" -j "+dockerUser {
 				f.Docker = true
 			}
+			if ended = len(words) > 3 && words[2] == "-j" && (words[3] == "DROP" || words[3] == "REJECT"); ended && !opens {
+				f.ForwardEnds = words[3]
+			}
+			opens = opens || mayAccept(words)
 		}
 	}
 	chain := forward
@@ -107,4 +121,21 @@ func (f *Flavour) read(text, prefix string) {
 		chain = dockerUser
 	}
 	f.Accepts = in[chain] && out[chain] || judged
+}
+
+// mayAccept says whether a rule may let a packet go on that begins a flow: by itself, or in
+// another chain.
+func mayAccept(rule []string) bool {
+	target := ""
+	for i, word := range rule[:len(rule)-1] {
+		switch word {
+		case "-j", "-g":
+			target = rule[i+1]
+		case "--ctstate", "--state":
+			if i > 0 && rule[i-1] != "!" && !strings.Contains(rule[i+1], "NEW") {
+				return false
+			}
+		}
+	}
+	return !slices.Contains([]string{"", "DROP", "REJECT", "LOG", "NFLOG", "TCPMSS"}, target)
 }

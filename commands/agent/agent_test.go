@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -457,6 +458,30 @@ func TestBlockOverASubnet(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.until(func() string { return strings.Join(w.status().Problems, "\n") })
+
+	// One of its own would take from it what is there; the subnet may come later, too.
+	used := []datastore.Allocation{{Ordinal: 1, Handle: "somebody", Node: "n1"}}
+	own := &datastore.Block{Metadata: datastore.Metadata{Name: "192.168.99.64-26"}, Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("192.168.99.64/26"), Affinity: "n1", Allocations: used}}
+	far := &datastore.Block{Metadata: datastore.Metadata{Name: "10.0.0.0-26"}, Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("10.0.0.0/26"), Affinity: "n1", Allocations: used}}
+	if err := errors.Join(datastore.Create(t.Context(), w.store, own), datastore.Create(t.Context(), w.store, far)); err != nil {
+		t.Fatal(err)
+	}
+	routes := func(problem string, has, lacking string) {
+		t.Helper()
+		w.until(func() string {
+			all := w.fib.String()
+			if strings.Contains(all, lacking) {
+				return all
+			}
+			return cmp.Or(lacks(strings.Join(w.status().Problems, "\n"), problem), lacks(all, has))
+		})
+	}
+	routes("the subnet goes on and the block has no route", "blackhole 10.0.0.0/26", "blackhole 192.168.99.64/26")
+	uplink := on("eth1", "192.168.99.102/24")
+	w.links.SetAddresses(uplink, on("eth2", "10.0.0.5/8"))
+	routes("block 10.0.0.0/26 of node n1: overlaps 10.0.0.0/8", "", "blackhole")
+	w.links.SetAddresses(uplink)
+	routes("", "blackhole 10.0.0.0/26", "blackhole 192.168.99.64/26")
 }
 
 // TestGatewayIsSomebodys: the workloads' gateway is an address of a subnet that the

@@ -93,13 +93,21 @@ type blocks struct {
 	node  string
 	view  *datastore.View
 	table *table
+	links *links
 	// returning are blocks that are being given back: they have no route.
 	returning map[netip.Prefix]bool
 }
 
-// own are this node's blocks but those that are being given back.
+// own are this node's blocks that have a route: not those that are being given back, nor
+// those in a subnet of the host, where it would take the host's machines from it, the
+// datastore and other nodes among them. Nobody claims such a block, but who writes what he
+// likes, and one that was there before the subnet.
 func (s *blocks) own() []*datastore.Block {
-	return slices.DeleteFunc(s.view.BlocksOf(s.node), func(b *datastore.Block) bool { return s.returning[b.Spec.CIDR] })
+	return slices.DeleteFunc(s.view.BlocksOf(s.node), func(b *datastore.Block) bool { return !s.routed(b) })
+}
+
+func (s *blocks) routed(b *datastore.Block) bool {
+	return b.Spec.Affinity == s.node && !s.returning[b.Spec.CIDR] && !s.links.surrounds(b.Spec.CIDR)
 }
 
 // changed takes a change of a block; nil: it was not, or is not there.
@@ -124,10 +132,9 @@ func (s *blocks) keepOut(block netip.Prefix, out bool) {
 	s.route(name, s.view.Block(name))
 }
 
-// route has the table want a block's route, if it is this node's (nil: it is not)
-// and not being given back.
+// route has the table want a block's route, if it is to have one (nil: it is not there).
 func (s *blocks) route(name string, b *datastore.Block) {
-	if b != nil && b.Spec.Affinity == s.node && !s.returning[b.Spec.CIDR] {
+	if b != nil && s.routed(b) {
 		s.table.want("block "+name, blockRoute(b))
 		return
 	}

@@ -118,7 +118,7 @@ func TestABlockThatIsNeededStays(t *testing.T) {
 // TestABlockComesBack: a block that was given back and is claimed again has its route.
 func TestABlockComesBack(t *testing.T) {
 	view, tab := datastore.NewView(), newTable(fib.NewFake().Table(87))
-	s := &blocks{node: "n1", view: view, table: tab, returning: map[netip.Prefix]bool{}}
+	s := &blocks{node: "n1", view: view, table: tab, links: &links{}, returning: map[netip.Prefix]bool{}}
 	b := &datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("10.65.0.0/26"), Affinity: "n1"}}
 	name := datastore.PoolName(b.Spec.CIDR)
 	wanted := func() bool { return len(tab.wants["block "+name]) == 1 }

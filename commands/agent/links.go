@@ -209,3 +209,10 @@ func (k *links) overlapping(prefix netip.Prefix) *kernel.Address {
 	}
 	return nil
 }
+
+// surrounds tells whether a prefix lies in a subnet of the host, which goes on.
+func (k *links) surrounds(prefix netip.Prefix) bool {
+	return slices.ContainsFunc(k.addrs, func(a kernel.Address) bool {
+		return a.Subnet.Bits() <= prefix.Bits() && a.Subnet.Contains(prefix.Addr()) && !k.adopted[a.Link]
+	})
+}

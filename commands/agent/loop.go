@@ -152,7 +152,7 @@ func newLoop(cfg Config, log *slog.Logger, k hostLinks, r routes, f filter) *loo
 	l.problems = newProblems(log, func() { l.post(func() {}) })
 	l.shown = telemetry.Shown{Log: log}
 	l.locals = newLocals(cfg.LinkPrefix, l.links)
-	l.blocks = &blocks{node: cfg.Node, view: l.view, table: l.table, returning: map[netip.Prefix]bool{}}
+	l.blocks = &blocks{node: cfg.Node, view: l.view, table: l.table, links: l.links, returning: map[netip.Prefix]bool{}}
 	l.forwarding = newForwarding(k, l.problems, log)
 	l.tunnels = newTunnels(k, cfg)
 	l.wireguard = newWireguard(k)

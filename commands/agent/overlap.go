@@ -17,6 +17,9 @@ func (l *loop) noteOverlaps() {
 	for _, b := range l.view.Blocks() {
 		l.overlap(nil, b)
 	}
+	for _, b := range l.view.BlocksOf(l.cfg.Node) {
+		l.blocks.route(b.Metadata.Name, b)
+	}
 	l.noteGateway()
 	l.mixed.changed = true
 }
@@ -89,6 +92,9 @@ func (l *loop) overlap(was, is *datastore.Block) {
 	text := ""
 	if a := l.links.overlapping(is.Spec.CIDR); a != nil {
 		text = fmt.Sprintf("overlaps %s, which this host is connected to by %s: detach the block's endpoints, and it goes by itself, or renumber the subnet", a.Subnet, a.Link)
+		if is.Spec.Affinity == l.cfg.Node && l.links.surrounds(is.Spec.CIDR) {
+			text += "; until then the subnet goes on and the block has no route"
+		}
 	}
 	l.problems.note(what(is), text)
 }

@@ -39,7 +39,7 @@ func (s *server) act(w http.ResponseWriter, r *http.Request, who Caller) error {
 	}
 	need := action.Rights.Needs(q)
 	if readOnly(r.Method) && need > datastore.APIRead {
-		return fmt.Errorf("%s changes something: POST it: %w", path, datastore.ErrInvalid)
+		return fmt.Errorf("%s is not for GET, which asks for what the role read may: POST it: %w", path, datastore.ErrInvalid)
 	}
 	if err := who.may(need, "the action "+path); err != nil {
 		return err

@@ -27,6 +27,9 @@ type Remark struct {
 // String is the remark as one line.
 func (r Remark) String() string {
 	s := r.Resource + ": "
+	if r.Resource == "" {
+		s = "a resource without a kind: "
+	}
 	if r.Field != "" {
 		s += r.Field + ": "
 	}

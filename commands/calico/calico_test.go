@@ -243,3 +243,11 @@ func TestMalformed(t *testing.T) {
 		t.Errorf("%d remarks: %s", len(said), strings.Join(said, "\n"))
 	}
 }
+
+// TestNoResource: what is no resource of Calico's at all is said in words.
+func TestNoResource(t *testing.T) {
+	_, remarks := convert(t, `[{"node": "n1", "roles": ["agent"]}]`)
+	if len(remarks) != 1 || !strings.HasPrefix(remarks[0].String(), "a resource without a kind: apiVersion: left out") {
+		t.Errorf("%v", remarks)
+	}
+}

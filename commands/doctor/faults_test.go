@@ -55,6 +55,10 @@ func faults() []fault {
 		}},
 		{check: "forward-policy", what: "iptables-nft: the policy of FORWARD is DROP", fix: "iptables-nft -w -I DOCKER-USER -i nc+", mends: true, inject: func(f *fake, _ *Config) { f.flavours[0].Accepts = false }},
 		{check: "forward-policy", what: "iptables-legacy: the policy", fix: "iptables-legacy -w -I FORWARD -o nc+", mends: true, inject: func(f *fake, _ *Config) { f.flavours[1].ForwardDrop = true }},
+		{check: "forward-policy", what: "iptables-legacy: FORWARD ends with a rule that is REJECT", fix: "iptables-legacy -w -I FORWARD -o nc+", inject: func(f *fake, _ *Config) { f.flavours[1].ForwardEnds = "REJECT" }},
+		{check: "foreign-chains", what: "chain ip guard fwd (hook forward, priority 0) rejects", fix: `nft insert rule ip guard fwd oifname "nc*" accept`, inject: func(f *fake, _ *Config) {
+			f.chains = append(f.chains, nft.BaseChain{Family: "ip", Table: "guard", Name: "fwd", Hook: "forward", Refuses: "reject", Surely: true})
+		}},
 		{check: "foreign-chains", what: "chain inet guard fwd (hook forward, priority 0) drops", fix: `nft insert rule inet guard fwd iifname "nc*" accept`, inject: func(f *fake, _ *Config) {
 			f.chains = append(f.chains, nft.BaseChain{Family: "inet", Table: "guard", Name: "fwd", Hook: "forward", Drop: true})
 		}},
@@ -131,7 +135,7 @@ func faults() []fault {
 		{check: "ports", what: "TCP port 2379, which the datastore needs, is held by etcd", fix: "etcd: {listen", fatal: true, inject: func(f *fake, _ *Config) {
 			f.sockets = append(f.sockets, Socket{Addr: netip.MustParseAddrPort("[::]:2379"), PID: 301, Name: "etcd"})
 		}},
-		{check: "ports", what: "TCP port 2380, which the datastore of `netctl init`", fix: "init --datastore-endpoints", inject: func(f *fake, c *Config) {
+		{check: "ports", what: "TCP port 2380, which the datastore of `netctl init`", fix: "in no unit (-): kill 301", inject: func(f *fake, c *Config) {
 			c.MayFound = true
 			f.sockets = append(f.sockets, Socket{Addr: netip.MustParseAddrPort("192.168.99.102:2380"), PID: 301, Name: "etcd"})
 		}},

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -16,7 +17,7 @@ func forwardPolicy(ctx context.Context, s *scene) (found []Finding, err error) {
 	}
 	flavours, err := s.Iptables(ctx, s.cfg.LinkPrefix)
 	for _, f := range flavours {
-		if !f.ForwardDrop || f.Accepts {
+		if !f.ForwardDrop && f.ForwardEnds == "" || f.Accepts {
 			continue
 		}
 		chain := "FORWARD"
@@ -26,6 +27,13 @@ func forwardPolicy(ctx context.Context, s *scene) (found []Finding, err error) {
 		var fix []string
 		for _, direction := range []string{"-i", "-o"} {
 			fix = append(fix, fmt.Sprintf("%s -w -I %s %s %s+ -m comment --comment netctl -j ACCEPT", f.Binary, chain, direction, s.cfg.LinkPrefix))
+		}
+		if f.ForwardEnds != "" { // a person's rule, which the agent leaves alone
+			found = append(found, Finding{
+				What: fmt.Sprintf("%s: FORWARD ends with a rule that is %s for everything, and nothing before it accepts what workloads send and receive", f.Binary, f.ForwardEnds),
+				Fix:  append(fix, "# and in the file that the rules come from, such as /etc/sysconfig/iptables or /etc/iptables/rules.v4"),
+			})
+			continue
 		}
 		found = append(found, Finding{
 			What:    fmt.Sprintf("%s: the policy of FORWARD is DROP, and nothing accepts what workloads send and receive (the agent adds these two rules when it starts)", f.Binary),
@@ -66,7 +74,8 @@ func foreignChains(ctx context.Context, s *scene) (found []Finding, err error) {
 	seen, _ := s.Iptables(ctx, s.cfg.LinkPrefix) // what it cannot read is looked at here
 	links := s.cfg.LinkPrefix + "*"
 	for _, c := range chains {
-		if !c.Drop || ofIptables(c, seen) || c.Table == "firewalld" || c.Family == "arp" {
+		ends := c.Refuses != "" && c.Surely // by a rule
+		if !c.Drop && !ends || ofIptables(c, seen) || c.Table == "firewalld" || c.Family == "arp" {
 			continue
 		}
 		in, out := !c.In, !c.Out
@@ -88,7 +97,7 @@ func foreignChains(ctx context.Context, s *scene) (found []Finding, err error) {
 		}
 		if len(fix) > 0 {
 			found = append(found, Finding{
-				What: fmt.Sprintf("nftables chain %s (hook %s, priority %d) drops what it does not know, and no rule in it accepts %s", c, c.Hook, c.Priority, links),
+				What: fmt.Sprintf("nftables chain %s (hook %s, priority %d) %ss what it does not know, and no rule in it accepts %s", c, c.Hook, c.Priority, cmp.Or(c.Refuses, "drop"), links),
 				Fix:  append(fix, "# and add the same rules to the file that makes the chain, such as /etc/nftables.conf"),
 			})
 		}

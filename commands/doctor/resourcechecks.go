@@ -87,7 +87,7 @@ func ports(_ context.Context, s *scene) (found []Finding, err error) {
 			fix := []string{fmt.Sprintf("ss -lnp 'sport = :%d'", p.at.Port())}
 			if x.PID != 0 {
 				holder = fmt.Sprintf("%s (PID %d)", x.Name, x.PID)
-				fix = []string{fmt.Sprintf("systemctl disable --now $(ps -o unit= -p %d)", x.PID)}
+				fix = []string{fmt.Sprintf("systemctl disable --now $(ps -o unit= -p %d)", x.PID), fmt.Sprintf("# or, in no unit (-): kill %d", x.PID)}
 			}
 			if p.key != "" {
 				fix = append(fix, "# or `"+p.key+"` in /etc/netctl.yaml")

@@ -37,7 +37,8 @@ type Finding struct {
 	// Message is one line for a person.
 	Message string `json:"message"`
 	// Repaired: Repair has put it right.
-	Repaired bool `json:"repaired"`
+	Repaired bool   `json:"repaired"`
+	stray    string // why its address is none that a block is made for
 }
 
 // Report is what Check found, and what it looked at.
@@ -96,9 +97,31 @@ func (c *checker) endpoints() {
 					continue
 				}
 			}
-			c.add(Finding{Problem: Unallocated, Address: a, Handle: name, Message: fmt.Sprintf("address %s: endpoint %s has it, but no block says so", a, name)})
+			f := Finding{Problem: Unallocated, Address: a, Handle: name, Message: fmt.Sprintf("address %s: endpoint %s has it, but no block says so", a, name)}
+			if b == nil {
+				f.stray = c.stray(a)
+			}
+			if f.stray != "" {
+				f.Message = fmt.Sprintf("address %s: endpoint %s has it, and it is %s; remove the endpoint (`netctl delete endpoint %s --force`), or if it is right, put that right", a, name, f.stray, name)
+			}
+			c.add(f)
 		}
 	}
+}
+
+// stray says why no block is made for an address that an endpoint says it has; "": one is.
+// A node can write what it likes of its own endpoints, and a block takes a whole range
+// from everybody else.
+func (c *checker) stray(a netip.Addr) string {
+	for _, t := range exclusions(c.view) {
+		if !t.part && t.cidr.Contains(a) {
+			return "in " + t.why()
+		}
+	}
+	if poolAround(c.view, a) == nil {
+		return "in no pool"
+	}
+	return ""
 }
 
 // NoPool says what a block that is in no pool means, and what to do.
@@ -202,6 +225,9 @@ func Repair(ctx context.Context, s datastore.Store) (Report, error) {
 		case Leaked:
 			err = releaseLeaked(ctx, s, *f)
 		case Unallocated:
+			if f.stray != "" {
+				continue
+			}
 			err = allocateAgain(ctx, s, *f)
 		case Orphaned:
 			err = disown(ctx, s, *f)
@@ -211,7 +237,7 @@ func Repair(ctx context.Context, s datastore.Store) (Report, error) {
 		switch {
 		case err == nil:
 			f.Repaired = true
-		case isRace(err), errors.Is(err, datastore.ErrNotFound), errors.Is(err, datastore.ErrInUse):
+		case isRace(err), errors.Is(err, datastore.ErrNotFound), errors.Is(err, datastore.ErrInUse), errors.Is(err, datastore.ErrInvalid):
 			f.Message += fmt.Sprintf(" (not repaired: %v)", err)
 		default:
 			return r, fmt.Errorf("repair addresses: %w", err)

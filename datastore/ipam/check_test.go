@@ -42,7 +42,7 @@ func endpointWith(node, workload string, addrs ...string) *datastore.Endpoint {
 }
 
 func TestCheckAndRepair(t *testing.T) {
-	w := newWorld(t, pool("10.0.0.0/24"), node("n3"))
+	w := newWorld(t, pool("10.0.0.0/24"), node("n3"), node("n4", "192.168.99.2/24"))
 	ctx := t.Context()
 	n1, n2, n3 := w.on("n1"), w.on("n2"), w.on("n3")
 	mustAssign := func(a *Allocator, req Request) {
@@ -62,6 +62,9 @@ func TestCheckAndRepair(t *testing.T) {
 	w.one(n1, "n1/cni/moved/eth0", "10.0.0.4")               // leaked: the endpoint has another
 	w.put(endpointWith("n2", "bare", "10.0.0.200"))          // unallocated, no block
 	w.put(endpointWith("n2", "second", "10.0.0.1"))          // double
+	w.put(endpointWith("n2", "far", "8.8.8.8"))              // of no pool: a block would take 8.8.8.0/26
+	w.put(endpointWith("n2", "host", "192.168.99.1"))        // a machine's, beside the node
+	w.put(endpointWith("n2", "gateway", "169.254.1.1"))      // what no block can have ends no repair
 	w.one(n3, "n3/cni/x/eth0", "10.0.0.65")                  // leaked in a block that will be orphaned
 	mustAssign(n2, attach(endpoint("n2", "y"), "10.0.0.66")) // borrowed of that block
 	w.put(&datastore.Block{Spec: datastore.BlockSpec{CIDR: netip.MustParsePrefix("172.16.0.0/26"), Affinity: "n3"}})
@@ -88,6 +91,9 @@ orphaned 172.16.0.0/26 repaired
 outside 172.16.0.0/26
 unallocated 10.0.0.200 repaired
 unallocated 10.0.0.9 repaired
+unallocated 169.254.1.1
+unallocated 192.168.99.1
+unallocated 8.8.8.8
 unreadable`))
 	for _, f := range r.Findings {
 		if f.Address.String() == "10.0.0.4" && !strings.Contains(f.Message, "does not have it") {
@@ -101,7 +107,7 @@ unreadable`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want(t, findings(r), "double 10.0.0.1\nhomeless n3/cni/ghost/eth0\nunreadable")
+	want(t, findings(r), "double 10.0.0.1\nhomeless n3/cni/ghost/eth0\nunallocated 169.254.1.1\nunallocated 192.168.99.1\nunallocated 8.8.8.8\nunreadable")
 	if b := w.block("10.0.0.64/26"); b.Spec.Affinity != "" || len(b.Spec.Allocations) != 1 {
 		t.Errorf("a block with a live address of another node: %+v", b.Spec)
 	}
