@@ -84,7 +84,10 @@ func (a *agent) openBackends(ctx context.Context) error {
 	for _, other := range a.others() {
 		stands, err := other.Standing(ctx)
 		if err != nil || !stands {
-			a.unread = a.unread || err != nil
+			if err != nil {
+				a.unread = true
+				a.log.Warn("another packet filter cannot be read, so that nobody closes this one while the agent is away", "error", err)
+			}
 			_ = other.Close()
 			continue // what cannot be read holds nothing up
 		}
