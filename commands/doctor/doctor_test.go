@@ -182,6 +182,11 @@ func TestNoFalseAlarm(t *testing.T) {
 		"one slow write":     func(f *fake, _ *Config) { f.timing.Worst = 400 * time.Millisecond },
 		"firewalld forwards": firewalldForwards,
 		"a lossy small skew": func(f *fake, _ *Config) { f.machines[addr2()].ahead = -time.Second },
+		"its address is on lo": func(f *fake, c *Config) {
+			f.interfaces[0].Addresses = prefixes("10.255.0.1/32")
+			c.Addresses = []netip.Addr{netip.MustParseAddr("10.255.0.1")}
+			c.Cluster.Nodes[0].Spec.Addresses = prefixes("10.255.0.1/32")
+		},
 	} {
 		f, c := clean()
 		inject(f, &c)

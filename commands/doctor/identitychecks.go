@@ -83,7 +83,7 @@ func nodeAddress(ctx context.Context, s *scene) (found []Finding, err error) {
 		if !ok && len(s.cfg.Addresses) > 0 && slices.ContainsFunc(s.cfg.Addresses, func(a netip.Addr) bool { return a.Is6() == v6 }) {
 			found = append(found, Finding{What: "an address of agent.addresses is on no interface of this host", Fix: []string{"ip -brief address", "# correct `agent: {addresses: […]}` in /etc/netctl.yaml"}})
 		}
-		if !ok || v6 { // the kernel looks for duplicates of IPv6 addresses itself
+		if !ok || v6 || o.onLo { // the kernel looks for duplicates of IPv6 addresses itself
 			continue
 		}
 		mac, claimErr := s.Claimed(ctx, o.link.Name, o.addr)

@@ -193,10 +193,12 @@ func (s *scene) hostID() string {
 	return strings.TrimSpace(text)
 }
 
-// own is an address of this host by which other nodes reach it, and its interface.
+// own is an address of this host by which other nodes reach it, and its interface; of one on
+// lo that with the least MTU of those that may lead to them.
 type own struct {
 	addr netip.Addr
 	link kernel.Interface
+	onLo bool
 }
 
 // address is this node's of a family: the one it is registered with, else the configured
@@ -210,20 +212,23 @@ func (s *scene) address(v6 bool) (o own, ok bool, err error) {
 		for _, l := range links {
 			for _, p := range l.Addresses {
 				if a := p.Addr(); a.Is6() == v6 && !a.IsLinkLocalUnicast() && want(l, p) {
-					o = own{a, l}
+					o = own{addr: a, link: l}
 					return true
 				}
 			}
 		}
 		return false
 	}
+	named := func(is func(netip.Addr) bool) bool {
+		return on(func(_ kernel.Interface, p netip.Prefix) bool { return is(p.Addr()) }) || s.onLo(v6, is, &o)
+	}
 	if n := s.registered(); n != nil {
-		if a := n.Address(v6); a.IsValid() && on(func(_ kernel.Interface, p netip.Prefix) bool { return p.Addr() == a }) {
+		if a := n.Address(v6); a.IsValid() && named(func(is netip.Addr) bool { return is == a }) {
 			return o, true, nil
 		}
 	}
 	if len(s.cfg.Addresses) > 0 {
-		return o, on(func(_ kernel.Interface, p netip.Prefix) bool { return slices.Contains(s.cfg.Addresses, p.Addr()) }), nil
+		return o, named(func(is netip.Addr) bool { return slices.Contains(s.cfg.Addresses, is) }), nil
 	}
 	if s.cfg.Interface != "" {
 		return o, on(func(l kernel.Interface, _ netip.Prefix) bool {
@@ -241,6 +246,30 @@ func (s *scene) address(v6 bool) (o own, ok bool, err error) {
 		}
 	}
 	return o, on(func(l kernel.Interface, _ netip.Prefix) bool { return !netdev.LeadsAway(l.Name) }), nil
+}
+
+// onLo finds an address on lo.
+func (s *scene) onLo(v6 bool, is func(netip.Addr) bool, o *own) bool {
+	all, err := s.interfaces()
+	if err != nil {
+		return false
+	}
+	for _, l := range all {
+		for _, p := range l.Addresses {
+			if !l.Loopback || p.Addr().Is6() != v6 || !is(p.Addr()) {
+				continue
+			}
+			*o = own{addr: p.Addr(), link: l, onLo: true}
+			up, _ := s.uplinks()
+			for i, u := range up {
+				if i == 0 || u.MTU < o.link.MTU {
+					o.link = u
+				}
+			}
+			return true
+		}
+	}
+	return false
 }
 
 // uplinks are the interfaces that may lead to other machines: up, with an address.
