@@ -89,7 +89,7 @@ type churn struct {
 // TestLeaks has all runtimes of one node make containers and take them away (NETCTL_LEAKS
 // operations each, of NETCTL_LEAKS_SEED; `make test-all` makes 500), while the plugin, the
 // driver, the agent and the datastore are killed, namespaces vanish and a runtime forgets
-// what it had. When it is over nothing is left in the kernel, in the store or on the disk,
+// what it had; in a long history the machine boots, too. When it is over nothing is left in the kernel, in the store or on the disk,
 // and what lived all along missed no packet.
 func TestLeaks(t *testing.T) {
 	l := forTest(t, Config{Nodes: 1, Settings: "agent:\n    lostAfter: 2s\n    runtimes: []\n"})
@@ -283,7 +283,7 @@ func (c *churn) livesOn() {
 			c.t.Errorf("seed %d: %s does not publish %d any more:\n%s", c.seed, s.c.ID, s.port, rules)
 		}
 	}
-	c.t.Logf("seed %d: %d attached, %d not, %d roles killed; %d of %d live at the end", c.seed, c.made.Load(), c.refused.Load(), c.killed.Load(), live, len(c.slots)*leakSlots)
+	c.t.Logf("seed %d: %d attached, %d not, %d roles killed, %d boots; %d of %d live at the end", c.seed, c.made.Load(), c.refused.Load(), c.killed.Load(), c.boots, live, len(c.slots)*leakSlots)
 }
 
 // all goes over the slots.
