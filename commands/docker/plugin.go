@@ -69,9 +69,14 @@ const (
 	ScopeGlobal = "global"
 )
 
-// folders are what is remembered in, by scope: a node may have a driver of each, which share
-// the agent's RunDir.
-var folders = map[string]string{ScopeLocal: "docker", ScopeGlobal: "docker-swarm"}
+// folder is the name of what is remembered in: a node may have a driver of each scope, which
+// share the agent's RunDir.
+func folder(scope string) string {
+	if scope == ScopeGlobal {
+		return "docker-swarm"
+	}
+	return "docker"
+}
 
 // How long calls may take. Docker waits 30 s, and with it whoever uses Docker.
 const (
@@ -115,7 +120,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	watched := append(p.state.folders(), lock.Folder(), own.Folder())
+	folders := append(p.state.folders(), lock.Folder(), own.Folder())
 	sockets := []*control.Listener{own}
 	for _, name := range cfg.Aliases {
 		path := filepath.Join(filepath.Dir(cfg.Socket), name+".sock")
@@ -124,7 +129,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			cfg.Log.Warn("no alias of the driver", "name", name, "error", err)
 			continue
 		}
-		sockets, watched = append(sockets, l), append(watched, l.Folder())
+		sockets, folders = append(sockets, l), append(folders, l.Folder())
 	}
 	// Docker waits for a socket that refuses, not for one that is not there.
 	defer func() {
@@ -139,13 +144,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	group, inner := errgroup.WithContext(ctx)
 	tasks := []control.Task{
 		{Name: "tell the service manager", Do: func(ctx context.Context) error { return manager.Run(ctx, nil) }},
-		{Name: "watch files", Do: func(ctx context.Context) error { return control.WatchFolders(ctx, cfg.Log, watched...) }},
+		{Name: "watch files", Do: func(ctx context.Context) error { return control.WatchFolders(ctx, cfg.Log, folders...) }},
 		{Name: "learn names", Do: p.names.run},
 		{Name: "release what Docker forgot", Do: (&tidier{p: p}).run},
 	}
 	if shown != nil {
 		shown.Ready, shown.Collect = p.ready, p.collect
-		watched = append(watched, shown.Folders()...)
+		folders = append(folders, shown.Folders()...)
 		tasks = append(tasks, shown.Tasks()...)
 	}
 	for _, l := range sockets {
@@ -167,7 +172,7 @@ func open(cfg Config) *plugin {
 		cfg.Gateway = netdev.Gateway4()
 	}
 	cfg.Scope = cmp.Or(cfg.Scope, ScopeLocal)
-	s, err := openState(cfg.StateDir, cfg.RunDir, folders[cfg.Scope])
+	s, err := openState(cfg.StateDir, cfg.RunDir, folder(cfg.Scope))
 	if err != nil {
 		cfg.Log.Warn("networks or endpoints not remembered", "error", err)
 	}

@@ -259,7 +259,7 @@ func TestForgotten(t *testing.T) {
 // TestGateways: the interfaces of one container have different ones, those of two may
 // have the same, and there is an end to them.
 func TestGateways(t *testing.T) {
-	s, err := openState(t.TempDir(), t.TempDir(), folders[ScopeLocal])
+	s, err := openState(t.TempDir(), t.TempDir(), folder(ScopeLocal))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -89,8 +89,8 @@ type churn struct {
 // TestLeaks has all runtimes of one node make containers and take them away (NETCTL_LEAKS
 // operations each, of NETCTL_LEAKS_SEED; `make test-all` makes 500), while the plugin, the
 // driver, the agent and the datastore are killed, namespaces vanish and a runtime forgets
-// what it had; in a long history the machine boots, too. When it is over nothing is left in the kernel, in the store or on the disk,
-// and what lived all along missed no packet.
+// what it had; in a long history the machine boots, too. When it is over nothing is left in
+// the kernel, in the store or on the disk, and what lived all along missed no packet.
 func TestLeaks(t *testing.T) {
 	l := forTest(t, Config{Nodes: 1, Settings: "agent:\n    lostAfter: 2s\n    runtimes: []\n"})
 	h := l.Hosts[0]
