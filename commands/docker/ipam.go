@@ -198,6 +198,9 @@ func (p *plugin) requestAddress(ctx context.Context, r addressCall) (any, error)
 	if p.cfg.Scope == ScopeGlobal && req.Address.IsValid() {
 		// A manager chose it and its node may hold it, or have it in a container if the manager
 		// has started since: whether anybody else has it is found out when the container joins.
+		if !id.subnet.Contains(req.Address) {
+			return nil, fmt.Errorf("address %s: is not in --subnet %s", req.Address, id.subnet)
+		}
 		if _, err := p.poolsOf(ctx, id.subnet); err != nil {
 			return nil, err
 		}

@@ -69,6 +69,15 @@ const (
 	ScopeGlobal = "global"
 )
 
+// folder is the name of what is remembered in: a node may have a driver of each scope, which
+// share the agent's RunDir.
+func folder(scope string) string {
+	if scope == ScopeGlobal {
+		return "docker-swarm"
+	}
+	return "docker"
+}
+
 // How long calls may take. Docker waits 30 s, and with it whoever uses Docker.
 const (
 	// callTimeout is for everything that a call does, if the agent or the datastore is
@@ -163,7 +172,7 @@ func open(cfg Config) *plugin {
 		cfg.Gateway = netdev.Gateway4()
 	}
 	cfg.Scope = cmp.Or(cfg.Scope, ScopeLocal)
-	s, err := openState(cfg.StateDir, cfg.RunDir)
+	s, err := openState(cfg.StateDir, cfg.RunDir, folder(cfg.Scope))
 	if err != nil {
 		cfg.Log.Warn("networks or endpoints not remembered", "error", err)
 	}

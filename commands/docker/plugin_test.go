@@ -259,7 +259,7 @@ func TestForgotten(t *testing.T) {
 // TestGateways: the interfaces of one container have different ones, those of two may
 // have the same, and there is an end to them.
 func TestGateways(t *testing.T) {
-	s, err := openState(t.TempDir(), t.TempDir())
+	s, err := openState(t.TempDir(), t.TempDir(), folder(ScopeLocal))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -386,3 +386,29 @@ func TestTidy(t *testing.T) {
 }
 
 func known(id, name string) network { return network{ID: id, Name: name, Made: true} }
+
+// TestSwarmCalls: a manager's choice is answered again and again, whoever holds it, and a
+// network that no subnet ties managers and workers of is refused.
+func TestSwarmCalls(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Scope = ScopeGlobal
+	r.start()
+	const pool = `{"PoolID":"netctl|4|10.77.0.0/16|10.77.0.0/16|",`
+	for _, c := range []struct{ path, body, want string }{
+		{"/NetworkDriver.GetCapabilities", `{}`, `"Scope":"global"`},
+		{"/IpamDriver.RequestPool", `{"AddressSpace":"netctl-global"}`, `one of a swarm needs a --subnet`},
+		{"/IpamDriver.RequestAddress", pool + `"Address":"10.77.3.4"}`, `"Address":"10.77.3.4/32"`},
+		{"/IpamDriver.RequestAddress", pool + `"Address":"10.78.3.4"}`, `10.78.3.4: is not in --subnet 10.77.0.0/16`},
+		{"/IpamDriver.RequestAddress", `{"PoolID":"netctl|4|10.99.0.0/16|10.99.0.0/16|","Address":"10.99.3.4"}`, `is in no pool`},
+		{"/IpamDriver.RequestAddress", pool + `"Address":""}`, `"Address":"10.0.0.1/32"`},
+	} {
+		if got := r.call(c.path, c.body); !strings.Contains(got, c.want) {
+			t.Errorf("%s %s: %s", c.path, c.body, got)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if text := strings.Join(r.asked, "\n"); strings.Contains(text, `"address":"10.77.3.4"`) || !strings.Contains(text, "hold ") {
+		t.Errorf("the agent was asked:\n%s", text)
+	}
+}

@@ -232,7 +232,7 @@ func (s *site) wantNothing(h *netlab.Host) {
 		if rules := netlab.Must(s, h, "nft", "list", "table", "inet", "netctl"); strings.Contains(rules, "chain ports_") {
 			left += rules
 		}
-		files, err := filepath.Glob(h.Path("/run/netctl-node/docker/*.json"))
+		files, err := filepath.Glob(h.Path("/run/netctl-node/docker*/*.json"))
 		if err != nil || len(files) > 0 {
 			left += fmt.Sprint(files, err)
 		}
@@ -297,6 +297,7 @@ func TestDocuments(t *testing.T) {
 	s.published(slave1, slave2)
 	s.several(slave1, slave2)
 	s.deaths(slave1, d2)
+	s.swarm(slave1, slave2, "192.168.0.0/16")
 	for _, h := range s.lab.Hosts {
 		s.docker(h, "rm", "-f", "d1", "d2", "a1", "b2", "web")
 		s.docker(h, "network", "rm", "app-A", "dataman", "app-B")

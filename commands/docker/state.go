@@ -60,11 +60,11 @@ type state struct {
 }
 
 // openState reads what an earlier process left.
-func openState(stateDir, runDir string) (*state, error) {
+func openState(stateDir, runDir, folder string) (*state, error) {
 	s := &state{
 		networks: map[string]network{}, endpoints: map[string]endpoint{},
-		lasting: control.Keep(filepath.Join(stateDir, "docker"), datastore.FileOptions{}),
-		passing: control.Keep(filepath.Join(runDir, "docker"), datastore.FileOptions{Volatile: true}),
+		lasting: control.Keep(filepath.Join(stateDir, folder), datastore.FileOptions{}),
+		passing: control.Keep(filepath.Join(runDir, folder), datastore.FileOptions{Volatile: true}),
 	}
 	return s, errors.Join(load(s.lasting, s.networks), load(s.passing, s.endpoints))
 }

@@ -1,56 +1,65 @@
 package docker
 
 import (
-	"net/netip"
 	"path/filepath"
 	"strings"
-	"testing"
+	"sync"
 
-	"netctl/commands/lab"
 	"netctl/netdev/netlab"
 )
 
-// TestSwarm has Docker manage the plugin on two nodes, as docs/docker.md shows, beside the
-// one that runs as a role, and a swarm of both run a service on a network of its.
-func TestSwarm(t *testing.T) {
-	s := newSite(t, lab.Config{Nodes: 2})
-	manager, worker := s.lab.Hosts[0], s.lab.Hosts[1]
-	netlab.Must(t, manager, "netctl", "pool", "add", "10.79.0.0/16")
-	s.swarm(manager, worker)
-}
-
-func (s *site) swarm(manager, worker *netlab.Host) {
+// swarm has Docker manage the plugin on two nodes, as docs/docker.md shows, beside the one
+// that is a role, and both are a swarm that runs a service on a network of the plugin's.
+func (s *site) swarm(manager, worker *netlab.Host, subnet string) {
 	s.Helper()
 	config, err := filepath.Abs("../../docs/docker-plugin.json")
 	if err != nil {
 		s.Fatal(err)
 	}
+	// A task asks a registry for its image first, and hears at once that there is none.
+	script := `mkdir -p /run/docker/swarm/rootfs; cp ` + config + ` /run/docker/swarm/config.json; cp $(command -v netctl) /run/docker/swarm/rootfs/
+export DOCKER_HOST=unix:///run/docker.sock; docker plugin create netctl-swarm /run/docker/swarm; docker plugin enable netctl-swarm
+docker tag bb:1 127.0.0.1:9/bb:1`
+	var both sync.WaitGroup
 	for _, h := range []*netlab.Host{manager, worker} {
-		netlab.Must(s, h, "sh", "-ec", "mkdir -p /run/docker/mp/rootfs; cp "+config+" /run/docker/mp/config.json; cp $(command -v netctl) /run/docker/mp/rootfs/")
-		s.docker(h, "plugin", "create", "netctl-swarm", "/run/docker/mp")
-		s.docker(h, "plugin", "enable", "netctl-swarm")
+		both.Go(func() {
+			if out, failed := netlab.Try(s, h, "sh", "-ec", script); failed != nil {
+				s.Error(out, failed)
+			}
+		})
 	}
+	both.Wait()
 	s.docker(manager, "swarm", "init", "--advertise-addr", manager.Addr.Addr().String())
-	token := s.docker(manager, "swarm", "join-token", "-q", "worker")
-	s.docker(worker, "swarm", "join", "--advertise-addr", worker.Addr.Addr().String(), "--token", token, manager.Addr.Addr().String()+":2377")
-	const driver = "netctl-swarm:latest"
-	s.docker(manager, "network", "create", "-d", driver, "--ipam-driver", driver, "--subnet", "10.79.0.0/16", "--attachable", "swn")
-	s.docker(manager, "service", "create", "-d", "--no-resolve-image", "--mode", "global", "--endpoint-mode", "dnsrr", "--name", "svc", "--network", "swn", "bb:1")
-	container := func(h *netlab.Host) (id string) {
+	s.docker(worker, "swarm", "join", "--token", s.docker(manager, "swarm", "join-token", "-q", "worker"), manager.Addr.Addr().String()+":2377")
+	s.docker(manager, "network", "create", "-d", "netctl-swarm:latest", "--ipam-driver", "netctl-swarm:latest", "--subnet", subnet, "--attachable", "swarmed")
+	s.docker(manager, "service", "create", "-d", "--no-resolve-image", "--mode", "global", "--endpoint-mode", "dnsrr", "--stop-signal", "KILL", "--name", "svc", "--network", "swarmed", "127.0.0.1:9/bb:1")
+	task := func(h *netlab.Host) (id string) {
 		netlab.Until(s, patience, "a task on "+h.Name, func() string {
 			if id = s.docker(h, "ps", "-q", "--filter", "name=svc", "--filter", "status=running"); id == "" {
-				out, _ := s.tryDocker(manager, "service", "ps", "--no-trunc", "svc")
-				return out
+				return s.docker(manager, "service", "ps", "--no-trunc", "svc")
 			}
 			return ""
 		})
 		return strings.Fields(id)[0]
 	}
-	here, there := container(manager), container(worker)
-	to, err := netip.ParseAddr(s.address(worker, there, "swn").String())
-	if err != nil {
-		s.Fatal(err)
+	here, there := task(manager), task(worker)
+	s.reaches(manager, here, s.address(worker, there, "swarmed"), 62)
+	s.docker(worker, "run", "-d", "--stop-signal", "KILL", "--net", "swarmed", "--name", "beside", "bb:1")
+	s.reaches(manager, here, s.address(worker, "beside", "swarmed"), 62)
+	if eps := s.endpoints(); strings.Count(eps, "  network: swarmed\n") != 3 || !strings.Contains(eps, "com.docker.swarm.service.name: svc\n") {
+		s.Errorf("endpoints of the swarm:\n%s", eps)
 	}
-	s.reaches(manager, here, to, 62)
+	s.docker(worker, "rm", "-f", "beside")
 	s.docker(manager, "service", "rm", "svc")
+	netlab.Until(s, patience, "end of the swarm's network", func() string {
+		out, failed := s.tryDocker(manager, "network", "rm", "swarmed")
+		if failed != nil && !strings.Contains(failed.Error(), "not found") {
+			return out + failed.Error()
+		}
+		return ""
+	})
+	for _, h := range []*netlab.Host{worker, manager} {
+		s.docker(h, "swarm", "leave", "--force")
+		s.docker(h, "plugin", "rm", "-f", "netctl-swarm")
+	}
 }

@@ -33,6 +33,7 @@ const (
 	leakParallel = 4 // of which so many have something done to them at once
 	leakPool     = "10.9.0.0/26"
 	leakAlive    = "10.9.0.60"
+	leakLives    = "10.9.0.59"
 )
 
 func ofEnv(t *testing.T, name string, otherwise int) int {
@@ -76,8 +77,11 @@ type churn struct {
 	seed   uint64
 	rng    *rand.Rand
 	docker *dockerChurn
-	slots  [3][]*slot // by runtime
-	brief  bool       // too short to see Docker's driver find out what Docker forgot
+	slots  [][]*slot // by runtime
+	lives  []*netlab.Container
+	flood  *netlab.Flood
+	boots  int
+	brief  bool // too short to see Docker's driver find out what Docker forgot
 
 	made, refused, killed atomic.Int32
 }
@@ -85,8 +89,8 @@ type churn struct {
 // TestLeaks has all runtimes of one node make containers and take them away (NETCTL_LEAKS
 // operations each, of NETCTL_LEAKS_SEED; `make test-all` makes 500), while the plugin, the
 // driver, the agent and the datastore are killed, namespaces vanish and a runtime forgets
-// what it had. When it is over nothing is left in the kernel, in the store or on the disk,
-// and what lived all along missed no packet.
+// what it had; in a long history the machine boots, too. When it is over nothing is left in
+// the kernel, in the store or on the disk, and what lived all along missed no packet.
 func TestLeaks(t *testing.T) {
 	l := forTest(t, Config{Nodes: 1, Settings: "agent:\n    lostAfter: 2s\n    runtimes: []\n"})
 	h := l.Hosts[0]
@@ -97,18 +101,14 @@ func TestLeaks(t *testing.T) {
 	m := newMachine(t, h)
 	operations, seed := ofEnv(t, leaksEnv, fewLeaks), uint64(ofEnv(t, leakSeedEnv, leakSeed))
 	c := &churn{machine: m, seed: seed, rng: rand.New(rand.NewPCG(seed, 15)), docker: newDockerChurn(m), brief: operations <= fewLeaks}
-	for i, with := range []churner{c.docker, &cniChurn{m}, newPodmanChurn(m)} {
+	for i, with := range []churner{c.docker, &cniChurn{m}, newPodmanChurn(m), &manualChurn{m, false}, &manualChurn{m, true}} {
+		c.slots = append(c.slots, nil)
 		for n := range leakSlots {
 			c.slots[i] = append(c.slots[i], &slot{n: i*leakSlots + n, with: with})
 		}
 	}
-	a := netlab.Attached(t, h, "lives", "stays", "")
-	netlab.Attached(t, h, "too", "stays", "IP="+leakAlive)
+	c.startFlood()
 	before := c.state()
-	flood, err := netlab.StartFlood(a, netip.MustParseAddr(leakAlive), 5*time.Millisecond)
-	if err != nil {
-		t.Fatal(err)
-	}
 	c.history(operations)
 	c.livesOn()
 	c.end()
@@ -117,8 +117,24 @@ func TestLeaks(t *testing.T) {
 		wait += 3 * time.Minute // the driver has looked twice for what Docker forgot
 	}
 	netlab.Until(t, wait, fmt.Sprintf("nothing is left over (seed %d)", seed), func() string { return different(before, c.state()) })
-	if r := flood.Stop(); len(r.Lost) > 0 {
-		t.Errorf("seed %d: of what lives: %s", seed, r)
+	c.endFlood()
+}
+
+// startFlood attaches what lives all along, or from one boot to the next.
+func (c *churn) startFlood() {
+	c.t.Helper()
+	a := netlab.Attached(c.t, c.host, "lives", "stays", "IP="+leakLives)
+	c.lives = []*netlab.Container{a, netlab.Attached(c.t, c.host, "too", "stays", "IP="+leakAlive)}
+	var err error
+	if c.flood, err = netlab.StartFlood(a, netip.MustParseAddr(leakAlive), 5*time.Millisecond); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *churn) endFlood() {
+	c.t.Helper()
+	if r := c.flood.Stop(); len(r.Lost) > 0 {
+		c.t.Errorf("seed %d: of what lives: %s", c.seed, r)
 	}
 }
 
@@ -127,7 +143,11 @@ func (c *churn) history(operations int) {
 	for done := 0; done < operations; done += leakParallel {
 		var all sync.WaitGroup
 		for _, slots := range c.slots {
-			for _, n := range c.rng.Perm(leakSlots)[:leakParallel] {
+			atOnce := leakParallel
+			if c.brief && isManual(slots[0]) {
+				atOnce = 1
+			}
+			for _, n := range c.rng.Perm(leakSlots)[:atOnce] {
 				all.Go(c.step(slots[n]))
 			}
 		}
@@ -154,6 +174,9 @@ func (c *churn) history(operations int) {
 			}
 		})
 		all.Wait()
+		if kind == 6 && !c.brief {
+			c.reboot()
+		}
 	}
 }
 
@@ -191,8 +214,10 @@ func (c *churn) step(s *slot) func() {
 		case s.addr == "" && kind < 3 || kind < 1: // what failed, or was cut off, is said again
 			c.count(s, s.with.add(life, s))
 		case kind < 2: // its processes die, and the runtime hears of it
-			_ = s.c.Remove()
+			_ = c.vanish(s)
 			c.gone(s, s.with.del(life, s))
+		case kind < 4 && lasts(s): // its link is deleted, and made again
+			_ = c.vanish(s)
 		case kind < 4: // the runtime dies with it, and its folder is deleted
 			if _ = s.c.Remove(); c.brief && s.with == churner(c.docker) {
 				c.gone(s, s.with.del(life, s))
@@ -202,7 +227,7 @@ func (c *churn) step(s *slot) func() {
 			s.c, s.addr = nil, ""
 		case kind < 5: // a container is removed under way
 			var removed sync.WaitGroup
-			removed.Go(func() { _ = s.c.Remove() })
+			removed.Go(func() { _ = c.vanish(s) })
 			err := s.with.del(life, s)
 			removed.Wait()
 			c.gone(s, err)
@@ -245,7 +270,10 @@ func (c *churn) livesOn() {
 		if s.c == nil || s.addr == "" {
 			continue
 		}
-		live++
+		if live++; lasts(s) {
+			netlab.Until(c.t, patience, "a TAP that lives", func() string { return c.whole(s) })
+			continue
+		}
 		if out, err := netlab.Try(c.t, s.c, "ip", "-4", "-o", "addr", "show", "dev", "eth0"); err != nil || !strings.Contains(out, " "+s.addr+"/32 ") {
 			c.t.Errorf("seed %d: %s had %s: %s%v", c.seed, s.c.ID, s.addr, out, err)
 			continue
@@ -255,7 +283,7 @@ func (c *churn) livesOn() {
 			c.t.Errorf("seed %d: %s does not publish %d any more:\n%s", c.seed, s.c.ID, s.port, rules)
 		}
 	}
-	c.t.Logf("seed %d: %d attached, %d not, %d roles killed; %d of %d live at the end", c.seed, c.made.Load(), c.refused.Load(), c.killed.Load(), live, 3*leakSlots)
+	c.t.Logf("seed %d: %d attached, %d not, %d roles killed, %d boots; %d of %d live at the end", c.seed, c.made.Load(), c.refused.Load(), c.killed.Load(), c.boots, live, len(c.slots)*leakSlots)
 }
 
 // all goes over the slots.
@@ -270,7 +298,7 @@ func (c *churn) end() {
 		if s.c == nil {
 			continue
 		}
-		if s.n%2 == 0 || c.brief && s.with == churner(c.docker) {
+		if s.n%2 == 0 || lasts(s) || c.brief && s.with == churner(c.docker) {
 			netlab.Until(c.t, patience, "detach", func() string { return text(s.with.del(c.t.Context(), s)) })
 			_ = s.c.Remove()
 		} else {

@@ -24,16 +24,19 @@ func newTrixie(t *testing.T, h *netlab.Host, tree string) *trixie {
 	m := newMachine(t, h)
 	newRootfs(t, m.dir)
 	// A root of its own by pivot_root: runc enters the mount namespace by its root.
+	// What runtimes mount below /run/docker and /run/netns the agent sees, too, as on a machine
+	// of its own: the agent sets the rules of a container with several interfaces.
+	netlab.Must(t, h, "sh", "-ec", "for d in /run/docker /run/netns; do mkdir -p $d; mount -t tmpfs none $d; mount --make-shared $d; done")
 	script := fmt.Sprintf(`set -e
-mkdir -p %[1]s/mem; mount -t tmpfs tmpfs %[1]s/mem; cd %[1]s/mem; mkdir up work root
+mount --make-private /; mount --make-private /run || true; mkdir -p %[1]s/mem; mount -t tmpfs tmpfs %[1]s/mem; cd %[1]s/mem; mkdir up work root
 mount -t overlay overlay -o lowerdir=%[2]s,upperdir=$PWD/up,workdir=$PWD/work root; cd root
 mount -t proc proc proc; mount --rbind /sys sys; mount --rbind /dev dev; mount -t tmpfs tmpfs run; mount -t tmpfs tmpfs tmp; mount -t tmpfs tmpfs srv
-mkdir -p run/lock run/netns run/netctl-node run/docker/plugins srv/plugins opt/cni/bin etc/cni/net.d .old
-mount --rbind /run/netctl-node run/netctl-node; cp /etc/netctl.yaml etc/; mkdir -p var/lib/netctl-node; mount --rbind /var/lib/netctl-node var/lib/netctl-node
+mkdir -p run/lock run/netns run/netctl-node run/docker srv/plugins opt/cni/bin etc/cni/net.d .old
+mount --rbind /run/netctl-node run/netctl-node; for d in docker netns; do mount --rbind /run/$d run/$d; done; mkdir -p run/docker/plugins; cp /etc/netctl.yaml etc/; mkdir -p var/lib/netctl-node; mount --rbind /var/lib/netctl-node var/lib/netctl-node
 cp %[3]s usr/local/bin/netctl; ln -s /usr/local/bin/netctl srv/plugins/netctl; ln -s /usr/local/bin/netctl opt/cni/bin/netctl
 tar -C %[1]s/rootfs -cf srv/bb.tar .; mkdir srv/rootfs; tar -C srv/rootfs -xf srv/bb.tar
 pivot_root . .old; cd /; umount -l /.old; touch /run/ready; exec sleep infinity`, m.dir, tree, netlab.Binary(t))
-	p, err := h.Start("trixie", netlab.Cmd{Args: []string{"unshare", "-m", "--propagation", "private", "sh", "-c", script}})
+	p, err := h.Start("trixie", netlab.Cmd{Args: []string{"unshare", "-m", "--propagation", "unchanged", "sh", "-c", script}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,9 +104,10 @@ func (x *trixie) docker(t *testing.T) {
 		return strings.TrimSpace(x.must(fmt.Sprintf("docker inspect -f '{{(index .NetworkSettings.Networks \"%s\").IPAddress}}' %s", network, name)))
 	}
 	x.must("docker exec ca ping -c1 -W5 cb") // by Docker's own DNS
-	// Which interface its packets take is the agent's to set, which finds no namespace of this
-	// Docker's: it has other files. So only that it has both.
-	x.must("docker exec ca ip addr | grep -F " + address("ca", "net2") + "/32")
+	// Of its two networks Docker makes one the default. Calls to either, by that network's
+	// address, go out of its interface, and come in as members of it.
+	x.until("net2 by its second interface", "docker exec ca ping -c1 -W1 -I "+address("ca", "net2")+" "+address("cc", "net2"))
+	x.must("docker exec cc ping -c1 -W5 " + address("ca", "net2") + " && docker exec cb ping -c1 -W5 " + address("ca", "net1"))
 	x.must("! docker exec cb ping -c1 -W1 " + address("cc", "net2"))
 	x.must("docker restart -t0 ca && docker exec ca ping -c1 -W5 cb")
 	x.must("docker rm -f ca cb cc; docker network rm net1 net2")
@@ -133,7 +137,22 @@ E`)
 	}
 	x.must(podman + "exec q1 /bin/ping -c1 -W5 $(" + podman + "inspect -f '{{(index .NetworkSettings.Networks \"nv1\").IPAddress}}' q2)")
 	x.must(podman + "network reload q1 && " + podman + "exec q2 /bin/ping -c1 -W5 $(" + podman + "inspect -f '{{(index .NetworkSettings.Networks \"nv1\").IPAddress}}' q1)")
-	x.must(podman + "rm -f -t0 q1 q2; " + podman + "network rm nv1")
+	// One container in two networks, from the start and connected later.
+	x.must(podman + "network create --driver netctl nv2")
+	for name, networks := range map[string]string{"q3": "nv2", "q4": "nv1,nv2"} {
+		x.must(podman + "run -d --name " + name + " --network " + networks + " --cap-add NET_RAW localhost/bb:1 /bin/sleep 1000 </dev/null >/dev/null 2>/tmp/err || { cat /tmp/err; exit 1; }")
+	}
+	x.must(podman + "network connect nv2 q1")
+	address := func(name, network string) string {
+		return strings.TrimSpace(x.must(podman + "inspect -f '{{(index .NetworkSettings.Networks \"" + network + "\").IPAddress}}' " + name))
+	}
+	for _, name := range []string{"q1", "q4"} {
+		x.until(name+" calls by both interfaces", podman+"exec "+name+" /bin/ping -c1 -W1 -I "+address(name, "nv2")+" "+address("q3", "nv2")+
+			" && "+podman+"exec "+name+" /bin/ping -c1 -W1 -I "+address(name, "nv1")+" "+address("q2", "nv1"))
+		x.must(podman + "exec q3 /bin/ping -c1 -W5 " + address(name, "nv2") + " && " + podman + "exec q2 /bin/ping -c1 -W5 " + address(name, "nv1"))
+	}
+	x.must("! " + podman + "exec q2 /bin/ping -c1 -W1 " + address("q3", "nv2"))
+	x.must(podman + "rm -f -t0 q1 q2 q3 q4; " + podman + "network rm nv1 nv2")
 	x.nothingLeft()
 }
 
