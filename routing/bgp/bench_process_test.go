@@ -140,6 +140,9 @@ func (h *host) cpu(b *testing.B) (ticks int) {
 func BenchmarkReflectMemory(b *testing.B)     { reflected(100_000).to(fanClients).process(b) }
 func BenchmarkReflectMemoryBIRD(b *testing.B) { reflected(100_000).to(fanClients).birdProcess(b) }
 func BenchmarkReflectMemoryDeaf(b *testing.B) { reflected(100_000).to(fanClients).hushed().process(b) }
+func BenchmarkReflectMemoryDeafBIRD(b *testing.B) {
+	reflected(100_000).to(fanClients).hushed().birdProcess(b)
+}
 
 func (f fan) hushed() fan { f.deaf = true; return f }
 
