@@ -48,6 +48,8 @@ func (s setting) sample(n int) (text, yaml string) {
 			text = "json"
 		case "agent::backend":
 			text = []string{"nftables", "iptables", "iptables-nft"}[n-1]
+		case "docker::scope":
+			text = []string{"global", "local", "global"}[n-1]
 		case "agent::established":
 			text = []string{"keep", "cut", "strict"}[n-1]
 		case "agent::reversePath":
