@@ -137,7 +137,7 @@ func (l *loop) lookAtPaths(self *datastore.Node, device string) error {
 			l.log.Info("wireguard: a node sends by another way, so does this one", "node", name, "address", at)
 		} else if p.judge(now, is, routed) {
 			p.move(now)
-			l.log.Warn("wireguard: a node does not answer by one address, and is sent to by the other", "node", name, "address", peer.Endpoint.Addr(), "other", n.Address(p.v6))
+			l.log.Warn("wireguard: a node does not answer by one address, and is sent to by the other", "node", name, "old", peer.Endpoint.Addr(), "new", n.Address(p.v6))
 			set = append(set, kernel.WireGuardPeer{Key: peer.Key, Endpoint: netip.AddrPortFrom(n.Address(p.v6), l.cfg.WireGuardPort), Asks: peer.Asks})
 		}
 		peer.Endpoint = netip.AddrPortFrom(n.Address(p.v6), l.cfg.WireGuardPort)
