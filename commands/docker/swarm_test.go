@@ -58,8 +58,4 @@ docker tag bb:1 127.0.0.1:9/bb:1`
 		}
 		return ""
 	})
-	for _, h := range []*netlab.Host{worker, manager} {
-		s.docker(h, "swarm", "leave", "--force")
-		s.docker(h, "plugin", "rm", "-f", "netctl-swarm")
-	}
 }

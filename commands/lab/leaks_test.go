@@ -123,8 +123,8 @@ func TestLeaks(t *testing.T) {
 // startFlood attaches what lives all along, or from one boot to the next.
 func (c *churn) startFlood() {
 	c.t.Helper()
-	a := netlab.Attached(c.t, c.host, "lives", "stays", "IP="+leakLives)
-	c.lives = []*netlab.Container{a, netlab.Attached(c.t, c.host, "too", "stays", "IP="+leakAlive)}
+	a := netlab.Attached(c.t, c.host, "lives", "stays", "IP="+leakLives+";MAC=02:00:00:00:00:01") // the same after a boot
+	c.lives = []*netlab.Container{a, netlab.Attached(c.t, c.host, "too", "stays", "IP="+leakAlive+";MAC=02:00:00:00:00:02")}
 	var err error
 	if c.flood, err = netlab.StartFlood(a, netip.MustParseAddr(leakAlive), 5*time.Millisecond); err != nil {
 		c.t.Fatal(err)
