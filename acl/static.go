@@ -154,21 +154,25 @@ func flowGuards(o Options) (list []Rule) {
 			Limit:   Limit{flowMeter(o), InLink, o.FlowRate, o.FlowBurst, true},
 			Counter: true, Verdict: drop(), Comment: "too many new flows"})
 	}
-	for _, f := range reached {
+	for _, f := range reached() {
 		list = append(list, match(Verdict{Kind: Jump, Chain: chainReach}, num(NFProto, f.dst.family()), inSet(f.dst, f.subnets)))
 	}
 	return list
 }
 
-// reached are what says that a packet goes to the host's own subnets, and whom a link sent to there.
-var reached = []struct {
+// reach is what says that a packet goes to the host's own subnets, and whom a link sent to there.
+type reach struct {
 	dst, pair    Field
 	subnets, met string
-}{{DstIP4, LinkDstIP4, setOnLink4, meterSeen4}, {DstIP6, LinkDstIP6, setOnLink6, meterSeen6}}
+}
+
+func reached() []reach {
+	return []reach{{DstIP4, LinkDstIP4, setOnLink4, meterSeen4}, {DstIP6, LinkDstIP6, setOnLink6, meterSeen6}}
+}
 
 // reachRules judge what goes to the host's own subnets.
 func reachRules() (list []Rule) {
-	for _, f := range reached {
+	for _, f := range reached() {
 		family := num(NFProto, f.dst.family())
 		list = append(list,
 			Rule{Match: []Term{family, {Field: f.pair, Set: f.met, Not: true}}, Limit: Limit{meterReach, InLink, 20, 200, true},
