@@ -40,8 +40,7 @@ const (
 	chainWLHost   = "wl_host"      // workload to host
 	ChainReverse  = "reverse_path" // log and drop: a pool's source that comes from elsewhere
 	chainUnseen   = "unseen"       // flows that may have begun while the filter was not whole
-	chainUnseen6  = "unseen6"      // the same of IPv6
-	chainReach    = "reach"        // what workloads send to the host's own subnets
+	chainUnseenTo = "unseen_to"    // the same of what workloads receive, but from others here
 	chainDenyIn   = "deny_in"      // log and drop, ingress: no rule allows it
 	chainDenyOut  = "deny_out"     // log and drop, egress
 	chainDropIn   = "drop_in"      // drop what was logged, ingress

@@ -154,30 +154,15 @@ func flowGuards(o Options) (list []Rule) {
 			Limit:   Limit{flowMeter(o), InLink, o.FlowRate, o.FlowBurst, true},
 			Counter: true, Verdict: drop(), Comment: "too many new flows"})
 	}
-	for _, f := range reached() {
-		list = append(list, match(Verdict{Kind: Jump, Chain: chainReach}, num(NFProto, f.dst.family()), inSet(f.dst, f.subnets)))
-	}
-	return list
-}
-
-// reach is what says that a packet goes to the host's own subnets, and whom a link sent to there.
-type reach struct {
-	dst, pair    Field
-	subnets, met string
-}
-
-func reached() []reach {
-	return []reach{{DstIP4, LinkDstIP4, setOnLink4, meterSeen4}, {DstIP6, LinkDstIP6, setOnLink6, meterSeen6}}
-}
-
-// reachRules judge what goes to the host's own subnets.
-func reachRules() (list []Rule) {
-	for _, f := range reached() {
+	for _, f := range []struct {
+		dst, pair    Field
+		subnets, met string
+	}{{DstIP4, LinkDstIP4, setOnLink4, meterSeen4}, {DstIP6, LinkDstIP6, setOnLink6, meterSeen6}} {
 		family := num(NFProto, f.dst.family())
 		list = append(list,
-			Rule{Match: []Term{family, {Field: f.pair, Set: f.met, Not: true}}, Limit: Limit{meterReach, InLink, 20, 200, true},
+			Rule{Match: []Term{family, inSet(f.dst, f.subnets), {Field: f.pair, Set: f.met, Not: true}}, Limit: Limit{meterReach, InLink, 20, 200, true},
 				Counter: true, Verdict: drop(), Comment: "too many neighbours looked for"},
-			Rule{Match: []Term{family}, Limit: Limit{Set: f.met, Key: f.pair}})
+			Rule{Match: []Term{family, inSet(f.dst, f.subnets)}, Limit: Limit{Set: f.met, Key: f.pair}})
 	}
 	return list
 }
@@ -188,11 +173,12 @@ func staticChains(o Options) []*Chain {
 	excess := func(m ...Term) Rule {
 		return Rule{Match: m, Limit: echoes, Counter: true, Verdict: drop(), Comment: "too many echo requests"}
 	}
-	unseen := func(m ...Term) Rule {
+	unseen := func(chain string) Rule {
+		r := match(Verdict{Kind: Jump, Chain: chain})
 		if o.Strict {
-			m = append([]Term{num(CTState, uint32(New))}, m...)
+			r.Match = []Term{num(CTState, uint32(New))}
 		}
-		return match(Verdict{Kind: Jump, Chain: chainUnseen}, m...)
+		return r
 	}
 	toHost := slices.Concat([]Rule{
 		// First, since an identifier that was answered once is established.
@@ -216,14 +202,14 @@ func staticChains(o Options) []*Chain {
 			match(Verdict{Kind: Jump, Chain: chainEncap}, num(L4Proto, protoUDP), num(DstPort, vxlanPort)),
 			match(Verdict{Kind: Jump, Chain: chainEncap}, num(L4Proto, protoIPIP)),
 			refuse("DHCP server guard", num(L4Proto, protoUDP), inSet(SrcPort, setDHCP)),
-			unseen(),
+			unseen(chainUnseen),
 		}, flowGuards(o), []Rule{
 			vmap(InLink, mapFromEP),
 			vmap(InLink, NextMap(mapFromEP)),
 			refuse("unknown endpoint"),
 		})},
 		{Name: chainToWL, Rules: slices.Concat([]Rule{invalid()}, reversePath(o, false), []Rule{
-			unseen(Term{Field: InGroup, Number: o.Group, Not: true}), // what our links send is asked in from_wl
+			unseen(chainUnseenTo),
 			vmap(OutLink, mapToEP),
 			vmap(OutLink, NextMap(mapToEP)),
 			refuse("unknown endpoint"),
@@ -231,12 +217,8 @@ func staticChains(o Options) []*Chain {
 		{Name: chainEncap, Rules: encapRules()},
 		{Name: ChainReverse, Rules: []Rule{{Limit: few(meterReverse, InLink), Log: reverseLog}, refuse(reverseReason)}},
 		{Name: chainWLHost, Rules: toHost},
-		{Name: chainUnseen, Rules: slices.Concat([]Rule{
-			match(Verdict{Kind: Return}, num(L4Proto, protoTCP), num(TCPFlags, tcpSYN)),
-			match(goTo(chainUnseen6), num(NFProto, nfIPv6)),
-		}, unseenRules(nfIPv4, Flow4, Pair4, setCutFlows4, setCutPairs4))},
-		{Name: chainUnseen6, Rules: unseenRules(nfIPv6, Flow6, Pair6, setCutFlows6, setCutPairs6)},
-		{Name: chainReach, Rules: reachRules()},
+		{Name: chainUnseen, Rules: unseenRules()},
+		{Name: chainUnseenTo, Rules: append([]Rule{match(Verdict{Kind: Return}, num(InGroup, o.Group))}, unseenRules()...)}, // what our links send is asked in from_wl
 		{Name: chainRawOther, Rules: slices.Concat(
 			adopted(o, match(goTo(chainSpoof), inSet(InLink, setAdopted))), gatewayGuards(o), []Rule{refuse(noGroup, Term{Field: InLink, Text: o.LinkPrefix + "*"})})},
 		{Name: chainDenyIn, Rules: denyRules(inbound, logPrefix("D", inbound, defaultID, ""))},
@@ -290,24 +272,30 @@ func Unseen() map[uint8]time.Duration {
 // unseenRules drop the answer in a flow that was cut, and for a time what may be one in a
 // flow whose beginning nobody has seen. Taken for the first packet of a flow that its
 // sender may begin, it would let the other end, which may not, through for as long as
-// both go on. What begins with SYN is new; ICMP's answers never begin anything. Each family
-// has a chain of its own: a rule that is passed over costs as much as a look-up.
-func unseenRules(family uint32, flow, pair Field, flows, pairs string) []Rule {
-	const comment = "answer in a flow that was cut"
-	kept := func(key Field, set string) Rule { // for as long as answers come
-		r := refuse(comment, num(NFProto, family), inSet(key, set))
-		r.Limit = Limit{Set: set, Key: key}
-		return r
-	}
+// both go on. What begins with SYN is new; ICMP's answers never begin anything.
+func unseenRules() []Rule {
 	back := Verdict{Kind: Return}
-	return []Rule{
-		refuse(comment, num(NFProto, family), num(L4Proto, protoTCP), inSet(flow, flows)),
-		kept(flow, flows), kept(pair, pairs),
-		// A guess: a client sends from an ephemeral port to one that is none.
+	list := []Rule{match(back, num(L4Proto, protoTCP), num(TCPFlags, tcpSYN))}
+	for _, f := range []struct {
+		family       uint32
+		flow, pair   Field
+		flows, pairs string
+	}{{nfIPv4, Flow4, Pair4, setCutFlows4, setCutPairs4}, {nfIPv6, Flow6, Pair6, setCutFlows6, setCutPairs6}} {
+		const comment = "answer in a flow that was cut"
+		kept := func(key Field, set string) Rule { // for as long as answers come
+			r := refuse(comment, num(NFProto, f.family), inSet(key, set))
+			r.Limit = Limit{Set: set, Key: key}
+			return r
+		}
+		list = append(list,
+			refuse(comment, num(NFProto, f.family), num(L4Proto, protoTCP), inSet(f.flow, f.flows)),
+			kept(f.flow, f.flows), kept(f.pair, f.pairs))
+	}
+	// A guess: a client sends from an ephemeral port to one that is none.
+	return append(list,
 		match(back, Term{Field: L4Proto, Set: SetUnseen, Not: true}),
 		match(back, inSet(SrcPort, setEphemeral), Term{Field: DstPort, Set: setEphemeral, Not: true}),
-		refuse("answer in a flow that began unseen"),
-	}
+		refuse("answer in a flow that began unseen"))
 }
 
 // gatewayGuards keep what is sent to a gateway address from circling on lo until its TTL
@@ -415,7 +403,7 @@ func baseChains(o Options) []*Chain {
 func DenyingChains() map[string]string {
 	return map[string]string{
 		chainDenyIn: "inbound", chainDropIn: "inbound", chainDenyOut: "outbound", chainDropOut: "outbound", chainWLHost: "host",
-		chainFromWL: "guard", chainToWL: "guard", chainReach: "guard", chainRawOther: "guard",
+		chainFromWL: "guard", chainToWL: "guard", chainRawOther: "guard",
 		chainEncap: "guard", ChainReverse: ReversePathDrops,
 	}
 }

@@ -14,7 +14,7 @@ import (
 func (l *lab) unseen(why string) (n int) {
 	l.t.Helper()
 	list := func(chain string) string { return l.router.Run("nft", "list", "chain", "inet", acl.TableName, chain) }
-	for line := range strings.Lines(list("unseen") + list("unseen6")) {
+	for line := range strings.Lines(list("unseen") + list("unseen_to")) {
 		if _, text, counts := strings.Cut(line, "counter packets "); counts && strings.Contains(line, why) {
 			var packets int
 			if _, err := fmt.Sscan(text, &packets); err != nil {

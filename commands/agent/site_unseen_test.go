@@ -91,7 +91,7 @@ func (s *site) unseen(why string) (n int) {
 	list := func(chain string) string {
 		return netlab.Must(s.t, s.node, "nft", "list", "chain", "inet", "netctl", chain)
 	}
-	text := list("unseen") + list("unseen6")
+	text := list("unseen") + list("unseen_to")
 	for _, m := range regexp.MustCompile(`counter packets (\d+) .*answer in a flow that.*`+why).FindAllStringSubmatch(text, -1) {
 		packets, err := strconv.Atoi(m[1])
 		if err != nil {
