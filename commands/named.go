@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"netctl/datastore"
 )
@@ -212,9 +213,18 @@ func helpFor(root *cobra.Command, args []string) error {
 	return nil
 }
 
-// flagError leaves out what the parser of numbers calls itself.
+// flagError says of a flag with a value of another kind what it takes.
 func flagError(cmd *cobra.Command, err error) error {
 	text, _, _ := strings.Cut(err.Error(), ": strconv.")
+	if wrong := (*pflag.InvalidValueError)(nil); errors.As(err, &wrong) {
+		wants := map[string]string{
+			"int": "a whole number", "uint16": "a number from 0 to 65535", "uint32": "a number from 0 to 4294967295", "bool": "true or false",
+			"duration": "a time such as 500ms, 30s or 5m",
+		}
+		if want := wants[wrong.GetFlag().Value.Type()]; want != "" {
+			text = fmt.Sprintf("--%s %q: want %s", wrong.GetFlag().Name, wrong.GetValue(), want)
+		}
+	}
 	return fmt.Errorf("%s; see `%s --help`", text, cmd.CommandPath())
 }
 
