@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -78,6 +79,7 @@ func Look(ctx context.Context, prefix string) (list []Flavour, err error) {
 func (f *Flavour) read(text, prefix string) {
 	in, out := map[string]bool{}, map[string]bool{}
 	own := " -m comment --comment " + comment + " -j ACCEPT"
+	said := regexp.MustCompile(` -m comment --comment ("(\\.|[^"])*"|\S+)`)
 	current, judged := "", false
 	ended, opens := false, false // FORWARD, by a rule for every packet; it may accept
 	for line := range strings.Lines(text) {
@@ -110,6 +112,7 @@ func (f *Flavour) read(text, prefix string) {
 			if line == "-A "+forward+" -j "+dockerUser {
 				f.Docker = true
 			}
+			words = strings.Fields(said.ReplaceAllString(line, ""))
 			if ended = len(words) > 3 && words[2] == "-j" && (words[3] == "DROP" || words[3] == "REJECT"); ended && !opens {
 				f.ForwardEnds = words[3]
 			}
