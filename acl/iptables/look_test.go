@@ -23,11 +23,11 @@ func TestRead(t *testing.T) {
 		"the distribution's": {"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m state --state RELATED,ESTABLISHED -j ACCEPT\n-A FORWARD -j REJECT --reject-with icmp-host-prohibited\n" + ours + "COMMIT\n",
 			Flavour{Rules: 4, InUse: true, ForwardEnds: "REJECT"}},
 		"a rule that says why": {"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m comment --comment \"no \\\"-j ACCEPT\\\" here\" -j DROP\nCOMMIT\n", Flavour{Rules: 1, InUse: true, ForwardEnds: "DROP"}},
-		"accepted before it": {"*filter\n:FORWARD ACCEPT [0:0]\n" + ours + "-A FORWARD -j DROP\nCOMMIT\n", Flavour{Rules: 1, InUse: true, ForwardEnds: "DROP", Accepts: true}},
-		"perhaps accepted":   {"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -d 10.65.0.0/16 -j ACCEPT\n-A FORWARD -j DROP\nCOMMIT\n", Flavour{Rules: 2, InUse: true}},
-		"dropped for some":   {"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -i eth9 -j DROP\nCOMMIT\n", Flavour{Rules: 1, InUse: true}},
-		"of another chain":   {"*filter\n:FORWARD ACCEPT [0:0]\n:x - [0:0]\n-A x -j DROP\nCOMMIT\n", Flavour{Rules: 1, InUse: true}},
-		"another table":      {"*mangle\n:FORWARD DROP [0:0]\nCOMMIT\n", Flavour{InUse: true}},
+		"accepted before it":   {"*filter\n:FORWARD ACCEPT [0:0]\n" + ours + "-A FORWARD -j DROP\nCOMMIT\n", Flavour{Rules: 1, InUse: true, ForwardEnds: "DROP", Accepts: true}},
+		"perhaps accepted":     {"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -d 10.65.0.0/16 -j ACCEPT\n-A FORWARD -j DROP\nCOMMIT\n", Flavour{Rules: 2, InUse: true}},
+		"dropped for some":     {"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -i eth9 -j DROP\nCOMMIT\n", Flavour{Rules: 1, InUse: true}},
+		"of another chain":     {"*filter\n:FORWARD ACCEPT [0:0]\n:x - [0:0]\n-A x -j DROP\nCOMMIT\n", Flavour{Rules: 1, InUse: true}},
+		"another table":        {"*mangle\n:FORWARD DROP [0:0]\nCOMMIT\n", Flavour{InUse: true}},
 	} {
 		var f Flavour
 		f.read(x.text, "nc")
