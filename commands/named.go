@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -221,7 +222,8 @@ func flagError(cmd *cobra.Command, err error) error {
 			"int": "a whole number", "uint16": "a number from 0 to 65535", "uint32": "a number from 0 to 4294967295", "bool": "true or false",
 			"duration": "a time such as 500ms, 30s or 5m",
 		}
-		if want := wants[wrong.GetFlag().Value.Type()]; want != "" {
+		kind, number := wrong.GetFlag().Value.Type(), (*strconv.NumError)(nil)
+		if want := wants[kind]; want != "" && (errors.As(err, &number) || kind == "duration") { // others say it themselves
 			text = fmt.Sprintf("--%s %q: want %s", wrong.GetFlag().Name, wrong.GetValue(), want)
 		}
 	}
