@@ -197,7 +197,7 @@ func (a *app) datastorePart(ctx context.Context) ([]byte, error) {
 			return err
 		}
 		out := b.out
-		fmt.Fprintf(out, "%s\n", storeLine(ctx, store).line)
+		fmt.Fprintf(out, "%s\n", storeLine(ctx, store, "").line)
 		for _, h := range store.Health(ctx) {
 			fmt.Fprintf(out, "%+v\n", h)
 		}

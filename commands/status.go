@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -111,8 +112,12 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 	health := make(chan storeHealth, 1)
 	reading, cancel := context.WithTimeout(ctx, statusTime)
 	defer cancel()
-	go func() { health <- storeLine(reading, store) }()
 	local := !all && (node == "" || node == s.Node)
+	own := ""
+	if local && s.Client.Server == "" {
+		own = filepath.Join(s.RunDir, "etcd.sock")
+	}
+	go func() { health <- storeLine(reading, store, own) }()
 	listing := ctx // of a large cluster: each page has its own deadline
 	if local {
 		listing = reading
@@ -128,7 +133,7 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 		r.Datastore = how.line
 		replaced, wrong := s.authorityState(reading, store)
 		r.Authority = replaced
-		for _, w := range append(how.full, wrong...) {
+		for _, w := range append(how.wrong, wrong...) {
 			r.problem("%s", w)
 		}
 		if full := s.fullDisk(); full != "" {
@@ -154,7 +159,7 @@ func (a *app) reports(ctx context.Context, node string, all bool) ([]*nodeReport
 	for _, n := range nodes {
 		r := remoteReport(view, n, time.Now())
 		r.Datastore = how.line
-		for _, w := range how.full {
+		for _, w := range how.wrong {
 			r.problem("%s", w)
 			r.Healthy = false
 		}

@@ -10,21 +10,27 @@ import (
 	"syscall"
 
 	"netctl/datastore"
+	"netctl/datastore/etcd"
 )
 
-// storeHealth is how the datastore is: where and how many members answer, and
-// what members that are full say.
+// storeHealth is how the datastore is: where and how many members answer, what members
+// that are full say, and who serves another one.
 type storeHealth struct {
-	line string
-	full []string
+	line  string
+	wrong []string
 }
 
-func storeLine(ctx context.Context, s clusterStore) (how storeHealth) {
+func storeLine(ctx context.Context, s clusterStore, own string) (how storeHealth) {
 	members := map[uint64]bool{}
 	var where, sick []string
-	for _, h := range s.Health(ctx) {
+	here := make(chan etcd.EndpointHealth, 1)
+	go func() { here <- ownStore(ctx, own) }()
+	all := s.Health(ctx)
+	how.wrong = apart(all, <-here)
+	full := false
+	for _, h := range all {
 		if errors.Is(h.Err, datastore.ErrFull) {
-			how.full = append(how.full, h.Err.Error())
+			how.wrong, full = append(how.wrong, h.Err.Error()), true
 		} else if h.Err != nil {
 			sick = append(sick, h.Err.Error()) // it names the endpoint
 			continue
@@ -37,7 +43,7 @@ func storeLine(ctx context.Context, s clusterStore) (how storeHealth) {
 		return how
 	}
 	state := "healthy"
-	if len(how.full) > 0 {
+	if full {
 		state = "full"
 	}
 	how.line = fmt.Sprintf("datastore %s %s (%s)", strings.Join(where, ","), state, count(len(members), "member"))
@@ -45,6 +51,41 @@ func storeLine(ctx context.Context, s clusterStore) (how storeHealth) {
 		how.line += ", not " + strings.Join(sick, "; ")
 	}
 	return how
+}
+
+// ownStore asks the datastore that this node serves at a socket; the zero value: there is
+// none, or it does not answer.
+func ownStore(ctx context.Context, socket string) (h etcd.EndpointHealth) {
+	if _, err := os.Stat(socket); err != nil {
+		return h
+	}
+	s, err := etcd.Open(ctx, etcd.Options{Endpoints: []string{"unix://" + socket}})
+	if err != nil {
+		return h
+	}
+	defer s.Close()
+	return s.Health(ctx)[0]
+}
+
+// apart names members that do not serve one and the same datastore, as those do that come
+// back after their majority was given up and the datastore rebuilt elsewhere. own is what
+// this node serves.
+func apart(members []etcd.EndpointHealth, own etcd.EndpointHealth) (wrong []string) {
+	const fix = "end the role datastore of those who have the former one, move etcd/ of their state folder away, and let them join again (docs/datastore.md)"
+	first := etcd.EndpointHealth{}
+	for _, h := range members {
+		switch {
+		case h.Cluster == 0:
+		case first.Cluster == 0:
+			first = h
+		case h.Cluster != first.Cluster:
+			return []string{fmt.Sprintf("%s and %s serve two different datastores: %s", first.Endpoint, h.Endpoint, fix)}
+		}
+	}
+	if own.Cluster != 0 && first.Cluster != 0 && own.Cluster != first.Cluster {
+		wrong = append(wrong, fmt.Sprintf("the datastore that this node serves is another one than that of %s: %s", first.Endpoint, fix))
+	}
+	return wrong
 }
 
 // roomToWrite is how much of its disk etcd needs to go on, in MiB: the next segment of its

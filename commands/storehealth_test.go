@@ -8,7 +8,32 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"netctl/datastore/etcd"
 )
+
+// TestTwoStores: members that serve different datastores are said, wherever they are met.
+func TestTwoStores(t *testing.T) {
+	of := func(endpoint string, cluster uint64) etcd.EndpointHealth {
+		return etcd.EndpointHealth{Endpoint: endpoint, Cluster: cluster}
+	}
+	for what, c := range map[string]struct {
+		members []etcd.EndpointHealth
+		own     uint64
+		want    string // "": all is well
+	}{
+		"one cluster":               {[]etcd.EndpointHealth{of("a", 1), of("b", 1), of("c", 0)}, 1, ""},
+		"nothing of its own":        {[]etcd.EndpointHealth{of("a", 1)}, 0, ""},
+		"nobody answers":            {[]etcd.EndpointHealth{of("a", 0)}, 1, ""},
+		"the majority came back":    {[]etcd.EndpointHealth{of("a", 0), of("b", 2), of("c", 1)}, 1, "b and c serve two different datastores: end the role"},
+		"its own is the former one": {[]etcd.EndpointHealth{of("a", 2)}, 1, "the datastore that this node serves is another one than that of a: end the role"},
+	} {
+		got := apart(c.members, of("", c.own))
+		if len(got) > 1 || (len(got) == 1) != (c.want != "") || c.want != "" && !strings.HasPrefix(got[0], c.want) {
+			t.Errorf("%s: %q", what, got)
+		}
+	}
+}
 
 // TestFullDisk: a datastore whose disk is full is said by status, and by what cannot reach
 // it; one with room, and a node without a datastore, say nothing of disks.

@@ -14,6 +14,7 @@ import (
 type EndpointHealth struct {
 	Endpoint string
 	Member   uint64 // etcd's member ID
+	Cluster  uint64 // etcd's cluster ID; 0: it does not answer
 	Leader   bool
 	Version  string // of the server
 	Size     int64  // of the backend file, bytes
@@ -55,7 +56,7 @@ func (s *Store) health(ctx context.Context, endpoint string) EndpointHealth {
 		h.Err = fmt.Errorf("%s: %w: %s", endpoint, datastore.ErrUnavailable, verdict(err))
 		return h
 	}
-	h.Member, h.Version = r.Header.MemberId, r.Version
+	h.Member, h.Cluster, h.Version = r.Header.MemberId, r.Header.ClusterId, r.Version
 	h.Leader = r.Leader == r.Header.MemberId
 	h.Size, h.InUse, h.Quota = r.DbSize, r.DbSizeInUse, r.DbSizeQuota
 	switch {
