@@ -67,7 +67,7 @@ func newMachine(t *testing.T, h *netlab.Host) *machine {
 // sh runs a script on the machine; what it starts must not hold its output.
 func (m *machine) sh(script string) (string, error) {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.t.Context()), patience) // also to clean up
 	defer cancel()
 	return m.host.Exec(ctx, netlab.Cmd{Args: []string{"sh", "-c", script}})
 }
