@@ -342,7 +342,7 @@ func (t *tracer) goOn(out *traced, node string, been []string) {
 func (t *tracer) encapsulate(going *tracedGoing, from *datastore.Node, p netip.Prefix, hop netip.Addr) {
 	links := t.settings.tunnels()
 	plan := routing.Mesh(from.Metadata.Name, t.view.Nodes(), t.view.Pools(), t.view.BGP())
-	fabric := routing.NewFabric(plan, from.Status.Subnets, links)
+	fabric := routing.NewFabric(plan, from.Status.Subnets, links, nil)
 	via, _ := fabric.Via(fabric.Pool(p), hop, routing.NextHop{Addr: hop})
 	for kind, link := range links {
 		if link == via.Link && link != "" {

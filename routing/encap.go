@@ -48,8 +48,7 @@ func Ends(n *datastore.Node, gateway netip.Addr) bool {
 }
 
 // tunnels are those from a node to the others: of each kind that both take packets
-// from, for each address of the other. Of VXLAN one suffices, over IPv4 if it can, as
-// WireGuard goes.
+// from, for each address of the other. WireGuard goes over IPv4 if it can.
 func tunnels(self *datastore.Node, nodes []*datastore.Node) (list []Tunnel) {
 	for _, n := range nodes {
 		if n == self {
@@ -65,11 +64,14 @@ func tunnels(self *datastore.Node, nodes []*datastore.Node) (list []Tunnel) {
 			if kind == datastore.TunnelWireGuard && self.Address(!v6).IsValid() {
 				spare = n.Address(!v6)
 			}
-			if !ours || !theirs || !remote.IsValid() || kind == datastore.TunnelVXLAN6 && vxlan {
+			if !ours || !theirs || !remote.IsValid() {
 				continue
 			}
 			vxlan = vxlan || kind == datastore.TunnelVXLAN
 			for _, hop := range addresses(n) {
+				if vxlan && kind == datastore.TunnelVXLAN6 && hop.Is4() {
+					continue // IPv6 gets through alone: then that is the next hop, too
+				}
 				if gateway, ok := gatewayOf(hop, end.MAC); ok {
 					list = append(list, Tunnel{Kind: kind, Hop: hop, Remote: remote, Gateway: gateway, MAC: end.MAC, Spare: spare})
 				}
@@ -107,12 +109,14 @@ type Fabric struct {
 	links   map[datastore.TunnelKind]string
 	tunnels map[netip.Addr][]Tunnel // by next hop
 	own     []netip.Addr
+	crossed map[netip.Addr]bool
 }
 
 // NewFabric is that of a plan on a host that is connected to subnets; links are the
-// devices of its tunnels.
-func NewFabric(p Plan, subnets []netip.Prefix, links map[datastore.TunnelKind]string) *Fabric {
-	f := &Fabric{pools: p.Pools, subnets: subnets, links: links, own: p.Addresses, tunnels: map[netip.Addr][]Tunnel{}}
+// devices of its tunnels. crossed are the IPv6 addresses of nodes that IPv4 does not get
+// through to, although they have it.
+func NewFabric(p Plan, subnets []netip.Prefix, links map[datastore.TunnelKind]string, crossed map[netip.Addr]bool) *Fabric {
+	f := &Fabric{pools: p.Pools, subnets: subnets, links: links, own: p.Addresses, crossed: crossed, tunnels: map[netip.Addr][]Tunnel{}}
 	for _, t := range p.Tunnels {
 		f.tunnels[t.Hop] = append(f.tunnels[t.Hop], t)
 	}
@@ -154,6 +158,10 @@ func (f *Fabric) Via(pool netip.Prefix, hop netip.Addr, plain NextHop) (via Next
 	kinds, near := f.pools[i].Encap.Tunnels()
 	if len(kinds) == 0 || !near && slices.ContainsFunc(f.subnets, func(s netip.Prefix) bool { return s.Contains(hop) }) {
 		return plain, false
+	}
+	if f.crossed[hop] { // over IPv6 then, which is the latter
+		kinds = slices.Clone(kinds)
+		slices.Reverse(kinds)
 	}
 	for _, kind := range kinds {
 		for _, t := range f.tunnels[hop] {

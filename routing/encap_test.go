@@ -33,7 +33,7 @@ func TestTunnels(t *testing.T) {
 		node("none", 0, "192.168.98.7/24"),
 	}
 	for self, want := range []string{
-		0: "ipip 192.168.98.2>192.168.98.2 , vxlan 192.168.98.2>192.168.98.2 02:00:00:00:00:02, vxlan fd00:98::2>192.168.98.2 02:00:00:00:00:02, " +
+		0: "ipip 192.168.98.2>192.168.98.2 , vxlan 192.168.98.2>192.168.98.2 02:00:00:00:00:02, vxlan fd00:98::2>192.168.98.2 02:00:00:00:00:02, vxlan6 fd00:98::2>fd00:98::2 02:00:00:00:00:02, " +
 			"vxlan 192.168.98.4>192.168.98.4 02:00:00:00:00:04, vxlan6 fd00:98::6>fd00:98::6 02:00:00:00:00:06",
 		2: "vxlan 192.168.99.1>192.168.99.1 02:00:00:00:00:01, vxlan fd00:99::1>192.168.99.1 02:00:00:00:00:01, vxlan 192.168.98.2>192.168.98.2 02:00:00:00:00:02, vxlan fd00:98::2>192.168.98.2 02:00:00:00:00:02",
 		3: "vxlan6 192.168.99.1>fd00:99::1 02:00:00:00:00:01, vxlan6 fd00:99::1>fd00:99::1 02:00:00:00:00:01, vxlan6 192.168.98.2>fd00:98::2 02:00:00:00:00:02, vxlan6 fd00:98::2>fd00:98::2 02:00:00:00:00:02",
@@ -61,7 +61,7 @@ func TestSpare(t *testing.T) {
 	other := withTunnels(node("other", 0, "192.168.98.2/24", "fd00:98::2/64"), datastore.TunnelWireGuard, datastore.TunnelIPIP)
 	four := withTunnels(node("four", 0, "192.168.98.4/24"), datastore.TunnelWireGuard)
 	links := map[datastore.TunnelKind]string{datastore.TunnelWireGuard: "wg", datastore.TunnelIPIP: "tunl0"}
-	f := NewFabric(Plan{Tunnels: tunnels(both, []*datastore.Node{both, other, four})}, nil, links)
+	f := NewFabric(Plan{Tunnels: tunnels(both, []*datastore.Node{both, other, four})}, nil, links, nil)
 	for hop, want := range map[string]string{"192.168.98.2": "[fd00:98::2]", "fd00:98::2": "[192.168.98.2]", "192.168.98.4": "[]"} {
 		hop := netip.MustParseAddr(hop)
 		for _, x := range f.tunnels[hop] {
@@ -92,6 +92,7 @@ func TestFabric(t *testing.T) {
 	p.Tunnels = append(p.Tunnels, Tunnel{Kind: datastore.TunnelVXLAN, Hop: half, Remote: half, Gateway: half, MAC: "02:00:00:00:00:05"})
 	link := map[netip.Addr]netip.Addr{far6: netip.MustParseAddr("fe80::ff:fe00:1"), only6: netip.MustParseAddr("fe80::ff:fe00:6")}
 	p.Tunnels = append(p.Tunnels, Tunnel{Kind: datastore.TunnelVXLAN, Hop: far6, Remote: far, Gateway: link[far6], MAC: "02:00:00:00:00:01"},
+		Tunnel{Kind: datastore.TunnelVXLAN6, Hop: far6, Remote: far6, Gateway: link[far6], MAC: "02:00:00:00:00:01"},
 		Tunnel{Kind: datastore.TunnelVXLAN6, Hop: only6, Remote: only6, Gateway: link[only6], MAC: "02:00:00:00:00:06"})
 	pools := map[datastore.Encap]netip.Prefix{}
 	for i, e := range datastore.Encaps() {
@@ -99,7 +100,7 @@ func TestFabric(t *testing.T) {
 		p.Pools = append(p.Pools, Pool{CIDR: pools[e], BlockSize: 26, Encap: e})
 	}
 	links := map[datastore.TunnelKind]string{datastore.TunnelIPIP: "tunl0", datastore.TunnelVXLAN: "vx", datastore.TunnelVXLAN6: "vx6"}
-	f := NewFabric(p, prefixes("192.168.99.0/24"), links)
+	f := NewFabric(p, prefixes("192.168.99.0/24"), links, nil)
 	plain := NextHop{Addr: netip.MustParseAddr("192.168.99.254"), Link: "eth1"}
 	for _, c := range []struct {
 		pool    datastore.Encap
@@ -142,11 +143,18 @@ func TestFabric(t *testing.T) {
 	if via, lacking := f.Via(f.Pool(prefix("172.16.0.0/24")), far, plain); via != plain || lacking {
 		t.Errorf("outside every pool: %s, lacking %v", via, lacking)
 	}
+	// IPv4 does not get through to a node: packets of both families go by IPv6.
+	over6 := NewFabric(p, nil, links, map[netip.Addr]bool{far6: true})
+	for hop, want := range map[netip.Addr]string{far: "vx", far6: "vx6", only6: "vx6"} {
+		if via, lacking := over6.Via(over6.Pool(pools[datastore.EncapVXLAN]), hop, plain); via.Link != want || lacking {
+			t.Errorf("with VXLAN to %s, IPv4 lost: %s, lacking %v", hop, via, lacking)
+		}
+	}
 	var none *Fabric
 	if via, lacking := none.Via(none.Pool(pools[datastore.EncapVXLAN]), far, plain); via != plain || lacking {
 		t.Errorf("without a plan: %s, lacking %v", via, lacking)
 	}
-	want := []Neighbour{{"vx", near, near, "02:00:00:00:00:01"}, {"vx", far, far, "02:00:00:00:00:01"}, {"vx", half, half, "02:00:00:00:00:05"}, {"vx", link[far6], far, "02:00:00:00:00:01"}, {"vx6", link[only6], only6, "02:00:00:00:00:06"}}
+	want := []Neighbour{{"vx", near, near, "02:00:00:00:00:01"}, {"vx", far, far, "02:00:00:00:00:01"}, {"vx", half, half, "02:00:00:00:00:05"}, {"vx", link[far6], far, "02:00:00:00:00:01"}, {"vx6", link[far6], far6, "02:00:00:00:00:01"}, {"vx6", link[only6], only6, "02:00:00:00:00:06"}}
 	if got := p.Neighbours(links); !slices.Equal(got, want) {
 		t.Errorf("neighbours %v, want %v", got, want)
 	}
@@ -155,8 +163,8 @@ func TestFabric(t *testing.T) {
 // TestSource: which source address routes need.
 func TestSource(t *testing.T) {
 	own := []netip.Addr{netip.MustParseAddr("10.99.0.1"), netip.MustParseAddr("10.99.0.2"), netip.MustParseAddr("fd99::1")}
-	f := NewFabric(Plan{Addresses: own}, nil, nil)
-	four := NewFabric(Plan{Addresses: own[:1]}, nil, nil)
+	f := NewFabric(Plan{Addresses: own}, nil, nil, nil)
+	four := NewFabric(Plan{Addresses: own[:1]}, nil, nil, nil)
 	for _, c := range []struct {
 		fabric                  *Fabric
 		pool, hop, chosen, want string

@@ -28,6 +28,7 @@ type tunnels struct {
 	until   map[datastore.TunnelKind]time.Time     // they are not asked for, and go then
 	held    map[string][]netip.Addr                // this node's addresses in tunnels, by block
 	only6   map[string]bool                        // the nodes that have an IPv6 address alone
+	six     map[string]bool                        // those that have one
 
 	changed bool // another may be wanted
 	resync  bool // what is there is not known
@@ -48,7 +49,7 @@ const tunnelRest = 5 * time.Minute
 func newTunnels(k tunnelLinks, cfg Config) *tunnels {
 	return &tunnels{
 		kernel: k, names: cfg.Tunnels, rest: cmp.Or(cfg.tunnelRest, tunnelRest), there: map[datastore.TunnelKind]kernel.Tunnel{}, indexes: map[int]bool{},
-		until: map[datastore.TunnelKind]time.Time{}, held: map[string][]netip.Addr{}, only6: map[string]bool{}, resync: true,
+		until: map[datastore.TunnelKind]time.Time{}, held: map[string][]netip.Addr{}, only6: map[string]bool{}, six: map[string]bool{}, resync: true,
 	}
 }
 
@@ -96,13 +97,14 @@ func (t *tunnels) block(name, handle string, b *datastore.Block) bool {
 
 // node takes a change of another node's addresses (nil: it is gone).
 func (t *tunnels) node(name string, n *datastore.Node) {
-	before := len(t.only6)
-	if n != nil && n.Address(true).IsValid() && !n.Address(false).IsValid() {
+	only6, six := len(t.only6), len(t.six)
+	if delete(t.only6, name); n != nil && n.Address(true).IsValid() && !n.Address(false).IsValid() {
 		t.only6[name] = true
-	} else {
-		delete(t.only6, name)
 	}
-	t.changed = t.changed || (before == 0) != (len(t.only6) == 0)
+	if delete(t.six, name); n != nil && n.Address(true).IsValid() {
+		t.six[name] = true
+	}
+	t.changed = t.changed || (only6 == 0) != (len(t.only6) == 0) || (six == 0) != (len(t.six) == 0)
 }
 
 // event takes a change of one of the host's own interfaces.
@@ -141,13 +143,19 @@ func (l *loop) ends(mac string) (list []datastore.Tunnel) {
 	return list
 }
 
+// spare says whether a kind of tunnel is for the time that IPv4 does not get through:
+// nothing is made smaller for it.
+func (t *tunnels) spare(own *datastore.Node, k datastore.TunnelKind) bool {
+	return k == datastore.TunnelVXLAN6 && own.Address(false).IsValid() && len(t.only6) == 0
+}
+
 // usable are the kinds of tunnels that this node can have of those that a pool asks
-// for; VXLAN over IPv6 only if some node cannot be reached over IPv4.
+// for; VXLAN over IPv6 only if some node can be reached so.
 func (t *tunnels) usable(own *datastore.Node, e datastore.Encap) (list []datastore.TunnelKind) {
 	v4, v6 := own.Address(false).IsValid(), own.Address(true).IsValid()
 	kinds, _ := e.Tunnels()
 	for _, k := range kinds {
-		if k != datastore.TunnelVXLAN6 && v4 || k == datastore.TunnelVXLAN6 && v6 && (!v4 || len(t.only6) > 0) || k == datastore.TunnelWireGuard && v6 {
+		if k != datastore.TunnelVXLAN6 && v4 || k == datastore.TunnelVXLAN6 && v6 && (!v4 || len(t.six) > 0) || k == datastore.TunnelWireGuard && v6 {
 			list = append(list, k)
 		}
 	}
@@ -339,7 +347,7 @@ func (l *loop) tunnelled() (list []workload.PoolUplink) {
 	for _, p := range l.view.Pools() {
 		of := workload.PoolUplink{CIDR: p.Spec.CIDR}
 		for _, k := range l.tunnels.usable(own, p.Spec.Encap) {
-			if room := u.MTU - l.tunnels.takes(own, k); of.MTU == 0 || room < of.MTU {
+			if room := u.MTU - l.tunnels.takes(own, k); !l.tunnels.spare(own, k) && (of.MTU == 0 || room < of.MTU) {
 				of.Uplink = workload.Uplink{Link: l.tunnels.names[k], MTU: room}
 			}
 		}

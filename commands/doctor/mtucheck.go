@@ -23,10 +23,11 @@ func overhead(kind datastore.TunnelKind) int {
 	return map[datastore.TunnelKind]int{datastore.TunnelIPIP: 20, datastore.TunnelVXLAN: 50, datastore.TunnelVXLAN6: 70, datastore.TunnelWireGuard: 80}[kind]
 }
 
-// around is what the cluster's tunnels put around packets at most, in bytes.
+// around is what the cluster's tunnels put around packets at most, in bytes. Where IPv4 is
+// had by all, VXLAN over IPv6 is for when that fails.
 func (c *Cluster) around() (most int) {
 	for _, kind := range []datastore.TunnelKind{datastore.TunnelIPIP, datastore.TunnelVXLAN, datastore.TunnelVXLAN6, datastore.TunnelWireGuard} {
-		six := slices.ContainsFunc(c.Nodes, func(n *datastore.Node) bool { _, has := n.TunnelOf(kind); return has })
+		six := slices.ContainsFunc(c.Nodes, func(n *datastore.Node) bool { _, has := n.TunnelOf(kind); return has && !n.Address(false).IsValid() })
 		if len(c.tunnelled(kind)) > 0 && (kind != datastore.TunnelVXLAN6 || six) {
 			most = max(most, overhead(kind))
 		}

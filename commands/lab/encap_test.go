@@ -222,3 +222,40 @@ func tunnelAddress(t *testing.T, h *netlab.Host, family string) (addr netip.Addr
 	})
 	return addr
 }
+
+// TestEncapOneFamilyLost: between two nodes with both families IPv4 does not get through
+// any more. Packets in VXLAN go by IPv6 then, those of both families, and by IPv4 again
+// when the session does.
+func TestEncapOneFamilyLost(t *testing.T) {
+	l := forTest(t, Config{Nodes: 2, IPv6: true})
+	n1, n2 := l.Hosts[0], l.Hosts[1]
+	netlab.Must(t, n1, "sh", "-c", `echo '{"apiVersion": "netctl/v1", "kind": "BGPConfig", "metadata": {"name": "default"}, "spec": {"holdTime": 3, "bfd": {"interval": 100, "multiplier": 5}}}' | netctl apply -f -`)
+	encap(t, n1, "vxlan")
+	netlab.Must(t, n1, "netctl", "network", "create", "dual", "--ipv6")
+	a, a4, a6 := attach(t, n1, "a", "dual")
+	_, b4, b6 := attach(t, n2, "b", "dual")
+	by := func(link string) {
+		t.Helper()
+		goes(t, n1, link, b4, b6)
+		goes(t, n2, link, a4, a6)
+		pings(t, a, b4)
+		pings(t, a, b6)
+		pings(t, a, b4, "-s1400", "-Mdo") // larger than IPv6 leaves room for: the sender is told
+		pings(t, a, b6, "-s1372")
+	}
+	by("vxlan.netctl")
+	if out := netlab.Must(t, a, "ip", "link", "show", "eth0"); !strings.Contains(out, " mtu 1450 ") {
+		t.Errorf("the way that is in use leaves room for 1450 bytes: %s", out)
+	}
+	netlab.Must(t, n1, "nft", "add table ip cut; add chain ip cut in { type filter hook input priority 0; }; add chain ip cut out { type filter hook output priority 0; }; add rule ip cut in iifname eth1 drop; add rule ip cut out oifname eth1 drop")
+	by("vxlan6.netctl")
+	netlab.Must(t, n1, "nft", "delete table ip cut")
+	speakers, err := n1.Find("netctl-speaker")
+	if err != nil || len(speakers) != 1 {
+		t.Fatal(speakers, err)
+	}
+	if err := unix.Kill(speakers[0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	by("vxlan.netctl")
+}

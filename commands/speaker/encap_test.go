@@ -206,7 +206,7 @@ func TestTravelByTheOtherFamily(t *testing.T) {
 	var bgp datastore.BGPConfig
 	bgp.SetDefaults()
 	i := newInstaller(kernel.Table(88), newTracker(t.Context(), kernel.Table(88), func(string) bool { return false }, quiet()), func() {}, quiet())
-	i.by = routing.NewFabric(routing.Mesh("n1", nodes, list, &bgp), nil, netdev.DefaultTunnels())
+	i.by = routing.NewFabric(routing.Mesh("n1", nodes, list, &bgp), nil, netdev.DefaultTunnels(), nil)
 	for _, c := range []struct {
 		encap   datastore.Encap
 		hop, by string

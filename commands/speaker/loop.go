@@ -3,6 +3,7 @@ package speaker
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -65,6 +66,8 @@ func (s *speaker) reconcile(ctx context.Context) error {
 			turn <- struct{}{}
 		case <-s.finder.Changed():
 			l.meet(ctx)
+		case <-s.sessions:
+			l.cross(ctx)
 		case e := <-s.kernel:
 			l.heard(ctx, e)
 		case <-due:
@@ -164,6 +167,7 @@ type loop struct {
 	policies  routing.Policies
 	unread    []string            // what is wrong with them
 	watched   map[netip.Addr]bool // by BFD
+	crossed   map[netip.Addr]bool // see cross
 	told      events
 	// neighbours are those of the tunnels' devices, once met: once they were written.
 	neighbours []routing.Neighbour
@@ -227,6 +231,30 @@ func (l *loop) follow(ctx context.Context, planned routing.Plan) {
 func (s *speaker) sessionChanged() {
 	s.reporter.Wake()
 	s.warden.wake()
+	select {
+	case s.sessions <- struct{}{}:
+	default:
+	}
+}
+
+// cross notes the nodes whose session moved to IPv6 since IPv4 does not get through, or
+// back: tunnels go along. Of a session that is not up nothing new is known.
+func (l *loop) cross(ctx context.Context) {
+	if l.engine == nil {
+		return
+	}
+	up, now := l.engine.Crossed(), map[netip.Addr]bool{}
+	for _, p := range l.plan.Peers {
+		for _, a := range p.Aliases {
+			if over, known := up[p.Address]; over || !known && l.crossed[a] {
+				now[a] = true
+			}
+		}
+	}
+	if !maps.Equal(now, l.crossed) {
+		l.crossed = now
+		l.travel(ctx)
+	}
 }
 
 // part notes the peers that another topology has no sessions with, although they are
@@ -412,7 +440,7 @@ func (l *loop) travel(ctx context.Context) {
 			l.log.Warn("neighbours of a tunnel not written", "error", firstOf(err))
 		}
 	}
-	l.installer.travel(routing.NewFabric(l.plan, l.subnets, l.cfg.Tunnels))
+	l.installer.travel(routing.NewFabric(l.plan, l.subnets, l.cfg.Tunnels, l.crossed))
 }
 
 // originate tells the engine what changed in what this node announces.

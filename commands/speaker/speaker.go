@@ -210,6 +210,7 @@ type speaker struct {
 	reporter   *control.Reporter
 	manager    *control.Service
 	looked     chan chan<- struct{} // is answered by the loop
+	sessions   chan struct{}        // tells the loop that one changed
 	warden     *warden
 	detector   *bfd.Engine
 	last       lastRun        // of the last run
@@ -222,7 +223,7 @@ type speaker struct {
 func newSpeaker(ctx context.Context, cfg Config, agent, own table, store datastore.Store, guard datastore.Guard, log *slog.Logger) *speaker {
 	requests := &telemetry.Requests{}
 	store = requests.Store(store)
-	s := &speaker{cfg: cfg, log: log, requests: requests, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent), manager: control.NewService(log), looked: make(chan chan<- struct{})}
+	s := &speaker{cfg: cfg, log: log, requests: requests, store: store, guard: guard, agent: agent, own: own, kernel: make(chan kernelEvent), manager: control.NewService(log), looked: make(chan chan<- struct{}), sessions: make(chan struct{}, 1)}
 	_, s.bare = own.(bare)
 	s.state = &state{log: log}
 	s.detector = bfd.New(bfd.Config{OnDown: s.state.pathDown, OnChange: s.sessionChanged, Log: log})

@@ -2,6 +2,7 @@ package bgp
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -18,6 +19,21 @@ func (s *Speaker) Status() []Session {
 		}
 	})
 	slices.SortFunc(all, func(a, b Session) int { return a.Peer.Compare(b.Peer) })
+	return all
+}
+
+// Crossed says of the sessions that are up and have PeerConfig.Spare whether they go over
+// one of those, as they do while IPv4 does not get through; nil unless Run is running.
+func (s *Speaker) Crossed() map[netip.Addr]bool {
+	var all map[netip.Addr]bool
+	s.ask(func() {
+		all = map[netip.Addr]bool{}
+		for a, p := range s.rib.peers {
+			if p.session != nil && len(p.config.Spare) > 0 {
+				all[a] = p.session.local.Is4() != a.Is4()
+			}
+		}
+	})
 	return all
 }
 
