@@ -24,21 +24,34 @@ const mostFile = 4 << 20
 
 // readEvents reads a file of events. A line that is none is left out: a process that is
 // killed leaves half of one.
-func readEvents(path string) (list []datastore.Event, err error) {
+func readEvents(path string) ([]datastore.Event, error) { return new(tail).read(path) }
+
+// tail is how far a file of events was read.
+type tail struct {
+	file os.FileInfo
+	at   int64 // after the last whole line
+}
+
+// read reads what came since: everything if the file is another one now.
+func (t *tail) read(path string) (list []datastore.Event, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if st, err := f.Stat(); err == nil && st.Size() > mostFile {
-		if _, err := f.Seek(-mostFile, io.SeekEnd); err != nil {
-			return nil, err
-		}
-	}
-	text, err := io.ReadAll(io.LimitReader(f, mostFile))
+	now, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
+	if t.file == nil || !os.SameFile(t.file, now) || now.Size() < t.at {
+		t.at = 0
+	}
+	t.file, t.at = now, max(t.at, now.Size()-mostFile)
+	text, err := io.ReadAll(io.NewSectionReader(f, t.at, mostFile))
+	if err != nil {
+		return nil, err
+	}
+	t.at += int64(bytes.LastIndexByte(text, '\n') + 1)
 	for line := range bytes.Lines(text) {
 		var e datastore.Event
 		if json.Unmarshal(line, &e) == nil && e.Kind != "" {
@@ -91,6 +104,7 @@ func Follow(ctx context.Context, stateDir string, fn func([]datastore.Event) err
 		return err
 	}
 	dir := EventsDir(stateDir)
+	tails := map[string]*tail{}
 	return control.WatchFolders(ctx, slog.New(slog.DiscardHandler), control.Folder{Dir: dir, Look: func(name string) error {
 		names := []string{name}
 		if name == "" {
@@ -107,8 +121,12 @@ func Follow(ctx context.Context, stateDir string, fn func([]datastore.Event) err
 			if !isEvents(name) {
 				continue
 			}
-			list, err := readEvents(filepath.Join(dir, name))
+			if tails[name] == nil {
+				tails[name] = new(tail)
+			}
+			list, err := tails[name].read(filepath.Join(dir, name))
 			if errors.Is(err, fs.ErrNotExist) {
+				delete(tails, name)
 				continue
 			}
 			if err != nil {

@@ -294,3 +294,46 @@ func TestProblemsAreEvents(t *testing.T) {
 		t.Errorf("%d events", n)
 	}
 }
+
+// TestTail: of a file that was read, what was added is read, each line once.
+func TestTail(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.jsonl")
+	line := func(n int) string { return fmt.Sprintf(`{"number":%d,"kind":"drift"}`, n) + "\n" }
+	write := func(path, text string, flags int) {
+		t.Helper()
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|flags, 0o600)
+		if err == nil {
+			_, err = f.WriteString(text)
+			err = errors.Join(err, f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var of tail
+	reads := func(want ...uint64) {
+		t.Helper()
+		list, err := of.read(path)
+		var got []uint64
+		for _, e := range list {
+			got = append(got, e.Number)
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("read %d, %v, want %d", got, err, want)
+		}
+	}
+	write(path, line(1)+line(2), 0)
+	reads(1, 2)
+	reads()
+	write(path, line(3)+line(4)[:8], os.O_APPEND)
+	reads(3)
+	write(path, line(4)[8:], os.O_APPEND)
+	reads(4)
+	write(path+".new", line(3)+line(4)+line(5)+line(6)+line(7), 0)
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	reads(3, 4, 5, 6, 7)
+	write(path, line(8), os.O_TRUNC)
+	reads(8)
+}
