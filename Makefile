@@ -66,9 +66,10 @@ site: ## the pages as HTML, in dist/site
 completions: docs ## completions of the three shells (written together with docs)
 
 bench: packages build guest ## ratios against references measured in the same run
-	go test -count=1 -tags bench -run 'TestBench$$|TestBenchScale|TestBenchReflector|TestBenchTunnels|TestBenchAPI' -v -timeout 30m ./commands
+	go test -count=1 -tags bench -run 'TestBench$$|TestBenchThousand|TestBenchScale|TestBenchReflector|TestBenchTunnels|TestBenchAPI' -v -timeout 30m ./commands
 	go test -count=1 -tags bench -run "TestBenchRoutes|TestBenchCrowd" -v -timeout 30m ./commands/speaker
 	go test -count=1 -tags bench -run TestBenchCluster -v -timeout 30m ./commands/agent
+	go test -count=1 -tags bench -run TestBenchDocker -v -timeout 30m ./commands/docker
 	go test -count=1 -tags bench -run TestBenchPolicy -v -timeout 30m ./commands
 	NETCTL_GUEST=1 go test -count=1 -tags bench -run 'TestBenchIPIP|TestBenchFlowtable' -v -timeout 30m ./commands/lab
 
