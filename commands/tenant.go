@@ -12,22 +12,6 @@ import (
 	"netctl/datastore"
 )
 
-// tenantTier is the tier of the policies that keep tenants from each other.
-const tenantTier = "tenants"
-
-// tenantPolicy is the policy that keeps a tenant from others. Which endpoints are a tenant's
-// says the label datastore.LabelTenant of their profiles, which names the tenant.
-func tenantPolicy(tenant string) *datastore.Policy {
-	p := &datastore.Policy{Metadata: datastore.Metadata{Name: tenantTier + "." + tenant}}
-	others := datastore.Side{Selector: datastore.Term{Value: fmt.Sprintf("has(%[1]s) && %[1]s != '%[2]s'", datastore.LabelTenant, tenant)}}
-	p.Spec = datastore.PolicySpec{
-		Tier: tenantTier, Selector: fmt.Sprintf("%s == '%s'", datastore.LabelTenant, tenant),
-		Ingress: []datastore.Rule{{Action: datastore.Deny, From: others}}, Egress: []datastore.Rule{{Action: datastore.Deny, To: others}},
-	}
-	p.SetDefaults()
-	return p
-}
-
 // tenantsOwn is a name as a tenant's own: TENANT.NAME.
 func tenantsOwn(tenant, name string) (string, error) {
 	if err := checkNames(datastore.KindProfile, tenant, name); err != nil {
@@ -77,30 +61,37 @@ func newTenantAddCommand(a *app) *cobra.Command {
 
 // addTenant writes a tenant's policy, and the tier of such if there is none yet.
 func (a *app) addTenant(ctx context.Context, tenant string) error {
-	p := tenantPolicy(tenant)
+	p := datastore.NewTenantPolicy(tenant)
 	if err := p.Validate(); err != nil {
 		return argument(fmt.Errorf("tenant %s: %w", tenant, err))
 	}
-	list := []manifest{{object: p}}
-	switch _, err := read[*datastore.Tier](ctx, a, tenantTier); {
-	case errors.Is(err, datastore.ErrNotFound):
-		t := &datastore.Tier{Metadata: datastore.Metadata{Name: tenantTier}, Spec: datastore.TierSpec{Order: new(0), DefaultAction: datastore.TierPass}}
-		list = []manifest{{object: t}, {object: p}}
-	case err != nil:
+	for again := false; ; again = true {
+		list := []manifest{{object: p}}
+		switch is, err := read[*datastore.Tier](ctx, a, datastore.TenantTier); {
+		case errors.Is(err, datastore.ErrNotFound):
+			list = []manifest{{object: datastore.NewTenantTier()}, {object: p}}
+		case err != nil:
+			return err
+		case is.Spec.DefaultAction != datastore.TierPass || is.Spec.Order == nil || *is.Spec.Order != 0:
+			return fmt.Errorf("tenant %s: %w: there is a tier %s that is not for tenants, which is to have order 0 and the default action %s: remove it, or change it to that",
+				tenant, datastore.ErrExists, datastore.TenantTier, datastore.TierPass)
+		}
+		err := a.write(ctx, list, modeCreate, func(planned) {})
+		if errors.Is(err, datastore.ErrExists) {
+			if _, e := read[*datastore.Policy](ctx, a, p.Metadata.Name); e == nil {
+				return fmt.Errorf("tenant %s: %w", tenant, datastore.ErrExists)
+			}
+			if len(list) > 1 && !again {
+				continue // somebody else made the tier
+			}
+		}
 		return err
 	}
-	err := a.write(ctx, list, modeCreate, func(planned) {})
-	if errors.Is(err, datastore.ErrExists) {
-		if _, e := read[*datastore.Policy](ctx, a, p.Metadata.Name); e == nil {
-			return fmt.Errorf("tenant %s: %w", tenant, datastore.ErrExists)
-		}
-	}
-	return err
 }
 
 // checkTenant wants a tenant that was added.
 func (a *app) checkTenant(ctx context.Context, tenant string) error {
-	_, err := read[*datastore.Policy](ctx, a, tenantPolicy(tenant).Metadata.Name)
+	_, err := read[*datastore.Policy](ctx, a, datastore.NewTenantPolicy(tenant).Metadata.Name)
 	if errors.Is(err, datastore.ErrNotFound) {
 		return fmt.Errorf("tenant %s: %w: `netctl tenant add %s` adds it", tenant, datastore.ErrNotFound, tenant)
 	}
@@ -110,7 +101,7 @@ func (a *app) checkTenant(ctx context.Context, tenant string) error {
 // tenantNames are the tenants, by their policies.
 func tenantNames(view *datastore.View) (names []string) {
 	for _, p := range view.Policies() {
-		if tenant, is := strings.CutPrefix(p.Metadata.Name, tenantTier+"."); is && p.Spec.Tier == tenantTier {
+		if tenant, is := strings.CutPrefix(p.Metadata.Name, datastore.TenantTier+"."); is && p.Spec.Tier == datastore.TenantTier {
 			names = append(names, tenant)
 		}
 	}
@@ -149,7 +140,7 @@ func newTenantShowCommand(a *app) *cobra.Command {
 		var rows [][]string
 		profiles := tenantsProfiles(view)
 		for _, tenant := range tenantNames(view) {
-			policies = append(policies, view.Policy(tenantPolicy(tenant).Metadata.Name))
+			policies = append(policies, view.Policy(datastore.NewTenantPolicy(tenant).Metadata.Name))
 			networks, endpoints := 0, 0
 			for _, own := range profiles[tenant] {
 				endpoints += len(view.EndpointsWithProfile(own.Metadata.Name))
@@ -200,7 +191,7 @@ func newTenantRemoveCommand(a *app) *cobra.Command {
 			if own := tenantsProfiles(view)[tenant]; len(own) > 0 && !force {
 				return fmt.Errorf("tenant %s: %w by profile %s: remove its networks and profiles first, or say --force", tenant, datastore.ErrInUse, own[0].Metadata.Name)
 			}
-			names = append(names, tenantPolicy(tenant).Metadata.Name)
+			names = append(names, datastore.NewTenantPolicy(tenant).Metadata.Name)
 		}
 		return a.remove(cmd.Context(), datastore.KindPolicy, names, force, nil)
 	}

@@ -27,5 +27,9 @@ func (p RulePlace) String() string {
 	if p.Tier != "" {
 		owner = "tier " + p.Tier + ", " + owner
 	}
-	return fmt.Sprintf("%s, %s rule %d: %s", owner, p.Direction, p.Position, p.Rule)
+	text := fmt.Sprintf("%s, %s rule %d: %s", owner, p.Direction, p.Position, p.Rule)
+	if p.Tier == TenantTier {
+		text += " (another tenant)"
+	}
+	return text
 }

@@ -162,3 +162,40 @@ func testRejectTells(t *testing.T, on string) {
 	}
 	l.expect(true, "a", l.uniquePort(udp("10.0.0.1", "10.0.0.2", 81)))
 }
+
+// TestTenants: between endpoints of two tenants nothing passes, whatever their profiles say;
+// within one, and with endpoints of none, they decide.
+func TestTenants(t *testing.T) { onAll(t, testTenants) }
+
+func testTenants(t *testing.T, on string) {
+	l, x := wiredLab(t, on)
+	l.addHost("d", "ncd", testGroup, "10.0.0.4", "fd00::4")
+	x.Apply(endpoint("n1", "n1/cni/d/eth0", "ncd", []string{"shared"}, "10.0.0.4", "fd00::4"))
+	x.Apply(profile(t, "shared", nil, []string{"allow"}, []string{"allow"}))
+	for name, tenant := range map[string]string{"web": "acme", "db": "globex"} {
+		p := profile(t, name, nil, []string{"allow"}, []string{"allow"})
+		p.New.(*datastore.Profile).Spec.Labels = map[string]string{datastore.LabelTenant: tenant}
+		x.Apply(p)
+	}
+	x.Apply(policy(t, "open", "", 1, "all()", []string{"allow"}, []string{"allow"}))
+	l.apply(x.Flush())
+	l.expect(true, "a", l.uniquePort(udp("10.0.0.1", "10.0.0.3", 7)))
+	x.Apply(put(t, datastore.NewTenantTier()))
+	x.Apply(put(t, datastore.NewTenantPolicy("acme")))
+	x.Apply(put(t, datastore.NewTenantPolicy("globex")))
+	l.apply(x.Flush())
+	for _, six := range []bool{false, true} {
+		addr := func(n int) string {
+			if six {
+				return fmt.Sprint("fd00::", n)
+			}
+			return fmt.Sprint("10.0.0.", n)
+		}
+		l.expect(true, "a", l.uniquePort(udp(addr(1), addr(2), 7)))
+		l.expect(false, "a", l.uniquePort(udp(addr(1), addr(3), 7)))
+		l.expect(false, "c", l.uniquePort(tcp(addr(3), addr(2), 7)))
+		l.expect(true, "a", l.uniquePort(udp(addr(1), addr(4), 7)))
+		l.expect(true, "d", l.uniquePort(udp(addr(4), addr(3), 7)))
+	}
+	l.expect(true, "n", udp("192.0.2.9", "10.0.0.1", 8))
+}

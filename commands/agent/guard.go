@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"runtime"
@@ -30,7 +31,7 @@ func Guard(ctx context.Context, cfg Config, log *slog.Logger) {
 		if ctx.Err() != nil {
 			return
 		}
-		if text := err.Error(); text != last {
+		if text := fmt.Sprint(err); text != last {
 			last = text
 			log.Warn("packet filter is not guarded while the agent is away", "error", err)
 		}
