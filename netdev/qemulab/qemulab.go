@@ -50,6 +50,18 @@ func (g Guest) nic() []string {
 // errNoEnd: the guest ended without a word of its script's end.
 var errNoEnd = errors.New("the guest ended before its script did")
 
+// CommandLine is what the kernel is told.
+const CommandLine = "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off random.trust_cpu=on"
+
+// Image writes the guest's first file system into a file, for who boots it by other means than
+// Run, with KernelDir's vmlinuz and CommandLine.
+func (g Guest) Image(path string) error {
+	if err := g.writeImage(path); err != nil {
+		return fmt.Errorf("guest: %w", err)
+	}
+	return nil
+}
+
 // Run boots the guest, copies what its script writes to out, and returns when it is
 // off. A script that fails is an error.
 func (g Guest) Run(ctx context.Context, out io.Writer) (err error) {
@@ -59,14 +71,14 @@ func (g Guest) Run(ctx context.Context, out io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	image := filepath.Join(dir, "initrd")
-	if err := g.writeImage(image); err != nil {
-		return fmt.Errorf("guest: %w", err)
+	if err := g.Image(image); err != nil {
+		return err
 	}
 	cmd := exec.CommandContext(ctx, "env", slices.Concat(g.In, []string{"qemu-system-x86_64",
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", fmt.Sprint(g.MemoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
 		"-kernel", filepath.Join(KernelDir, "vmlinuz"), "-initrd", image,
-		"-append", "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off random.trust_cpu=on"}, g.nic())...)
+		"-append", CommandLine}, g.nic())...)
 	var said strings.Builder
 	cmd.Stderr = &said
 	console, err := cmd.StdoutPipe()
