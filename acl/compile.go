@@ -61,6 +61,7 @@ const (
 	fromNAT                        // pools with natOutgoing
 	fromNodes                      // addresses of nodes
 	fromLimits                     // links that have limits
+	fromGate                       // who is in one of several tags or selectors, in setRef.of
 )
 
 // setRef is a set that a rule needs.
@@ -70,6 +71,7 @@ type setRef struct {
 	source   source
 	arg      string // tag, selector or name
 	elements []Element
+	of       []populationKey
 }
 
 // constant says that the elements are those of the rule; networks, that they are of
@@ -79,7 +81,7 @@ func (r setRef) networks() bool { return r.source >= fromSet && r.source <= from
 
 func (r setRef) comment() string {
 	words := [...]string{fromTag: "tag ", fromSelector: "selector ", fromPort: "port ", fromSet: "set ", fromSelectorNets: "networks of selector ", fromTagNets: "networks of tag ", fromRule: "",
-		fromPools: "pools", fromNAT: "pools with natOutgoing", fromNodes: "addresses of nodes", fromLimits: "links that have limits "}
+		fromPools: "pools", fromNAT: "pools with natOutgoing", fromNodes: "addresses of nodes", fromLimits: "links that have limits ", fromGate: "in one of "}
 	return clip(words[r.source] + r.arg)
 }
 
@@ -95,6 +97,9 @@ type program struct {
 	nets func(s source, arg string) bool
 	refs []setRef
 	used map[string]bool // by the name of a set or of an end
+	// gates are those that its rules may have, held the names of those that they have.
+	gates []setRef
+	held  []string
 }
 
 func (p *program) use(r setRef) string {

@@ -219,7 +219,7 @@ func testKernelAgreesWithEvalOnRuns(t *testing.T, on string) {
 // TestARecutIsCovered: what has an element is in the map by NextMap before it is cut, in a
 // transaction of its own, and until it is; a kernel finds neither the old nor the new for a moment.
 func TestARecutIsCovered(t *testing.T) {
-	table := &Table{ports: map[string][]acl.Element{}, packed: map[string]packed{}, handles: handles{}}
+	table := &Table{sets: map[string][]acl.Element{}, packed: map[string]packed{}, handles: handles{}}
 	rules := func(texts ...string) []acl.Rule {
 		x := acl.NewIndex("n1", testOptions())
 		x.Apply(endpoint("n1", "e1", "nc1", []string{"web"}, "10.0.0.1"))
@@ -239,7 +239,7 @@ func TestARecutIsCovered(t *testing.T) {
 		{"one around", slices.Insert(slices.Clone(one), 0, "deny from cidr 10.0.0.0/7"), 3, []string{"10.0.0.0/8", "11.0.0.0/8"}},
 		{"another verdict", append([]string{"deny from cidr 10.0.0.0/8"}, one[1:]...), 3, []string{"10.0.0.0/8"}},
 	} {
-		l := table.list(acl.ChainChange{Name: "in_x", Before: rules(one...), Rules: rules(c.rules...)})
+		l := table.list(acl.ChainChange{Name: "in_x", Before: rules(one...), Rules: rules(c.rules...)}, table.sets)
 		tx := newTransaction()
 		tx.list(l)
 		var again []string
