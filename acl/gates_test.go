@@ -22,7 +22,7 @@ func (w *world) tagRun() (out []datastore.Rule) {
 		case 0:
 			continue
 		case 1:
-			who = []string{"tag t0", "selector \"role == 'web'\"", "selector \"has(zone)\"", "not tag t1"}[w.rng.IntN(4)]
+			who = []string{"tag t0", "selector \"role == 'web'\"", "selector \"has(zone)\"", "not tag t1", "cidr 10.0.0.2/31", "set s0"}[w.rng.IntN(6)]
 		}
 		r, err := datastore.ParseRule(fmt.Sprintf(form, []string{"allow", "allow", "deny"}[w.rng.IntN(3)], who))
 		if err != nil {
@@ -58,6 +58,15 @@ func checkGates(t *testing.T, d Delta, before *Ruleset) map[string]bool {
 		}
 	}
 	return out
+}
+
+func gatesThatCome(d Delta) (n int) {
+	for _, c := range d.Sets {
+		if IsGate(c.Name) && c.New {
+			n++
+		}
+	}
+	return n
 }
 
 // tagsOf are n rules for a tag each.

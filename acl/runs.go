@@ -219,7 +219,7 @@ func runType(f Field) SetType {
 
 // sameBut says whether two rules match the same but for what match number by compares with.
 func sameBut(a, b *Rule, by int) bool {
-	return len(a.Match) == len(b.Match) && a.Match[by].Field == b.Match[by].Field &&
+	return len(a.Match) == len(b.Match) && a.Match[by].Field == b.Match[by].Field && isGated(a.Match[by]) == isGated(b.Match[by]) &&
 		slices.Equal(a.Match[:by], b.Match[:by]) && slices.Equal(a.Match[by+1:], b.Match[by+1:])
 }
 
