@@ -326,12 +326,8 @@ func missing(a, b map[member]struct{}) (list []member) {
 
 // gatesLast are the changes with those of gates behind those of what they are of (acl.Gated).
 func gatesLast(list []setChange) []setChange {
-	list = slices.Clone(list)
-	slices.SortStableFunc(list, func(a, b setChange) int {
-		order := map[bool]int{true: 1}
-		return order[a.ofGate()] - order[b.ofGate()]
-	})
-	return list
+	gates := slices.DeleteFunc(slices.Clone(list), func(c setChange) bool { return !c.ofGate() })
+	return append(slices.DeleteFunc(slices.Clone(list), setChange.ofGate), gates...)
 }
 
 func (c setChange) ofGate() bool { return acl.IsGate(strings.TrimPrefix(c.name, chainPrefix)) }
