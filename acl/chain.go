@@ -166,12 +166,6 @@ func (x *Index) compileAgain(c *liveChain) {
 
 // compile compiles the rules of a chain for the families that endpoints have.
 func (x *Index) compile(c *liveChain, f families) program {
-	p := x.compileRules(c, f)
-	p.addGates()
-	return p
-}
-
-func (x *Index) compileRules(c *liveChain, f families) program {
 	p := program{families: f, nets: x.selectsNets, used: map[string]bool{}}
 	if p.staged = c.staged; c.staged {
 		for _, o := range c.owners {
@@ -227,6 +221,7 @@ func (x *Index) recompile(c *liveChain, p program) {
 		c.closed, c.program.origins = families{}, p.origins
 		return
 	}
+	p.addGates()
 	x.hold(&p)
 	if !x.whole(p) {
 		x.pending.chain(c.name, c)

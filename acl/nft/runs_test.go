@@ -321,16 +321,25 @@ func TestARefusedRunIsNamed(t *testing.T) {
 	}
 }
 
-// BenchmarkRunEdit is one network more in a run of so many.
+// BenchmarkRunEdit is one network more in a run of so many, or one tag.
 func BenchmarkRunEdit(b *testing.B) {
-	for _, size := range []int{10, 1000} {
-		b.Run(fmt.Sprint(size), func(b *testing.B) {
+	for _, c := range []struct {
+		name  string
+		rules []string
+		at    int
+		one   string
+	}{
+		{"10", networksOf(10), 0, "deny from cidr 10.1.4.7/32"},
+		{"1000", networksOf(1000), 0, "deny from cidr 10.1.4.7/32"},
+		{"900 tags", taggedRules("allow from tag t%d", 900), 450, "deny from tag other"},
+	} {
+		b.Run(c.name, func(b *testing.B) {
 			table, t := open(b, newNetns(b)), &testing.T{}
 			x := acl.NewIndex("n1", testOptions())
 			x.Apply(endpoint("n1", "e1", "nc1", []string{"web"}, "10.0.0.1"))
 			changes := []datastore.Change{
-				profile(t, "web", []string{"web"}, networksOf(size), nil),
-				profile(t, "web", []string{"web"}, slices.Insert(networksOf(size), 0, "deny from cidr 10.1.4.7/32"), nil),
+				profile(t, "web", []string{"web"}, c.rules, nil),
+				profile(t, "web", []string{"web"}, slices.Insert(slices.Clone(c.rules), c.at, c.one), nil),
 			}
 			x.Apply(changes[0])
 			x.Flush()
