@@ -69,7 +69,7 @@ type setRef struct {
 	name     string
 	typ      SetType
 	source   source
-	arg      string // tag, selector or name
+	arg      string // tag, selector or name; of a gate its comment
 	elements []Element
 	of       []populationKey
 }
@@ -80,8 +80,11 @@ func (r setRef) constant() bool { return r.source == fromRule }
 func (r setRef) networks() bool { return r.source >= fromSet && r.source <= fromTagNets }
 
 func (r setRef) comment() string {
+	if r.source == fromGate { // it changes often, and is long
+		return r.arg
+	}
 	words := [...]string{fromTag: "tag ", fromSelector: "selector ", fromPort: "port ", fromSet: "set ", fromSelectorNets: "networks of selector ", fromTagNets: "networks of tag ", fromRule: "",
-		fromPools: "pools", fromNAT: "pools with natOutgoing", fromNodes: "addresses of nodes", fromLimits: "links that have limits ", fromGate: "in one of "}
+		fromPools: "pools", fromNAT: "pools with natOutgoing", fromNodes: "addresses of nodes", fromLimits: "links that have limits "}
 	return clip(words[r.source] + r.arg)
 }
 

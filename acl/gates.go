@@ -187,7 +187,7 @@ func (p *program) addGates() {
 					g.of = append(g.of, populationKey{refs[s].source, refs[s].arg})
 					words = append(words, refs[s].comment())
 				}
-				g.arg = strings.Join(words, ", ")
+				g.arg = clip("in one of " + strings.Join(words, ", "))
 				if !slices.ContainsFunc(p.gates, func(o setRef) bool { return o.name == name }) {
 					p.gates = append(p.gates, g)
 				}
