@@ -121,7 +121,7 @@ func (x *Index) acquireClass(u use, d direction, stages []stage) string {
 		c = x.newChain(name)
 		c.rank = classChain
 		c.program, c.jumps = classProgram(d, stages)
-		x.hold(c.program)
+		x.hold(&c.program)
 		for _, s := range stages {
 			if s.passes {
 				x.acquireRules(liveChain{name: tierChain(d, s), direction: d, owners: s.owners, tier: s.tier, passes: !s.denies})
@@ -221,7 +221,8 @@ func (x *Index) recompile(c *liveChain, p program) {
 		c.closed, c.program.origins = families{}, p.origins
 		return
 	}
-	x.hold(p)
+	p.addGates()
+	x.hold(&p)
 	if !x.whole(p) {
 		x.pending.chain(c.name, c)
 		x.await(c, p)
@@ -264,11 +265,13 @@ func (x *Index) release(chain string) {
 }
 
 // hold acquires the sets and chains that a program needs; letGo gives them back.
-func (x *Index) hold(p program) {
+func (x *Index) hold(p *program) {
 	for _, r := range p.refs {
 		x.acquireSet(r)
 	}
-	x.deny(p, +1)
+	x.wantGates(p, +1)
+	x.holdGates(p)
+	x.deny(*p, +1)
 	for _, e := range p.ends {
 		x.acquireEnd(e)
 	}
@@ -278,6 +281,10 @@ func (x *Index) letGo(p program) {
 	x.deny(p, -1)
 	for _, r := range p.refs {
 		x.releaseSet(r.name)
+	}
+	x.wantGates(&p, -1)
+	for _, g := range p.held {
+		x.releaseSet(g)
 	}
 	for _, e := range p.ends {
 		x.release(e.name)
@@ -302,6 +309,7 @@ func (x *Index) collect() {
 			delete(x.tierChains, name)
 		}
 	}
+	x.regate()
 	for name := range x.pending.sets {
 		if s := x.sets[name]; s != nil && s.refs == 0 {
 			x.dropSet(s)

@@ -61,6 +61,7 @@ const (
 	fromNAT                        // pools with natOutgoing
 	fromNodes                      // addresses of nodes
 	fromLimits                     // links that have limits
+	fromGate                       // who is in one of several tags or selectors, in setRef.of
 )
 
 // setRef is a set that a rule needs.
@@ -68,8 +69,9 @@ type setRef struct {
 	name     string
 	typ      SetType
 	source   source
-	arg      string // tag, selector or name
+	arg      string // tag, selector or name; of a gate its comment
 	elements []Element
+	of       []populationKey
 }
 
 // constant says that the elements are those of the rule; networks, that they are of
@@ -78,6 +80,9 @@ func (r setRef) constant() bool { return r.source == fromRule }
 func (r setRef) networks() bool { return r.source >= fromSet && r.source <= fromTagNets }
 
 func (r setRef) comment() string {
+	if r.source == fromGate { // it changes often, and is long
+		return r.arg
+	}
 	words := [...]string{fromTag: "tag ", fromSelector: "selector ", fromPort: "port ", fromSet: "set ", fromSelectorNets: "networks of selector ", fromTagNets: "networks of tag ", fromRule: "",
 		fromPools: "pools", fromNAT: "pools with natOutgoing", fromNodes: "addresses of nodes", fromLimits: "links that have limits "}
 	return clip(words[r.source] + r.arg)
@@ -95,6 +100,9 @@ type program struct {
 	nets func(s source, arg string) bool
 	refs []setRef
 	used map[string]bool // by the name of a set or of an end
+	// gates are those that its rules may have, held the names of those that they have.
+	gates []setRef
+	held  []string
 }
 
 func (p *program) use(r setRef) string {

@@ -1,6 +1,8 @@
 package acl
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -21,6 +23,7 @@ func full(node string, o Options, objects map[string]datastore.Object) *Ruleset 
 		}
 	}
 	m := newModel(objects)
+	gates := fullGates{}
 	taken, has := map[string]bool{}, map[string]families{}
 	lists := map[string]map[direction][]stage{} // by endpoint
 	for _, name := range sortedKeys(endpoints) {
@@ -61,12 +64,39 @@ func full(node string, o Options, objects map[string]datastore.Object) *Ruleset 
 			}
 			r.Sets[to].add(Element{Link: e.Spec.Link, Verdict: goTo(class)})
 			for _, s := range lists[name][d] {
-				fullStage(r, m, d, s, has, endpoints, profiles)
+				fullStage(r, m, d, s, has, endpoints, profiles, gates)
 			}
 		}
 	}
+	for _, g := range gates.few() {
+		s := newSet(g.name, g.typ, g.comment())
+		for _, k := range g.of {
+			maps.Copy(s.Elements, fullSet(setRef{typ: g.typ, source: k.source, arg: k.arg}, m, endpoints, profiles).Elements)
+		}
+		r.Sets[g.name] = s
+	}
 	fullNAT(r, objects)
 	return r
+}
+
+// fullGates are the gates that rules may have, by name.
+type fullGates map[string]setRef
+
+// few are those of sets that are in few of them.
+func (f fullGates) few() (list []setRef) {
+	times := map[string]int{}
+	key := func(g setRef, k populationKey) string { return fmt.Sprint(g.typ, k) }
+	for _, g := range f {
+		for _, k := range g.of {
+			times[key(g, k)]++
+		}
+	}
+	for _, g := range f {
+		if !slices.ContainsFunc(g.of, func(k populationKey) bool { return times[key(g, k)] > mostGates }) {
+			list = append(list, g)
+		}
+	}
+	return list
 }
 
 func fullSet(ref setRef, m model, endpoints map[string]*datastore.Endpoint, profiles map[string]*datastore.Profile) *Set {

@@ -2,6 +2,7 @@ package acl
 
 import (
 	"net/netip"
+	"slices"
 
 	"netctl/datastore"
 )
@@ -46,6 +47,9 @@ type Index struct {
 	audience    audience               // the live ones, by what they look for
 	labels      *labelIndex            // nil: no live selector needs it
 	sets        map[string]*liveSet
+	wanted      map[string]*wantedGate // gates, whether they are there or not
+	gates       map[gatedKey]int       // of how many of those a population is
+	regated     map[gatedKey]struct{}  // those that came to be of too many, or no more
 	chains      map[string]*liveChain
 	links       map[string]map[string]struct{} // link to names of local endpoints
 	wired       map[string]wiring              // link to what it has now
@@ -95,6 +99,9 @@ func NewIndex(node string, o Options) *Index {
 		selectors:   map[string]*population{},
 		audience:    audience{terms: map[term][]*population{}},
 		sets:        map[string]*liveSet{},
+		wanted:      map[string]*wantedGate{},
+		gates:       map[gatedKey]int{},
+		regated:     map[gatedKey]struct{}{},
 		chains:      map[string]*liveChain{},
 		links:       map[string]map[string]struct{}{},
 		wired:       map[string]wiring{},
@@ -393,7 +400,7 @@ func (x *Index) Flush() Delta {
 		case now == nil:
 		case !before.existed:
 			d.Chains = append(d.Chains, ChainChange{Name: name, New: true, Hook: now.hook, Rules: now.rules()})
-		case !sameRules(before.rules, now.rules()):
+		case !sameRules(before.rules, now.rules()), !slices.Equal(before.gates, now.program.held):
 			d.Chains = append(d.Chains, ChainChange{Name: name, Before: before.rules, Rules: now.rules()})
 		}
 	}

@@ -28,6 +28,7 @@ type world struct {
 	profiles int
 	rules    []datastore.Rule
 	only     []datastore.Rule // of policies
+	runs     bool             // rules may be many that differ by their tags or selectors
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
@@ -71,8 +72,10 @@ func (w *world) some(n int, f func() string) []string {
 	return out
 }
 
-func (w *world) randomRules() []datastore.Rule {
-	var out []datastore.Rule
+func (w *world) randomRules() (out []datastore.Rule) {
+	if w.runs && w.rng.IntN(3) == 0 {
+		out = w.tagRun()
+	}
 	for range w.rng.IntN(4) {
 		out = append(out, w.rules[w.rng.IntN(len(w.rules))])
 	}
@@ -133,7 +136,7 @@ func (w *world) step() datastore.Change {
 	if c.Kind == datastore.KindProfile {
 		p := &datastore.Profile{Metadata: datastore.Metadata{Name: c.Name}}
 		p.Spec = datastore.ProfileSpec{
-			Tags:    w.some(3, func() string { return fmt.Sprintf("t%d", w.rng.IntN(4)) }),
+			Tags:    w.someTags(),
 			Labels:  w.labels(),
 			Inbound: w.randomRules(), Outbound: w.randomRules(),
 		}
@@ -186,8 +189,10 @@ func gather(e *datastore.Endpoint, profiles map[string]*datastore.Profile) *fact
 // TestIndexFollowsFull replays random histories and holds the sum of the deltas,
 // and the index's own ruleset, against the compilation from scratch.
 func TestIndexFollowsFull(t *testing.T) {
+	gates := 0
 	for seed := range uint64(60) {
 		w, x, o := newWorld(t, seed), NewIndex("node0", testOptions()), testOptions()
+		w.runs = seed%7 == 0 && seed < 20
 		if seed%2 == 1 { // selectors are worked off one member or a few at a time
 			x.slice = 1 + int(seed%3)
 		}
@@ -199,6 +204,7 @@ func TestIndexFollowsFull(t *testing.T) {
 				d := x.Flush()
 				checkDelta(t, d, applied)
 				applied.Apply(d)
+				gates += gatesThatCome(d)
 				needsNothing(t, applied)
 				sameRuleset(t, fmt.Sprintf("seed %d: in the middle", seed), applied, x.Ruleset())
 			}
@@ -226,10 +232,13 @@ func TestIndexFollowsFull(t *testing.T) {
 		sameRuleset(t, "emptied", applied, Static(o))
 		n := len(x.populations) + len(x.selectors) + len(x.sets) + len(x.chains) + len(x.links) + len(x.byProfile) +
 			len(x.waiting) + len(x.filling) + len(x.gifts) + len(x.places) + len(x.free) +
-			len(x.policies) + len(x.bySelector) + len(x.pickers.terms) + len(x.pickers.anyone) + len(x.tiers) + len(x.networks) + len(x.tierChains)
+			len(x.wanted) + len(x.gates) + len(x.regated) + len(x.policies) + len(x.bySelector) + len(x.pickers.terms) + len(x.pickers.anyone) + len(x.tiers) + len(x.networks) + len(x.tierChains)
 		if n != 0 || x.labels != nil {
 			t.Fatalf("seed %d: %d entries left in an empty index: %+v", seed, n, x)
 		}
+	}
+	if gates < 50 {
+		t.Errorf("%d gates came", gates)
 	}
 }
 
@@ -347,16 +356,18 @@ func checkDelta(t *testing.T, d Delta, before *Ruleset) {
 		if (b == nil) != c.New {
 			t.Fatalf("chain %s: new %v, but it was %v", c.Name, c.New, b)
 		}
-		if b != nil && !c.Gone && sameRules(b.Rules, c.Rules) {
+		if b != nil && !c.Gone && sameRules(b.Rules, c.Rules) && !checkGates(t, d, before)[c.Name] {
 			t.Fatalf("chain %s: unchanged", c.Name)
 		}
 	}
+	checkGates(t, d, before)
 }
 
 // TestOrderDoesNotMatter replays the final objects shuffled: the result depends
 // on what is there, not on how it came.
 func TestOrderDoesNotMatter(t *testing.T) {
-	w := newWorld(t, 99)
+	w := newWorld(t, 98)
+	w.runs = true
 	for range 200 {
 		w.step()
 	}
@@ -365,6 +376,9 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		objects = append(objects, w.current[k])
 	}
 	want := full("node1", testOptions(), w.current)
+	if !slices.ContainsFunc(sortedKeys(want.Sets), IsGate) {
+		t.Error("there are no gates")
+	}
 	for range 20 {
 		w.rng.Shuffle(len(objects), func(i, j int) { objects[i], objects[j] = objects[j], objects[i] })
 		x, applied := NewIndex("node1", testOptions()), Static(testOptions())

@@ -182,8 +182,10 @@ type population struct {
 	count    map[Element]int
 	asked    int // the audience's last round that had it
 	upto     int // of a selector: members at places below it have been counted; whole: all
-	// sets are the live sets of the population, IPv4 and IPv6; "": not needed.
-	sets [2]string
+	// sets are the live sets of the population, IPv4 and IPv6; "": not needed. gates are the
+	// live gates that it is one of.
+	sets  [2]string
+	gates [2][]*gate
 }
 
 func index4or6(e Element) int {
@@ -198,6 +200,7 @@ type liveSet struct {
 	ref     setRef
 	refs    int
 	denying denying
+	gate    *gate // of a gate
 }
 
 func (x *Index) countTags(f *facts, n int) {
@@ -255,8 +258,12 @@ func (x *Index) countElement(key populationKey, e Element, n int) {
 	if p.count[e] == 0 {
 		delete(p.count, e)
 	}
-	if set := p.sets[index4or6(e)]; set != "" && (before == 0) != (before+n == 0) {
-		x.pending.element(set, e, n > 0)
+	if (before == 0) != (before+n == 0) {
+		i := index4or6(e)
+		if set := p.sets[i]; set != "" {
+			x.pending.element(set, e, n > 0)
+		}
+		x.countGates(p.gates[i], e.Prefix.Addr(), n > 0)
 	}
 	x.forget(key)
 }
@@ -275,7 +282,7 @@ func (x *Index) population(key populationKey) *population {
 
 // forget drops a population that has neither members nor sets.
 func (x *Index) forget(key populationKey) {
-	if p := x.populations[key]; p != nil && len(p.count) == 0 && p.sets == [2]string{} {
+	if p := x.populations[key]; p != nil && len(p.count) == 0 && p.sets == [2]string{} && len(p.gates[0])+len(p.gates[1]) == 0 {
 		delete(x.populations, key)
 	}
 }
@@ -288,7 +295,10 @@ func (x *Index) acquireSet(r setRef) {
 		x.sets[r.name] = s
 		x.pending.set(r.name, true)
 		x.noteNetSet(r, true)
-		if !r.constant() && !r.networks() && r.source != fromLimits {
+		switch {
+		case r.source == fromGate:
+			s.gate = x.openGate(r)
+		case !r.constant() && !r.networks() && r.source != fromLimits:
 			x.populate(r)
 		}
 	}
@@ -331,6 +341,10 @@ func (x *Index) releaseSet(name string) {
 func (x *Index) dropSet(s *liveSet) {
 	delete(x.sets, s.ref.name)
 	x.noteNetSet(s.ref, false)
+	if s.gate != nil {
+		x.closeGate(s)
+		return
+	}
 	if s.ref.constant() || s.ref.networks() || s.ref.source == fromLimits {
 		return
 	}
@@ -354,6 +368,8 @@ func (x *Index) elements(r setRef) []Element {
 		return x.limitElements(outbound)
 	case r.networks():
 		return x.netElements(r)
+	case r.source == fromGate:
+		return x.sets[r.name].gate.members()
 	}
 	out := map[Element]struct{}{}
 	for e := range x.population(populationKey{r.source, r.arg}).count {

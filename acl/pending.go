@@ -11,6 +11,7 @@ type pending struct {
 type pendingChain struct {
 	existed bool
 	rules   []Rule
+	gates   []string
 }
 
 type pendingSet struct {
@@ -31,7 +32,7 @@ func (p pending) chain(name string, c *liveChain) {
 		p.chains[name] = pendingChain{}
 		return
 	}
-	p.chains[name] = pendingChain{existed: true, rules: c.rules()}
+	p.chains[name] = pendingChain{existed: true, rules: c.rules(), gates: c.program.held}
 }
 
 // comes says whether a chain was absent at the last Flush.

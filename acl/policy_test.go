@@ -147,7 +147,7 @@ func (m model) oracle(d direction, labels map[string]string, profiles []string) 
 }
 
 // fullStage compiles the chains of a stage.
-func fullStage(r *Ruleset, m model, d direction, s stage, has map[string]families, endpoints map[string]*datastore.Endpoint, profiles map[string]*datastore.Profile) {
+func fullStage(r *Ruleset, m model, d direction, s stage, has map[string]families, endpoints map[string]*datastore.Endpoint, profiles map[string]*datastore.Profile, gates fullGates) {
 	chains := map[string][]owner{}
 	ends := map[string]bool{}
 	if s.passes {
@@ -185,6 +185,10 @@ func fullStage(r *Ruleset, m model, d direction, s stage, has map[string]familie
 		r.Chains[chain] = &Chain{Name: chain, Rules: prog.rules}
 		for _, ref := range prog.refs {
 			r.Sets[ref.name] = fullSet(ref, m, endpoints, profiles)
+		}
+		prog.addGates()
+		for _, g := range prog.gates {
+			gates[g.name] = g
 		}
 		addEnds(r, prog)
 	}

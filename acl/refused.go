@@ -113,6 +113,7 @@ func (x *Index) needs(link string) (names []string) {
 			for _, r := range p.refs {
 				names = append(names, r.name)
 			}
+			names = append(names, p.held...)
 			for _, e := range p.ends {
 				names = append(names, e.name)
 			}

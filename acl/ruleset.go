@@ -49,7 +49,8 @@ type SetChange struct {
 }
 
 // ChainChange is what changes in one chain: its complete new rules, and of one
-// that is not New those it had before.
+// that is not New those it had before. They are the same where what Pack makes of them
+// changes, with sets of the delta.
 type ChainChange struct {
 	Name          string
 	New, Gone     bool

@@ -16,7 +16,8 @@ import (
 // through the chain, and match the same but for one thing: a network of its source or
 // destination, or its ports. A back end with maps asks for all of them at once: a map leads
 // from what they differ by to a chain of the rule's own, which holds that rule as it is, with
-// its counter. Where networks lie in one another the map says which rule is the first.
+// its counter. Where networks lie in one another the map says which rule is the first. Rules
+// that differ by a tag or selector are a run as well, of another kind (gates.go).
 
 // leastRun is from how many rules on a look-up is less than to ask one after the other.
 const leastRun = 4
@@ -38,40 +39,44 @@ type Packed struct {
 // Has says whether an object is of p, beside the chain itself.
 func (p Packed) Has(object string) bool { return p.Chains[object] != nil || p.Sets[object] != nil }
 
-// Pack packs the rules of a chain. ports are the elements of sets of ports by name.
-func Pack(chain string, rules []Rule, ports map[string][]Element) Packed {
-	if len(rules) < leastRun {
-		return Packed{Rules: rules}
-	}
-	p := packer{chain: chain, ports: ports, out: Packed{Chains: map[string]*Chain{}, Sets: map[string]*Set{}}, seen: map[string]int{}}
-	for len(rules) > 0 {
-		n := 1
-		for n < len(rules) && (familyOf(rules[n]) == 0) == (familyOf(rules[0]) == 0) {
-			n++
-		}
-		p.add(rules[:n])
-		rules = rules[n:]
-	}
-	return p.out
+// Pack packs the rules of a chain. sets are those that PackSets says, by name.
+func Pack(chain string, rules []Rule, sets map[string][]Element) Packed {
+	return newPacker(chain, sets).pack(rules)
+}
+
+// PackSets says whether Pack has to know of a set: its elements, if it is one of ports, else
+// that it is there.
+func PackSets(name string, t SetType) (elements, known bool) {
+	ports := t == Port || t == PortRanges
+	return ports, ports || IsGate(name)
 }
 
 // Packed is r with the runs of each chain packed.
 func (r *Ruleset) Packed() *Ruleset {
+	return r.packed(func(*packer) {})
+}
+
+func (r *Ruleset) packed(with func(*packer)) *Ruleset {
 	out := &Ruleset{Sets: maps.Clone(r.Sets), Chains: maps.Clone(r.Chains)}
-	ports := map[string][]Element{}
+	sets := map[string][]Element{}
 	for name, s := range r.Sets {
-		if s.Type == Port || s.Type == PortRanges {
-			ports[name] = s.Sorted()
+		switch elements, known := PackSets(name, s.Type); {
+		case elements:
+			sets[name] = s.Sorted()
+		case known:
+			sets[name] = nil
 		}
 	}
 	for name, c := range r.Chains {
 		if c.Hook != nil {
 			continue
 		}
-		if p := Pack(name, c.Rules, ports); len(p.Sets) > 0 {
-			out.Chains[name] = &Chain{Name: name, Rules: p.Rules}
-			maps.Copy(out.Chains, p.Chains)
-			maps.Copy(out.Sets, p.Sets)
+		p := newPacker(name, sets)
+		with(p)
+		if is := p.pack(c.Rules); len(is.Chains) > 0 {
+			out.Chains[name] = &Chain{Name: name, Rules: is.Rules}
+			maps.Copy(out.Chains, is.Chains)
+			maps.Copy(out.Sets, is.Sets)
 		}
 	}
 	return out
@@ -79,9 +84,33 @@ func (r *Ruleset) Packed() *Ruleset {
 
 type packer struct {
 	chain string
-	ports map[string][]Element
+	sets  map[string][]Element
+	gates bool // and no maps (Gated)
 	out   Packed
 	seen  map[string]int // how often a name was asked for
+}
+
+func newPacker(chain string, sets map[string][]Element) *packer {
+	return &packer{chain: chain, sets: sets, out: Packed{Chains: map[string]*Chain{}, Sets: map[string]*Set{}}, seen: map[string]int{}}
+}
+
+func (p *packer) pack(rules []Rule) Packed {
+	if len(rules) < leastRun {
+		return Packed{Rules: rules}
+	}
+	p.each(rules, func(run []Rule, by int) {
+		switch {
+		case len(run) == 1:
+			p.out.Rules = append(p.out.Rules, run[0])
+		case isGated(run[0].Match[by]):
+			p.out.Rules = append(p.out.Rules, p.gated(run, by, blocks(run, by))...)
+		case p.gates:
+			p.out.Rules = append(p.out.Rules, run...)
+		default:
+			p.lookup(run, by)
+		}
+	})
+	return p.out
 }
 
 // name is hashName of what is of this chain, and of its own each time.
@@ -91,24 +120,29 @@ func (p *packer) name(kind, text string) string {
 	return hashName(kind, p.chain, text, strconv.Itoa(p.seen[key]))
 }
 
-// add packs rules. Those of IPv4 and of IPv6 never concern the same packet, so that their runs
-// may go past each other.
-func (p *packer) add(rules []Rule) {
-	runs, n := p.runs(rules)
-	if len(rules) > 1 {
-		byFamily := slices.Clone(rules)
-		slices.SortStableFunc(byFamily, func(a, b Rule) int { return cmp.Compare(familyOf(a), familyOf(b)) })
-		if others, more := p.runs(byFamily); more > n {
-			rules, runs = byFamily, others
+// each calls fn for each run of rules, whose rules differ by their match number by, and for each
+// single rule. Rules of IPv4 and of IPv6 never concern the same packet, so that their runs may go
+// past each other.
+func (p *packer) each(rules []Rule, fn func(run []Rule, by int)) {
+	for len(rules) > 0 {
+		n := 1
+		for n < len(rules) && (familyOf(rules[n]) == 0) == (familyOf(rules[0]) == 0) {
+			n++
 		}
-	}
-	for _, r := range runs {
-		if r.n == 1 {
-			p.out.Rules = append(p.out.Rules, rules[0])
-		} else {
-			p.pack(rules[:r.n], r.by)
+		some := rules[:n]
+		runs, inRuns := p.runs(some)
+		if n > 1 {
+			byFamily := slices.Clone(some)
+			slices.SortStableFunc(byFamily, func(a, b Rule) int { return cmp.Compare(familyOf(a), familyOf(b)) })
+			if others, more := p.runs(byFamily); more > inRuns {
+				some, runs = byFamily, others
+			}
 		}
-		rules = rules[r.n:]
+		for _, r := range runs {
+			fn(some[:r.n], r.by)
+			some = some[r.n:]
+		}
+		rules = rules[n:]
 	}
 }
 
@@ -127,7 +161,7 @@ func (p *packer) runs(rules []Rule) (list []run, packed int) {
 			for n < len(rules) && p.leads(&rules[n], by) && sameBut(&rules[0], &rules[n], by) {
 				n++
 			}
-			if n >= leastRun && n > longest.n {
+			if n >= leastOf(rules[0].Match[by]) && n > longest.n {
 				longest = run{n, by}
 			}
 		}
@@ -140,7 +174,15 @@ func (p *packer) runs(rules []Rule) (list []run, packed int) {
 	return list, packed
 }
 
-// leads says whether a map can lead to the rule by its match number by.
+// leastOf is from how many rules on that differ by such a match they are a run.
+func leastOf(t Term) int {
+	if isGated(t) {
+		return leastGated
+	}
+	return leastRun
+}
+
+// leads says whether a map or a gate can lead to the rule by its match number by.
 func (p *packer) leads(r *Rule, by int) bool {
 	if by >= len(r.Match) || r.Limit != (Limit{}) || r.Log != "" || r.Connections != 0 || r.MSS != 0 {
 		return false
@@ -153,8 +195,10 @@ func (p *packer) leads(r *Rule, by int) bool {
 	switch t := r.Match[by]; {
 	case t.Not:
 		return false
+	case isGated(t):
+		return r.Verdict.Kind != Return
 	case t.Field == SrcPort || t.Field == DstPort:
-		return t.Set == "" || p.ports[t.Set] != nil
+		return t.Set == "" || p.sets[t.Set] != nil
 	default:
 		return t.Prefix.IsValid() && runType(t.Field) != 0
 	}
@@ -175,7 +219,7 @@ func runType(f Field) SetType {
 
 // sameBut says whether two rules match the same but for what match number by compares with.
 func sameBut(a, b *Rule, by int) bool {
-	return len(a.Match) == len(b.Match) && a.Match[by].Field == b.Match[by].Field &&
+	return len(a.Match) == len(b.Match) && a.Match[by].Field == b.Match[by].Field && isGated(a.Match[by]) == isGated(b.Match[by]) &&
 		slices.Equal(a.Match[:by], b.Match[:by]) && slices.Equal(a.Match[by+1:], b.Match[by+1:])
 }
 
@@ -189,8 +233,8 @@ func familyOf(r Rule) uint32 {
 	return 0
 }
 
-// pack adds a run of rules that differ by their match number by.
-func (p *packer) pack(rules []Rule, by int) {
+// lookup adds a run of rules that differ by their match number by, as a look-up in a map.
+func (p *packer) lookup(rules []Rule, by int) {
 	key := rules[0].Match[by].Field
 	ask := Rule{Match: slices.Delete(slices.Clone(rules[0].Match), by, by+1), Verdict: Verdict{Kind: Lookup, Key: key}}
 	text := ask.String()
@@ -229,7 +273,7 @@ func (p *packer) spans(t Term, i int) (list []span) {
 	case t.Set == "":
 		return []span{ports(uint16(t.Number), uint16(t.Number))}
 	}
-	for _, e := range p.ports[t.Set] {
+	for _, e := range p.sets[t.Set] {
 		list = append(list, ports(e.First, e.Last))
 	}
 	return list
@@ -302,8 +346,10 @@ func (h *spanHeap) Pop() any {
 	return last
 }
 
-// inRun says whether a chain holds one rule of a run.
-func inRun(chain string) bool { return strings.HasPrefix(chain, runRulePrefix+"_") }
+// inRun says whether a chain holds rules of a run.
+func inRun(chain string) bool {
+	return strings.HasPrefix(chain, runRulePrefix+"_") || strings.HasPrefix(chain, someRulesPrefix+"_")
+}
 
 // holds says whether an element of intervals holds the key of a packet.
 func (e Element) holds(key Element) bool {

@@ -3,6 +3,7 @@ package acl
 import (
 	"fmt"
 	"net/netip"
+	"runtime"
 	"testing"
 
 	"netctl/datastore"
@@ -70,4 +71,41 @@ func BenchmarkPolicyEvent(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkTagEvent moves an endpoint of another node that has one of a thousand tags, all of them
+// in rules here, one after the other, in a cluster of 100,000.
+func BenchmarkTagEvent(b *testing.B) {
+	const tags, endpoints = 1000, 100_000
+	x := NewIndex("node0", testOptions())
+	put := func(o datastore.Object) {
+		x.Apply(datastore.Change{Kind: o.Kind(), Name: o.Meta().Name, New: o})
+	}
+	endpoint := func(i int, third byte) *datastore.Endpoint {
+		e := &datastore.Endpoint{Metadata: datastore.Metadata{Name: fmt.Sprintf("node%d/cni/w%d/eth0", i%500, i)}}
+		e.Spec = datastore.EndpointSpec{Node: fmt.Sprint("node", i%500), Link: fmt.Sprint("nc", i), Profiles: []string{fmt.Sprint("p", i%tags)}, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10 + third, byte(i >> 16), byte(i >> 8), byte(i)})}}
+		return e
+	}
+	var rules []datastore.Rule
+	for i := range tags {
+		r, err := datastore.ParseRule(fmt.Sprint("allow from tag t", i))
+		if err != nil {
+			b.Fatal(err)
+		}
+		rules = append(rules, r)
+		put(&datastore.Profile{Metadata: datastore.Metadata{Name: fmt.Sprint("p", i)}, Spec: datastore.ProfileSpec{Tags: []string{fmt.Sprint("t", i)}}})
+	}
+	put(&datastore.Policy{Metadata: datastore.Metadata{Name: "many"}, Spec: datastore.PolicySpec{Selector: "all()", Types: []datastore.PolicyType{datastore.Ingress}, Ingress: rules}})
+	for i := range endpoints {
+		put(endpoint(i, 0))
+	}
+	x.Flush()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	for n := byte(1); b.Loop(); n ^= 1 {
+		put(endpoint(777, n))
+		x.Flush()
+	}
+	b.ReportMetric(float64(m.HeapAlloc)/(1<<20), "MiB")
 }

@@ -324,9 +324,17 @@ func missing(a, b map[member]struct{}) (list []member) {
 	return list
 }
 
+// gatesLast are the changes with those of gates behind those of what they are of (acl.Gated).
+func gatesLast(list []setChange) []setChange {
+	gates := slices.DeleteFunc(slices.Clone(list), func(c setChange) bool { return !c.ofGate() })
+	return append(slices.DeleteFunc(slices.Clone(list), setChange.ofGate), gates...)
+}
+
+func (c setChange) ofGate() bool { return acl.IsGate(strings.TrimPrefix(c.name, chainPrefix)) }
+
 // prepare makes the sets hold all that they are to hold, and what they held.
 func prepare(list []setChange) (refused []acl.Refusal) {
-	for _, c := range list {
+	for _, c := range gatesLast(list) {
 		var err error
 		if c.create != nil {
 			err = createIPSet(c.name, c.create)
@@ -344,7 +352,7 @@ func prepare(list []setChange) (refused []acl.Refusal) {
 // finish takes away what they are not to hold any more.
 func finish(list []setChange) error {
 	var errs []error
-	for _, c := range list {
+	for _, c := range slices.Backward(gatesLast(list)) {
 		if len(c.del) > 0 {
 			errs = append(errs, changeIPSet(nl.IPSET_CMD_DEL, c.name, c.del))
 		}

@@ -91,12 +91,24 @@ func hookRule(builtin string) string {
 	return "-m comment --comment " + quote("netctl: what workloads send and receive") + " -j " + dispatcher(builtin)
 }
 
-// render writes a Ruleset for every table that something is to be in. prefix starts the
-// names of the links of endpoints.
-func render(r *acl.Ruleset, prefix string) map[place]*rendered {
+// render writes a Ruleset for every table that something is to be in, with gates (acl.Gated)
+// where packets do not get too deep by them.
+func (t *Table) render(r *acl.Ruleset) map[place]*rendered {
+	gated, of := r.Gated()
+	out := render(gated, t.prefix, of)
+	deep := func(p place) bool { return out[p] != nil && len(out[p].tooDeep()) > 0 }
+	if len(of) > 0 && t.mode == NFT && slices.ContainsFunc(places(), deep) {
+		return render(r, t.prefix, nil)
+	}
+	return out
+}
+
+// render writes a Ruleset as it is. prefix starts the names of the links of endpoints; of says of
+// some chains which one their rules are of.
+func render(r *acl.Ruleset, prefix string, of map[string]string) map[place]*rendered {
 	out := map[place]*rendered{}
 	for _, p := range places() {
-		w := writer{rules: r, place: p, prefix: prefix, chains: map[string][]line{}, falls: map[string]bool{}}
+		w := writer{rules: r, place: p, prefix: prefix, of: of, chains: map[string][]line{}, falls: map[string]bool{}}
 		if hooks := w.all(); len(hooks) > 0 {
 			out[p] = &rendered{chains: w.chains, hooks: hooks}
 		}
@@ -115,6 +127,7 @@ type writer struct {
 	place
 	rules  *acl.Ruleset
 	prefix string
+	of     map[string]string
 	chains map[string][]line
 	falls  map[string]bool
 }
@@ -193,6 +206,9 @@ func (w *writer) into(chain string, next *frame) string {
 	name := chain
 	if next != nil {
 		name += "." + short(next.name, 2)
+	}
+	if of := w.of[chain]; of != "" {
+		chain = of
 	}
 	return w.to(&frame{name: chainName(name), chain: chain, rules: c.Rules, next: next})
 }

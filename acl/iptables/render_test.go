@@ -61,7 +61,7 @@ func all(tables map[place]*rendered, p place) string {
 // TestRender: a base chain is left by RETURN, from wherever, and gone on in by goto alone; no
 // name is too long, and every chain that is named is there.
 func TestRender(t *testing.T) {
-	tables := render(compiled(t, profile(t, "web", "allow tcp from tag web to ports 80,443", "deny udp", "allow icmp"), endpoint(1, "nc01", "web"), endpoint(2, "nc02", "web")), "nc")
+	tables := render(compiled(t, profile(t, "web", "allow tcp from tag web to ports 80,443", "deny udp", "allow icmp"), endpoint(1, "nc01", "web"), endpoint(2, "nc02", "web")), "nc", nil)
 	for p, table := range tables {
 		for name, lines := range table.chains {
 			if len(name) > maxChain {
@@ -109,7 +109,7 @@ func TestTree(t *testing.T) {
 	for i := range links {
 		changes = append(changes, endpoint(i, fmt.Sprintf("nc%011x", i*7919), "web"))
 	}
-	table := render(compiled(t, changes...), "nc")[place{false, "filter"}]
+	table := render(compiled(t, changes...), "nc", nil)[place{false, "filter"}]
 	find := func(link string) (chain string, compared int) {
 		at := ""
 		for name := range table.chains {

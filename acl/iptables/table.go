@@ -219,7 +219,7 @@ func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 		if len(d.Chains) > 0 || slices.ContainsFunc(d.Sets, func(c acl.SetChange) bool {
 			return c.Type.Map() || next.Sets[c.Name] != nil && !hasMembers(next.Sets[c.Name].Type)
 		}) {
-			wrote = render(next, t.prefix)
+			wrote = t.render(next)
 			changes := t.differences(wrote, asHeld(t.wrote))
 			have, err := t.countedBefore(ctx, changes)
 			if err != nil {
@@ -401,7 +401,7 @@ func (t *Table) Delete(ctx context.Context) error {
 // block makes the hooks of the table filter drop what is of endpoints. Chains of ours that are
 // there stay what they are, where nothing leads to them.
 func (t *Table) block(ctx context.Context, want *acl.Ruleset, have map[place]*held) error {
-	shut := render(want.Shut(), t.prefix)
+	shut := render(want.Shut(), t.prefix, nil)
 	var changes []*tableChange
 	for _, c := range t.differences(shut, have) {
 		c.remove = nil

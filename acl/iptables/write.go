@@ -17,7 +17,7 @@ func (t *Table) write(ctx context.Context, want *acl.Ruleset, have map[place]*he
 	if err != nil {
 		return nil, true, err
 	}
-	next := render(want, t.prefix)
+	next := t.render(want)
 	changes = t.differences(next, have)
 	members := setChanges(ipsets(want), sets)
 	objects := len(members)

@@ -3,6 +3,7 @@ package nft
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -24,6 +25,8 @@ func testUpdatesAreHitless(t *testing.T, on string) {
 	}
 	rules := []string{"allow udp from tag web to ports 1000", "allow udp from tag web to ports 3000"}
 	other := append([]string{"deny from tag none", "allow tcp to ports 1:9000"}, rules...)
+	gated := taggedRules("allow udp from tag none%d to ports 1000", 20) // what is allowed there is so behind a gate
+	rules, other = slices.Insert(rules, 0, gated...), slices.Concat(gated[:9], other[2:3], gated[7:], gated[:4], other)
 	x.Apply(profile(t, "web", []string{"web"}, rules, []string{"allow"}))
 	l.apply(x.Flush())
 

@@ -76,8 +76,8 @@ type Table struct {
 	// that what is refused since others changed it is worked out anew.
 	at    uint32
 	again bool
-	// ports are the elements of the sets of ports, by name.
-	ports map[string][]acl.Element
+	// sets are those that acl.Pack has to know, by name.
+	sets map[string][]acl.Element
 	// packed are the chains with runs that a delta wrote last, by name.
 	packed map[string]packed
 }
@@ -90,7 +90,7 @@ func Open(log *slog.Logger) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	t := &Table{log: log, netns: netns, handles: handles{}, ports: map[string][]acl.Element{}, packed: map[string]packed{}, cut: cutFlows{set: map[string]map[acl.Flow]time.Time{}}}
+	t := &Table{log: log, netns: netns, handles: handles{}, sets: map[string][]acl.Element{}, packed: map[string]packed{}, cut: cutFlows{set: map[string]map[acl.Flow]time.Time{}}}
 	if t.read, err = t.dial(); err == nil {
 		err = enlarge(t.read)
 	}
@@ -200,7 +200,7 @@ func (t *Table) sync(ctx context.Context, want *acl.Ruleset, doubted bool) (wrot
 var errChanged = errors.New("packet filter: somebody else changed it meanwhile")
 
 func (t *Table) syncOnce(ctx context.Context, want *acl.Ruleset, doubted bool) (wrote bool, err error) {
-	t.learnPorts(want)
+	t.learnSets(want)
 	t.tracked = t.tracked && t.tracking()
 	defer func() {
 		var refused *acl.RefusedError
@@ -395,10 +395,9 @@ func (t *Table) Apply(ctx context.Context, d acl.Delta) error {
 	tx := newTransaction()
 	var anew []acl.ChainChange
 	var lists []*list
-	t.addPorts(d)
-	defer t.dropPorts(d)
+	before := t.changeSets(d)
 	for _, c := range d.Chains {
-		if l := t.list(c); l != nil {
+		if l := t.list(c, before); l != nil {
 			lists = append(lists, l)
 			continue
 		}

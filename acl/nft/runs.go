@@ -29,22 +29,23 @@ type mapChange struct {
 	del, add, again []acl.Element
 }
 
-// list is the change of a chain as that of a list; nil: it has no runs.
-func (t *Table) list(c acl.ChainChange) *list {
+// list is the change of a chain as that of a list; nil: it has no runs. before are the sets that
+// were there, as t.sets.
+func (t *Table) list(c acl.ChainChange, before map[string][]acl.Element) *list {
 	if c.Hook != nil {
 		return nil
 	}
-	l := &list{is: acl.Pack(c.Name, c.Rules, t.ports)}
+	l := &list{is: acl.Pack(c.Name, c.Rules, t.sets)}
 	if known, ok := t.packed[c.Name]; ok && same(known.rules, c.Before) {
 		l.was = known.Packed
 	} else {
-		l.was = acl.Pack(c.Name, c.Before, t.ports)
+		l.was = acl.Pack(c.Name, c.Before, before)
 	}
 	delete(t.packed, c.Name)
-	if len(l.was.Sets)+len(l.is.Sets) == 0 {
+	if len(l.was.Chains)+len(l.is.Chains) == 0 {
 		return nil
 	}
-	if len(l.is.Sets) > 0 {
+	if len(l.is.Chains) > 0 {
 		t.packed[c.Name] = packed{l.is, c.Rules}
 	}
 	l.ChainChange = acl.ChainChange{Name: c.Name, New: c.New, Gone: c.Gone, Before: l.was.Rules, Rules: l.is.Rules}
@@ -112,11 +113,12 @@ func only(a, b map[string]*acl.Chain) (list []*acl.Chain) {
 // none where each that stays does so where it is.
 func (l *list) counted() (changes []acl.ChainChange) {
 	came, went := only(l.is.Chains, l.was.Chains), only(l.was.Chains, l.is.Chains)
-	comments := map[string]bool{}
+	comments, gates := map[string]bool{}, false
 	for _, c := range slices.Concat(came, went) {
 		comments[c.Rules[0].Comment] = true
+		gates = gates || len(c.Rules) > 1
 	}
-	moves := l.New || l.Gone || slices.ContainsFunc(slices.Concat(l.Before, l.Rules), func(r acl.Rule) bool { return comments[r.Comment] })
+	moves := l.New || l.Gone || gates || slices.ContainsFunc(slices.Concat(l.Before, l.Rules), func(r acl.Rule) bool { return comments[r.Comment] })
 	if !moves && l.edit != nil {
 		return nil
 	}
@@ -186,7 +188,7 @@ func (l *list) change(came []*acl.Chain, c counts) op {
 	if l.edit != nil {
 		itself = *l.edit
 	}
-	o := op{object: chainObject(l.Name), weight: 2*len(came) + itself.weight, after: itself.after, parts: []op{l.anew(refilled)}}
+	o := op{object: chainObject(l.Name), weight: weightOf(came) + itself.weight, after: itself.after, parts: []op{l.anew(refilled)}}
 	for _, m := range l.maps {
 		o.weight += 1 + (len(m.del)+len(m.add))/20
 	}
@@ -219,7 +221,7 @@ func (l *list) change(came []*acl.Chain, c counts) op {
 // anew makes a list whatever there is of it.
 func (l *list) anew(itself op) op {
 	all := only(l.is.Chains, nil)
-	return op{object: chainObject(l.Name), weight: 2*len(all) + itself.weight, emit: func(n *nftables.Conn) error {
+	return op{object: chainObject(l.Name), weight: weightOf(all) + itself.weight, emit: func(n *nftables.Conn) error {
 		n.AddChain(&nftables.Chain{Name: l.Name, Table: tableOf(l.Name)})
 		emitChains(n, all, countsOf(nil, all))
 		for _, name := range slices.Sorted(maps.Keys(l.is.Sets)) {
@@ -231,21 +233,35 @@ func (l *list) anew(itself op) op {
 	}}
 }
 
-// countsOf is what the rule of each chain has counted.
-func countsOf(c counts, chains []*acl.Chain) []acl.Count {
-	list := make([]acl.Count, len(chains))
+// weightOf is what it weighs to make chains.
+func weightOf(chains []*acl.Chain) (n int) {
+	for _, c := range chains {
+		n += 1 + len(c.Rules)
+	}
+	return n
+}
+
+// countsOf is what the rules of each chain have counted.
+func countsOf(c counts, chains []*acl.Chain) [][]acl.Count {
+	list := make([][]acl.Count, len(chains))
 	for i := range chains {
-		copy(list[i:], c.take(chains[i].Rules))
+		list[i] = make([]acl.Count, len(chains[i].Rules))
+		copy(list[i], c.take(chains[i].Rules))
 	}
 	return list
 }
 
-func emitChains(n *nftables.Conn, chains []*acl.Chain, counted []acl.Count) {
+// emitChains makes chains, all before the first rule: they may lead to each other.
+func emitChains(n *nftables.Conn, chains []*acl.Chain, counted [][]acl.Count) {
+	in := func(c *acl.Chain) *nftables.Chain { return &nftables.Chain{Name: c.Name, Table: tableOf(c.Name)} }
+	for _, c := range chains {
+		n.AddChain(in(c))
+		n.FlushChain(in(c))
+	}
 	for i, c := range chains {
-		chain := &nftables.Chain{Name: c.Name, Table: tableOf(c.Name)}
-		n.AddChain(chain)
-		n.FlushChain(chain)
-		n.AddRule(encodeRule(chain, &c.Rules[0], counted[i]))
+		for r := range c.Rules {
+			n.AddRule(encodeRule(in(c), &c.Rules[r], counted[i][r]))
+		}
 	}
 }
 
@@ -318,7 +334,7 @@ func (t *Table) blameRuns(err error, want *acl.Ruleset) error {
 			return ""
 		}
 		for name, c := range want.Chains {
-			if c.Hook == nil && acl.Pack(name, c.Rules, t.ports).Has(object) {
+			if c.Hook == nil && acl.Pack(name, c.Rules, t.sets).Has(object) {
 				return name
 			}
 		}
@@ -326,29 +342,40 @@ func (t *Table) blameRuns(err error, want *acl.Ruleset) error {
 	})
 }
 
-// learnPorts notes the sets of ports that want has; addPorts those that a delta brings.
-func (t *Table) learnPorts(want *acl.Ruleset) {
-	t.ports, t.packed = map[string][]acl.Element{}, map[string]packed{}
+// learnSets notes the sets of want that acl.Pack has to know.
+func (t *Table) learnSets(want *acl.Ruleset) {
+	t.sets, t.packed = map[string][]acl.Element{}, map[string]packed{}
 	for name, s := range want.Sets {
-		if s.Type == acl.Port || s.Type == acl.PortRanges {
-			t.ports[name] = s.Sorted()
+		switch elements, known := acl.PackSets(name, s.Type); {
+		case elements:
+			t.sets[name] = s.Sorted()
+		case known:
+			t.sets[name] = nil
 		}
 	}
 }
 
-func (t *Table) addPorts(d acl.Delta) {
+// changeSets notes those that a delta brings and takes away, and returns what there was.
+func (t *Table) changeSets(d acl.Delta) (before map[string][]acl.Element) {
+	before = t.sets
+	own := false
 	for _, s := range d.Sets {
-		if s.New && (s.Type == acl.Port || s.Type == acl.PortRanges) {
-			t.ports[s.Name] = s.Add
+		_, was := before[s.Name]
+		elements, known := acl.PackSets(s.Name, s.Type)
+		if !(s.New && known || s.Gone && was) {
+			continue
+		}
+		if !own {
+			t.sets, own = maps.Clone(before), true
+		}
+		switch {
+		case s.Gone:
+			delete(t.sets, s.Name)
+		case elements:
+			t.sets[s.Name] = s.Add
+		default:
+			t.sets[s.Name] = nil
 		}
 	}
-}
-
-// dropPorts forgets those that a delta takes away.
-func (t *Table) dropPorts(d acl.Delta) {
-	for _, s := range d.Sets {
-		if s.Gone {
-			delete(t.ports, s.Name)
-		}
-	}
+	return before
 }

@@ -219,7 +219,7 @@ func testKernelAgreesWithEvalOnRuns(t *testing.T, on string) {
 // TestARecutIsCovered: what has an element is in the map by NextMap before it is cut, in a
 // transaction of its own, and until it is; a kernel finds neither the old nor the new for a moment.
 func TestARecutIsCovered(t *testing.T) {
-	table := &Table{ports: map[string][]acl.Element{}, packed: map[string]packed{}, handles: handles{}}
+	table := &Table{sets: map[string][]acl.Element{}, packed: map[string]packed{}, handles: handles{}}
 	rules := func(texts ...string) []acl.Rule {
 		x := acl.NewIndex("n1", testOptions())
 		x.Apply(endpoint("n1", "e1", "nc1", []string{"web"}, "10.0.0.1"))
@@ -239,7 +239,7 @@ func TestARecutIsCovered(t *testing.T) {
 		{"one around", slices.Insert(slices.Clone(one), 0, "deny from cidr 10.0.0.0/7"), 3, []string{"10.0.0.0/8", "11.0.0.0/8"}},
 		{"another verdict", append([]string{"deny from cidr 10.0.0.0/8"}, one[1:]...), 3, []string{"10.0.0.0/8"}},
 	} {
-		l := table.list(acl.ChainChange{Name: "in_x", Before: rules(one...), Rules: rules(c.rules...)})
+		l := table.list(acl.ChainChange{Name: "in_x", Before: rules(one...), Rules: rules(c.rules...)}, table.sets)
 		tx := newTransaction()
 		tx.list(l)
 		var again []string
@@ -321,16 +321,25 @@ func TestARefusedRunIsNamed(t *testing.T) {
 	}
 }
 
-// BenchmarkRunEdit is one network more in a run of so many.
+// BenchmarkRunEdit is one network more in a run of so many, or one tag.
 func BenchmarkRunEdit(b *testing.B) {
-	for _, size := range []int{10, 1000} {
-		b.Run(fmt.Sprint(size), func(b *testing.B) {
+	for _, c := range []struct {
+		name  string
+		rules []string
+		at    int
+		one   string
+	}{
+		{"10", networksOf(10), 0, "deny from cidr 10.1.4.7/32"},
+		{"1000", networksOf(1000), 0, "deny from cidr 10.1.4.7/32"},
+		{"900 tags", taggedRules("allow from tag t%d", 900), 450, "deny from tag other"},
+	} {
+		b.Run(c.name, func(b *testing.B) {
 			table, t := open(b, newNetns(b)), &testing.T{}
 			x := acl.NewIndex("n1", testOptions())
 			x.Apply(endpoint("n1", "e1", "nc1", []string{"web"}, "10.0.0.1"))
 			changes := []datastore.Change{
-				profile(t, "web", []string{"web"}, networksOf(size), nil),
-				profile(t, "web", []string{"web"}, slices.Insert(networksOf(size), 0, "deny from cidr 10.1.4.7/32"), nil),
+				profile(t, "web", []string{"web"}, c.rules, nil),
+				profile(t, "web", []string{"web"}, slices.Insert(slices.Clone(c.rules), c.at, c.one), nil),
 			}
 			x.Apply(changes[0])
 			x.Flush()
