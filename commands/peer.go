@@ -276,13 +276,13 @@ func (a *app) checkNode(ctx context.Context, name string) error {
 func newPeerRemoveCommand(a *app) *cobra.Command {
 	var node, selector string
 	cmd := &cobra.Command{
-		Use:   "remove IP|INTERFACE",
-		Short: "Remove a peer: its session ends, and its routes go",
-		Long: "Remove a peer: its session ends, and its routes go. Where several scopes have a peer there, --node, --selector or its name\n" +
+		Use:   "remove IP|INTERFACE…",
+		Short: "Remove peers: their sessions end, and their routes go",
+		Long: "Remove peers: their sessions end, and their routes go. Where several scopes have a peer there, --node, --selector or its name\n" +
 			"says which.",
 		Example:           "  netctl bgp peer remove 192.168.99.1\n  netctl bgp peer remove 10.9.0.1 --node slave",
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeFirst(datastore.KindPeer, peerNames),
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.complete(datastore.KindPeer, peerNames),
 	}
 	addPeerScope(a, cmd, &node, &selector)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -290,26 +290,37 @@ func newPeerRemoveCommand(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		address, _ := netip.ParseAddr(args[0])
-		at := func(p *datastore.Peer) bool {
-			return p.Spec.Address.IsValid() && p.Spec.Address == address || p.Spec.Interface == args[0]
+		var names []string
+		for _, arg := range args {
+			peers := peersAt(view, arg, node, selector)
+			switch len(peers) {
+			case 0:
+				return fmt.Errorf("peer %s: %w", arg, datastore.ErrNotFound)
+			case 1:
+				names = append(names, peers[0].Metadata.Name)
+			default:
+				return usage("several peers are at %s: %s; say which with --node or --selector, or remove it by name", arg, strings.Join(objectNames(peers), ", "))
+			}
 		}
-		peers := slices.DeleteFunc(view.Peers(), func(p *datastore.Peer) bool {
-			return p.Metadata.Name != args[0] && !at(p) ||
-				node != "" && p.Spec.Node != node || selector != "" && p.Spec.NodeSelector != selector
-		})
-		if named := slices.IndexFunc(peers, func(p *datastore.Peer) bool { return p.Metadata.Name == args[0] && !at(p) }); named >= 0 {
-			peers = peers[named : named+1]
-		}
-		switch len(peers) {
-		case 0:
-			return fmt.Errorf("peer %s: %w", args[0], datastore.ErrNotFound)
-		case 1:
-			return a.remove(cmd.Context(), datastore.KindPeer, objectNames(peers), false, nil)
-		}
-		return usage("several peers are at %s: %s; say which with --node or --selector, or remove it by name", args[0], strings.Join(objectNames(peers), ", "))
+		return a.remove(cmd.Context(), datastore.KindPeer, names, false, nil)
 	}
 	return cmd
+}
+
+// peersAt are the peers with an address or at an interface, or the one with that name, in
+// the scope that is asked for; "": any.
+func peersAt(view *datastore.View, arg, node, selector string) []*datastore.Peer {
+	address, _ := netip.ParseAddr(arg)
+	at := func(p *datastore.Peer) bool {
+		return p.Spec.Address.IsValid() && p.Spec.Address == address || p.Spec.Interface == arg
+	}
+	peers := slices.DeleteFunc(view.Peers(), func(p *datastore.Peer) bool {
+		return p.Metadata.Name != arg && !at(p) || node != "" && p.Spec.Node != node || selector != "" && p.Spec.NodeSelector != selector
+	})
+	if named := slices.IndexFunc(peers, func(p *datastore.Peer) bool { return p.Metadata.Name == arg && !at(p) }); named >= 0 {
+		return peers[named : named+1]
+	}
+	return peers
 }
 
 func peerNames(v *datastore.View) []string { return objectNames(v.Peers()) }
