@@ -282,13 +282,16 @@ func (s *scene) tunnelUse(kind datastore.TunnelKind) error {
 }
 
 // asks says whether a path is to be tried to a machine. VXLAN over IPv6 is used between
-// nodes that have registered ends of it alone.
+// nodes that have registered ends of it alone, and only while IPv4 does not get through if both
+// have that.
 func (s *scene) asks(o other, kind datastore.TunnelKind) bool {
 	if o.node == nil {
 		return true
 	}
-	if _, has := o.node.TunnelOf(kind); kind == datastore.TunnelVXLAN6 && !has {
-		return false
+	if _, has := o.node.TunnelOf(kind); kind == datastore.TunnelVXLAN6 {
+		if _, four, err := s.address(false); !has || err == nil && four && o.node.Address(false).IsValid() {
+			return false
+		}
 	}
 	return s.cfg.Cluster != nil && len(s.cfg.Cluster.tunnelled(kind)) > 0
 }

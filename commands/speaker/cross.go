@@ -4,6 +4,9 @@ import (
 	"context"
 	"maps"
 	"net/netip"
+
+	"netctl/datastore"
+	"netctl/routing"
 )
 
 // cross notes the nodes whose session moved to IPv6 since IPv4 does not get through, or
@@ -23,5 +26,19 @@ func (l *loop) cross(ctx context.Context) {
 	if !maps.Equal(now, l.crossed) {
 		l.crossed = now
 		l.travel(ctx)
+	}
+}
+
+// adoptCrossed takes from a route that the kernel held at the start that its next hops were
+// reached by IPv6.
+func (l *loop) adoptCrossed(via routing.NextHop, hops []netip.Addr) {
+	if via.Link != l.cfg.Tunnels[datastore.TunnelVXLAN6] {
+		return
+	}
+	if l.crossed == nil {
+		l.crossed = map[netip.Addr]bool{}
+	}
+	for _, a := range hops {
+		l.crossed[a] = true
 	}
 }

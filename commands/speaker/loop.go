@@ -303,6 +303,9 @@ func (l *loop) start(ctx context.Context, want fixed) error {
 		return err
 	}
 	stale, foreign := l.adopt(ctx, held)
+	if len(l.crossed) > 0 {
+		l.travel(ctx) // as they do
+	}
 	preserved := map[bgp.Family]bool{}
 	if l.bare && l.ranBefore {
 		// Packets do not come this way: what clients were told holds on, also while this
@@ -394,6 +397,7 @@ func (l *loop) adopt(ctx context.Context, held []routing.Route) (stale []bgp.Rou
 				path.NextHops = append(path.NextHops, hop)
 			default:
 				path.NextHops = append(path.NextHops, owners...)
+				l.adoptCrossed(h, owners)
 			}
 		}
 		if len(path.NextHops) == 0 || r.Metric != routing.SpeakerMetric(r.Prefix) {
