@@ -16,7 +16,7 @@ export NETCTL_BINARY := $(CURDIR)/netctl
 FUZZTIME := 10000x
 TIMEOUT  := 20m
 
-.PHONY: help promtool build demo test test-all test-trixie fuzz race lint docs site completions bench budget install dist clean packages demo-packages guest debian chromium
+.PHONY: help promtool build demo test test-all test-trixie fuzz race lint docs site completions bench budget install dist clean packages demo-packages guest kernels debian chromium
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -38,7 +38,7 @@ test: packages build ## everything CI runs
 	@$(MAKE) --no-print-directory fuzz
 	go test -count=1 -p 3 -timeout $(TIMEOUT) ./commands/lab ./...  # the longest first
 
-test-all: race lint guest debian promtool chromium ## test with ten times the fuzzing, the race detector, the linter, another kernel and a browser
+test-all: race lint guest kernels debian promtool chromium ## test with ten times the fuzzing, the race detector, the linter, other kernels and a browser
 	@NETCTL_FLOOD=600000 NETCTL_ABSENCE=10m NETCTL_LEAKS=500 NETCTL_GUEST=1 NETCTL_FLAVOURS=all $(MAKE) --no-print-directory test FUZZTIME=100000x TIMEOUT=60m
 
 test-trixie: packages build ## the runtimes of Debian 13 in a tree of it: Docker 26, Podman 5 with netavark, containerd
@@ -92,6 +92,10 @@ debian: # a tree of Debian's, as images are built from
 guest: # QEMU, and a kernel with what this machine's may lack: see netdev/qemulab; a server of ssh; libvirt
 	@bash .ci/packages qemu-system-x86_64 depmod sshd libvirtd virsh
 	@bash .ci/kernel
+
+kernels: # those of Debian 11 and 13, beside this release's
+	@bash .ci/kernel bullseye
+	@bash .ci/kernel trixie
 
 promtool: # looks at docs/alerts.yaml and the dashboard
 	@bash .ci/packages promtool

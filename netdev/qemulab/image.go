@@ -17,12 +17,12 @@ func (g Guest) writeImage(path string) (err error) {
 	for to, from := range g.Files {
 		files[to] = from
 	}
-	list, err := modules(g.Modules)
+	list, err := modules(g.kernel(), g.Modules)
 	if err != nil {
 		return err
 	}
 	for _, m := range list {
-		files["/modules/"+filepath.Base(m)] = filepath.Join(KernelDir, m)
+		files["/modules/"+filepath.Base(m)] = filepath.Join(g.kernel(), m)
 	}
 	for _, tool := range append([]string{"busybox"}, g.Tools...) {
 		if files["/bin/"+tool], err = exec.LookPath(tool); err != nil {

@@ -6,6 +6,7 @@ package qemulab
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,8 @@ const KernelDir = "/var/cache/netctl-test/kernel"
 
 // Guest is a machine that runs one script and ends.
 type Guest struct {
+	// Kernel is the folder of its kernel; "": KernelDir.
+	Kernel string
 	// Modules are loaded first, with those that they need.
 	Modules []string
 	// Tools are programs of this machine, found in its PATH; busybox and its applets are
@@ -77,7 +80,7 @@ func (g Guest) Run(ctx context.Context, out io.Writer) (err error) {
 	cmd := exec.CommandContext(ctx, "env", slices.Concat(g.In, []string{"qemu-system-x86_64",
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", fmt.Sprint(g.MemoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
-		"-kernel", filepath.Join(KernelDir, "vmlinuz"), "-initrd", image,
+		"-kernel", filepath.Join(g.kernel(), "vmlinuz"), "-initrd", image,
 		"-append", CommandLine}, g.nic())...)
 	var said strings.Builder
 	cmd.Stderr = &said
@@ -123,13 +126,15 @@ func copyConsole(out io.Writer, console io.Reader) error {
 	}
 }
 
-// modules are the files of modules, each after those that it needs.
-func modules(names []string) (files []string, err error) {
-	text, err := os.ReadFile(filepath.Join(KernelDir, "modules.dep"))
+func (g Guest) kernel() string { return cmp.Or(g.Kernel, KernelDir) }
+
+// modules are the files of a kernel's modules, each after those that it needs.
+func modules(kernel string, names []string) (files []string, err error) {
+	text, err := os.ReadFile(filepath.Join(kernel, "modules.dep"))
 	if err != nil {
 		return nil, fmt.Errorf("%w: `make guest` puts a kernel there", err)
 	}
-	builtin, err := os.ReadFile(filepath.Join(KernelDir, "modules.builtin"))
+	builtin, err := os.ReadFile(filepath.Join(kernel, "modules.builtin"))
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +152,7 @@ func modules(names []string) (files []string, err error) {
 	for _, name := range names {
 		list := needs[name]
 		if list == nil {
-			return nil, fmt.Errorf("the kernel in %s has no module %s", KernelDir, name)
+			return nil, fmt.Errorf("the kernel in %s has no module %s", kernel, name)
 		}
 		for _, file := range slices.Backward(list) { // modules.dep names the nearest first
 			if !slices.Contains(files, file) {
