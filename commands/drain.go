@@ -69,7 +69,7 @@ func (a *app) drainNode(ctx context.Context, name, reason string, grace time.Dur
 		}
 		if list := view.EndpointsOf(name); len(list) > 0 {
 			names := objectNames(list[:min(len(list), 3)])
-			return fmt.Errorf("node %s: %w: it has %s (%s) and keeps its sessions: move them and drain it again, or use --force",
+			return fmt.Errorf("node %s: %w: it has %s (%s) and keeps its sessions: move them and drain it again, use --force, or take it back into use by `netctl node undrain %[1]s`",
 				name, datastore.ErrInUse, count(len(list), "endpoint"), strings.Join(names, ", "))
 		}
 	}

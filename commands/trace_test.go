@@ -82,25 +82,25 @@ func TestTrace(t *testing.T) {
 		want    string
 	}{
 		{"10.65.2.5", match("10.65.2.0/26", 88, hop("192.168.99.2", "vxlan.netctl")), []netip.Addr{n2}, true, `
-1 n1: 10.65.2.0/26, netctl's speaker, announced by n2
+1 n1: 10.65.2.0/26, netctl's speaker, heard from n2
     via 192.168.99.2 dev vxlan.netctl MTU 1500 in vxlan to n2 (192.168.99.2)
 2 n2: 10.65.2.5/32, netctl's agent (from the datastore)
     dev nca
 Arrives: endpoint n2/docker/wa/eth0 (docker/wa) on n2`},
 		{"10.65.2.5", match("10.65.2.0/26", 88, hop("fe80::800:ff:fe00:2", "vxlan6.netctl")), []netip.Addr{n2}, true, `
-1 n1: 10.65.2.0/26, netctl's speaker, announced by n2
+1 n1: 10.65.2.0/26, netctl's speaker, heard from n2
     via fe80::800:ff:fe00:2 dev vxlan6.netctl MTU 1500 in vxlan6 to n2 (fd00:99::2)
 2 n2: 10.65.2.5/32, netctl's agent (from the datastore)
     dev nca
 Arrives: endpoint n2/docker/wa/eth0 (docker/wa) on n2`},
 		{"10.65.2.5", match("10.65.2.0/26", 88, hop("192.168.99.2", "wg.netctl")), []netip.Addr{n2}, true, `
-1 n1: 10.65.2.0/26, netctl's speaker, announced by n2
+1 n1: 10.65.2.0/26, netctl's speaker, heard from n2
     via 192.168.99.2 dev wg.netctl MTU 1500 in wireguard to n2 (192.168.99.2)
 2 n2: 10.65.2.5/32, netctl's agent (from the datastore)
     dev nca
 Arrives: endpoint n2/docker/wa/eth0 (docker/wa) on n2`},
 		{"10.65.3.6", match("10.65.3.0/26", 88, hop("192.168.99.3", "eth1")), []netip.Addr{n3}, true, `
-1 n1: 10.65.3.0/26, netctl's speaker, announced by n3
+1 n1: 10.65.3.0/26, netctl's speaker, heard from n3
     via 192.168.99.3 (n3) dev eth1 MTU 1500
 2 n3: 10.65.3.6/32, netctl's speaker (from the datastore)
     via 192.168.99.2 (n2)
@@ -123,7 +123,7 @@ Arrives: the address of tunnel/n2 on n2`},
 2 n2: no route that is known (from the datastore)
 Does not arrive: n2 has no route to 10.65.9.9 that the datastore knows of: the address is nobody's`},
 		{"10.65.2.5", match("10.65.2.0/26", 88, hop("192.168.99.250", "eth1"), hop("192.168.99.251", "eth1")), []netip.Addr{tor}, true, `
-1 n1: 10.65.2.0/26, netctl's speaker, announced by tor (192.168.99.250)
+1 n1: 10.65.2.0/26, netctl's speaker, heard from tor (192.168.99.250)
     via 192.168.99.250 dev eth1 MTU 1500
     via 192.168.99.251 dev eth1 MTU 1500
 2 192.168.99.250 or 192.168.99.251: no node of netctl (from the datastore)

@@ -27,7 +27,7 @@ func (t traced) text() string {
 			fmt.Fprintf(&b, ", metric %d", h.Metric)
 		}
 		if len(h.AnnouncedBy) > 0 {
-			b.WriteString(", announced by " + strings.Join(h.AnnouncedBy, " and "))
+			b.WriteString(", heard from " + strings.Join(h.AnnouncedBy, " and "))
 		}
 		if h.Source == fromStore {
 			b.WriteString(" (from the datastore)")

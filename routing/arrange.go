@@ -316,7 +316,11 @@ func (a *Arrangement) judge(all, reflectors []*member, has [2]int) {
 			switch {
 			case clients[f] == 0:
 			case has[f] == 0:
-				problem(names(all), "no node of AS %d with %s is willing to be a reflector, so these are a mesh: %s one", all[0].as, words, fix)
+				also := ""
+				if i := slices.IndexFunc(all, (*member).drained); i >= 0 {
+					also = fmt.Sprintf(", or `netctl node undrain %s`", all[i].name())
+				}
+				problem(names(all), "no node of AS %d with %s is willing to be a reflector, so these are a mesh: %s one%s", all[0].as, words, fix, also)
 			case has[f] == 1:
 				i := slices.IndexFunc(reflectors, func(r *member) bool { return r.has[f] })
 				problem(names(reflectors), "%s is the only reflector of AS %d with %s: no route is learnt while it is away; %s another", reflectors[i].name(), all[0].as, words, fix)

@@ -59,6 +59,13 @@ const (
 	ofAll
 )
 
+// isTheirs says whether another node has this one as that peer, and not by itself.
+func (p *Plan) isTheirs(c *datastore.Peer, nodes []*datastore.Node) bool {
+	return slices.ContainsFunc(nodes, func(n *datastore.Node) bool {
+		return n.Metadata.Name != p.Node && len(addresses(n)) > 0 && c.Selects(n.Metadata.Name, n.Metadata.Labels) && !slices.ContainsFunc(p.Peers, func(o Peer) bool { return o.Name == n.Metadata.Name })
+	})
+}
+
 func rankOf(c *datastore.Peer) int {
 	switch {
 	case c.Spec.Node != "":
@@ -93,9 +100,9 @@ func (p *Plan) addPeer(c *datastore.Peer, nodes []*datastore.Node) {
 		return
 	}
 	if slices.Contains(p.Addresses, s.Address) {
-		// A node that is every other node's peer is none of its own.
-		if rankOf(c) == ofNode {
-			p.problem("peer %s has this node's own address %s: change it", name, s.Address)
+		// A node that is every other node's peer by hand is none of its own.
+		if !p.isTheirs(c, nodes) {
+			p.problem("peer %s has this node's own address %s: remove it, or change it", name, s.Address)
 		}
 		return
 	}

@@ -75,7 +75,7 @@ c
   global all as 65001: 192.168.99.3-192.168.99.254 aliases [] next hops [192.168.99.3] node "" foreign true
   global hand as 64511: 192.168.99.3-192.168.99.2 aliases [] next hops [192.168.99.3] node "b" foreign false
   global source as 65001: 10.9.0.3-10.9.0.2 aliases [] next hops [10.9.0.3] node "" foreign true
-peer own has this node's own address 192.168.99.3: change it
+peer own has this node's own address 192.168.99.3: remove it, or change it
 peer six cannot be spoken to from an ipv6 address: this node has none; set sourceAddress
 none
 node none has no address: set agent.addresses or agent.interface`
@@ -86,6 +86,10 @@ node none has no address: set agent.addresses or agent.interface`
 	p := plan("a")
 	if got, want := strings.Join(p.Problems, "\n"), "peer hand has the address 192.168.99.2 of node b, which is a peer by itself: remove it, or end the mesh (`netctl bgp node-mesh off`)"; got != want {
 		t.Errorf("in a mesh: %q, want %q", got, want)
+	}
+	p = plan("b")
+	if want := "peer hand has this node's own address 192.168.99.2: remove it, or change it"; !slices.Contains(p.Problems, want) {
+		t.Errorf("in a mesh: %q, want %q", p.Problems, want)
 	}
 	hand := peers[slices.IndexFunc(peers, func(p *datastore.Peer) bool { return p.Metadata.Name == "hand" })]
 	hand.Spec.Filters, hand.Spec.AddPath = []string{"tor"}, datastore.AddPathBoth
