@@ -89,8 +89,8 @@ debian: # a tree of Debian's, as images are built from
 	@bash .ci/packages debootstrap
 	@bash .ci/debian
 
-guest: # QEMU, and a kernel with what this machine's may lack: see netdev/qemulab; a server of ssh; libvirt
-	@bash .ci/packages qemu-system-x86_64 depmod sshd libvirtd virsh
+guest: # QEMU, and a kernel with what this machine's may lack: see netdev/qemulab; a server of ssh; libvirt, LXD
+	@bash .ci/packages qemu-system-x86_64 depmod sshd libvirtd virsh lxd lxc
 	@bash .ci/kernel
 
 promtool: # looks at docs/alerts.yaml and the dashboard
