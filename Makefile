@@ -38,8 +38,13 @@ test: packages build ## everything CI runs
 	@$(MAKE) --no-print-directory fuzz
 	go test -count=1 -p 3 -timeout $(TIMEOUT) ./commands/lab ./...  # the longest first
 
+<<<<<<< HEAD
 test-all: race lint guest kernels debian promtool chromium ## test with ten times the fuzzing, the race detector, the linter, other kernels and a browser
 	@NETCTL_FLOOD=600000 NETCTL_ABSENCE=10m NETCTL_LEAKS=500 NETCTL_GUEST=1 NETCTL_FLAVOURS=all $(MAKE) --no-print-directory test FUZZTIME=100000x TIMEOUT=60m
+=======
+test-all: race lint guest debian promtool chromium ## test with ten times the fuzzing, the race detector, the linter, another kernel and a browser
+	@NETCTL_FLOOD=600000 NETCTL_ABSENCE=10m NETCTL_LEAKS=500 NETCTL_GUEST=1 NETCTL_SWARM=1 NETCTL_FLAVOURS=all $(MAKE) --no-print-directory test FUZZTIME=100000x TIMEOUT=60m
+>>>>>>> vm15
 
 test-trixie: packages build ## the runtimes of Debian 13 in a tree of it: Docker 26, Podman 5 with netavark, containerd
 	@bash .ci/packages debootstrap
@@ -89,8 +94,8 @@ debian: # a tree of Debian's, as images are built from
 	@bash .ci/packages debootstrap
 	@bash .ci/debian
 
-guest: # QEMU, and a kernel with what this machine's may lack: see netdev/qemulab; a server of ssh; libvirt
-	@bash .ci/packages qemu-system-x86_64 depmod sshd libvirtd virsh
+guest: # QEMU, and a kernel with what this machine's may lack: see netdev/qemulab; a server of ssh; libvirt, LXD
+	@bash .ci/packages qemu-system-x86_64 depmod sshd libvirtd virsh lxd lxc
 	@bash .ci/kernel
 
 kernels: # those of Debian 11 and 13, beside this release's

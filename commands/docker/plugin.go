@@ -146,7 +146,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		{Name: "tell the service manager", Do: func(ctx context.Context) error { return manager.Run(ctx, nil) }},
 		{Name: "watch files", Do: func(ctx context.Context) error { return control.WatchFolders(ctx, cfg.Log, folders...) }},
 		{Name: "learn names", Do: p.names.run},
-		{Name: "release what Docker forgot", Do: (&tidier{p: p}).run},
+		{Name: "release what Docker forgot", Do: (&tidier{p: p, soon: tidySoon}).run},
 	}
 	if shown != nil {
 		shown.Ready, shown.Collect = p.ready, p.collect

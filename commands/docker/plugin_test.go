@@ -363,17 +363,17 @@ func TestTidy(t *testing.T) {
 	r.mu.Unlock()
 	tidy := &tidier{p: r.plugin}
 	has := func(id string) bool { _, ok := r.plugin.state.endpoint(id); return ok }
-	tidy.once(t.Context())
+	tidy.once(t.Context(), nil)
 	if !has("a4e0f18fade1") || !has("c8bc77f3abdb") || !has("0000000000aa") {
 		t.Error("released at first sight")
 	}
 	silent := *r.plugin
 	silent.names = &names{p: &silent, api: engine.New(filepath.Join(t.TempDir(), "none.sock"))}
-	(&tidier{p: &silent, doubted: tidy.doubted}).once(t.Context())
+	(&tidier{p: &silent, doubted: tidy.doubted}).once(t.Context(), nil)
 	if !has("c8bc77f3abdb") {
 		t.Error("released while Docker does not answer")
 	}
-	tidy.once(t.Context())
+	tidy.once(t.Context(), nil)
 	if has("c8bc77f3abdb") || has("0000000000aa") || !has("a4e0f18fade1") {
 		t.Error("after two looks the wrong ones are there")
 	}
@@ -383,6 +383,42 @@ func TestTidy(t *testing.T) {
 		}
 	}
 	r.until(`detach {"orchestrator":"docker","workload":"c8bc77f3abdb"`, `detach {"orchestrator":"docker","workload":"0000000000aa"`)
+}
+
+// TestTidySoon: what Docker forgot when it ended is released soon after the plugin's start, and
+// of what began since nothing is then.
+func TestTidySoon(t *testing.T) {
+	r := newRig(t)
+	put := func(id string) {
+		t.Helper()
+		if err := r.plugin.state.putEndpoint(endpoint{ID: id, Network: "6a2b7979b2de", Named: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.plugin.state.putNetwork(known("6a2b7979b2de", "web")); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"a4e0f18fade1", "0000000000aa"} {
+		put(id)
+	}
+	r.start()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- (&tidier{p: r.plugin, soon: time.Millisecond}).run(ctx) }()
+	r.until(`detach {"orchestrator":"docker","workload":"0000000000aa"`)
+	cancel()
+	<-done
+	if _, ok := r.plugin.state.endpoint("a4e0f18fade1"); !ok {
+		t.Error("an endpoint that Docker has was released")
+	}
+	put("0000000000bb")
+	tidy := &tidier{p: r.plugin}
+	for range 3 {
+		tidy.once(t.Context(), map[string]bool{"a4e0f18fade1": true})
+	}
+	if _, ok := r.plugin.state.endpoint("0000000000bb"); !ok {
+		t.Error("an endpoint that began since was released")
+	}
 }
 
 func known(id, name string) network { return network{ID: id, Name: name, Made: true} }

@@ -10,32 +10,51 @@ import (
 	"netctl/datastore"
 )
 
-// tidyEvery is the time between two looks for what Docker forgot.
-const tidyEvery = time.Minute
+const (
+	// tidyEvery is the time between two looks for what Docker forgot.
+	tidyEvery = time.Minute
+	// tidySoon is that between the first two.
+	tidySoon = 5 * time.Second
+)
 
 // tidier releases endpoints that Docker does not have any more, and would never say so
 // of: its folder was deleted, say. What it does not have at two looks in a row is gone.
 type tidier struct {
 	p       *plugin
+	soon    time.Duration
 	doubted map[string]bool // endpoints and networks that it did not have at the last look
 }
 
-// run looks until ctx ends.
+// run looks until ctx ends. A plugin that Docker manages starts with Docker, which, if it
+// had no time to end its tasks, has forgotten their endpoints: their ports are in the way
+// of the tasks that it makes now. So the first two looks are at those of before alone, and
+// soon.
 func (t *tidier) run(ctx context.Context) error {
-	tick := time.NewTicker(tidyEvery)
-	defer tick.Stop()
-	for {
-		t.once(ctx)
+	before := map[string]bool{}
+	for _, e := range t.p.state.allEndpoints(func(endpoint) bool { return true }) {
+		before[e.ID] = true
+	}
+	for looks := 0; ; {
+		wait := tidyEvery
+		if len(before) > 0 && looks < 2 {
+			wait = t.soon
+			if t.once(ctx, before) {
+				looks++
+			}
+		} else {
+			t.once(ctx, nil)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-time.After(wait):
 		}
 	}
 }
 
-// once makes one look.
-func (t *tidier) once(ctx context.Context) {
+// once makes one look, at these endpoints alone unless only is nil, and says whether Docker
+// answered.
+func (t *tidier) once(ctx context.Context, only map[string]bool) bool {
 	before := t.doubted
 	t.doubted = map[string]bool{}
 	for _, n := range t.p.state.allNetworks(func(network) bool { return true }) {
@@ -44,18 +63,18 @@ func (t *tidier) once(ctx context.Context) {
 		cancel()
 		if err != nil && !errors.Is(err, engine.ErrNoSuch) {
 			t.doubted = before
-			return // Docker does not answer: nobody knows
+			return false // nobody knows
 		}
 		there := map[string]bool{}
 		for _, c := range told.Containers {
 			there[c.EndpointID] = true
 		}
-		for _, e := range t.p.state.allEndpoints(func(e endpoint) bool { return e.Network == n.ID && !there[e.ID] }) {
+		for _, e := range t.p.state.allEndpoints(func(e endpoint) bool { return e.Network == n.ID && !there[e.ID] && (only == nil || only[e.ID]) }) {
 			if t.doubted[e.ID] = true; before[e.ID] {
 				t.release(ctx, e.ID)
 			}
 		}
-		if err == nil {
+		if err == nil || only != nil {
 			continue
 		}
 		if t.doubted[n.ID] = true; before[n.ID] {
@@ -64,6 +83,7 @@ func (t *tidier) once(ctx context.Context) {
 			}
 		}
 	}
+	return true
 }
 
 func (t *tidier) release(ctx context.Context, id string) {

@@ -30,17 +30,17 @@ func TestLibvirt(t *testing.T) {
 	other, _, _ := attach(t, two, "other", "db")
 	m := newMachine(t, one)
 	const adopted = "10.0.3.9"
-	machine := func(name, network, nic string) {
+	machine := func(name, network, nic, then string) {
 		t.Helper()
 		g := qemulab.Guest{
 			Modules: []string{"virtio_pci", "virtio_net"}, MemoryMiB: 256,
-			Script: network + "\nip addr show dev eth0\nping -c 3 -W 5 " + c4.String() + "\necho serving\nsleep 600",
+			Script: network + "\nip addr show dev eth0\nping -c 3 -W 5 " + c4.String() + "\necho serving\n" + then + "\nsleep 600",
 		}
 		if err := g.Image(filepath.Join(m.dir, name+".initrd")); err != nil {
 			t.Fatal(err)
 		}
 		domain := fmt.Sprintf(`<domain type='qemu'>
-  <name>%[1]s</name><memory unit='MiB'>256</memory><vcpu>1</vcpu><cpu mode='maximum'/>
+  <name>%[1]s</name><memory unit='MiB'>256</memory><vcpu>1</vcpu><cpu mode='maximum'/><features><acpi/></features>
   <os><type arch='x86_64' machine='pc'>hvm</type><kernel>%[2]s/vmlinuz</kernel><initrd>%[3]s/%[1]s.initrd</initrd><cmdline>%[4]s</cmdline></os>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
@@ -63,9 +63,26 @@ END
 chmod 755 /client
 ip link set eth0 up
 udhcpc -i eth0 -f -q -n -t 10 -T 2 -O mtu -s /client`,
-		"<mac address='"+v.mac+"'/><target dev='vm1' managed='no'/>")
+		"<mac address='"+v.mac+"'/><target dev='vm1' managed='no'/>",
+		`up=1
+while sleep 0.2; do
+	if [ ! -e /sys/class/net/eth0 ]; then
+		[ -z "$up" ] || echo "eth0 is gone"
+		up=
+	elif [ -z "$up" ]; then
+		up=1
+		ip link set eth0 up
+		if udhcpc -i eth0 -f -q -n -t 4 -T 1 -O mtu -s /client && ping -c 1 -W 5 `+c4.String()+`; then
+			echo "plugged in: $(cat /sys/class/net/eth0/address)"
+		else
+			echo "no address: $(cat /sys/class/net/eth0/address)"
+			ip addr add `+addrs[0].String()+`/32 dev eth0; ip route add 169.254.1.1 dev eth0; ip route add default via 169.254.1.1
+			ping -c 2 -W 2 `+c4.String()+` || echo "no way out"
+		fi
+	fi
+done`)
 	machine("vm2", "ip link set eth0 up; ip addr add "+adopted+"/32 dev eth0; ip route add 169.254.0.1 dev eth0; ip route add default via 169.254.0.1",
-		"<source><ip address='169.254.0.1' prefix='32' peer='"+adopted+"'/></source><target dev='vnet0'/>")
+		"<source><ip address='169.254.0.1' prefix='32' peer='"+adopted+"'/></source><target dev='vnet0'/>", "")
 	for name, text := range map[string]string{
 		"libvirtd.conf": "unix_sock_dir = \"" + m.dir + "\"\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n",
 		"qemu.conf":     "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\ndynamic_ownership = 0\nremember_owner = 0\nstdio_handler = \"file\"\n",
@@ -125,6 +142,44 @@ for f in passwd group; do mount --bind %[1]s/$f /etc/$f; done; exec libvirtd --c
 	m.must(virsh("destroy vm1"))
 	says(t, one, "1 TAP, 0 open by a virtual machine; not "+one.Name+"/manual/vm1/eth0\n")
 	boot("vm1", addrs[0].String())
+	// The interface is taken out of the running machine and put in again, and one with a MAC that
+	// is not the endpoint's, which is told nothing and reaches nobody.
+	heard := 0
+	hears := func(what string) {
+		t.Helper()
+		netlab.Until(t, patience, "the machine says "+what, func() string {
+			text, _ := os.ReadFile(filepath.Join(m.dir, "vm1.console"))
+			at := strings.Index(string(text[heard:]), what)
+			if at < 0 {
+				return string(text[heard:])
+			}
+			heard += at + len(what)
+			return ""
+		})
+	}
+	nic := func(mac string) string {
+		file := filepath.Join(m.dir, "nic.xml")
+		text := "<interface type='ethernet'><mac address='" + mac + "'/><target dev='vm1' managed='no'/><model type='virtio'/></interface>"
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	unplug := func(mac string) {
+		t.Helper()
+		m.must(virsh("detach-interface vm1 ethernet --mac " + mac))
+		hears("eth0 is gone")
+	}
+	const strange = "52:54:00:12:34:56"
+	unplug(v.mac)
+	says(t, one, "1 TAP, 0 open by a virtual machine; not "+one.Name+"/manual/vm1/eth0\n")
+	m.must(virsh("attach-device vm1 " + nic(strange)))
+	hears("no address: " + strange)
+	hears("no way out")
+	unplug(strange)
+	m.must(virsh("attach-device vm1 " + nic(v.mac)))
+	hears("plugged in: " + v.mac)
+	pings(t, c, addrs[0])
 	boot("vm2", adopted)
 	m.must(virsh("destroy vm2"))
 	netlab.Until(t, patience, "the end of the adopted one", func() string {
