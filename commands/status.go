@@ -389,7 +389,11 @@ func (a *app) reportText(r *nodeReport, wide bool, now time.Time) string {
 		}
 		fmt.Fprintf(&b, "netctl agent is running. Up %s, %s, %s\n", since(now.Sub(r.Started)), sync, endpoints)
 		if len(r.Lacks) > 0 {
-			fmt.Fprintf(&b, "Packets are filtered by %s, which does less than nftables:\n  %s\n", r.Filter, strings.Join(r.Lacks, "\n  "))
+			than := "than nftables"
+			if r.Filter == "nftables" {
+				than = "on this kernel than on newer ones"
+			}
+			fmt.Fprintf(&b, "Packets are filtered by %s, which does less %s:\n  %s\n", r.Filter, than, strings.Join(r.Lacks, "\n  "))
 		}
 		b.WriteString(r.tapText())
 		for _, l := range r.Limited {

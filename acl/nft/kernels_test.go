@@ -40,7 +40,7 @@ func TestKernels(t *testing.T) {
 				Kernel: k.kernel,
 				Modules: append([]string{
 					"veth", "nf_tables", "nft_ct", "nft_nat", "nft_masq", "nft_chain_nat", "nft_limit", "nft_log", "nft_connlimit", "nft_fib_inet", "nft_reject_inet",
-					"nfnetlink_log", "nf_conntrack", "nf_conntrack_netlink", "nf_defrag_ipv6", "sctp",
+					"nfnetlink_log", "nf_conntrack", "nf_conntrack_netlink", "nf_defrag_ipv6", "sctp", "vxlan",
 				}, k.modules...),
 				Tools:     []string{"ip", "nft", "conntrack", "nsenter", "sysctl"},
 				Files:     map[string]string{"/bin/tests": self},
@@ -66,4 +66,4 @@ func TestKernels(t *testing.T) {
 // inKernels are the tests that run there.
 const inKernels = `^Test(Tags|RulesActAtOnce|EstablishedPasses|AntiSpoofing|Guards|GatewayAddress|UnknownIsClosed|Host|KernelAgreesWithEval.*|CountersSurvive|PreDNAT|` +
 	`FailsafesHoldInEveryStage|HostEndpointInKernel|Tenants|ClosedUntilCut|Limits|MACGuard|MSS|NATOutgoing|SyncRepairs|PublishedPorts|AllowedPrefixes|` +
-	`ReversePath|StagedPoliciesOnlyTell|VXLANTunnels|WireGuardPort|RejectTells|TraceOfOneFlow)$`
+	`ReversePath|StagedPoliciesOnlyTell|VXLANTunnels|WireGuardPort|RejectTells)$`

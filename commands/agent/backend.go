@@ -132,6 +132,11 @@ func (a *agent) openNFT() error {
 	}
 	t.OnClosed, t.Beside = a.closed, a.moves.Load
 	a.filter = backend{packetFilter: t, track: t.KeepTracking}
+	if can, err := t.JudgesPaths(); err != nil {
+		a.log.Warn("whether the kernel can judge by which way packets come is not known", "error", err)
+	} else if !can {
+		a.cfg.pathless, a.filter.lacks = true, []string{"other machines: that they send with the address of a member (agent.reversePath) is not checked: Linux 5.19 and later can"}
+	}
 	return nil
 }
 

@@ -31,6 +31,8 @@ type Config struct {
 	// Node is the name this machine is registered under.
 	Node   string
 	Labels map[string]string
+	// pathless: the kernel cannot say by which way a source is reached, as reversePath asks.
+	pathless bool
 	// Version of the binary, only told.
 	Version string
 	Store   etcd.Options

@@ -53,6 +53,9 @@ func (c *Config) sources(host []kernel.Address) acl.ReversePath {
 			one = a.Link
 		}
 	}
+	if c.pathless {
+		return acl.ReversePathOff
+	}
 	r, _ := c.reversePath(uplinks) // finish told of an error
 	return r
 }
