@@ -185,7 +185,13 @@ func TestTap(t *testing.T) {
 	netlab.Must(t, one, "netctl", "pool", "add", "10.0.0.0/16")
 	netlab.Must(t, one, "netctl", "pool", "add", pool6)
 	netlab.Must(t, one, "netctl", "network", "create", "web", "--ipv6", "--runtime", "none")
-	m, addrs := addTap(t, one, "vm1", "--network", "web", "--dns", "192.0.2.53,2001:db8::53", "--dns-search", "example.org")
+	flags := []string{"--network", "web", "--dns", "192.0.2.53,2001:db8::53", "--dns-search", "example.org", "--mac"}
+	m, addrs := addTap(t, one, "vm1", flags[:len(flags)-1]...)
+	again := append([]string{"netctl", "endpoint", "add", "--tap", "vm1"}, flags...)
+	netlab.Must(t, one, append(again, strings.ToUpper(m.mac))...)
+	if out, failed := netlab.Try(t, one, append(again, "02:00:00:00:00:11")...); failed == nil || !strings.Contains(failed.Error(), "with the MAC "+m.mac) {
+		t.Errorf("another MAC for a TAP that is there: %s%v", out, failed)
+	}
 	c, c4, c6 := attach(t, two, "c", "web")
 	m.on()
 	lease := m.dhcp()

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"reflect"
+	"slices"
 	"time"
 
 	"netctl/commands/control"
@@ -23,6 +25,11 @@ func (s *Service) repeatTap(ctx context.Context, req control.AttachRequest, know
 	}
 	if err := lacks(ep, req); err != nil {
 		return a, false, err
+	}
+	if want, err := net.ParseMAC(req.MAC); err == nil { // its machine would be told nothing
+		if have, err := net.ParseMAC(ep.Spec.MAC); err == nil && !slices.Equal(want, have) {
+			return a, false, fmt.Errorf("attach %s: %w: it is attached, with the MAC %s: detach it first", ep.Metadata.Name, datastore.ErrExists, have)
+		}
 	}
 	rec, err := s.Records.Read(ep.Spec.Link)
 	if err != nil || !known.Linked {
