@@ -35,7 +35,7 @@ func benchInGuest(t *testing.T, name string, modules ...string) {
 		t.Fatal(err)
 	}
 	g := qemulab.Guest{
-		Modules: slices.Concat(guestModules, modules),
+		Modules: slices.Concat(guestModules, []string{"nf_log_syslog"}, modules),
 		Tools:   []string{"ip", "ping", "nft", "conntrack", "nsenter"},
 		Files:   map[string]string{"/bin/netctl": netlab.Binary(t), "/bin/tests": self},
 		Script: `mkdir -p /etc/cni/net.d /etc/iproute2/rt_protos.d /var/lib/netctl-node /var/lib/cni /opt/cni/bin && touch /etc/netctl.yaml &&
