@@ -9,7 +9,7 @@ import (
 	"netctl/acl"
 )
 
-// probeTable is made and deleted in one batch, so that nobody sees it.
+// probeTable is there for a moment. What its chain is asked decides nothing.
 const probeTable = acl.TableName + "_probe"
 
 // JudgesPaths says whether the kernel can be asked, of what is forwarded and what is for the host,
@@ -18,15 +18,22 @@ const probeTable = acl.TableName + "_probe"
 func (t *Table) JudgesPaths() (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	table := &nftables.Table{Name: probeTable, Family: nftables.TableFamilyINet}
 	err := t.send([]op{{emit: func(c *nftables.Conn) error {
-		table := c.AddTable(&nftables.Table{Name: probeTable, Family: nftables.TableFamilyINet})
+		c.AddTable(table)
 		chain := c.AddChain(&nftables.Chain{Name: "forward", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter})
 		c.AddRule(encodeRule(chain, &acl.Rule{Match: []acl.Term{{Field: acl.SrcRoute}}, Verdict: acl.Verdict{Kind: acl.Accept}}, acl.Count{}))
-		c.DelTable(table)
 		return nil
 	}}})
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return false, nil
 	}
-	return err == nil, err
+	if err != nil {
+		return false, err
+	}
+	// The kernel looks at it as the batch ends, and not at what is gone by then.
+	return true, t.send([]op{{emit: func(c *nftables.Conn) error {
+		c.DelTable(table)
+		return nil
+	}}})
 }
