@@ -38,13 +38,8 @@ test: packages build ## everything CI runs
 	@$(MAKE) --no-print-directory fuzz
 	go test -count=1 -p 3 -timeout $(TIMEOUT) ./commands/lab ./...  # the longest first
 
-<<<<<<< HEAD
 test-all: race lint guest kernels debian promtool chromium ## test with ten times the fuzzing, the race detector, the linter, other kernels and a browser
-	@NETCTL_FLOOD=600000 NETCTL_ABSENCE=10m NETCTL_LEAKS=500 NETCTL_GUEST=1 NETCTL_FLAVOURS=all $(MAKE) --no-print-directory test FUZZTIME=100000x TIMEOUT=60m
-=======
-test-all: race lint guest debian promtool chromium ## test with ten times the fuzzing, the race detector, the linter, another kernel and a browser
 	@NETCTL_FLOOD=600000 NETCTL_ABSENCE=10m NETCTL_LEAKS=500 NETCTL_GUEST=1 NETCTL_SWARM=1 NETCTL_FLAVOURS=all $(MAKE) --no-print-directory test FUZZTIME=100000x TIMEOUT=60m
->>>>>>> vm15
 
 test-trixie: packages build ## the runtimes of Debian 13 in a tree of it: Docker 26, Podman 5 with netavark, containerd
 	@bash .ci/packages debootstrap
