@@ -2,6 +2,7 @@ package nft
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -16,6 +17,29 @@ const probeTable = acl.TableName + "_probe"
 // by which way its source is reached (Linux 5.19). Without that it takes no chain that asks:
 // Options.ReversePath must be ReversePathOff.
 func (t *Table) JudgesPaths() (bool, error) {
+	if judges(release()) {
+		return true, nil
+	}
+	return t.probePaths()
+}
+
+// release is the kernel's version.
+func release() string {
+	var u unix.Utsname
+	_ = unix.Uname(&u)
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// judges says whether a kernel of that version is known to; of others it is tried, since
+// distributions take from newer ones.
+func judges(release string) bool {
+	var major, minor int
+	_, err := fmt.Sscanf(release, "%d.%d", &major, &minor)
+	return err == nil && (major > 5 || major == 5 && minor >= 19)
+}
+
+// probePaths tries it.
+func (t *Table) probePaths() (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	table := &nftables.Table{Name: probeTable, Family: nftables.TableFamilyINet}
