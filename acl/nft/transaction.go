@@ -76,25 +76,38 @@ func (tx *transaction) add(phase int, o op) { tx.phases[phase] = append(tx.phase
 func (tx *transaction) ops() []op { return slices.Concat(tx.phases[:]...) }
 
 // parts are what may be committed together: everything, or, if a key of a map
-// gets another verdict, what comes before, the change, and what comes after.
+// gets another verdict, what comes before, the change, and what comes after. What goes for
+// good does so behind: a packet that is under way by the rules that were finds nothing in a set
+// that is gone, since the kernel keeps rules for it, but not elements.
 func (tx *transaction) parts() (list [][]op) {
 	from := 0
 	for phase := range phases {
-		if tx.whole || !(tx.recuts && phase == phaseNextRuns+1 || tx.rekeys && phase == phaseMaps || (tx.recuts || tx.rekeys) && phase == phaseDelNextMaps) {
+		if tx.whole || !(tx.cuts(phase) || phase == phaseEmptyChains && len(tx.phases[phaseDelSets]) > 0) {
 			continue
 		}
-		list, from = append(list, slices.Concat(tx.phases[from:phase]...)), phase
+		if part := slices.Concat(tx.phases[from:phase]...); len(part) > 0 {
+			list = append(list, part)
+		}
+		from = phase
 	}
 	return append(list, slices.Concat(tx.phases[from:]...))
 }
 
-// single says whether it is committed as one.
+// cuts says whether what comes from a phase on must not be committed with what comes before.
+func (tx *transaction) cuts(phase int) bool {
+	return tx.recuts && phase == phaseNextRuns+1 || tx.rekeys && phase == phaseMaps || (tx.recuts || tx.rekeys) && phase == phaseDelNextMaps
+}
+
+// single says whether it is committed as one, but for what goes for good.
 func (tx *transaction) single() bool {
-	weight := 0
+	weight, cut := 0, false
 	for _, o := range tx.ops() {
 		weight += o.weight
 	}
-	return len(tx.parts()) == 1 && (tx.whole || weight <= maxWeight)
+	for phase := range phases {
+		cut = cut || tx.cuts(phase)
+	}
+	return tx.whole || !cut && weight <= maxWeight
 }
 
 // rekey keeps packets from falling between the old and the new verdict of the
