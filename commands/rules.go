@@ -42,7 +42,20 @@ func (r ruled[T]) change(cmd *cobra.Command, a *app, change func(T) error) error
 	if err := checkNames(zero.Kind(), name); err != nil {
 		return err
 	}
-	return modify(cmd.Context(), a, name, change)
+	s, err := a.store(cmd.Context())
+	if err != nil {
+		return err
+	}
+	return modify(cmd.Context(), a, name, func(o T) error {
+		needed := o.Meta().Needs
+		if err := change(o); err != nil {
+			return err
+		}
+		if o.SetDefaults(); o.Meta().Needs > needed { // an older netctl would pass it over
+			return a.checkPut(cmd.Context(), s, o)
+		}
+		return nil
+	})
 }
 
 func newRuleShowCommand[T datastore.Object](a *app, r ruled[T]) *cobra.Command {
