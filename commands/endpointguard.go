@@ -89,13 +89,21 @@ func newEndpointGuardCommand(a *app) *cobra.Command {
 					return usage("%q: want one of %s", arg, strings.Join(words, ", "))
 				}
 			}
+			store, err := a.store(cmd.Context())
+			if err != nil {
+				return err
+			}
 			return modify(cmd.Context(), a, id, func(e *datastore.Endpoint) error {
+				was := e.Spec.GuardMAC
 				for _, g := range endpointGuards() {
 					for _, arg := range args {
 						if state, is := strings.CutPrefix(arg, g.name+"="); is {
 							*g.field(e) = (state == "on") != g.usual
 						}
 					}
+				}
+				if e.Spec.GuardMAC && !was {
+					return a.checkPut(cmd.Context(), store, e)
 				}
 				return nil
 			})

@@ -195,5 +195,5 @@ func changeProfile(cmd *cobra.Command, a *app, change func(*datastore.Profile) e
 	if err := checkNames(datastore.KindProfile, name); err != nil {
 		return err
 	}
-	return modify(cmd.Context(), a, name, change)
+	return modifyRules(cmd.Context(), a, name, change)
 }

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -42,7 +43,26 @@ func (r ruled[T]) change(cmd *cobra.Command, a *app, change func(T) error) error
 	if err := checkNames(zero.Kind(), name); err != nil {
 		return err
 	}
-	return modify(cmd.Context(), a, name, change)
+	return modifyRules(cmd.Context(), a, name, change)
+}
+
+// modifyRules changes an object with rules, to nothing that an older netctl of a node would
+// pass over.
+func modifyRules[T datastore.Object](ctx context.Context, a *app, name string, change func(T) error) error {
+	s, err := a.store(ctx)
+	if err != nil {
+		return err
+	}
+	return modify(ctx, a, name, func(o T) error {
+		needed := o.Meta().Needs
+		if err := change(o); err != nil {
+			return err
+		}
+		if o.SetDefaults(); o.Meta().Needs > needed {
+			return a.checkPut(ctx, s, o)
+		}
+		return nil
+	})
 }
 
 func newRuleShowCommand[T datastore.Object](a *app, r ruled[T]) *cobra.Command {

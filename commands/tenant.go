@@ -27,6 +27,12 @@ func tenantsOwn(tenant, name string) (string, error) {
 func (a *app) tenantFlag(cmd *cobra.Command, tenant *string) {
 	cmd.Flags().StringVar(tenant, "tenant", "", "`name` of the tenant that it is to be of; its own name begins with that")
 	_ = cmd.RegisterFlagCompletionFunc("tenant", a.complete(datastore.KindPolicy, tenantNames))
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if cmd.Flags().Changed("tenant") && *tenant == "" { // as of a variable that is not set: nobody's is open to all
+			return usage("--tenant: a name is missing")
+		}
+		return nil
+	}
 }
 
 func newTenantCommand(a *app) *cobra.Command {

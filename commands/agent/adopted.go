@@ -147,7 +147,7 @@ func (a *adopter) adopt(ctx context.Context, link string, f found) error {
 	if err := a.loop.do(ctx, func() {
 		a.loop.links.adopted[link] = true
 		a.loop.links.present[link] = kernel.Link{Name: link, Index: f.index, Up: true, Carrier: true, MTU: f.mtu}
-		a.loop.links.resyncHost = true
+		a.loop.links.resyncHost, a.loop.links.readopted = true, true
 	}); err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ func (a *adopter) adopt(ctx context.Context, link string, f found) error {
 func (l *loop) unadopt(link string) {
 	delete(l.links.adopted, link)
 	delete(l.links.present, link)
-	l.links.resyncHost = true
+	l.links.resyncHost, l.links.readopted = true, true
 	if name := l.links.owners[link]; name != "" {
 		l.locals.mark(name)
 	}

@@ -128,6 +128,37 @@ func TestAdoptsAndGivesUp(t *testing.T) {
 	}
 }
 
+// TestAdoptedSubnet: the subnet of an interface that was the host's before it is adopted is
+// none of the host's any more, nor one that blocks keep out of, and again when it is given up.
+func TestAdoptedSubnet(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Adopt = []netdev.Adoption{{Pattern: "v[0-9]*", Network: "web"}}
+	w.pool("10.0.0.0/24")
+	uplink := on("eth1", "192.168.99.102/24")
+	w.links.SetAddresses(uplink, on("v1", "10.0.0.1/24"))
+	w.create(&datastore.Block{Metadata: datastore.Metadata{Name: "10.0.0.64-26"}, Spec: datastore.BlockSpec{
+		CIDR: netip.MustParsePrefix("10.0.0.64/26"), Affinity: "n1", Allocations: []datastore.Allocation{{Ordinal: 1, Handle: "somebody", Node: "n1"}},
+	}})
+	w.start()
+	w.ready()
+	const route, overlaps = "blackhole 10.0.0.64/26", "block 10.0.0.64/26 of node n1: overlaps 10.0.0.0/24"
+	is := func(adopted bool) {
+		t.Helper()
+		w.until(func() string {
+			routes, problems := w.fib.String(), strings.Join(w.status().Problems, "\n")
+			if strings.Contains(routes, route) != adopted || strings.Contains(problems, overlaps) == adopted {
+				return routes + problems
+			}
+			return ""
+		})
+	}
+	is(false)
+	w.links.SetOthers([]kernel.Interface{{Name: "v1", Index: 7, Kind: "veth", Up: true}}, direct("v1", "10.0.0.7"))
+	is(true)
+	w.links.SetOthers(nil, nil)
+	is(false)
+}
+
 // adoptedEndpoints are those of the store, with their addresses.
 func (w *world) adoptedEndpoints() map[string]string {
 	w.t.Helper()

@@ -32,6 +32,7 @@ type links struct {
 	addrs     []kernel.Address // of the host
 
 	resync, resyncHost bool // present, or addrs, is not known
+	readopted          bool // what of addrs is the host's own may be something else
 	gateways           bool // those of the wires may be others
 	guests             bool // what virtual machines are to be told may be something else
 }
@@ -97,14 +98,15 @@ func (k *links) at(index int) string {
 	return ""
 }
 
-// readHost reads the host's addresses anew and says whether they are others.
+// readHost reads the host's addresses anew and says whether they are others, or others its
+// own.
 func (k *links) readHost() (changed bool, err error) {
 	list, err := k.kernel.Addresses()
 	if err != nil {
 		return false, err
 	}
-	k.resyncHost = false
-	changed = !slices.Equal(list, k.addrs)
+	changed = k.readopted || !slices.Equal(list, k.addrs)
+	k.resyncHost, k.readopted = false, false
 	k.addrs = list
 	return changed, nil
 }
