@@ -112,12 +112,14 @@ func columns(kind datastore.Kind) []column {
 			lookup("Endpoints", func(v *datastore.View, n *datastore.Network) string {
 				return strconv.Itoa(len(v.EndpointsIn(n.Metadata.Name)))
 			}, datastore.KindEndpoint),
+			lookup("Tenant", func(v *datastore.View, n *datastore.Network) string { return v.TenantOf(n.Spec.Profile) }, datastore.KindProfile),
 			col("Labels", labels[*datastore.Network]))...)
 	case datastore.KindEndpoint:
 		return endpointColumns()
 	case datastore.KindProfile:
 		return append([]column{col("Name", name[*datastore.Profile])}, wide(
 			col("Tags", func(p *datastore.Profile) string { return strings.Join(p.Spec.Tags, ",") }),
+			col("Tenant", func(p *datastore.Profile) string { return p.Spec.Labels[datastore.LabelTenant] }),
 			col("Inbound rules", func(p *datastore.Profile) string { return strconv.Itoa(len(p.Spec.Inbound)) }),
 			col("Outbound rules", func(p *datastore.Profile) string { return strconv.Itoa(len(p.Spec.Outbound)) }),
 			lookup("Endpoints", func(v *datastore.View, p *datastore.Profile) string {
@@ -205,6 +207,9 @@ func endpointColumns() []column {
 	}, wide(
 		col("ID", name[*datastore.Endpoint]),
 		col("Network", func(e *datastore.Endpoint) string { return e.Spec.Network }),
+		lookup("Tenant", func(v *datastore.View, e *datastore.Endpoint) string {
+			return cmp.Or(e.Metadata.Labels[datastore.LabelTenant], v.TenantOf(e.Spec.Profiles...))
+		}, datastore.KindProfile),
 		col("Guards", switchedGuards),
 		col("Host interface", func(e *datastore.Endpoint) string { return e.Spec.Link }),
 		col("Labels", labels[*datastore.Endpoint]))...)

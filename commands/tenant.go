@@ -84,7 +84,10 @@ func (a *app) addTenant(ctx context.Context, tenant string) error {
 		}
 		err := a.write(ctx, list, modeCreate, func(planned) {})
 		if errors.Is(err, datastore.ErrExists) {
-			if _, e := read[*datastore.Policy](ctx, a, p.Metadata.Name); e == nil {
+			if is, e := read[*datastore.Policy](ctx, a, p.Metadata.Name); e == nil {
+				if is.Tenant() != tenant {
+					return fmt.Errorf("tenant %s: %w: there is a policy %s that is not in the tier %s: remove it", tenant, datastore.ErrExists, p.Metadata.Name, datastore.TenantTier)
+				}
 				return fmt.Errorf("tenant %s: %w", tenant, datastore.ErrExists)
 			}
 			if len(list) > 1 && !again {
@@ -97,8 +100,8 @@ func (a *app) addTenant(ctx context.Context, tenant string) error {
 
 // checkTenant wants a tenant that was added.
 func (a *app) checkTenant(ctx context.Context, tenant string) error {
-	_, err := read[*datastore.Policy](ctx, a, datastore.NewTenantPolicy(tenant).Metadata.Name)
-	if errors.Is(err, datastore.ErrNotFound) {
+	p, err := read[*datastore.Policy](ctx, a, datastore.NewTenantPolicy(tenant).Metadata.Name)
+	if errors.Is(err, datastore.ErrNotFound) || err == nil && p.Tenant() != tenant {
 		return fmt.Errorf("tenant %s: %w: `netctl tenant add %s` adds it", tenant, datastore.ErrNotFound, tenant)
 	}
 	return err
@@ -107,7 +110,7 @@ func (a *app) checkTenant(ctx context.Context, tenant string) error {
 // tenantNames are the tenants, by their policies.
 func tenantNames(view *datastore.View) (names []string) {
 	for _, p := range view.Policies() {
-		if tenant, is := strings.CutPrefix(p.Metadata.Name, datastore.TenantTier+"."); is && p.Spec.Tier == datastore.TenantTier {
+		if tenant := p.Tenant(); tenant != "" {
 			names = append(names, tenant)
 		}
 	}

@@ -1,6 +1,9 @@
 package datastore
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // TenantTier is the tier of the policies that keep tenants from each other.
 const TenantTier = "tenants"
@@ -23,4 +26,22 @@ func NewTenantPolicy(tenant string) *Policy {
 	}
 	p.SetDefaults()
 	return p
+}
+
+// TenantOf is the tenant of the first of the profiles that is one's; "": none is.
+func (v *View) TenantOf(profiles ...string) string {
+	for _, name := range profiles {
+		if p := v.Profile(name); p != nil && p.Spec.Labels[LabelTenant] != "" {
+			return p.Spec.Labels[LabelTenant]
+		}
+	}
+	return ""
+}
+
+// Tenant is the tenant that a policy was made for; "": it is none of those.
+func (p *Policy) Tenant() string {
+	if tenant, is := strings.CutPrefix(p.Metadata.Name, TenantTier+"."); is && p.Spec.Tier == TenantTier {
+		return tenant
+	}
+	return ""
 }

@@ -329,6 +329,10 @@ func (e *emitter) list(l list) (ended bool) {
 			if e.lookup(v, l.next, after) {
 				return true
 			}
+		case asksMAC(r):
+			if e.macs(l.chain, r, after) {
+				return true
+			}
 		case e.rule(l.chain, r, l.next, after):
 			return true
 		}
@@ -408,23 +412,28 @@ func (e *emitter) lookup(v acl.Verdict, next *frame, after func() *frame) (ended
 	if v.Key == acl.OutLink {
 		flag = "-o "
 	}
-	if len(elements) <= bucket {
-		e.leaves(flag, elements, next)
-		return false
-	}
-	e.add("", "", "", "-g "+e.tree(v.Chain, flag, elements, next, after()))
-	return true
+	leaf := func(e *emitter, x acl.Element) { e.add(flag+x.Link, "", "", e.into(x.Verdict.Chain, next)) }
+	return e.links(v.Chain, flag, elements, leaf, after)
 }
 
-func (e *emitter) leaves(flag string, elements []acl.Element, next *frame) {
-	for _, x := range elements {
-		e.add(flag+x.Link, "", "", e.into(x.Verdict.Chain, next))
+// leaf writes what is done with packets of one link.
+type leaf func(e *emitter, x acl.Element)
+
+// links writes a leaf for each of few links; of more it goes to a tree of them, where all ends.
+func (e *emitter) links(name, flag string, elements []acl.Element, leaf leaf, after func() *frame) (ended bool) {
+	if len(elements) <= bucket {
+		for _, x := range elements {
+			leaf(e, x)
+		}
+		return false
 	}
+	e.add("", "", "", "-g "+e.tree(name, flag, elements, leaf, after()))
+	return true
 }
 
 // tree writes the chain that finds one of the elements by the first letter in which they differ,
 // and goes on with miss where it does not. It returns its name.
-func (e *emitter) tree(m, flag string, elements []acl.Element, next, miss *frame) string {
+func (e *emitter) tree(m, flag string, elements []acl.Element, leaf leaf, miss *frame) string {
 	common := elements[0].Link
 	for _, x := range elements {
 		for !strings.HasPrefix(x.Link, common) {
@@ -433,13 +442,13 @@ func (e *emitter) tree(m, flag string, elements []acl.Element, next, miss *frame
 	}
 	t := emitter{writer: e.writer, name: chainName(m + "." + common + "." + short(missName(miss), 2))}
 	if len(elements) <= bucket {
-		t.leaves(flag, elements, next)
+		t.links(m, flag, elements, leaf, nil)
 		elements = nil
 	}
 	for len(elements) > 0 {
 		at := len(common)
 		if len(elements[0].Link) == at { // its name is how those of the others begin
-			t.leaves(flag, elements[:1], next)
+			leaf(&t, elements[0])
 			elements = elements[1:]
 			continue
 		}
@@ -448,9 +457,9 @@ func (e *emitter) tree(m, flag string, elements []acl.Element, next, miss *frame
 			n++
 		}
 		if n == 1 {
-			t.leaves(flag, elements[:1], next)
+			leaf(&t, elements[0])
 		} else {
-			t.add(flag+elements[0].Link[:at+1]+"+", "", "", "-g "+t.tree(m, flag, elements[:n], next, miss))
+			t.add(flag+elements[0].Link[:at+1]+"+", "", "", "-g "+t.tree(m, flag, elements[:n], leaf, miss))
 		}
 		elements = elements[n:]
 	}

@@ -467,7 +467,7 @@ func (t *Table) doubt() error {
 // (docs/policy.md, "iptables").
 func Lacks() []string {
 	return []string{
-		"ARP: what workloads claim to be is not checked; nor are MACs, which the guard of an endpoint may ask for",
+		"ARP: what workloads claim to be is not checked, nor whose MAC they send it with",
 		"other machines: that they send with the address of a member (agent.reversePath), or into the VXLAN network as if they were nodes, is not checked",
 		"limits of packets and connections: each family counts for itself, and maximums of connections count anew after each change of the table",
 		"rates of what is logged, and of new flows: of each address, not of each interface",

@@ -103,6 +103,7 @@ type host struct {
 	send    int // packet socket on eth0
 	receive int // packet socket on eth0: what comes in
 	index   int
+	tap     *os.File // it is a machine behind a TAP of the router, which only sends
 }
 
 func newLab(t testing.TB, on string) *lab {
@@ -228,6 +229,12 @@ func (l *lab) transmit(from *host, p acl.Packet, id uint64) {
 	frame := append(append([]byte{}, dst...), from.mac...)
 	frame = binary.BigEndian.AppendUint16(frame, uint16(eth))
 	frame = append(frame, packetBytes(p, id)...)
+	if from.tap != nil {
+		if _, err := from.tap.Write(frame); err != nil {
+			l.t.Errorf("send: %v", err)
+		}
+		return
+	}
 	to := &unix.SockaddrLinklayer{Ifindex: from.index}
 	for {
 		err := unix.Sendto(from.send, frame, 0, to)
